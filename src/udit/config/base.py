@@ -1,0 +1,107 @@
+"""What all configs share: frozen, strict, and checked when they are made."""
+
+from __future__ import annotations
+
+from typing import Any, Self, TypeVar
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from udit.errors import UserError, nearest
+
+
+S = TypeVar("S", bound=BaseModel)
+
+
+class Spec(BaseModel):
+    """A frozen description of one part. Unknown keys, wrong types, NaN and infinity are refused."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True)
+
+    def replace(self, **changes: Any) -> Self:
+        """A checked copy with some fields changed.
+
+        Raises:
+            UserError: an unknown field (with the nearest one) or a value the field refuses.
+        """
+        return parse(type(self), {**self.model_dump(), **changes}, where=type(self).__name__)
+
+
+def parse(spec: type[S], values: dict[str, Any], where: str = "") -> S:
+    """``spec`` from plain values, with pydantic's report told as one line.
+
+    Args:
+        spec: the config class.
+        values: nested dicts, lists and scalars as YAML or JSON give them.
+        where: prefix for the key in the message.
+
+    Raises:
+        UserError: the first key that is unknown or holds a value its field refuses.
+    """
+    try:
+        return spec.model_validate(values)
+    except ValidationError as error:
+        raise UserError(_one_line(spec, error, where)) from None
+
+
+def _one_line(spec: type[BaseModel], error: ValidationError, where: str) -> str:
+    problems = error.errors(include_url=False)
+    problem = next((p for p in problems if p["type"] == "extra_forbidden"), problems[0])
+    path = [str(part) for part in problem["loc"]]
+    holder = _holder(spec, path)
+    dotted = ".".join(part for part in _without_tags(spec, path))
+    if where and dotted:
+        dotted = f"{where}.{dotted}" if where[0].islower() else f"{where}: {dotted}"
+    dotted = dotted or where
+    if problem["type"] == "extra_forbidden":
+        return f"unknown key {dotted!r}" + (nearest(path[-1], holder.model_fields) if holder else "")
+    if problem["type"] == "missing":
+        return f"{dotted} is missing; give it a value"
+    message = problem["msg"].removeprefix("Value error, ").removeprefix("Assertion failed, ")
+    value = problem.get("input")
+    if problem["type"] == "value_error" and (not dotted or isinstance(value, dict | BaseModel)):
+        return message if not dotted or message.startswith(dotted) else f"{dotted}: {message}"
+    return f"{dotted} is {value!r}: {message[0].lower()}{message[1:]}"
+
+
+def _walk(spec: type[BaseModel], path: list[str]) -> tuple[type[BaseModel] | None, list[str]]:
+    """Follows an error's path through nested specs; drops the union tags pydantic puts between keys."""
+    holder: type[BaseModel] | None = spec
+    kept: list[str] = []
+    pending: list[type[BaseModel]] = []
+    for part in path:
+        if pending:
+            tagged = [s for s in pending if part in (s.__name__, _tag(s))]
+            pending = []
+            if tagged:
+                holder = tagged[0]
+                continue
+        kept.append(part)
+        field = holder.model_fields.get(part) if holder else None
+        if field is None:
+            continue
+        specs = _specs_in(field.annotation)
+        if len(specs) == 1:
+            holder = specs[0]
+        elif specs:
+            pending = specs
+    return holder, kept
+
+
+def _holder(spec: type[BaseModel], path: list[str]) -> type[BaseModel] | None:
+    return _walk(spec, path[:-1])[0]
+
+
+def _without_tags(spec: type[BaseModel], path: list[str]) -> list[str]:
+    return _walk(spec, path)[1]
+
+
+def _tag(spec: type[BaseModel]) -> str:
+    field = spec.model_fields.get("kind")
+    return str(field.default) if field else ""
+
+
+def _specs_in(annotation: Any) -> list[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    args = getattr(annotation, "__args__", ()) or ()
+    return [spec for arg in args for spec in _specs_in(arg)]

@@ -1,0 +1,56 @@
+"""What every backbone's config says, whatever its architecture."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Literal, Self
+
+from pydantic import Field, NonNegativeInt, PositiveInt
+
+from udit.config.base import Spec
+
+if TYPE_CHECKING:
+    from torch import nn
+
+
+class ModelConfig(Spec):
+    """The boundary of a backbone: x [B, in_channels, H, W] -> [B, out_channels, H, W].
+
+    A subclass is one architecture family: its own fields, ``build`` and ``folded``.
+    """
+
+    in_channels: PositiveInt = 4
+    """Channels of the noisy input: 4 for the latents of SD's VAE, 1 or 3 for pixels."""
+    num_classes: NonNegativeInt = 1000
+    """Classes without the null class; 0 is unconditional."""
+    input_size: PositiveInt | tuple[PositiveInt, PositiveInt] = 32
+    """H = W, or (H, W), of the input the model is meant for; other sizes run where the levels can halve them."""
+    learn_sigma: bool = True
+    """Predicts the variance beside eps (Nichol & Dhariwal 2021): twice the output channels."""
+    time: Literal["index", "unit", "sigma"] = "index"
+    """The network's own unit of t: 0..999, 0..1, or the noise level sigma."""
+
+    @property
+    def out_channels(self) -> int:
+        """Channels of the output: the prediction, then the variance where it is learned."""
+        return self.in_channels * (2 if self.learn_sigma else 1)
+
+    @property
+    def null_label(self) -> int | None:
+        """The label that means "no class"; None for a model without one."""
+        return self.num_classes if self.num_classes else None
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(H, W) of the input the model is meant for."""
+        return (self.input_size, self.input_size) if isinstance(self.input_size, int) else self.input_size
+
+    def build(self) -> nn.Module:
+        """The network with uninitialised weights on the current default device; ``udit.build`` fills them."""
+        raise NotImplementedError(f"{type(self).__name__} names no network")
+
+    def folded(self) -> Self:
+        """The config of the inference form that ``udit.fuse`` returns."""
+        return self
+
+
+Seed = Annotated[int, Field(ge=0, lt=2**63)]

@@ -1,0 +1,71 @@
+"""U-DiT (Tian et al. 2024, arXiv 2405.02730): a U of transformer blocks with downsampled self-attention."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Literal
+
+from pydantic import Field, PositiveInt, model_validator
+
+from udit.config.model import ModelConfig
+from udit.config.parts import Downsampled, Ffn, RepConv
+
+if TYPE_CHECKING:
+    from torch import nn
+
+
+class UDiTConfig(ModelConfig):
+    """U-DiT of any size; the defaults are U-DiT-S on 32x32 latents (Table 1 of the appendix)."""
+
+    family: Literal["U-DiT"] = "U-DiT"
+    width: PositiveInt = 96
+    """Channels at full resolution; every level down doubles them."""
+    heads: PositiveInt = 4
+    """Attention heads, the same number at every level."""
+    depths: Annotated[tuple[PositiveInt, ...], Field(min_length=1)] = (2, 5, 8, 5, 2)
+    """Blocks per stage, encoder to bottleneck to decoder. A block, as the paper counts, is two attention-FFN pairs."""
+    attention: Downsampled = Downsampled()
+    ffn: Ffn = RepConv()
+
+    @model_validator(mode="after")
+    def _check(self) -> UDiTConfig:
+        if len(self.depths) % 2 == 0:
+            raise ValueError(
+                f"depths has {len(self.depths)} entries; a U needs an odd number, e.g. (2, 5, 8, 5, 2)"
+            )
+        if self.width % self.heads:
+            raise ValueError(f"width {self.width} does not split over {self.heads} heads; choose a multiple")
+        per_head = self.width // self.heads
+        if self.attention.rope and per_head % 4:
+            raise ValueError(
+                f"width {self.width} over {self.heads} heads leaves {per_head} channels a head; "
+                f"RoPE needs a multiple of 4, e.g. width {4 * self.heads * max(1, round(per_head / 4))}"
+            )
+        if self.levels > 1 and self.width % 2:
+            raise ValueError(f"width {self.width} is odd; merging 2x2 pixels needs an even width")
+        self.check_size(*self.size)
+        return self
+
+    @property
+    def levels(self) -> int:
+        """Resolutions of the U, the bottleneck's included."""
+        return (len(self.depths) + 1) // 2
+
+    def check_size(self, height: int, width: int) -> None:
+        """Raises ValueError unless every level can halve an input of height x width and split it into sub-grids."""
+        factor = 2 ** (self.levels - 1) * self.attention.factor
+        if height % factor or width % factor:
+            near = [max(factor, factor * round(side / factor)) for side in (height, width)]
+            raise ValueError(
+                f"an input of {height}x{width} cannot pass {self.levels} levels; H and W must be multiples of {factor}, "
+                f"e.g. {near[0]}x{near[1]}, or take fewer levels"
+            )
+
+    def build(self) -> nn.Module:
+        """The network, uninitialised."""
+        from udit.models.udit import UDiT
+
+        return UDiT(self)
+
+    def folded(self) -> UDiTConfig:
+        """The inference form: depthwise branches, products and shortcuts folded into single weights."""
+        return self.replace(attention=self.attention.folded(), ffn=self.ffn.folded())

@@ -1,0 +1,187 @@
+"""How noise is added: x_t = alpha(t) x0 + sigma(t) eps.
+
+Two schedules. ``DDPM`` is discrete and variance preserving; its t is an index, 0 the cleanest. ``Flow`` is continuous,
+alpha = 1 - t and sigma = t; t = 0 is data, t = 1 noise, and the velocity dx_t/dt is eps - x0. This is the library's one
+convention for flow; importers and solvers with another convert.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Literal, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from udit.errors import UserError
+
+TimeUnit = Literal["index", "unit", "sigma"]
+Table = np.ndarray[tuple[int], np.dtype[np.float64]]
+
+
+def gather(table: Table, t: Tensor, like: Tensor) -> Tensor:
+    """Entries of a float64 table at indices t [B], cast to ``like``'s dtype (float32 at least) as [B, 1, 1, 1]."""
+    values = torch.from_numpy(table).to(t.device)[t]
+    return values.to(torch.promote_types(like.dtype, torch.float32)).view(-1, *[1] * (like.ndim - 1))
+
+
+class Schedule(Protocol):
+    """What the rest of the tower asks of a schedule."""
+
+    def alpha_sigma(self, t: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
+        """Scales of signal and noise at t [B], shaped [B, 1, 1, 1]."""
+
+    def draw(self, generator: torch.Generator) -> Tensor:
+        """One training time as a scalar tensor."""
+
+    def fraction(self, t: Tensor) -> Tensor:
+        """t as a float in 0 (data) ... 1 (noise)."""
+
+    def network_time(self, t: Tensor, unit: TimeUnit) -> Tensor:
+        """t in the unit a network was built for."""
+
+
+@dataclass(frozen=True)
+class DDPM:
+    """Discrete variance-preserving schedule in float64 (Ho et al. 2020), with ADM's respacing.
+
+    Attributes:
+        betas: [T] noise variances, cleanest step first.
+        timesteps: [T] indices in the training schedule, which the network is told.
+        train_steps: length of the training schedule.
+    """
+
+    betas: Table
+    timesteps: np.ndarray[tuple[int], np.dtype[np.int64]]
+    train_steps: int
+
+    @staticmethod
+    def linear(steps: int = 1000) -> DDPM:
+        """Betas linear from 0.1 / T to 20 / T."""
+        return DDPM(np.linspace(0.1 / steps, 20 / steps, steps, dtype=np.float64), np.arange(steps), steps)
+
+    def __len__(self) -> int:
+        return len(self.betas)
+
+    @cached_property
+    def alpha_bar(self) -> Table:
+        """[T] signal variance left: the product of 1 - beta."""
+        return np.cumprod(1 - self.betas)
+
+    @cached_property
+    def alpha_bar_prev(self) -> Table:
+        """[T] ``alpha_bar`` one step cleaner; 1 at the end."""
+        return np.append(1.0, self.alpha_bar[:-1])
+
+    @cached_property
+    def posterior_variance(self) -> Table:
+        """[T] variance of q(x_{t-1} | x_t, x0)."""
+        return self.betas * (1 - self.alpha_bar_prev) / (1 - self.alpha_bar)
+
+    @cached_property
+    def posterior_log_variance(self) -> Table:
+        """[T] its logarithm, the zero at t = 0 replaced by its neighbour."""
+        return np.log(np.append(self.posterior_variance[1], self.posterior_variance[1:]))
+
+    @cached_property
+    def posterior_coefficients(self) -> tuple[Table, Table]:
+        """[T] weights of x0 and x_t in the mean of q(x_{t-1} | x_t, x0)."""
+        rest = 1 - self.alpha_bar
+        return (
+            self.betas * np.sqrt(self.alpha_bar_prev) / rest,
+            (1 - self.alpha_bar_prev) * np.sqrt(1 - self.betas) / rest,
+        )
+
+    def alpha_sigma(self, t: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
+        """Scales of signal and noise at t [B] int64, shaped [B, 1, 1, 1]."""
+        return gather(np.sqrt(self.alpha_bar), t, like), gather(np.sqrt(1 - self.alpha_bar), t, like)
+
+    def draw(self, generator: torch.Generator) -> Tensor:
+        """A training time: uniform over the indices."""
+        return torch.randint(len(self), (), generator=generator)
+
+    def fraction(self, t: Tensor) -> Tensor:
+        """t as a float: index in the training schedule over its last index."""
+        return self._original(t).double() / (self.train_steps - 1)
+
+    def network_time(self, t: Tensor, unit: TimeUnit) -> Tensor:
+        """Index in the training schedule; that over its length; or the noise-to-signal ratio."""
+        if unit == "index":
+            return self._original(t)
+        if unit == "unit":
+            return self._original(t).float() / self.train_steps
+        return torch.from_numpy(np.sqrt(1 / self.alpha_bar - 1)).to(t.device)[t].float()
+
+    def _original(self, t: Tensor) -> Tensor:
+        return torch.from_numpy(self.timesteps).to(t.device)[t]
+
+    def respaced(self, sections: int | str) -> DDPM:
+        """The schedule over a part of its steps, at which alpha_bar is unchanged (ADM).
+
+        Args:
+            sections: a count; comma-separated counts, one for each equal part of the schedule; or ``"ddimN"`` for N steps
+                at the one whole stride that gives exactly N.
+
+        Raises:
+            UserError: the schedule cannot be split so.
+        """
+        if sections in ("", len(self), str(len(self))):
+            return self
+        kept = np.array(sorted(_space(len(self), str(sections))))
+        alpha_bar = self.alpha_bar[kept]
+        return DDPM(1 - alpha_bar / np.append(1.0, alpha_bar[:-1]), self.timesteps[kept], self.train_steps)
+
+
+def _space(total: int, sections: str) -> set[int]:
+    if sections.startswith("ddim") and sections[4:].isdigit():
+        wanted = int(sections[4:])
+        for stride in range(1, total + 1):
+            if len(range(0, total, stride)) == wanted:
+                return set(range(0, total, stride))
+        raise UserError(f"steps is {sections}: no whole stride takes exactly {wanted} of {total} steps; try a plain count")
+    counts = sections.split(",")
+    if not all(count.strip().isdigit() and int(count) > 0 for count in counts):
+        raise UserError(f"steps is {sections!r}; give a count (50), counts per section (10,20,20) or ddimN (ddim50)")
+    size, extra = divmod(total, len(counts))
+    kept: set[int] = set()
+    start = 0
+    for i, count in enumerate(map(int, counts)):
+        length = size + (i < extra)
+        if count > length:
+            raise UserError(f"steps is {sections}: a section of {length} steps cannot give {count}; ask for at most {length}")
+        stride = (length - 1) / (count - 1) if count > 1 else 1.0
+        position = 0.0
+        for _ in range(count):
+            kept.add(start + round(position))
+            position += stride
+        start += length
+    return kept
+
+
+@dataclass(frozen=True)
+class Flow:
+    """The linear path x_t = (1 - t) x0 + t eps; times are floats in [0, 1]."""
+
+    INDEX_SCALE = 1000.0
+    """What t = 1 is to a network whose time unit is an index."""
+
+    def alpha_sigma(self, t: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
+        """1 - t and t, shaped [B, 1, 1, 1]."""
+        sigma = t.to(torch.promote_types(like.dtype, torch.float32)).view(-1, *[1] * (like.ndim - 1))
+        return 1 - sigma, sigma
+
+    def draw(self, generator: torch.Generator) -> Tensor:
+        """A training time: uniform in [0, 1)."""
+        return torch.rand((), generator=generator)
+
+    def fraction(self, t: Tensor) -> Tensor:
+        """t itself."""
+        return t.double()
+
+    def network_time(self, t: Tensor, unit: TimeUnit) -> Tensor:
+        """t; 1000 t as an index; or the noise-to-signal ratio t / (1 - t)."""
+        if unit == "index":
+            return t * self.INDEX_SCALE
+        return t if unit == "unit" else t / (1 - t).clamp_min(1e-6)

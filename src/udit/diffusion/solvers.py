@@ -1,0 +1,80 @@
+"""diffusers' few-step solvers behind our sampler interface.
+
+A fresh solver is built for every call, from an explicit config: no learned variance, no clipping, no thresholding. It is
+handed eps (on the DDPM schedule) or the velocity (on the flow path), whatever the network itself predicts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from udit.diffusion.sample import Denoise, Noise, Step
+from udit.diffusion.schedule import DDPM
+from udit.errors import UserError
+
+
+@dataclass(frozen=True)
+class Solver:
+    """One of diffusers' solvers: ``dpmpp`` (DPM-Solver++ 2M), ``unipc``, ``flow-euler`` or ``flow-heun``."""
+
+    name: str
+
+    def __call__(self, denoise: Denoise, x: Tensor, steps: int | str, y: Tensor | None, noise: Noise) -> Iterator[Step]:
+        """Yields after every network evaluation; draws no noise.
+
+        Raises:
+            UserError: a solver of the other schedule, or steps that are not a count.
+        """
+        if not str(steps).isdigit() or int(steps) < 1:
+            raise UserError(f"steps is {steps!r}; the {self.name} sampler takes a count of at least 1")
+        schedule = denoise.schedule
+        discrete = isinstance(schedule, DDPM)
+        if discrete and self.name.startswith("flow-"):
+            raise UserError(f"{self.name} walks the flow path and the model was trained with DDPM; use ddim, dpmpp or unipc")
+        solver = self._build(schedule.betas if discrete else None, int(steps))
+        x = x.float()
+        total = len(solver.timesteps)
+        for k, time in enumerate(solver.timesteps, start=1):
+            if isinstance(schedule, DDPM):
+                t = torch.full((len(x),), int(time), device=x.device)
+            else:
+                t = torch.full((len(x),), float(time) / 1000, device=x.device)
+            prediction = denoise(x, t, y)
+            output = prediction.eps if discrete else prediction.eps - prediction.x0
+            x = solver.step(output, time, x, return_dict=False)[0]
+            yield Step(k, total, x, prediction.x0)
+
+    def _build(self, betas: np.ndarray[Any, Any] | None, steps: int) -> Any:
+        import diffusers
+
+        if self.name in ("flow-euler", "flow-heun"):
+            kind = diffusers.FlowMatchEulerDiscreteScheduler if self.name == "flow-euler" else None
+            if kind is not None:
+                solver = kind(num_train_timesteps=1000, shift=1.0)
+                solver.set_timesteps(sigmas=np.linspace(1, 1 / steps, steps).tolist())
+                return solver
+            solver = diffusers.FlowMatchHeunDiscreteScheduler(num_train_timesteps=1000, shift=1.0)
+            solver.set_timesteps((steps + 1) // 2)
+            return solver
+        kind = diffusers.DPMSolverMultistepScheduler if self.name == "dpmpp" else diffusers.UniPCMultistepScheduler
+        options: dict[str, Any] = {
+            "solver_order": 2,
+            "thresholding": False,
+            "lower_order_final": True,
+            "final_sigmas_type": "zero",
+        }
+        if self.name == "dpmpp":
+            options |= {"algorithm_type": "dpmsolver++", "solver_type": "midpoint", "variance_type": None}
+        if betas is None:
+            options |= {"prediction_type": "flow_prediction", "use_flow_sigmas": True, "flow_shift": 1.0}
+        else:
+            options |= {"prediction_type": "epsilon", "trained_betas": betas, "timestep_spacing": "linspace"}
+        solver = kind(num_train_timesteps=1000 if betas is None else len(betas), **options)
+        solver.set_timesteps(steps)
+        return solver

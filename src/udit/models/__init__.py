@@ -1,0 +1,1 @@
+"""Tower one: one architecture a file. Knows nothing of diffusion."""

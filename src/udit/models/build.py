@@ -1,0 +1,78 @@
+"""From a name or a config to a network with weights, and from a network to its inference form."""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from udit.config.base import parse
+from udit.config.catalog import find
+from udit.config.model import ModelConfig
+from udit.nn.init import fill
+
+
+def configure(model: str | ModelConfig, **overrides: Any) -> ModelConfig:
+    """The config of a catalogue name (or a config itself) with overrides checked against its fields.
+
+    Raises:
+        UserError: unknown name or field, with the nearest one; or a value its field refuses.
+    """
+    config = find(model).config if isinstance(model, str) else model
+    return config.replace(**overrides) if overrides else config
+
+
+def build(
+    model: str | ModelConfig, *, seed: int = 0, device: torch.device | str = "cpu", **overrides: Any
+) -> nn.Module:
+    """The bare network ``m(x, t, y)`` with freshly initialised weights.
+
+    Args:
+        model: a catalogue name such as ``"U-DiT-S"``, or a config.
+        seed: every parameter is drawn from a generator keyed by (seed, its name): the same on any device and rank.
+        device: where the weights go; ``"meta"`` allocates nothing.
+        overrides: fields of the config, e.g. ``in_channels=1, num_classes=10, input_size=8``.
+
+    Raises:
+        UserError: see ``configure``.
+    """
+    config = configure(model, **overrides)
+    with torch.device("meta"):
+        network = config.build()
+    if torch.device(device).type == "meta":
+        return network
+    return fill(network, network.INIT, seed, device)  # type: ignore[arg-type]
+
+
+def rebuild(config: ModelConfig, state: dict[str, Tensor]) -> nn.Module:
+    """The network of ``config`` around the given tensors (not copied); keys must match exactly."""
+    with torch.device("meta"):
+        network = config.build()
+    network.load_state_dict(state, strict=True, assign=True)
+    return network
+
+
+def fuse(model: nn.Module) -> nn.Module:
+    """The inference form of a network: linear chains folded into single weights, which are parameters.
+
+    Returns:
+        A new module in eval mode, of the same device and dtype; the argument is left bit-identical. Fusing a fused network
+        copies it.
+    """
+    config = cast(ModelConfig, model.config)
+    state = dict(model.state_dict())
+    with torch.no_grad():
+        for name, module in model.named_modules():
+            if hasattr(module, "folded"):
+                for key in module.state_dict():
+                    del state[f"{name}.{key}"]
+                state |= {f"{name}.{key}": value for key, value in module.folded().items()}
+    return rebuild(config.folded(), {key: value.detach().clone() for key, value in state.items()}).eval()
+
+
+def checkpoint_activations(model: nn.Module, enabled: bool = True) -> None:
+    """Recomputes each block in backward instead of keeping its activations: memory for about a third more time."""
+    for module in model.modules():
+        if hasattr(module, "checkpointing"):
+            module.checkpointing = enabled  # type: ignore[assignment]

@@ -1,0 +1,1 @@
+"""Tower one: the parts networks are made of. Knows nothing of diffusion."""

@@ -1,0 +1,86 @@
+"""Time and class become a conditioning vector; the vector modulates a block (adaLN-Zero, Peebles & Xie 2023).
+
+Axes: B batch, D width, F timestep features.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+def timestep_features(t: Tensor, dim: int = 256) -> Tensor:
+    """Sinusoidal features of time, cosines first.
+
+    Args:
+        t: [B], in the network's own unit; may be fractional.
+        dim: F, even.
+
+    Returns:
+        [B, F] float32; frequencies 10000 ** (-i / (F / 2)).
+    """
+    half = dim // 2
+    frequencies = torch.exp(-math.log(10000) * torch.arange(half, dtype=torch.float32, device=t.device) / half)
+    angles = t.float()[:, None] * frequencies
+    return torch.cat([angles.cos(), angles.sin()], dim=-1)
+
+
+class ClassConditioner(nn.Module):
+    """Embeds (t, y) into one vector [B, D]: timestep MLP plus label table, whose last row is the null class."""
+
+    FEATURES = 256
+
+    def __init__(self, width: int, num_classes: int) -> None:
+        super().__init__()
+        self.time = nn.Sequential(nn.Linear(self.FEATURES, width), nn.SiLU(), nn.Linear(width, width))
+        self.label = nn.Embedding(num_classes + 1, width) if num_classes else None
+
+    def forward(self, t: Tensor, y: Tensor | None = None) -> Tensor:
+        """t [B], y [B] int64 or None (= null) -> [B, D]."""
+        features = timestep_features(t, self.FEATURES).to(self.time[0].weight.dtype)
+        embedded = self.time(features)
+        if self.label is None:
+            if y is not None:
+                raise ValueError("the model is unconditional (num_classes 0) and takes no labels; pass y=None")
+            return embedded
+        if y is None:
+            y = t.new_full((t.shape[0],), self.label.num_embeddings - 1, dtype=torch.long)
+        return embedded + self.label(y)
+
+
+class Modulation(NamedTuple):
+    """What a condition does to one sub-layer, each [B, 1, 1, D]."""
+
+    shift: Tensor
+    scale: Tensor
+    gate: Tensor
+
+
+def modulated_norm(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
+    """LayerNorm without affine (eps 1e-6), then x * (1 + scale) + shift. x [B, H, W, D]."""
+    return torch.addcmul(shift, F.layer_norm(x, x.shape[-1:], eps=1e-6), 1 + scale)
+
+
+class AdaLNBlock(nn.Module):
+    """Attention and FFN on a map, each normalised and modulated before and gated after by the condition (adaLN-Zero)."""
+
+    def __init__(self, attention: nn.Module, ffn: nn.Module, width: int) -> None:
+        super().__init__()
+        self.attention = attention
+        self.ffn = ffn
+        self.modulation = nn.Linear(width, 6 * width)
+
+    def condition(self, cond: Tensor) -> tuple[Modulation, Modulation]:
+        """SiLU'd condition [B, D] -> modulations of attention and FFN."""
+        parts = self.modulation(cond)[:, None, None].chunk(6, dim=-1)
+        return Modulation(*parts[:3]), Modulation(*parts[3:])
+
+    def forward(self, x: Tensor, mods: tuple[Modulation, Modulation], positions: Tensor | None) -> Tensor:
+        """x [B, H, W, D], ``condition``'s result, the level's rotary table -> [B, H, W, D]."""
+        one, two = mods
+        x = torch.addcmul(x, one.gate, self.attention(modulated_norm(x, one.shift, one.scale), positions))
+        return torch.addcmul(x, two.gate, self.ffn(modulated_norm(x, two.shift, two.scale)))

@@ -1,0 +1,83 @@
+"""Maps, tokens and their positions.
+
+Axes: B batch, C channels, H and W side lengths, D width, N tokens, R channels a head.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+def to_last(x: Tensor) -> Tensor:
+    """[B, C, H, W] -> [B, H, W, C], a view."""
+    return x.permute(0, 2, 3, 1)
+
+
+def to_first(x: Tensor) -> Tensor:
+    """[B, H, W, C] -> [B, C, H, W], a view (channels_last where x is contiguous)."""
+    return x.permute(0, 3, 1, 2)
+
+
+class Merge(nn.Module):
+    """Halves a map: 3x3 convolution to half the channels, then each 2x2 of pixels becomes channels (D -> 2 D)."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(width, width // 2, 3, padding=1, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, H, W, D] -> [B, H / 2, W / 2, 2 D]."""
+        return to_last(F.pixel_unshuffle(self.conv(to_first(x)), 2))
+
+
+class Split(nn.Module):
+    """Doubles a map: 3x3 convolution to twice the channels, then each four channels become 2x2 pixels (D -> D / 2)."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(width, 2 * width, 3, padding=1, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, H, W, D] -> [B, 2 H, 2 W, D / 2]."""
+        return to_last(F.pixel_shuffle(self.conv(to_first(x)), 2))
+
+
+def rotary_table(height: int, width: int, channels: int, device: torch.device | None = None) -> Tensor:
+    """Angles of 2-D rotary positions (Su et al. 2021, on two axes), real-valued.
+
+    Adjacent channels (2m, 2m + 1) are one pair; even m turn with the column, odd m with the row, at frequency
+    10000 ** (-4 j / R), j = m // 2.
+
+    Args:
+        height: rows of the token grid.
+        width: columns of the token grid.
+        channels: R, a multiple of 4.
+
+    Returns:
+        [2, N, R] float32, N = height * width row-major: the cosines and the sines, the latter signed for ``rotate``.
+    """
+    frequencies = 1 / 10000 ** (torch.arange(0, channels, 4, dtype=torch.float32, device=device) / channels)
+    row = torch.arange(height, dtype=torch.float32, device=device)[:, None, None] * frequencies
+    column = torch.arange(width, dtype=torch.float32, device=device)[None, :, None] * frequencies
+    angles = torch.stack([column.expand(height, width, -1), row.expand(height, width, -1)], dim=-1)
+    angles = angles.reshape(height * width, channels // 2)
+    sine = angles.sin()
+    return torch.stack(
+        [angles.cos().repeat_interleave(2, dim=-1), torch.stack([-sine, sine], dim=-1).flatten(-2)]
+    )
+
+
+def rotate(x: Tensor, table: Tensor) -> Tensor:
+    """Turns each pair of channels by its token's angle.
+
+    Args:
+        x: [..., N, R].
+        table: [2, N, R] of ``rotary_table``.
+
+    Returns:
+        [..., N, R] in x's dtype; (a, b) -> (a cos - b sin, a sin + b cos).
+    """
+    swapped = x.unflatten(-1, (-1, 2)).flip(-1).flatten(-2)
+    return x * table[0].to(x.dtype) + swapped * table[1].to(x.dtype)

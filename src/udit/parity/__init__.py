@@ -1,0 +1,130 @@
+"""Checks this build of the library against reference outputs of the official programs (``udit parity FILE.npz...``).
+
+A file says what to build, how to fill the weights and what came out. Every array it holds is checked; one it should not
+hold is a failure. The error of an array is max|d| / max|reference|.
+"""
+
+from __future__ import annotations
+
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from udit.errors import UserError
+
+LIMIT = 2e-5
+"""Outputs, gradients of the input, losses and sampling trajectories."""
+LOOSE_LIMIT = 1e-4
+"""Guided outputs, gradient norms and cached outputs."""
+FLOOR_LIMIT = 9e-4
+"""The reference's own float32 noise floor, found again from its stored output and our float64 network; the last digits of
+float32 constants (rotary and time tables) show in it."""
+
+
+@dataclass(frozen=True)
+class Check:
+    """One array compared."""
+
+    name: str
+    error: float
+    limit: float
+
+    @property
+    def ok(self) -> bool:
+        """Whether it agrees; NaN does not."""
+        return self.error <= self.limit
+
+
+@dataclass(frozen=True)
+class Report:
+    """One file compared."""
+
+    path: Path
+    checks: tuple[Check, ...]
+
+    @property
+    def ok(self) -> bool:
+        """Whether every array agrees."""
+        return all(check.ok for check in self.checks)
+
+    @property
+    def worst(self) -> Check:
+        """The array furthest towards, or beyond, its limit."""
+        return max(self.checks, key=lambda c: np.inf if np.isnan(c.error) else c.error / c.limit if c.limit else c.error)
+
+    def __str__(self) -> str:
+        worst = self.worst
+        verdict = "ok    " if self.ok else "FAILED"
+        bad = sum(not check.ok for check in self.checks)
+        tail = "" if self.ok else f"; {bad} of them disagree"
+        return (
+            f"{verdict} {self.path}: {len(self.checks)} arrays, worst {worst.name} {worst.error:.1e} "
+            f"(limit {worst.limit:.0e}){tail}"
+        )
+
+
+class Disagreement(ValueError):
+    """An array that holds what no reference holds (a fractional seed, labels out of range)."""
+
+
+def exact(name: str, ours: object, stored: object) -> Check:
+    """A check that allows no difference."""
+    return Check(name, 0.0 if np.array_equal(np.asarray(ours), np.asarray(stored)) else np.inf, 0.0)
+
+
+def close(name: str, ours: object, stored: object, limit: float = LIMIT) -> Check:
+    """max|d| / max|reference| against a limit."""
+    a, b = np.asarray(ours, dtype=np.float64), np.asarray(stored, dtype=np.float64)
+    if a.shape != b.shape:
+        return Check(f"{name} (shape {list(a.shape)}, reference {list(b.shape)})", np.inf, limit)
+    scale = np.abs(b).max(initial=0.0)
+    error = np.abs(a - b).max(initial=0.0)
+    return Check(name, float(error / scale) if scale else float(error), limit)
+
+
+def whole(name: str, array: np.ndarray) -> np.ndarray:
+    """``array`` as int64, refusing fractions."""
+    rounded = array.astype(np.int64)
+    if not np.array_equal(rounded, array):
+        raise Disagreement(f"{name} ({array.ravel()[0]:g} is no whole number)")
+    return rounded
+
+
+def check_file(path: Path, device: str = "cpu", dtype: torch.dtype = torch.float32) -> Report:
+    """Rebuilds the system of a reference file and compares every array.
+
+    Args:
+        path: ``.npz`` in the format of docs/parity.md.
+        device: where the network runs.
+        dtype: of the network; the limits are for float32.
+
+    Raises:
+        UserError: the file cannot be read, or its system is unknown.
+    """
+    from udit.parity import diffusion, network
+
+    arrays = read(path)
+    try:
+        if "loss_x0_seed" in arrays:
+            checks = diffusion.check(arrays)
+        else:
+            checks = network.check(arrays, path, device, dtype)
+    except Disagreement as error:
+        checks = [Check(str(error), np.inf, 0.0)]
+    return Report(path, tuple(checks))
+
+
+def read(path: Path) -> dict[str, np.ndarray]:
+    """Every array of an ``.npz``; object arrays are refused unread.
+
+    Raises:
+        UserError: no such file, or not an ``.npz``.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            return {name: archive[name] for name in archive.files}
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile, AttributeError, TypeError) as error:
+        raise UserError(f"{path} cannot be read as a reference .npz: {error or type(error).__name__}") from None

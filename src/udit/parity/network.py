@@ -1,0 +1,186 @@
+"""Parity of a network: outputs, guided outputs and gradients for weights filled by a recipe."""
+
+from __future__ import annotations
+
+import copy
+import json
+import zlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import cast
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from udit.config.model import ModelConfig
+from udit.diffusion.guidance import guide
+from udit.errors import UserError, nearest
+from udit.models.build import build, fuse
+from udit.parity import FLOOR_LIMIT, LIMIT, LOOSE_LIMIT, Check, Disagreement, close, exact, whole
+from udit.parity.systems import SYSTEMS
+from udit.published import import_published, key_map
+
+GUIDANCE = 4.0
+INPUTS = {"seed", "x_shape", "t", "y", "std", "model", "config", "weights_recipe", "grad_norm_names", "skipped_keys"}
+INPUTS |= {f"base_{part}{recipe}" for part in ("keys", "values") for recipe in ("", "B")}
+
+
+def check(arrays: Mapping[str, np.ndarray], path: Path, device: str, dtype: torch.dtype) -> list[Check]:
+    """Compares every array of a network file, in training form and fused form, for each recipe it holds.
+
+    Raises:
+        UserError: the file's system is unknown or described in words this version does not know.
+    """
+    config, guided_channels = describe(arrays, path)
+    case = _Case(arrays, config, guided_channels, device, dtype)
+    checks = [*case.facts()]
+    for recipe in ("", "B"):
+        if f"out{recipe}" in arrays:
+            checks += case.recipe(recipe)
+    known = INPUTS | {c.name.split(" ")[0] for c in checks}
+    checks += [Check(f"{name} (unknown array)", np.inf, 0.0) for name in arrays if name not in known]
+    return checks
+
+
+def describe(arrays: Mapping[str, np.ndarray], path: Path) -> tuple[ModelConfig, int | None]:
+    """The config a file asks for, and the number of channels its guidance guides."""
+    missing = {"model", "seed", "x_shape", "t", "y", "std", "base_keys", "base_values", "out"} - set(arrays)
+    if missing:
+        raise UserError(f"{path} lacks {', '.join(sorted(missing))}; it is no reference file of this format")
+    try:
+        words = json.loads(str(arrays["model"].ravel()[0]))
+        system = words.pop("system")
+    except (ValueError, KeyError, TypeError, AttributeError, IndexError):
+        raise UserError(f"{path}: `model` is not a JSON object that names a system") from None
+    if system not in SYSTEMS:
+        raise UserError(f"{path}: unknown system {system!r}{nearest(str(system), SYSTEMS)}")
+    channels = words.pop("cfg4_channels", None)
+    words.pop("name", None)
+    try:
+        config = SYSTEMS[system](words)
+    except KeyError as error:
+        raise UserError(f"{path}: the description of {system} lacks {error}") from None
+    if words:
+        raise UserError(f"{path}: the description of {system} has words this version does not know: {', '.join(words)}")
+    return config, channels
+
+
+class _Case:
+    """One file's inputs, and the network they ask for."""
+
+    def __init__(
+        self,
+        arrays: Mapping[str, np.ndarray],
+        config: ModelConfig,
+        guided_channels: int | None,
+        device: str,
+        dtype: torch.dtype,
+    ) -> None:
+        self.arrays, self.config, self.guided_channels = arrays, config, guided_channels
+        self.device, self.dtype = device, dtype
+        self.seed = int(whole("seed", arrays["seed"]))
+        self.keys = key_map(config)
+        shape = tuple(whole("x_shape", arrays["x_shape"]).tolist())
+        self.x = torch.from_numpy(np.random.RandomState(self.seed).standard_normal(shape).astype(np.float32))
+        self.t = torch.from_numpy(arrays["t"])
+        self.y = torch.from_numpy(whole("y", arrays["y"])) if arrays["y"].size else None
+        top = config.num_classes if config.null_label is not None else config.num_classes - 1
+        if self.y is not None and not (0 <= int(self.y.min()) and int(self.y.max()) <= top):
+            raise Disagreement(f"y ({int(self.y.max())} lies outside the labels 0 to {top})")
+
+    def facts(self) -> list[Check]:
+        """The counts a file states."""
+        model = build(self.config, device="meta")
+        counts = {"n_params": sum(p.numel() for p in model.parameters()), "n_keys": len(self.keys)}
+        return [exact(name, count, self.arrays[name]) for name, count in counts.items() if name in self.arrays]
+
+    def network(self, recipe: str) -> nn.Module:
+        """The network filled by recipe A ("") or B, on the CPU in float32."""
+        base_keys, base_values = (self.arrays[f"base_{part}{recipe}"] for part in ("keys", "values"))
+        base = dict(zip(base_keys.tolist(), base_values.tolist(), strict=True))
+        std = float(self.arrays["std"])
+        state = {}
+        for key, (_, shape) in self.keys.items():
+            noise = np.random.RandomState(zlib.crc32(key.encode())).standard_normal(shape)
+            state[key] = torch.from_numpy(np.asarray(base.get(key, 0.0) + std * noise).astype(np.float32))
+        model = build(self.config)
+        import_published(model, state)
+        return model
+
+    def run(self, model: nn.Module, x: Tensor, y: Tensor | None, t: Tensor | None = None) -> Tensor:
+        """The network's output, on the case's device."""
+        weight = next(model.parameters())
+        t = self.t if t is None else t
+        y = y if y is None else y.to(weight.device)
+        return model(x.to(weight), t.to(weight.device), y)
+
+    def recipe(self, recipe: str) -> list[Check]:
+        """Every array of one recipe."""
+        a, model = self.arrays, self.network(recipe)
+        out, checks = a[f"out{recipe}"], []
+        if (floor := f"f64_max_abs_err{recipe}") in a:
+            checks.append(self._floor(floor, model, out))
+        model = model.to(self.device, self.dtype).eval()
+        fused = fuse(model)
+        with torch.no_grad():
+            for form, network in (("", model), (" (fused)", fused)):
+                checks.append(close(f"out{recipe}{form}", _numpy(self.run(network, self.x, self.y)), out))
+                if (name := f"cfg4{recipe}") in a:
+                    checks.append(close(f"{name}{form}", self._guided(network), a[name], LOOSE_LIMIT))
+        if f"loss{recipe}" in a:
+            checks += self._gradients(model.train(), recipe)
+        return checks
+
+    def _floor(self, name: str, model: nn.Module, out: np.ndarray) -> Check:
+        with torch.no_grad():
+            precise = _numpy(self.run(copy.deepcopy(model).double().eval(), self.x, self.y))
+        return close(name, np.abs(precise - out).max(), self.arrays[name], FLOOR_LIMIT)
+
+    def _guided(self, model: nn.Module) -> np.ndarray:
+        """The release's ``forward_with_cfg``: both halves guided, unguided channels left to each half."""
+        assert self.y is not None and self.config.null_label is not None
+        labels = torch.cat([self.y, torch.full_like(self.y, self.config.null_label)])
+        output = self.run(model, torch.cat([self.x, self.x]), labels, torch.cat([self.t, self.t]))
+        cond, uncond = output.chunk(2)
+        channels = self.guided_channels
+        halves = [guide(cond, uncond, GUIDANCE, channels)]
+        halves.append(halves[0] if channels is None else torch.cat([halves[0][:, :channels], uncond[:, channels:]], 1))
+        return _numpy(torch.cat(halves))
+
+    def _gradients(self, model: nn.Module, recipe: str) -> list[Check]:
+        a, checks = self.arrays, []
+        x = self.x.to(self.device, self.dtype).requires_grad_()
+        out = self.run(model, x, self.y)
+        if (name := f"train_out{recipe}") in a:
+            checks.append(close(name, _numpy(out), a[name]))
+        probe = np.random.RandomState(self.seed + 2).standard_normal(tuple(out.shape)).astype(np.float32)
+        product = out * torch.from_numpy(probe).to(out)
+        loss = product.mean()
+        loss.backward()
+        scale = float(np.abs(_numpy(product)).mean())
+        checks.append(Check(f"loss{recipe}", abs(loss.item() - float(a[f"loss{recipe}"])) / scale, LIMIT))
+        checks.append(close(f"grad_x{recipe}", _numpy(cast(Tensor, x.grad)), a[f"grad_x{recipe}"]))
+        return checks + self._norms(model, recipe)
+
+    def _norms(self, model: nn.Module, recipe: str) -> list[Check]:
+        """Gradient norms by published name; error max over k of |d_k| / (g_k + 1e-4 max g)."""
+        own = dict(model.named_parameters())
+        grads = {key: own[name].grad for key, (name, _) in self.keys.items() if name in own}
+        norms = {key: float(grad.double().norm()) for key, grad in grads.items() if grad is not None}
+        names = self.arrays["grad_norm_names"].tolist()
+        stored = self.arrays[f"grad_norms{recipe}"].astype(np.float64)
+        checks = []
+        if "no_grad_params" in self.arrays and not recipe:
+            still = [name for name in self.keys if name not in norms]
+            checks.append(exact("no_grad_params", sorted(still), sorted(n for n in self.arrays["no_grad_params"].tolist() if n)))
+        if sorted(names) != sorted(norms) or len(names) != len(stored):
+            return [*checks, Check(f"grad_norms{recipe} (other parameters have gradients)", np.inf, LOOSE_LIMIT)]
+        ours = np.array([norms[name] for name in names])
+        error = np.abs(ours - stored) / (stored + 1e-4 * stored.max())
+        return [*checks, Check(f"grad_norms{recipe}", float(error.max()), LOOSE_LIMIT)]
+
+
+def _numpy(x: Tensor) -> np.ndarray:
+    return x.detach().cpu().double().numpy()
+

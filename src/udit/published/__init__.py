@@ -1,0 +1,94 @@
+"""Weights under the names of their releases, in and out.
+
+Every family's map is a bijection between the release's keys and ours; shapes may differ by trailing ones (a 1x1
+convolution there is an ``nn.Linear`` here). Nothing is downloaded and no code of a release is needed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from udit.config.model import ModelConfig
+from udit.errors import UserError
+from udit.published import udit
+
+KeyMap = Callable[[Any], dict[str, tuple[str, tuple[int, ...]]]]
+"""Config -> {published key: (our key, published shape)} in the release's order."""
+
+KEY_MAPS: dict[str, KeyMap] = {"U-DiT": udit.key_map}
+INSPECT: dict[str, Callable[[dict[str, Tensor], bool], None]] = {"U-DiT": udit.inspect}
+
+
+def key_map(config: ModelConfig) -> dict[str, tuple[str, tuple[int, ...]]]:
+    """The release's keys in its order, each with our key and the release's shape.
+
+    Raises:
+        UserError: the model has no published form (a fused or ablated config).
+    """
+    family = config.family  # type: ignore[attr-defined]
+    if family not in KEY_MAPS:
+        raise UserError(f"{family} has no published key names")
+    return KEY_MAPS[family](config)
+
+
+def clean_keys(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """A state without the prefixes that DDP (``module.``) and torch.compile (``_orig_mod.``) leave."""
+    cleaned = {}
+    for key, value in state.items():
+        while key.startswith(("module.", "_orig_mod.")):
+            key = key.split(".", 1)[1]
+        cleaned[key] = value
+    return cleaned
+
+
+def import_published(model: nn.Module, state: Mapping[str, Tensor], *, repair: bool = False) -> None:
+    """Fills ``model`` in place from a state under the release's own key names: all of it, or nothing.
+
+    Args:
+        model: a network of ``udit.build``, in training form.
+        state: the release's state dict.
+        repair: undo what the release's ``eval()`` did to a U-DiT checkpoint, where that is recognised.
+
+    Raises:
+        UserError: missing or unexpected keys or shapes (the first five are named), non-finite weights, or a U-DiT
+            checkpoint that was saved after the release's ``eval()`` spoiled it.
+    """
+    wanted = key_map(cast(ModelConfig, model.config))
+    state = clean_keys(state)
+    missing = [key for key in wanted if key not in state]
+    unexpected = [key for key in state if key not in wanted]
+    shapes = [
+        f"{key} is {list(state[key].shape)}, not {list(shape)}"
+        for key, (_, shape) in wanted.items()
+        if key in state and tuple(state[key].shape) != shape
+    ]
+    for problem, keys in (("missing", missing), ("unexpected", unexpected), ("wrong shape", shapes)):
+        if keys:
+            more = f" and {len(keys) - 5} more" if len(keys) > 5 else ""
+            raise UserError(
+                f"these weights are of another model or size: {problem}: {', '.join(keys[:5])}{more}; "
+                "build the model they were trained as"
+            )
+    bad = [key for key in wanted if not torch.isfinite(state[key]).all()]
+    if bad:
+        raise UserError(f"weights hold NaN or infinity in {', '.join(bad[:5])}; take another checkpoint")
+    if (inspect := INSPECT.get(model.config.family)) is not None:  # type: ignore[union-attr]
+        inspect(state, repair)
+    own = dict(model.state_dict())
+    with torch.no_grad():
+        for key, (name, _) in wanted.items():
+            own[name].copy_(state[key].reshape(own[name].shape))
+
+
+def export_published(model: nn.Module) -> dict[str, Tensor]:
+    """The weights under the release's key names, in the release's order and shapes; new tensors."""
+    own = model.state_dict()
+    return {
+        key: own[name].detach().clone().reshape(shape)
+        for key, (name, shape) in key_map(cast(ModelConfig, model.config)).items()
+    }
+

@@ -1,0 +1,29 @@
+"""Stateless randomness: every draw is a pure function of (seed, purpose, indices).
+
+No generator state is ever saved. A resumed run, another number of ranks or another batch size asks for the same keys
+and gets the same numbers (the idea of EDM2's training loop, Karras et al. 2024, carried to every draw).
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+
+def key(seed: int, purpose: str, *index: int) -> int:
+    """63-bit key of (seed, purpose, indices); any change of any part gives an unrelated key."""
+    text = "/".join([str(int(seed)), purpose, *(str(int(i)) for i in index)])
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little") >> 1
+
+
+def generator(seed: int, purpose: str, *index: int) -> torch.Generator:
+    """A fresh CPU generator for one purpose; CPU so that every device gets the same numbers."""
+    return torch.Generator().manual_seed(key(seed, purpose, *index))
+
+
+def normal(shape: Sequence[int], seed: int, purpose: str, *index: int) -> Tensor:
+    """Standard normal float32 noise of ``shape`` for one key."""
+    return torch.randn(tuple(shape), generator=generator(seed, purpose, *index))
