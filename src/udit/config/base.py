@@ -56,6 +56,10 @@ def _one_line(spec: type[BaseModel], error: ValidationError, where: str) -> str:
         return f"unknown key {dotted!r}" + (nearest(path[-1], holder.model_fields) if holder else "")
     if problem["type"] == "missing":
         return f"{dotted} is missing; give it a value"
+    if problem["type"].startswith("union_tag"):
+        tags = [t.strip(" '") for t in problem.get("ctx", {}).get("expected_tags", "").split(",") if t.strip()]
+        kind = problem["input"].get("kind") if isinstance(problem["input"], dict) else problem["input"]
+        return f"{dotted}.kind is {kind!r}" + (nearest(str(kind), tags) if tags else "; name one")
     message = problem["msg"].removeprefix("Value error, ").removeprefix("Assertion failed, ")
     value = problem.get("input")
     if problem["type"] == "value_error" and (not dotted or isinstance(value, dict | BaseModel)):

@@ -156,9 +156,15 @@ class _Case:
             checks.append(close(name, _numpy(out), a[name]))
         probe = np.random.RandomState(self.seed + 2).standard_normal(tuple(out.shape)).astype(np.float32)
         product = out * torch.from_numpy(probe).to(out)
+        stored = a.get(f"train_out{recipe}", a[f"out{recipe}"])
         loss = product.mean()
         loss.backward()
         scale = float(np.abs(_numpy(product)).mean())
+        # The limit on the loss is measured by mean|out * probe|, which hides a wrong loss that is small: so the stored one
+        # must also be the mean of the stored output.
+        own = (torch.from_numpy(stored) * torch.from_numpy(probe)).mean().item()
+        loss_error = abs(own - float(a[f"loss{recipe}"])) / (abs(own) + 1e-3 * scale)
+        checks.append(Check(f"loss{recipe} (of the stored output)", loss_error, LIMIT))
         checks.append(Check(f"loss{recipe}", abs(loss.item() - float(a[f"loss{recipe}"])) / scale, LIMIT))
         checks.append(close(f"grad_x{recipe}", _numpy(cast(Tensor, x.grad)), a[f"grad_x{recipe}"]))
         return checks + self._norms(model, recipe)

@@ -1,0 +1,239 @@
+"""The Run: everything one training depends on, resolved from a recipe and overrides without importing torch."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, SerializeAsAny, field_validator
+
+from udit.config.base import Spec, parse
+from udit.config.catalog import FAMILIES, find
+from udit.config.data import DataConfig, DataInfo
+from udit.config.diffusion import DDPM_SAMPLERS, FLOW_SAMPLERS, DDPMConfig, DiffusionConfig, FlowConfig, SamplingConfig
+from udit.config.model import ModelConfig, Seed
+from udit.errors import UserError, nearest
+
+
+class TrainingConfig(Spec):
+    """The optimiser, its schedule, and what is written when."""
+
+    steps: PositiveInt = 400_000
+    """Optimiser steps in all."""
+    batch_size: PositiveInt = 256
+    """Images per step over all ranks and accumulation; ranks times accumulation must divide it."""
+    accumulation: PositiveInt = 1
+    """Backward passes per step on every rank."""
+    lr: PositiveFloat = 1e-4
+    lr_warmup: NonNegativeInt = 0
+    """Steps over which the learning rate rises linearly; then it is constant."""
+    betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = (0.9, 0.999)
+    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    clip_norm: PositiveFloat | None = None
+    """Largest gradient norm; None leaves gradients as they are."""
+    ema_decay: Annotated[float, Field(ge=0, lt=1)] = 0.9999
+    """Of the weights' moving average; while step < about 9 / (1 - decay) it is (1 + step) / (10 + step)."""
+    label_dropout: Annotated[float, Field(ge=0, le=1)] = 0.1
+    """Share of labels replaced by the null label, for guidance."""
+    independent_level_dropout: bool = False
+    """Drops labels independently at every level of the U, as the U-DiT release does; off is one decision a sample."""
+    precision: Literal["float32", "bfloat16"] = "float32"
+    """bfloat16 is autocast; weights, optimiser and EMA stay float32."""
+    compile: bool = False
+    """torch.compile; the first steps are slow."""
+    checkpoint_activations: bool = False
+    """Recomputes blocks in backward: less memory, about a third more time."""
+    device: str = "auto"
+    """auto takes CUDA, then MPS, then the CPU; or cpu, cuda, cuda:1, mps."""
+    workers: NonNegativeInt = 0
+    """Processes that decode pictures, per rank; 0 decodes in the trainer."""
+    log_every: PositiveInt = 1
+    """Steps between lines of metrics.jsonl."""
+    save_every: PositiveInt = 5_000
+    keep: Annotated[int, Field(ge=2)] = 2
+    """Newest checkpoints kept."""
+    sample_every: PositiveInt = 5_000
+    """Steps between sample grids and validation losses."""
+    check_every: PositiveInt = 500
+    """Steps between comparisons of all ranks' weights."""
+    timeout: PositiveInt = 600
+    """Seconds after which a rank that does not answer ends the run."""
+
+
+class EvaluationConfig(Spec):
+    """How samples are scored."""
+
+    num_samples: Annotated[int, Field(ge=20)] = 1000
+    batch_size: PositiveInt = 250
+    first_seed: Seed = 0
+    """Image i has seed first_seed + i."""
+    bootstrap: Annotated[int, Field(ge=10)] = 200
+    """Resamplings behind the confidence interval."""
+    judge_steps: PositiveInt = 600
+    """Training steps of the classifier that judges."""
+
+
+class Run(Spec):
+    """A training and what follows from it, complete."""
+
+    name: str
+    out: Path
+    """The run folder."""
+    seed: Seed = 0
+    data: DataConfig
+    model: SerializeAsAny[ModelConfig]
+    diffusion: DiffusionConfig = DDPMConfig()
+    training: TrainingConfig = TrainingConfig()
+    sampling: SamplingConfig = SamplingConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
+    id2label: tuple[str, ...] = ()
+    """Class names in label order, from the data; empty for an unconditional model."""
+
+    @field_validator("model", mode="before")
+    @classmethod
+    def _family(cls, value: Any) -> Any:
+        return model_from(value) if isinstance(value, dict) else value
+
+    def plain(self) -> dict[str, Any]:
+        """As nested dicts, lists and scalars, for YAML and JSON."""
+        return self.model_dump(mode="json")
+
+
+MAY_CHANGE = frozenset(
+    {"name", "out", "sampling", "evaluation"}
+    | {f"training.{key}" for key in ("steps", "log_every", "save_every", "sample_every", "check_every")}
+    | {f"training.{key}" for key in ("keep", "workers", "device", "timeout")}
+)
+"""Keys that resuming may find changed; any other change is refused."""
+
+
+def model_from(values: dict[str, Any]) -> ModelConfig:
+    """A model config from plain values with a ``name`` of the catalogue or a ``family``.
+
+    Raises:
+        UserError: unknown name, family or key, or a value out of range.
+    """
+    values = dict(values)
+    if "name" in values:
+        base = find(str(values.pop("name"))).config
+    else:
+        family = values.pop("family", None)
+        if family not in FAMILIES:
+            raise UserError(f"model.family is {family!r}, no family known{nearest(str(family), FAMILIES)}")
+        base = FAMILIES[family]()
+    return parse(type(base), _merge(base.model_dump(), values), where="model")
+
+
+def _merge(base: dict[str, Any], values: dict[str, Any]) -> dict[str, Any]:
+    """``base`` with ``values`` laid over it; a section of another kind replaces the whole section."""
+    merged = dict(base)
+    for key, value in values.items():
+        below = base.get(key)
+        if isinstance(value, dict) and isinstance(below, dict) and value.get("kind", below.get("kind")) == below.get("kind"):
+            merged[key] = _merge(below, value)
+        else:
+            merged[key] = value
+    return merged
+
+
+def resolve(values: dict[str, Any]) -> Run:
+    """A complete Run from a recipe's plain values; the model's boundary follows the data where it is not given.
+
+    Raises:
+        UserError: unknown keys, values out of range, or parts that do not fit each other.
+    """
+    values = dict(values)
+    for key in values:
+        if key not in Run.model_fields:
+            raise UserError(f"unknown key {key!r}{nearest(key, Run.model_fields)}")
+    _sections(values)
+    if "data" not in values:
+        raise UserError("data is missing; name a source, e.g. data.kind=digits or data.kind=folder data.root=PATH")
+    data = _tagged(DataConfig, values["data"], "data")
+    diffusion = _tagged(DiffusionConfig, values.get("diffusion", {"kind": "ddpm"}), "diffusion")
+    info = data.info()
+    model_values = values.get("model")
+    if model_values is None:
+        raise UserError("model is missing; name one, e.g. model=U-DiT-S (`udit models` lists all)")
+    model_values = {"name": model_values} if isinstance(model_values, str) else dict(model_values)
+    model_values.setdefault("in_channels", info.channels)
+    model_values.setdefault("num_classes", len(info.id2label))
+    model_values.setdefault("input_size", [info.height, info.width])
+    if isinstance(diffusion, FlowConfig):
+        model_values.setdefault("learn_sigma", False)
+    model = model_from(model_values)
+    values |= {"data": data, "diffusion": diffusion, "model": model}
+    values["id2label"] = info.id2label if model.num_classes else ()
+    values.setdefault("name", "run")
+    values.setdefault("out", f"runs/{values['name']}")
+    if isinstance(values.get("sampling", {}), dict):
+        default = {"sampler": "flow-euler"} if isinstance(diffusion, FlowConfig) else {}
+        values["sampling"] = default | dict(values.get("sampling", {}))
+    run = parse(Run, values)
+    _check(run, info)
+    return run
+
+
+def _sections(values: dict[str, Any]) -> None:
+    for key in ("data", "diffusion", "training", "sampling", "evaluation"):
+        if key in values and not isinstance(values[key], dict | Spec):
+            raise UserError(f"{key} is {values[key]!r}; it is a section with keys of its own, e.g. {key}.KEY=VALUE")
+
+
+def _tagged(union: Any, values: Any, where: str) -> Any:
+    """One member of a tagged union, with the error of that member alone."""
+    if isinstance(values, Spec):
+        return values
+    kinds = {spec.model_fields["kind"].default: spec for spec in union.__origin__.__args__}
+    kind = values.get("kind")
+    if kind not in kinds:
+        raise UserError(f"{where}.kind is {kind!r}{nearest(str(kind), kinds)}")
+    return parse(kinds[kind], values, where=where)
+
+
+def _check(run: Run, info: DataInfo) -> None:
+    model, size = run.model, run.model.size
+    if size != (info.height, info.width):
+        raise UserError(
+            f"model.input_size is {size[0]}x{size[1]} and the data is {info.height}x{info.width}; leave input_size out, or "
+            "change data.size"
+        )
+    if model.in_channels != info.channels:
+        raise UserError(f"model.in_channels is {model.in_channels} and the data has {info.channels}; leave in_channels out")
+    if model.num_classes and model.num_classes < len(info.id2label):
+        raise UserError(
+            f"model.num_classes is {model.num_classes} and the data has {len(info.id2label)} classes; leave num_classes out, "
+            "or set it to 0 for an unconditional model"
+        )
+    if model.null_label is None and run.sampling.guidance != 1:
+        raise UserError(
+            f"sampling.guidance is {run.sampling.guidance:g} and the model is unconditional: there is no null label to "
+            "compare with; set sampling.guidance=1"
+        )
+    if isinstance(run.diffusion, FlowConfig) and model.learn_sigma:
+        raise UserError("model.learn_sigma is true; flow matching learns no variance, set it to false")
+    allowed = FLOW_SAMPLERS if isinstance(run.diffusion, FlowConfig) else DDPM_SAMPLERS
+    if run.sampling.sampler not in allowed:
+        raise UserError(
+            f"sampling.sampler is {run.sampling.sampler!r}; a {run.diffusion.kind} model takes {', '.join(allowed)}"
+        )
+    if isinstance(run.diffusion, DDPMConfig) and run.sampling.steps > run.diffusion.steps:
+        raise UserError(
+            f"sampling.steps is {run.sampling.steps}; the schedule has {run.diffusion.steps}, ask for at most so many"
+        )
+    if run.training.batch_size % run.training.accumulation:
+        raise UserError(
+            f"training.batch_size {run.training.batch_size} does not split into {run.training.accumulation} accumulated "
+            "parts; choose a multiple"
+        )
+
+
+def changed_keys(old: Any, new: Any, path: str = "") -> list[str]:
+    """Dotted keys, outside ``MAY_CHANGE``, at which two plain runs differ."""
+    if path in MAY_CHANGE or old == new:
+        return []
+    if isinstance(old, dict) and isinstance(new, dict):
+        dotted = f"{path}." if path else ""
+        return [key for k in {**old, **new} for key in changed_keys(old.get(k), new.get(k), f"{dotted}{k}")]
+    return [path]
+
