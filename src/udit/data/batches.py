@@ -1,0 +1,165 @@
+"""The batches of a run: the same pictures in the same step on any number of ranks, workers and accumulated parts."""
+
+from __future__ import annotations
+
+import signal
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from udit.data.order import Order, flips
+from udit.data.sources import Labels, Source
+from udit.errors import RunError, UserError
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One micro-batch."""
+
+    x: Tensor
+    """uint8 [B, C, H, W]"""
+    y: Tensor
+    """int64 [B]"""
+    ids: list[int]
+    """Indices into the source."""
+    positions: list[int]
+    """Places in the run's stream: the keys of everything drawn for a sample."""
+
+
+def batches(
+    source: Source,
+    part: Labels,
+    *,
+    seed: int,
+    start: int,
+    stop: int,
+    global_batch: int,
+    rank: int = 0,
+    world: int = 1,
+    accumulation: int = 1,
+    flip: bool = False,
+    workers: int = 0,
+) -> Iterator[list[Batch]]:
+    """One rank's micro-batches of every step.
+
+    Args:
+        source: the pictures.
+        part: indices of those that take part.
+        seed: the run's.
+        start: the first step.
+        stop: one past the last step.
+        global_batch: pictures a step over all ranks and micro-batches.
+        rank: this process's number.
+        world: number of processes.
+        accumulation: micro-batches a step on each rank.
+        flip: mirror half of the pictures left to right.
+        workers: processes that read ahead; 0 reads in the caller.
+
+    Yields:
+        ``accumulation`` batches for each step. Step s takes positions s * global_batch and on, micro-batch by
+        micro-batch and, within one, rank by rank.
+
+    Raises:
+        UserError: a batch that does not split evenly, no pictures, or a picture that cannot be decoded.
+        RunError: a worker died.
+    """
+    size, rest = divmod(global_batch, accumulation * world)
+    if rest or not size:
+        raise UserError(
+            f"training.batch_size {global_batch} does not split over {world} ranks times {accumulation} accumulated "
+            f"parts; choose a multiple of {accumulation * world}"
+        )
+    reader = _Reader(source, part, seed, flip)
+    jobs = _Jobs(Order(len(part), seed), range(start, stop), global_batch, size, rank, world, accumulation)
+    return _steps(reader, jobs, workers)
+
+
+@dataclass(frozen=True)
+class _Jobs:
+    """What to read, in order: (position, index into the part) for each picture of each micro-batch."""
+
+    order: Order
+    steps: range
+    global_batch: int
+    size: int
+    rank: int
+    world: int
+    accumulation: int
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        for step in self.steps:
+            for micro in range(self.accumulation):
+                first = step * self.global_batch + (micro * self.world + self.rank) * self.size
+                yield [(position, self.order[position]) for position in range(first, first + self.size)]
+
+
+class _Reader(Dataset["Batch | UserError"]):
+    """Reads a micro-batch, in the caller or in a worker."""
+
+    def __init__(self, source: Source, part: Labels, seed: int, flip: bool) -> None:
+        self.source = source
+        self.part = part
+        self.seed = seed
+        self.flip = flip
+
+    def __getitem__(self, job: list[tuple[int, int]]) -> Batch | UserError:
+        positions = [position for position, _ in job]
+        ids = [int(self.part[place]) for _, place in job]
+        try:
+            x = np.stack([self.source.image(i) for i in ids])
+        except UserError as error:
+            # as a value: an exception would come out of a worker wrapped in the worker's traceback
+            return error
+        if self.flip:
+            mirrored = flips(self.seed, positions)
+            x[mirrored] = x[mirrored, :, :, ::-1]
+        return Batch(torch.from_numpy(x), torch.from_numpy(self.source.labels[ids]), ids, positions)
+
+
+def _steps(reader: _Reader, jobs: _Jobs, workers: int) -> Iterator[list[Batch]]:
+    read: Iterator[Batch | UserError] = (
+        iter(_loader(reader, jobs, workers)) if workers else map(reader.__getitem__, jobs)
+    )
+    for _ in jobs.steps:
+        yield [_next(read) for _ in range(jobs.accumulation)]
+
+
+def _next(read: Iterator[Batch | UserError]) -> Batch:
+    try:
+        batch = next(read)
+    except RuntimeError as error:
+        if not str(error).startswith("DataLoader worker"):
+            raise
+        raise RunError(f"a process that reads pictures died ({error}); lower training.workers") from None
+    if isinstance(batch, UserError):
+        raise batch
+    return batch
+
+
+def _loader(reader: _Reader, jobs: _Jobs, workers: int) -> DataLoader[Batch | UserError]:
+    return DataLoader(
+        reader,
+        batch_size=None,  # a job is a whole micro-batch
+        sampler=jobs,
+        collate_fn=_as_it_is,
+        num_workers=workers,
+        worker_init_fn=_leave_signals_to_the_trainer,
+        # forked workers share the decoded pictures' memory
+        multiprocessing_context="fork" if sys.platform == "linux" else None,
+    )
+
+
+def _as_it_is(batch: Any) -> Any:
+    return batch
+
+
+def _leave_signals_to_the_trainer(_worker: int) -> None:
+    """A signal to the whole process group must not take the workers from a trainer that still wants to save."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
