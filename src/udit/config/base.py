@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any, Self, TypeVar
+from typing import Any, Self, TypeVar, get_args
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
 from udit.errors import UserError, nearest
-
 
 S = TypeVar("S", bound=BaseModel)
 
@@ -16,6 +15,19 @@ class Spec(BaseModel):
     """A frozen description of one part. Unknown keys, wrong types, NaN and infinity are refused."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _no_guessing(cls, values: Any) -> Any:
+        """Pydantic would read true as 1, "10" as 10 and 1 as true: slips of the pen, not values."""
+        for key, value in values.items() if isinstance(values, dict) else ():
+            kinds = _leaves(cls.model_fields[key].annotation) if key in cls.model_fields else set()
+            for item in value if isinstance(value, list | tuple) else (value,):
+                if bool in kinds and isinstance(item, int | float | str) and not isinstance(item, bool):
+                    raise ValueError(f"{key} is {item!r}; it takes true or false")
+                if kinds & {int, float} and isinstance(item, bool | str) and not kinds & {bool, str}:
+                    raise ValueError(f"{key} is {item!r}; it takes a number")
+        return values
 
     def replace(self, **changes: Any) -> Self:
         """A checked copy with some fields changed.
@@ -60,6 +72,8 @@ def _one_line(spec: type[BaseModel], error: ValidationError, where: str) -> str:
         tags = [t.strip(" '") for t in problem.get("ctx", {}).get("expected_tags", "").split(",") if t.strip()]
         kind = problem["input"].get("kind") if isinstance(problem["input"], dict) else problem["input"]
         return f"{dotted}.kind is {kind!r}" + (nearest(str(kind), tags) if tags else "; name one")
+    if problem["type"].startswith("model_"):
+        return f"{dotted} is {problem['input']!r}; it is a section with keys of its own, e.g. {dotted}.KEY=VALUE"
     message = problem["msg"].removeprefix("Value error, ").removeprefix("Assertion failed, ")
     value = problem.get("input")
     if problem["type"] == "value_error" and (not dotted or isinstance(value, dict | BaseModel)):
@@ -72,7 +86,10 @@ def _walk(spec: type[BaseModel], path: list[str]) -> tuple[type[BaseModel] | Non
     holder: type[BaseModel] | None = spec
     kept: list[str] = []
     pending: list[type[BaseModel]] = []
+    leaf = False
     for part in path:
+        if leaf and not part.isdigit():
+            continue  # which member of a union of plain types was tried
         if pending:
             tagged = [s for s in pending if part in (s.__name__, _tag(s))]
             pending = []
@@ -88,6 +105,7 @@ def _walk(spec: type[BaseModel], path: list[str]) -> tuple[type[BaseModel] | Non
             holder = specs[0]
         elif specs:
             pending = specs
+        leaf = not specs
     return holder, kept
 
 
@@ -102,6 +120,14 @@ def _without_tags(spec: type[BaseModel], path: list[str]) -> list[str]:
 def _tag(spec: type[BaseModel]) -> str:
     field = spec.model_fields.get("kind")
     return str(field.default) if field else ""
+
+
+def _leaves(annotation: Any) -> set[Any]:
+    """The plain types an annotation is made of, the types of its literals among them."""
+    args = get_args(annotation)
+    if not args:
+        return {annotation if isinstance(annotation, type) else type(annotation)}
+    return {leaf for arg in args for leaf in _leaves(arg)}
 
 
 def _specs_in(annotation: Any) -> list[type[BaseModel]]:

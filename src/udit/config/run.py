@@ -43,6 +43,8 @@ class TrainingConfig(Spec):
     """torch.compile; the first steps are slow."""
     checkpoint_activations: bool = False
     """Recomputes blocks in backward: less memory, about a third more time."""
+    deterministic: bool = False
+    """Asks torch for deterministic CUDA kernels: slower, and what bit-exact resuming on a GPU needs. CPUs always are."""
     device: str = "auto"
     """auto takes CUDA, then MPS, then the CPU; or cpu, cuda, cuda:1, mps."""
     workers: NonNegativeInt = 0
@@ -118,7 +120,7 @@ def model_from(values: dict[str, Any]) -> ModelConfig:
         base = find(str(values.pop("name"))).config
     else:
         family = values.pop("family", None)
-        if family not in FAMILIES:
+        if not isinstance(family, str) or family not in FAMILIES:
             raise UserError(f"model.family is {family!r}, no family known{nearest(str(family), FAMILIES)}")
         base = FAMILIES[family]()
     return parse(type(base), _merge(base.model_dump(), values), where="model")
@@ -155,6 +157,8 @@ def resolve(values: dict[str, Any]) -> Run:
     model_values = values.get("model")
     if model_values is None:
         raise UserError("model is missing; name one, e.g. model=U-DiT-S (`udit models` lists all)")
+    if not isinstance(model_values, str | dict | Spec):
+        raise UserError(f"model is {model_values!r}; name one, e.g. model=U-DiT-S, or give its keys, e.g. model.width=32")
     model_values = {"name": model_values} if isinstance(model_values, str) else dict(model_values)
     model_values.setdefault("in_channels", info.channels)
     model_values.setdefault("num_classes", len(info.id2label))
@@ -163,7 +167,10 @@ def resolve(values: dict[str, Any]) -> Run:
         model_values.setdefault("learn_sigma", False)
     model = model_from(model_values)
     values |= {"data": data, "diffusion": diffusion, "model": model}
-    values["id2label"] = info.id2label if model.num_classes else ()
+    labels = info.id2label if model.num_classes else ()
+    if values.get("id2label", labels) not in (labels, list(labels)):
+        raise UserError(f"id2label is {values['id2label']!r} and the data says {list(labels)}; leave it out")
+    values["id2label"] = labels
     values.setdefault("name", "run")
     values.setdefault("out", f"runs/{values['name']}")
     if isinstance(values.get("sampling", {}), dict):
@@ -186,7 +193,7 @@ def _tagged(union: Any, values: Any, where: str) -> Any:
         return values
     kinds = {spec.model_fields["kind"].default: spec for spec in union.__origin__.__args__}
     kind = values.get("kind")
-    if kind not in kinds:
+    if not isinstance(kind, str) or kind not in kinds:
         raise UserError(f"{where}.kind is {kind!r}{nearest(str(kind), kinds)}")
     return parse(kinds[kind], values, where=where)
 
@@ -210,6 +217,11 @@ def _check(run: Run, info: DataInfo) -> None:
             f"sampling.guidance is {run.sampling.guidance:g} and the model is unconditional: there is no null label to "
             "compare with; set sampling.guidance=1"
         )
+    if (run.sampling.guidance_channels or 0) > model.in_channels:
+        raise UserError(
+            f"sampling.guidance_channels is {run.sampling.guidance_channels} and the model predicts "
+            f"{model.in_channels}; leave it out to guide all"
+        )
     if isinstance(run.diffusion, FlowConfig) and model.learn_sigma:
         raise UserError("model.learn_sigma is true; flow matching learns no variance, set it to false")
     allowed = FLOW_SAMPLERS if isinstance(run.diffusion, FlowConfig) else DDPM_SAMPLERS
@@ -221,6 +233,8 @@ def _check(run: Run, info: DataInfo) -> None:
         raise UserError(
             f"sampling.steps is {run.sampling.steps}; the schedule has {run.diffusion.steps}, ask for at most so many"
         )
+    if run.training.independent_level_dropout and not hasattr(model, "levels"):
+        raise UserError("training.independent_level_dropout needs a U-DiT, which embeds the label at every level; set it to false")
     if run.training.batch_size % run.training.accumulation:
         raise UserError(
             f"training.batch_size {run.training.batch_size} does not split into {run.training.accumulation} accumulated "

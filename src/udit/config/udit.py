@@ -42,6 +42,8 @@ class UDiTConfig(ModelConfig):
             )
         if self.levels > 1 and self.width % 2:
             raise ValueError(f"width {self.width} is odd; merging 2x2 pixels needs an even width")
+        if round(self.ffn.ratio * self.width) < 1:
+            raise ValueError(f"ffn.ratio {self.ffn.ratio:g} leaves no hidden channel of {self.width}; choose a larger one")
         self.check_size(*self.size)
         return self
 

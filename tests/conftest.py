@@ -1,0 +1,85 @@
+"""What all tests share: one thread, few examples, and the tiny network most of them exercise."""
+
+from __future__ import annotations
+
+import gzip
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import HealthCheck, settings
+from torch import Tensor, nn
+
+import udit
+
+torch.set_num_threads(1)  # the suite shares its cores; a second thread makes tiny networks slower, not faster
+settings.register_profile(
+    "tests", max_examples=15, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow]
+)
+settings.load_profile("tests")
+
+DATA = Path(__file__).parent / "data"
+
+TINY: dict[str, Any] = {
+    "width": 16,
+    "heads": 2,
+    "depths": (1, 1, 1),
+    "in_channels": 2,
+    "num_classes": 5,
+    "input_size": 8,
+}
+"""Overrides of U-DiT-S: two levels, 2 channels a pixel, 5 classes, 8x8."""
+
+
+def perturb(model: nn.Module, std: float = 0.1, seed: int = 0) -> nn.Module:
+    """Adds noise to every parameter, so that nothing (gates, the head) is zero as it is at initialisation."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter += std * torch.randn(parameter.shape, generator=generator)
+    return model
+
+
+def batch(model: nn.Module, size: int = 3, seed: int = 1) -> tuple[Tensor, Tensor, Tensor]:
+    """x, t and y as ``model`` takes them."""
+    config, generator = model.config, torch.Generator().manual_seed(seed)
+    x = torch.randn(size, config.in_channels, *config.size, generator=generator)
+    t = torch.randint(0, 1000, (size,), generator=generator)
+    return x, t, torch.randint(0, config.num_classes, (size,), generator=generator)
+
+
+def snapshot(model: nn.Module) -> dict[str, Tensor]:
+    """A copy of the state, to compare bits with later."""
+    return {key: value.detach().clone() for key, value in model.state_dict().items()}
+
+
+def same_bits(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
+    """Whether two states hold the same names and the same bits."""
+    return a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a)
+
+
+@pytest.fixture
+def tiny() -> nn.Module:
+    """A two-level U-DiT of 50 thousand weights, none of them zero."""
+    return perturb(udit.build("U-DiT-S", **TINY))
+
+
+@pytest.fixture
+def one_line() -> Callable[[BaseException], str]:
+    """Checks that an error is told in one line, and returns the line."""
+
+    def check(error: BaseException) -> str:
+        text = str(error)
+        assert text
+        assert "\n" not in text
+        return text
+
+    return check
+
+
+def release_keys(size: str) -> dict[str, list[int]]:
+    """{key: shape} of the U-DiT release's state dict, in its order; ``size`` is s, b or l."""
+    return json.loads(gzip.decompress((DATA / f"udit-{size}-keys.json.gz").read_bytes()))
