@@ -10,22 +10,38 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from udit.assemble import System as System
     from udit.config.catalog import list_models as list_models
+    from udit.config.run import Run as Run
+    from udit.diffusion.denoise import Denoiser as Denoiser
+    from udit.diffusion.guidance import Guided as Guided
+    from udit.diffusion.sample import sample as sample
     from udit.models.build import build as build
     from udit.models.build import fuse as fuse
     from udit.published import export_published as export_published
     from udit.published import import_published as import_published
+    from udit.store import load as load
+    from udit.store import save as save
+    from udit.training.trainer import Trainer as Trainer
 
 __version__ = version("udit")
 
 _HOME = {
+    "Denoiser": "udit.diffusion.denoise",
+    "Guided": "udit.diffusion.guidance",
+    "Run": "udit.config.run",
+    "System": "udit.assemble",
+    "Trainer": "udit.training.trainer",
     "build": "udit.models.build",
-    "fuse": "udit.models.build",
-    "list_models": "udit.config.catalog",
-    "import_published": "udit.published",
     "export_published": "udit.published",
+    "fuse": "udit.models.build",
+    "import_published": "udit.published",
+    "list_models": "udit.config.catalog",
+    "load": "udit.store",
+    "sample": "udit.diffusion.sample",
+    "save": "udit.store",
 }
-__all__ = [*_HOME, "__version__"]
+__all__ = ["__version__", *_HOME]  # noqa: PLE0604
 
 
 def __getattr__(name: str) -> Any:

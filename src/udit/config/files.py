@@ -81,6 +81,18 @@ def to_yaml(values: dict[str, Any]) -> str:
     return stream.getvalue()
 
 
+def parse_overrides(overrides: list[str]) -> dict[str, Any]:
+    """Nested plain values of ``key.path=value`` words.
+
+    Raises:
+        UserError: a word is no override.
+    """
+    values: dict[str, Any] = {}
+    for override in overrides:
+        _apply(values, override)
+    return values
+
+
 def _apply(values: dict[str, Any], override: str) -> None:
     key, equals, text = override.partition("=")
     if not equals or not key:

@@ -1,0 +1,41 @@
+"""What a model costs: parameters and MACs, counted on the meta device."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from udit.config.model import ModelConfig
+from udit.models.build import build, fuse
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Counts of one config."""
+
+    parameters: int
+    """In training form."""
+    inference_parameters: int
+    """In the form that ``fuse`` returns."""
+    macs: int
+    """Multiply-accumulates of matrix products, convolutions and attention in one forward of the inference form, batch 1."""
+
+
+def cost(config: ModelConfig, size: tuple[int, int] | None = None) -> Cost:
+    """Counts a config's parameters and MACs; nothing is allocated.
+
+    Args:
+        config: of the model.
+        size: (H, W) of the input; the config's own if None.
+    """
+    model = build(config, device="meta")
+    fused = fuse(model)
+    x = torch.empty(1, config.in_channels, *(size or config.size), device="meta")
+    t = torch.zeros(1, device="meta")
+    y = torch.zeros(1, dtype=torch.long, device="meta") if config.num_classes else None
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        fused(x, t, y)
+    counts = (sum(p.numel() for p in m.parameters()) for m in (model, fused))
+    return Cost(*counts, macs=counter.get_total_flops() // 2)

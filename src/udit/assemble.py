@@ -1,0 +1,132 @@
+"""Where the towers meet: a network, a schedule, a target and a codec become a system that draws pictures."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from udit.config.diffusion import FlowConfig, SamplingConfig
+from udit.config.system import SystemConfig
+from udit.data.codec import Identity
+from udit.diffusion.denoise import Denoiser
+from udit.diffusion.guidance import Guided
+from udit.diffusion.sample import SeededNoise, make_sampler, sample
+from udit.errors import UserError, nearest
+from udit.models.build import fuse
+
+
+def denoiser_of(config: SystemConfig, backbone: Any) -> Denoiser:
+    """The denoiser of a network, or of anything called like one (DDP, a compiled module)."""
+    model = config.model
+    return Denoiser(
+        backbone=backbone,
+        schedule=config.diffusion.build(),
+        target="flow" if isinstance(config.diffusion, FlowConfig) else "eps",
+        learn_sigma=model.learn_sigma,
+        time=model.time,
+        null_label=model.null_label,
+        num_classes=model.num_classes,
+    )
+
+
+@dataclass(frozen=True)
+class System:
+    """A network with everything that sampling from it takes."""
+
+    config: SystemConfig
+    backbone: nn.Module
+
+    @property
+    def denoiser(self) -> Denoiser:
+        """The network as a denoiser."""
+        return denoiser_of(self.config, self.backbone)
+
+    @property
+    def codec(self) -> Identity:
+        """From the model's data to pixels."""
+        return Identity()
+
+    def fused(self) -> System:
+        """The same with the network's inference form."""
+        backbone = fuse(self.backbone)
+        config = self.config.model_copy(update={"model": backbone.config})
+        return dataclasses.replace(self, config=config, backbone=backbone)
+
+    def to(self, device: torch.device | str) -> System:
+        """Moves the network (in place, as ``nn.Module.to``) and returns the system."""
+        self.backbone.to(device)
+        return self
+
+    def labels(self, wanted: Sequence[int | str]) -> list[int]:
+        """Class names or numbers as labels.
+
+        Raises:
+            UserError: an unknown name, a number out of range, or any for an unconditional model.
+        """
+        count, names = self.config.model.num_classes, self.config.id2label
+        if not count:
+            raise UserError("labels were given to an unconditional model (num_classes 0); leave them out")
+        labels = []
+        for word in wanted:
+            text = str(word).strip()
+            if text in names:
+                labels.append(names.index(text))
+            elif text.lstrip("-").isdigit():
+                if not 0 <= int(text) < count:
+                    raise UserError(f"label {text} is out of range; the model knows 0 to {count - 1}")
+                labels.append(int(text))
+            else:
+                raise UserError(f"no class {text!r}{nearest(text, names)}")
+        return labels
+
+    def generate(
+        self,
+        seeds: Sequence[int],
+        labels: Sequence[int] | None = None,
+        *,
+        sampling: SamplingConfig | None = None,
+        batch_size: int = 64,
+        on_step: Callable[[int], None] | None = None,
+    ) -> Iterator[Tensor]:
+        """Draws one picture a seed; a seed and label give the same picture in any batch.
+
+        Args:
+            seeds: one a picture.
+            labels: one a picture, or None (an unconditional model, or the null class).
+            sampling: how; the model's own setting if None.
+            batch_size: pictures at a time.
+            on_step: called with the number of pictures that have just advanced one step.
+
+        Yields:
+            uint8 [b, C, H, W], batch after batch.
+
+        Raises:
+            UserError: the sampler does not fit the model, or guidance without a null label.
+        """
+        how = sampling or self.config.sampling
+        device = next(self.backbone.parameters()).device
+        denoise: Denoiser | Guided = self.denoiser
+        if how.guidance != 1:
+            denoise = Guided(self.denoiser, how.guidance, how.guidance_interval, how.guidance_channels)
+        sampler = make_sampler(how.sampler, eta=how.eta, clip=how.clip)
+        shape = (self.config.model.in_channels, *self.config.model.size)
+        was_training = self.backbone.training
+        self.backbone.eval()
+        try:
+            for start in range(0, len(seeds), batch_size):
+                part = seeds[start : start + batch_size]
+                noise = SeededNoise(part, shape, device)
+                y = None if labels is None else torch.tensor(labels[start : start + batch_size], device=device)
+                x = noise(0)
+                for step in sample(denoise, x, scheduler=sampler, steps=how.steps, y=y, noise=noise):
+                    x = step.x
+                    if on_step:
+                        on_step(len(part))
+                yield self.codec.decode(x.float().cpu())
+        finally:
+            self.backbone.train(was_training)

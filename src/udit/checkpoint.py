@@ -1,0 +1,215 @@
+"""Checkpoints that are whole or not there.
+
+A checkpoint is a folder ``step-00001000``: safetensors files and a manifest with their sizes, sha256 and, last, its own
+digest. It is written to a temporary sibling, every file and the folder are fsynced, then it is renamed and the parent is
+fsynced; nothing is ever overwritten. The newest one that verifies wins; a damaged one is named, set aside and skipped.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import re
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from udit.errors import RunError
+
+SCHEMA = 1
+MANIFEST = "manifest.json"
+_NAME = re.compile(r"step-(\d{8,})")
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A verified checkpoint on disk."""
+
+    path: Path
+    manifest: dict[str, Any]
+
+    @property
+    def step(self) -> int:
+        """Optimiser steps done."""
+        return int(self.manifest["step"])
+
+    def tensors(self, name: str) -> dict[str, Tensor]:
+        """The tensors of ``model``, ``ema`` or ``optim``, on the CPU."""
+        return load_file(self.path / f"{name}.safetensors")
+
+
+class CheckpointStore:
+    """The checkpoints of one run. One process writes; it holds the run's lock."""
+
+    def __init__(self, folder: Path, keep: int = 2) -> None:
+        self.folder = folder
+        self.keep = keep
+
+    def save(self, step: int, tensors: dict[str, dict[str, Tensor]], facts: dict[str, Any]) -> Path:
+        """Writes one checkpoint, then removes the oldest beyond ``keep``.
+
+        Args:
+            step: optimiser steps done.
+            tensors: {"model": {name: tensor}, ...}.
+            facts: what else the manifest tells.
+
+        Raises:
+            RunError: it could not be written; earlier checkpoints are intact.
+        """
+        final = self.folder / f"step-{step:08d}"
+        if final.exists():
+            return final
+        temporary = self.folder / f".tmp-{final.name}-{os.getpid()}"
+        try:
+            temporary.mkdir(parents=True)
+            files = {}
+            for name, values in tensors.items():
+                file = temporary / f"{name}.safetensors"
+                save_file({key: value.detach().cpu().contiguous() for key, value in values.items()}, file)
+                _sync(file)
+                files[file.name] = {"bytes": file.stat().st_size, "sha256": _sha256(file)}
+            text = seal({"schema": SCHEMA, "step": step, **facts, "files": files})
+            with (temporary / MANIFEST).open("w", encoding="utf-8") as stream:
+                stream.write(text)
+                stream.flush()
+                os.fsync(stream.fileno())
+            _sync(temporary)
+            temporary.rename(final)
+            _sync(self.folder)
+        except (OSError, SafetensorError) as error:
+            shutil.rmtree(temporary, ignore_errors=True)
+            newest = max(self.steps(), default=None)
+            kept = f"step {newest} is intact" if newest is not None else "there is none before it"
+            raise RunError(
+                f"cannot write checkpoint {final}: {_cause(error)}; {kept}; mend that and run the same command again"
+            ) from None
+        self._prune()
+        return final
+
+    def newest(self, aside: bool = True) -> Checkpoint | None:
+        """The newest checkpoint that verifies, or None.
+
+        Args:
+            aside: rename damaged ones to ``step-...damaged``; off for readers that do not hold the run's lock.
+        """
+        for step in sorted(self.steps(), reverse=True):
+            path = self.folder / f"step-{step:08d}"
+            try:
+                return Checkpoint(path, verify(path))
+            except DamagedError as error:
+                target = self._set_aside(path) if aside else None
+                log.warning("checkpoint %s is damaged (%s); %s", path, error, f"set aside as {target.name}" if target else "skipped")
+        return None
+
+    def at(self, step: int) -> Checkpoint:
+        """The checkpoint of one step.
+
+        Raises:
+            DamagedError: it is not there or does not verify.
+        """
+        path = self.folder / f"step-{step:08d}"
+        return Checkpoint(path, verify(path))
+
+    def steps(self) -> list[int]:
+        """Steps of the checkpoints there are, verified or not."""
+        if not self.folder.is_dir():
+            return []
+        return [int(match[1]) for entry in self.folder.iterdir() if (match := _NAME.fullmatch(entry.name))]
+
+    def sweep(self) -> None:
+        """Removes what a killed save or removal left."""
+        if self.folder.is_dir():
+            for entry in self.folder.iterdir():
+                if entry.name.startswith(".tmp-"):
+                    shutil.rmtree(entry, ignore_errors=True)
+
+    def _prune(self) -> None:
+        for step in sorted(self.steps(), reverse=True)[self.keep :]:
+            path = self.folder / f"step-{step:08d}"
+            doomed = self.folder / f".tmp-old-{path.name}-{os.getpid()}"
+            try:
+                path.rename(doomed)  # a removal cut short must not look like a damaged checkpoint
+                shutil.rmtree(doomed)
+            except OSError as error:
+                log.warning("cannot remove old checkpoint %s: %s", path, _cause(error))
+
+    def _set_aside(self, path: Path) -> Path:
+        target = path.with_name(f"{path.name}.damaged")
+        count = 1
+        while target.exists():
+            count += 1
+            target = path.with_name(f"{path.name}.damaged-{count}")
+        path.rename(target)
+        _sync(self.folder)
+        return target
+
+
+class DamagedError(ValueError):
+    """A checkpoint that is torn or altered; the text says where."""
+
+
+def seal(manifest: dict[str, Any]) -> str:
+    """The manifest's text, its own sha256 last."""
+    digest = hashlib.sha256(_canonical(manifest).encode()).hexdigest()
+    return _canonical({**manifest, "digest": digest})
+
+
+def verify(path: Path) -> dict[str, Any]:
+    """The manifest of a checkpoint folder, after every byte of it has been checked.
+
+    Raises:
+        DamagedError: something is missing, torn or altered.
+    """
+    try:
+        text = (path / MANIFEST).read_text(encoding="utf-8")
+        manifest = json.loads(text)
+        unsealed = {key: value for key, value in manifest.items() if key != "digest"}
+        if text != seal(unsealed):
+            raise DamagedError(f"{MANIFEST} does not match its own digest")
+        for name, facts in manifest["files"].items():
+            file = path / name
+            size = file.stat().st_size
+            if size != facts["bytes"]:
+                raise DamagedError(f"{name} has {size} of {facts['bytes']} bytes")
+            if _sha256(file) != facts["sha256"]:
+                raise DamagedError(f"{name} does not match its sha256")
+    except OSError as error:
+        raise DamagedError(_cause(error)) from None
+    except (ValueError, KeyError, AttributeError, TypeError) as error:
+        if isinstance(error, DamagedError):
+            raise
+        raise DamagedError(f"{MANIFEST} is torn") from None
+    return unsealed
+
+
+def _canonical(values: dict[str, Any]) -> str:
+    return json.dumps(values, indent=1) + "\n"
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _cause(error: Exception) -> str:
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.strerror} ({Path(error.filename).name})" if error.filename else error.strerror
+    return " ".join(str(error).split())
+
+

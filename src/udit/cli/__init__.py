@@ -1,0 +1,74 @@
+"""The command line. Help and configuration errors answer without importing torch; each command imports what it needs."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from typing import NoReturn
+
+from cyclopts import App, CycloptsError, Group
+
+from udit import __version__
+from udit.cli.convert import convert
+from udit.cli.evaluate import evaluate
+from udit.cli.models import models
+from udit.cli.parity import parity
+from udit.cli.sample import sample
+from udit.cli.train import train
+from udit.errors import RunError, UserError, nearest
+
+app = App(
+    name="udit",
+    help="U-shaped diffusion transformers: train, sample, score, convert.",
+    version=__version__,
+    help_format="plaintext",
+    group_parameters=Group("Options"),
+)
+app.command(train)
+app.command(sample)
+app.command(evaluate, name="eval")
+app.command(convert)
+app.command(models)
+app.command(parity)
+
+
+def main(arguments: list[str] | None = None) -> NoReturn:
+    """Runs a command; errors of the user's are one line, exit code 2; runs that cannot go on, 1."""
+    logging.basicConfig(format="udit: %(message)s", level=logging.INFO, stream=sys.stderr)
+    for noisy in ("httpx", "huggingface_hub", "matplotlib", "PIL"):
+        logging.getLogger(noisy).setLevel(logging.WARNING)
+    tokens = sys.argv[1:] if arguments is None else arguments
+    try:
+        code = app(tokens, exit_on_error=False, print_error=False)
+    except CycloptsError as error:
+        _fail(_usage(error, tokens), 2)
+    except UserError as error:
+        _fail(str(error), 2)
+    except RunError as error:
+        _fail(str(error), 1)
+    except KeyboardInterrupt:
+        _fail("interrupted", 130)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(141)
+    except OSError as error:
+        _fail(f"{error.strerror or error}" + (f": {error.filename}" if error.filename else ""), 1)
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+def _usage(error: CycloptsError, tokens: list[str]) -> str:
+    commands = [name for name in app if not name.startswith("-")]
+    if tokens and not tokens[0].startswith("-") and tokens[0] not in commands:
+        return f"no command {tokens[0]!r}{nearest(tokens[0], commands)}"
+    command = f"udit {tokens[0]}" if tokens else "udit"
+    return f"{' '.join(str(error).split())} (`{command} --help` tells more)"
+
+
+def _fail(message: str, code: int) -> NoReturn:
+    from_peer = message == "rank 0 gave up; its message says why"
+    if not from_peer:
+        sys.stderr.write(f"udit: error: {message}\n")
+    sys.stderr.flush()
+    sys.exit(code)
+

@@ -1,0 +1,81 @@
+"""``udit convert``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from cyclopts import Parameter
+
+from udit.cli.output import say
+from udit.config.catalog import find
+from udit.config.files import parse_overrides
+from udit.config.run import model_from
+from udit.errors import RunError, UserError
+
+
+def convert(
+    source: str,
+    target: Path,
+    *overrides: str,
+    model: str | None = None,
+    to: Literal["folder", "published"] = "folder",
+    fuse: Annotated[bool, Parameter(negative="")] = False,
+    repair: Annotated[bool, Parameter(negative="")] = False,
+    weights: Literal["ema", "raw"] = "ema",
+) -> int:
+    """Turn weights into a model folder, or a model into a release's weights.
+
+    A release's .pt, .pth, .ckpt, .bin or .safetensors file needs --model; a run or model folder or a hub id says itself
+    what it is.
+
+    Parameters
+    ----------
+    source
+        A release's file, a run folder, a model folder or a hub id.
+    target
+        The model folder to write; with --to published, a .safetensors file.
+    overrides
+        KEY=VALUE of the model's config, e.g. num_classes=10
+    model
+        The catalogue name of a release's weights (`udit models` lists them).
+    to
+        "published" writes the release's own key names.
+    fuse
+        Write the inference form.
+    repair
+        Undo what the U-DiT release's eval() did to a checkpoint, where it is recognised.
+    weights
+        Which weights of a run or model folder.
+    """
+    values: dict[str, Any] = parse_overrides(list(overrides))
+    is_file = Path(source).is_file()
+    if is_file and model is None:
+        raise UserError(f"{source} does not say which model it is; add --model NAME (`udit models` lists all)")
+    if not is_file and (model or values or repair):
+        raise UserError(f"{source} is no file of weights; --model, --repair and KEY=VALUE are for those only")
+    config = model_from({"name": model, **values}) if is_file and model and find(model) else None
+    if to == "published" and fuse:
+        raise UserError("a fused model has no published form; drop --fuse or --to published")
+    if target.exists() and to == "published":
+        raise UserError(f"{target} exists; choose another name")
+
+    from udit import store
+    from udit.convert import from_published
+
+    system = from_published(Path(source), config, repair=repair) if config else store.load(source, weights=weights)
+    if to == "published":
+        from safetensors import SafetensorError
+        from safetensors.torch import save_file
+
+        from udit.published import export_published
+
+        try:
+            save_file({k: v.contiguous() for k, v in export_published(system.backbone).items()}, target)
+        except (OSError, SafetensorError) as error:
+            raise RunError(f"cannot write {target}: {error}") from None
+    else:
+        store.save(system.fused() if fuse else system, target)
+    count = sum(p.numel() for p in system.backbone.parameters())
+    say(f"wrote {target}: {count:,} parameters in training form" + (", fused" if fuse else ""))
+    return 0

@@ -1,0 +1,4 @@
+"""``udit eval``."""
+def evaluate(run: str, /) -> int:
+    """Score a run."""
+    return 0

@@ -1,0 +1,30 @@
+"""What commands write to standard output: lines and tables."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+
+def say(text: object = "") -> None:
+    """Writes a line of results."""
+    sys.stdout.write(f"{text}\n")
+    sys.stdout.flush()
+
+
+def table(header: Sequence[str], rows: Sequence[Sequence[object]], markdown: bool = False) -> str:
+    """Rows in aligned columns, numbers right; or as a Markdown table."""
+    cells = [[str(cell) for cell in row] for row in rows]
+    if markdown:
+        rule = ["---:" if _numeric(cells, i) else "---" for i in range(len(header))]
+        return "\n".join("| " + " | ".join(row) + " |" for row in [list(header), rule, *cells])
+    widths = [max(len(row[i]) for row in [list(header), *cells]) for i in range(len(header))]
+    lines = []
+    for row in [list(header), *cells]:
+        parts = [c.rjust(w) if _numeric(cells, i) else c.ljust(w) for i, (c, w) in enumerate(zip(row, widths, strict=True))]
+        lines.append("  ".join(parts).rstrip())
+    return "\n".join(lines)
+
+
+def _numeric(rows: list[list[str]], column: int) -> bool:
+    return all(row[column][:1].isdigit() or row[column] == "-" for row in rows)

@@ -1,0 +1,219 @@
+"""``udit sample``."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from udit.cli.output import say
+from udit.config.diffusion import SamplingConfig
+from udit.errors import RunError, UserError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from udit.assemble import System
+    from udit.dist import World
+
+MAX_SEED = 2**63 - 1
+GRID_PICTURES = 100
+
+
+def sample(
+    model: str,
+    /,
+    *,
+    labels: str | None = None,
+    seeds: str | None = None,
+    n: int | None = None,
+    steps: int | None = None,
+    guidance: float | None = None,
+    sampler: str | None = None,
+    guidance_channels: int | None = None,
+    eta: float | None = None,
+    out: Path = Path("samples"),
+    output: Literal["png", "npz"] = "png",
+    batch_size: int = 64,
+    device: str = "auto",
+    weights: Literal["ema", "raw"] = "ema",
+    progress: bool = True,
+) -> int:
+    """Draw pictures from a run or a model: PNGs that carry their settings and a labelled grid, or one .npz batch.
+
+    Picture i has the i-th seed and the i-th label (labels repeat); the same seed and label give the same picture at any
+    batch size and on any number of ranks. Several processes: torchrun --nproc_per_node=N -m udit sample ...
+
+    Parameters
+    ----------
+    model
+        A run folder, a model folder or a hub id.
+    labels
+        Class numbers or names, e.g. 3,7 or cat,dog; all classes in turn if not given.
+    seeds
+        E.g. 0-15 or 3,5,8. With a larger --n they go on counting from the last.
+    n
+        Number of pictures; as many as seeds, or 16.
+    steps
+        Network evaluations per picture; the model's own setting if not given, as for the next four.
+    guidance
+        Guidance scale w of u + w (c - u); 1 is none.
+    sampler
+        ddpm, ddim, dpmpp, unipc, flow-euler or flow-heun.
+    guidance_channels
+        Guide only the first so many channels; 3 is the published DiT protocol.
+    eta
+        DDIM's share of fresh noise, 0 to 1.
+    out
+        Folder for the pictures.
+    output
+        png, or npz: samples.npz with arr_0 (uint8 [N, H, W, C]) and arr_1 (labels).
+    batch_size
+        Pictures at a time on each rank.
+    device
+        auto, cpu, cuda, cuda:N or mps.
+    weights
+        ema (averaged) or raw.
+    progress
+        Show the progress bar.
+    """
+    chosen = parse_seeds(seeds, n)
+    if batch_size < 1:
+        raise UserError(f"--batch-size is {batch_size}; it counts pictures, at least 1")
+    given = {"steps": steps, "guidance": guidance, "sampler": sampler, "eta": eta, "guidance_channels": guidance_channels}
+    changes = {key: value for key, value in given.items() if value is not None}
+    SamplingConfig().replace(**{"sampler": "ddim", **changes} if "eta" in changes else changes)
+
+    from udit import dist
+    from udit.store import load
+
+    world = dist.start(device)
+    system = load(model, weights=weights).fused().to(world.device)
+    how = system.config.sampling.replace(**changes)
+    wanted = system.labels(labels.split(",")) if labels else list(range(system.config.model.num_classes))
+    each = [wanted[i % len(wanted)] for i in range(len(chosen))] if wanted else None
+    _prepare(out)
+    batches = _draw(system, chosen, each, how, batch_size, world, progress)
+    if output == "npz":
+        _write_npz(out / "samples.npz", batches, each, len(chosen), world)
+    else:
+        _write_pngs(out, batches, system, chosen, each, how, world)
+    world.close()
+    return 0
+
+
+def parse_seeds(text: str | None, count: int | None) -> list[int]:
+    """Seeds of ``0-15`` or ``3,5,8`` or both mixed; ``count`` cuts them or counts on from the last.
+
+    Raises:
+        UserError: not such a list, or a count below 1.
+    """
+    if count is not None and count < 1:
+        raise UserError(f"--n is {count}; it counts pictures, at least 1")
+    seeds: list[int] = []
+    for part in text.split(",") if text is not None else []:
+        first, dash, last = part.strip().partition("-")
+        if not first.isdigit() or (dash and not last.isdigit()):
+            raise UserError(f"--seeds has {part.strip()!r}; write whole numbers and ranges, e.g. 0-15 or 3,5,8")
+        low, high = int(first), int(last or first)
+        if high < low or high > MAX_SEED or high - low > 10_000_000:
+            raise UserError(f"--seeds has {part.strip()!r}; a range runs upwards, to at most {MAX_SEED}")
+        seeds += range(low, high + 1)
+    if count is None:
+        return seeds or list(range(16))
+    following = seeds[-1] + 1 if seeds else 0
+    return (seeds + list(range(following, following + max(0, count - len(seeds)))))[:count]
+
+
+def _prepare(out: Path) -> None:
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        probe = out / ".probe"
+        probe.write_bytes(b"udit")
+        probe.unlink()
+    except OSError as error:
+        raise UserError(f"cannot write to {out}: {error.strerror}; give a writable folder with --out") from None
+
+
+def _draw(
+    system: System,
+    seeds: list[int],
+    labels: list[int] | None,
+    how: SamplingConfig,
+    batch_size: int,
+    world: World,
+    progress: bool,
+) -> Iterator[tuple[list[int], Tensor]]:
+    """This rank's pictures, batch after batch, with their places among all."""
+    from tqdm.auto import tqdm
+
+    mine = list(range(len(seeds)))[world.rank :: world.size]
+    own_labels = [labels[i] for i in mine] if labels is not None else None
+    show = progress and world.is_main
+    with tqdm(total=len(mine) * how.steps, desc="sample", unit="step", disable=None if show else True) as bar:
+        done = 0
+        for images in system.generate(
+            [seeds[i] for i in mine], own_labels, sampling=how, batch_size=batch_size, on_step=bar.update
+        ):
+            yield mine[done : done + len(images)], images
+            done += len(images)
+
+
+def _write_pngs(
+    out: Path,
+    batches: Iterator[tuple[list[int], Tensor]],
+    system: System,
+    seeds: list[int],
+    labels: list[int] | None,
+    how: SamplingConfig,
+    world: World,
+) -> None:
+    import torch
+
+    from udit import __version__
+    from udit.pictures import grid, read_pixels, save_png, to_image
+    from udit.store import fingerprint
+
+    names = system.config.id2label
+    common = {"udit": __version__, "model": fingerprint(system.backbone), "sampling": how.model_dump(mode="json")}
+    for places, images in batches:
+        for i, pixels in zip(places, images, strict=True):
+            own: dict[str, Any] = {"seed": seeds[i]}
+            if labels is not None:
+                own |= {"label": labels[i], "class": names[labels[i]] if names else str(labels[i])}
+            save_png(to_image(pixels), out / f"{i:06d}.png", common | own)
+    world.barrier()
+    if world.is_main:
+        shown = range(min(len(seeds), GRID_PICTURES))
+        images = torch.stack([read_pixels(out / f"{i:06d}.png") for i in shown])
+        titles = [names[labels[i]] if names else str(labels[i]) for i in shown] if labels is not None else []
+        save_png(grid(images, titles), out / "grid.png", common)
+        say(f"wrote {len(seeds)} pictures and grid.png to {out}")
+
+
+def _write_npz(
+    path: Path, batches: Iterator[tuple[list[int], Tensor]], labels: list[int] | None, count: int, world: World
+) -> None:
+    import numpy as np
+    import torch
+
+    parts = list(batches)
+    per_rank = -(-count // world.size)
+    shape = next((images.shape[1:] for _, images in parts), None)
+    mine = torch.cat([images for _, images in parts]) if parts else None
+    sizes = world.gather(torch.tensor(shape if shape is not None else (0, 0, 0)))
+    full = tuple(int(v) for v in sizes.max(dim=0).values)
+    padded = torch.zeros(per_rank, *full, dtype=torch.uint8)
+    if mine is not None:
+        padded[: len(mine)] = mine
+    every = world.gather(padded).transpose(0, 1).reshape(-1, *full)[:count]
+    if not world.is_main:
+        return
+    arrays = {"arr_0": every.permute(0, 2, 3, 1).numpy()}
+    if labels is not None:
+        arrays["arr_1"] = np.array(labels, dtype=np.int64)
+    try:
+        np.savez(path, **arrays)  # type: ignore[arg-type]
+    except OSError as error:
+        raise RunError(f"cannot write {path}: {error.strerror}; make room or take another --out") from None
+    say(f"wrote {count} pictures to {path} (arr_0 uint8 {list(arrays['arr_0'].shape)})")

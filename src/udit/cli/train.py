@@ -1,0 +1,61 @@
+"""``udit train``."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from cyclopts import Parameter
+
+from udit.cli.output import say
+from udit.config.files import list_recipes, load_run, to_yaml
+from udit.errors import UserError
+
+
+def train(
+    recipe: str | None = None,
+    /,
+    *overrides: Annotated[str, Parameter(allow_leading_hyphen=False)],
+    list_: Annotated[bool, Parameter(name="--list", negative="")] = False,
+    dry_run: Annotated[bool, Parameter(negative="")] = False,
+    progress: bool = True,
+) -> int:
+    """Train a model; run the same command again to resume.
+
+    Ctrl-C and SIGTERM save and leave. Several processes: torchrun --nproc_per_node=N -m udit train ...
+
+    Parameters
+    ----------
+    recipe
+        A shipped recipe's name or a YAML file.
+    overrides
+        KEY.PATH=VALUE laid over the recipe, e.g. training.lr=1e-3 out=runs/mine data.kind=folder data.root=pictures
+    list_
+        Show the shipped recipes and leave.
+    dry_run
+        Print the resolved run as YAML and leave.
+    progress
+        Show the progress bar.
+    """
+    if list_:
+        for name, purpose in list_recipes().items():
+            say(f"{name:24} {purpose}")
+        return 0
+    if recipe is None:
+        raise UserError("name a recipe, e.g. `udit train digits`; `udit train --list` shows all")
+    run = load_run(recipe, overrides)
+    if dry_run:
+        say(to_yaml(run.plain()).rstrip())
+        return 0
+    from udit.training.trainer import Trainer
+
+    trainer = Trainer(run)
+    outcome = trainer.fit(progress)
+    main = trainer.world.is_main
+    trainer.world.close()
+    if outcome.signal:
+        if main:
+            say(f"stopped at step {outcome.step}, saved; the same command goes on from there")
+        return 128 + outcome.signal
+    if main:
+        say(f"finished: {outcome.step} steps in {run.out} (model/, samples/, loss.png); next: udit eval {run.out}")
+    return 0

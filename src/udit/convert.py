@@ -1,0 +1,68 @@
+"""Weights of other programs become model folders. The only place that opens a pickle, and only as plain tensors."""
+
+from __future__ import annotations
+
+import argparse
+import pickle
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from udit.assemble import System
+from udit.config.model import ModelConfig
+from udit.config.system import SystemConfig
+from udit.errors import UserError
+from udit.models.build import build
+from udit.published import import_published
+from udit.store import read_tensors
+
+
+def read_published(path: Path) -> dict[str, Tensor]:
+    """The state dict in a release's file: its EMA where it holds several.
+
+    Args:
+        path: ``.safetensors``, or a ``.pt``/``.pth``/``.ckpt``/``.bin`` pickle, which is read as tensors and plain
+            containers only (an ``argparse.Namespace``, which the DiT line stores, is let through); nothing in it runs.
+
+    Raises:
+        UserError: no such file, or not a state dict.
+    """
+    if not path.is_file():
+        raise UserError(f"no file {str(path)!r} to convert")
+    if path.suffix == ".safetensors":
+        return read_tensors(path)
+    try:
+        with torch.serialization.safe_globals([argparse.Namespace]):
+            content = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        detail = str(error).split("\n", 1)[0][:160]
+        raise UserError(f"{path} holds more than tensors and is not opened ({detail}); ask its author for safetensors") from None
+    except (OSError, RuntimeError, EOFError, ValueError, KeyError, zipfile.BadZipFile) as error:
+        detail = str(error).split("\n", 1)[0][:160]
+        raise UserError(f"{path} is no readable torch file ({detail}); download it again") from None
+    return _state_dict(content, path)
+
+
+def _state_dict(content: Any, path: Path) -> dict[str, Tensor]:
+    for name in ("ema", "model", "state_dict"):
+        if isinstance(content, Mapping) and isinstance(content.get(name), Mapping):
+            content = content[name]
+            break
+    if not isinstance(content, Mapping) or not content or not all(isinstance(v, Tensor) for v in content.values()):
+        raise UserError(f"{path} holds no state dict, neither itself nor under 'ema', 'model' or 'state_dict'")
+    return {str(key): value for key, value in content.items()}
+
+
+def from_published(path: Path, config: ModelConfig, *, repair: bool = False) -> System:
+    """A system around a release's weights, with the DDPM schedule that all eps models of these releases share.
+
+    Raises:
+        UserError: see ``read_published`` and ``import_published``.
+    """
+    model = build(config)
+    import_published(model, read_published(path), repair=repair)
+    return System(SystemConfig(model=config), model)

@@ -1,0 +1,129 @@
+"""Ranks, reductions and devices; with one process there is no process group and every call is a no-op."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from udit.errors import UserError
+
+
+@dataclass(frozen=True)
+class World:
+    """This process among its peers."""
+
+    rank: int = 0
+    size: int = 1
+    device: torch.device = torch.device("cpu")
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this rank writes files and speaks."""
+        return self.rank == 0
+
+    def sum(self, values: Iterable[float]) -> list[float]:
+        """Element-wise sum over ranks, in float64."""
+        tensor = torch.tensor(list(values), dtype=torch.float64)
+        if self.size > 1:
+            dist.all_reduce(tensor)
+        return tensor.tolist()
+
+    def gather(self, values: Tensor) -> Tensor:
+        """[n] of every rank as [size, n]; CPU tensors of one shape."""
+        if self.size == 1:
+            return values[None]
+        parts = [torch.empty_like(values) for _ in range(self.size)]
+        dist.all_gather(parts, values.contiguous())
+        return torch.stack(parts)
+
+    def broadcast(self, tensors: Iterable[Tensor]) -> None:
+        """Overwrites tensors with rank 0's."""
+        if self.size > 1:
+            for tensor in tensors:
+                dist.broadcast(tensor, src=0)
+
+    def agree(self, value: int) -> int:
+        """Rank 0's value, on every rank."""
+        tensor = torch.tensor(value)
+        self.broadcast([tensor])
+        return int(tensor)
+
+    def barrier(self) -> None:
+        """Waits for every rank."""
+        self.sum([0.0])
+
+    def close(self) -> None:
+        """Leaves the process group."""
+        if self.size > 1 and dist.is_initialized():
+            dist.destroy_process_group()
+
+
+def start(device: str = "auto", timeout: float = 600) -> World:
+    """Joins the peers that ``torchrun`` or ``accelerate launch`` started, or stands alone.
+
+    Args:
+        device: auto, cpu, cuda, cuda:N or mps.
+        timeout: seconds after which a silent peer is an error.
+
+    Raises:
+        UserError: no such device, or WORLD_SIZE is set but the peers cannot be met.
+    """
+    size = _environment("WORLD_SIZE", 1)
+    local = _environment("LOCAL_RANK", 0)
+    where = _device(device, local)
+    if size == 1:
+        return World(device=where)
+    missing = [name for name in ("RANK", "MASTER_ADDR", "MASTER_PORT") if not os.environ.get(name)]
+    if missing:
+        raise UserError(
+            f"WORLD_SIZE is {size} but {', '.join(missing)} is not set; start with `torchrun --nproc_per_node={size} -m udit "
+            "...`, or unset WORLD_SIZE for one process"
+        )
+    rank = _environment("RANK", 0)
+    backend = "cpu:gloo,cuda:nccl" if where.type == "cuda" else "gloo"
+    try:
+        dist.init_process_group(backend, rank=rank, world_size=size, timeout=timedelta(seconds=timeout))
+    except (RuntimeError, ValueError) as error:
+        detail = str(error).split("\n", 1)[0][:160]
+        where_to = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
+        raise UserError(
+            f"rank {rank} of {size} met no peers at {where_to} within {timeout:g} s ({detail}); start all of them with torchrun, "
+            "or unset WORLD_SIZE for one process"
+        ) from None
+    return World(rank, size, where)
+
+
+def _environment(name: str, default: int) -> int:
+    text = os.environ.get(name, str(default))
+    try:
+        return int(text)
+    except ValueError:
+        raise UserError(f"{name} is {text!r}; the launcher sets it to a whole number, unset it otherwise") from None
+
+
+def _device(name: str, local_rank: int) -> torch.device:
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise UserError(f"device is {name!r}; take auto, cpu, cuda, cuda:N or mps") from None
+    if device.type == "cuda":
+        if not torch.cuda.is_available():
+            raise UserError(f"device is {name!r} and this torch finds no CUDA GPU; take cpu or auto")
+        index = local_rank if device.index is None else device.index
+        if index >= torch.cuda.device_count():
+            raise UserError(f"device cuda:{index} is one of {torch.cuda.device_count()} GPUs here; they count from 0")
+        device = torch.device("cuda", index)
+        torch.cuda.set_device(device)
+    elif device.type == "mps" and not torch.backends.mps.is_available():
+        raise UserError("device is 'mps' and this machine has none; take cpu or auto")
+    elif device.type not in ("cpu", "cuda", "mps"):
+        raise UserError(f"device is {name!r}; take auto, cpu, cuda, cuda:N or mps")
+    return device

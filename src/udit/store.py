@@ -1,0 +1,207 @@
+"""Model folders and the hub: ``config.json``, ``model.safetensors``, ``README.md``; load, save, and read a run."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Literal
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from udit.assemble import System
+from udit.checkpoint import CheckpointStore
+from udit.config.base import parse
+from udit.config.files import parse_yaml
+from udit.config.run import Run
+from udit.config.system import SystemConfig
+from udit.errors import RunError, UserError
+from udit.models.build import rebuild
+
+Weights = Literal["ema", "raw"]
+
+
+def save(system: System, path: str | Path, *, raw: nn.Module | None = None) -> Path:
+    """Writes a model folder, whole or not at all; an older one at the same place is replaced.
+
+    Args:
+        system: what to save; its weights become ``model.safetensors``.
+        path: the folder.
+        raw: the same network with the weights that are not averaged, kept as ``model.raw.safetensors``.
+
+    Raises:
+        RunError: it could not be written.
+    """
+    folder = Path(path)
+    temporary = folder.with_name(f".tmp-{folder.name}-{os.getpid()}")
+    try:
+        temporary.mkdir(parents=True)
+        _save_tensors(system.backbone, temporary / "model.safetensors")
+        if raw is not None:
+            _save_tensors(raw, temporary / "model.raw.safetensors")
+        (temporary / "config.json").write_text(
+            json.dumps(system.config.model_dump(mode="json"), indent=2) + "\n", encoding="utf-8"
+        )
+        (temporary / "README.md").write_text(model_card(system.config), encoding="utf-8")
+        if folder.exists():
+            if not (folder / "config.json").is_file() and any(folder.iterdir()):
+                raise UserError(f"{folder} exists and is no model folder; choose another place")
+            shutil.rmtree(folder)
+        temporary.rename(folder)
+    except (OSError, SafetensorError) as error:
+        raise RunError(f"cannot write model folder {folder}: {error}") from None
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    return folder
+
+
+def _save_tensors(model: nn.Module, path: Path) -> None:
+    save_file({name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}, path)
+
+
+def load(
+    path: str | Path, *, weights: Weights = "ema", device: torch.device | str = "cpu", revision: str | None = None
+) -> System:
+    """A system from a model folder, a run folder or a hub id.
+
+    Args:
+        path: a folder that ``save`` or a training wrote, or ``owner/name`` on the hub (HF_HOME, HF_ENDPOINT and
+            HF_HUB_OFFLINE are honoured).
+        weights: ``ema`` (the default weights) or ``raw``.
+        device: where the network goes.
+        revision: branch, tag or commit on the hub.
+
+    Raises:
+        UserError: nothing there, not a model, or damaged.
+    """
+    folder = Path(path)
+    if (folder / "run.yaml").is_file():
+        return _load_run(folder, weights).to(device)
+    if not folder.exists():
+        folder = _download(str(path), revision)
+    if folder.is_file():
+        raise UserError(_file_advice(folder))
+    file = folder / ("model.safetensors" if weights == "ema" else "model.raw.safetensors")
+    if not (folder / "config.json").is_file():
+        raise UserError(f"{folder} holds neither config.json nor run.yaml; give a model folder, a run folder or a hub id")
+    config = read_config(folder / "config.json")
+    return System(config, network(config, read_tensors(file), file)).to(device)
+
+
+def read_config(path: Path) -> SystemConfig:
+    """The ``config.json`` of a model folder.
+
+    Raises:
+        UserError: it is not one.
+    """
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} cannot be read as JSON: {error}") from None
+    if not isinstance(values, dict):
+        raise UserError(f"{path} holds no JSON object")
+    return parse(SystemConfig, values, where=str(path))
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """A safetensors file.
+
+    Raises:
+        UserError: missing or malformed.
+    """
+    if not path.is_file():
+        raise UserError(f"{path} is missing; the folder is incomplete")
+    try:
+        return load_file(path)
+    except (SafetensorError, OSError, ValueError) as error:
+        raise UserError(f"{path} is no readable safetensors file: {error}") from None
+
+
+def network(config: SystemConfig, state: dict[str, Tensor], where: Path) -> nn.Module:
+    """The network of a config around tensors read from a file.
+
+    Raises:
+        UserError: they do not fit.
+    """
+    try:
+        return rebuild(config.model, state).eval()
+    except RuntimeError as error:
+        detail = " ".join(str(error).split())[:240]
+        raise UserError(f"{where} holds the weights of another model: {detail}") from None
+
+
+def _load_run(folder: Path, weights: Weights) -> System:
+    run = read_run_config(folder)
+    checkpoint = CheckpointStore(folder / "checkpoints").newest(aside=False)
+    if checkpoint is None:
+        raise UserError(f"run folder {folder} has no whole checkpoint yet; train it with `udit train`")
+    config = SystemConfig.of(run, max(checkpoint.step, 1))
+    name = "ema" if weights == "ema" else "model"
+    return System(config, network(config, checkpoint.tensors(name), checkpoint.path))
+
+
+def read_run_config(folder: Path) -> Run:
+    """The Run of a run folder.
+
+    Raises:
+        UserError: it has none.
+    """
+    path = folder / "run.yaml"
+    if not path.is_file():
+        raise UserError(f"{folder} is no run folder: it has no run.yaml; `udit train` makes one")
+    return parse(Run, parse_yaml(path.read_text(encoding="utf-8"), str(path)), where=str(path))
+
+
+def _download(name: str, revision: str | None) -> Path:
+    if name.count("/") != 1 or name.startswith((".", "/", "~")):
+        raise UserError(f"no model at {name!r}; give a model folder, a run folder or a hub id (owner/name)")
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    try:
+        patterns = ["config.json", "*.safetensors", "README.md"]
+        return Path(snapshot_download(name, revision=revision, allow_patterns=patterns))
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+        detail = str(error).strip().split("\n", 1)[0]
+        raise UserError(f"no folder {name!r}, and the hub gave none: {detail}") from None
+
+
+def _file_advice(path: Path) -> str:
+    if path.suffix in (".pt", ".pth", ".ckpt", ".bin"):
+        return f"{path} is a pickle and is not opened here; convert it once: `udit convert {path} FOLDER --model NAME`"
+    return f"{path} is a file; give the model folder that holds it"
+
+
+def fingerprint(model: nn.Module) -> str:
+    """First 16 hex digits of a sha256 over all weights, by name."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+def model_card(config: SystemConfig) -> str:
+    """``README.md`` of a model folder, with the hub's front matter."""
+    model = config.model
+    family = getattr(model, "family", type(model).__name__)
+    size = "x".join(map(str, (model.in_channels, *model.size)))
+    classes = f"{model.num_classes} classes" if model.num_classes else "unconditional"
+    return (
+        "---\nlibrary_name: udit\npipeline_tag: unconditional-image-generation\ntags: [diffusion, u-dit]\n---\n\n"
+        f"# {family} on {size}, {classes}\n\n"
+        f"Trained with `{config.diffusion.kind}`"
+        + (f" for {config.steps} steps" if config.steps else "")
+        + ". `model.safetensors` holds the averaged (EMA) weights.\n\n"
+        "```python\nimport udit\n\nsystem = udit.load(\"THIS_FOLDER\")\n"
+        "images = next(system.generate(seeds=range(8)"
+        + (", labels=[0] * 8" if model.num_classes else "")
+        + "))  # uint8 [8, C, H, W]\n```\n"
+    )
+
+

@@ -1,0 +1,1 @@
+"""Training: exact, resumable to the bit, on any number of ranks."""

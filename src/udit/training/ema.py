@@ -1,0 +1,34 @@
+"""Moving average of the weights."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.optim.swa_utils import get_ema_multi_avg_fn
+
+from udit.models.build import rebuild
+
+
+def decay_at(step: int, decay: float) -> float:
+    """Decay of the update after ``step`` steps (1 for the first): (1 + step) / (10 + step) until that exceeds ``decay``."""
+    return min(decay, (1 + step) / (10 + step))
+
+
+class EMA:
+    """A second network whose weights follow the first's. It is never swapped in; it stands beside."""
+
+    def __init__(self, model: nn.Module) -> None:
+        state = {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
+        self.model = rebuild(model.config, state).eval().requires_grad_(False)  # type: ignore[arg-type]
+
+    @torch.no_grad()
+    def update(self, model: nn.Module, decay: float) -> None:
+        """average = decay * average + (1 - decay) * weights; buffers are copied."""
+        ours, theirs = list(self.model.parameters()), list(model.parameters())
+        get_ema_multi_avg_fn(decay)(ours, theirs, 0)  # type: ignore[arg-type]
+        for own, other in zip(self.model.buffers(), model.buffers(), strict=True):
+            own.copy_(other)
+
+    def load(self, state: dict[str, Tensor]) -> None:
+        """Takes the average from a checkpoint."""
+        self.model.load_state_dict(state, strict=True)

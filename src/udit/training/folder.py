@@ -1,0 +1,166 @@
+"""The run folder: its lock, its record of the configuration, and its log."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import json
+import os
+import socket
+from pathlib import Path
+from typing import Any, TextIO
+
+from udit.config.files import parse_yaml, to_yaml
+from udit.config.run import Run, changed_keys
+from udit.errors import RunError, UserError
+
+
+class RunLock:
+    """An flock on ``run.lock``: keeps a second trainer out and dies with its holder, however that ends."""
+
+    def __init__(self, folder: Path) -> None:
+        path = folder / "run.lock"
+        self._stream: TextIO = path.open("a+", encoding="utf-8")
+        try:
+            fcntl.flock(self._stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            self._stream.seek(0)
+            holder = self._stream.read().strip()
+            self._stream.close()
+            if error.errno not in (errno.EAGAIN, errno.EACCES):
+                raise
+            raise UserError(
+                f"run folder {folder} is in use by {holder or 'another process'}; wait for it, or take another out=DIR"
+            ) from None
+        self._stream.truncate(0)
+        self._stream.write(f"process {os.getpid()} on {socket.gethostname()}\n")
+        self._stream.flush()
+
+    def release(self) -> None:
+        """Lets others in."""
+        self._stream.close()
+
+
+def open_folder(run: Run, bytes_needed: int) -> RunLock:
+    """Makes the run folder, proves that it can be written, and locks it.
+
+    Args:
+        run: whose ``out`` is the folder.
+        bytes_needed: of one checkpoint.
+
+    Raises:
+        UserError: the folder cannot be written, is in use, or the disk is too full for a checkpoint.
+    """
+    folder = run.out
+    try:
+        (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
+        (folder / "samples").mkdir(exist_ok=True)
+        probe = folder / ".probe"
+        probe.write_bytes(b"udit")
+        probe.unlink()
+        lock = RunLock(folder)
+    except OSError as error:
+        raise UserError(f"cannot write to run folder {folder}: {error.strerror}; give a writable one with out=DIR") from None
+    free = os.statvfs(folder).f_bavail * os.statvfs(folder).f_frsize
+    if free < bytes_needed:
+        lock.release()
+        raise UserError(
+            f"a checkpoint of this run takes {_megabytes(bytes_needed)} and {folder} has {_megabytes(free)} free; make room, or "
+            "take another out=DIR"
+        )
+    return lock
+
+
+def _megabytes(count: int) -> str:
+    return f"{count / 1e6:,.1f} MB"
+
+
+def read_run(folder: Path) -> dict[str, Any] | None:
+    """The plain values of a folder's ``run.yaml``, or None."""
+    path = folder / "run.yaml"
+    if not path.is_file():
+        return None
+    return parse_yaml(path.read_text(encoding="utf-8"), str(path))
+
+
+def check_resumable(old: dict[str, Any], new: dict[str, Any], where: Path) -> None:
+    """Refuses a run whose changed keys resuming cannot keep.
+
+    Raises:
+        UserError: names the first such key with both values.
+    """
+    changed = changed_keys(old, new)
+    if changed:
+        key = changed[0]
+        before, after = (_look(values, key) for values in (old, new))
+        more = f" (and {len(changed) - 1} more: {', '.join(changed[1:5])})" if len(changed) > 1 else ""
+        raise UserError(
+            f"{key} was {before!r} in {where} and is {after!r} now{more}; resuming cannot keep that: "
+            "put it back, or start anew with out=DIR"
+        )
+
+
+def _look(values: Any, key: str) -> Any:
+    for part in key.split("."):
+        values = values.get(part) if isinstance(values, dict) else None
+    return values
+
+
+def write_run(run: Run) -> None:
+    """Writes ``run.yaml``, whole or not at all."""
+    replace_text(run.out / "run.yaml", to_yaml(run.plain()))
+
+
+def replace_text(path: Path, text: str) -> None:
+    """Writes a text file through a temporary sibling, fsynced.
+
+    Raises:
+        RunError: it could not be written; the file before it is intact.
+    """
+    temporary = path.with_name(f".tmp-{path.name}")
+    try:
+        with temporary.open("w", encoding="utf-8") as stream:
+            stream.write(text)
+            stream.flush()
+            os.fsync(stream.fileno())
+        temporary.replace(path)
+    except OSError as error:
+        raise RunError(f"cannot write {path}: {error.strerror}; mend that and run the same command again") from None
+
+
+class MetricsLog:
+    """``metrics.jsonl``: one line a step, none twice."""
+
+    def __init__(self, path: Path, step: int) -> None:
+        """Opens the log for the steps after ``step``; lines beyond it, and a torn last line, are taken back."""
+        self.path = path
+        kept = []
+        if path.is_file():
+            for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+                try:
+                    if json.loads(line)["step"] <= step:
+                        kept.append(line + "\n")
+                except (ValueError, KeyError, TypeError):
+                    continue
+        replace_text(path, "".join(kept))
+        self._stream = path.open("a", encoding="utf-8")
+
+    def write(self, values: dict[str, Any]) -> None:
+        """Appends one line.
+
+        Raises:
+            RunError: the disk refuses it.
+        """
+        try:
+            self._stream.write(json.dumps(values) + "\n")
+            self._stream.flush()
+        except OSError as error:
+            raise RunError(f"cannot write {self.path}: {error.strerror}; mend that and run the same command again") from None
+
+    def sync(self) -> None:
+        """Waits until the lines are on disk."""
+        os.fsync(self._stream.fileno())
+
+    def close(self) -> None:
+        """Closes the file."""
+        self._stream.close()

@@ -1,0 +1,87 @@
+"""What a run shows of itself: a fixed-seed grid of samples, a validation loss, and its curve."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from udit.assemble import System, denoiser_of
+from udit.data.sources import Labels, Source
+from udit.diffusion.denoise import Denoiser
+from udit.diffusion.objective import Losses, draw
+from udit.pictures import grid, save_png
+
+GRID_ROWS = 4
+VALIDATION_SIZE = 256
+"""Held-out pictures behind a validation loss, at most."""
+
+Loss = Callable[..., Losses]
+
+
+def save_grid(system: System, path: Path, seed: int) -> None:
+    """Draws the run's fixed grid: ten columns of classes (or of nothing, unconditional), four seeds a column.
+
+    Args:
+        system: with the averaged weights.
+        path: of the PNG.
+        seed: of the run; picture i of the grid is the same at every step.
+    """
+    classes = system.config.model.num_classes
+    columns = min(classes, 10) or 8
+    labels = [i % columns for i in range(columns * GRID_ROWS)] if classes else None
+    seeds = [seed + i for i in range(columns * GRID_ROWS)]
+    images = torch.cat(list(system.generate(seeds, labels)))
+    names = system.config.id2label
+    titles = [names[label] if names else str(label) for label in labels] if labels else []
+    settings = {"seeds": seeds, "labels": labels, "sampling": system.config.sampling.model_dump(mode="json")}
+    save_png(grid(images, titles, columns), path, settings)
+
+
+@torch.no_grad()
+def validation_loss(system: System, loss: Loss, source: Source, part: Labels, batch_size: int = 64) -> float | None:
+    """Mean loss of held-out pictures at fixed times and noise, a function of the weights alone; None without pictures."""
+    part = part[:VALIDATION_SIZE]
+    if not len(part):
+        return None
+    device = next(system.backbone.parameters()).device
+    denoiser: Denoiser = denoiser_of(system.config, system.backbone)
+    total = 0.0
+    for start in range(0, len(part), batch_size):
+        ids = [int(i) for i in part[start : start + batch_size]]
+        pixels = torch.stack([torch.from_numpy(source.image(i).copy()) for i in ids])
+        x0 = system.codec.encode(pixels)
+        draws = draw(denoiser.schedule, x0.shape[1:], 0, "validation", [(start + k,) for k in range(len(ids))])
+        y = torch.tensor([int(source.labels[i]) for i in ids]).to(device) if system.config.model.num_classes else None
+        losses = loss(denoiser, x0.to(device), draws.t.to(device), draws.noise.to(device), y)
+        total += float(losses.loss.double().sum())
+    return total / len(part)
+
+
+def save_curve(metrics: Path, path: Path) -> None:
+    """Draws training and validation loss over steps from ``metrics.jsonl``."""
+    import matplotlib
+
+    matplotlib.use("agg")
+    from matplotlib import pyplot as plt
+
+    lines = [json.loads(line) for line in metrics.read_text(encoding="utf-8").splitlines()]
+    steps = [line["step"] for line in lines if "loss" in line]
+    losses = [line["loss"] for line in lines if "loss" in line]
+    if not steps:
+        return
+    figure, axes = plt.subplots(figsize=(6, 3.5), dpi=120, layout="constrained")
+    axes.plot(steps, losses, color="0.8", linewidth=0.8)
+    window = max(1, len(losses) // 50)
+    smooth = [sum(losses[max(0, i - window + 1) : i + 1]) / min(window, i + 1) for i in range(len(losses))]
+    axes.plot(steps, smooth, label=f"training (mean of {window})")
+    held_out = [(line["step"], line["val_loss"]) for line in lines if line.get("val_loss") is not None]
+    if held_out:
+        axes.plot(*zip(*held_out, strict=True), "o-", label="held out, EMA weights, fixed t and noise")
+    axes.set(xlabel="step", ylabel="loss", yscale="log")
+    axes.legend()
+    axes.grid(alpha=0.3)
+    figure.savefig(path)
+    plt.close(figure)

@@ -1,0 +1,42 @@
+"""SIGINT and SIGTERM become a flag that the training loop reads between steps."""
+
+from __future__ import annotations
+
+import signal
+import threading
+import time
+from types import FrameType, TracebackType
+from typing import Any, Self
+
+PATIENCE = 2.0
+"""Seconds: signals closer together are one request (a launcher and the terminal may both send it)."""
+
+
+class StopFlag:
+    """Context in which the first SIGINT or SIGTERM asks to stop and a later one stops at once.
+
+    Outside the main thread it does nothing, as Python delivers signals there only.
+    """
+
+    def __init__(self) -> None:
+        self.signal: int = 0
+        """The number of the signal that asked, or 0."""
+        self._first = 0.0
+        self._previous: dict[int, Any] = {}
+
+    def __enter__(self) -> Self:
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGINT, signal.SIGTERM):
+                self._previous[number] = signal.signal(number, self._receive)
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+
+    def _receive(self, number: int, frame: FrameType | None) -> None:
+        if self.signal and time.monotonic() - self._first > PATIENCE:
+            signal.signal(number, signal.SIG_DFL)
+            signal.raise_signal(number)
+        if not self.signal:
+            self.signal, self._first = number, time.monotonic()
