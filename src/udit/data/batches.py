@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import atexit
 import signal
 import sys
-from collections.abc import Iterator
+import weakref
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -77,7 +79,12 @@ def batches(
         )
     reader = _Reader(source, part, seed, flip)
     jobs = _Jobs(Order(len(part), seed), range(start, stop), global_batch, size, rank, world, accumulation)
-    return _steps(reader, jobs, workers)
+    steps = _steps(reader, jobs, workers)
+    if workers:
+        # else multiprocessing's own exit would send SIGTERM, which workers ignore, and wait for them for ever
+        alive = weakref.ref(steps)
+        atexit.register(lambda: steps.close() if (steps := alive()) else None)
+    return steps
 
 
 @dataclass(frozen=True)
@@ -122,7 +129,7 @@ class _Reader(Dataset["Batch | UserError"]):
         return Batch(torch.from_numpy(x), torch.from_numpy(self.source.labels[ids]), ids, positions)
 
 
-def _steps(reader: _Reader, jobs: _Jobs, workers: int) -> Iterator[list[Batch]]:
+def _steps(reader: _Reader, jobs: _Jobs, workers: int) -> Generator[list[Batch]]:
     read: Iterator[Batch | UserError] = (
         iter(_loader(reader, jobs, workers)) if workers else map(reader.__getitem__, jobs)
     )
