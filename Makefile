@@ -1,0 +1,63 @@
+# Everything a developer does. `make` alone prints this help.
+PYTHON ?=
+BIN := .venv/bin
+STAMP := .venv/.installed
+EXTRAS := .[train,dev]
+
+.DEFAULT_GOAL := help
+.PHONY: help install demo test test-slow check docs constraints clean
+
+help:  ## Prints these targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+install: $(STAMP)  ## Makes .venv with the pinned versions of constraints.txt (Python 3.11 or newer)
+
+# A shim of a version manager may exist and not run, so candidates are tried, not looked up.
+$(STAMP): pyproject.toml constraints.txt
+	@if [ ! -x $(BIN)/python ]; then \
+	  for python in $(PYTHON) python3.11 python3; do \
+	    if $$python -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then \
+	      echo "making .venv with $$($$python --version)"; \
+	      $$python -m venv .venv && exit 0; \
+	      rm -rf .venv; exit 1; \
+	    fi; \
+	  done; \
+	  echo "udit needs Python 3.11 or newer and found none; install it, or name one: make install PYTHON=/path/to/python" >&2; \
+	  exit 1; \
+	fi
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '$(EXTRAS)'
+	@touch $@
+
+demo: install  ## Trains on the embedded digits in minutes on a CPU, then scores 1,000 samples
+	$(BIN)/python -m udit train digits
+	$(BIN)/python -m udit eval runs/digits
+
+# One thread a process: two processes fill two cores, and a fixed thread count keeps the last bits of sums fixed.
+test: install  ## Runs the fast tests on two processes
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
+
+test-slow: install  ## Runs the slow tests: kills, disk faults, full sizes (some need strace)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slow --timeout 900
+
+check: install  ## Lints, checks the format and the types
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+
+docs: install  ## Writes docs/models.md from the catalogue
+	$(BIN)/python -m udit models --markdown > docs/models.md.new
+	mv docs/models.md.new docs/models.md
+
+# A fresh environment without constraints, so that every version is the newest one that fits.
+constraints: install  ## Writes constraints.txt anew from the newest versions
+	rm -rf .venv-constraints
+	$(BIN)/python -m venv .venv-constraints
+	.venv-constraints/bin/python -m pip install --quiet --disable-pip-version-check '$(EXTRAS)'
+	@{ sed -n '/^#/p' constraints.txt; .venv-constraints/bin/python -m pip freeze --disable-pip-version-check \
+	  | grep -Eiv '^(udit|nvidia-|cuda-|triton)'; } > .venv-constraints/new
+	mv .venv-constraints/new constraints.txt
+	rm -rf .venv-constraints
+
+clean:  ## Removes the environment and caches; runs/ stays
+	rm -rf .venv .venv-constraints .pytest_cache .mypy_cache .ruff_cache .hypothesis dist
+	find src tests -name __pycache__ -type d -prune -exec rm -rf {} +
