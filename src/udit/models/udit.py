@@ -108,9 +108,8 @@ class UDiT(nn.Module):
         conds = [F.silu(embed(t, label)) for embed, label in zip(self.conditioners, labels, strict=True)]
         top = conds[min(1, len(conds) - 1)]
         encoder = [cast(Stage, stage).condition(c) for stage, c in zip(self.encoder, conds, strict=True)]
-        decoder = [
-            cast(Stage, stage).condition(c) for stage, c in zip(self.decoder, [top, *conds[1:-1]], strict=True)
-        ]
+        up = [top, *conds[1:-1]] if len(conds) > 1 else []  # one level has no decoder
+        decoder = [cast(Stage, stage).condition(c) for stage, c in zip(self.decoder, up, strict=True)]
         return Conditions(encoder, decoder, self.out_modulation(top)[:, None, None].chunk(2, dim=-1))
 
     def enter(self, x: Tensor, cond: Conditions) -> tuple[Tensor, Tensor]:
