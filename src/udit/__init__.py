@@ -6,7 +6,6 @@ Names load on first use, so that ``import udit`` and the command line's help cos
 from __future__ import annotations
 
 from importlib import import_module
-from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -24,7 +23,7 @@ if TYPE_CHECKING:
     from udit.store import save as save
     from udit.training.trainer import Trainer as Trainer
 
-__version__ = version("udit")
+__version__ = "0.1.0"
 
 _HOME = {
     "Denoiser": "udit.diffusion.denoise",

@@ -8,9 +8,6 @@ from typing import Annotated, Any, Literal
 from cyclopts import Parameter
 
 from udit.cli.output import say
-from udit.config.catalog import find
-from udit.config.files import parse_overrides
-from udit.config.run import model_from
 from udit.errors import RunError, UserError
 
 
@@ -48,13 +45,16 @@ def convert(
     weights
         Which weights of a run or model folder.
     """
+    from udit.config.files import parse_overrides
+    from udit.config.run import model_from
+
     values: dict[str, Any] = parse_overrides(list(overrides))
     is_file = Path(source).is_file()
     if is_file and model is None:
         raise UserError(f"{source} does not say which model it is; add --model NAME (`udit models` lists all)")
     if not is_file and (model or values or repair):
         raise UserError(f"{source} is no file of weights; --model, --repair and KEY=VALUE are for those only")
-    config = model_from({"name": model, **values}) if is_file and model and find(model) else None
+    config = model_from({"name": model, **values}) if is_file else None
     if to == "published" and fuse:
         raise UserError("a fused model has no published form; drop --fuse or --to published")
     if target.exists() and to == "published":

@@ -8,7 +8,6 @@ from typing import Annotated
 from cyclopts import Parameter
 
 from udit.cli.output import say, table
-from udit.config.catalog import CATALOG, find
 
 HEADER = ("model", "input", "parameters", "inference", "MACs", "paper", "weights")
 
@@ -32,6 +31,11 @@ def models(
     as_json
         As JSON, one object a model.
     """
+    from udit.config.catalog import CATALOG, find
+
+    for name in names:
+        find(name)
+
     from udit.analysis import cost
 
     rows = []

@@ -7,13 +7,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from udit.cli.output import say
-from udit.config.diffusion import SamplingConfig
 from udit.errors import RunError, UserError
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from udit.assemble import System
+    from udit.config.diffusion import SamplingConfig
     from udit.dist import World
 
 MAX_SEED = 2**63 - 1
@@ -77,6 +77,8 @@ def sample(
     progress
         Show the progress bar.
     """
+    from udit.config.diffusion import SamplingConfig
+
     chosen = parse_seeds(seeds, n)
     if batch_size < 1:
         raise UserError(f"--batch-size is {batch_size}; it counts pictures, at least 1")

@@ -7,7 +7,6 @@ from typing import Annotated
 from cyclopts import Parameter
 
 from udit.cli.output import say
-from udit.config.files import list_recipes, load_run, to_yaml
 from udit.errors import UserError
 
 
@@ -36,6 +35,8 @@ def train(
     progress
         Show the progress bar.
     """
+    from udit.config.files import list_recipes, load_run, to_yaml
+
     if list_:
         for name, purpose in list_recipes().items():
             say(f"{name:24} {purpose}")

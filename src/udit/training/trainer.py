@@ -155,6 +155,7 @@ class Trainer:
             # Searching for unused parameters keeps DDP from rebuilding its buckets after the first backward pass: the
             # order of summation would differ between an unbroken and a resumed run.
             warnings.filterwarnings("ignore", message="find_unused_parameters=True was specified")
+            warnings.filterwarnings("ignore", message="Grad strides do not match bucket view strides")
             self.network = DistributedDataParallel(
                 self.model,
                 device_ids=[self.world.device.index] if self.world.device.type == "cuda" else None,

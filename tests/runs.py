@@ -1,0 +1,75 @@
+"""What tests of whole runs share: a small run, processes that train it, and the hash of what came out."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+from safetensors.torch import load_file
+
+TINY = [
+    "model.width=8",
+    "model.heads=1",
+    "training.batch_size=12",
+    "training.save_every=7",
+    "training.sample_every=20",
+    "sampling.steps=2",
+    "training.timeout=60",
+]
+"""Overrides of the digits recipe: a small model that saves every seven steps; the batch splits over 1, 2 and 3 ranks."""
+
+
+def environment(**extra: str) -> dict[str, str]:
+    """A single-threaded environment without a launcher's variables."""
+    ours = {k: v for k, v in os.environ.items() if k not in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")}
+    return ours | {"OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"} | extra
+
+
+def command(out: Path, *overrides: str) -> list[str]:
+    """The training command of the small run."""
+    return [sys.executable, "-m", "udit", "train", "digits", "--no-progress", f"out={out}", *TINY, *overrides]
+
+
+def launch(out: Path, *overrides: str, ranks: int = 1, **popen: object) -> list[subprocess.Popen[str]]:
+    """Starts the run on some ranks, as a launcher would."""
+    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE, "text": True} | popen
+    if ranks == 1:
+        return [subprocess.Popen(command(out, *overrides), env=environment(), **quiet)]
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    group = {"WORLD_SIZE": str(ranks), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    return [
+        subprocess.Popen(
+            command(out, *overrides), env=environment(RANK=str(rank), LOCAL_RANK=str(rank), **group), **quiet
+        )
+        for rank in range(ranks)
+    ]
+
+
+def finish(processes: list[subprocess.Popen[str]], timeout: float = 100) -> list[tuple[int, str]]:
+    """Waits for every rank; (exit code, standard error) of each."""
+    ended = []
+    for process in processes:
+        _, errors = process.communicate(timeout=timeout)
+        ended.append((process.returncode, errors))
+    return ended
+
+
+def newest(out: Path) -> Path:
+    """The newest checkpoint."""
+    return max((out / "checkpoints").glob("step-????????"))
+
+
+def state_hash(out: Path) -> str:
+    """sha256 over weights, EMA and optimiser of the newest checkpoint, by name."""
+    digest = hashlib.sha256()
+    for name in ("model", "ema", "optim"):
+        for key, tensor in sorted(load_file(newest(out) / f"{name}.safetensors").items()):
+            digest.update(f"{name}/{key}".encode())
+            digest.update(tensor.numpy().tobytes())
+    return digest.hexdigest()
