@@ -14,7 +14,10 @@ from torch import Tensor
 
 
 def key(seed: int, purpose: str, *index: int) -> int:
-    """63-bit key of (seed, purpose, indices); any change gives an unrelated key. No purpose may end in a slash and a number."""
+    """63-bit key of (seed, purpose, indices); any change gives an unrelated key.
+
+    No purpose may end in a slash and a number.
+    """
     text = "/".join([str(int(seed)), purpose, *(str(int(i)) for i in index)])
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little") >> 1
 

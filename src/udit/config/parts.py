@@ -53,8 +53,9 @@ class Downsampled(Spec):
 class RepConv(Spec):
     """FFN with a depthwise convolution, re-parameterised while training (Tian et al. 2024, Sec. 3.3).
 
-    ``branches`` are the sides of parallel depthwise convolutions, joined by an identity; each 1x1 convolution is a product
-    of two through ``width`` channels. All of it is linear, so it folds into one convolution and one matrix a side.
+    ``branches`` are the sides of parallel depthwise convolutions, joined by an identity; each 1x1 convolution is a
+    product of two through ``width`` channels. All of it is linear, so it folds into one convolution and one matrix a
+    side.
     """
 
     kind: Literal["rep-conv"] = "rep-conv"

@@ -29,9 +29,7 @@ class UDiTConfig(ModelConfig):
     @model_validator(mode="after")
     def _check(self) -> UDiTConfig:
         if len(self.depths) % 2 == 0:
-            raise ValueError(
-                f"depths has {len(self.depths)} entries; a U needs an odd number, e.g. (2, 5, 8, 5, 2)"
-            )
+            raise ValueError(f"depths has {len(self.depths)} entries; a U needs an odd number, e.g. (2, 5, 8, 5, 2)")
         if self.width % self.heads:
             raise ValueError(f"width {self.width} does not split over {self.heads} heads; choose a multiple")
         per_head = self.width // self.heads
@@ -43,7 +41,9 @@ class UDiTConfig(ModelConfig):
         if self.levels > 1 and self.width % 2:
             raise ValueError(f"width {self.width} is odd; merging 2x2 pixels needs an even width")
         if round(self.ffn.ratio * self.width) < 1:
-            raise ValueError(f"ffn.ratio {self.ffn.ratio:g} leaves no hidden channel of {self.width}; choose a larger one")
+            raise ValueError(
+                f"ffn.ratio {self.ffn.ratio:g} leaves no hidden channel of {self.width}; choose a larger one"
+            )
         self.check_size(*self.size)
         return self
 
@@ -58,8 +58,8 @@ class UDiTConfig(ModelConfig):
         if height % factor or width % factor:
             near = [max(factor, factor * round(side / factor)) for side in (height, width)]
             raise ValueError(
-                f"an input of {height}x{width} cannot pass {self.levels} levels; H and W must be multiples of {factor}, "
-                f"e.g. {near[0]}x{near[1]}, or take fewer levels"
+                f"an input of {height}x{width} cannot pass {self.levels} levels; H and W must be multiples of "
+                f"{factor}, e.g. {near[0]}x{near[1]}, or take fewer levels"
             )
 
     def build(self) -> nn.Module:

@@ -187,7 +187,7 @@ class ImageFolder:
             labels += [label] * len(paths)
         for name in names:
             digest.update(f"{name}\0{(self.root / name).stat().st_size}\n".encode("utf-8", "surrogateescape"))
-        self.names = names
+        self.names: Sequence[str] = names
         self.labels = np.array(labels, np.int64)
         self.fingerprint = digest.hexdigest()
         self._pixels: Pixels | None = None

@@ -65,8 +65,8 @@ def drop_labels(y: Tensor, null_label: int, rate: float, uniform: Tensor) -> Ten
         y: [B] int64.
         null_label: what replaces them.
         rate: share dropped, 0 to 1.
-        uniform: [B] or [B, 1] numbers: one decision a sample; or [B, K]: one a level, as the U-DiT release draws them (then
-            only 0.1 % of the labels are dropped at all three levels at once).
+        uniform: [B] or [B, 1] numbers: one decision a sample; or [B, K]: one a level, as the U-DiT release draws them
+            (then only 0.1 % of the labels are dropped at all three levels at once).
 
     Returns:
         [B], or [B, K] for K > 1.
@@ -132,7 +132,11 @@ def _bound_term(schedule: DDPM, pred_x0: Tensor, variance: Tensor, x0: Tensor, x
     of_x0, of_xt = (gather(table, t, x_t) for table in schedule.posterior_coefficients)
     true_mean, true_log = of_x0 * x0 + of_xt * x_t, gather(schedule.posterior_log_variance, t, x_t)
     kl = 0.5 * (
-        log_variance - true_log - 1 + (true_log - log_variance).exp() + (true_mean - mean).square() * (-log_variance).exp()
+        log_variance
+        - true_log
+        - 1
+        + (true_log - log_variance).exp()
+        + (true_mean - mean).square() * (-log_variance).exp()
     )
     nll = -pixel_log_likelihood(x0, mean, 0.5 * log_variance)
     first = (t == 0).view(-1, *[1] * (x0.ndim - 1))

@@ -68,7 +68,8 @@ class DDPM:
     @cached_property
     def alpha_bar(self) -> Table:
         """[T] signal variance left: the product of 1 - beta."""
-        return np.cumprod(1 - self.betas)
+        alpha_bar: Table = np.cumprod(1 - self.betas, dtype=np.float64)
+        return alpha_bar
 
     @cached_property
     def alpha_bar_prev(self) -> Table:
@@ -121,8 +122,8 @@ class DDPM:
         """The schedule over a part of its steps, at which alpha_bar is unchanged (ADM).
 
         Args:
-            sections: a count; comma-separated counts, one for each equal part of the schedule; or ``"ddimN"`` for N steps
-                at the one whole stride that gives exactly N.
+            sections: a count; comma-separated counts, one for each equal part of the schedule; or ``"ddimN"`` for N
+                steps at the one whole stride that gives exactly N.
 
         Raises:
             UserError: the schedule cannot be split so.
@@ -140,7 +141,9 @@ def _space(total: int, sections: str) -> set[int]:
         for stride in range(1, total + 1):
             if len(range(0, total, stride)) == wanted:
                 return set(range(0, total, stride))
-        raise UserError(f"steps is {sections}: no whole stride takes exactly {wanted} of {total} steps; try a plain count")
+        raise UserError(
+            f"steps is {sections}: no whole stride takes exactly {wanted} of {total} steps; try a plain count"
+        )
     counts = sections.split(",")
     if not all(count.strip().isdigit() and int(count) > 0 for count in counts):
         raise UserError(f"steps is {sections!r}; give a count (50), counts per section (10,20,20) or ddimN (ddim50)")
@@ -150,12 +153,14 @@ def _space(total: int, sections: str) -> set[int]:
     for i, count in enumerate(map(int, counts)):
         length = size + (i < extra)
         if count > length:
-            raise UserError(f"steps is {sections}: a section of {length} steps cannot give {count}; ask for at most {length}")
-        stride = (length - 1) / (count - 1) if count > 1 else 1.0
+            raise UserError(
+                f"steps is {sections}: a section of {length} steps cannot give {count}; ask for at most {length}"
+            )
+        step = (length - 1) / (count - 1) if count > 1 else 1.0
         position = 0.0
         for _ in range(count):
             kept.add(start + round(position))
-            position += stride
+            position += step
         start += length
     return kept
 

@@ -1,7 +1,7 @@
 """diffusers' few-step solvers behind our sampler interface.
 
-A fresh solver is built for every call, from an explicit config: no learned variance, no clipping, no thresholding. It is
-handed eps (on the DDPM schedule) or the velocity (on the flow path), whatever the network itself predicts.
+A fresh solver is built for every call, from an explicit config: no learned variance, no clipping, no thresholding. It
+is handed eps (on the DDPM schedule) or the velocity (on the flow path), whatever the network itself predicts.
 """
 
 from __future__ import annotations
@@ -34,10 +34,11 @@ class Solver:
         if not str(steps).isdigit() or int(steps) < 1:
             raise UserError(f"steps is {steps!r}; the {self.name} sampler takes a count of at least 1")
         schedule = denoise.schedule
-        discrete = isinstance(schedule, DDPM)
-        if discrete and self.name.startswith("flow-"):
-            raise UserError(f"{self.name} walks the flow path and the model was trained with DDPM; use ddim, dpmpp or unipc")
-        solver = self._build(schedule.betas if discrete else None, int(steps))
+        if isinstance(schedule, DDPM) and self.name.startswith("flow-"):
+            raise UserError(
+                f"{self.name} walks the flow path and the model was trained with DDPM; use ddim, dpmpp or unipc"
+            )
+        solver = self._build(schedule.betas if isinstance(schedule, DDPM) else None, int(steps))
         x = x.float()
         total = len(solver.timesteps)
         for k, time in enumerate(solver.timesteps, start=1):
@@ -46,19 +47,19 @@ class Solver:
             else:
                 t = torch.full((len(x),), float(time) / 1000, device=x.device)
             prediction = denoise(x, t, y)
-            output = prediction.eps if discrete else prediction.eps - prediction.x0
+            output = prediction.eps if isinstance(schedule, DDPM) else prediction.eps - prediction.x0
             x = solver.step(output, time, x, return_dict=False)[0]
             yield Step(k, total, x, prediction.x0)
 
     def _build(self, betas: np.ndarray[Any, Any] | None, steps: int) -> Any:
         import diffusers
 
-        if self.name in ("flow-euler", "flow-heun"):
-            kind = diffusers.FlowMatchEulerDiscreteScheduler if self.name == "flow-euler" else None
-            if kind is not None:
-                solver = kind(num_train_timesteps=1000, shift=1.0)
-                solver.set_timesteps(sigmas=np.linspace(1, 1 / steps, steps).tolist())
-                return solver
+        solver: Any  # diffusers leaves its schedulers untyped
+        if self.name == "flow-euler":
+            solver = diffusers.FlowMatchEulerDiscreteScheduler(num_train_timesteps=1000, shift=1.0)
+            solver.set_timesteps(sigmas=np.linspace(1, 1 / steps, steps).tolist())
+            return solver
+        if self.name == "flow-heun":
             solver = diffusers.FlowMatchHeunDiscreteScheduler(num_train_timesteps=1000, shift=1.0)
             solver.set_timesteps((steps + 1) // 2)
             return solver

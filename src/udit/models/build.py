@@ -7,7 +7,6 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from udit.config.base import parse
 from udit.config.catalog import find
 from udit.config.model import ModelConfig
 from udit.nn.init import fill
@@ -57,8 +56,8 @@ def fuse(model: nn.Module) -> nn.Module:
     """The inference form of a network: linear chains folded into single weights, which are parameters.
 
     Returns:
-        A new module in eval mode, of the same device and dtype; the argument is left bit-identical. Fusing a fused network
-        copies it.
+        A new module in eval mode, of the same device and dtype; the argument is left bit-identical. Fusing a fused
+        network copies it.
     """
     config = cast(ModelConfig, model.config)
     state = dict(model.state_dict())

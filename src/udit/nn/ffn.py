@@ -42,8 +42,8 @@ def composed_linear(first: nn.Linear, second: nn.Linear) -> tuple[Tensor, Tensor
 def composed_depthwise(branches: Sequence[nn.Conv2d]) -> tuple[Tensor, Tensor]:
     """Kernel [D, 1, s, s] and bias [D] of an identity plus parallel depthwise convolutions, the largest first.
 
-    Differentiable in all of them. In training this is exact too, and cheaper than running the branches: they differ only
-    in the support of their kernels.
+    Differentiable in all of them. In training this is exact too, and cheaper than running the branches: they differ
+    only in the support of their kernels.
     """
     size = branches[0].kernel_size[0]
     kernel = branches[0].weight
@@ -95,12 +95,17 @@ class DepthwiseFFN(nn.Module):
         """[B, H, W, D] -> [B, H, W, D]."""
         expand, expand_bias, kernel, kernel_bias, contract, contract_bias = self.weights()
         x = F.gelu(F.linear(x, expand, expand_bias))
-        x = to_last(
-            F.conv2d(to_first(x), kernel, kernel_bias, padding=kernel.shape[-1] // 2, groups=kernel.shape[0])
-        )
+        x = to_last(F.conv2d(to_first(x), kernel, kernel_bias, padding=kernel.shape[-1] // 2, groups=kernel.shape[0]))
         return F.linear(x, contract, contract_bias)
 
     def folded(self) -> dict[str, Tensor]:
         """State of the same FFN built from ``spec.folded()``."""
-        names = ("expand.weight", "expand.bias", "depthwise.0.weight", "depthwise.0.bias", "contract.weight", "contract.bias")
+        names = (
+            "expand.weight",
+            "expand.bias",
+            "depthwise.0.weight",
+            "depthwise.0.bias",
+            "contract.weight",
+            "contract.bias",
+        )
         return dict(zip(names, self.weights(), strict=True))

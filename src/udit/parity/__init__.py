@@ -20,8 +20,8 @@ LIMIT = 2e-5
 LOOSE_LIMIT = 1e-4
 """Guided outputs, gradient norms and cached outputs."""
 FLOOR_LIMIT = 9e-4
-"""The reference's own float32 noise floor, found again from its stored output and our float64 network; the last digits of
-float32 constants (rotary and time tables) show in it."""
+"""The reference's own float32 noise floor, found again from its stored output and our float64 network; the last digits
+of float32 constants (rotary and time tables) show in it."""
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,9 @@ class Report:
     @property
     def worst(self) -> Check:
         """The array furthest towards, or beyond, its limit."""
-        return max(self.checks, key=lambda c: np.inf if np.isnan(c.error) else c.error / c.limit if c.limit else c.error)
+        return max(
+            self.checks, key=lambda c: np.inf if np.isnan(c.error) else c.error / c.limit if c.limit else c.error
+        )
 
     def __str__(self) -> str:
         worst = self.worst

@@ -45,7 +45,9 @@ def check(arrays: dict[str, np.ndarray]) -> list[Check]:
             schedule = denoiser.schedule
             assert isinstance(schedule, DDPM)
             kept = schedule.respaced(match[2])
-            checks.append(exact(name, kept.timesteps, stored) if match[1] == "timesteps" else close(name, kept.betas, stored))
+            checks.append(
+                exact(name, kept.timesteps, stored) if match[1] == "timesteps" else close(name, kept.betas, stored)
+            )
         elif match := re.fullmatch(r"ddpm_(\w+)_clip([01])", name):
             checks.append(close(name, _walk(denoiser, Ancestral(match[2] == "1"), match[1], seed), stored))
         elif match := re.fullmatch(r"ddim_(\w+)_eta([\d.]+)", name):

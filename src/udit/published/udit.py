@@ -20,7 +20,12 @@ Row = tuple[str, str, Shape]
 
 def key_map(config: UDiTConfig) -> dict[str, tuple[str, Shape]]:
     """{published key: (our key, published shape)} in the release's order."""
-    if not isinstance(config.ffn, Mlp) and not config.ffn.reparam and config.attention.kernel and not config.attention.shortcut:
+    if (
+        not isinstance(config.ffn, Mlp)
+        and not config.ffn.reparam
+        and config.attention.kernel
+        and not config.attention.shortcut
+    ):
         raise UserError("a fused U-DiT has no published form; import into, or export from, the training form")
     if config.attention.factor != 2:
         raise UserError(f"the release has attention factor 2 only, not {config.attention.factor}")
@@ -84,22 +89,24 @@ def _ffn(config: UDiTConfig, key: str, name: str, width: int) -> Iterator[Row]:
     numbered = config.ffn.reparam
     inner, outer = [(middle, width), (hidden, middle)], [(middle, hidden), (width, middle)]
     for i, shape in enumerate(inner if numbered else [(hidden, width)]):
-        yield from _both(*(f"{p}.{i}" if numbered else p for p in (f"{key}.project_in", f"{name}.expand")), (*shape, 1, 1))
+        tail = f".{i}" if numbered else ""
+        yield from _both(f"{key}.project_in{tail}", f"{name}.expand{tail}", (*shape, 1, 1))
     for i, side in enumerate(config.ffn.branches):
         theirs = f"{key}.dwconv.{i}" if numbered else f"{key}.dwconv"
         yield from _both(theirs, f"{name}.depthwise.{i}", (hidden, 1, side, side))
     for i, shape in enumerate(outer if numbered else [(width, hidden)]):
-        yield from _both(*(f"{p}.{i}" if numbered else p for p in (f"{key}.project_out", f"{name}.contract")), (*shape, 1, 1))
+        tail = f".{i}" if numbered else ""
+        yield from _both(f"{key}.project_out{tail}", f"{name}.contract{tail}", (*shape, 1, 1))
 
 
 def inspect(state: dict[str, Tensor], repair: bool) -> None:
     """Looks for the mark of the release's ``eval()``, which adds the folded branches to ``dwconv.0`` in place.
 
-    The branches see the same input, so under Adam without weight decay they receive the same updates where their kernels
-    overlap: K5 - K3 stays what it was at initialisation, within the two Xavier bounds. A spoiled K5 is K5 + n (K3 + K1 +
-    identity), which leaves those bounds; taking n of them away brings it back. Where that is so for every kernel of the
-    file, the damage is certain and can be undone. An average centre above the clean one without such a proof (an early EMA,
-    which starts from a spoiled copy and decays as 0.9999 ** step) is warned about.
+    The branches see the same input, so under Adam without weight decay they receive the same updates where their
+    kernels overlap: K5 - K3 stays what it was at initialisation, within the two Xavier bounds. A spoiled K5 is
+    K5 + n (K3 + K1 + identity), which leaves those bounds; taking n of them away brings it back. Where that is so for
+    every kernel of the file, the damage is certain and can be undone. An average centre above the clean one without
+    such a proof (an early EMA, which starts from a spoiled copy and decays as 0.9999 ** step) is warned about.
 
     Args:
         state: the release's state dict; repaired in place (new tensors) if asked.
@@ -119,8 +126,9 @@ def inspect(state: dict[str, Tensor], repair: bool) -> None:
         if all(_clean(k5 - times * e, k3) for (k5, k3, _), e in zip(kernels, excess, strict=True)):
             if not repair:
                 raise UserError(
-                    f"this checkpoint was saved after {times} eval() of the U-DiT release, which adds the folded branches "
-                    "to dwconv.0.weight; import it with repair=True (`udit convert --repair`) to take them out again"
+                    f"this checkpoint was saved after {times} eval() of the U-DiT release, which adds the folded "
+                    "branches to dwconv.0.weight; import it with repair=True (`udit convert --repair`) to take them "
+                    "out again"
                 )
             for p, (k5, _, _), e in zip(prefixes, kernels, excess, strict=True):
                 state[f"{p}.0.weight"] = (k5 - times * e).to(state[f"{p}.0.weight"].dtype)
@@ -128,8 +136,9 @@ def inspect(state: dict[str, Tensor], repair: bool) -> None:
     centre = torch.cat([(k5[:, 0, 2, 2] - k3[:, 0, 1, 1]) for k5, k3, _ in kernels]).mean().item()
     if abs(centre) > 0.02:
         warnings.warn(
-            f"the centres of dwconv.0 lie {centre:.2f} above those of dwconv.1 on average, where training leaves 0: these weights "
-            "may have been saved after the U-DiT release's eval(), or be an early EMA of it; compare samples before use",
+            f"the centres of dwconv.0 lie {centre:.2f} above those of dwconv.1 on average, where training leaves 0: these "
+            "weights may have been saved after the U-DiT release's eval(), or be an early EMA of it; compare samples "
+            "before use",
             stacklevel=4,
         )
 
