@@ -1,0 +1,89 @@
+"""What the tests of U-DiT's peers share: published keys, tiny records of official programs, a few training steps."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import math
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+import udit
+from conftest import DATA, batch
+from udit.config.model import ModelConfig
+from udit.published import key_map
+
+
+def key_lists(family: str) -> dict[str, dict[str, list[int]]]:
+    """{size: {key: shape}} of a family's releases, in their order."""
+    return json.loads(gzip.decompress((DATA / f"{family}-keys.json.gz").read_bytes()))
+
+
+def assert_bijection(config: ModelConfig, published: dict[str, list[int]]) -> None:
+    """The key map has the release's keys and shapes in its order, and each tensor of ours exactly once."""
+    ours = key_map(config)
+    assert [(key, list(shape)) for key, (_, shape) in ours.items()] == list(published.items())
+    state = udit.build(config, device="meta").state_dict()
+    carried = {name: shape for name, shape in ours.values() if isinstance(name, str)}
+    assert sorted(carried) == sorted(state)
+    assert all(math.prod(shape) == state[name].numel() for name, shape in carried.items())
+
+
+def golden_model(config: ModelConfig, kept: tuple[str, ...] = (), buffers: tuple[str, ...] = ()) -> nn.Module:
+    """The network under the records' weights: element j of the i-th name is 0.2 sin(0.731 i + 1.618 j), both from 1.
+
+    Args:
+        config: of the network.
+        kept: endings of names that keep their initial value, and still count.
+        buffers: names of random buffers, filled with sin(0.731 i + 1.618 j) by their own count.
+    """
+    model = udit.build(config)
+    state = udit.export_published(model)
+    parameters = {name for name, _ in model.named_parameters()}
+    trained = sorted(key for key, (name, _) in key_map(config).items() if name in parameters)
+    for scale, names in ((0.2, trained), (1.0, list(buffers))):
+        for i, key in enumerate(names, start=1):
+            if not key.endswith(kept or ("\n",)):
+                j = torch.arange(1, state[key].numel() + 1, dtype=torch.float64)
+                state[key] = (scale * torch.sin(0.731 * i + 1.618 * j)).float().view(state[key].shape)
+    udit.import_published(model, state)
+    return model.eval()
+
+
+def golden_input(*shape: int) -> Tensor:
+    """sin(0.05 n), n counting row-major."""
+    return torch.sin(0.05 * torch.arange(math.prod(shape), dtype=torch.float64)).float().view(shape)
+
+
+def assert_golden(out: Tensor, record: dict[str, Any]) -> None:
+    """Shape, five samples, mean absolute value and sum, to 1e-4."""
+    flat = out.double().flatten()
+    assert list(out.shape) == record["shape"]
+    samples = {index: flat[int(index)].item() for index in record["samples"]}
+    assert all(abs(samples[index] - value) < 1e-4 for index, value in record["samples"].items()), samples
+    assert abs(flat.abs().mean().item() - record["absmean"]) < 1e-4
+    assert abs(flat.sum().item() - record["sum"]) < 1e-4 * math.sqrt(flat.numel())
+
+
+def learns(model: nn.Module, y: Tensor | None, time: Tensor | None = None) -> tuple[float, float]:
+    """The squared error to a fixed picture before and after two steps; by then every parameter must have a gradient.
+
+    Two, because the first only opens what was initialised to zero and hides the parameters behind it.
+    """
+    x, t, _ = batch(model)
+    t = t if time is None else time
+    shape = (len(x), model.config.out_channels, *x.shape[2:])
+    target = golden_input(*shape)
+    optimiser = torch.optim.Adam(model.parameters(), lr=1e-3)
+    losses = []
+    for _ in range(3):
+        optimiser.zero_grad(set_to_none=True)
+        loss = (model(x, t, y) - target).square().mean()
+        loss.backward()
+        optimiser.step()
+        losses.append(loss.item())
+    still = [name for name, p in model.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0]
+    assert not still
+    return losses[0], losses[-1]
