@@ -11,10 +11,10 @@ from typing import ClassVar, NamedTuple, cast
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from udit.config.dic import DiCConfig
 from udit.nn import init
+from udit.nn.blocks import run
 from udit.nn.conditioning import ClassConditioner, Modulation, modulated_norm
 from udit.nn.conv import GatedConvBlock
 from udit.nn.tokens import Merge, Split, to_first, to_last
@@ -39,7 +39,7 @@ class Stage(nn.Module):
         """[B, H, W, width] -> the map and the skips: the last block's output, and every ``stride``-th before it."""
         skips = []
         for left, (block, mod) in enumerate(zip(self.blocks, mods, strict=True), start=1 - len(self.blocks)):
-            x = self.step(block, x, mod)
+            x = run(block, self.checkpointing, x, mod)
             if left % self.stride == 0:
                 skips.append(x)
         return x, skips
@@ -48,12 +48,9 @@ class Stage(nn.Module):
         """[B, H, W, width] and ``encode``'s skips, taken last in first out -> [B, H, W, width]."""
         waiting = list(skips)
         for i, (block, mod) in enumerate(zip(self.blocks, mods, strict=True)):
-            x = self.step(block, x if i % self.stride else torch.cat([x, waiting.pop()], dim=-1), mod)
+            x = x if i % self.stride else torch.cat([x, waiting.pop()], dim=-1)
+            x = run(block, self.checkpointing, x, mod)
         return x
-
-    def step(self, block: nn.Module, x: Tensor, mod: Modulation) -> Tensor:
-        """One block, recomputed in backward where that is asked for."""
-        return checkpoint(block, x, mod, use_reentrant=False) if self.checkpointing and self.training else block(x, mod)
 
 
 class Conditions(NamedTuple):
@@ -106,11 +103,11 @@ class DiC(nn.Module):
         decoder = [cast(Stage, stage).condition(c) for stage, c in zip(self.decoder, conds[:-1], strict=True)]
         return Conditions(encoder, decoder, self.out_modulation(conds[0])[:, None, None].chunk(2, dim=-1))
 
-    def enter(self, x: Tensor, cond: Conditions) -> tuple[Tensor, list[Tensor]]:
-        """Full resolution in: [B, C, H, W] -> the map [B, H, W, D] and its skips."""
+    def enter(self, x: Tensor, cond: Conditions) -> tuple[Tensor, list[Tensor] | None]:
+        """Full resolution in: [B, C, H, W] -> the map [B, H, W, D] and its skips, which a single level has none of."""
         self.config.check_size(*x.shape[2:])
         x = to_last(self.stem(x))
-        return cast(Stage, self.encoder[0]).encode(x, cond.encoder[0]) if len(self.decoder) else (x, [])
+        return cast(Stage, self.encoder[0]).encode(x, cond.encoder[0]) if len(self.decoder) else (x, None)
 
     def deep(self, x: Tensor, cond: Conditions) -> Tensor:
         """All below full resolution, which step caching keeps: [B, H, W, D] -> [B, H, W, D]."""
@@ -124,9 +121,9 @@ class DiC(nn.Module):
             x = cast(Stage, self.decoder[level]).decode(self.split[level](x), cond.decoder[level], skips[level])
         return self.split[0](x)
 
-    def leave(self, x: Tensor, skips: Sequence[Tensor], cond: Conditions) -> Tensor:
+    def leave(self, x: Tensor, skips: Sequence[Tensor] | None, cond: Conditions) -> Tensor:
         """Full resolution out: [B, H, W, D] and the skips -> [B, out_channels, H, W]."""
-        if len(self.decoder):
+        if skips is not None:
             x = cast(Stage, self.decoder[0]).decode(x, cond.decoder[0], skips)
         x = to_last(self.mix(to_first(x)))
         return self.out(to_first(modulated_norm(x, *cond.out)))

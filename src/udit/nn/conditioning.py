@@ -12,6 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from udit.errors import UserError
+
 
 def timestep_features(t: Tensor, dim: int = 256) -> Tensor:
     """Sinusoidal features of time, cosines first.
@@ -32,23 +34,25 @@ def timestep_features(t: Tensor, dim: int = 256) -> Tensor:
 class ClassConditioner(nn.Module):
     """Embeds (t, y) into one vector [B, D]: timestep MLP plus label table, whose last row is the null class."""
 
-    FEATURES = 256
-
-    def __init__(self, width: int, num_classes: int) -> None:
+    def __init__(self, width: int, num_classes: int, features: int = 256, null_class: bool = True) -> None:
+        """For ``num_classes`` besides the null class, which ``null_class`` leaves out; ``features`` is F."""
         super().__init__()
-        self.time = nn.Sequential(nn.Linear(self.FEATURES, width), nn.SiLU(), nn.Linear(width, width))
-        self.label = nn.Embedding(num_classes + 1, width) if num_classes else None
+        self.features = features
+        self.null_label = num_classes if null_class else None
+        self.time = nn.Sequential(nn.Linear(features, width), nn.SiLU(), nn.Linear(width, width))
+        self.label = nn.Embedding(num_classes + null_class, width) if num_classes else None
 
     def forward(self, t: Tensor, y: Tensor | None = None) -> Tensor:
         """t [B], y [B] int64 or None (= null) -> [B, D]."""
-        features = timestep_features(t, self.FEATURES).to(self.time[0].weight.dtype)
-        embedded = self.time(features)
+        embedded = self.time(timestep_features(t, self.features).to(self.time[0].weight.dtype))
         if self.label is None:
             if y is not None:
                 raise ValueError("the model is unconditional (num_classes 0) and takes no labels; pass y=None")
             return embedded
         if y is None:
-            y = t.new_full((t.shape[0],), self.label.num_embeddings - 1, dtype=torch.long)
+            if self.null_label is None:
+                raise UserError("the model has no null class, so it cannot do without labels; pass y")
+            y = t.new_full((t.shape[0],), self.null_label, dtype=torch.long)
         return embedded + self.label(y)
 
 
@@ -66,7 +70,7 @@ def modulated_norm(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
 
 
 class AdaLNBlock(nn.Module):
-    """Attention and FFN on a map, each normalised and modulated before and gated after by the condition (adaLN-Zero)."""
+    """Attention and FFN on a map, each modulated before and gated after by the condition (adaLN-Zero)."""
 
     def __init__(self, attention: nn.Module, ffn: nn.Module, width: int) -> None:
         super().__init__()
@@ -79,8 +83,8 @@ class AdaLNBlock(nn.Module):
         parts = self.modulation(cond)[:, None, None].chunk(6, dim=-1)
         return Modulation(*parts[:3]), Modulation(*parts[3:])
 
-    def forward(self, x: Tensor, mods: tuple[Modulation, Modulation], positions: Tensor | None) -> Tensor:
-        """x [B, H, W, D], ``condition``'s result, the level's rotary table -> [B, H, W, D]."""
+    def forward(self, x: Tensor, mods: tuple[Modulation, Modulation], *positions: Tensor | None) -> Tensor:
+        """x [B, H, W, D], ``condition``'s result, the rotary table if the attention takes one -> [B, H, W, D]."""
         one, two = mods
-        x = torch.addcmul(x, one.gate, self.attention(modulated_norm(x, one.shift, one.scale), positions))
+        x = torch.addcmul(x, one.gate, self.attention(modulated_norm(x, one.shift, one.scale), *positions))
         return torch.addcmul(x, two.gate, self.ffn(modulated_norm(x, two.shift, two.scale)))

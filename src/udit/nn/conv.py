@@ -42,3 +42,100 @@ class GatedConvBlock(nn.Module):
         x = self.conv_in(F.gelu(self.norm_in(to_first(x))))
         x = F.gelu(torch.addcmul(mod.shift, to_last(self.norm_out(x)), 1 + mod.scale))
         return torch.addcmul(residual, mod.gate, to_last(self.conv_out(to_first(x))))
+
+
+class ResBlock(nn.Module):
+    """Two 3x3 convolutions under a condition, optionally at half or twice the resolution (Dhariwal & Nichol 2021).
+
+    Args:
+        inner: C.
+        width: D.
+        cond: length of the condition.
+        resample: "down" or "up" changes the resolution before the first convolution and on the shortcut.
+        scale_shift: the condition scales and shifts the second norm's result; otherwise it is added before that norm.
+    """
+
+    def __init__(self, inner: int, width: int, cond: int, resample: str | None, scale_shift: bool) -> None:
+        super().__init__()
+        self.norm_in = nn.GroupNorm(32, inner)
+        self.conv_in = nn.Conv2d(inner, width, 3, padding=1)
+        self.modulation = nn.Linear(cond, 2 * width if scale_shift else width)
+        self.norm_out = nn.GroupNorm(32, width)
+        self.conv_out = nn.Conv2d(width, width, 3, padding=1)
+        self.shortcut = nn.Linear(inner, width) if inner != width else None
+        self.resample = {"down": halved, "up": doubled, None: None}[resample]
+        self.scale_shift = scale_shift
+
+    def condition(self, cond: Tensor) -> tuple[Tensor, ...]:
+        """SiLU'd condition -> (scale, shift), or (shift,); each [B, 1, 1, D]."""
+        return self.modulation(cond)[:, None, None].chunk(1 + self.scale_shift, dim=-1)
+
+    def forward(self, x: Tensor, mod: tuple[Tensor, ...]) -> Tensor:
+        """x [B, H, W, C], ``condition``'s result -> [B, H', W', D]."""
+        h = F.silu(self.norm_in(to_first(x)))
+        if self.resample is not None:
+            h, x = self.resample(h), to_last(self.resample(to_first(x)))
+        h = to_last(self.conv_in(h))
+        if self.scale_shift:
+            scale, shift = mod
+            h = torch.addcmul(shift, to_last(self.norm_out(to_first(h))), 1 + scale)
+        else:
+            h = to_last(self.norm_out(to_first(h + mod[0])))
+        h = to_last(self.conv_out(to_first(F.silu(h))))
+        return (x if self.shortcut is None else self.shortcut(x)) + h
+
+
+def halved(x: Tensor) -> Tensor:
+    """Means of 2x2 pixels: [B, C, H, W] -> [B, C, H / 2, W / 2]."""
+    return F.avg_pool2d(x, 2)
+
+
+def doubled(x: Tensor) -> Tensor:
+    """Every pixel four times: [B, C, H, W] -> [B, C, 2 H, 2 W]."""
+    return F.interpolate(x, scale_factor=2, mode="nearest")
+
+
+class ConvResample(nn.Module):
+    """Half or twice the resolution by a 3x3 convolution, without a condition."""
+
+    def __init__(self, width: int, resample: str) -> None:
+        super().__init__()
+        self.up = resample == "up"
+        self.conv = nn.Conv2d(width, width, 3, padding=1, stride=1 if self.up else 2)
+
+    def condition(self, cond: Tensor) -> tuple[Tensor, ...]:
+        """Nothing."""
+        return ()
+
+    def forward(self, x: Tensor, mod: tuple[Tensor, ...] = ()) -> Tensor:
+        """[B, H, W, D] -> [B, H / 2, W / 2, D], or twice H and W."""
+        return to_last(self.conv(doubled(to_first(x)) if self.up else to_first(x)))
+
+
+class ResidualAttention(nn.Module):
+    """Normalised self-attention of a map's pixels, added to the map (Dhariwal & Nichol 2021).
+
+    Args:
+        width: D.
+        heads: they divide D.
+        legacy: the projection's channels are heads, each with its queries, keys and values; otherwise all queries come
+            first, then keys, then values.
+    """
+
+    def __init__(self, width: int, heads: int, legacy: bool) -> None:
+        super().__init__()
+        self.heads = heads
+        self.legacy = legacy
+        self.norm = nn.GroupNorm(32, width)
+        self.qkv = nn.Linear(width, 3 * width)
+        self.out = nn.Linear(width, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, H, W, D] -> [B, H, W, D]."""
+        qkv = self.qkv(to_last(self.norm(to_first(x)))).flatten(1, 2)
+        if self.legacy:
+            q, k, v = qkv.unflatten(-1, (self.heads, 3, -1)).permute(3, 0, 2, 1, 4)
+        else:
+            q, k, v = qkv.unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
+        out = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(x.shape)
+        return x + self.out(out)

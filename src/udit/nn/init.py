@@ -1,19 +1,32 @@
 """Weights from a key: each parameter is drawn from a generator of (seed, its name).
 
-Networks are built on the meta device and filled here, so any rank, in any order, draws the same weights.
+Networks are built on the meta device and filled here, so any rank, in any order, draws the same weights. Persistent
+buffers are weights that no one trains, and are filled alike.
 """
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from udit import rng
 
-Fill = Callable[[Tensor, torch.Generator], None]
+Draw = Callable[[Tensor, torch.Generator], None]
+
+
+@dataclass(frozen=True)
+class PerLayer:
+    """A fill that depends on the number of inputs of the layer, which a bias does not tell."""
+
+    make: Callable[[int], Draw]
+
+
+Fill = Draw | PerLayer
 
 
 def xavier(tensor: Tensor, generator: torch.Generator) -> None:
@@ -26,30 +39,42 @@ def xavier_flat(tensor: Tensor, generator: torch.Generator) -> None:
     nn.init.xavier_uniform_(tensor.view(tensor.shape[0], -1), generator=generator)
 
 
-def gaussian(std: float) -> Fill:
+def gaussian(std: float) -> Draw:
     """N(0, std**2)."""
     return lambda tensor, generator: tensor.normal_(0.0, std, generator=generator)  # type: ignore[return-value]
 
 
-def constant(value: float) -> Fill:
+def constant(value: float) -> Draw:
     """The same value everywhere."""
     return lambda tensor, generator: tensor.fill_(value)  # type: ignore[return-value]
 
 
+def uniform(bound: float) -> Draw:
+    """Uniform in [-bound, bound]."""
+    return lambda tensor, generator: tensor.uniform_(-bound, bound, generator=generator)  # type: ignore[return-value]
+
+
+torch_default = PerLayer(lambda inputs: uniform(1 / math.sqrt(inputs)))
+"""What ``nn.Linear`` and ``nn.Conv2d`` start from, weight and bias: uniform within 1 / sqrt(inputs)."""
+
+
 def fill(model: nn.Module, rules: Mapping[str, Fill], seed: int, device: torch.device | str = "cpu") -> nn.Module:
-    """Materialises a meta-built model and fills every parameter by the first rule whose pattern its name matches.
+    """Materialises a meta-built model and fills every tensor by the first rule whose pattern its name matches.
 
     Args:
         model: any module, typically on the meta device.
-        rules: regular expression (searched in the parameter's name) -> fill. Order matters.
-        seed: first part of every parameter's key.
+        rules: regular expression (searched in the tensor's name) -> fill. Order matters.
+        seed: first part of every tensor's key.
         device: where the weights go. They are drawn on the CPU, so every device gets the same numbers.
     """
     model.to_empty(device=device)
     with torch.no_grad():
-        for name, parameter in model.named_parameters():
+        state = model.state_dict()
+        for name, tensor in state.items():
             rule = next(rule for pattern, rule in rules.items() if re.search(pattern, name))
-            values = torch.empty(parameter.shape, dtype=torch.float32)
+            if isinstance(rule, PerLayer):
+                rule = rule.make(state[f"{name.rpartition('.')[0]}.weight"][0].numel())
+            values = torch.empty(tensor.shape, dtype=torch.float32)
             rule(values, rng.generator(seed, f"init/{name}"))
-            parameter.copy_(values)
+            tensor.copy_(values)
     return model
