@@ -40,7 +40,7 @@ _HOME = {
     "sample": "udit.diffusion.sample",
     "save": "udit.store",
 }
-__all__ = ["__version__", *_HOME]  # noqa: PLE0604
+__all__ = ["__version__", *_HOME]
 
 
 def __getattr__(name: str) -> Any:

@@ -20,7 +20,7 @@ class Cost:
     inference_parameters: int
     """In the form that ``fuse`` returns."""
     macs: int
-    """Multiply-accumulates of matrix products, convolutions and attention in one forward of the inference form, batch 1."""
+    """Multiply-accumulates of one forward at batch 1, inference form: matrix products, convolutions, attention."""
 
 
 def cost(config: ModelConfig, size: tuple[int, int] | None = None) -> Cost:
@@ -37,5 +37,5 @@ def cost(config: ModelConfig, size: tuple[int, int] | None = None) -> Cost:
     y = torch.zeros(1, dtype=torch.long, device="meta") if config.num_classes else None
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         fused(x, t, y)
-    counts = (sum(p.numel() for p in m.parameters()) for m in (model, fused))
-    return Cost(*counts, macs=counter.get_total_flops() // 2)
+    parameters, inference = (sum(p.numel() for p in m.parameters()) for m in (model, fused))
+    return Cost(parameters, inference, macs=counter.get_total_flops() // 2)

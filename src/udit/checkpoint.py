@@ -1,8 +1,9 @@
 """Checkpoints that are whole or not there.
 
 A checkpoint is a folder ``step-00001000``: safetensors files and a manifest with their sizes, sha256 and, last, its own
-digest. It is written to a temporary sibling, every file and the folder are fsynced, then it is renamed and the parent is
-fsynced; nothing is ever overwritten. The newest one that verifies wins; a damaged one is named, set aside and skipped.
+digest. It is written to a temporary sibling, every file and the folder are fsynced, then it is renamed and the parent
+is fsynced; nothing is ever overwritten. The newest one that verifies wins; a damaged one is named, set aside and
+skipped.
 """
 
 from __future__ import annotations
@@ -106,7 +107,12 @@ class CheckpointStore:
                 return Checkpoint(path, verify(path))
             except DamagedError as error:
                 target = self._set_aside(path) if aside else None
-                log.warning("checkpoint %s is damaged (%s); %s", path, error, f"set aside as {target.name}" if target else "skipped")
+                log.warning(
+                    "checkpoint %s is damaged (%s); %s",
+                    path,
+                    error,
+                    f"set aside as {target.name}" if target else "skipped",
+                )
         return None
 
     def at(self, step: int) -> Checkpoint:
@@ -211,5 +217,3 @@ def _cause(error: Exception) -> str:
     if isinstance(error, OSError) and error.strerror:
         return f"{error.strerror} ({Path(error.filename).name})" if error.filename else error.strerror
     return " ".join(str(error).split())
-
-

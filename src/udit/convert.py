@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from udit.assemble import System
+from udit.config.diffusion import FlowConfig, SamplingConfig
 from udit.config.model import ModelConfig
 from udit.config.system import SystemConfig
 from udit.errors import UserError
@@ -40,7 +41,9 @@ def read_published(path: Path) -> dict[str, Tensor]:
             content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         detail = str(error).split("\n", 1)[0][:160]
-        raise UserError(f"{path} holds more than tensors and is not opened ({detail}); ask its author for safetensors") from None
+        raise UserError(
+            f"{path} holds more than tensors and is not opened ({detail}); ask its author for safetensors"
+        ) from None
     except (OSError, RuntimeError, EOFError, ValueError, KeyError, zipfile.BadZipFile) as error:
         detail = str(error).split("\n", 1)[0][:160]
         raise UserError(f"{path} is no readable torch file ({detail}); download it again") from None
@@ -58,11 +61,14 @@ def _state_dict(content: Any, path: Path) -> dict[str, Tensor]:
 
 
 def from_published(path: Path, config: ModelConfig, *, repair: bool = False) -> System:
-    """A system around a release's weights, with the DDPM schedule that all eps models of these releases share.
+    """A system around a release's weights: on the flow path for SiT, else on the DDPM schedule of DiT and its kin.
 
     Raises:
         UserError: see ``read_published`` and ``import_published``.
     """
     model = build(config)
     import_published(model, read_published(path), repair=repair)
+    if config.reversed_flow:
+        flow = SystemConfig(model=config, diffusion=FlowConfig(), sampling=SamplingConfig(sampler="flow-euler"))
+        return System(flow, model)
     return System(SystemConfig(model=config), model)

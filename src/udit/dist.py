@@ -82,8 +82,8 @@ def start(device: str = "auto", timeout: float = 600) -> World:
     missing = [name for name in ("RANK", "MASTER_ADDR", "MASTER_PORT") if not os.environ.get(name)]
     if missing:
         raise UserError(
-            f"WORLD_SIZE is {size} but {', '.join(missing)} is not set; start with `torchrun --nproc_per_node={size} -m udit "
-            "...`, or unset WORLD_SIZE for one process"
+            f"WORLD_SIZE is {size} but {', '.join(missing)} is not set; start with "
+            f"`torchrun --nproc_per_node={size} -m udit ...`, or unset WORLD_SIZE for one process"
         )
     rank = _environment("RANK", 0)
     backend = "cpu:gloo,cuda:nccl" if where.type == "cuda" else "gloo"
@@ -93,8 +93,8 @@ def start(device: str = "auto", timeout: float = 600) -> World:
         detail = str(error).split("\n", 1)[0][:160]
         where_to = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
         raise UserError(
-            f"rank {rank} of {size} met no peers at {where_to} within {timeout:g} s ({detail}); start all of them with torchrun, "
-            "or unset WORLD_SIZE for one process"
+            f"rank {rank} of {size} met no peers at {where_to} within {timeout:g} s ({detail}); start all of them with "
+            "torchrun, or unset WORLD_SIZE for one process"
         ) from None
     return World(rank, size, where)
 

@@ -48,7 +48,9 @@ def save_png(image: Image.Image, path: Path, settings: dict[str, Any] | None = N
         path.parent.mkdir(parents=True, exist_ok=True)
         image.save(path, format="PNG", pnginfo=info)
     except OSError as error:
-        raise RunError(f"cannot write {path}: {error.strerror or error}; give a writable place with enough room") from None
+        raise RunError(
+            f"cannot write {path}: {error.strerror or error}; give a writable place with enough room"
+        ) from None
 
 
 def read_settings(path: Path) -> dict[str, Any] | None:
@@ -75,7 +77,9 @@ def grid(images: Tensor, titles: Sequence[str] = (), columns: int | None = None,
     gap, bar = 4, 14 if titles else 0
     rows = math.ceil(count / columns)
     mode = "RGB" if images.shape[1] == 3 else "L"
-    sheet = Image.new(mode, (columns * (width + gap) + gap, rows * (height + bar + gap) + gap), 255 if mode == "L" else "white")
+    sheet = Image.new(
+        mode, (columns * (width + gap) + gap, rows * (height + bar + gap) + gap), 255 if mode == "L" else "white"
+    )
     pen, font = ImageDraw.Draw(sheet), ImageFont.load_default(size=11)
     for i, pixels in enumerate(images):
         left = gap + (i % columns) * (width + gap)

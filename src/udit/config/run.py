@@ -44,7 +44,7 @@ class TrainingConfig(Spec):
     checkpoint_activations: bool = False
     """Recomputes blocks in backward: less memory, about a third more time."""
     deterministic: bool = False
-    """Asks torch for deterministic CUDA kernels: slower, and what bit-exact resuming on a GPU needs. CPUs always are."""
+    """Asks torch for deterministic CUDA kernels: slower, and what exact resuming on a GPU needs. CPUs always are."""
     device: str = "auto"
     """auto takes CUDA, then MPS, then the CPU; or cpu, cuda, cuda:1, mps."""
     workers: NonNegativeInt = 0
@@ -131,7 +131,11 @@ def _merge(base: dict[str, Any], values: dict[str, Any]) -> dict[str, Any]:
     merged = dict(base)
     for key, value in values.items():
         below = base.get(key)
-        if isinstance(value, dict) and isinstance(below, dict) and value.get("kind", below.get("kind")) == below.get("kind"):
+        if (
+            isinstance(value, dict)
+            and isinstance(below, dict)
+            and value.get("kind", below.get("kind")) == below.get("kind")
+        ):
             merged[key] = _merge(below, value)
         else:
             merged[key] = value
@@ -158,7 +162,9 @@ def resolve(values: dict[str, Any]) -> Run:
     if model_values is None:
         raise UserError("model is missing; name one, e.g. model=U-DiT-S (`udit models` lists all)")
     if not isinstance(model_values, str | dict | Spec):
-        raise UserError(f"model is {model_values!r}; name one, e.g. model=U-DiT-S, or give its keys, e.g. model.width=32")
+        raise UserError(
+            f"model is {model_values!r}; name one, e.g. model=U-DiT-S, or give its keys, e.g. model.width=32"
+        )
     model_values = {"name": model_values} if isinstance(model_values, str) else dict(model_values)
     model_values.setdefault("in_channels", info.channels)
     model_values.setdefault("num_classes", len(info.id2label))
@@ -202,15 +208,17 @@ def _check(run: Run, info: DataInfo) -> None:
     model, size = run.model, run.model.size
     if size != (info.height, info.width):
         raise UserError(
-            f"model.input_size is {size[0]}x{size[1]} and the data is {info.height}x{info.width}; leave input_size out, or "
-            "change data.size"
+            f"model.input_size is {size[0]}x{size[1]} and the data is {info.height}x{info.width}; leave input_size "
+            "out, or change data.size"
         )
     if model.in_channels != info.channels:
-        raise UserError(f"model.in_channels is {model.in_channels} and the data has {info.channels}; leave in_channels out")
+        raise UserError(
+            f"model.in_channels is {model.in_channels} and the data has {info.channels}; leave in_channels out"
+        )
     if model.num_classes and model.num_classes < len(info.id2label):
         raise UserError(
-            f"model.num_classes is {model.num_classes} and the data has {len(info.id2label)} classes; leave num_classes out, "
-            "or set it to 0 for an unconditional model"
+            f"model.num_classes is {model.num_classes} and the data has {len(info.id2label)} classes; leave "
+            "num_classes out, or set it to 0 for an unconditional model"
         )
     if model.null_label is None and run.sampling.guidance != 1:
         raise UserError(
@@ -234,11 +242,13 @@ def _check(run: Run, info: DataInfo) -> None:
             f"sampling.steps is {run.sampling.steps}; the schedule has {run.diffusion.steps}, ask for at most so many"
         )
     if run.training.independent_level_dropout and not hasattr(model, "levels"):
-        raise UserError("training.independent_level_dropout needs a U-DiT, which embeds the label at every level; set it to false")
+        raise UserError(
+            "training.independent_level_dropout needs a U-DiT, which embeds the label at every level; set it to false"
+        )
     if run.training.batch_size % run.training.accumulation:
         raise UserError(
-            f"training.batch_size {run.training.batch_size} does not split into {run.training.accumulation} accumulated "
-            "parts; choose a multiple"
+            f"training.batch_size {run.training.batch_size} does not split into {run.training.accumulation} "
+            "accumulated parts; choose a multiple"
         )
 
 
@@ -250,4 +260,3 @@ def changed_keys(old: Any, new: Any, path: str = "") -> list[str]:
         dotted = f"{path}." if path else ""
         return [key for k in {**old, **new} for key in changed_keys(old.get(k), new.get(k), f"{dotted}{k}")]
     return [path]
-

@@ -16,6 +16,7 @@ from torch.utils.checkpoint import checkpoint
 
 from udit.config.udit import UDiTConfig
 from udit.nn import init
+from udit.nn.attention import DownsampledAttention
 from udit.nn.conditioning import AdaLNBlock, ClassConditioner, Modulation, modulated_norm
 from udit.nn.tokens import Merge, Split, to_first, to_last
 
@@ -39,7 +40,8 @@ class Stage(nn.Module):
 
     def forward(self, x: Tensor, mods: Mods) -> Tensor:
         """[B, H, W, width] -> [B, H, W, width]."""
-        positions = self.blocks[0].attention.positions(x.shape[1], x.shape[2], x.device)
+        attention = cast(DownsampledAttention, self.blocks[0].attention)
+        positions = attention.positions(x.shape[1], x.shape[2], x.device)
         for block, mod in zip(self.blocks, mods, strict=True):
             if self.checkpointing and self.training:
                 x = checkpoint(block, x, mod, positions, use_reentrant=False)
@@ -103,7 +105,7 @@ class UDiT(nn.Module):
         return self.leave(x, skip, cond)
 
     def condition(self, t: Tensor, y: Tensor | None = None) -> Conditions:
-        """Everything that (t, y) decide. Level k has its own embedding; decoder 1 is as wide as level 2 and takes its."""
+        """Everything that (t, y) decide. Each level has its own embedding; decoder 1, wide as level 2, takes that."""
         labels = [y] * len(self.conditioners) if y is None or y.ndim == 1 else y.unbind(1)
         conds = [F.silu(embed(t, label)) for embed, label in zip(self.conditioners, labels, strict=True)]
         top = conds[min(1, len(conds) - 1)]

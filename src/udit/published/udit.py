@@ -136,9 +136,9 @@ def inspect(state: dict[str, Tensor], repair: bool) -> None:
     centre = torch.cat([(k5[:, 0, 2, 2] - k3[:, 0, 1, 1]) for k5, k3, _ in kernels]).mean().item()
     if abs(centre) > 0.02:
         warnings.warn(
-            f"the centres of dwconv.0 lie {centre:.2f} above those of dwconv.1 on average, where training leaves 0: these "
-            "weights may have been saved after the U-DiT release's eval(), or be an early EMA of it; compare samples "
-            "before use",
+            f"the centres of dwconv.0 lie {centre:.2f} above those of dwconv.1 on average, where training leaves 0: "
+            "these weights may have been saved after the U-DiT release's eval(), or be an early EMA of it; compare "
+            "samples before use",
             stacklevel=4,
         )
 
