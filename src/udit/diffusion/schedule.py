@@ -136,7 +136,7 @@ class DDPM:
 
 
 def _space(total: int, sections: str) -> set[int]:
-    if sections.startswith("ddim") and sections[4:].isdigit():
+    if sections.startswith("ddim") and sections[4:].isdecimal():
         wanted = int(sections[4:])
         for stride in range(1, total + 1):
             if len(range(0, total, stride)) == wanted:
@@ -145,7 +145,7 @@ def _space(total: int, sections: str) -> set[int]:
             f"steps is {sections}: no whole stride takes exactly {wanted} of {total} steps; try a plain count"
         )
     counts = sections.split(",")
-    if not all(count.strip().isdigit() and int(count) > 0 for count in counts):
+    if not all(count.strip().isdecimal() and int(count) > 0 for count in counts):
         raise UserError(f"steps is {sections!r}; give a count (50), counts per section (10,20,20) or ddimN (ddim50)")
     size, extra = divmod(total, len(counts))
     kept: set[int] = set()

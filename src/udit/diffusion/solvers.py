@@ -31,7 +31,7 @@ class Solver:
         Raises:
             UserError: a solver of the other schedule, or steps that are not a count.
         """
-        if not str(steps).isdigit() or int(steps) < 1:
+        if not str(steps).isdecimal() or int(steps) < 1:
             raise UserError(f"steps is {steps!r}; the {self.name} sampler takes a count of at least 1")
         schedule = denoise.schedule
         if isinstance(schedule, DDPM) and self.name.startswith("flow-"):
