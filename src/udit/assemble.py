@@ -31,6 +31,7 @@ def denoiser_of(config: SystemConfig, backbone: Any) -> Denoiser:
         time=model.time,
         null_label=model.null_label,
         num_classes=model.num_classes,
+        reversed_flow=model.reversed_flow,
     )
 
 
@@ -91,7 +92,7 @@ class System:
         *,
         sampling: SamplingConfig | None = None,
         batch_size: int = 64,
-        on_step: Callable[[int], None] | None = None,
+        on_step: Callable[[int], object] | None = None,
     ) -> Iterator[Tensor]:
         """Draws one picture a seed; a seed and label give the same picture in any batch.
 

@@ -6,7 +6,10 @@ from typing import Any
 
 from pydantic import Field
 
+from udit.config.adm import ADMConfig
 from udit.config.base import Spec
+from udit.config.dic import DiCConfig
+from udit.config.dit import DiTConfig
 from udit.config.model import ModelConfig
 from udit.config.parts import Downsampled, Mlp
 from udit.config.udit import UDiTConfig
@@ -33,6 +36,38 @@ def _udit(width: int, heads: int, **overrides: Any) -> Entry:
 
 _VANILLA: dict[str, Any] = {"attention": Downsampled(cosine=False, rope=False), "ffn": Mlp(ratio=2)}
 
+_ISOTROPIC: dict[str, dict[str, int]] = {
+    "S": {"width": 384, "depth": 12, "heads": 6},
+    "B": {"width": 768, "depth": 12, "heads": 12},
+    "L": {"width": 1024, "depth": 24, "heads": 16},
+    "XL": {"width": 1152, "depth": 28, "heads": 16},
+}
+"""Sizes that DiT took from ViT, and all its descendants from DiT."""
+
+
+def _dit(size: str, weights: str = "-", **overrides: Any) -> Entry:
+    return Entry(config=DiTConfig(**_ISOTROPIC[size], **overrides), paper="2212.09748", weights=weights)
+
+
+def _sit(size: str, weights: str = "-") -> Entry:
+    sit = DiTConfig(**_ISOTROPIC[size], time="unit", learn_sigma=False, spare_outputs=True, reversed_flow=True)
+    return Entry(config=sit, paper="2401.08740", weights=weights)
+
+
+_DIT_WEIGHTS = "facebookresearch/DiT, file DiT-XL-2-{0}x{0}.pt (CC BY-NC 4.0)"
+
+
+def _adm(size: int, mult: tuple[float, ...], factors: tuple[int, ...], **overrides: Any) -> Entry:
+    file = f"{size}x{size}_diffusion{'' if overrides.get('num_classes', 1) else '_uncond'}.pt"
+    values = {"width": 256, "res_blocks": 2, "qkv_order": "legacy", "input_size": size, **overrides}
+    config = ADMConfig(channel_mult=mult, attention_factors=factors, **values)
+    return Entry(config=config, paper="2105.05233", weights=f"openai/guided-diffusion, {file} (MIT)")
+
+
+def _dic(width: int, *depths: int) -> Entry:
+    return Entry(config=DiCConfig(width=width, depths=depths), paper="2501.00603", weights="-")
+
+
 CATALOG: dict[str, Entry] = {
     "U-DiT-S": _udit(96, 4),
     "U-DiT-B": _udit(192, 8),
@@ -40,9 +75,23 @@ CATALOG: dict[str, Entry] = {
     "U-DiT-S-vanilla": _udit(96, 4, **_VANILLA),
     "U-DiT-B-vanilla": _udit(192, 8, **_VANILLA),
     "U-DiT-L-vanilla": _udit(384, 16, **_VANILLA),
+    **{f"DiT-{size}/{patch}": _dit(size, patch=patch) for size in _ISOTROPIC for patch in (2, 4, 8)},
+    "DiT-XL/2": _dit("XL", _DIT_WEIGHTS.format(256)),
+    "DiT-XL/2-512": _dit("XL", _DIT_WEIGHTS.format(512), input_size=64),
+    **{f"SiT-{size}/2": _sit(size) for size in _ISOTROPIC},
+    "SiT-XL/2": _sit("XL", "willisma/SiT, XL/2 at 256x256 (MIT)"),
+    "DiC-S": _dic(96, 6, 6, 5, 6, 6),
+    "DiC-B": _dic(192, 6, 6, 5, 6, 6),
+    "DiC-XL": _dic(384, 7, 7, 8, 7, 7),
+    "DiC-H": _dic(384, 14, 14, 10, 14, 14),
+    "ADM-64": _adm(64, (1, 2, 3, 4), (2, 4, 8), width=192, res_blocks=3, qkv_order="new"),
+    "ADM-128": _adm(128, (1, 1, 2, 3, 4), (4, 8, 16), heads=4, head_channels=None),
+    "ADM-256": _adm(256, (1, 1, 2, 2, 4, 4), (8, 16, 32)),
+    "ADM-256-uncond": _adm(256, (1, 1, 2, 2, 4, 4), (8, 16, 32), num_classes=0),
+    "ADM-512": _adm(512, (0.5, 1, 1, 2, 2, 4, 4), (16, 32, 64)),
 }
 
-FAMILIES: dict[str, type[ModelConfig]] = {"U-DiT": UDiTConfig}
+FAMILIES: dict[str, type[ModelConfig]] = {"U-DiT": UDiTConfig, "DiT": DiTConfig, "DiC": DiCConfig, "ADM": ADMConfig}
 
 
 def list_models() -> list[str]:

@@ -28,6 +28,8 @@ class ModelConfig(Spec):
     """Predicts the variance beside eps (Nichol & Dhariwal 2021): twice the output channels."""
     time: Literal["index", "unit", "sigma"] = "index"
     """The network's own unit of t: 0..999, 0..1, or the noise level sigma."""
+    reversed_flow: bool = False
+    """The network's flow runs the other way, as SiT's does: its t is 0 at noise and 1 at data, its output x0 - eps."""
 
     @property
     def out_channels(self) -> int:

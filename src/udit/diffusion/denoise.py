@@ -66,6 +66,8 @@ class Denoiser:
         time: the network's unit of t.
         null_label: the label of "no class"; None if there is none.
         num_classes: labels run from 0 to this; 0 is unconditional.
+        reversed_flow: the network walks the flow path the other way, as SiT (Ma et al. 2024) does: told 1 - t, which is
+            0 at noise and 1 at data, it predicts x0 - eps. All around the network keeps the library's convention.
     """
 
     backbone: Backbone
@@ -75,6 +77,11 @@ class Denoiser:
     time: TimeUnit = "index"
     null_label: int | None = None
     num_classes: int = 0
+    reversed_flow: bool = False
+
+    def __post_init__(self) -> None:
+        if self.reversed_flow and not (isinstance(self.schedule, Flow) and self.target == "flow"):
+            raise UserError("the network predicts a reversed flow, as SiT does; use it with diffusion.kind=flow")
 
     def __call__(self, x_t: Tensor, t: Tensor, y: Tensor | None = None) -> Prediction:
         """x_t [B, C, H, W], t [B] as the schedule counts it, y [B] int64 or None -> Prediction."""
@@ -82,6 +89,8 @@ class Denoiser:
 
     def raw(self, x_t: Tensor, t: Tensor, y: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
         """The network's prediction and variance, each [B, C, H, W]."""
+        if self.reversed_flow:
+            return -self.backbone(x_t, self.schedule.network_time(1 - t, self.time), y), None
         output = self.backbone(x_t, self.schedule.network_time(t, self.time), y)
         if not self.learn_sigma:
             return output, None

@@ -39,6 +39,21 @@ def cosine_attention(q: Tensor, k: Tensor, v: Tensor, logit_scale: Tensor, table
     return F.scaled_dot_product_attention(q.to(v.dtype), k.to(v.dtype), v, scale=1.0)
 
 
+class Attention(nn.Module):
+    """Self-attention of all tokens (Vaswani et al. 2017)."""
+
+    def __init__(self, width: int, heads: int, qkv_bias: bool = True) -> None:
+        super().__init__()
+        self.heads = heads
+        self.qkv = nn.Linear(width, 3 * width, bias=qkv_bias)
+        self.out = nn.Linear(width, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Tokens [B, N, D], or a map of them [B, H, W, D], to the same shape."""
+        q, k, v = self.qkv(x).reshape(len(x), -1, 3, self.heads, x.shape[-1] // self.heads).permute(2, 0, 3, 1, 4)
+        return self.out(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(x.shape))
+
+
 def split_grids(x: Tensor, factor: int, groups: int, heads: int) -> Tensor:
     """Interleaved sub-grids of a map, as attention wants them.
 

@@ -1,6 +1,6 @@
 """Maps, tokens and their positions.
 
-Axes: B batch, C channels, H and W side lengths, D width, N tokens, R channels a head.
+Axes: B batch, C channels, H and W side lengths, D width, N tokens, R channels a head, p patch side.
 """
 
 from __future__ import annotations
@@ -81,3 +81,45 @@ def rotate(x: Tensor, table: Tensor) -> Tensor:
     """
     swapped = x.unflatten(-1, (-1, 2)).flip(-1).flatten(-2)
     return x * table[0].to(x.dtype) + swapped * table[1].to(x.dtype)
+
+
+def patchify(x: Tensor, patch: int) -> Tensor:
+    """Cuts a map into square patches, each a vector (channel, row, column) as a patch convolution's weight is.
+
+    [B, C, H, W] -> [B, H / p, W / p, C * p * p].
+    """
+    return to_last(F.pixel_unshuffle(x, patch))
+
+
+def unpatchify(x: Tensor, patch: int) -> Tensor:
+    """Lays out patches, each a vector (row, column, channel) as DiT's head makes it.
+
+    [B, H, W, p * p * C] -> [B, C, H * p, W * p].
+    """
+    b, height, width, _ = x.shape
+    x = x.view(b, height, width, patch, patch, -1).permute(0, 5, 1, 3, 2, 4)
+    return x.reshape(b, -1, height * patch, width * patch)
+
+
+def sincos_table(height: int, width: int, dim: int, device: torch.device | None = None) -> Tensor:
+    """Fixed positions of a grid: sines then cosines of the column, then of the row (Peebles & Xie 2023).
+
+    Angles are made in float64 on the CPU, as the published tables were; only two thin tables travel to the device.
+
+    Args:
+        height: rows.
+        width: columns.
+        dim: D, a multiple of 4; frequencies 10000 ** (-4 i / D).
+        device: of the result.
+
+    Returns:
+        [H, W, D] float32.
+    """
+    frequencies = 10000 ** (-torch.arange(dim // 4, dtype=torch.float64, device="cpu") * 4 / dim)
+
+    def table(count: int) -> Tensor:
+        angles = torch.arange(count, dtype=torch.float64, device="cpu")[:, None] * frequencies
+        return torch.cat([angles.sin(), angles.cos()], dim=-1).float().to(device)
+
+    rows, columns = table(height)[:, None], table(width)[None]
+    return torch.cat([columns.expand(height, -1, -1), rows.expand(-1, width, -1)], dim=-1)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import copy
 import json
+import re
 import zlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import cast
 
@@ -14,15 +15,19 @@ import torch
 from torch import Tensor, nn
 
 from udit.config.model import ModelConfig
+from udit.diffusion.cache import StepCache
+from udit.diffusion.denoise import Backbone
 from udit.diffusion.guidance import guide
 from udit.errors import UserError, nearest
 from udit.models.build import build, fuse
 from udit.parity import FLOOR_LIMIT, LIMIT, LOOSE_LIMIT, Check, Disagreement, close, exact, whole
 from udit.parity.systems import SYSTEMS
 from udit.published import import_published, key_map
+from udit.published.fixed import Fixed
 
 GUIDANCE = 4.0
-INPUTS = {"seed", "x_shape", "t", "y", "std", "model", "config", "weights_recipe", "grad_norm_names", "skipped_keys"}
+INPUTS = {"seed", "x_shape", "t", "y", "std", "model", "config", "weights_recipe", "grad_norm_names"}
+INPUTS |= {"cache_t", "cache_x_seed"}
 INPUTS |= {f"base_{part}{recipe}" for part in ("keys", "values") for recipe in ("", "B")}
 
 
@@ -81,39 +86,54 @@ class _Case:
         self.device, self.dtype = device, dtype
         self.seed = int(whole("seed", arrays["seed"]))
         self.keys = key_map(config)
+        self.fixed = {key: name for key, (name, _) in self.keys.items() if isinstance(name, Fixed)}
         shape = tuple(whole("x_shape", arrays["x_shape"]).tolist())
-        self.x = torch.from_numpy(np.random.RandomState(self.seed).standard_normal(shape).astype(np.float32))
+        self.x = _normal(self.seed, shape)
         self.t = torch.from_numpy(arrays["t"])
         self.y = torch.from_numpy(whole("y", arrays["y"])) if arrays["y"].size else None
         top = config.num_classes if config.null_label is not None else config.num_classes - 1
-        if self.y is not None and not (0 <= int(self.y.min()) and int(self.y.max()) <= top):
+        if self.y is not None and (int(self.y.min()) < 0 or int(self.y.max()) > top):
             raise Disagreement(f"y ({int(self.y.max())} lies outside the labels 0 to {top})")
 
     def facts(self) -> list[Check]:
-        """The counts a file states."""
+        """What a file states of its model: counts, and which keys keep their constructor's value."""
         model = build(self.config, device="meta")
-        counts = {"n_params": sum(p.numel() for p in model.parameters()), "n_keys": len(self.keys)}
-        return [exact(name, count, self.arrays[name]) for name, count in counts.items() if name in self.arrays]
+        frozen = sum(int(np.prod(self.keys[key][1])) for key, table in self.fixed.items() if table.parameter)
+        facts: dict[str, list[object]] = {
+            "n_params": [sum(p.numel() for p in model.parameters()) + frozen],
+            "n_keys": [len(self.keys)],
+            "skipped_keys": [*sorted(self.fixed)],
+        }
+        stored = {name: sorted(self.arrays[name].ravel().tolist()) for name in facts if name in self.arrays}
+        return [exact(name, facts[name], stored[name]) for name in stored]
 
     def network(self, recipe: str) -> nn.Module:
         """The network filled by recipe A ("") or B, on the CPU in float32."""
         base_keys, base_values = (self.arrays[f"base_{part}{recipe}"] for part in ("keys", "values"))
         base = dict(zip(base_keys.tolist(), base_values.tolist(), strict=True))
         std = float(self.arrays["std"])
+        if unknown := sorted(set(base) - (set(self.keys) - set(self.fixed))):
+            raise Disagreement(f"base_keys{recipe} ({unknown[0]} is no key that is filled)")
         state = {}
-        for key, (_, shape) in self.keys.items():
+        for key, (name, shape) in self.keys.items():
+            if isinstance(name, Fixed):
+                state[key] = name.value().reshape(shape)
+                continue
             noise = np.random.RandomState(zlib.crc32(key.encode())).standard_normal(shape)
             state[key] = torch.from_numpy(np.asarray(base.get(key, 0.0) + std * noise).astype(np.float32))
         model = build(self.config)
         import_published(model, state)
         return model
 
-    def run(self, model: nn.Module, x: Tensor, y: Tensor | None, t: Tensor | None = None) -> Tensor:
-        """The network's output, on the case's device."""
-        weight = next(model.parameters())
-        t = self.t if t is None else t
-        y = y if y is None else y.to(weight.device)
-        return model(x.to(weight), t.to(weight.device), y)
+    def run(self, model: Backbone, x: Tensor, y: Tensor | None, t: Tensor) -> Tensor:
+        """The network's output, where x is and as precise; floating conditions follow x."""
+        if y is not None:
+            y = y.to(x) if y.is_floating_point() else y.to(x.device)
+        return model(x, t.to(x.device), y)
+
+    def input(self, x: Tensor) -> Tensor:
+        """x on the case's device, in its dtype."""
+        return x.to(self.device, self.dtype)
 
     def recipe(self, recipe: str) -> list[Check]:
         """Every array of one recipe."""
@@ -125,44 +145,60 @@ class _Case:
         fused = fuse(model)
         with torch.no_grad():
             for form, network in (("", model), (" (fused)", fused)):
-                checks.append(close(f"out{recipe}{form}", _numpy(self.run(network, self.x, self.y)), out))
+                checks.append(
+                    close(f"out{recipe}{form}", _numpy(self.run(network, self.input(self.x), self.y, self.t)), out)
+                )
                 if (name := f"cfg4{recipe}") in a:
                     checks.append(close(f"{name}{form}", self._guided(network), a[name], LOOSE_LIMIT))
+                intervals = {name: match[1] for name in a if (match := re.fullmatch(rf"cache(\d+)_out{recipe}", name))}
+                for name, interval in intervals.items():
+                    checks.append(close(f"{name}{form}", self._cached(network, int(interval)), a[name], LOOSE_LIMIT))
         if f"loss{recipe}" in a:
             checks += self._gradients(model.train(), recipe)
         return checks
 
     def _floor(self, name: str, model: nn.Module, out: np.ndarray) -> Check:
         with torch.no_grad():
-            precise = _numpy(self.run(copy.deepcopy(model).double().eval(), self.x, self.y))
+            precise = _numpy(self.run(copy.deepcopy(model).double().eval(), self.x.double(), self.y, self.t))
         return close(name, np.abs(precise - out).max(), self.arrays[name], FLOOR_LIMIT)
 
     def _guided(self, model: nn.Module) -> np.ndarray:
         """The release's ``forward_with_cfg``: both halves guided, unguided channels left to each half."""
         assert self.y is not None and self.config.null_label is not None
         labels = torch.cat([self.y, torch.full_like(self.y, self.config.null_label)])
-        output = self.run(model, torch.cat([self.x, self.x]), labels, torch.cat([self.t, self.t]))
+        output = self.run(model, self.input(torch.cat([self.x, self.x])), labels, torch.cat([self.t, self.t]))
         cond, uncond = output.chunk(2)
         channels = self.guided_channels
         halves = [guide(cond, uncond, GUIDANCE, channels)]
         halves.append(halves[0] if channels is None else torch.cat([halves[0][:, :channels], uncond[:, channels:]], 1))
         return _numpy(torch.cat(halves))
 
+    def _cached(self, model: nn.Module, interval: int) -> np.ndarray:
+        """One run of calls with a step cache; of each, the first sample's prediction channels."""
+        seed, times = int(whole("cache_x_seed", self.arrays["cache_x_seed"])), self.arrays["cache_t"]
+        cached = StepCache(interval).attach(model)
+        outs = []
+        for i, time in enumerate(times):
+            x = _normal(seed + i, tuple(self.x.shape))
+            out = self.run(cached, self.input(x), self.y, torch.full_like(self.t, time.item()))
+            outs.append(_numpy(out[:1, : self.config.in_channels]))
+        return np.stack(outs)
+
     def _gradients(self, model: nn.Module, recipe: str) -> list[Check]:
         a, checks = self.arrays, []
-        x = self.x.to(self.device, self.dtype).requires_grad_()
-        out = self.run(model, x, self.y)
+        x = self.input(self.x).clone().requires_grad_()  # a copy: grads must not add up over recipes
+        out = self.run(model, x, self.y, self.t)
         if (name := f"train_out{recipe}") in a:
             checks.append(close(name, _numpy(out), a[name]))
-        probe = np.random.RandomState(self.seed + 2).standard_normal(tuple(out.shape)).astype(np.float32)
-        product = out * torch.from_numpy(probe).to(out)
+        probe = _normal(self.seed + 2, tuple(out.shape))
+        product = out * probe.to(out)
         stored = a.get(f"train_out{recipe}", a[f"out{recipe}"])
         loss = product.mean()
         loss.backward()
         scale = float(np.abs(_numpy(product)).mean())
-        # The limit on the loss is measured by mean|out * probe|, which hides a wrong loss that is small: so the stored one
-        # must also be the mean of the stored output.
-        own = (torch.from_numpy(stored) * torch.from_numpy(probe)).mean().item()
+        # The limit on the loss is measured by mean|out * probe|, which hides a wrong loss that is small: so the stored
+        # one must also be the mean of the stored output.
+        own = (torch.from_numpy(stored) * probe).mean().item()
         loss_error = abs(own - float(a[f"loss{recipe}"])) / (abs(own) + 1e-3 * scale)
         checks.append(Check(f"loss{recipe} (of the stored output)", loss_error, LIMIT))
         checks.append(Check(f"loss{recipe}", abs(loss.item() - float(a[f"loss{recipe}"])) / scale, LIMIT))
@@ -173,13 +209,16 @@ class _Case:
         """Gradient norms by published name; error max over k of |d_k| / (g_k + 1e-4 max g)."""
         own = dict(model.named_parameters())
         grads = {key: own[name].grad for key, (name, _) in self.keys.items() if name in own}
+        grads |= {key: None for key, table in self.fixed.items() if table.parameter}
         norms = {key: float(grad.double().norm()) for key, grad in grads.items() if grad is not None}
         names = self.arrays["grad_norm_names"].tolist()
         stored = self.arrays[f"grad_norms{recipe}"].astype(np.float64)
         checks = []
         if "no_grad_params" in self.arrays and not recipe:
-            still = [name for name in self.keys if name not in norms]
-            checks.append(exact("no_grad_params", sorted(still), sorted(n for n in self.arrays["no_grad_params"].tolist() if n)))
+            still = [key for key, grad in grads.items() if grad is None]
+            checks.append(
+                exact("no_grad_params", sorted(still), sorted(n for n in self.arrays["no_grad_params"].tolist() if n))
+            )
         if sorted(names) != sorted(norms) or len(names) != len(stored):
             return [*checks, Check(f"grad_norms{recipe} (other parameters have gradients)", np.inf, LOOSE_LIMIT)]
         ours = np.array([norms[name] for name in names])
@@ -187,6 +226,9 @@ class _Case:
         return [*checks, Check(f"grad_norms{recipe}", float(error.max()), LOOSE_LIMIT)]
 
 
+def _normal(seed: int, shape: Sequence[int]) -> Tensor:
+    return torch.from_numpy(np.random.RandomState(seed).standard_normal(shape).astype(np.float32))
+
+
 def _numpy(x: Tensor) -> np.ndarray:
     return x.detach().cpu().double().numpy()
-

@@ -1,7 +1,8 @@
 """Weights under the names of their releases, in and out.
 
-Every family's map is a bijection between the release's keys and ours; shapes may differ by trailing ones (a 1x1
-convolution there is an ``nn.Linear`` here). Nothing is downloaded and no code of a release is needed.
+Every family's map is a bijection between the release's keys and ours, but for fixed tables, which releases store and
+this library computes. The numbers of a tensor keep their order, its shape may differ (a 1x1 or patch convolution there
+is an ``nn.Linear`` here). Nothing is downloaded and no code of a release is needed.
 """
 
 from __future__ import annotations
@@ -14,17 +15,18 @@ from torch import Tensor, nn
 
 from udit.config.model import ModelConfig
 from udit.errors import UserError
-from udit.published import udit
+from udit.published import adm, dic, dit, udit
+from udit.published.fixed import Fixed, Keys
 
-KeyMap = Callable[[Any], dict[str, tuple[str, tuple[int, ...]]]]
-"""Config -> {published key: (our key, published shape)} in the release's order."""
+KeyMap = Callable[[Any], Keys]
+"""Config -> {published key: (our key or fixed table, published shape)} in the release's order."""
 
-KEY_MAPS: dict[str, KeyMap] = {"U-DiT": udit.key_map}
+KEY_MAPS: dict[str, KeyMap] = {"U-DiT": udit.key_map, "DiT": dit.key_map, "DiC": dic.key_map, "ADM": adm.key_map}
 INSPECT: dict[str, Callable[[dict[str, Tensor], bool], None]] = {"U-DiT": udit.inspect}
 
 
-def key_map(config: ModelConfig) -> dict[str, tuple[str, tuple[int, ...]]]:
-    """The release's keys in its order, each with our key and the release's shape.
+def key_map(config: ModelConfig) -> Keys:
+    """The release's keys in its order, each with our key (or the table we compute) and the release's shape.
 
     Raises:
         UserError: the model has no published form (a fused or ablated config).
@@ -54,8 +56,9 @@ def import_published(model: nn.Module, state: Mapping[str, Tensor], *, repair: b
         repair: undo what the release's ``eval()`` did to a U-DiT checkpoint, where that is recognised.
 
     Raises:
-        UserError: missing or unexpected keys or shapes (the first five are named), non-finite weights, or a U-DiT
-            checkpoint that was saved after the release's ``eval()`` spoiled it.
+        UserError: missing or unexpected keys or shapes (the first five are named), non-finite weights, a stored table
+            that is not the one this library computes, or a U-DiT checkpoint that was saved after the release's
+            ``eval()`` spoiled it.
     """
     wanted = key_map(cast(ModelConfig, model.config))
     state = clean_keys(state)
@@ -76,19 +79,22 @@ def import_published(model: nn.Module, state: Mapping[str, Tensor], *, repair: b
     bad = [key for key in wanted if not torch.isfinite(state[key]).all()]
     if bad:
         raise UserError(f"weights hold NaN or infinity in {', '.join(bad[:5])}; take another checkpoint")
+    for key, (name, shape) in wanted.items():
+        if isinstance(name, Fixed):
+            name.check(key, state[key].reshape(shape))
     if (inspect := INSPECT.get(model.config.family)) is not None:  # type: ignore[union-attr]
         inspect(state, repair)
     own = dict(model.state_dict())
     with torch.no_grad():
         for key, (name, _) in wanted.items():
-            own[name].copy_(state[key].reshape(own[name].shape))
+            if isinstance(name, str):
+                own[name].copy_(state[key].reshape(own[name].shape))
 
 
 def export_published(model: nn.Module) -> dict[str, Tensor]:
     """The weights under the release's key names, in the release's order and shapes; new tensors."""
     own = model.state_dict()
     return {
-        key: own[name].detach().clone().reshape(shape)
+        key: (name.value() if isinstance(name, Fixed) else own[name].detach().clone()).reshape(shape)
         for key, (name, shape) in key_map(cast(ModelConfig, model.config)).items()
     }
-

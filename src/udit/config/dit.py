@@ -1,0 +1,41 @@
+"""DiT (Peebles & Xie 2023, arXiv 2212.09748), and SiT (Ma et al. 2024, arXiv 2401.08740), which is the same network."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Literal, Self
+
+from pydantic import model_validator
+
+from udit.config.isotropic import IsotropicConfig, check_table
+
+if TYPE_CHECKING:
+    from torch import nn
+
+
+class DiTConfig(IsotropicConfig):
+    """DiT of any size; the defaults are DiT-S/2 on 32x32 latents.
+
+    SiT is this with ``time="unit"``, ``learn_sigma=False``, ``spare_outputs=True`` and ``reversed_flow=True``.
+    """
+
+    family: Literal["DiT"] = "DiT"
+    spare_outputs: bool = False
+    """The head has twice the channels and the network returns the first half: the form of SiT's published weights."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        check_table(self.width)
+        if self.spare_outputs and self.learn_sigma:
+            raise ValueError("spare_outputs drops what learn_sigma returns; set one of them to false")
+        return self
+
+    @property
+    def head_channels(self) -> int:
+        """Channels that the head computes: ``out_channels``, then the spare ones."""
+        return self.out_channels * (2 if self.spare_outputs else 1)
+
+    def build(self) -> nn.Module:
+        """The network, uninitialised."""
+        from udit.models.dit import DiT
+
+        return DiT(self)
