@@ -88,7 +88,9 @@ def load(
         raise UserError(_file_advice(folder))
     file = folder / ("model.safetensors" if weights == "ema" else "model.raw.safetensors")
     if not (folder / "config.json").is_file():
-        raise UserError(f"{folder} holds neither config.json nor run.yaml; give a model folder, a run folder or a hub id")
+        raise UserError(
+            f"{folder} holds neither config.json nor run.yaml; give a model folder, a run folder or a hub id"
+        )
     config = read_config(folder / "config.json")
     return System(config, network(config, read_tensors(file), file)).to(device)
 
@@ -198,10 +200,8 @@ def model_card(config: SystemConfig) -> str:
         f"Trained with `{config.diffusion.kind}`"
         + (f" for {config.steps} steps" if config.steps else "")
         + ". `model.safetensors` holds the averaged (EMA) weights.\n\n"
-        "```python\nimport udit\n\nsystem = udit.load(\"THIS_FOLDER\")\n"
+        '```python\nimport udit\n\nsystem = udit.load("THIS_FOLDER")\n'
         "images = next(system.generate(seeds=range(8)"
         + (", labels=[0] * 8" if model.num_classes else "")
         + "))  # uint8 [8, C, H, W]\n```\n"
     )
-
-

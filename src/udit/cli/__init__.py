@@ -1,4 +1,4 @@
-"""The command line. Help and configuration errors answer without importing torch; each command imports what it needs."""
+"""The command line. Help and configuration errors answer without importing torch; commands import what they need."""
 
 from __future__ import annotations
 
@@ -66,9 +66,6 @@ def _usage(error: CycloptsError, tokens: list[str]) -> str:
 
 
 def _fail(message: str, code: int) -> NoReturn:
-    from_peer = message == "rank 0 gave up; its message says why"
-    if not from_peer:
-        sys.stderr.write(f"udit: error: {message}\n")
+    sys.stderr.write(f"udit: error: {message}\n")
     sys.stderr.flush()
     sys.exit(code)
-

@@ -43,7 +43,9 @@ def models(
         entry = find(name)
         counted = cost(entry.config)
         size = "x".join(map(str, (entry.config.in_channels, *entry.config.size)))
-        rows.append((name, size, counted.parameters, counted.inference_parameters, counted.macs, entry.paper, entry.weights))
+        rows.append(
+            (name, size, counted.parameters, counted.inference_parameters, counted.macs, entry.paper, entry.weights)
+        )
     if as_json:
         say(json.dumps([dict(zip(HEADER, row, strict=True)) for row in rows], indent=1))
         return 0

@@ -21,7 +21,9 @@ def table(header: Sequence[str], rows: Sequence[Sequence[object]], markdown: boo
     widths = [max(len(row[i]) for row in [list(header), *cells]) for i in range(len(header))]
     lines = []
     for row in [list(header), *cells]:
-        parts = [c.rjust(w) if _numeric(cells, i) else c.ljust(w) for i, (c, w) in enumerate(zip(row, widths, strict=True))]
+        parts = [
+            c.rjust(w) if _numeric(cells, i) else c.ljust(w) for i, (c, w) in enumerate(zip(row, widths, strict=True))
+        ]
         lines.append("  ".join(parts).rstrip())
     return "\n".join(lines)
 

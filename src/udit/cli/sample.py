@@ -82,7 +82,13 @@ def sample(
     chosen = parse_seeds(seeds, n)
     if batch_size < 1:
         raise UserError(f"--batch-size is {batch_size}; it counts pictures, at least 1")
-    given = {"steps": steps, "guidance": guidance, "sampler": sampler, "eta": eta, "guidance_channels": guidance_channels}
+    given = {
+        "steps": steps,
+        "guidance": guidance,
+        "sampler": sampler,
+        "eta": eta,
+        "guidance_channels": guidance_channels,
+    }
     changes = {key: value for key, value in given.items() if value is not None}
     SamplingConfig().replace(**{"sampler": "ddim", **changes} if "eta" in changes else changes)
 

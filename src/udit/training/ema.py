@@ -10,7 +10,7 @@ from udit.models.build import rebuild
 
 
 def decay_at(step: int, decay: float) -> float:
-    """Decay of the update after ``step`` steps (1 for the first): (1 + step) / (10 + step) until that exceeds ``decay``."""
+    """Decay of update number ``step`` (from 1): (1 + step) / (10 + step) until that exceeds ``decay``."""
     return min(decay, (1 + step) / (10 + step))
 
 
@@ -25,7 +25,7 @@ class EMA:
     def update(self, model: nn.Module, decay: float) -> None:
         """average = decay * average + (1 - decay) * weights; buffers are copied."""
         ours, theirs = list(self.model.parameters()), list(model.parameters())
-        get_ema_multi_avg_fn(decay)(ours, theirs, 0)  # type: ignore[arg-type]
+        get_ema_multi_avg_fn(decay)(ours, theirs, 0)
         for own, other in zip(self.model.buffers(), model.buffers(), strict=True):
             own.copy_(other)
 

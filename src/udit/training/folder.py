@@ -60,13 +60,15 @@ def open_folder(run: Run, bytes_needed: int) -> RunLock:
         probe.unlink()
         lock = RunLock(folder)
     except OSError as error:
-        raise UserError(f"cannot write to run folder {folder}: {error.strerror}; give a writable one with out=DIR") from None
+        raise UserError(
+            f"cannot write to run folder {folder}: {error.strerror}; give a writable one with out=DIR"
+        ) from None
     free = os.statvfs(folder).f_bavail * os.statvfs(folder).f_frsize
     if free < bytes_needed:
         lock.release()
         raise UserError(
-            f"a checkpoint of this run takes {_megabytes(bytes_needed)} and {folder} has {_megabytes(free)} free; make room, or "
-            "take another out=DIR"
+            f"a checkpoint of this run takes {_megabytes(bytes_needed)} and {folder} has {_megabytes(free)} free; make "
+            "room, or take another out=DIR"
         )
     return lock
 
@@ -155,7 +157,9 @@ class MetricsLog:
             self._stream.write(json.dumps(values) + "\n")
             self._stream.flush()
         except OSError as error:
-            raise RunError(f"cannot write {self.path}: {error.strerror}; mend that and run the same command again") from None
+            raise RunError(
+                f"cannot write {self.path}: {error.strerror}; mend that and run the same command again"
+            ) from None
 
     def sync(self) -> None:
         """Waits until the lines are on disk."""

@@ -42,7 +42,7 @@ def save_grid(system: System, path: Path, seed: int) -> None:
 
 @torch.no_grad()
 def validation_loss(system: System, loss: Loss, source: Source, part: Labels, batch_size: int = 64) -> float | None:
-    """Mean loss of held-out pictures at fixed times and noise, a function of the weights alone; None without pictures."""
+    """Mean loss of held-out pictures at fixed times and noise, the weights alone decide it; None without pictures."""
     part = part[:VALIDATION_SIZE]
     if not len(part):
         return None

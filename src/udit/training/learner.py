@@ -1,0 +1,209 @@
+"""What a run learns with: network, optimiser, averaged weights, and the step that changes them."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import signal
+import warnings
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from udit.assemble import denoiser_of
+from udit.checkpoint import Checkpoint
+from udit.config.diffusion import FlowConfig
+from udit.config.run import Run
+from udit.config.system import SystemConfig
+from udit.data.batches import Batch
+from udit.data.codec import Identity
+from udit.diffusion.objective import Losses, draw, drop_labels, flow_loss, hybrid_loss
+from udit.dist import World
+from udit.errors import UserError
+from udit.models.build import build, checkpoint_activations
+from udit.training.ema import EMA, decay_at
+
+MOMENTS = ("step", "exp_avg", "exp_avg_sq")
+"""AdamW's state of one parameter."""
+
+
+@dataclass(frozen=True)
+class StepReport:
+    """What one step did, the same on every rank."""
+
+    loss: float
+    mse: float
+    vb: float | None
+    grad_norm: float
+    bad_samples: tuple[int, ...] | None
+    """Samples of a skipped step, as indices into the source; None for a step that was taken."""
+    signal: int
+    """The signal that asked any rank to stop, or 0."""
+
+
+class Learner:
+    """The weights of a run on this rank. Its state is the network's, the optimiser's and, on rank 0, the average's."""
+
+    def __init__(self, run: Run, world: World) -> None:
+        """Builds everything with the weights of step 0."""
+        config, device = run.training, world.device
+        self.run, self.world = run, world
+        self.codec = Identity()
+        self.loss = flow_loss if isinstance(run.diffusion, FlowConfig) else hybrid_loss
+        self.model = build(run.model, seed=run.seed, device=device)
+        checkpoint_activations(self.model, config.checkpoint_activations)
+        self.optimizer = torch.optim.AdamW(
+            self.model.parameters(),
+            lr=config.lr,
+            betas=config.betas,
+            weight_decay=config.weight_decay,
+            fused=device.type in ("cuda", "cpu"),
+        )
+        self.ema = EMA(self.model) if world.is_main else None
+        if config.deterministic and device.type == "cuda":
+            torch.use_deterministic_algorithms(True, warn_only=True)
+            torch.backends.cudnn.benchmark = False
+
+    def bytes(self) -> int:
+        """Size of a checkpoint: weights, average and two moments."""
+        return 4 * sum(p.numel() * p.element_size() for p in self.model.parameters())
+
+    def restore(self, found: Checkpoint | None, step: int) -> None:
+        """Takes rank 0's checkpoint (None elsewhere) on every rank, then makes the network ready to train.
+
+        Raises:
+            UserError: the checkpoint holds another model.
+        """
+        if found:
+            assert self.ema is not None
+            try:
+                self.model.load_state_dict(found.tensors("model"), strict=True)
+                self.ema.load(found.tensors("ema"))
+            except RuntimeError as error:
+                detail = " ".join(str(error).split())[:200]
+                raise UserError(
+                    f"{found.path} holds another model than this run's ({detail}); remove it, or start anew with "
+                    "out=DIR"
+                ) from None
+        if step:
+            self._restore_moments(found)
+        self.world.broadcast(self.model.state_dict().values())
+        self.network: nn.Module = self.model
+        if self.run.training.compile:
+            self.model.compile()
+        if self.world.size > 1:
+            # Searching for unused parameters keeps DDP from rebuilding its buckets after the first backward pass: the
+            # order of summation would differ between an unbroken and a resumed run.
+            warnings.filterwarnings("ignore", message="find_unused_parameters=True was specified")
+            warnings.filterwarnings("ignore", message="Grad strides do not match bucket view strides")
+            self.network = DistributedDataParallel(
+                self.model,
+                device_ids=[self.world.device.index] if self.world.device.type == "cuda" else None,
+                find_unused_parameters=True,
+            )
+        self.denoiser = denoiser_of(SystemConfig.of(self.run), self.network)
+        self.network.train()
+
+    def _restore_moments(self, found: Checkpoint | None) -> None:
+        saved = found.tensors("optim") if found else {}
+        for name, parameter in self.model.named_parameters():
+            state = {key: torch.zeros_like(parameter, requires_grad=False) for key in MOMENTS[1:]}
+            state["step"] = torch.zeros((), device=parameter.device)
+            for key, tensor in state.items():
+                if (value := saved.get(f"{key}.{name}")) is not None:  # absent before the first finite gradient
+                    tensor.copy_(value)
+            self.world.broadcast(state.values())
+            if float(state["step"]):
+                self.optimizer.state[parameter] = state
+
+    def tensors(self) -> dict[str, dict[str, Tensor]]:
+        """Everything a checkpoint holds; rank 0 only."""
+        assert self.ema is not None
+        moments = {
+            f"{key}.{name}": self.optimizer.state[parameter][key]
+            for name, parameter in self.model.named_parameters()
+            for key in self.optimizer.state.get(parameter, {})
+        }
+        return {"model": self.model.state_dict(), "ema": self.ema.model.state_dict(), "optim": moments}
+
+    def learning_rate(self, step: int) -> float:
+        """Of the step that follows ``step`` done ones: linear warm-up, then constant."""
+        config = self.run.training
+        return config.lr * min(1.0, (step + 1) / config.lr_warmup) if config.lr_warmup else config.lr
+
+    def losses(self, batch: Batch) -> Losses:
+        """Per-sample losses of one micro-batch; every random number is keyed by (seed, position in the run)."""
+        config, model, device = self.run.training, self.run.model, self.world.device
+        x0 = self.codec.encode(batch.x)
+        levels = getattr(model, "levels", 1) if config.independent_level_dropout else 1
+        keys = [(position,) for position in batch.positions]
+        draws = draw(self.denoiser.schedule, x0.shape[1:], self.run.seed, "train", keys, levels)
+        y = None
+        if model.num_classes:
+            y = batch.y
+            if model.null_label is not None and config.label_dropout:
+                y = drop_labels(y, model.null_label, config.label_dropout, draws.uniform)
+            y = y.to(device)
+        with torch.autocast(device.type, dtype=torch.bfloat16, enabled=config.precision == "bfloat16"):
+            return self.loss(self.denoiser, x0.to(device), draws.t.to(device), draws.noise.to(device), y)
+
+    def step(self, step: int, micro_batches: list[Batch], stop_signal: int = 0) -> StepReport:
+        """One optimiser step, or none where any rank's loss or gradient is not finite.
+
+        Args:
+            step: steps done before it.
+            micro_batches: this rank's.
+            stop_signal: the signal this rank received, or 0.
+        """
+        config = self.run.training
+        losses = [self._backward(batch, len(micro_batches), batch is micro_batches[-1]) for batch in micro_batches]
+        gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
+        norm = torch.nn.utils.get_total_norm(gradients)
+        per_sample = torch.cat([part.loss for part in losses])
+        totals = [_total(part.loss for part in losses), _total(part.mse for part in losses)]
+        has_vb = losses[0].vb is not None
+        totals.append(_total(part.vb for part in losses if part.vb is not None))
+        finite = math.isfinite(grad_norm := float(norm)) and bool(torch.isfinite(per_sample).all())
+        stops = (stop_signal == signal.SIGINT, stop_signal == signal.SIGTERM)
+        shared = self.world.sum([not finite, *stops, *(v if math.isfinite(v) else 0.0 for v in totals)])
+        bad, interrupted, terminated = (count > 0 for count in shared[:3])
+        bad_samples = self._bad_samples(micro_batches, per_sample) if bad else None
+        if not bad:
+            if config.clip_norm is not None:
+                torch.nn.utils.clip_grads_with_norm_(self.model.parameters(), config.clip_norm, norm)
+            for group in self.optimizer.param_groups:
+                group["lr"] = self.learning_rate(step)
+            self.optimizer.step()
+            if self.ema is not None:
+                self.ema.update(self.model, decay_at(step + 1, config.ema_decay))
+        self.optimizer.zero_grad(set_to_none=True)
+        loss, mse, vb = (total / config.batch_size for total in shared[3:])
+        asked = signal.SIGINT if interrupted else signal.SIGTERM if terminated else 0
+        return StepReport(loss, mse, vb if has_vb else None, grad_norm, bad_samples, int(asked))
+
+    def _backward(self, batch: Batch, parts: int, last: bool) -> Losses:
+        distributed = isinstance(self.network, DistributedDataParallel)
+        with self.network.no_sync() if distributed and not last else contextlib.nullcontext():  # type: ignore[operator]
+            losses = self.losses(batch)
+            (losses.loss.mean() / parts).backward()
+        return Losses(losses.loss.detach(), losses.mse.detach(), None if losses.vb is None else losses.vb.detach())
+
+    def _bad_samples(self, micro_batches: list[Batch], per_sample: Tensor) -> tuple[int, ...]:
+        """Indices, over all ranks, of samples with a non-finite loss; of the whole batch where only gradients are."""
+        ids = torch.tensor([i for batch in micro_batches for i in batch.ids])
+        every = self.world.gather(ids).flatten()
+        finite = self.world.gather(torch.isfinite(per_sample).cpu().to(torch.int64)).flatten()
+        named = every[finite == 0] if int((finite == 0).sum()) else every
+        return tuple(sorted(int(i) for i in named))
+
+    def weight_sum(self) -> Tensor:
+        """[1] float64 on the CPU: equal on all ranks as long as their weights are."""
+        with torch.no_grad():
+            return torch.stack([p.double().sum() for p in self.model.parameters()]).sum()[None].cpu()
+
+
+def _total(parts: Iterable[Tensor]) -> float:
+    return float(sum(part.double().sum() for part in parts))
