@@ -5,7 +5,7 @@ STAMP := .venv/.installed
 EXTRAS := .[train,dev]
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-slow check docs constraints clean
+.PHONY: help install demo test test-slow check bench docs constraints clean
 
 help:  ## Prints these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -44,6 +44,9 @@ check: install  ## Lints, checks the format and the types
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 
+bench: install  ## Times forward passes and training steps side by side
+	$(BIN)/python benchmarks/speed.py
+
 docs: install  ## Writes docs/models.md from the catalogue
 	$(BIN)/python -m udit models --markdown > docs/models.md.new
 	mv docs/models.md.new docs/models.md
@@ -53,8 +56,8 @@ constraints: install  ## Writes constraints.txt anew from the newest versions
 	rm -rf .venv-constraints
 	$(BIN)/python -m venv .venv-constraints
 	.venv-constraints/bin/python -m pip install --quiet --disable-pip-version-check '$(EXTRAS)'
-	@{ sed -n '/^#/p' constraints.txt; .venv-constraints/bin/python -m pip freeze --disable-pip-version-check \
-	  | grep -Eiv '^(udit|nvidia-|cuda-|triton)'; } > .venv-constraints/new
+	@{ sed -n '/^#/p' constraints.txt; .venv-constraints/bin/python -m pip freeze --all --disable-pip-version-check \
+	  | grep -Eiv '^(udit|pip=|nvidia-|cuda-|triton)'; } > .venv-constraints/new
 	mv .venv-constraints/new constraints.txt
 	rm -rf .venv-constraints
 
