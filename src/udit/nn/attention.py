@@ -20,7 +20,8 @@ MAX_LOGIT_SCALE = 4.6052  # the release's bound on the log temperature: about ln
 def cosine_attention(q: Tensor, k: Tensor, v: Tensor, logit_scale: Tensor, table: Tensor | None) -> Tensor:
     """Attention by cosine similarity with a learned temperature per head (Liu et al. 2022, Swin v2).
 
-    q and k are turned and normalised in float32 at least (float16 zero rows give NaN otherwise), the temperature folds into q.
+    q and k are turned and normalised in float32 at least (float16 zero rows give NaN otherwise), the temperature folds
+    into q.
 
     Args:
         q, k, v: [..., h, N, R].
@@ -94,7 +95,9 @@ class DownsampledAttention(nn.Module):
         self.spec = spec
         self.heads = heads
         self.logit_scale = nn.Parameter(torch.empty(heads)) if spec.cosine else None
-        self.filter = nn.Conv2d(width, width, spec.kernel, padding=spec.kernel // 2, groups=width) if spec.kernel else None
+        self.filter = (
+            nn.Conv2d(width, width, spec.kernel, padding=spec.kernel // 2, groups=width) if spec.kernel else None
+        )
         self.qkv = nn.Linear(width, 3 * width)
         self.out = nn.Linear(width, width)
 

@@ -44,7 +44,7 @@ class ClassConditioner(nn.Module):
 
     def forward(self, t: Tensor, y: Tensor | None = None) -> Tensor:
         """t [B], y [B] int64 or None (= null) -> [B, D]."""
-        embedded = self.time(timestep_features(t, self.features).to(self.time[0].weight.dtype))
+        embedded = self.time(timestep_features(t, self.features).to(next(self.time.parameters()).dtype))
         if self.label is None:
             if y is not None:
                 raise ValueError("the model is unconditional (num_classes 0) and takes no labels; pass y=None")

@@ -64,9 +64,7 @@ def rotary_table(height: int, width: int, channels: int, device: torch.device | 
     angles = torch.stack([column.expand(height, width, -1), row.expand(height, width, -1)], dim=-1)
     angles = angles.reshape(height * width, channels // 2)
     sine = angles.sin()
-    return torch.stack(
-        [angles.cos().repeat_interleave(2, dim=-1), torch.stack([-sine, sine], dim=-1).flatten(-2)]
-    )
+    return torch.stack([angles.cos().repeat_interleave(2, dim=-1), torch.stack([-sine, sine], dim=-1).flatten(-2)])
 
 
 def rotate(x: Tensor, table: Tensor) -> Tensor:
