@@ -38,14 +38,19 @@ class Solver:
             raise UserError(
                 f"{self.name} walks the flow path and the model was trained with DDPM; use ddim, dpmpp or unipc"
             )
+        if isinstance(schedule, DDPM) and int(steps) > len(schedule):
+            raise UserError(f"steps is {steps}; the schedule has {len(schedule)}, ask for at most so many")
         solver = self._build(schedule.betas if isinstance(schedule, DDPM) else None, int(steps))
         x = x.float()
+        if not isinstance(schedule, DDPM):
+            x = x * float(solver.sigmas[0])  # DPM-Solver++ begins a thousandth short of pure noise
         total = len(solver.timesteps)
         for k, time in enumerate(solver.timesteps, start=1):
             if isinstance(schedule, DDPM):
                 t = torch.full((len(x),), int(time), device=x.device)
             else:
-                t = torch.full((len(x),), float(time) / 1000, device=x.device)
+                # not ``time``: DPM-Solver++ and UniPC round it down to whole thousandths
+                t = torch.full((len(x),), float(solver.sigmas[k - 1]), device=x.device)
             prediction = denoise(x, t, y)
             output = prediction.eps if isinstance(schedule, DDPM) else prediction.eps - prediction.x0
             x = solver.step(output, time, x, return_dict=False)[0]

@@ -1,0 +1,246 @@
+"""Our two exact samplers reach Gaussian data as theory says, and noise belongs to the image."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from gaussian import Gaussian
+from udit import rng
+from udit.diffusion.denoise import Denoiser
+from udit.diffusion.guidance import Guided
+from udit.diffusion.sample import DDIM, Ancestral, SeededNoise, Step, make_sampler, sample
+from udit.diffusion.schedule import DDPM, Flow
+from udit.diffusion.solvers import Solver
+from udit.errors import UserError
+
+SCHEDULE = DDPM.linear(1000)
+DATA = Gaussian(mean=0.3, std=0.5)
+SHAPE = (64, 1, 8, 8)
+
+
+def noise_of(seed: int) -> Callable[[int], Tensor]:
+    return lambda k: rng.normal(SHAPE, seed, "test", k).double()
+
+
+def last(denoiser: Denoiser | Guided, x: Tensor, **options: object) -> Step:
+    *_, step = sample(denoiser, x, **options)  # type: ignore[arg-type]
+    return step
+
+
+# ---- truth -----------------------------------------------------------------------------------------------------------
+
+
+def test_ddim_follows_the_probability_flow_to_first_order() -> None:
+    x = noise_of(0)(0)
+    exact = DATA.flow_map(x, math.sqrt(SCHEDULE.alpha_bar[-1]), math.sqrt(1 - SCHEDULE.alpha_bar[-1]))
+    errors = [
+        (last(DATA.denoiser(SCHEDULE), x, scheduler="ddim", steps=n).x - exact).abs().max().item()
+        for n in (100, 250, 1000)
+    ]
+    assert errors[0] / errors[1] == pytest.approx(2.5, rel=0.15)
+    assert errors[1] / errors[2] == pytest.approx(4, rel=0.15)
+    assert errors[2] < 0.006  # 5 % of a standard deviation at 100 steps, for pixels four deviations out
+
+
+def predicted(sampler: DDIM | Ancestral, fraction: float | None, steps: int) -> tuple[float, float]:
+    """Mean and deviation of the samples, carried step by step: each step is linear in x, plus independent noise."""
+    s = SCHEDULE.respaced(steps)
+    mean, variance = 0.0, 1.0
+    for i in reversed(range(steps)):
+        bar, prev = s.alpha_bar[i], s.alpha_bar_prev[i]
+        a, spread = math.sqrt(bar), bar * DATA.std**2 + 1 - bar
+        slope = a * DATA.std**2 / spread  # of x0 in x
+        offset = DATA.mean * (1 - a * slope)
+        if isinstance(sampler, DDIM):
+            sigma = sampler.eta * math.sqrt((1 - prev) / (1 - bar) * (1 - bar / prev))
+            to_eps = math.sqrt(1 - prev - sigma**2) / math.sqrt(1 - bar)
+            of_x0, of_x = math.sqrt(prev) - to_eps * a, to_eps
+        else:
+            of_x0, of_x = (float(table[i]) for table in s.posterior_coefficients)
+            smallest, largest = s.posterior_log_variance[i], math.log(s.betas[i])
+            log_variance = smallest if fraction is None and i == 0 else largest
+            if fraction is not None:
+                log_variance = (1 + fraction) / 2 * largest + (1 - fraction) / 2 * smallest
+            sigma = math.exp(0.5 * log_variance)
+        gain = of_x0 * slope + of_x
+        mean = gain * mean + of_x0 * offset
+        variance = gain**2 * variance + (sigma**2 if i else 0)
+    return mean, math.sqrt(variance)
+
+
+@pytest.mark.parametrize(
+    ("sampler", "fraction", "steps", "tolerance"),
+    [
+        (Ancestral(), -1.0, 1000, 0.01),  # the smallest variance is right for known x0: a little too narrow
+        (Ancestral(), 1.0, 250, 0.04),
+        (Ancestral(), None, 1000, 0.01),  # without a learned variance: the large one
+        (Ancestral(), 0.3, 100, 0.10),
+        (DDIM(0.5), None, 250, 0.04),
+        (DDIM(1.0), None, 250, 0.04),
+    ],
+    ids=lambda v: str(v),
+)
+def test_samples_have_the_mean_and_deviation_of_the_data(
+    sampler: DDIM | Ancestral, fraction: float | None, steps: int, tolerance: float
+) -> None:
+    x = last(
+        DATA.denoiser(SCHEDULE, variance=fraction), noise_of(1)(0), scheduler=sampler, steps=steps, noise=noise_of(1)
+    ).x
+    mean, std = predicted(sampler, fraction, steps)
+    n = x.numel()
+    assert x.mean().item() == pytest.approx(mean, abs=4 * std / math.sqrt(n))
+    assert x.std().item() == pytest.approx(std, rel=4 / math.sqrt(2 * n))
+    assert mean == pytest.approx(DATA.mean, abs=tolerance * DATA.std)
+    assert std == pytest.approx(DATA.std, rel=tolerance)
+
+
+@pytest.mark.parametrize("target", ["eps", "x0", "v", "flow"])
+def test_what_the_network_predicts_does_not_matter(target: str) -> None:
+    x = noise_of(2)(0)
+    expected = last(DATA.denoiser(SCHEDULE), x, scheduler="ddim", steps=20).x
+    torch.testing.assert_close(last(DATA.denoiser(SCHEDULE, target), x, scheduler="ddim", steps=20).x, expected)
+
+
+def test_ddim_with_eta_one_is_the_ancestral_step_with_the_smallest_variance() -> None:
+    x, noise = noise_of(3)(0), noise_of(3)
+    ancestral = last(DATA.denoiser(SCHEDULE, variance=-1.0), x, scheduler="ddpm", steps=50, noise=noise).x
+    ddim = last(DATA.denoiser(SCHEDULE), x, scheduler=DDIM(1.0), steps=50, noise=noise).x
+    torch.testing.assert_close(ddim, ancestral, atol=1e-9, rtol=1e-9)
+
+
+# ---- steps and noise -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["ddpm", "ddim"])
+def test_every_step_is_yielded_with_a_preview(name: str) -> None:
+    steps = list(sample(DATA.denoiser(SCHEDULE), noise_of(0)(0), scheduler=name, steps=7, noise=noise_of(0)))
+    assert [(step.index, step.total) for step in steps] == [(k, 7) for k in range(1, 8)]
+    assert all(step.x.shape == step.x0.shape == SHAPE for step in steps)
+    torch.testing.assert_close(steps[-1].x, steps[-1].x0)
+    previews = [(step.x0 - steps[-1].x).abs().mean().item() for step in steps]
+    assert previews[-2] < previews[0]
+
+
+@pytest.mark.parametrize(
+    ("sampler", "expected"), [(Ancestral(), [1, 2, 3, 4]), (DDIM(0.3), [1, 2, 3, 4]), (DDIM(), [])]
+)
+def test_noise_is_drawn_once_a_step_but_not_at_the_last(sampler: Ancestral | DDIM, expected: list[int]) -> None:
+    drawn = []
+
+    def noise(k: int) -> Tensor:
+        drawn.append(k)
+        return torch.zeros(SHAPE)
+
+    last(DATA.denoiser(SCHEDULE), noise_of(0)(0), scheduler=sampler, steps=5, noise=noise)
+    assert drawn == expected
+
+
+def test_clipping_bounds_every_guess() -> None:
+    wide = Gaussian(mean=0.5, std=2.0)
+    x = noise_of(0)(0)
+    for sampler in (Ancestral(clip=True), DDIM(clip=True)):
+        clipped = list(sample(wide.denoiser(SCHEDULE), x, scheduler=sampler, steps=10, noise=noise_of(0)))
+        assert all(step.x0.abs().max() <= 1 for step in clipped)
+        assert clipped[-1].x.abs().max() <= 1
+    assert last(wide.denoiser(SCHEDULE), x, scheduler=DDIM(), steps=10).x.abs().max() > 2
+
+
+def test_respacing_strings_choose_the_steps() -> None:
+    heard = []
+
+    def backbone(x: Tensor, t: Tensor, y: Tensor | None = None) -> Tensor:
+        heard.append(int(t[0]))
+        return torch.zeros_like(x)
+
+    last(Denoiser(backbone, SCHEDULE), torch.zeros(1, 1, 2, 2), scheduler="ddim", steps="ddim25")
+    assert heard == list(range(960, -1, -40))
+
+
+@pytest.mark.parametrize("scheduler", ["ddpm", "ddim"])
+def test_image_of_a_seed_is_the_same_in_any_batch(scheduler: str) -> None:
+    def images(seeds: list[int]) -> Tensor:
+        noise = SeededNoise(seeds, (2, 4, 4))
+        return last(DATA.denoiser(SCHEDULE), noise(0), scheduler=make_sampler(scheduler), steps=5, noise=noise).x
+
+    together = images([10, 11, 12, 13])
+    for i in range(4):
+        assert torch.equal(images([10 + i])[0], together[i])
+    assert torch.equal(images([13, 10]), together[[3, 0]])
+    assert not torch.equal(together[0], together[1])
+
+
+def test_seeded_noise_is_a_function_of_seed_and_step() -> None:
+    noise = SeededNoise([3, 4], (1, 2, 2))
+    assert noise(0).shape == (2, 1, 2, 2)
+    assert torch.equal(noise(5), noise(5))
+    assert torch.equal(noise(5)[1], rng.normal((1, 2, 2), 4, "sample", 5))
+    assert not torch.equal(noise(0), noise(1))
+
+
+def test_sampling_builds_no_graph_and_leaves_the_global_generator_alone() -> None:
+    weight = torch.ones((), requires_grad=True)
+    denoiser = Denoiser(lambda x, t, y=None: weight * x, SCHEDULE)
+    before = torch.get_rng_state()
+    step = last(denoiser, torch.randn(1, 1, 2, 2, generator=torch.Generator()), scheduler="ddim", steps=3)
+    assert not step.x.requires_grad
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_labels_reach_the_network() -> None:
+    heard = []
+
+    def backbone(x: Tensor, t: Tensor, y: Tensor | None = None) -> Tensor:
+        heard.append(y)
+        return torch.zeros_like(x)
+
+    y = torch.tensor([2])
+    last(Denoiser(backbone, SCHEDULE, null_label=3, num_classes=3), torch.zeros(1, 1, 2, 2), steps=2, y=y)
+    assert all(label is y for label in heard)
+
+
+# ---- errors ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("schedule", "options", "said"),
+    [
+        (SCHEDULE, {"scheduler": "dimm"}, "no sampler 'dimm'; did you mean 'ddim'?"),
+        (SCHEDULE, {"scheduler": "euler"}, "did you mean 'flow-euler'?"),
+        (SCHEDULE, {"scheduler": "flow-euler"}, "walks the flow path"),
+        (SCHEDULE, {"scheduler": "flow-heun"}, "walks the flow path"),
+        (Flow(), {"scheduler": "ddim"}, "a flow model has no discrete steps"),
+        (Flow(), {"scheduler": "ddpm"}, "a flow model has no discrete steps"),
+        (SCHEDULE, {"scheduler": "ddim", "steps": 1001}, "cannot give 1001"),
+        (SCHEDULE, {"scheduler": "ddim", "steps": 0}, "give a count"),
+        (SCHEDULE, {"scheduler": "dpmpp", "steps": "ddim50"}, "takes a count of at least 1"),
+        (SCHEDULE, {"scheduler": "unipc", "steps": 0}, "takes a count of at least 1"),
+        (SCHEDULE, {"scheduler": "dpmpp", "steps": 1001}, "the schedule has 1000"),
+        (SCHEDULE, {"scheduler": "ddpm", "steps": 5}, "step 1 draws fresh noise; pass noise="),
+        (SCHEDULE, {"scheduler": DDIM(0.5), "steps": 5}, "step 1 draws fresh noise; pass noise="),
+        (SCHEDULE, {"y": torch.tensor([0])}, "unconditional model"),
+    ],
+)
+def test_misuse_is_told_in_one_line(schedule: DDPM | Flow, options: dict, said: str, one_line: Callable) -> None:
+    target = "eps" if isinstance(schedule, DDPM) else "flow"
+    with pytest.raises(UserError) as caught:
+        last(DATA.denoiser(schedule, target), torch.zeros(1, 1, 2, 2), **options)
+    assert said in one_line(caught.value)
+
+
+def test_names_make_samplers() -> None:
+    assert make_sampler("ddpm", clip=True) == Ancestral(clip=True)
+    assert make_sampler("ddim", eta=0.5, clip=True) == DDIM(0.5, clip=True)
+    assert make_sampler("unipc") == Solver("unipc")
+
+
+def test_guided_denoiser_is_respaced_inside() -> None:
+    guided = Guided(Denoiser(lambda x, t, y=None: x, SCHEDULE, null_label=0, num_classes=1), 2.0)
+    assert len(guided.respaced(10).schedule) == 10
+    assert guided.respaced(10).scale == 2.0
+    np.testing.assert_array_equal(guided.respaced(10).schedule.timesteps, SCHEDULE.respaced(10).timesteps)

@@ -1,0 +1,127 @@
+"""diffusers' solvers behind our interface land where the probability-flow ODE of Gaussian data does."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import Tensor
+
+from gaussian import Gaussian
+from udit.config.diffusion import DDPM_SAMPLERS, FLOW_SAMPLERS, SAMPLERS
+from udit.diffusion.denoise import Denoiser
+from udit.diffusion.sample import SeededNoise, Step, sample
+from udit.diffusion.schedule import DDPM, Flow
+
+DATA = Gaussian(mean=0.3, std=0.5)
+SCHEDULES = {"ddpm": DDPM.linear(1000), "flow": Flow()}
+X_T = torch.randn(64, 1, 8, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+
+CASES = [
+    ("ddpm", "dpmpp", 160, 5, 2e-3),
+    ("ddpm", "unipc", 160, 5, 3e-3),  # its last jump starts at step 1000 / 160, which bounds it
+    ("flow", "flow-euler", 160, 3.5, 2e-2),  # first order
+    ("flow", "flow-heun", 160, 10, 3e-4),
+    ("flow", "dpmpp", 160, 7, 3e-3),
+    ("flow", "unipc", 160, 12, 4e-4),
+]
+"""Schedule, sampler, steps, how many times better than a quarter of the steps, largest error of any pixel."""
+
+
+def walk(schedule: str, name: str, steps: int, target: str | None = None) -> list[Step]:
+    kind = SCHEDULES[schedule]
+    denoiser = DATA.denoiser(kind, target or ("eps" if schedule == "ddpm" else "flow"))  # type: ignore[arg-type]
+    return list(sample(denoiser, X_T, scheduler=name, steps=steps))
+
+
+def exact(schedule: str) -> Tensor:
+    if schedule == "flow":
+        return DATA.flow_map(X_T, 0.0, 1.0)
+    bar = SCHEDULES["ddpm"].alpha_bar[-1]  # type: ignore[union-attr]
+    return DATA.flow_map(X_T, math.sqrt(bar), math.sqrt(1 - bar))
+
+
+def test_every_solver_is_tried() -> None:
+    assert {name for _, name, *_ in CASES} == set(SAMPLERS) - {"ddpm", "ddim"}
+    tried = {(schedule, name) for schedule, name, *_ in CASES}
+    assert tried == {("flow", name) for name in FLOW_SAMPLERS} | {("ddpm", n) for n in DDPM_SAMPLERS if n[:2] != "dd"}
+
+
+@pytest.mark.parametrize(("schedule", "name", "steps", "gain", "limit"), CASES)
+def test_solver_converges_to_the_probability_flow(
+    schedule: str, name: str, steps: int, gain: float, limit: float
+) -> None:
+    truth = exact(schedule)
+    few, many = ((walk(schedule, name, n)[-1].x - truth).abs().max().item() for n in (steps // 4, steps))
+    assert many < limit
+    assert few / many > gain
+
+
+@pytest.mark.parametrize(("schedule", "name", "limit"), [(s, n, 0.06 if "euler" in n else 0.03) for s, n, *_ in CASES])
+def test_thirty_steps_have_the_mean_and_deviation_of_the_data(schedule: str, name: str, limit: float) -> None:
+    x, truth = walk(schedule, name, 30)[-1].x, exact(schedule)
+    assert x.mean().item() == pytest.approx(truth.mean().item(), abs=0.01 * DATA.std)
+    assert x.std().item() == pytest.approx(truth.std().item(), rel=limit)
+
+
+@pytest.mark.parametrize(("schedule", "name"), [(s, n) for s, n, *_ in CASES])
+@pytest.mark.parametrize("steps", [1, 2, 5, 6])
+def test_steps_count_network_evaluations(schedule: str, name: str, steps: int) -> None:
+    walked = walk(schedule, name, steps)
+    evaluations = steps if name != "flow-heun" else 2 * ((steps + 1) // 2) - 1  # Heun takes two a step but for the last
+    assert [(step.index, step.total) for step in walked] == [(k + 1, evaluations) for k in range(evaluations)]
+    assert all(step.x.isfinite().all() for step in walked)
+
+
+@pytest.mark.parametrize(
+    ("schedule", "name", "target"),
+    [(s, n, t) for s, n in (("ddpm", "dpmpp"), ("ddpm", "unipc"), ("flow", "flow-heun")) for t in ("x0", "v")]
+    + [("ddpm", "dpmpp", "flow"), ("flow", "unipc", "x0")],
+)
+def test_what_the_network_predicts_does_not_matter(schedule: str, name: str, target: str) -> None:
+    expected = walk(schedule, name, 11)[-1].x
+    torch.testing.assert_close(walk(schedule, name, 11, target)[-1].x, expected, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize(("schedule", "name"), [(s, n) for s, n, *_ in CASES])
+def test_network_hears_the_time_its_input_is_at(schedule: str, name: str) -> None:
+    """x_t of known data lies on its path, so alpha(t) x0 + sigma(t) x_T is what the network must be shown at t."""
+    kind, point, shown = SCHEDULES[schedule], 0.7, []
+
+    def backbone(x: Tensor, t: Tensor, y: Tensor | None = None) -> Tensor:
+        shown.append((x, t))
+        alpha, sigma = kind.alpha_sigma(t, x)
+        eps = (x - alpha * point) / sigma
+        return eps if schedule == "ddpm" else eps - point
+
+    unit = "index" if schedule == "ddpm" else "unit"
+    denoiser = Denoiser(backbone, kind, "eps" if schedule == "ddpm" else "flow", time=unit)  # type: ignore[arg-type]
+    *_, step = sample(denoiser, X_T[:2], scheduler=name, steps=9)
+    torch.testing.assert_close(step.x, torch.full_like(step.x, point), atol=1e-4, rtol=0)
+    noise = (shown[0][0] - kind.alpha_sigma(shown[0][1], shown[0][0])[0] * point) / kind.alpha_sigma(*shown[0][::-1])[1]
+    for x, t in shown:
+        alpha, sigma = kind.alpha_sigma(t, x)
+        torch.testing.assert_close(x, alpha * point + sigma * noise, atol=2e-4, rtol=0)
+
+
+@pytest.mark.parametrize(("schedule", "name"), [(s, n) for s, n, *_ in CASES])
+def test_image_of_a_seed_is_the_same_in_any_batch_and_call(schedule: str, name: str) -> None:
+    kind = SCHEDULES[schedule]
+    denoiser = DATA.denoiser(kind, "eps" if schedule == "ddpm" else "flow")
+
+    def images(seeds: list[int]) -> Tensor:
+        *_, step = sample(denoiser, SeededNoise(seeds, (1, 4, 4))(0), scheduler=name, steps=5)
+        return step.x
+
+    together = images([1, 2, 3])
+    assert torch.equal(images([2])[0], together[1])
+    assert torch.equal(images([3, 1]), together[[2, 0]])
+
+
+def test_solver_walks_a_shorter_training_schedule() -> None:
+    short = DDPM.linear(100)
+    *_, step = sample(DATA.denoiser(short), X_T, scheduler="dpmpp", steps=50)
+    bar = short.alpha_bar[-1]
+    truth = DATA.flow_map(X_T, math.sqrt(bar), math.sqrt(1 - bar))
+    assert (step.x - truth).abs().max() < 0.03
