@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import fcntl
 import json
@@ -10,7 +11,7 @@ import socket
 from pathlib import Path
 from typing import Any, TextIO
 
-from udit.config.files import parse_yaml, to_yaml
+from udit.config.files import read_yaml, to_yaml
 from udit.config.run import Run, changed_keys
 from udit.errors import RunError, UserError
 
@@ -32,6 +33,8 @@ class RunLock:
             raise UserError(
                 f"run folder {folder} is in use by {holder or 'another process'}; wait for it, or take another out=DIR"
             ) from None
+        # A forked reading worker shares the open file, and so the lock: it may outlive a killed trainer by seconds.
+        os.register_at_fork(after_in_child=self._stream.close)
         self._stream.truncate(0)
         self._stream.write(f"process {os.getpid()} on {socket.gethostname()}\n")
         self._stream.flush()
@@ -56,12 +59,14 @@ def open_folder(run: Run, bytes_needed: int) -> RunLock:
         (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
         (folder / "samples").mkdir(exist_ok=True)
         probe = folder / ".probe"
-        probe.write_bytes(b"udit")
-        probe.unlink()
+        try:
+            probe.write_bytes(b"udit")
+        finally:
+            probe.unlink(missing_ok=True)
         lock = RunLock(folder)
     except OSError as error:
         raise UserError(
-            f"cannot write to run folder {folder}: {error.strerror}; give a writable one with out=DIR"
+            f"cannot write to run folder {folder}: {error.strerror}; mend that, or give another one with out=DIR"
         ) from None
     free = os.statvfs(folder).f_bavail * os.statvfs(folder).f_frsize
     if free < bytes_needed:
@@ -80,9 +85,7 @@ def _megabytes(count: int) -> str:
 def read_run(folder: Path) -> dict[str, Any] | None:
     """The plain values of a folder's ``run.yaml``, or None."""
     path = folder / "run.yaml"
-    if not path.is_file():
-        return None
-    return parse_yaml(path.read_text(encoding="utf-8"), str(path))
+    return read_yaml(path) if path.is_file() else None
 
 
 def check_resumable(old: dict[str, Any], new: dict[str, Any], where: Path) -> None:
@@ -167,4 +170,5 @@ class MetricsLog:
 
     def close(self) -> None:
         """Closes the file."""
-        self._stream.close()
+        with contextlib.suppress(OSError):  # every line has been flushed, or its error told
+            self._stream.close()

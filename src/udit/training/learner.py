@@ -71,26 +71,37 @@ class Learner:
         """Size of a checkpoint: weights, average and two moments."""
         return 4 * sum(p.numel() * p.element_size() for p in self.model.parameters())
 
-    def restore(self, found: Checkpoint | None, step: int) -> None:
-        """Takes rank 0's checkpoint (None elsewhere) on every rank, then makes the network ready to train.
+    def restore(self, found: Checkpoint) -> None:
+        """Takes a checkpoint; rank 0 only, for ``share`` gives it to the others.
 
         Raises:
             UserError: the checkpoint holds another model.
         """
-        if found:
-            assert self.ema is not None
-            try:
-                self.model.load_state_dict(found.tensors("model"), strict=True)
-                self.ema.load(found.tensors("ema"))
-            except RuntimeError as error:
-                detail = " ".join(str(error).split())[:200]
-                raise UserError(
-                    f"{found.path} holds another model than this run's ({detail}); remove it, or start anew with "
-                    "out=DIR"
-                ) from None
-        if step:
-            self._restore_moments(found)
+        assert self.ema is not None
+        try:
+            self.model.load_state_dict(found.tensors("model"), strict=True)
+            self.ema.load(found.tensors("ema"))
+        except RuntimeError as error:
+            detail = " ".join(str(error).split())[:200]
+            raise UserError(
+                f"{found.path} holds another model than this run's ({detail}); remove it, or start anew with out=DIR"
+            ) from None
+        moments = found.tensors("optim")
+        for name, parameter in self.model.named_parameters():
+            if f"step.{name}" in moments:  # absent before the first finite gradient
+                self.optimizer.state[parameter] = self._no_moments(parameter)
+                for key, tensor in self.optimizer.state[parameter].items():
+                    tensor.copy_(moments[f"{key}.{name}"])
+
+    def share(self, step: int) -> None:
+        """Gives rank 0's state to every rank and makes the network ready to train.
+
+        Args:
+            step: steps done; the same on every rank.
+        """
         self.world.broadcast(self.model.state_dict().values())
+        if step and self.world.size > 1:
+            self._share_moments()
         self.network: nn.Module = self.model
         if self.run.training.compile:
             self.model.compile()
@@ -107,17 +118,17 @@ class Learner:
         self.denoiser = denoiser_of(SystemConfig.of(self.run), self.network)
         self.network.train()
 
-    def _restore_moments(self, found: Checkpoint | None) -> None:
-        saved = found.tensors("optim") if found else {}
-        for name, parameter in self.model.named_parameters():
-            state = {key: torch.zeros_like(parameter, requires_grad=False) for key in MOMENTS[1:]}
-            state["step"] = torch.zeros((), device=parameter.device)
-            for key, tensor in state.items():
-                if (value := saved.get(f"{key}.{name}")) is not None:  # absent before the first finite gradient
-                    tensor.copy_(value)
+    def _share_moments(self) -> None:
+        for parameter in self.model.parameters():
+            state = self.optimizer.state.get(parameter) or self._no_moments(parameter)
             self.world.broadcast(state.values())
             if float(state["step"]):
                 self.optimizer.state[parameter] = state
+
+    @staticmethod
+    def _no_moments(parameter: nn.Parameter) -> dict[str, Tensor]:
+        zeros = {key: torch.zeros_like(parameter, requires_grad=False) for key in MOMENTS[1:]}
+        return {"step": torch.zeros((), device=parameter.device), **zeros}
 
     def tensors(self) -> dict[str, dict[str, Tensor]]:
         """Everything a checkpoint holds; rank 0 only."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import platform
+import shutil
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -20,7 +21,7 @@ from udit.config.run import Run
 from udit.config.system import SystemConfig
 from udit.data.batches import batches
 from udit.data.sources import Source, split
-from udit.errors import RunError, UserError
+from udit.errors import PeerError, RunError, UserError
 from udit.store import read_config, save
 from udit.training import folder, preview
 from udit.training.learner import Learner, StepReport
@@ -61,6 +62,10 @@ class Trainer:
             UserError: the run folder, the data or the configuration cannot be used.
             RunError: the disk refuses a checkpoint, a rank was lost, or losses stay non-finite.
         """
+        with self.world.together():
+            return self._fit(progress)
+
+    def _fit(self, progress: bool) -> Outcome:
         run, world = self.run, self.world
         self.source: Source = run.data.build()
         self.source.verify()
@@ -68,12 +73,12 @@ class Trainer:
         self.learner = Learner(run, world)
         lock = self._on_main(self._open)
         try:
-            found = self._on_main(self._newest)
+            found = self._on_main(self._resume)
             start = world.agree(found.step if found else 0)
             self.skipped = world.agree(int(found.manifest["skipped_in_a_row"]) if found else 0)
-            self._on_all(lambda: self.learner.restore(found, start))
+            self.learner.share(start)
             if start >= run.training.steps:
-                self._on_main(self._finish)
+                self._on_main(lambda: self._finish(start))
                 return Outcome(start)
             return self._loop(start, progress and world.is_main)
         finally:
@@ -92,21 +97,25 @@ class Trainer:
             folder.write_run(self.run)
             self.store = CheckpointStore(self.run.out / "checkpoints", self.run.training.keep)
             self.store.sweep()
+            for left in self.run.out.glob(".tmp-model-*"):  # of a killed ``_finish``
+                shutil.rmtree(left, ignore_errors=True)
         except BaseException:
             lock.release()
             raise
         return lock
 
-    def _newest(self) -> Checkpoint | None:
-        """Rank 0: the newest whole checkpoint, if it was trained on this data."""
+    def _resume(self) -> Checkpoint | None:
+        """Rank 0: takes the newest whole checkpoint, if it belongs to this run and its data."""
         found = self.store.newest()
         if found is None:
             return None
+        folder.check_resumable(found.manifest["run"], self.run.plain(), found.path / "manifest.json")
         if found.manifest["data"] != self.source.fingerprint:
             raise UserError(
                 f"the data is not what {found.path} was trained on (pictures were added, removed or altered); put it "
                 "back, or start anew with out=DIR"
             )
+        self.learner.restore(found)
         log.info("resuming from step %d", found.step)
         before, now = found.manifest["machine"], self._machine()
         for name in now:
@@ -122,18 +131,18 @@ class Trainer:
 
     def _on_main(self, action: Callable[[], T]) -> T | None:
         """Runs ``action`` on rank 0; an error there is an error everywhere, so that no rank waits for a dead one."""
-        return self._on_all(lambda: action() if self.world.is_main else None)
-
-    def _on_all(self, action: Callable[[], T]) -> T:
-        """Runs ``action`` on every rank and waits for all; an error on one is an error on all."""
         result, error = None, None
-        try:
-            result = action()
-        except (UserError, RunError) as caught:
-            error = caught
-        if self.world.sum([error is not None])[0]:
-            raise error or PeerError("another rank gave up; its message says why")
-        return result  # type: ignore[return-value]
+        if self.world.is_main:
+            try:
+                result = action()
+            except (UserError, RunError) as caught:
+                error = caught
+            except OSError as caught:
+                cause = f"{caught.strerror or caught}" + (f" ({caught.filename})" if caught.filename else "")
+                error = RunError(f"cannot write to {self.run.out}: {cause}; mend that and run the same command again")
+        if self.world.agree(int(error is not None)):
+            raise error or PeerError("rank 0 gave up; its message says why")
+        return result
 
     # -- the loop ---------------------------------------------------------------------------------------------------
 
@@ -155,7 +164,7 @@ class Trainer:
         step = start
         with contextlib.ExitStack() as stack:
             stop = stack.enter_context(StopFlag())
-            self._open_logs(stack, start)
+            self._on_main(lambda: self._open_logs(stack, start))
             off = None if progress else True
             bar = stack.enter_context(tqdm(total=config.steps, initial=start, desc="train", unit="step", disable=off))
             for micro_batches in stream:
@@ -168,7 +177,7 @@ class Trainer:
                 self._after(step, report, rate)
                 if report.signal:
                     return Outcome(step, report.signal)
-        self._on_main(self._finish)
+        self._on_main(lambda: self._finish(step))
         return Outcome(step)
 
     def _after(self, step: int, report: StepReport, rate: float) -> None:
@@ -191,8 +200,8 @@ class Trainer:
         if hopeless:
             raise RunError(
                 f"stopped after step {step}: {self.skipped} steps in a row had no finite loss or gradient, the last "
-                f"with samples {self._names(report)}; the weights are untouched and saved; lower training.lr, or look at "
-                "these samples"
+                f"with samples {self._names(report)}; the weights are untouched and saved; lower training.lr, or look "
+                "at these samples"
             )
 
     def _names(self, report: StepReport) -> str:
@@ -208,14 +217,12 @@ class Trainer:
     # -- rank 0 writes ----------------------------------------------------------------------------------------------
 
     def _open_logs(self, stack: contextlib.ExitStack, start: int) -> None:
-        if not self.world.is_main:
-            return
-        from torch.utils.tensorboard import SummaryWriter
+        from udit.training.events import EventLog
 
         self.metrics = folder.MetricsLog(self.run.out / "metrics.jsonl", start)
         stack.callback(self.metrics.close)
-        self.board = SummaryWriter(self.run.out / "tensorboard", purge_step=start + 1)
-        stack.callback(self.board.close)
+        self.events = EventLog(self.run.out / "tensorboard", start)
+        stack.callback(self.events.close)
 
     def _log(self, step: int, report: StepReport, rate: float, values: dict[str, Any]) -> None:
         line: dict[str, Any] = {"step": step, "lr": self.learner.learning_rate(step - 1)}
@@ -225,18 +232,15 @@ class Trainer:
         else:
             line["skipped_samples"] = [str(self.source.names[i]) for i in report.bad_samples]
         line |= values
-        for key, value in line.items():
-            if isinstance(value, float):
-                self.board.add_scalar(key, value, step)
         self.metrics.write(line | {"images_per_second": round(rate, 1)})
+        self.events.write(step, {key: value for key, value in line.items() if isinstance(value, float)})
 
-    def _averaged(self) -> System:
+    def _averaged(self, step: int) -> System:
         assert self.learner.ema is not None
-        config = SystemConfig.of(self.run, self.run.training.steps)
-        return System(config, self.learner.ema.model)
+        return System(SystemConfig.of(self.run, step), self.learner.ema.model)
 
     def _show(self, step: int) -> dict[str, Any]:
-        system = self._averaged()
+        system = self._averaged(step)
         preview.save_grid(system, self.run.out / "samples" / f"step-{step:08d}.png", self.run.seed)
         loss = preview.validation_loss(system, self.learner.loss, self.source, self.parts.test)
         return {} if loss is None else {"val_loss": loss}
@@ -252,13 +256,9 @@ class Trainer:
         self.metrics.sync()
         self.store.save(step, self.learner.tensors(), facts)
 
-    def _finish(self) -> None:
+    def _finish(self, step: int) -> None:
         """The model folder and the curve of a finished run."""
-        system, target = self._averaged(), self.run.out / "model"
+        system, target = self._averaged(step), self.run.out / "model"
         if not (target / "config.json").is_file() or read_config(target / "config.json") != system.config:
             save(system, target, raw=self.learner.model)
         preview.save_curve(self.run.out / "metrics.jsonl", self.run.out / "loss.png")
-
-
-class PeerError(RunError):
-    """Another rank has told the user why."""
