@@ -67,10 +67,10 @@ def assert_golden(out: Tensor, record: dict[str, Any]) -> None:
     assert abs(flat.sum().item() - record["sum"]) < 1e-4 * math.sqrt(flat.numel())
 
 
-def learns(model: nn.Module, y: Tensor | None, time: Tensor | None = None) -> tuple[float, float]:
-    """The squared error to a fixed picture before and after two steps; by then every parameter must have a gradient.
+def learns(model: nn.Module, y: Any, time: Tensor | None = None, steps: int = 2) -> tuple[float, float]:
+    """The squared error to a fixed picture before and after some steps; by then every parameter must have a gradient.
 
-    Two, because the first only opens what was initialised to zero and hides the parameters behind it.
+    One is not enough: each only opens what was initialised to zero and hides the parameters behind it.
     """
     x, t, _ = batch(model)
     t = t if time is None else time
@@ -78,7 +78,7 @@ def learns(model: nn.Module, y: Tensor | None, time: Tensor | None = None) -> tu
     target = golden_input(*shape)
     optimiser = torch.optim.Adam(model.parameters(), lr=1e-3)
     losses = []
-    for _ in range(3):
+    for _ in range(steps + 1):
         optimiser.zero_grad(set_to_none=True)
         loss = (model(x, t, y) - target).square().mean()
         loss.backward()

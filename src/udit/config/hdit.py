@@ -1,0 +1,111 @@
+"""HDiT (Crowson et al. 2024, arXiv 2401.11605): an hourglass of transformer levels straight on pixels."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Literal
+
+from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
+
+from udit.config.base import Spec
+from udit.config.model import ModelConfig
+from udit.config.parts import Global, Window
+
+if TYPE_CHECKING:
+    from torch import nn
+
+
+class HourglassLevel(Spec):
+    """The blocks of one resolution, on either side of the hourglass."""
+
+    width: PositiveInt
+    depth: PositiveInt
+    """Blocks, on each side; the last level has one side."""
+    head_channels: PositiveInt = 64
+    """Channels of an attention head, a multiple of 8."""
+    ratio: Annotated[float, Field(gt=0)] = 3.0
+    """Hidden channels of the FFN per channel."""
+    attention: Annotated[Global | Window, Field(discriminator="kind")] = Global()
+
+    @model_validator(mode="after")
+    def _check(self) -> HourglassLevel:
+        if self.width % self.head_channels or self.head_channels % 8:
+            raise ValueError(
+                f"width {self.width} does not split into heads of {self.head_channels} channels, a multiple of 8; "
+                "choose other head_channels"
+            )
+        return self
+
+    @property
+    def heads(self) -> int:
+        """Attention heads."""
+        return self.width // self.head_channels
+
+    @property
+    def hidden(self) -> int:
+        """Hidden channels of the FFN."""
+        return round(self.ratio * self.width)
+
+
+class Mapping(Spec):
+    """The network that turns time and labels into the condition."""
+
+    depth: NonNegativeInt = 2
+    width: Annotated[int, Field(ge=2, multiple_of=2)] = 256
+    """Length of the condition."""
+    ratio: Annotated[float, Field(gt=0)] = 3.0
+    """Hidden channels per channel."""
+
+    @property
+    def hidden(self) -> int:
+        """Hidden channels."""
+        return round(self.ratio * self.width)
+
+
+class HDiTConfig(ModelConfig):
+    """HDiT of any size; the defaults are the release's config for CIFAR-10.
+
+    The network takes the noise level sigma; ``diffusion.edm`` has the preconditioning it was published with. The
+    release trains some configs with dropout; this library has none.
+    """
+
+    family: Literal["HDiT"] = "HDiT"
+    in_channels: PositiveInt = 3
+    num_classes: NonNegativeInt = 10
+    learn_sigma: bool = False
+    time: Literal["index", "unit", "sigma"] = "sigma"
+    patch: PositiveInt = 2
+    """Side of the square of pixels that becomes one token."""
+    stages: Annotated[tuple[HourglassLevel, ...], Field(min_length=1)] = (
+        HourglassLevel(width=256, depth=2),
+        HourglassLevel(width=512, depth=4),
+    )
+    """Levels, finest first; the last is the middle of the hourglass."""
+    mapping: Mapping = Mapping()
+    vector_cond: NonNegativeInt = 0
+    """Length M of a free condition vector beside the label; 0 for none."""
+
+    @model_validator(mode="after")
+    def _check(self) -> HDiTConfig:
+        if self.time != "sigma":
+            raise ValueError(f"time is {self.time!r}; HDiT embeds the logarithm of the noise level, so it is 'sigma'")
+        self.check_size(*self.size)
+        return self
+
+    def check_size(self, height: int, width: int) -> None:
+        """Raises ValueError unless every level can halve an input of height x width, and windows tile it."""
+        factor = self.patch * 2 ** (len(self.stages) - 1)
+        if height % factor or width % factor:
+            near = [max(factor, factor * round(side / factor)) for side in (height, width)]
+            raise ValueError(
+                f"an input of {height}x{width} cannot pass {len(self.stages)} levels of {self.patch}x{self.patch} "
+                f"patches; H and W must be multiples of {factor}, e.g. {near[0]}x{near[1]}"
+            )
+        for level, stage in enumerate(self.stages):
+            scale = self.patch * 2**level
+            stage.attention.check_size(height // scale, width // scale)
+
+    def build(self) -> nn.Module:
+        """The network, uninitialised."""
+        from udit.models.hdit import HDiT
+
+        return HDiT(self)

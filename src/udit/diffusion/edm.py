@@ -1,0 +1,48 @@
+"""EDM's preconditioning (Karras et al. 2022, Sec. 5): a network of unit scales becomes a denoiser at every noise level.
+
+With x = x0 + sigma n and data of standard deviation sigma_data, the network F sees c_in x and says F, and
+
+    D(x, sigma) = c_skip x + c_out F(c_in x, sigma)
+
+is the guess of x0. HDiT was published in this form.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from udit.diffusion.denoise import Backbone
+
+Path = Literal["exploding", "preserving", "linear"]
+"""Signal scale alpha where sigma / alpha = s: 1; 1 / sqrt(1 + s**2) as in ``DDPM``; 1 / (1 + s) as in ``Flow``."""
+
+
+@dataclass(frozen=True)
+class Preconditioned:
+    """A network F as a backbone whose target is x0 and whose time is sigma, the ratio of noise to signal.
+
+    ``Denoiser(Preconditioned(network, path="preserving"), DDPM.linear(), target="x0", time="sigma")`` samples with any
+    sampler of that schedule.
+
+    Attributes:
+        backbone: F, with time unit sigma.
+        sigma_data: standard deviation of the data.
+        path: how the noised input was scaled.
+    """
+
+    backbone: Backbone
+    sigma_data: float = 0.5
+    path: Path = "exploding"
+
+    def __call__(self, x: Tensor, sigma: Tensor, y: Tensor | None = None, /) -> Tensor:
+        """x [B, C, H, W] = alpha (x0 + sigma n), sigma [B], y as the network takes it -> x0 [B, C, H, W]."""
+        ratio = sigma.to(torch.promote_types(x.dtype, torch.float32)).view(-1, *[1] * (x.ndim - 1))
+        if self.path != "exploding":
+            x = x * ((1 + ratio**2).sqrt() if self.path == "preserving" else 1 + ratio)
+        variance = ratio**2 + self.sigma_data**2
+        output = self.backbone((x * variance.rsqrt()).to(x.dtype), sigma, y)
+        return self.sigma_data**2 / variance * x + ratio * self.sigma_data * variance.rsqrt() * output

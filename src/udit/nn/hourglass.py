@@ -1,0 +1,132 @@
+"""Parts of the hourglass diffusion transformer (Crowson et al. 2024, arXiv 2401.11605).
+
+Axes: B batch, C channels, H and W side lengths, D width, E length of the condition, p patch side.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from udit.nn.tokens import to_last, unpatchify
+
+EPS = 1e-6
+
+
+class FourierFeatures(nn.Module):
+    """Cosines and sines of random projections (Tancik et al. 2020), which are kept but never trained."""
+
+    weight: Tensor
+
+    def __init__(self, inner: int, features: int) -> None:
+        super().__init__()
+        self.register_buffer("weight", torch.empty(features // 2, inner))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, inner] -> [B, features] in the buffer's dtype; float32 at least inside."""
+        precise = torch.promote_types(self.weight.dtype, torch.float32)
+        angles = (2 * math.pi * x.to(precise)) @ self.weight.to(precise).T
+        return torch.cat([angles.cos(), angles.sin()], dim=-1).to(self.weight.dtype)
+
+
+class GEGLU(nn.Module):
+    """Two matrices, the first one's halves multiplied: x * GELU(gate) (Shazeer 2020). No biases."""
+
+    def __init__(self, width: int, hidden: int) -> None:
+        super().__init__()
+        self.expand = nn.Linear(width, 2 * hidden, bias=False)
+        self.contract = nn.Linear(hidden, width, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[..., D] -> [..., D]."""
+        x, gate = self.expand(x).chunk(2, dim=-1)
+        return self.contract(x * F.gelu(gate))
+
+
+class MappingBlock(nn.Module):
+    """A normalised GEGLU, added to its input."""
+
+    def __init__(self, width: int, hidden: int) -> None:
+        super().__init__()
+        self.norm = nn.RMSNorm(width, eps=EPS)
+        self.ffn = GEGLU(width, hidden)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, E] -> [B, E]."""
+        return x + self.ffn(self.norm(x))
+
+
+class Labels(NamedTuple):
+    """Everything besides time that an HDiT may be conditioned on."""
+
+    label: Tensor | None = None
+    """[B] int64; None is the null class."""
+    augmentation: Tensor | None = None
+    """[B, 9] how the picture was augmented (Karras et al. 2022); None is not at all."""
+    vector: Tensor | None = None
+    """[B, M] a free condition, for models with ``vector_cond`` M; None is zero."""
+
+
+class HourglassBlock(nn.Module):
+    """Attention and FFN on a map, each behind a norm whose scale the condition decides, and added to the map."""
+
+    def __init__(self, attention: nn.Module, width: int, hidden: int, cond: int) -> None:
+        super().__init__()
+        self.attention_scale = nn.Linear(cond, width, bias=False)
+        self.attention = attention
+        self.ffn_scale = nn.Linear(cond, width, bias=False)
+        self.ffn = GEGLU(width, hidden)
+
+    def condition(self, cond: Tensor) -> tuple[Tensor, Tensor]:
+        """[B, E] -> scales of both norms, [B, 1, 1, D]."""
+        return 1 + self.attention_scale(cond)[:, None, None], 1 + self.ffn_scale(cond)[:, None, None]
+
+    def forward(self, x: Tensor, scales: tuple[Tensor, Tensor], positions: Tensor) -> Tensor:
+        """x [B, H, W, D], ``condition``'s result, the level's rotary table -> [B, H, W, D]."""
+        x = x + self.attention(F.rms_norm(x, x.shape[-1:], eps=EPS) * scales[0], positions)
+        return x + self.ffn(F.rms_norm(x, x.shape[-1:], eps=EPS) * scales[1])
+
+
+class PatchMerge(nn.Module):
+    """Each p x p pixels become one, by a matrix."""
+
+    def __init__(self, inner: int, width: int, patch: int) -> None:
+        super().__init__()
+        self.patch = patch
+        self.proj = nn.Linear(inner * patch**2, width, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, H, W, C] -> [B, H / p, W / p, D]."""
+        b, height, width, channels = x.shape
+        x = x.reshape(b, height // self.patch, self.patch, width // self.patch, self.patch, channels)
+        return self.proj(x.transpose(2, 3).flatten(3))
+
+
+class PatchSplit(nn.Module):
+    """Each pixel becomes p x p, by a matrix."""
+
+    def __init__(self, inner: int, width: int, patch: int) -> None:
+        super().__init__()
+        self.patch = patch
+        self.proj = nn.Linear(inner, width * patch**2, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, H, W, C] -> [B, H * p, W * p, D]."""
+        return to_last(unpatchify(self.proj(x), self.patch))
+
+
+class Join(nn.Module):
+    """The map from below at twice the resolution, mixed with the skip in a learned proportion."""
+
+    def __init__(self, inner: int, width: int) -> None:
+        super().__init__()
+        self.split = PatchSplit(inner, width, 2)
+        self.weight = nn.Parameter(torch.empty(1))
+
+    def forward(self, x: Tensor, skip: Tensor) -> Tensor:
+        """x [B, H, W, C], skip [B, 2 H, 2 W, D] -> [B, 2 H, 2 W, D]; weight 0 is the skip alone."""
+        return torch.lerp(skip, self.split(x), self.weight.to(skip.dtype))
