@@ -22,7 +22,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from udit.errors import RunError
+from udit.errors import RunError, UserError
 
 SCHEMA = 1
 MANIFEST = "manifest.json"
@@ -74,17 +74,16 @@ class CheckpointStore:
             files = {}
             for name, values in tensors.items():
                 file = temporary / f"{name}.safetensors"
-                save_file({key: value.detach().cpu().contiguous() for key, value in values.items()}, file)
-                _sync(file)
+                write_tensors(values, file)
                 files[file.name] = {"bytes": file.stat().st_size, "sha256": _sha256(file)}
             text = seal({"schema": SCHEMA, "step": step, **facts, "files": files})
             with (temporary / MANIFEST).open("w", encoding="utf-8") as stream:
                 stream.write(text)
                 stream.flush()
                 os.fsync(stream.fileno())
-            _sync(temporary)
+            sync(temporary)
             temporary.rename(final)
-            _sync(self.folder)
+            sync(self.folder)
         except (OSError, SafetensorError) as error:
             shutil.rmtree(temporary, ignore_errors=True)
             newest = max(self.steps(), default=None)
@@ -154,8 +153,21 @@ class CheckpointStore:
             count += 1
             target = path.with_name(f"{path.name}.damaged-{count}")
         path.rename(target)
-        _sync(self.folder)
+        sync(self.folder)
         return target
+
+
+def write_tensors(tensors: dict[str, Tensor], path: Path) -> None:
+    """Writes a safetensors file and waits until it is on disk.
+
+    Raises:
+        OSError, SafetensorError: the disk refuses it.
+    """
+    path.touch()
+    mode = path.stat().st_mode
+    save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, path)
+    path.chmod(mode)  # safetensors lets nobody but the owner read, whatever the umask says
+    sync(path)
 
 
 class DamagedError(ValueError):
@@ -173,6 +185,7 @@ def verify(path: Path) -> dict[str, Any]:
 
     Raises:
         DamagedError: something is missing, torn or altered.
+        UserError: it is whole and of another schema.
     """
     try:
         text = (path / MANIFEST).read_text(encoding="utf-8")
@@ -180,6 +193,11 @@ def verify(path: Path) -> dict[str, Any]:
         unsealed = {key: value for key, value in manifest.items() if key != "digest"}
         if text != seal(unsealed):
             raise DamagedError(f"{MANIFEST} does not match its own digest")
+        if manifest["schema"] != SCHEMA:
+            raise UserError(
+                f"{path} was written in schema {manifest['schema']} and this udit reads {SCHEMA}; use the udit that "
+                "wrote it, or start anew in another folder"
+            )
         for name, facts in manifest["files"].items():
             file = path / name
             size = file.stat().st_size
@@ -190,7 +208,7 @@ def verify(path: Path) -> dict[str, Any]:
     except OSError as error:
         raise DamagedError(_cause(error)) from None
     except (ValueError, KeyError, AttributeError, TypeError) as error:
-        if isinstance(error, DamagedError):
+        if isinstance(error, DamagedError | UserError):
             raise
         raise DamagedError(f"{MANIFEST} is torn") from None
     return unsealed
@@ -205,7 +223,8 @@ def _sha256(path: Path) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
-def _sync(path: Path) -> None:
+def sync(path: Path) -> None:
+    """Waits until a file's bytes, or a folder's names, are on disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
-from collections.abc import Iterable
+import socket
+import time
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from datetime import timedelta
 
@@ -11,7 +14,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from udit.errors import UserError
+from udit.errors import RunError, UserError
 
 
 @dataclass(frozen=True)
@@ -58,6 +61,23 @@ class World:
         """Waits for every rank."""
         self.sum([0.0])
 
+    @contextlib.contextmanager
+    def together(self) -> Iterator[None]:
+        """Context in which a peer that dies or falls silent is an error of ours.
+
+        Raises:
+            RunError: instead of what torch says of it.
+        """
+        try:
+            yield
+        except RuntimeError as error:
+            if isinstance(error, RunError) or not (isinstance(error, dist.DistError) or "gloo" in str(error)):
+                raise
+            detail = " ".join(str(error).split("] ", 1)[-1].split(". ", 1)[0].split())[:120]
+            raise RunError(
+                f"rank {self.rank} of {self.size} lost a peer ({detail}); start all of them again with the same command"
+            ) from None
+
     def close(self) -> None:
         """Leaves the process group."""
         if self.size > 1 and dist.is_initialized():
@@ -79,6 +99,8 @@ def start(device: str = "auto", timeout: float = 600) -> World:
     where = _device(device, local)
     if size == 1:
         return World(device=where)
+    if size < 1:
+        raise UserError(f"WORLD_SIZE is {size}; it counts processes, unset it for one")
     missing = [name for name in ("RANK", "MASTER_ADDR", "MASTER_PORT") if not os.environ.get(name)]
     if missing:
         raise UserError(
@@ -86,10 +108,14 @@ def start(device: str = "auto", timeout: float = 600) -> World:
             f"`torchrun --nproc_per_node={size} -m udit ...`, or unset WORLD_SIZE for one process"
         )
     rank = _environment("RANK", 0)
+    if not 0 <= rank < size:
+        raise UserError(f"RANK is {rank} and WORLD_SIZE is {size}; ranks count from 0 to {size - 1}")
     backend = "cpu:gloo,cuda:nccl" if where.type == "cuda" else "gloo"
     try:
+        if rank:
+            _await_main(timeout)
         dist.init_process_group(backend, rank=rank, world_size=size, timeout=timedelta(seconds=timeout))
-    except (RuntimeError, ValueError) as error:
+    except (RuntimeError, ValueError, OSError, OverflowError) as error:
         detail = str(error).split("\n", 1)[0][:160]
         where_to = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
         raise UserError(
@@ -97,6 +123,21 @@ def start(device: str = "auto", timeout: float = 600) -> World:
             "torchrun, or unset WORLD_SIZE for one process"
         ) from None
     return World(rank, size, where)
+
+
+def _await_main(timeout: float) -> None:
+    """Waits for rank 0's store to answer; torch's own waiting fills the screen with C++ stack traces."""
+    address = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    deadline = time.monotonic() + timeout
+    while True:
+        try:
+            socket.create_connection(address, max(1.0, deadline - time.monotonic())).close()
+        except OSError:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(0.05)
+        else:
+            return
 
 
 def _environment(name: str, default: int) -> int:

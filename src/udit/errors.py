@@ -17,6 +17,10 @@ class RunError(RuntimeError):
     """A run that cannot go on (disk, lock, non-finite losses); exit code 1, nothing saved is lost."""
 
 
+class PeerError(RunError):
+    """Another rank gave up and has told the user why; this one leaves without a word, exit code 1."""
+
+
 def nearest(word: str, known: Iterable[str]) -> str:
     """The tail of an error on an unknown word: the nearest known one, or all of them.
 

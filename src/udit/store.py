@@ -11,13 +11,13 @@ from typing import Literal
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from udit.assemble import System
-from udit.checkpoint import CheckpointStore
+from udit.checkpoint import CheckpointStore, sync, write_tensors
 from udit.config.base import parse
-from udit.config.files import parse_yaml
+from udit.config.files import read_yaml
 from udit.config.run import Run
 from udit.config.system import SystemConfig
 from udit.errors import RunError, UserError
@@ -40,28 +40,28 @@ def save(system: System, path: str | Path, *, raw: nn.Module | None = None) -> P
     folder = Path(path)
     temporary = folder.with_name(f".tmp-{folder.name}-{os.getpid()}")
     try:
+        shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir(parents=True)
-        _save_tensors(system.backbone, temporary / "model.safetensors")
+        write_tensors(system.backbone.state_dict(), temporary / "model.safetensors")
         if raw is not None:
-            _save_tensors(raw, temporary / "model.raw.safetensors")
+            write_tensors(raw.state_dict(), temporary / "model.raw.safetensors")
         (temporary / "config.json").write_text(
             json.dumps(system.config.model_dump(mode="json"), indent=2) + "\n", encoding="utf-8"
         )
         (temporary / "README.md").write_text(model_card(system.config), encoding="utf-8")
+        sync(temporary / "config.json")
+        sync(temporary)
         if folder.exists():
             if not (folder / "config.json").is_file() and any(folder.iterdir()):
                 raise UserError(f"{folder} exists and is no model folder; choose another place")
             shutil.rmtree(folder)
         temporary.rename(folder)
+        sync(folder.parent)
     except (OSError, SafetensorError) as error:
         raise RunError(f"cannot write model folder {folder}: {error}") from None
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     return folder
-
-
-def _save_tensors(model: nn.Module, path: Path) -> None:
-    save_file({name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}, path)
 
 
 def load(
@@ -156,7 +156,7 @@ def read_run_config(folder: Path) -> Run:
     path = folder / "run.yaml"
     if not path.is_file():
         raise UserError(f"{folder} is no run folder: it has no run.yaml; `udit train` makes one")
-    return parse(Run, parse_yaml(path.read_text(encoding="utf-8"), str(path)), where=str(path))
+    return parse(Run, read_yaml(path), where=str(path))
 
 
 def _download(name: str, revision: str | None) -> Path:

@@ -16,7 +16,7 @@ from udit.cli.models import models
 from udit.cli.parity import parity
 from udit.cli.sample import sample
 from udit.cli.train import train
-from udit.errors import RunError, UserError, nearest
+from udit.errors import PeerError, RunError, UserError, nearest
 
 app = App(
     name="udit",
@@ -35,6 +35,7 @@ app.command(parity)
 
 def main(arguments: list[str] | None = None) -> NoReturn:
     """Runs a command; errors of the user's are one line, exit code 2; runs that cannot go on, 1."""
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # its warnings are for those who program torch
     logging.basicConfig(format="udit: %(message)s", level=logging.INFO, stream=sys.stderr)
     for noisy in ("httpx", "huggingface_hub", "matplotlib", "PIL"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
@@ -45,6 +46,8 @@ def main(arguments: list[str] | None = None) -> NoReturn:
         _fail(_usage(error, tokens), 2)
     except UserError as error:
         _fail(str(error), 2)
+    except PeerError:
+        sys.exit(1)
     except RunError as error:
         _fail(str(error), 1)
     except KeyboardInterrupt:

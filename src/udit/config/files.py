@@ -42,16 +42,25 @@ def read_recipe(recipe: str) -> dict[str, Any]:
     if path.suffix in (".yaml", ".yml") or "/" in recipe:
         if not path.is_file():
             raise UserError(f"no recipe file {recipe!r}; `udit train --list` shows the shipped recipes")
-        try:
-            text = path.read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            raise UserError(f"{recipe} cannot be read as UTF-8 text: {error}") from None
-        return parse_yaml(text, recipe)
+        return read_yaml(path)
     recipes = list_recipes()
     if recipe not in recipes:
         raise UserError(f"no recipe {recipe!r}{nearest(recipe, recipes)} (`udit train --list` shows all)")
     text = (resources.files("udit.recipes") / f"{recipe}.yaml").read_text(encoding="utf-8")
     return {"name": recipe, **parse_yaml(text, recipe)}
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """A YAML file that holds a mapping.
+
+    Raises:
+        UserError: not UTF-8, not YAML, or not a mapping.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} cannot be read as UTF-8 text: {error}") from None
+    return parse_yaml(text, str(path))
 
 
 def parse_yaml(text: str, where: str) -> dict[str, Any]:

@@ -1,0 +1,45 @@
+"""TensorBoard's event file, written line by line: its own writer's thread tells of a full disk in a traceback."""
+
+from __future__ import annotations
+
+import os
+import socket
+import time
+from pathlib import Path
+
+from tensorboard.compat.proto.event_pb2 import Event, SessionLog
+from tensorboard.compat.proto.summary_pb2 import Summary
+from tensorboard.summary.writer.record_writer import RecordWriter
+
+
+class EventLog:
+    """Scalars over steps, for TensorBoard to show; ``metrics.jsonl`` is the record."""
+
+    def __init__(self, folder: Path, step: int) -> None:
+        """Opens a new event file for the steps after ``step``; TensorBoard drops what older files say of these.
+
+        Raises:
+            OSError: the disk refuses it.
+        """
+        folder.mkdir(exist_ok=True)
+        name = f"events.out.tfevents.{time.time_ns() / 1e9:.6f}.{socket.gethostname()}.{os.getpid()}"
+        self._records = RecordWriter((folder / name).open("wb", buffering=0))
+        self._write(Event(file_version="brain.Event:2"))
+        self._write(Event(step=step + 1, session_log=SessionLog(status=SessionLog.START)))
+
+    def write(self, step: int, scalars: dict[str, float]) -> None:
+        """Adds the scalars of a step.
+
+        Raises:
+            OSError: the disk refuses it.
+        """
+        values = [Summary.Value(tag=name, simple_value=value) for name, value in scalars.items()]
+        self._write(Event(step=step, summary=Summary(value=values)))
+
+    def _write(self, event: Event) -> None:
+        event.wall_time = time.time()
+        self._records.write(event.SerializeToString())
+
+    def close(self) -> None:
+        """Closes the file."""
+        self._records.close()
