@@ -10,8 +10,10 @@ from udit.config.adm import ADMConfig
 from udit.config.base import Spec
 from udit.config.dic import DiCConfig
 from udit.config.dit import DiTConfig
+from udit.config.hdit import HDiTConfig, HourglassLevel
 from udit.config.model import ModelConfig
-from udit.config.parts import Downsampled, Mlp
+from udit.config.parts import Downsampled, Mlp, Window
+from udit.config.skipdit import SkipDiTConfig
 from udit.config.udit import UDiTConfig
 from udit.errors import UserError, nearest
 
@@ -64,6 +66,11 @@ def _adm(size: int, mult: tuple[float, ...], factors: tuple[int, ...], **overrid
     return Entry(config=config, paper="2105.05233", weights=f"openai/guided-diffusion, {file} (MIT)")
 
 
+def _hdit(patch: int, *stages: HourglassLevel, **overrides: Any) -> Entry:
+    config = HDiTConfig(patch=patch, stages=stages, **overrides)
+    return Entry(config=config, paper="2401.11605", weights="-")
+
+
 def _dic(width: int, *depths: int) -> Entry:
     return Entry(config=DiCConfig(width=width, depths=depths), paper="2501.00603", weights="-")
 
@@ -80,6 +87,11 @@ CATALOG: dict[str, Entry] = {
     "DiT-XL/2-512": _dit("XL", _DIT_WEIGHTS.format(512), input_size=64),
     **{f"SiT-{size}/2": _sit(size) for size in _ISOTROPIC},
     "SiT-XL/2": _sit("XL", "willisma/SiT, XL/2 at 256x256 (MIT)"),
+    "Skip-DiT-XL/2": Entry(
+        config=SkipDiTConfig(),
+        paper="2411.17616",
+        weights="OpenSparseLLMs/Skip-DiT, README (Apache-2.0; code after DiT's, CC BY-NC 4.0)",
+    ),
     "DiC-S": _dic(96, 6, 6, 5, 6, 6),
     "DiC-B": _dic(192, 6, 6, 5, 6, 6),
     "DiC-XL": _dic(384, 7, 7, 8, 7, 7),
@@ -89,9 +101,26 @@ CATALOG: dict[str, Entry] = {
     "ADM-256": _adm(256, (1, 1, 2, 2, 4, 4), (8, 16, 32)),
     "ADM-256-uncond": _adm(256, (1, 1, 2, 2, 4, 4), (8, 16, 32), num_classes=0),
     "ADM-512": _adm(512, (0.5, 1, 1, 2, 2, 4, 4), (16, 32, 64)),
+    "HDiT-mnist": _hdit(4, HourglassLevel(width=256, depth=8), in_channels=1, input_size=28),
+    "HDiT-cifar10": _hdit(2, HourglassLevel(width=256, depth=2), HourglassLevel(width=512, depth=4)),
+    "HDiT-oxford-flowers-shifted-window": _hdit(
+        4,
+        HourglassLevel(width=128, depth=2, attention=Window()),
+        HourglassLevel(width=256, depth=2, attention=Window()),
+        HourglassLevel(width=512, depth=4),
+        num_classes=0,
+        input_size=256,
+    ),
 }
 
-FAMILIES: dict[str, type[ModelConfig]] = {"U-DiT": UDiTConfig, "DiT": DiTConfig, "DiC": DiCConfig, "ADM": ADMConfig}
+FAMILIES: dict[str, type[ModelConfig]] = {
+    "U-DiT": UDiTConfig,
+    "DiT": DiTConfig,
+    "Skip-DiT": SkipDiTConfig,
+    "DiC": DiCConfig,
+    "ADM": ADMConfig,
+    "HDiT": HDiTConfig,
+}
 
 
 def list_models() -> list[str]:

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from udit import rng
 from udit.config.diffusion import SAMPLERS
+from udit.diffusion.cache import StepCache
 from udit.diffusion.denoise import Denoiser, Prediction
 from udit.diffusion.guidance import Guided
 from udit.diffusion.objective import ancestral_moments
@@ -64,6 +65,7 @@ def sample(
     steps: int | str = 50,
     y: Tensor | None = None,
     noise: Noise | None = None,
+    cache: StepCache | None = None,
 ) -> Iterator[Step]:
     """Draws samples; iterate to the end and take the last step's ``x``.
 
@@ -74,11 +76,14 @@ def sample(
         steps: network evaluations; ddpm and ddim also take ADM's respacing strings, e.g. ``"ddim50"``.
         y: [B] int64 labels or None.
         noise: fresh noise by step, for samplers that use it; without one, they refuse.
+        cache: reuses the deep part of a network with long skips over some steps; see ``StepCache``.
 
     Raises:
-        UserError: unknown sampler, one that does not fit the schedule, or labels out of range.
+        UserError: unknown sampler, one that does not fit the schedule, or labels out of range, or a cache for a network
+            without long skips.
     """
     denoise.check_labels(y)
+    denoise = cache.wrap(denoise) if cache else denoise
     sampler = make_sampler(scheduler) if isinstance(scheduler, str) else scheduler
     with torch.no_grad():
         yield from sampler(denoise, x_T, steps, y, noise or _no_noise)

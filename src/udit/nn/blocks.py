@@ -1,9 +1,14 @@
-"""Running a block: with its activations kept for backward, or made again."""
+"""Running blocks, with their activations kept for backward or made again, and joining what two of them said.
+
+Axes: B batch, H and W side lengths, D width.
+"""
 
 from __future__ import annotations
 
 from typing import Any
 
+import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -13,3 +18,19 @@ def run(block: nn.Module, recompute: bool, x: Tensor, *args: Any) -> Tensor:
     if recompute and block.training:
         return checkpoint(block, x, *args, use_reentrant=False)
     return block(x, *args)
+
+
+class NormedJoin(nn.Module):
+    """A long skip's end: both maps side by side, normalised, mixed back to one width (Chen et al. 2024, Skip-DiT)."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(2 * width, eps=1e-6)
+        self.mix = nn.Linear(2 * width, width)
+
+    def forward(self, x: Tensor, skip: Tensor) -> Tensor:
+        """Two of [B, H, W, D] -> [B, H, W, D]."""
+        both = torch.cat([x, skip], dim=-1)
+        norm = self.norm  # in float32 whatever the model's dtype, as the release has it
+        normed = F.layer_norm(both.float(), norm.normalized_shape, norm.weight.float(), norm.bias.float(), norm.eps)
+        return self.mix(normed.to(both.dtype))

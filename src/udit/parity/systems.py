@@ -5,6 +5,8 @@ Each builder takes out the words it uses.
 
 from __future__ import annotations
 
+import json
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -12,16 +14,38 @@ from udit.config.adm import ADMConfig
 from udit.config.base import parse
 from udit.config.dic import DiCConfig
 from udit.config.dit import DiTConfig
+from udit.config.hdit import HDiTConfig
 from udit.config.model import ModelConfig
+from udit.config.skipdit import SkipDiTConfig
 from udit.config.udit import UDiTConfig
-from udit.errors import UserError
+from udit.errors import UserError, nearest
 
 Builder = Callable[[dict[str, Any]], ModelConfig]
+
+
+SIZELESS = ("u-dit", "dic", "hdit")
+"""Systems whose words do not say the size of the input; their builders are given that of x."""
+EXTRA_INPUTS = ("aug_cond", "mapping_cond")
+"""Words that say how a further input is drawn."""
+
+
+def seed_offset(words: object) -> int:
+    """The k of an input that is drawn as RandomState(seed + k).standard_normal(...), however that is put.
+
+    Raises:
+        UserError: it is drawn in another way.
+    """
+    text = json.dumps(words)
+    offset = re.search(r"seed\D{0,12}?(\d+)", text)
+    if offset is None or "normal" not in text:
+        raise UserError(f"an input is drawn as {text}; this version knows RandomState(seed+k).standard_normal only")
+    return int(offset[1])
 
 
 def _udit(words: dict[str, Any]) -> ModelConfig:
     values = {
         **_labels(words),
+        "input_size": words.pop("input_size"),
         "width": words.pop("width"),
         "heads": words.pop("heads"),
         "depths": words.pop("depths_in_pairs"),
@@ -49,6 +73,11 @@ def _isotropic(words: dict[str, Any]) -> dict[str, Any]:
 def _dit(words: dict[str, Any]) -> ModelConfig:
     values = {**_isotropic(words), **_labels(words), "learn_sigma": words.pop("learn_sigma")}
     return parse(DiTConfig, values, where="model")
+
+
+def _skip_dit(words: dict[str, Any]) -> ModelConfig:
+    values = {**_isotropic(words), **_labels(words), "learn_sigma": words.pop("learn_sigma")}
+    return parse(SkipDiTConfig, values, where="model")
 
 
 def _sit(words: dict[str, Any]) -> ModelConfig:
@@ -83,9 +112,46 @@ def _adm(words: dict[str, Any]) -> ModelConfig:
     return parse(ADMConfig, values, where="model")
 
 
+def _hdit(words: dict[str, Any]) -> ModelConfig:
+    patch, rows = words.pop("patch"), words.pop("label_rows") or 0
+    if len(set(patch)) != 1:
+        raise UserError(f"HDiT's patches are square here; the file has {patch}")
+    if words.pop("null_label") != (rows - 1 if rows else None):
+        raise UserError(f"HDiT's null label is the last of its {rows} rows; the file says another")
+    mapping = words.pop("mapping")
+    values = {
+        **{word: words.pop(word) for word in ("in_channels", "input_size", "learn_sigma", "time")},
+        "patch": patch[0],
+        "num_classes": rows - 1 if rows else 0,
+        "stages": [_hdit_level(dict(level)) for level in words.pop("levels")],
+        "vector_cond": mapping.pop("cond_dim"),
+        "mapping": {"ratio": mapping.pop("d_ff") / mapping["width"], **mapping},
+    }
+    return parse(HDiTConfig, values, where="model")
+
+
+def _hdit_level(words: dict[str, Any]) -> dict[str, Any]:
+    kinds = {"global": "global", "shifted-window": "window"}
+    if (kind := words.pop("type")) not in kinds:
+        raise UserError(f"HDiT attention of type {kind!r} is not built here{nearest(kind, kinds)}")
+    attention = {"kind": kinds[kind]}
+    if kind == "shifted-window":
+        attention["size"] = words.pop("window_size")
+    ratio, head_channels = words.pop("d_ff") / words["width"], words.pop("d_head")
+    return {"ratio": ratio, "head_channels": head_channels, "attention": attention, **words}
+
+
 def _dic(words: dict[str, Any]) -> ModelConfig:
-    same = ("width", "depths", "in_channels", "learn_sigma", "time")
+    same = ("width", "depths", "in_channels", "input_size", "learn_sigma", "time")
     return parse(DiCConfig, {**_labels(words), **{word: words.pop(word) for word in same}}, where="model")
 
 
-SYSTEMS: dict[str, Builder] = {"u-dit": _udit, "dit": _dit, "sit": _sit, "dic": _dic, "adm": _adm}
+SYSTEMS: dict[str, Builder] = {
+    "u-dit": _udit,
+    "dit": _dit,
+    "sit": _sit,
+    "skip-dit": _skip_dit,
+    "dic": _dic,
+    "adm": _adm,
+    "hdit": _hdit,
+}

@@ -15,13 +15,20 @@ from torch import Tensor, nn
 
 from udit.config.model import ModelConfig
 from udit.errors import UserError
-from udit.published import adm, dic, dit, udit
+from udit.published import adm, dic, dit, hdit, skipdit, udit
 from udit.published.fixed import Fixed, Keys
 
 KeyMap = Callable[[Any], Keys]
 """Config -> {published key: (our key or fixed table, published shape)} in the release's order."""
 
-KEY_MAPS: dict[str, KeyMap] = {"U-DiT": udit.key_map, "DiT": dit.key_map, "DiC": dic.key_map, "ADM": adm.key_map}
+KEY_MAPS: dict[str, KeyMap] = {
+    "U-DiT": udit.key_map,
+    "DiT": dit.key_map,
+    "Skip-DiT": skipdit.key_map,
+    "DiC": dic.key_map,
+    "ADM": adm.key_map,
+    "HDiT": hdit.key_map,
+}
 INSPECT: dict[str, Callable[[dict[str, Tensor], bool], None]] = {"U-DiT": udit.inspect}
 
 
@@ -82,7 +89,7 @@ def import_published(model: nn.Module, state: Mapping[str, Tensor], *, repair: b
     for key, (name, shape) in wanted.items():
         if isinstance(name, Fixed):
             name.check(key, state[key].reshape(shape))
-    if (inspect := INSPECT.get(model.config.family)) is not None:  # type: ignore[union-attr]
+    if (inspect := INSPECT.get(model.config.family)) is not None:  # type: ignore[union-attr, arg-type]
         inspect(state, repair)
     own = dict(model.state_dict())
     with torch.no_grad():
