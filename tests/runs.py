@@ -3,13 +3,21 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import socket
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
+from PIL import Image
 from safetensors.torch import load_file
+
+from udit import dist
+from udit.config.files import load_run
+from udit.config.run import Run
+from udit.training.trainer import Outcome, Trainer
 
 TINY = [
     "model.width=8",
@@ -21,11 +29,55 @@ TINY = [
     "training.timeout=60",
 ]
 """Overrides of the digits recipe: a small model that saves every seven steps; the batch splits over 1, 2 and 3 ranks."""
+SMALL = [
+    *TINY,
+    "model.depths=[1]",
+    "training.batch_size=6",
+    "training.save_every=3",
+    "training.sample_every=1000",
+    "training.lr_warmup=4",
+    "sampling.steps=1",
+    "sampling.guidance=1",
+]
+"""A network of one block that saves every three steps: for tests that train in their own process."""
+
+
+def pictures(root: Path, each: int = 12) -> list[str]:
+    """Writes two classes of random 8x8 grey pictures; returns the overrides that train on them.
+
+    They load without scikit-learn, which takes longer than all else that a small run does.
+    """
+    random = np.random.default_rng(0)
+    for name in ("cat", "dog"):
+        (root / name).mkdir(parents=True)
+        for i in range(each):
+            Image.fromarray(random.integers(0, 256, (8, 8), np.uint8)).save(root / name / f"{i}.png")
+    return ["data.kind=folder", f"data.root={root}", "data.size=8", "data.channels=1"]
+
+
+def small_run(out: Path, *overrides: str) -> Run:
+    """The run of ``SMALL``."""
+    return load_run("digits", [*SMALL, f"out={out}", *overrides])
+
+
+def train(out: Path, *overrides: str) -> Outcome:
+    """Trains the run of ``SMALL`` in this process."""
+    return Trainer(small_run(out, *overrides), dist.World()).fit(progress=False)
+
+
+def metrics(out: Path) -> list[dict[str, object]]:
+    """The lines of ``metrics.jsonl``, without the clock's."""
+    lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    return [{key: value for key, value in line.items() if key != "images_per_second"} for line in lines]
 
 
 def environment(**extra: str) -> dict[str, str]:
     """A single-threaded environment without a launcher's variables."""
-    ours = {k: v for k, v in os.environ.items() if k not in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")}
+    ours = {
+        k: v
+        for k, v in os.environ.items()
+        if k not in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
+    }
     return ours | {"OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"} | extra
 
 

@@ -207,7 +207,7 @@ def verify(path: Path) -> dict[str, Any]:
                 raise DamagedError(f"{name} does not match its sha256")
     except OSError as error:
         raise DamagedError(_cause(error)) from None
-    except (ValueError, KeyError, AttributeError, TypeError) as error:
+    except (ValueError, KeyError, AttributeError, TypeError, RecursionError) as error:
         if isinstance(error, DamagedError | UserError):
             raise
         raise DamagedError(f"{MANIFEST} is torn") from None
