@@ -1,0 +1,123 @@
+"""Distances between sets of pictures, and shares among them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from udit import rng
+from udit.data.sources import Labels, Pixels
+
+Array = NDArray[np.float64]
+Interval = tuple[float, float]
+
+NEAR_QUANTILE = 0.05
+"""Share of fresh real pictures that count as near to the training set."""
+
+
+def frechet_distance(a: Array, b: Array) -> float:
+    """Squared Frechet distance between Gaussians fitted to two sets (Dowson & Landau 1982; Heusel et al. 2017).
+
+    |mean_a - mean_b|^2 + tr(S_a) + tr(S_b) - 2 tr((S_a S_b)^(1/2)), with the unbiased covariances S. The last trace is
+    the sum of singular values of S_a^(1/2) S_b^(1/2), which needs no inverse, so covariances may be singular.
+
+    Args:
+        a: features [N, D], N >= 2.
+        b: features [M, D], M >= 2.
+
+    Returns:
+        At least 0. Biased upwards by about 1/N + 1/M, so compare only distances at the same N and M.
+    """
+    cov_a, cov_b = _covariance(a), _covariance(b)
+    cross = np.linalg.svd(_root(cov_a) @ _root(cov_b), compute_uv=False).sum()
+    squared = np.sum((a.mean(0) - b.mean(0)) ** 2) + np.trace(cov_a) + np.trace(cov_b) - 2 * cross
+    return max(0.0, float(squared))
+
+
+def _covariance(a: Array) -> Array:
+    centred = a - a.mean(0)
+    covariance: Array = centred.T @ centred / (len(a) - 1)
+    return covariance
+
+
+def _root(covariance: Array) -> Array:
+    values, vectors = np.linalg.eigh(covariance)
+    root: Array = (vectors * np.sqrt(values.clip(0))) @ vectors.T
+    return root
+
+
+def bootstrap_interval(
+    function: Callable[[Array, Array], float], a: Array, b: Array, resamples: int, seed: int
+) -> Interval:
+    """Basic bootstrap 95 % interval of ``function(a, b)``, both sets resampled (Davison & Hinkley 1997, Sec. 5.2).
+
+    Resampling biases a Frechet distance upwards, as sampling had already done. So the mean over resamples, m, is taken
+    for the resamples' centre: with v the value and q the quantiles, the interval is [v + m - q(97.5 %), v + m -
+    q(2.5 %)], clipped at 0. It says how far v may lie from the mean value of sets of these sizes, not from the distance
+    that endless sets would have.
+    """
+    value = function(a, b)
+    values = []
+    for i in range(resamples):
+        generator = rng.generator(seed, "bootstrap", i)
+        rows_a, rows_b = (torch.randint(len(s), (len(s),), generator=generator).numpy() for s in (a, b))
+        values.append(function(a[rows_a], b[rows_b]))
+    low, high = np.quantile(values, [0.025, 0.975]) - np.mean(values)
+    return max(0.0, float(value - high)), max(0.0, float(value - low))
+
+
+def mean_distance_of(count: int, a: Array, b: Array, seed: int, draws: int = 20) -> float:
+    """Mean Frechet distance to ``b`` of random subsets of ``a`` of one size; ``a`` itself if it has that size."""
+    if count >= len(a):
+        return frechet_distance(a, b)
+    subsets = (torch.randperm(len(a), generator=rng.generator(seed, "subset", i))[:count].numpy() for i in range(draws))
+    return float(np.mean([frechet_distance(a[rows], b) for rows in subsets]))
+
+
+def class_agreement(predicted: Labels, wanted: Labels) -> float:
+    """Share of samples, in 0..1, that are judged to be what was asked for."""
+    return float(np.mean(predicted == wanted))
+
+
+def share_interval(share: float, count: int) -> Interval:
+    """Wilson's 95 % interval of a share among ``count`` (Wilson 1927); sane at 0 and 1."""
+    z2 = 1.959964**2
+    centre = (share + z2 / (2 * count)) / (1 + z2 / count)
+    half = np.sqrt(z2 * (share * (1 - share) / count + z2 / (4 * count**2))) / (1 + z2 / count)
+    return max(0.0, float(centre - half)), min(1.0, float(centre + half))
+
+
+def nearest_distances(queries: Pixels, references: Pixels) -> Array:
+    """L2 distance in pixel values from each of queries [N, ...] to the closest of references [M, ...]; [N]."""
+    nearest = np.full(len(queries), np.inf)
+    flat_queries, flat_references = queries.reshape(len(queries), -1), references.reshape(len(references), -1)
+    for j in range(0, len(references), 512):
+        right = flat_references[j : j + 512].astype(np.float64)  # whole numbers: exact, a copy is at 0
+        right_squared = (right**2).sum(1)
+        for i in range(0, len(queries), 512):
+            left = flat_queries[i : i + 512].astype(np.float64)
+            squared = (left**2).sum(1)[:, None] + right_squared - 2 * left @ right.T
+            nearest[i : i + 512] = np.minimum(nearest[i : i + 512], squared.min(1))
+    distances: Array = np.sqrt(nearest)
+    return distances
+
+
+def memorised_share(samples: Array, heldout: Array) -> tuple[float, float]:
+    """How many samples are suspiciously near to the training set.
+
+    A picture is near if it is no farther from its closest training picture than the nearest twentieth of held-out real
+    pictures are from theirs.
+
+    Args:
+        samples: distance of each sample to its closest training picture, [N].
+        heldout: the same of real pictures that were not trained on, [M].
+
+    Returns:
+        Share of near samples, and the share of near held-out pictures: what a generator that draws fresh pictures from
+        the data's distribution would get (about 5 %).
+    """
+    limit = np.quantile(heldout, NEAR_QUANTILE, method="lower")
+    return float(np.mean(samples <= limit)), float(np.mean(heldout <= limit))

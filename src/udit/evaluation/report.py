@@ -1,0 +1,135 @@
+"""What an evaluation found, and under which protocol."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import Field, NonNegativeFloat, PositiveInt, ValidationError
+
+from udit.config.base import Spec
+from udit.evaluation.features import NAME
+
+NOTE = (
+    "Distances and classes come from a small classifier that this project trained on the data set's judge part, which "
+    "the generator never saw. Its features are not Inception's: no number here compares with a published FID."
+)
+
+Share = Annotated[float, Field(ge=0, le=1)]
+
+
+class Report(Spec):
+    """Scores of one set of samples. Distances are squared Frechet distances of the judge's features."""
+
+    num_samples: PositiveInt
+    distance: NonNegativeFloat
+    """Samples to reference."""
+    distance_interval: tuple[float, float]
+    """95 %, basic bootstrap."""
+    matched_count: PositiveInt
+    """At most the number of test pictures: the size at which samples and real pictures compare."""
+    distance_matched: NonNegativeFloat
+    """Random subsets of samples of ``matched_count`` to reference, averaged."""
+    distance_real: NonNegativeFloat
+    """Test pictures, ``matched_count`` of them, to reference: what a perfect generator would get."""
+    agreement: Share
+    """Samples that the judge takes for the class that was asked for."""
+    agreement_interval: tuple[float, float]
+    """95 %, Wilson."""
+    judge_on_test: Share
+    """The judge's accuracy on test pictures: about the agreement that real pictures get."""
+    judge_on_train: Share
+    """The same on the generator's training pictures, which the judge has not seen either."""
+    memorised: Share
+    """Samples nearer to a training picture than the nearest twentieth of test pictures are."""
+    memorised_real: Share
+    """The same of test pictures, about 5 %: what fresh pictures get."""
+    protocol: dict[str, Any]
+    """What the caller says of model and sampling; plain values."""
+    judge: str
+    """Name of network and recipe."""
+    judge_sha256: str
+    """Of its weights."""
+    reference_sha256: str
+    """Of the reference pictures: the generator's training part."""
+    reference_count: PositiveInt
+    note: str = NOTE
+
+    def rows(self) -> list[tuple[str, str, str]]:
+        """(what, number, beside what to read it) for each number."""
+        low, high = self.distance_interval
+        sure, surer = self.agreement_interval
+        n = self.matched_count
+        return [
+            (
+                f"class agreement, N = {self.num_samples}",
+                _percent(self.agreement),
+                f"95 %: {_percent(sure)} to {_percent(surer)}",
+            ),
+            ("judge right on real test pictures", _percent(self.judge_on_test), "the agreement real pictures get"),
+            ("judge right on real training pictures", _percent(self.judge_on_train), "not seen by the judge"),
+            (
+                f"judge-feature distance, N = {self.num_samples}",
+                f"{self.distance:.4f}",
+                f"95 %: {low:.4f} to {high:.4f}; not FID",
+            ),
+            (
+                f"judge-feature distance, N = {n}",
+                f"{self.distance_matched:.4f}",
+                "to compare with the next line; not FID",
+            ),
+            (
+                f"judge-feature distance, {n} real test pictures",
+                f"{self.distance_real:.4f}",
+                "what real pictures get; not FID",
+            ),
+            (
+                "near to a training picture",
+                _percent(self.memorised),
+                f"real test pictures: {_percent(self.memorised_real)}",
+            ),
+        ]
+
+    def table(self) -> str:
+        """Numbers and protocol as Markdown that also reads well as it is."""
+        cells = [("score", "value", "beside"), *self.rows()]
+        widths = [max(len(row[i]) for row in cells) for i in range(3)]
+        lines = [
+            f"| {what.ljust(widths[0])} | {value.rjust(widths[1])} | {beside.ljust(widths[2])} |"
+            for what, value, beside in cells
+        ]
+        lines.insert(1, f"| {'-' * widths[0]} | {'-' * (widths[1] - 1)}: | {'-' * widths[2]} |")
+        facts = {
+            **self.protocol,
+            "judge": f"{self.judge}, weights {self.judge_sha256[:12]}",
+            "reference": f"{self.reference_count} training pictures, sha256 {self.reference_sha256[:12]}",
+        }
+        return "\n".join([*lines, "", self.note, "", *(f"- {key}: {_plain(value)}" for key, value in facts.items())])
+
+    def write(self, path: Path) -> None:
+        """Writes everything as JSON; a half-written file never bears the name."""
+        part = path.with_name(f".{path.name}.{os.getpid()}")
+        part.write_text(self.model_dump_json(indent=2) + "\n", encoding="utf-8")
+        part.replace(path)
+
+    @classmethod
+    def read(cls, path: Path, protocol: dict[str, Any]) -> Report | None:
+        """The written report if it is one of this protocol and of this version's judge; else None."""
+        try:
+            report = cls.model_validate_json(path.read_text(encoding="utf-8"))
+        except (OSError, UnicodeDecodeError, ValidationError):
+            return None
+        same = report.protocol == json.loads(json.dumps(protocol)) and report.judge == NAME
+        return report if same else None
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.1f} %"
+
+
+def _plain(value: Any) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{key} {_plain(inner)}" for key, inner in value.items())
+    return "none" if value is None else str(value)
