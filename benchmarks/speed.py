@@ -1,7 +1,7 @@
 """Times forward passes and training steps side by side in one run: ``make bench``.
 
-Rounds are interleaved, so that whatever else the machine does falls on all alike; medians are reported, as ratios to the
-first row of each table.
+Rounds are interleaved, so that whatever else the machine does falls on all alike; medians are reported, as ratios to
+the first row of each table.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ ROUNDS = 9
 def main() -> None:
     """Prints the tables."""
     print(
-        f"torch {torch.__version__}, udit {udit.__version__}, Python {platform.python_version()}, {platform.machine()}, "
-        f"{torch.get_num_threads()} threads, float32, {date.today()}\n"
+        f"torch {torch.__version__}, udit {udit.__version__}, Python {platform.python_version()}, "
+        f"{platform.machine()}, {torch.get_num_threads()} threads, float32, {date.today()}\n"
     )
     model = udit.build("U-DiT-S").eval()
     report(

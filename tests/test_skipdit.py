@@ -54,7 +54,8 @@ def test_a_cached_step_costs_what_the_release_says() -> None:
         cond = model.condition(t, y.long())
         x, skips = model.enter(x, cond)
         model.leave(x, skips, cond)
-    ahead = 20 * 6 * XL.width**2  # ``condition`` makes the modulations of the 20 blocks between, too; the release does not
+    # ``condition`` makes the modulations of the 20 blocks between, too; the release does not
+    ahead = 20 * 6 * XL.width**2
     assert round((counter.get_total_flops() / 2 - ahead) / 1e9, 3) == 36.623
 
 
