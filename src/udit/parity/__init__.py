@@ -79,20 +79,34 @@ def exact(name: str, ours: object, stored: object) -> Check:
 
 def close(name: str, ours: object, stored: object, limit: float = LIMIT) -> Check:
     """max|d| / max|reference| against a limit."""
+    if np.asarray(stored).dtype.kind not in "biuf":
+        return Check(f"{name} (holds no numbers)", np.inf, limit)
     a, b = np.asarray(ours, dtype=np.float64), np.asarray(stored, dtype=np.float64)
     if a.shape != b.shape:
         return Check(f"{name} (shape {list(a.shape)}, reference {list(b.shape)})", np.inf, limit)
-    scale = np.abs(b).max(initial=0.0)
-    error = np.abs(a - b).max(initial=0.0)
-    return Check(name, float(error / scale) if scale else float(error), limit)
+    with np.errstate(invalid="ignore"):  # infinite or not a number on either side is NaN, and fails
+        scale = np.abs(b).max(initial=0.0)
+        error = np.abs(a - b).max(initial=0.0)
+        return Check(name, float(error / scale) if scale else float(error), limit)
 
 
 def whole(name: str, array: np.ndarray) -> np.ndarray:
-    """``array`` as int64, refusing fractions."""
-    rounded = array.astype(np.int64)
+    """``array`` as int64, refusing fractions and text."""
+    if array.dtype.kind not in "iuf":
+        raise Disagreement(f"{name} (holds no numbers)")
+    with np.errstate(invalid="ignore"):  # NaN has no integer, and is refused below
+        rounded = array.astype(np.int64)
     if not np.array_equal(rounded, array):
-        raise Disagreement(f"{name} ({array.ravel()[0]:g} is no whole number)")
+        raise Disagreement(f"{name} ({array[rounded != array][0]:g} is no whole number)")
     return rounded
+
+
+def seed_of(name: str, array: np.ndarray) -> int:
+    """The one seed that ``array`` holds."""
+    seeds = whole(name, array).ravel()
+    if len(seeds) != 1 or not 0 <= seeds[0] < 2**31:
+        raise Disagreement(f"{name} (holds {seeds.tolist()}, not one seed)")
+    return int(seeds[0])
 
 
 def check_file(path: Path, device: str = "cpu", dtype: torch.dtype = torch.float32) -> Report:
@@ -116,6 +130,11 @@ def check_file(path: Path, device: str = "cpu", dtype: torch.dtype = torch.float
             checks = network.check(arrays, path, device, dtype)
     except Disagreement as error:
         checks = [Check(str(error), np.inf, 0.0)]
+    except UserError:
+        raise
+    except (ValueError, TypeError, KeyError, IndexError, RuntimeError) as error:  # shapes and types no reference has
+        what = " ".join(f"{type(error).__name__} {error}".split())[:200]
+        raise UserError(f"{path} does not hold what its format says: {what}; take an unaltered file") from error
     return Report(path, tuple(checks))
 
 

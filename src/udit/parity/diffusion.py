@@ -12,7 +12,7 @@ from udit.diffusion.denoise import Denoiser
 from udit.diffusion.objective import Losses, hybrid_loss
 from udit.diffusion.sample import DDIM, Ancestral, Sampler, sample
 from udit.diffusion.schedule import DDPM
-from udit.parity import Check, Disagreement, close, exact, whole
+from udit.parity import Check, Disagreement, close, exact, seed_of, whole
 
 SHAPE = (2, 4, 8, 8)
 
@@ -33,7 +33,7 @@ def check(arrays: dict[str, np.ndarray]) -> list[Check]:
     Returns:
         One check an array.
     """
-    seed = int(whole("loss_x0_seed", arrays["loss_x0_seed"]))
+    seed = seed_of("loss_x0_seed", arrays["loss_x0_seed"])
     denoiser = Denoiser(backbone, DDPM.linear(1000), learn_sigma=True)
     checks: list[Check] = []
     for name, stored in arrays.items():
@@ -50,7 +50,7 @@ def check(arrays: dict[str, np.ndarray]) -> list[Check]:
             )
         elif match := re.fullmatch(r"ddpm_(\w+)_clip([01])", name):
             checks.append(close(name, _walk(denoiser, Ancestral(match[2] == "1"), match[1], seed), stored))
-        elif match := re.fullmatch(r"ddim_(\w+)_eta([\d.]+)", name):
+        elif match := re.fullmatch(r"ddim_(\w+)_eta(\d+(?:\.\d+)?)", name):
             checks.append(close(name, _walk(denoiser, DDIM(float(match[2])), match[1], seed), stored))
         else:
             checks.append(Check(f"{name} (unknown array)", np.inf, 0.0))
@@ -62,6 +62,8 @@ def _normal(seed: int, shape: tuple[int, ...]) -> np.ndarray:
 
 
 def _losses(denoiser: Denoiser, arrays: dict[str, np.ndarray], seed: int) -> Losses:
+    if "loss_t" not in arrays or arrays["loss_t"].ndim != 1 or not arrays["loss_t"].size:
+        raise Disagreement("loss_t (is missing, or no row of times)")
     t = torch.from_numpy(whole("loss_t", arrays["loss_t"]))
     if int(t.min()) < 0 or int(t.max()) > 999:
         raise Disagreement(f"loss_t ({int(t.max())} lies outside 0 to 999)")
