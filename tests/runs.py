@@ -28,7 +28,7 @@ TINY = [
     "sampling.steps=2",
     "training.timeout=60",
 ]
-"""Overrides of the digits recipe: a small model that saves every seven steps; the batch splits over 1, 2 and 3 ranks."""
+"""Overrides of the digits recipe: a small model that saves every seven steps; batches split over 1, 2 and 3 ranks."""
 SMALL = [
     *TINY,
     "model.depths=[1]",

@@ -224,7 +224,7 @@ class Recorder:
         fsync, rename = os.fsync, os.rename
 
         def recorded_fsync(descriptor: int) -> None:
-            self._note("fsync", os.readlink(f"/proc/self/fd/{descriptor}"))
+            self._note("fsync", str(Path(f"/proc/self/fd/{descriptor}").readlink()))
             fsync(descriptor)
 
         def recorded_rename(path: Path, target: Path) -> Path:
