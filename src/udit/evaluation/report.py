@@ -71,19 +71,19 @@ class Report(Spec):
             ("judge right on real test pictures", _percent(self.judge_on_test), "the agreement real pictures get"),
             ("judge right on real training pictures", _percent(self.judge_on_train), "not seen by the judge"),
             (
-                f"judge-feature distance, N = {self.num_samples}",
+                f"Fréchet distance, N = {self.num_samples}",
                 f"{self.distance:.4f}",
-                f"95 %: {low:.4f} to {high:.4f}; not FID",
+                f"judge features, not FID; 95 %: {low:.4f} to {high:.4f}",
             ),
             (
-                f"judge-feature distance, N = {n}",
+                f"Fréchet distance, N = {n}",
                 f"{self.distance_matched:.4f}",
-                "to compare with the next line; not FID",
+                "judge features; compare with the next line",
             ),
             (
-                f"judge-feature distance, {n} real test pictures",
+                f"Fréchet distance, {n} real test pictures",
                 f"{self.distance_real:.4f}",
-                "what real pictures get; not FID",
+                "judge features; what real pictures get",
             ),
             (
                 "near to a training picture",
