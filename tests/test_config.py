@@ -179,7 +179,7 @@ def test_any_value_anywhere_resolves_or_is_told_in_one_line(path: Path_, value: 
     try:
         run = resolve(edited(COMPLETE, path, value=value))
     except UserError as error:
-        assert "\n" not in str(error)  # noqa: PT017 - both outcomes are right
+        assert "\n" not in str(error)
     else:
         assert resolve(run.plain()) == run
 
