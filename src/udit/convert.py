@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import pickle
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
@@ -18,7 +18,7 @@ from udit.config.model import ModelConfig
 from udit.config.system import SystemConfig
 from udit.errors import UserError
 from udit.models.build import build
-from udit.published import import_published
+from udit.published import import_published, native_diffusion
 from udit.store import read_tensors
 
 
@@ -39,7 +39,7 @@ def read_published(path: Path) -> dict[str, Tensor]:
     try:
         with torch.serialization.safe_globals([argparse.Namespace]):
             content = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
+    except UnpicklingError as error:
         detail = str(error).split("\n", 1)[0][:160]
         raise UserError(
             f"{path} holds more than tensors and is not opened ({detail}); ask its author for safetensors"
@@ -61,14 +61,13 @@ def _state_dict(content: Any, path: Path) -> dict[str, Tensor]:
 
 
 def from_published(path: Path, config: ModelConfig, *, repair: bool = False) -> System:
-    """A system around a release's weights: on the flow path for SiT, else on the DDPM schedule of DiT and its kin.
+    """A system around a release's weights, on the noising process they were trained for.
 
     Raises:
         UserError: see ``read_published`` and ``import_published``.
     """
     model = build(config)
     import_published(model, read_published(path), repair=repair)
-    if config.reversed_flow:
-        flow = SystemConfig(model=config, diffusion=FlowConfig(), sampling=SamplingConfig(sampler="flow-euler"))
-        return System(flow, model)
-    return System(SystemConfig(model=config), model)
+    diffusion = native_diffusion(config)
+    sampling = SamplingConfig(sampler="flow-euler" if isinstance(diffusion, FlowConfig) else "ddim")
+    return System(SystemConfig(model=config, diffusion=diffusion, sampling=sampling), model)

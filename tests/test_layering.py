@@ -1,0 +1,224 @@
+"""The law of the house that a linter does not know: imports point down, and some things stay unwritten."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cache
+from graphlib import TopologicalSorter
+from pathlib import Path
+
+import pytest
+
+import udit
+
+ROOT = Path(udit.__file__).parent
+FILES = sorted(ROOT.rglob("*.py"))
+
+BASE = {"config", "errors", "rng", "dist"}
+JOINTS = {"assemble", "published", "store", "parity", "data", "checkpoint", "pictures"}
+JOBS = {"training", "evaluation", "analysis", "export", "convert"}
+BELOW_JOBS = BASE | {"nn", "models", "diffusion"} | JOINTS
+MAY_IMPORT: dict[str, set[str]] = {
+    "errors": set(),
+    "rng": set(),
+    "dist": {"errors"},
+    "config": {"errors"},
+    "nn": BASE,
+    "models": BASE | {"nn"},
+    "diffusion": BASE,
+    **dict.fromkeys(sorted(JOINTS), BELOW_JOBS),
+    **dict.fromkeys(sorted(JOBS), BELOW_JOBS),
+    "studio": BELOW_JOBS | JOBS,
+    "cli": BELOW_JOBS | JOBS | {"studio"},
+    "__main__": {"cli"},
+    "__init__": set(),
+    "recipes": set(),
+}
+"""What each module or package of the library may import of it, besides itself."""
+
+
+@dataclass(frozen=True)
+class Import:
+    """One imported module, and where it is imported."""
+
+    target: str
+    """Dotted, e.g. ``udit.nn.init`` or ``torch``."""
+    function: str | None
+    """The innermost function it stands in."""
+    for_types: bool
+    """Under ``if TYPE_CHECKING``."""
+    line: int
+
+
+@cache
+def tree(path: Path) -> ast.Module:
+    return ast.parse(path.read_text(encoding="utf-8"))
+
+
+def module(path: Path) -> str:
+    parts = path.relative_to(ROOT.parent).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+MODULES = {module(path) for path in FILES}
+
+
+def unit(name: str) -> str:
+    """The first part below ``udit``; the package's own file is ``__init__``."""
+    return name.split(".")[1] if "." in name else "__init__"
+
+
+def imports(node: ast.AST, function: str | None = None, for_types: bool = False) -> Iterator[Import]:
+    """Every import below ``node``, wherever it stands."""
+    for child in ast.iter_child_nodes(node):
+        if isinstance(child, ast.Import):
+            for alias in child.names:
+                yield Import(alias.name, function, for_types, child.lineno)
+        elif isinstance(child, ast.ImportFrom):
+            assert child.level == 0, f"relative import in line {child.lineno}"
+            base = child.module or ""
+            below = {f"{base}.{alias.name}" for alias in child.names} & MODULES
+            for target in below or {base}:
+                yield Import(target, function, for_types, child.lineno)
+        elif isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef):
+            yield from imports(child, child.name, for_types)
+        elif isinstance(child, ast.If) and "TYPE_CHECKING" in ast.unparse(child.test):
+            yield from imports(child, function, for_types=True)
+        else:
+            yield from imports(child, function, for_types)
+
+
+def own_imports(path: Path) -> list[Import]:
+    return [found for found in imports(tree(path)) if found.target.split(".")[0] == "udit"]
+
+
+@pytest.mark.parametrize("path", FILES, ids=module)
+def test_imports_point_down(path: Path) -> None:
+    here = unit(module(path))
+    assert here in MAY_IMPORT, f"{here} is new: give it a row in MAY_IMPORT and in docs/architecture.md"
+    for found in own_imports(path):
+        there = unit(found.target)
+        lazy = found.for_types or (here == "config" and found.function in ("build", "info"))
+        if there != here and not lazy and found.target != "udit":
+            assert there in MAY_IMPORT[here], f"{path.name}:{found.line}: {here} may not import {found.target}"
+
+
+def test_towers_never_meet_below_the_joints() -> None:
+    """Said twice, because it is the first law: a change of the table must not pass unseen."""
+    for path in FILES:
+        here, targets = unit(module(path)), {unit(found.target) for found in own_imports(path)}
+        if here in ("nn", "models"):
+            assert "diffusion" not in targets, path
+        if here == "diffusion":
+            assert not targets & {"nn", "models"}, path
+
+
+def test_imports_make_no_circle() -> None:
+    """Of modules, as Python loads them: imports within functions or for types aside."""
+    graph = {
+        module(path): {
+            found.target
+            for found in own_imports(path)
+            if found.function is None and not found.for_types and found.target != module(path)
+        }
+        for path in FILES
+    }
+    assert set(TopologicalSorter(graph).static_order()) >= MODULES
+
+
+@pytest.mark.parametrize("path", [p for p in FILES if unit(module(p)) == "config"], ids=module)
+def test_configs_import_no_torch(path: Path) -> None:
+    for found in imports(tree(path)):
+        heavy = found.target.split(".")[0] in ("torch", "numpy", "diffusers", "safetensors", "PIL", "sklearn")
+        assert not heavy or found.for_types, f"line {found.line}: {found.target}"
+
+
+def test_nothing_below_the_jobs_loads_what_only_some_calls_need() -> None:
+    """The towers and their joints load without diffusers and the extras, which are imported where they are called."""
+    for path in (path for path in FILES if unit(module(path)) in BELOW_JOBS | {"cli", "__init__"}):
+        for found in imports(tree(path)):
+            if found.target.split(".")[0] in ("diffusers", "sklearn", "scipy", "matplotlib", "tensorboard"):
+                assert found.function is not None or found.for_types, f"{path.name}:{found.line}: {found.target}"
+
+
+def offences(path: Path) -> Iterator[str]:
+    """What the house bans."""
+    for node in ast.walk(tree(path)):
+        line = getattr(node, "lineno", 0)
+        if isinstance(node, ast.ExceptHandler) and node.type is None:
+            yield f"line {line}: bare except"
+        if isinstance(node, ast.Name) and node.id in ("print", "eval", "exec", "breakpoint"):
+            yield f"line {line}: {node.id}"
+        if isinstance(node, ast.Attribute) and ast.unparse(node) == "torch.load" and path.name != "convert.py":
+            yield f"line {line}: torch.load"
+        if isinstance(node, ast.Call) and ast.unparse(node.func) == "torch.load":
+            only = [word.value for word in node.keywords if word.arg == "weights_only"]
+            if [ast.unparse(value) for value in only] != ["True"]:
+                yield f"line {line}: torch.load without weights_only=True"
+        if isinstance(node, ast.keyword) and node.arg == "allow_pickle" and ast.unparse(node.value) != "False":
+            yield f"line {line}: allow_pickle"
+    for found in imports(tree(path)):
+        if found.target.split(".")[0] in ("pickle", "cPickle", "dill", "cloudpickle", "joblib", "marshal", "shelve"):
+            text = path.read_text(encoding="utf-8").splitlines()[found.line - 1].strip()
+            if text != "from pickle import UnpicklingError":  # the name of an error reads nothing
+                yield f"line {found.line}: {found.target}"
+
+
+@pytest.mark.parametrize("path", FILES, ids=module)
+def test_nothing_banned_is_written(path: Path) -> None:
+    assert list(offences(path)) == []
+
+
+@pytest.mark.parametrize(
+    ("source", "offence"),
+    [
+        ("print(1)", "print"),
+        ("x = eval('1')", "eval"),
+        ("try:\n    f()\nexcept:\n    pass", "bare except"),
+        ("import pickle", "pickle"),
+        ("def f():\n    from pickle import loads", "pickle"),
+        ("import torch\ntorch.load('x', weights_only=True)", "torch.load"),
+        ("import numpy as np\nnp.load('x', allow_pickle=True)", "allow_pickle"),
+    ],
+)
+def test_the_ban_sees_what_it_bans(source: str, offence: str, tmp_path: Path) -> None:
+    (tmp_path / "code.py").write_text(source)
+    assert any(offence in found for found in offences(tmp_path / "code.py"))
+
+
+def test_the_importer_reads_tensors_alone(tmp_path: Path) -> None:
+    (tmp_path / "convert.py").write_text("import torch\ntorch.load('x')\ntorch.load('x', weights_only=True)")
+    assert list(offences(tmp_path / "convert.py")) == ["line 2: torch.load without weights_only=True"]
+
+
+def test_no_module_is_called_utils() -> None:
+    names = {part for name in MODULES for part in name.split(".")}
+    assert not names & {"utils", "util", "helpers", "misc", "common"}
+
+
+@pytest.mark.parametrize("path", FILES, ids=module)
+def test_no_file_holds_two_concepts(path: Path) -> None:
+    assert len(path.read_text(encoding="utf-8").splitlines()) <= 400
+
+
+def test_modules_are_subclassed_once_and_never_twice() -> None:
+    bases = {
+        node.name: [ast.unparse(base) for base in node.bases]
+        for path in FILES
+        for node in ast.walk(tree(path))
+        if isinstance(node, ast.ClassDef)
+    }
+    networks = {name for name, above in bases.items() if "nn.Module" in above}
+    assert len(networks) > 5
+    for name, above in bases.items():
+        assert not networks & {base.split(".")[-1] for base in above}, name
+        if name in networks:
+            assert above == ["nn.Module"], name
+
+
+def test_every_package_is_described() -> None:
+    for path in FILES:
+        if path.name == "__init__.py":
+            assert ast.get_docstring(tree(path)), path
