@@ -48,7 +48,7 @@ def batch(model: nn.Module, size: int = 3, seed: int = 1) -> tuple[Tensor, Tenso
     config, generator = model.config, torch.Generator().manual_seed(seed)
     x = torch.randn(size, config.in_channels, *config.size, generator=generator)
     t = torch.randint(0, 1000, (size,), generator=generator)
-    return x, t, torch.randint(0, config.num_classes, (size,), generator=generator)
+    return x, t, torch.randint(0, max(1, config.num_classes), (size,), generator=generator)
 
 
 def snapshot(model: nn.Module) -> dict[str, Tensor]:

@@ -32,7 +32,9 @@ def boundary(model: nn.Module, batch: int = 1) -> tuple[Tensor, Tensor, Tensor |
     """x, t and y on the meta device."""
     config = model.config
     x = torch.empty(batch, config.in_channels, *config.size, device="meta")
-    y = torch.empty(batch, dtype=torch.long, device="meta") if config.num_classes else None
+    shape = config.condition_shape
+    dtype = torch.float32 if shape else torch.long
+    y = None if shape is None else torch.empty(batch, *shape, dtype=dtype, device="meta")
     return x, torch.empty(batch, device="meta"), y
 
 

@@ -34,7 +34,9 @@ def cost(config: ModelConfig, size: tuple[int, int] | None = None) -> Cost:
     fused = fuse(model)
     x = torch.empty(1, config.in_channels, *(size or config.size), device="meta")
     t = torch.zeros(1, device="meta")
-    y = torch.zeros(1, dtype=torch.long, device="meta") if config.num_classes else None
+    shape = config.condition_shape
+    dtype = torch.float32 if shape else torch.long
+    y = None if shape is None else torch.zeros(1, *shape, dtype=dtype, device="meta")
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         fused(x, t, y)
     parameters, inference = (sum(p.numel() for p in m.parameters()) for m in (model, fused))

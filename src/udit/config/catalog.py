@@ -12,9 +12,10 @@ from udit.config.dic import DiCConfig
 from udit.config.dit import DiTConfig
 from udit.config.hdit import HDiTConfig, HourglassLevel
 from udit.config.model import ModelConfig
-from udit.config.parts import Downsampled, Mlp, Window
+from udit.config.parts import Context, Downsampled, Mlp, Window
 from udit.config.skipdit import SkipDiTConfig
 from udit.config.udit import UDiTConfig
+from udit.config.uvit import UViTConfig
 from udit.errors import UserError, nearest
 
 
@@ -56,6 +57,13 @@ def _sit(size: str, weights: str = "-") -> Entry:
     return Entry(config=sit, paper="2401.08740", weights=weights)
 
 
+def _uvit(width: int, depth: int, heads: int, weights: str, patch: int = 2, **overrides: Any) -> Entry:
+    config = UViTConfig(width=width, depth=depth, heads=heads, patch=patch, **overrides)
+    return Entry(config=config, paper="2209.12152", weights=f"baofff/U-ViT, {weights} (MIT)")
+
+
+_PIXELS: dict[str, Any] = {"in_channels": 3, "input_size": 64, "patch": 4}
+_TEXT: dict[str, Any] = {"num_classes": 0, "context": Context()}
 _DIT_WEIGHTS = "facebookresearch/DiT, file DiT-XL-2-{0}x{0}.pt (CC BY-NC 4.0)"
 
 
@@ -92,6 +100,16 @@ CATALOG: dict[str, Entry] = {
         paper="2411.17616",
         weights="OpenSparseLLMs/Skip-DiT, README (Apache-2.0; code after DiT's, CC BY-NC 4.0)",
     ),
+    "U-ViT-S/2": _uvit(512, 12, 8, "CIFAR-10 S/2", in_channels=3, num_classes=0),
+    "U-ViT-S/4": _uvit(512, 12, 8, "CelebA 64 S/4", num_classes=0, **_PIXELS),
+    "U-ViT-M/4": _uvit(768, 16, 12, "ImageNet 64 M/4", null_class=False, **_PIXELS),
+    "U-ViT-L/4": _uvit(1024, 20, 16, "ImageNet 64 L/4", null_class=False, **_PIXELS),
+    "U-ViT-L/2": _uvit(1024, 20, 16, "ImageNet 256 L/2"),
+    "U-ViT-H/2": _uvit(1152, 28, 16, "ImageNet 256 H/2", final_conv=False),
+    "U-ViT-L/4-512": _uvit(1024, 20, 16, "ImageNet 512 L/4", patch=4, input_size=64),
+    "U-ViT-H/4-512": _uvit(1152, 28, 16, "ImageNet 512 H/4", patch=4, input_size=64, final_conv=False),
+    "U-ViT-S/2-text": _uvit(512, 12, 8, "MS-COCO S/2", **_TEXT),
+    "U-ViT-S/2-text-deep": _uvit(512, 16, 8, "MS-COCO S/2 deep", **_TEXT),
     "DiC-S": _dic(96, 6, 6, 5, 6, 6),
     "DiC-B": _dic(192, 6, 6, 5, 6, 6),
     "DiC-XL": _dic(384, 7, 7, 8, 7, 7),
@@ -117,6 +135,7 @@ FAMILIES: dict[str, type[ModelConfig]] = {
     "U-DiT": UDiTConfig,
     "DiT": DiTConfig,
     "Skip-DiT": SkipDiTConfig,
+    "U-ViT": UViTConfig,
     "DiC": DiCConfig,
     "ADM": ADMConfig,
     "HDiT": HDiTConfig,

@@ -13,17 +13,20 @@ if TYPE_CHECKING:
 
 
 class DDPMConfig(Spec):
-    """Discrete variance-preserving diffusion with linear betas, eps prediction (Ho et al. 2020; ADM)."""
+    """Discrete variance-preserving diffusion, eps prediction (Ho et al. 2020; ADM)."""
 
     kind: Literal["ddpm"] = "ddpm"
     steps: Annotated[int, Field(ge=2, le=100_000)] = 1000
-    """T. Betas run linearly from 0.1 / T to 20 / T."""
+    """T."""
+    betas: Literal["linear", "scaled-linear"] = "linear"
+    """Linear from 0.1 / T to 20 / T (ADM, DiT); or linear in the square root from 0.85 / T to 12 / T with times counted
+    from 1, on which the latent U-ViTs were trained."""
 
     def build(self) -> DDPM:
         """The schedule's float64 tables."""
         from udit.diffusion.schedule import DDPM
 
-        return DDPM.linear(self.steps)
+        return DDPM.linear(self.steps) if self.betas == "linear" else DDPM.scaled_linear(self.steps)
 
 
 class FlowConfig(Spec):

@@ -42,6 +42,11 @@ class ModelConfig(Spec):
         return self.num_classes if self.num_classes else None
 
     @property
+    def condition_shape(self) -> tuple[int, ...] | None:
+        """Shape of one sample's y: () of a label, that of float vectors where the model takes them, None without y."""
+        return () if self.num_classes else None
+
+    @property
     def size(self) -> tuple[int, int]:
         """(H, W) of the input the model is meant for."""
         return (self.input_size, self.input_size) if isinstance(self.input_size, int) else self.input_size

@@ -119,12 +119,23 @@ class RepConv(Spec):
         return self.replace(branches=self.branches[:1], reparam=False)
 
 
+class Context(Spec):
+    """A condition that comes as vectors: y is float [B, tokens, width], e.g. what a text encoder made."""
+
+    tokens: PositiveInt = 77
+    """Vectors a sample; CLIP's texts have 77."""
+    width: PositiveInt = 768
+    """Channels of each."""
+
+
 class Mlp(Spec):
-    """Two matrices with a GELU between (tanh form), as in DiT."""
+    """Two matrices with a GELU between, as in ViT."""
 
     kind: Literal["mlp"] = "mlp"
     ratio: Annotated[float, Field(gt=0)] = 4.0
     """Hidden channels per channel."""
+    gelu: Literal["tanh", "exact"] = "tanh"
+    """DiT's approximation by a hyperbolic tangent, or the exact function, as U-ViT has it."""
 
     def build(self, width: int) -> nn.Module:
         """The FFN module for [..., width]."""

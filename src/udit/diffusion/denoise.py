@@ -114,12 +114,12 @@ class Denoiser:
         return dataclasses.replace(self, schedule=self.schedule.respaced(sections))
 
     def check_labels(self, y: Tensor | None) -> None:
-        """Refuses labels the model does not have.
+        """Refuses labels the model does not have; conditions of floats are the network's to check.
 
         Raises:
             UserError: a label out of range, or any label for an unconditional model.
         """
-        if y is None:
+        if y is None or y.is_floating_point():
             return
         if not self.num_classes:
             raise UserError("labels were given to an unconditional model (num_classes 0); leave them out")

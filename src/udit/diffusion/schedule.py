@@ -62,6 +62,12 @@ class DDPM:
         """Betas linear from 0.1 / T to 20 / T."""
         return DDPM(np.linspace(0.1 / steps, 20 / steps, steps, dtype=np.float64), np.arange(steps), steps)
 
+    @staticmethod
+    def scaled_linear(steps: int = 1000) -> DDPM:
+        """Betas whose roots are linear, from 0.85 / T to 12 / T; the network is told 1 to T (Rombach et al. 2022)."""
+        roots = np.linspace(np.sqrt(0.85 / steps), np.sqrt(12 / steps), steps, dtype=np.float64)
+        return DDPM(roots**2, np.arange(1, steps + 1), steps)
+
     def __len__(self) -> int:
         return len(self.betas)
 
@@ -104,8 +110,8 @@ class DDPM:
         return torch.randint(len(self), (), generator=generator)
 
     def fraction(self, t: Tensor) -> Tensor:
-        """t as a float: index in the training schedule over its last index."""
-        return self._original(t).double() / (self.train_steps - 1)
+        """t as a float: index in the training schedule over its last index, 1 at most."""
+        return (self._original(t).double() / (self.train_steps - 1)).clamp(max=1)
 
     def network_time(self, t: Tensor, unit: TimeUnit) -> Tensor:
         """Index in the training schedule; that over its length; or the noise-to-signal ratio."""

@@ -1,6 +1,6 @@
 """Running blocks, with their activations kept for backward or made again, and joining what two of them said.
 
-Axes: B batch, H and W side lengths, D width.
+Axes: B batch, H and W side lengths, N tokens, D width.
 """
 
 from __future__ import annotations
@@ -18,6 +18,22 @@ def run(block: nn.Module, recompute: bool, x: Tensor, *args: Any) -> Tensor:
     if recompute and block.training:
         return checkpoint(block, x, *args, use_reentrant=False)
     return block(x, *args)
+
+
+class PreNormBlock(nn.Module):
+    """Attention and FFN on tokens, each behind a LayerNorm of its own (eps 1e-5); no modulation, as in ViT."""
+
+    def __init__(self, attention: nn.Module, ffn: nn.Module, width: int) -> None:
+        super().__init__()
+        self.norm1 = nn.LayerNorm(width)
+        self.attention = attention
+        self.norm2 = nn.LayerNorm(width)
+        self.ffn = ffn
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, N, D] -> [B, N, D]."""
+        x = x + self.attention(self.norm1(x))
+        return x + self.ffn(self.norm2(x))
 
 
 class NormedJoin(nn.Module):

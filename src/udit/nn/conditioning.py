@@ -1,6 +1,6 @@
-"""Time and class become a conditioning vector; the vector modulates a block (adaLN-Zero, Peebles & Xie 2023).
+"""Time and condition become a vector, which modulates blocks (adaLN-Zero, Peebles & Xie 2023), or tokens (U-ViT).
 
-Axes: B batch, D width, F timestep features.
+Axes: B batch, D width, F timestep features, M tokens.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from udit.config.parts import Context
 from udit.errors import UserError
 
 
@@ -29,6 +30,19 @@ def timestep_features(t: Tensor, dim: int = 256) -> Tensor:
     frequencies = torch.exp(-math.log(10000) * torch.arange(half, dtype=torch.float32, device=t.device) / half)
     angles = t.float()[:, None] * frequencies
     return torch.cat([angles.cos(), angles.sin()], dim=-1)
+
+
+def labels_or_null(y: Tensor | None, t: Tensor, null_label: int | None) -> Tensor:
+    """y [B], or the null label for each of t [B].
+
+    Raises:
+        UserError: there are neither labels nor a null label.
+    """
+    if y is not None:
+        return y
+    if null_label is None:
+        raise UserError("the model has no null class, so it cannot do without labels; pass y")
+    return t.new_full((t.shape[0],), null_label, dtype=torch.long)
 
 
 class ClassConditioner(nn.Module):
@@ -49,11 +63,43 @@ class ClassConditioner(nn.Module):
             if y is not None:
                 raise ValueError("the model is unconditional (num_classes 0) and takes no labels; pass y=None")
             return embedded
-        if y is None:
-            if self.null_label is None:
-                raise UserError("the model has no null class, so it cannot do without labels; pass y")
-            y = t.new_full((t.shape[0],), self.null_label, dtype=torch.long)
-        return embedded + self.label(y)
+        return embedded + self.label(labels_or_null(y, t, self.null_label))
+
+
+class TokenConditioner(nn.Module):
+    """(t, y) as tokens for the front of a sequence (Bao et al. 2023, U-ViT); the time's are plain features.
+
+    A class is one token before the time's; a context's vectors, projected, come behind it.
+    """
+
+    def __init__(self, width: int, num_classes: int, null_class: bool, context: Context | None) -> None:
+        super().__init__()
+        self.width = width
+        self.spec = context
+        self.null_label = num_classes if num_classes and null_class else None
+        self.label = nn.Embedding(num_classes + null_class, width) if num_classes else None
+        self.context = nn.Linear(context.width, width) if context else None
+
+    def forward(self, t: Tensor, y: Tensor | None = None) -> Tensor:
+        """t [B]; y [B] int64 or None (= null), or float [B, tokens, width] -> [B, M, D].
+
+        Raises:
+            UserError: y is not what the model takes, or missing where there is no null class.
+        """
+        time = timestep_features(t, self.width)[:, None]
+        if self.context is not None and self.spec is not None:
+            wanted = [t.shape[0], self.spec.tokens, self.spec.width]
+            if y is None or list(y.shape) != wanted:
+                raise UserError(
+                    f"y is {'missing' if y is None else list(y.shape)}; the model takes vectors of shape {wanted} (for "
+                    "no condition, those of an empty text)"
+                )
+            return torch.cat([time, self.context(y)], dim=1)
+        if self.label is None:
+            if y is not None:
+                raise UserError("the model is unconditional (num_classes 0) and takes no labels; pass y=None")
+            return time
+        return torch.cat([self.label(labels_or_null(y, t, self.null_label))[:, None], time], dim=1)
 
 
 class Modulation(NamedTuple):

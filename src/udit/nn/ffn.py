@@ -17,17 +17,18 @@ from udit.nn.tokens import to_first, to_last
 
 
 class MLP(nn.Module):
-    """Matrix, GELU (tanh form), matrix: DiT's FFN."""
+    """Matrix, GELU, matrix: ViT's and DiT's FFN."""
 
     def __init__(self, spec: Mlp, width: int) -> None:
         super().__init__()
         hidden = round(spec.ratio * width)
+        self.approximate = "tanh" if spec.gelu == "tanh" else "none"
         self.expand = nn.Linear(width, hidden)
         self.contract = nn.Linear(hidden, width)
 
     def forward(self, x: Tensor) -> Tensor:
         """[..., D] -> [..., D]."""
-        return self.contract(F.gelu(self.expand(x), approximate="tanh"))
+        return self.contract(F.gelu(self.expand(x), approximate=self.approximate))
 
     def folded(self) -> dict[str, Tensor]:
         """State of the inference form: its own."""

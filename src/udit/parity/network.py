@@ -8,7 +8,7 @@ import re
 import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -20,8 +20,9 @@ from udit.diffusion.denoise import Backbone
 from udit.diffusion.guidance import guide
 from udit.errors import UserError, nearest
 from udit.models.build import build, fuse
-from udit.parity import FLOOR_LIMIT, LIMIT, LOOSE_LIMIT, Check, Disagreement, close, exact, whole
-from udit.parity.systems import SYSTEMS
+from udit.nn.hourglass import Labels
+from udit.parity import FLOOR_LIMIT, LIMIT, LOOSE_LIMIT, Check, Disagreement, close, exact, seed_of, whole
+from udit.parity.systems import EXTRA_INPUTS, SIZELESS, SYSTEMS, seed_offset
 from udit.published import import_published, key_map
 from udit.published.fixed import Fixed
 
@@ -37,8 +38,8 @@ def check(arrays: Mapping[str, np.ndarray], path: Path, device: str, dtype: torc
     Raises:
         UserError: the file's system is unknown or described in words this version does not know.
     """
-    config, guided_channels = describe(arrays, path)
-    case = _Case(arrays, config, guided_channels, device, dtype)
+    config, guided_channels, extras = describe(arrays, path)
+    case = _Case(arrays, config, guided_channels, extras, device, dtype)
     checks = [*case.facts()]
     for recipe in ("", "B"):
         if f"out{recipe}" in arrays:
@@ -48,8 +49,8 @@ def check(arrays: Mapping[str, np.ndarray], path: Path, device: str, dtype: torc
     return checks
 
 
-def describe(arrays: Mapping[str, np.ndarray], path: Path) -> tuple[ModelConfig, int | None]:
-    """The config a file asks for, and the number of channels its guidance guides."""
+def describe(arrays: Mapping[str, np.ndarray], path: Path) -> tuple[ModelConfig, int | None, dict[str, int]]:
+    """The config a file asks for, how many channels its guidance guides, and from what seeds further inputs come."""
     missing = {"model", "seed", "x_shape", "t", "y", "std", "base_keys", "base_values", "out"} - set(arrays)
     if missing:
         raise UserError(f"{path} lacks {', '.join(sorted(missing))}; it is no reference file of this format")
@@ -62,13 +63,16 @@ def describe(arrays: Mapping[str, np.ndarray], path: Path) -> tuple[ModelConfig,
         raise UserError(f"{path}: unknown system {system!r}{nearest(str(system), SYSTEMS)}")
     channels = words.pop("cfg4_channels", None)
     words.pop("name", None)
+    if system in SIZELESS:
+        words["input_size"] = whole("x_shape", arrays["x_shape"]).tolist()[2:]
     try:
+        extras = {word: seed_offset(words.pop(word)) for word in EXTRA_INPUTS if words.get(word)}
         config = SYSTEMS[system](words)
     except KeyError as error:
         raise UserError(f"{path}: the description of {system} lacks {error}") from None
     if words:
         raise UserError(f"{path}: the description of {system} has words this version does not know: {', '.join(words)}")
-    return config, channels
+    return config, channels, extras
 
 
 class _Case:
@@ -79,21 +83,31 @@ class _Case:
         arrays: Mapping[str, np.ndarray],
         config: ModelConfig,
         guided_channels: int | None,
+        extras: Mapping[str, int],
         device: str,
         dtype: torch.dtype,
     ) -> None:
         self.arrays, self.config, self.guided_channels = arrays, config, guided_channels
         self.device, self.dtype = device, dtype
-        self.seed = int(whole("seed", arrays["seed"]))
+        self.seed = seed_of("seed", arrays["seed"])
         self.keys = key_map(config)
         self.fixed = {key: name for key, (name, _) in self.keys.items() if isinstance(name, Fixed)}
         shape = tuple(whole("x_shape", arrays["x_shape"]).tolist())
         self.x = _normal(self.seed, shape)
         self.t = torch.from_numpy(arrays["t"])
-        self.y = torch.from_numpy(whole("y", arrays["y"])) if arrays["y"].size else None
+        y = torch.from_numpy(whole("y", arrays["y"])) if arrays["y"].size else None
         top = config.num_classes if config.null_label is not None else config.num_classes - 1
-        if self.y is not None and (int(self.y.min()) < 0 or int(self.y.max()) > top):
-            raise Disagreement(f"y ({int(self.y.max())} lies outside the labels 0 to {top})")
+        if y is not None and (int(y.min()) < 0 or int(y.max()) > top):
+            raise Disagreement(f"y ({int(y.max())} lies outside the labels 0 to {top})")
+        if config.condition_shape:
+            y = _normal(self.seed + 3, (len(self.x), *config.condition_shape))
+        self.y = self._labels(y, extras) if extras else y
+
+    def _labels(self, y: Tensor | None, extras: Mapping[str, int]) -> Labels:
+        """The label beside drawn conditions, which only HDiT takes."""
+        lengths = {"aug_cond": 9, "mapping_cond": getattr(self.config, "vector_cond", 0)}
+        drawn = {word: _normal(self.seed + offset, (len(self.x), lengths[word])) for word, offset in extras.items()}
+        return Labels(y, drawn.get("aug_cond"), drawn.get("mapping_cond"))
 
     def facts(self) -> list[Check]:
         """What a file states of its model: counts, and which keys keep their constructor's value."""
@@ -125,11 +139,14 @@ class _Case:
         import_published(model, state)
         return model
 
-    def run(self, model: Backbone, x: Tensor, y: Tensor | None, t: Tensor) -> Tensor:
+    def run(self, model: Backbone, x: Tensor, y: Tensor | Labels | None, t: Tensor) -> Tensor:
         """The network's output, where x is and as precise; floating conditions follow x."""
-        if y is not None:
-            y = y.to(x) if y.is_floating_point() else y.to(x.device)
-        return model(x, t.to(x.device), y)
+
+        def follow(part: Tensor | None) -> Tensor | None:
+            return part if part is None else part.to(x) if part.is_floating_point() else part.to(x.device)
+
+        moved: Any = Labels(*map(follow, y)) if isinstance(y, Labels) else follow(y)
+        return model(x, t.to(x.device), moved)
 
     def input(self, x: Tensor) -> Tensor:
         """x on the case's device, in its dtype."""
@@ -164,7 +181,7 @@ class _Case:
 
     def _guided(self, model: nn.Module) -> np.ndarray:
         """The release's ``forward_with_cfg``: both halves guided, unguided channels left to each half."""
-        assert self.y is not None and self.config.null_label is not None
+        assert isinstance(self.y, Tensor) and self.config.null_label is not None
         labels = torch.cat([self.y, torch.full_like(self.y, self.config.null_label)])
         output = self.run(model, self.input(torch.cat([self.x, self.x])), labels, torch.cat([self.t, self.t]))
         cond, uncond = output.chunk(2)
@@ -175,7 +192,7 @@ class _Case:
 
     def _cached(self, model: nn.Module, interval: int) -> np.ndarray:
         """One run of calls with a step cache; of each, the first sample's prediction channels."""
-        seed, times = int(whole("cache_x_seed", self.arrays["cache_x_seed"])), self.arrays["cache_t"]
+        seed, times = seed_of("cache_x_seed", self.arrays["cache_x_seed"]), self.arrays["cache_t"]
         cached = StepCache(interval).attach(model)
         outs = []
         for i, time in enumerate(times):

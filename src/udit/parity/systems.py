@@ -18,6 +18,7 @@ from udit.config.hdit import HDiTConfig
 from udit.config.model import ModelConfig
 from udit.config.skipdit import SkipDiTConfig
 from udit.config.udit import UDiTConfig
+from udit.config.uvit import UViTConfig
 from udit.errors import UserError, nearest
 
 Builder = Callable[[dict[str, Any]], ModelConfig]
@@ -33,11 +34,11 @@ def seed_offset(words: object) -> int:
     """The k of an input that is drawn as RandomState(seed + k).standard_normal(...), however that is put.
 
     Raises:
-        UserError: it is drawn in another way.
+        UserError: no such number is in it.
     """
     text = json.dumps(words)
     offset = re.search(r"seed\D{0,12}?(\d+)", text)
-    if offset is None or "normal" not in text:
+    if offset is None:
         raise UserError(f"an input is drawn as {text}; this version knows RandomState(seed+k).standard_normal only")
     return int(offset[1])
 
@@ -92,6 +93,36 @@ def _sit(words: dict[str, Any]) -> ModelConfig:
     return parse(DiTConfig, values, where="model")
 
 
+def _u_vit(words: dict[str, Any]) -> ModelConfig:
+    rows, null = words.pop("label_rows"), words.pop("null_label")
+    if null not in (None, rows - 1):
+        raise UserError(f"U-ViT's null label, where it has one, is the last of its {rows} rows; the file says {null}")
+    values = {
+        **_isotropic(words),
+        "num_classes": rows - (null is not None),
+        "null_class": null is not None,
+        "final_conv": words.pop("final_conv"),
+        "learn_sigma": words.pop("learn_sigma"),
+        "context": _context(words),
+    }
+    return parse(UViTConfig, values, where="model")
+
+
+def _context(words: dict[str, Any]) -> dict[str, int] | None:
+    """Count and width of a text's vectors, from whatever words of the file speak of one."""
+    said = {word: words.pop(word) for word in list(words) if re.search("context|text|clip", word)}
+    if not any(said.values()):
+        return None
+    text = json.dumps(said)
+    shape = re.search(r"(\d+), *(\d+) *[\])]", text)
+    tokens, width = re.search(r"tokens?\W+(\d+)", text), re.search(r"(?:dim|width|channels)\W+(\d+)", text)
+    if tokens and width:
+        return {"tokens": int(tokens[1]), "width": int(width[1])}
+    if shape is None:
+        raise UserError(f"the file takes a text as {text}; say how many vectors of which width it is")
+    return {"tokens": int(shape[1]), "width": int(shape[2])}
+
+
 def _adm(words: dict[str, Any]) -> ModelConfig:
     size, classes, null = words.pop("image_size"), words.pop("classes") or 0, words.pop("null_label")
     if null not in (None, classes):
@@ -136,7 +167,7 @@ def _hdit_level(words: dict[str, Any]) -> dict[str, Any]:
         raise UserError(f"HDiT attention of type {kind!r} is not built here{nearest(kind, kinds)}")
     attention = {"kind": kinds[kind]}
     if kind == "shifted-window":
-        attention["size"] = words.pop("window_size")
+        attention["size"] = words.pop("window_size", None) or words.pop("window")
     ratio, head_channels = words.pop("d_ff") / words["width"], words.pop("d_head")
     return {"ratio": ratio, "head_channels": head_channels, "attention": attention, **words}
 
@@ -151,6 +182,7 @@ SYSTEMS: dict[str, Builder] = {
     "dit": _dit,
     "sit": _sit,
     "skip-dit": _skip_dit,
+    "u-vit": _u_vit,
     "dic": _dic,
     "adm": _adm,
     "hdit": _hdit,

@@ -13,9 +13,11 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
+from udit.config.diffusion import DDPMConfig, DiffusionConfig, FlowConfig
 from udit.config.model import ModelConfig
+from udit.config.uvit import UViTConfig
 from udit.errors import UserError
-from udit.published import adm, dic, dit, hdit, skipdit, udit
+from udit.published import adm, dic, dit, hdit, skipdit, udit, uvit
 from udit.published.fixed import Fixed, Keys
 
 KeyMap = Callable[[Any], Keys]
@@ -25,6 +27,7 @@ KEY_MAPS: dict[str, KeyMap] = {
     "U-DiT": udit.key_map,
     "DiT": dit.key_map,
     "Skip-DiT": skipdit.key_map,
+    "U-ViT": uvit.key_map,
     "DiC": dic.key_map,
     "ADM": adm.key_map,
     "HDiT": hdit.key_map,
@@ -42,6 +45,18 @@ def key_map(config: ModelConfig) -> Keys:
     if family not in KEY_MAPS:
         raise UserError(f"{family} has no published key names")
     return KEY_MAPS[family](config)
+
+
+def native_diffusion(config: ModelConfig) -> DiffusionConfig:
+    """What a release's weights were trained on.
+
+    Returns:
+        The flow path for SiT, Stable Diffusion's betas for U-ViT's latent models, linear betas for all others.
+    """
+    if config.reversed_flow:
+        return FlowConfig()
+    latent = isinstance(config, UViTConfig) and config.in_channels == 4
+    return DDPMConfig(betas="scaled-linear" if latent else "linear")
 
 
 def clean_keys(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
