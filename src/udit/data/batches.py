@@ -130,11 +130,14 @@ class _Reader(Dataset["Batch | UserError"]):
 
 
 def _steps(reader: _Reader, jobs: _Jobs, workers: int) -> Generator[list[Batch]]:
-    read: Iterator[Batch | UserError] = (
-        iter(_loader(reader, jobs, workers)) if workers else map(reader.__getitem__, jobs)
-    )
-    for _ in jobs.steps:
-        yield [_next(read) for _ in range(jobs.accumulation)]
+    read: Any = iter(_loader(reader, jobs, workers)) if workers else map(reader.__getitem__, jobs)
+    try:
+        for _ in jobs.steps:
+            yield [_next(read) for _ in range(jobs.accumulation)]
+    finally:
+        if workers:
+            # not left to the garbage collector: an error's traceback would keep the workers, and exit waits for them
+            read._shutdown_workers()
 
 
 def _next(read: Iterator[Batch | UserError]) -> Batch:

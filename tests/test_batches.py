@@ -1,0 +1,157 @@
+"""A step sees the same pictures on any number of ranks, workers and accumulated parts."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from udit.data.batches import Batch, batches
+from udit.data.order import flips, indices
+from udit.data.sources import InMemory, Pixels
+from udit.errors import RunError, UserError
+
+PARENT = os.getpid()
+
+
+def numbered(count: int = 30) -> InMemory:
+    """Picture i holds i, and one at its left edge."""
+    pixels = np.zeros((count, 1, 2, 2), np.uint8) + np.arange(count, dtype=np.uint8)[:, None, None, None]
+    pixels[..., 0] += 100
+    return InMemory(pixels, np.arange(count) % 4, [f"picture {i}" for i in range(count)])
+
+
+PART = np.arange(2, 29, 2)
+
+
+def read(source: InMemory | None = None, **changes: Any) -> list[list[Batch]]:
+    settings: dict[str, Any] = {"seed": 5, "start": 0, "stop": 4, "global_batch": 12} | changes
+    return list(batches(source or numbered(), PART, **settings))
+
+
+def test_batch_holds_what_it_names() -> None:
+    for (batch,) in read():
+        assert batch.x.dtype == torch.uint8
+        assert batch.y.dtype == torch.int64
+        assert batch.x[:, 0, 0, 1].tolist() == batch.ids
+        assert batch.y.tolist() == [i % 4 for i in batch.ids]
+        assert batch.ids == [PART[i] for i in indices(len(PART), 5, batch.positions)]
+
+
+@pytest.mark.parametrize(("world", "accumulation"), [(1, 3), (2, 1), (3, 2), (4, 3)])
+def test_a_step_is_the_same_on_any_number_of_ranks(world: int, accumulation: int) -> None:
+    ranks = [read(rank=r, world=world, accumulation=accumulation) for r in range(world)]
+    for step, (whole,) in enumerate(read()):
+        parts = [ranks[r][step][m] for m in range(accumulation) for r in range(world)]
+        assert [p for part in parts for p in part.positions] == whole.positions
+        assert torch.equal(torch.cat([part.x for part in parts]), whole.x)
+
+
+def test_starting_late_continues_the_same_stream() -> None:
+    assert [b.ids for (b,) in read(start=2)] == [b.ids for (b,) in read()][2:]
+
+
+def test_mirroring_follows_the_position() -> None:
+    ((batch,),) = read(stop=1, flip=True)
+    assert (batch.x[:, 0, 0, 0] < batch.x[:, 0, 0, 1]).tolist() == flips(5, batch.positions)
+    assert {True, False} == set(flips(5, batch.positions))
+
+
+def test_mirroring_leaves_the_source_alone() -> None:
+    source = numbered()
+    before = source.pixels.copy()
+    read(source, flip=True)
+    assert np.array_equal(source.pixels, before)
+
+
+def test_workers_read_what_the_caller_would() -> None:
+    inside, outside = read(accumulation=2, flip=True), read(accumulation=2, flip=True, workers=2)
+    assert len(inside) == len(outside) == 4
+    for ours, theirs in zip(inside, outside, strict=True):
+        for a, b in zip(ours, theirs, strict=True):
+            assert torch.equal(a.x, b.x)
+            assert torch.equal(a.y, b.y)
+            assert (a.ids, a.positions) == (b.ids, b.positions)
+
+
+def test_batch_that_does_not_split_names_the_remedy() -> None:
+    with pytest.raises(UserError, match=r"12 does not split over 5 ranks.*multiple of 5"):
+        batches(numbered(), PART, seed=0, start=0, stop=1, global_batch=12, world=5)
+    with pytest.raises(UserError, match="does not split"):
+        batches(numbered(), PART, seed=0, start=0, stop=1, global_batch=0)
+
+
+class Broken(InMemory):
+    def image(self, i: int) -> Pixels:
+        raise UserError(f"picture {self.names[i]!r} cannot be read; remove it")
+
+
+class Deadly(InMemory):
+    def image(self, i: int) -> Pixels:
+        assert os.getpid() != PARENT
+        os._exit(1)
+
+
+class Signals(InMemory):
+    """Pictures of how many of the two signals their reader ignores."""
+
+    def image(self, i: int) -> Pixels:
+        ignored = [signal.getsignal(s) == signal.SIG_IGN for s in (signal.SIGINT, signal.SIGTERM)]
+        return np.full((1, 2, 2), sum(ignored), np.uint8)
+
+
+def like(kind: type[InMemory]) -> InMemory:
+    source = numbered()
+    return kind(source.pixels, source.labels, source.names)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_bad_picture_is_told_in_one_line_from_anywhere(workers: int) -> None:
+    with pytest.raises(UserError, match=r"^picture 'picture \d+' cannot be read; remove it$"):
+        read(like(Broken), workers=workers)
+
+
+def test_dead_worker_ends_the_run_with_advice() -> None:
+    with pytest.raises(RunError, match=r"died.*training.workers"):
+        read(like(Deadly), workers=1)
+
+
+def test_workers_leave_signals_to_the_trainer() -> None:
+    ((batch,),) = read(like(Signals), workers=1, stop=1)
+    assert (batch.x == 2).all()
+    ((batch,),) = read(like(Signals), stop=1)
+    assert (batch.x == 0).all()
+
+
+@pytest.mark.parametrize("end", ["reading", "error"])
+def test_process_ends_with_workers_still_reading(end: str) -> None:
+    code = f"""
+import builtins
+import numpy as np
+from udit.data.sources import InMemory
+from udit.data.batches import batches
+from udit.errors import UserError
+class Flaky(InMemory):
+    def image(self, i):
+        if i == 7:
+            raise UserError("flaky")
+        return super().image(i)
+source = Flaky(np.zeros((8, 1, 2, 2), np.uint8), np.zeros(8), list("abcdefgh"))
+part = np.zeros(8, int)
+builtins.stream = batches(source, part, seed=0, start=0, stop=10**6, global_batch=8, workers=2)
+next(builtins.stream)
+if {end == "error"}:
+    builtins.stream = batches(source, part + 7, seed=0, start=0, stop=9, global_batch=8, workers=2)
+    try:
+        next(builtins.stream)
+    except UserError as error:
+        builtins.kept = error  # and with it the traceback's frames
+raise SystemExit(3)
+"""
+    assert subprocess.run([sys.executable, "-c", code], check=False, timeout=60).returncode == 3
