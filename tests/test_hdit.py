@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -16,7 +18,7 @@ from peers import assert_bijection, assert_golden, golden_input, golden_model, k
 from udit.analysis import cost
 from udit.config.catalog import find
 from udit.config.hdit import HDiTConfig, HourglassLevel, Mapping
-from udit.config.parts import Global, Window
+from udit.config.parts import Global, Mlp, Window
 from udit.diffusion.denoise import Denoiser
 from udit.diffusion.edm import Preconditioned
 from udit.diffusion.sample import sample
@@ -27,6 +29,8 @@ from udit.nn.conditioning import AdaLNBlock, Modulation
 from udit.nn.ffn import MLP
 from udit.nn.hourglass import Labels
 from udit.nn.window import join_windows, split_windows, wrap_mask
+from udit.parity.network import _Case, describe
+from udit.parity.systems import seed_offset
 
 GOLDEN = json.loads((DATA / "hdit-goldens.json").read_text())
 GOLDEN_CONFIG = HDiTConfig(
@@ -173,8 +177,6 @@ def test_one_window_over_the_whole_map_is_global_attention() -> None:
 @torch.no_grad()
 @pytest.mark.parametrize("spec", [Global(), Window(size=2)])
 def test_attention_specs_serve_in_a_transformer_block(spec: Global | Window) -> None:
-    from udit.config.parts import Mlp
-
     attention = perturb_scale(spec.build(16, 2, shifted=True))
     block, x = AdaLNBlock(attention, MLP(Mlp(), 16), 16), torch.randn(2, 4, 4, 16)
     mods = block.condition(torch.randn(2, 16))
@@ -290,3 +292,53 @@ def test_heads_that_axial_positions_cannot_split_are_refused() -> None:
         udit.build("HDiT-cifar10", stages=[{"width": 24, "depth": 1, "head_channels": 12}])
     with pytest.raises(UserError, match="multiple of 8"):
         AxialAttention(24, 2)
+
+
+# ---- reference files -----------------------------------------------------------------------------------------------
+
+
+@torch.no_grad()
+def test_reference_files_may_draw_further_inputs_and_be_rectangular() -> None:
+    windows = {"type": "shifted-window", "d_head": 8, "window_size": 2, "depth": 2, "width": 16, "d_ff": 40}
+    words = {
+        "system": "hdit",
+        "patch": [2, 2],
+        "in_channels": 3,
+        "levels": [windows, {"type": "global", "d_head": 16, "depth": 1, "width": 32, "d_ff": 64}],
+        "mapping": {"depth": 1, "width": 16, "d_ff": 24, "cond_dim": 5},
+        "label_rows": 0,
+        "null_label": None,
+        "learn_sigma": False,
+        "time": "sigma",
+        "aug_cond": "RandomState(seed+4).standard_normal((2, 9))",
+        "mapping_cond": {"seed": "seed + 3", "draw": "standard_normal", "shape": [2, 5]},
+    }
+    arrays = {
+        "model": np.array([json.dumps(words)]),
+        "seed": np.array(5),
+        "x_shape": np.array([2, 3, 8, 24]),
+        "t": np.array([0.5, 3.0], dtype=np.float32),
+        "y": np.zeros(0),
+        "std": np.array(0.2),
+        "base_keys": np.array(["down_levels.0.1.self_attn.scale"]),
+        "base_values": np.array([10.0]),
+        "out": np.zeros((2, 3, 8, 24), dtype=np.float32),
+    }
+    path = Path("made.npz")
+    config, channels, extras = describe(arrays, path)
+    assert (config.stages[0].attention, config.vector_cond, config.size) == (Window(size=2), 5, (8, 24))
+    assert extras == {"aug_cond": 4, "mapping_cond": 3}
+    case = _Case(arrays, config, channels, extras, "cpu", torch.float32)
+    model = case.network("")
+    for name, parameter in model.named_parameters():
+        if name.endswith("attention.scale"):
+            parameter.abs_()  # a negative temperature has no root
+    x, aug, vector = (
+        torch.from_numpy(np.random.RandomState(seed).standard_normal(shape).astype(np.float32))
+        for seed, shape in ((5, (2, 3, 8, 24)), (9, (2, 9)), (8, (2, 5)))
+    )
+    expected = model(x, torch.tensor([0.5, 3.0]), Labels(None, aug, vector))
+    assert torch.equal(case.run(model, case.x, case.y, case.t), expected)
+    assert not torch.equal(model(x, torch.tensor([0.5, 3.0])), expected)
+    with pytest.raises(UserError, match="standard_normal"):
+        seed_offset("zeros, mostly")

@@ -222,8 +222,8 @@ def _check(run: Run, info: DataInfo) -> None:
         )
     if model.null_label is None and run.sampling.guidance != 1:
         raise UserError(
-            f"sampling.guidance is {run.sampling.guidance:g} and the model is unconditional: there is no null label to "
-            "compare with; set sampling.guidance=1"
+            f"sampling.guidance is {run.sampling.guidance:g} and the model has no null label to compare with; set "
+            "sampling.guidance=1"
         )
     if (run.sampling.guidance_channels or 0) > model.in_channels:
         raise UserError(

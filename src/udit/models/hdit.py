@@ -17,7 +17,16 @@ from udit.errors import UserError
 from udit.nn import init
 from udit.nn.axial import AxialAttention
 from udit.nn.blocks import run
-from udit.nn.hourglass import EPS, FourierFeatures, HourglassBlock, Join, Labels, MappingBlock, PatchMerge, PatchSplit
+from udit.nn.hourglass import (
+    FourierFeatures,
+    HourglassBlock,
+    Join,
+    Labels,
+    MappingBlock,
+    PatchMerge,
+    PatchSplit,
+    ScaledNorm,
+)
 from udit.nn.tokens import to_first, to_last
 
 Scales = tuple[Tensor, Tensor]
@@ -37,9 +46,9 @@ class Conditioner(nn.Module):
         self.augmentation = nn.Linear(width, width, bias=False)
         self.label = nn.Embedding(config.num_classes + 1, width) if config.num_classes else None
         self.vector = nn.Linear(config.vector_cond, width, bias=False) if config.vector_cond else None
-        self.norm_in = nn.RMSNorm(width, eps=EPS)
+        self.norm_in = ScaledNorm(width)
         self.blocks = nn.ModuleList(MappingBlock(width, config.mapping.hidden) for _ in range(config.mapping.depth))
-        self.norm_out = nn.RMSNorm(width, eps=EPS)
+        self.norm_out = ScaledNorm(width)
 
     def forward(self, sigma: Tensor, given: Labels) -> Tensor:
         """sigma [B] > 0 and what else is known -> [B, E]."""
@@ -48,7 +57,7 @@ class Conditioner(nn.Module):
         x = self.time(self.time_features(sigma.log()[:, None] / 4))
         augmentation = given.augmentation
         if augmentation is None:
-            augmentation = sigma.new_zeros(len(sigma), self.AUGMENTATIONS)
+            augmentation = sigma.new_zeros(sigma.shape[0], self.AUGMENTATIONS)
         x = x + self.augmentation(self.augmentation_features(augmentation))
         if self.label is not None:
             null = self.label.num_embeddings - 1
@@ -129,7 +138,7 @@ class HDiT(nn.Module):
         self.middle = Stage(middle, cond, len(outer))
         self.join = nn.ModuleList(Join(coarse, fine) for fine, coarse in pairwise(widths))
         self.decoder = nn.ModuleList(Stage(spec, cond, level, spec.depth) for level, spec in enumerate(outer))
-        self.norm_out = nn.RMSNorm(widths[0], eps=EPS)
+        self.norm_out = ScaledNorm(widths[0])
         self.patch_out = PatchSplit(widths[0], config.out_channels, config.patch)
 
     def forward(self, x: Tensor, t: Tensor, y: Tensor | Labels | None = None) -> Tensor:

@@ -51,7 +51,7 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Tokens [B, N, D], or a map of them [B, H, W, D], to the same shape."""
-        q, k, v = self.qkv(x).reshape(len(x), -1, 3, self.heads, x.shape[-1] // self.heads).permute(2, 0, 3, 1, 4)
+        q, k, v = self.qkv(x).reshape(x.shape[0], -1, 3, self.heads, x.shape[-1] // self.heads).permute(2, 0, 3, 1, 4)
         return self.out(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(x.shape))
 
 

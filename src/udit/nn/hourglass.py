@@ -14,8 +14,6 @@ from torch import Tensor, nn
 
 from udit.nn.tokens import to_last, unpatchify
 
-EPS = 1e-6
-
 
 class FourierFeatures(nn.Module):
     """Cosines and sines of random projections (Tancik et al. 2020), which are kept but never trained."""
@@ -47,12 +45,29 @@ class GEGLU(nn.Module):
         return self.contract(x * F.gelu(gate))
 
 
+def rms_norm(x: Tensor, scale: Tensor) -> Tensor:
+    """x [..., D] over its root mean square, times ``scale`` (Zhang & Sennrich 2019)."""
+    return F.rms_norm(x, x.shape[-1:], eps=1e-6) * scale
+
+
+class ScaledNorm(nn.Module):
+    """``rms_norm`` with a learned scale; unlike ``nn.RMSNorm`` it takes any mix of dtypes without a warning."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[..., D] -> [..., D]."""
+        return rms_norm(x, self.weight)
+
+
 class MappingBlock(nn.Module):
     """A normalised GEGLU, added to its input."""
 
     def __init__(self, width: int, hidden: int) -> None:
         super().__init__()
-        self.norm = nn.RMSNorm(width, eps=EPS)
+        self.norm = ScaledNorm(width)
         self.ffn = GEGLU(width, hidden)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -87,8 +102,8 @@ class HourglassBlock(nn.Module):
 
     def forward(self, x: Tensor, scales: tuple[Tensor, Tensor], positions: Tensor) -> Tensor:
         """x [B, H, W, D], ``condition``'s result, the level's rotary table -> [B, H, W, D]."""
-        x = x + self.attention(F.rms_norm(x, x.shape[-1:], eps=EPS) * scales[0], positions)
-        return x + self.ffn(F.rms_norm(x, x.shape[-1:], eps=EPS) * scales[1])
+        x = x + self.attention(rms_norm(x, scales[0]), positions)
+        return x + self.ffn(rms_norm(x, scales[1]))
 
 
 class PatchMerge(nn.Module):
