@@ -28,10 +28,12 @@ TINY = [
     "training.batch_size=12",
     "training.save_every=7",
     "training.sample_every=20",
+    "diffusion.kind=ddpm",
+    "sampling.sampler=ddim",
     "sampling.steps=2",
     "training.timeout=60",
 ]
-"""Overrides of the digits recipe: a small model that saves every seven steps; batches split over 1, 2 and 3 ranks."""
+"""Overrides of the digits recipe: a small DDPM model that saves every seven steps; batches split over 1, 2 and 3 ranks."""
 SMALL = [
     *TINY,
     "model.depths=[1]",
