@@ -89,7 +89,7 @@ BAD_VALUES = [
     ("training.betas=0.9", "training.betas is 0.9"),
     ("training.ema_decay=1", "training.ema_decay is 1: input should be less than 1"),
     ("training.precision=fp16", "'float32' or 'bfloat16'"),
-    ("training.accumulation=7", "training.batch_size 64 does not split into 7"),
+    ("training.accumulation=7", "training.batch_size 32 does not split into 7"),
     ("training.keep=1", "training.keep is 1"),
     ("seed=-1", "seed is -1"),
     ("seed=9223372036854775808", "seed is 9223372036854775808"),
@@ -116,7 +116,7 @@ BAD_VALUES = [
     ("model.input_size=[8, 8, 8]", "model.input_size is [8, 8, 8]"),
     ("model.in_channels=3", "model.in_channels is 3 and the data has 1"),
     ("model.num_classes=5", "model.num_classes is 5 and the data has 10 classes"),
-    ("model.num_classes=0", "sampling.guidance is 2 and the model is unconditional"),
+    ("model.num_classes=0", "sampling.guidance is 2 and the model has no null label"),
     ("model.attention=5", "model.attention is 5; it is a section"),
     ("model.attention.kernel=4", "kernel is 4; a centred filter needs an odd side"),
     ("model.attention.kernel=0", "set shortcut to false"),
@@ -124,9 +124,9 @@ BAD_VALUES = [
     ("model.ffn.kind=mpl", "did you mean 'mlp'?"),
     ("model.ffn.branches=[3, 5]", "largest first"),
     ("model.ffn.ratio=0.01", "leaves no hidden channel"),
-    ("diffusion.kind=flow", "a flow model takes flow-euler"),
-    ("diffusion.steps=10", "sampling.steps is 25; the schedule has 10"),
-    ("sampling.sampler=flow-euler", "a ddpm model takes ddpm, ddim"),
+    ("sampling.sampler=ddim", "a flow model takes flow-euler"),
+    ("diffusion.kind=ddpm + sampling.sampler=ddim + diffusion.steps=10", "sampling.steps is 15; the schedule has 10"),
+    ("diffusion.kind=ddpm", "a ddpm model takes ddpm, ddim"),
     ("sampling.sampler=dim", "'ddim'"),
     ("sampling.guidance=-1", "sampling.guidance is -1"),
     ("sampling.guidance_channels=3", "sampling.guidance_channels is 3 and the model predicts 1"),
@@ -193,7 +193,7 @@ def test_shipped_recipes_resolve_and_are_described() -> None:
             assert load_run(name).name == name
 
 
-@pytest.mark.parametrize("overrides", [[], ["diffusion.kind=flow", "sampling.sampler=unipc"], ["model.ffn.kind=mlp"]])
+@pytest.mark.parametrize("overrides", [[], ["diffusion.kind=ddpm", "sampling.sampler=unipc"], ["model.ffn.kind=mlp"]])
 def test_run_survives_yaml(overrides: list[str], tmp_path: Path) -> None:
     run = load_run("digits", overrides)
     file = tmp_path / "run.yaml"
@@ -299,7 +299,7 @@ def test_changed_keys_are_named_and_harmless_ones_let_through() -> None:
         "training.lr",
     ]
     assert changed_keys({"a": 1}, {}) == changed_keys({}, {"a": 1}) == ["a"]
-    assert changed_keys(old, load_run("digits", ["diffusion.kind=flow", "sampling.sampler=unipc"]).plain())
+    assert changed_keys(old, load_run("digits", ["diffusion.kind=ddpm", "sampling.sampler=unipc"]).plain())
 
 
 def test_configs_are_frozen_and_compare_by_value() -> None:
