@@ -9,6 +9,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from udit.config.model import ModelConfig
 from udit.models.build import build, fuse
+from udit.published import frozen_parameters
 
 
 @dataclass(frozen=True)
@@ -16,7 +17,7 @@ class Cost:
     """Counts of one config."""
 
     parameters: int
-    """In training form."""
+    """In training form. As in papers, the fixed position table that DiT's release holds as a parameter counts."""
     inference_parameters: int
     """In the form that ``fuse`` returns."""
     macs: int
@@ -39,5 +40,6 @@ def cost(config: ModelConfig, size: tuple[int, int] | None = None) -> Cost:
     y = None if shape is None else torch.zeros(1, *shape, dtype=dtype, device="meta")
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         fused(x, t, y)
-    parameters, inference = (sum(p.numel() for p in m.parameters()) for m in (model, fused))
+    frozen = frozen_parameters(config)
+    parameters, inference = (sum(p.numel() for p in m.parameters()) + frozen for m in (model, fused))
     return Cost(parameters, inference, macs=counter.get_total_flops() // 2)

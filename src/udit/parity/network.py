@@ -23,7 +23,7 @@ from udit.models.build import build, fuse
 from udit.nn.hourglass import Labels
 from udit.parity import FLOOR_LIMIT, LIMIT, LOOSE_LIMIT, Check, Disagreement, close, exact, seed_of, whole
 from udit.parity.systems import EXTRA_INPUTS, SIZELESS, SYSTEMS, seed_offset
-from udit.published import import_published, key_map
+from udit.published import frozen_parameters, import_published, key_map
 from udit.published.fixed import Fixed
 
 GUIDANCE = 4.0
@@ -112,9 +112,8 @@ class _Case:
     def facts(self) -> list[Check]:
         """What a file states of its model: counts, and which keys keep their constructor's value."""
         model = build(self.config, device="meta")
-        frozen = sum(int(np.prod(self.keys[key][1])) for key, table in self.fixed.items() if table.parameter)
         facts: dict[str, list[object]] = {
-            "n_params": [sum(p.numel() for p in model.parameters()) + frozen],
+            "n_params": [sum(p.numel() for p in model.parameters()) + frozen_parameters(self.config)],
             "n_keys": [len(self.keys)],
             "skipped_keys": [*sorted(self.fixed)],
         }
@@ -193,6 +192,8 @@ class _Case:
     def _cached(self, model: nn.Module, interval: int) -> np.ndarray:
         """One run of calls with a step cache; of each, the first sample's prediction channels."""
         seed, times = seed_of("cache_x_seed", self.arrays["cache_x_seed"]), self.arrays["cache_t"]
+        if not self.t.is_floating_point():
+            times = whole("cache_t", times)
         cached = StepCache(interval).attach(model)
         outs = []
         for i, time in enumerate(times):

@@ -7,6 +7,7 @@ is an ``nn.Linear`` here). Nothing is downloaded and no code of a release is nee
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from typing import Any, cast
 
@@ -45,6 +46,15 @@ def key_map(config: ModelConfig) -> Keys:
     if family not in KEY_MAPS:
         raise UserError(f"{family} has no published key names")
     return KEY_MAPS[family](config)
+
+
+def frozen_parameters(config: ModelConfig) -> int:
+    """How many numbers the release holds as frozen parameters that this library computes; 0 without a release."""
+    try:
+        rows = key_map(config).values()
+    except UserError:
+        return 0
+    return sum(math.prod(shape) for name, shape in rows if isinstance(name, Fixed) and name.parameter)
 
 
 def native_diffusion(config: ModelConfig) -> DiffusionConfig:
