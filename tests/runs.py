@@ -22,29 +22,10 @@ from udit.config.run import Run
 from udit.training import preview
 from udit.training.trainer import Outcome, Trainer
 
-TINY = [
-    "model.width=8",
-    "model.heads=1",
-    "training.batch_size=12",
-    "training.save_every=7",
-    "training.sample_every=20",
-    "diffusion.kind=ddpm",
-    "sampling.sampler=ddim",
-    "sampling.steps=2",
-    "training.timeout=60",
-]
-"""Overrides of the digits recipe: a small DDPM model that saves every seven steps; batches split over 1, 2 and 3 ranks."""
-SMALL = [
-    *TINY,
-    "model.depths=[1]",
-    "training.batch_size=6",
-    "training.save_every=3",
-    "training.sample_every=1000",
-    "training.lr_warmup=4",
-    "sampling.steps=1",
-    "sampling.guidance=1",
-]
-"""A network of one block that saves every three steps: for tests that train in their own process."""
+RECIPE = str(Path(__file__).parent / "data" / "tiny.yaml")
+"""A small run that saves every seven steps; its batches split over 1, 2 and 3 ranks."""
+SMALL = ["model.depths=[1]", "training.batch_size=6", "training.save_every=3"]
+"""Overrides of it for tests that train in their own process: a network of one block, saved every three steps."""
 
 
 def pictures(root: Path, each: int = 12) -> list[str]:
@@ -62,7 +43,7 @@ def pictures(root: Path, each: int = 12) -> list[str]:
 
 def small_run(out: Path, *overrides: str) -> Run:
     """The run of ``SMALL``."""
-    return load_run("digits", [*SMALL, f"out={out}", *overrides])
+    return load_run(RECIPE, [*SMALL, f"out={out}", *overrides])
 
 
 def train(out: Path, *overrides: str, curve: bool = False) -> Outcome:
@@ -89,7 +70,7 @@ def environment(**extra: str) -> dict[str, str]:
 
 def command(out: Path, *overrides: str) -> list[str]:
     """The training command of the small run."""
-    return [sys.executable, "-m", "udit", "train", "digits", "--no-progress", f"out={out}", *TINY, *overrides]
+    return [sys.executable, "-m", "udit", "train", RECIPE, "--no-progress", f"out={out}", *overrides]
 
 
 def launch(out: Path, *overrides: str, ranks: int = 1, **popen: object) -> list[subprocess.Popen[str]]:

@@ -238,10 +238,10 @@ def test_reading_workers_change_no_bit(tmp_path: Path, workers: int) -> None:
 
 
 @pytest.mark.slow
-def test_compiled_run_resumes_to_the_same_bits(tmp_path: Path) -> None:
-    for out, steps in (("whole", 4), ("cut", 2), ("cut", 4)):
-        train(tmp_path / out, f"training.steps={steps}", "training.compile=true")
-    assert state_hash(tmp_path / "cut") == state_hash(tmp_path / "whole")
+def test_compiling_changes_losses_by_rounding_only(finished: Path, tmp_path: Path) -> None:
+    train(tmp_path, "training.steps=3", "training.compile=true")
+    for line, eager in zip(metrics(tmp_path), metrics(finished), strict=False):
+        assert line["loss"] == pytest.approx(eager["loss"], rel=1e-3)
 
 
 def test_data_is_read_before_anything_is_written(tmp_path: Path, one_line: OneLine) -> None:
