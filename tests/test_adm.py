@@ -127,7 +127,7 @@ def test_released_models_need_labels(one_line: Callable[[BaseException], str]) -
     ("changes", "words"),
     [
         ({"width": 48}, "multiple of 32"),
-        ({"heads": 2}, "give one of them"),
+        ({"heads": 2}, "give one, and null for the other"),
         ({"decoder_heads": 2}, "set decoder_heads to null"),
         ({"head_channels": 24}, "choose a divisor"),
         ({"attention_factors": (4,)}, "attention_factors has 4"),
