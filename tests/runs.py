@@ -78,10 +78,7 @@ def launch(out: Path, *overrides: str, ranks: int = 1, **popen: object) -> list[
     quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE, "text": True} | popen
     if ranks == 1:
         return [subprocess.Popen(command(out, *overrides), env=environment(), **quiet)]
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
-    group = {"WORLD_SIZE": str(ranks), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    group = {"WORLD_SIZE": str(ranks), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port()}
     return [
         subprocess.Popen(
             command(out, *overrides), env=environment(RANK=str(rank), LOCAL_RANK=str(rank), **group), **quiet
@@ -90,7 +87,14 @@ def launch(out: Path, *overrides: str, ranks: int = 1, **popen: object) -> list[
     ]
 
 
-def finish(processes: list[subprocess.Popen[str]], timeout: float = 100) -> list[tuple[int, str]]:
+def free_port() -> str:
+    """A port of this machine that nobody listens on."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return str(free.getsockname()[1])
+
+
+def finish(processes: list[subprocess.Popen[str]], timeout: float = 300) -> list[tuple[int, str]]:
     """Waits for every rank; (exit code, standard error) of each."""
     ended = []
     for process in processes:

@@ -103,7 +103,7 @@ def read_config(path: Path) -> SystemConfig:
     """
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{path} cannot be read as JSON: {error}") from None
     if not isinstance(values, dict):
         raise UserError(f"{path} holds no JSON object")

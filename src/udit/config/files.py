@@ -71,7 +71,7 @@ def parse_yaml(text: str, where: str) -> dict[str, Any]:
     """
     try:
         values = YAML(typ="safe", pure=True).load(text)
-    except (YAMLError, ValueError) as error:
+    except (YAMLError, ValueError, RecursionError) as error:
         detail = " ".join(str(error).split())[:200]
         raise UserError(f"{where} is no YAML: {detail}") from None
     if not isinstance(values, dict) or not all(isinstance(key, str) for key in values):
@@ -108,7 +108,7 @@ def _apply(values: dict[str, Any], override: str) -> None:
         raise UserError(f"{override!r} is no override; write KEY.PATH=VALUE, e.g. training.lr=1e-3")
     try:
         value = YAML(typ="safe", pure=True).load(text)
-    except (YAMLError, ValueError):
+    except (YAMLError, ValueError, RecursionError):
         raise UserError(f"the value of {override!r} is no YAML; quote it") from None
     *parents, last = key.split(".")
     node = values

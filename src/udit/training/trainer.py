@@ -9,7 +9,7 @@ import shutil
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 import torch
 from tqdm.auto import tqdm
@@ -198,11 +198,14 @@ class Trainer:
         if step % config.save_every == 0 or last or report.signal or hopeless:
             self._on_main(lambda: self._save(step))
         if hopeless:
-            raise RunError(
-                f"stopped after step {step}: {self.skipped} steps in a row had no finite loss or gradient, the last "
-                f"with samples {self._names(report)}; the weights are untouched and saved; lower training.lr, or look "
-                "at these samples"
-            )
+            self._on_main(lambda: self._give_up(step, report))
+
+    def _give_up(self, step: int, report: StepReport) -> NoReturn:
+        raise RunError(
+            f"stopped after step {step}: {self.skipped} steps in a row had no finite loss or gradient, the last with "
+            f"samples {self._names(report)}; the weights are untouched and saved; lower training.lr, or look at these "
+            "samples"
+        )
 
     def _names(self, report: StepReport) -> str:
         ids = report.bad_samples or ()
