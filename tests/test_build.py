@@ -255,11 +255,11 @@ def test_fused_model_learns(tiny: nn.Module) -> None:
 OPERATIONS = ("train", "eval", "save and load", "deepcopy", "fuse", "forward", "export", "requires_grad", "zero_grad")
 
 
-@settings(max_examples=8)
+@settings(max_examples=5)
 @given(st.lists(st.sampled_from(OPERATIONS), min_size=50, max_size=50))
 def test_no_sequence_of_calls_changes_a_bit_of_the_weights(operations: list[str]) -> None:
     """The release folds in place in ``eval()``; here neither order nor repetition may matter."""
-    model = perturb(udit.build("U-DiT-S", **TINY | {"width": 8, "heads": 1, "depths": (1,), "input_size": 4}))
+    model = perturb(udit.build("U-DiT-S", **TINY | {"width": 8, "heads": 1, "depths": (1,), "input_size": 4}), std=0.02)
     before, inputs = snapshot(model), batch(model, size=1)
     expected = forward(model, *inputs)
     fused = snapshot(udit.fuse(model))

@@ -307,7 +307,8 @@ def test_gradients_are_right_to_finite_differences() -> None:
                 parameter += sign * 1e-5 * direction
                 values.append(model(x, t, y).square().sum().item())
         measured = (values[0] - values[1]) / 2e-5
-        assert (parameter.grad * direction).sum().item() == pytest.approx(measured, rel=1e-5), name
+        limit = 1e-6 * (parameter.grad.norm() * direction.norm()).item()
+        assert (parameter.grad * direction).sum().item() == pytest.approx(measured, abs=limit), name
 
 
 def test_checkpointed_activations_give_identical_gradients(tiny: nn.Module) -> None:
@@ -409,7 +410,8 @@ def test_exported_program_computes_the_same(tiny: nn.Module) -> None:
     assert torch.equal(program.module()(*inputs), forward(fused, *inputs))
 
 
-def test_exported_program_takes_any_batch(tiny: nn.Module) -> None:
+def test_exported_program_takes_any_batch() -> None:
+    tiny = perturb(udit.build("U-DiT-S", **TINY | {"depths": (1,)}))
     fused = udit.fuse(tiny)
     size = torch.export.Dim("batch", min=1, max=64)
     program = torch.export.export(fused, batch(tiny, size=3), dynamic_shapes=({0: size},) * 3).module()
