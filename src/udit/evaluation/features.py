@@ -28,36 +28,39 @@ from udit.data.sources import Labels, Pixels
 from udit.errors import UserError
 from udit.nn.init import constant, fill, xavier_flat
 
-NAME = "udit-judge-1"
+NAME = "udit-judge-2"
 """Changes with the network or its training; scores of different names do not compare."""
 NUM_FEATURES = 32
 MAX_SIDE = 64
 """Larger pictures are averaged down to this side before they are judged."""
 BATCH = 64
-MAX_LR = 3e-3
+MAX_LR = 6e-3
 WARMUP = 20
 EMA_DECAY = 0.99
 SMOOTHING = 0.1
-MAX_SHIFT = 0.1
+MAX_SHIFT = 0.15
 """Of half a side."""
-MAX_TURN = 0.2
+MAX_TURN = 0.3
 """Radians."""
-MAX_ZOOM = 0.1
+MAX_ZOOM = 0.15
 
 
 class JudgeNet(nn.Module):
-    """Convolutions down to a map of about 4x4, its quadrants' means, 32 features, class logits."""
+    """Convolutions to a map of about 16x16 and down to 4x4, its quadrants' means, 32 features, class logits."""
 
     def __init__(self, channels: int, side: int, num_classes: int) -> None:
         """Takes the picture's channels and longer side, and the number of classes."""
         super().__init__()
-        strides = [1 if side <= 16 else 2]
+        patch = max(1, side // 16)
+        strides = [patch]
         while side / math.prod(strides) > 4:
             strides.append(2)
-        widths = [channels, *(min(16 * 2**i, 64) for i in range(len(strides) + 1))]
+        strides.append(1)
+        reach = [patch] + [1] * (len(strides) - 1)
+        widths = [channels, *(min(16 * 2**i, 64) for i in range(len(strides)))]
         self.convs = nn.ModuleList(
-            nn.Conv2d(a, b, 3, stride, padding=1)
-            for (a, b), stride in zip(pairwise(widths), [*strides, 1], strict=True)
+            nn.Conv2d(a, b, 2 * r + 1, stride, padding=r)
+            for (a, b), stride, r in zip(pairwise(widths), strides, reach, strict=True)
         )
         self.norms = nn.ModuleList(nn.GroupNorm(8, width) for width in widths[1:])
         self.features = nn.Linear(4 * widths[-1], NUM_FEATURES)

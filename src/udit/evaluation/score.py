@@ -109,7 +109,7 @@ def _judge(source: Source, part: Labels, steps: int, path: Path | None) -> Judge
         try:
             kept = Judge.load(path)
         except UserError as error:
-            logger.warning("%s", error)
+            logger.warning("training a new judge: %s", error)
         else:
             if kept.origin == origin:
                 return kept
