@@ -76,6 +76,7 @@ def evaluate(
         "sampling": how.model_dump(mode="json"),
         "evaluation": config.model_dump(mode="json"),
         "labels": "balanced",
+        "data": values.data.kind,
     }
     target = run / "evaluation"
     report = None if again else Report.read(target / "metrics.json", protocol)
