@@ -117,6 +117,10 @@ BAD_VALUES = [
     ("model.in_channels=3", "model.in_channels is 3 and the data has 1"),
     ("model.num_classes=5", "model.num_classes is 5 and the data has 10 classes"),
     ("model.num_classes=0", "sampling.guidance is 2 and the model has no null label"),
+    (
+        "model={name: U-ViT-M/4, patch: 2} + sampling.guidance=1 + training.label_dropout=0.2",
+        "training.label_dropout is 0.2 and the model has no null label",
+    ),
     ("model.attention=5", "model.attention is 5; it is a section"),
     ("model.attention.kernel=4", "kernel is 4; a centred filter needs an odd side"),
     ("model.attention.kernel=0", "set shortcut to false"),
@@ -147,6 +151,12 @@ def test_bad_value_is_told_in_one_line(overrides: str, said: str, one_line: Call
     with pytest.raises(UserError) as caught:
         load_run("digits", overrides.split(" + "))
     assert said in one_line(caught.value)
+
+
+@pytest.mark.parametrize("model", ["{name: U-ViT-M/4, patch: 2}", "{name: U-DiT-S, num_classes: 0, depths: [1]}"])
+def test_no_label_is_dropped_by_default_where_there_is_no_null_label(model: str) -> None:
+    assert load_run("digits", [f"model={model}", "sampling.guidance=1"]).training.label_dropout == 0
+    assert load_run("digits", []).training.label_dropout > 0
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])

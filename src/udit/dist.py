@@ -116,7 +116,7 @@ def start(device: str = "auto", timeout: float = 600) -> World:
             _await_main(timeout)
         dist.init_process_group(backend, rank=rank, world_size=size, timeout=timedelta(seconds=timeout))
     except (RuntimeError, ValueError, OSError, OverflowError) as error:
-        detail = str(error).split("\n", 1)[0][:160]
+        detail = (getattr(error, "strerror", None) or str(error)).split("\n", 1)[0][:160]
         where_to = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
         raise UserError(
             f"rank {rank} of {size} met no peers at {where_to} within {timeout:g} s ({detail}); start all of them with "

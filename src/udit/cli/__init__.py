@@ -24,6 +24,7 @@ app = App(
     version=__version__,
     help_format="plaintext",
     group_parameters=Group("Options"),
+    suppress_keyboard_interrupt=False,  # ``main`` says what happened
 )
 app.command(train)
 app.command(sample)

@@ -14,7 +14,7 @@ S = TypeVar("S", bound=BaseModel)
 class Spec(BaseModel):
     """A frozen description of one part. Unknown keys, wrong types, NaN and infinity are refused."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     @model_validator(mode="before")
     @classmethod

@@ -34,7 +34,7 @@ class TrainingConfig(Spec):
     ema_decay: Annotated[float, Field(ge=0, lt=1)] = 0.9999
     """Of the weights' moving average; while step < about 9 / (1 - decay) it is (1 + step) / (10 + step)."""
     label_dropout: Annotated[float, Field(ge=0, le=1)] = 0.1
-    """Share of labels replaced by the null label, for guidance."""
+    """Share of labels replaced by the null label, for guidance; 0 by default where the model has none."""
     independent_level_dropout: bool = False
     """Drops labels independently at every level of the U, as the U-DiT release does; off is one decision a sample."""
     precision: Literal["float32", "bfloat16"] = "float32"
@@ -182,6 +182,8 @@ def resolve(values: dict[str, Any]) -> Run:
     if isinstance(values.get("sampling", {}), dict):
         default = {"sampler": "flow-euler"} if isinstance(diffusion, FlowConfig) else {}
         values["sampling"] = default | dict(values.get("sampling", {}))
+    if model.null_label is None and isinstance(values.get("training", {}), dict):
+        values["training"] = {"label_dropout": 0.0} | dict(values.get("training", {}))
     run = parse(Run, values)
     _check(run, info)
     return run
@@ -224,6 +226,11 @@ def _check(run: Run, info: DataInfo) -> None:
         raise UserError(
             f"sampling.guidance is {run.sampling.guidance:g} and the model has no null label to compare with; set "
             "sampling.guidance=1"
+        )
+    if model.null_label is None and model.num_classes and run.training.label_dropout:
+        raise UserError(
+            f"training.label_dropout is {run.training.label_dropout:g} and the model has no null label to put in a "
+            "label's place; set training.label_dropout=0"
         )
     if (run.sampling.guidance_channels or 0) > model.in_channels:
         raise UserError(

@@ -155,7 +155,8 @@ class Learner:
         y = None
         if model.num_classes:
             y = batch.y
-            if model.null_label is not None and config.label_dropout:
+            if config.label_dropout:
+                assert model.null_label is not None, "the run's check let a label be dropped for nothing"
                 y = drop_labels(y, model.null_label, config.label_dropout, draws.uniform)
             y = y.to(device)
         with torch.autocast(device.type, dtype=torch.bfloat16, enabled=config.precision == "bfloat16"):
