@@ -14,6 +14,7 @@ from hypothesis import HealthCheck, settings
 from torch import Tensor, nn
 
 import udit
+from udit.cli import main
 
 torch.set_num_threads(1)  # the suite shares its cores; a second thread makes tiny networks slower, not faster
 settings.register_profile(
@@ -22,6 +23,9 @@ settings.register_profile(
 settings.load_profile("tests")
 
 DATA = Path(__file__).parent / "data"
+Told = Callable[..., str]
+LAUNCHER = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
+"""What a launcher of several processes sets."""
 
 TINY: dict[str, Any] = {
     "width": 16,
@@ -84,6 +88,34 @@ def one_line() -> Callable[[BaseException], str]:
         return text
 
     return check
+
+
+@pytest.fixture
+def told(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Told:
+    """Runs a command that fails; returns its one line of error."""
+    for name in LAUNCHER:
+        monkeypatch.delenv(name, raising=False)
+
+    def run(*words: str, code: int = 2) -> str:
+        with pytest.raises(SystemExit) as ended:
+            main(list(words))
+        out, errors = capsys.readouterr()
+        assert ended.value.code == code
+        assert out == ""
+        [line] = errors.splitlines()
+        assert line.startswith("udit: error: ")
+        return line.removeprefix("udit: error: ")
+
+    return run
+
+
+def succeeds(capsys: pytest.CaptureFixture[str], *words: str) -> str:
+    """Runs a command that succeeds; returns what it says."""
+    with pytest.raises(SystemExit) as ended:
+        main(list(words))
+    out, errors = capsys.readouterr()
+    assert ended.value.code == 0, errors
+    return out
 
 
 def release_keys(size: str) -> dict[str, list[int]]:

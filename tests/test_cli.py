@@ -7,51 +7,14 @@ import os
 import resource
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 import udit
+from conftest import Told, succeeds
 from runs import RECIPE, SMALL, environment, pictures, state_hash
-from udit.cli import main
 from udit.config.files import load_run, parse_yaml
-
-Told = Callable[..., str]
-ENV = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
-
-
-@pytest.fixture(autouse=True)
-def _alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ENV:
-        monkeypatch.delenv(name, raising=False)
-
-
-@pytest.fixture
-def told(capsys: pytest.CaptureFixture[str]) -> Told:
-    """Runs a command that fails; returns its one line of error."""
-
-    def run(*words: str, code: int = 2) -> str:
-        with pytest.raises(SystemExit) as ended:
-            main(list(words))
-        out, errors = capsys.readouterr()
-        assert ended.value.code == code
-        assert out == ""
-        [line] = errors.splitlines()
-        assert line.startswith("udit: error: ")
-        return line.removeprefix("udit: error: ")
-
-    return run
-
-
-def succeeds(capsys: pytest.CaptureFixture[str], *words: str) -> str:
-    """Runs a command that succeeds; returns what it says."""
-    with pytest.raises(SystemExit) as ended:
-        main(list(words))
-    out, errors = capsys.readouterr()
-    assert ended.value.code == 0, errors
-    return out
-
 
 # -- before torch --------------------------------------------------------------------------------------------------
 
@@ -111,7 +74,6 @@ SLIPS: dict[str, tuple[list[str], str]] = {
 
 NO_TORCH = """
 import contextlib, io, json, sys
-from udit.cli import main
 told = []
 for words in json.loads(sys.argv[1]):
     errors = io.StringIO()

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
+from safetensors.torch import load_file
 
 from mounts import shell
 from runs import (
@@ -31,10 +32,12 @@ from runs import (
     metrics,
     newest,
     pictures,
+    small_run,
     state_hash,
     train,
 )
 from udit.checkpoint import verify
+from udit.models.build import build
 from udit.training.trainer import Outcome
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
@@ -147,12 +150,15 @@ def test_frozen_rank_ends_the_run_within_the_timeout(tmp_path: Path, data: list[
 
 
 def test_second_trainer_in_the_same_folder_is_kept_out(tmp_path: Path, data: list[str]) -> None:
-    [first] = launch(tmp_path, STEPS, *data)
+    endless = "training.steps=1000000"
+    [first] = launch(tmp_path, endless, *data)
     wait_for_steps(tmp_path, 1, [first])
-    [(code, errors)] = finish(launch(tmp_path, STEPS, *data))
+    [(code, errors)] = finish(launch(tmp_path, endless, *data))
     assert code == 2
     assert f"is in use by process {first.pid} on " in one_error(errors)
-    finished([first])
+    assert first.poll() is None
+    first.terminate()
+    assert finish([first])[0][0] == 128 + signal.SIGTERM
 
 
 def test_torchrun_trains_saves_at_its_signal_and_resumes_to_the_same_bits(
@@ -389,7 +395,22 @@ def test_full_and_read_only_disks_under_samples_are_one_line(tmp_path: Path) -> 
     assert "Read-only file system" in one_error((tmp_path / "read-only").read_text())
 
 
-# -- launchers -----------------------------------------------------------------------------------------------------
+# -- numbers of ranks and launchers -----------------------------------------------------------------------------------------------------
+
+
+def test_run_that_changes_its_number_of_ranks_learns_the_same_up_to_rounding(tmp_path: Path, data: list[str]) -> None:
+    for steps, ranks in ((7, 1), (14, 3), (21, 2)):
+        finished(launch(tmp_path / "changing", f"training.steps={steps}", *data, ranks=ranks))
+    finished(launch(tmp_path / "steady", "training.steps=21", *data))
+    changing, steady = metrics(tmp_path / "changing"), metrics(tmp_path / "steady")
+    assert [line["step"] for line in changing] == list(range(1, 22))
+    for one, other in zip(changing, steady, strict=True):
+        assert one["loss"] == pytest.approx(other["loss"], rel=1e-5), "the same samples, times and noise"
+    ours, theirs = (load_file(newest(tmp_path / name) / "model.safetensors") for name in ("changing", "steady"))
+    start = {name: p.detach() for name, p in build(small_run(tmp_path).model).named_parameters()}
+    moved = sum((theirs[name] - start[name]).square().sum() for name in theirs)
+    apart = sum((theirs[name] - ours[name]).square().sum() for name in theirs)
+    assert 0 < (apart / moved) ** 0.5 < 1e-3
 
 
 @pytest.mark.parametrize("rank", [0, 1])

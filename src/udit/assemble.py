@@ -107,10 +107,15 @@ class System:
             uint8 [b, C, H, W], batch after batch.
 
         Raises:
-            UserError: the sampler does not fit the model, or guidance without a null label.
+            UserError: the sampler does not fit the model, guidance without a null label or of channels that are not.
         """
         how = sampling or self.config.sampling
         device = next(self.backbone.parameters()).device
+        if (how.guidance_channels or 0) > self.config.model.in_channels:
+            raise UserError(
+                f"guidance_channels is {how.guidance_channels} and the model predicts {self.config.model.in_channels}; "
+                "leave it out to guide all"
+            )
         denoise: Denoiser | Guided = self.denoiser
         if how.guidance != 1:
             denoise = Guided(self.denoiser, how.guidance, how.guidance_interval, how.guidance_channels)

@@ -75,7 +75,8 @@ def convert(
         except (OSError, SafetensorError) as error:
             raise RunError(f"cannot write {target}: {error}") from None
     else:
-        store.save(system.fused() if fuse else system, target)
+        system = system.fused() if fuse else system
+        store.save(system, target)
     count = sum(p.numel() for p in system.backbone.parameters())
-    say(f"wrote {target}: {count:,} parameters in training form" + (", fused" if fuse else ""))
+    say(f"wrote {target}: {count:,} parameters in {'inference' if fuse else 'training'} form")
     return 0

@@ -1,0 +1,152 @@
+"""``udit sample`` draws the same picture for the same seed and label, however it is asked."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import udit
+from conftest import TINY, Told, perturb, succeeds
+from runs import environment, finish, free_port
+from udit.assemble import System
+from udit.cli.sample import parse_seeds
+from udit.config.diffusion import FlowConfig, SamplingConfig
+from udit.config.system import SystemConfig
+from udit.pictures import read_pixels
+
+NAMES = ("ant", "bee", "cow", "dog", "elk")
+SEEDS = "0-34"
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A model folder whose weights are noise: its pictures show every difference."""
+    network = perturb(udit.build("U-DiT-S", **TINY | {"in_channels": 1, "learn_sigma": False}), 0.05)
+    config = SystemConfig(
+        model=network.config,
+        diffusion=FlowConfig(),
+        sampling=SamplingConfig(sampler="flow-euler", steps=3, guidance=1.5),
+        id2label=NAMES,
+    )
+    folder = tmp_path_factory.mktemp("model") / "model"
+    udit.save(System(config, network), folder)
+    return str(folder)
+
+
+@pytest.fixture(scope="module")
+def one_by_one(model: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """35 pictures, each in a batch of its own."""
+    out = tmp_path_factory.mktemp("one")
+    draw(model, out, "--batch-size", "1")
+    return out
+
+
+def command(model: str, out: Path, *more: str) -> list[str]:
+    return [sys.executable, "-m", "udit", "sample", model, "--seeds", SEEDS, "--out", str(out), "--no-progress", *more]
+
+
+def draw(model: str, out: Path, *more: str) -> None:
+    subprocess.run(command(model, out, *more), env=environment(), check=True, capture_output=True)
+
+
+def pixels(out: Path) -> np.ndarray:
+    """[N, C, H, W] of the numbered pictures."""
+    return torch.stack([read_pixels(path) for path in sorted(out.glob("0*.png"))]).numpy().astype(int)
+
+
+@pytest.mark.parametrize("batch_size", [7, 32])
+def test_same_seeds_are_the_same_png_at_any_batch_size(
+    model: str, one_by_one: Path, tmp_path: Path, batch_size: int
+) -> None:
+    draw(model, tmp_path, "--batch-size", str(batch_size))
+    wanted = pixels(one_by_one)
+    assert wanted.shape == (35, 1, 8, 8)
+    assert wanted.std() > 20, "pictures that could show a difference"
+    assert np.abs(pixels(tmp_path) - wanted).max() <= 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("output", ["png", "npz"])
+def test_several_ranks_draw_the_same_pictures(model: str, one_by_one: Path, tmp_path: Path, output: str) -> None:
+    group = {"WORLD_SIZE": "3", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port()}
+    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE, "text": True}
+    words = command(model, tmp_path, "--output", output, "--batch-size", "5")
+    ranks = [environment(RANK=str(rank), **group) for rank in range(3)]
+    for code, errors in finish([subprocess.Popen(words, env=rank, **quiet) for rank in ranks]):
+        assert code == 0, errors
+    drawn = pixels(tmp_path) if output == "png" else np.load(tmp_path / "samples.npz")["arr_0"].transpose(0, 3, 1, 2)
+    assert np.abs(drawn.astype(int) - pixels(one_by_one)).max() <= 1
+
+
+def test_pictures_carry_their_settings(model: str, one_by_one: Path) -> None:
+    settings = json.loads(Image.open(one_by_one / "000007.png").text["udit"])
+    assert settings["seed"] == 7
+    assert (settings["label"], settings["class"]) == (2, "cow")
+    assert settings["sampling"]["steps"] == 3
+    assert settings["sampling"]["guidance"] == 1.5
+    other = json.loads(Image.open(one_by_one / "000008.png").text["udit"])
+    assert settings["model"] == other["model"]
+    assert len(settings["model"]) >= 16
+
+
+def test_settings_of_a_picture_draw_it_again_alone(
+    model: str, one_by_one: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["sample", model, "--seeds", "7", "--labels", "cow", "--out", str(tmp_path), "--no-progress"]
+    assert succeeds(capsys, *words) == f"wrote 1 pictures and grid.png to {tmp_path}\n"
+    assert np.abs(pixels(tmp_path)[0] - pixels(one_by_one)[7]).max() <= 1
+
+
+def test_grid_shows_every_picture_and_npz_holds_the_same(
+    model: str, one_by_one: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shown = Image.open(one_by_one / "grid.png")
+    assert shown.width * shown.height >= 35 * 64
+    words = ["sample", model, "--n", "35", "--output", "npz", "--out", str(tmp_path), "--no-progress"]
+    assert "arr_0 uint8 [35, 8, 8, 1]" in succeeds(capsys, *words)
+    batch = np.load(tmp_path / "samples.npz")
+    assert batch["arr_1"].tolist() == [i % 5 for i in range(35)]
+    assert np.abs(batch["arr_0"].transpose(0, 3, 1, 2).astype(int) - pixels(one_by_one)).max() <= 1
+
+
+def test_options_change_the_pictures(
+    model: str, one_by_one: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    wanted = pixels(one_by_one)[:3]
+    for name, words in {"steps": ["--steps", "5"], "scale": ["--guidance", "4"], "label": ["--labels", "elk"]}.items():
+        out = tmp_path / name
+        succeeds(capsys, "sample", model, "--seeds", "0-2", "--out", str(out), "--no-progress", *words)
+        assert np.abs(pixels(out) - wanted).max() > 1, name
+
+
+def test_seeds_are_listed_ranged_cut_and_counted_on() -> None:
+    assert parse_seeds(None, None) == list(range(16))
+    assert parse_seeds("3,5-7", None) == [3, 5, 6, 7]
+    assert parse_seeds("3,5-7", 2) == [3, 5]
+    assert parse_seeds("10-11", 4) == [10, 11, 12, 13]
+    assert parse_seeds(None, 3) == [0, 1, 2]
+
+
+def test_mistakes_are_told_and_nothing_is_drawn(model: str, tmp_path: Path, told: Told) -> None:
+    def line(*words: str) -> str:
+        return told("sample", *words, "--out", str(tmp_path / "out"), "--no-progress")
+
+    assert "no class 'cat'; did you mean" in line(model, "--labels", "cat")
+    assert "label 5 is out of range" in line(model, "--labels", "5")
+    assert "label -1 is out of range" in line(model, "--labels=-1")
+    assert "use flow-euler" in line(model, "--sampler", "ddim")
+    assert "guidance_channels is 9" in line(model, "--guidance-channels", "9")
+    assert "no model" in line("nowhere")
+    (tmp_path / "weights.pt").write_bytes(b"PK")
+    assert "is a pickle" in line(str(tmp_path / "weights.pt"))
+    assert line(model, "--weights", "raw")
+    assert not list(tmp_path.glob("out/*.png"))
+    (tmp_path / "file").write_text("mine")
+    assert "cannot write to" in told("sample", model, "--out", str(tmp_path / "file"))
