@@ -74,6 +74,7 @@ SLIPS: dict[str, tuple[list[str], str]] = {
 
 NO_TORCH = """
 import contextlib, io, json, sys
+from udit.cli import main
 told = []
 for words in json.loads(sys.argv[1]):
     errors = io.StringIO()
