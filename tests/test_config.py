@@ -14,6 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pictures import folder, garments
 from udit.config.base import Spec
 from udit.config.catalog import CATALOG
 from udit.config.data import DigitsData
@@ -194,13 +195,20 @@ def test_any_value_anywhere_resolves_or_is_told_in_one_line(path: Path_, value: 
         assert resolve(run.plain()) == run
 
 
-def test_shipped_recipes_resolve_and_are_described() -> None:
+def test_shipped_recipes_resolve_and_are_described(tmp_path: Path) -> None:
     recipes = list_recipes()
+    garments(tmp_path / "idx")
+    folder(tmp_path / "pictures", cat=1, dog=1)
+    data = {
+        "digits": [],
+        "fashion-mnist": [f"data.root={tmp_path / 'idx'}"],
+        "folder": [f"data.root={tmp_path / 'pictures'}"],
+    }
     assert "digits" in recipes
     for name, said in recipes.items():
         assert len(said) > 20
-        if read_recipe(name)["data"]["kind"] == "digits":
-            assert load_run(name).name == name
+        kind = read_recipe(name)["data"]["kind"]
+        assert load_run(name, data[kind]).name == name
 
 
 @pytest.mark.parametrize("overrides", [[], ["diffusion.kind=ddpm", "sampling.sampler=unipc"], ["model.ffn.kind=mlp"]])

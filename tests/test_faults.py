@@ -395,7 +395,7 @@ def test_full_and_read_only_disks_under_samples_are_one_line(tmp_path: Path) -> 
     assert "Read-only file system" in one_error((tmp_path / "read-only").read_text())
 
 
-# -- numbers of ranks and launchers -----------------------------------------------------------------------------------------------------
+# -- numbers of ranks and launchers ------------------------------------------------------------------------------
 
 
 def test_run_that_changes_its_number_of_ranks_learns_the_same_up_to_rounding(tmp_path: Path, data: list[str]) -> None:

@@ -81,10 +81,10 @@ def evaluate(
     target = run / "evaluation"
     report = None if again else Report.read(target / "metrics.json", protocol)
     if report is None:
-        from udit.data.sources import split
+        from udit.data.sources import parts_of
 
         source = values.data.build()
-        parts = split(source.labels, source.names, values.data.judge_share, values.data.test_share)
+        parts = parts_of(source, values.data)
         labels = [i % values.model.num_classes for i in range(config.num_samples)]
         images = _draw(system.fused().to(where), labels, how, config, progress)
         report = score(images, labels, source, parts, config, protocol, target / "judge.safetensors")

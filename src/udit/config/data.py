@@ -25,17 +25,18 @@ class DataInfo(Spec):
     """Class names in label order."""
 
 
-class _Split(Spec):
-    """Which share of each class is kept from the generator."""
+class SplitData(Spec):
+    """What all kinds of data say: which share of each class is kept from the generator."""
 
     judge_share: Share = 0.2
     """Trains the classifier that judges samples; the generator never sees it."""
-    test_share: Share = 0.1
-    """Seen by neither: validation loss, real-to-real distance, memorisation check."""
+    test_share: Share | None = 0.1
+    """Seen by neither: validation loss, real-to-real distance, memorisation check. None takes the pictures that the
+    data set itself keeps for testing, and judge_share counts among the others."""
 
     @model_validator(mode="after")
-    def _check_shares(self) -> _Split:
-        if self.judge_share + self.test_share >= 1:
+    def _check_shares(self) -> SplitData:
+        if self.judge_share + (self.test_share or 0) >= 1:
             raise ValueError(
                 f"judge_share {self.judge_share:g} and test_share {self.test_share:g} leave nothing to train on; "
                 "their sum must be below 1"
@@ -43,12 +44,12 @@ class _Split(Spec):
         return self
 
 
-class DigitsData(_Split):
+class DigitsData(SplitData):
     """scikit-learn's handwritten digits: 1,797 real grey images of 8x8, 10 classes (UCI, Alpaydin & Kaynak 1998)."""
 
     kind: Literal["digits"] = "digits"
     judge_share: Share = 0.35
-    test_share: Share = 0.15
+    test_share: Share | None = 0.15
 
     def info(self) -> DataInfo:
         """Known without loading anything."""
@@ -61,7 +62,63 @@ class DigitsData(_Split):
         return digits()
 
 
-class FolderData(_Split):
+class _Idx(SplitData):
+    root: Path
+    """The folder of the files."""
+    classes: tuple[str, ...] = ()
+    """Names in label order; empty numbers them, as MNIST's digits want it."""
+    size: Annotated[int, Field(ge=1, le=4096)] | None = None
+    """Pads pictures with black, evenly, to this side; None leaves them as they are."""
+    test_share: Share | None = None
+
+    def info(self) -> DataInfo:
+        """From the files' headers and labels.
+
+        Raises:
+            UserError: files that are missing or are no IDX.
+        """
+        from udit.data.idx import count_classes, shape_of
+
+        root = self.root.expanduser()
+        height, width = (self.size, self.size) if self.size else shape_of(root)
+        names = self.classes or tuple(str(label) for label in range(count_classes(root)))
+        return DataInfo(channels=1, height=height, width=width, id2label=names)
+
+    def build(self) -> Source:
+        """The loaded data set."""
+        from udit.data.idx import idx_files
+
+        return idx_files(self.root.expanduser(), len(self.info().id2label), self.size)
+
+
+class IdxData(_Idx):
+    """IDX files of grey pictures as MNIST ships them: train-images-idx3-ubyte and the like, plain or gzipped."""
+
+    kind: Literal["idx"] = "idx"
+
+
+class FashionMnistData(_Idx):
+    """Fashion-MNIST (Xiao, Rasul & Vollgraf 2017): 70,000 grey pictures of garments, 28x28, 10 classes."""
+
+    kind: Literal["fashion-mnist"] = "fashion-mnist"
+    root: Path = Path("/usr/share/datasets/fashion-mnist")
+    """Where Debian's package dataset-fashion-mnist puts the files."""
+    classes: tuple[str, ...] = (
+        *("T-shirt", "trouser", "pullover", "dress", "coat"),
+        *("sandal", "shirt", "sneaker", "bag", "ankle boot"),
+    )
+
+    @model_validator(mode="after")
+    def _check_root(self) -> FashionMnistData:
+        if self.root == type(self).model_fields["root"].default and not self.root.is_dir():
+            raise ValueError(
+                f"data.root is {str(self.root)!r} and is not there; run `apt-get install dataset-fashion-mnist` on "
+                "Debian or Ubuntu, or give the folder that holds the four files"
+            )
+        return self
+
+
+class FolderData(SplitData):
     """A folder of class folders of pictures (PNG, JPEG, WebP); classes are the folder names in sorted order."""
 
     kind: Literal["folder"] = "folder"
@@ -79,7 +136,7 @@ class FolderData(_Split):
         Raises:
             UserError: missing or empty folder, or an empty class folder.
         """
-        from udit.data.sources import class_names
+        from udit.data.folder import class_names
 
         return DataInfo(
             channels=self.channels, height=self.size, width=self.size, id2label=tuple(class_names(self.root))
@@ -87,9 +144,9 @@ class FolderData(_Split):
 
     def build(self) -> Source:
         """The listed pictures; decoded when asked for."""
-        from udit.data.sources import ImageFolder
+        from udit.data.folder import ImageFolder
 
         return ImageFolder(self.root, self.size, self.channels)
 
 
-DataConfig = Annotated[DigitsData | FolderData, Field(discriminator="kind")]
+DataConfig = Annotated[DigitsData | FashionMnistData | IdxData | FolderData, Field(discriminator="kind")]

@@ -20,7 +20,7 @@ from udit.checkpoint import Checkpoint, CheckpointStore
 from udit.config.run import Run
 from udit.config.system import SystemConfig
 from udit.data.batches import batches
-from udit.data.sources import Source, split
+from udit.data.sources import Source, parts_of
 from udit.errors import PeerError, RunError, UserError
 from udit.store import read_config, save
 from udit.training import folder, preview
@@ -69,7 +69,7 @@ class Trainer:
         run, world = self.run, self.world
         self.source: Source = run.data.build()
         self.source.verify()
-        self.parts = split(self.source.labels, self.source.names, run.data.judge_share, run.data.test_share)
+        self.parts = parts_of(self.source, run.data)
         self.learner = Learner(run, world)
         lock = self._on_main(self._open)
         try:

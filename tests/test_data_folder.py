@@ -1,0 +1,85 @@
+"""Folders of pictures are listed in one order, and broken files are named before anything is trained."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from pictures import folder, noise
+from udit.data import folder as data_folder
+from udit.data.folder import ImageFolder, class_names
+from udit.errors import UserError
+
+
+def test_class_names_are_sorted_and_skip_the_hidden(tmp_path: Path) -> None:
+    folder(tmp_path, dog=1, cat=1)
+    (tmp_path / ".cache").mkdir()
+    (tmp_path / "README.txt").write_text("no class")
+    assert class_names(tmp_path) == ["cat", "dog"]
+
+
+def test_class_names_refuse_what_cannot_be_trained_on(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"absent.*no folder"):
+        class_names(tmp_path / "absent")
+    with pytest.raises(UserError, match="no class folders"):
+        class_names(tmp_path)
+    folder(tmp_path, cat=1, dog=0)
+    (tmp_path / "dog" / "notes.txt").write_text("")
+    (tmp_path / "dog" / ".hidden.png").write_bytes(b"a picture")
+    with pytest.raises(UserError, match=r"dog' holds no PNG.*remove it"):
+        class_names(tmp_path)
+
+
+def test_folder_lists_pictures_of_any_depth_with_labels(tmp_path: Path) -> None:
+    folder(tmp_path, b=2, a=1)
+    (tmp_path / "a" / "more").mkdir()
+    noise(9, 9).save(tmp_path / "a" / "more" / "x.JPEG")
+    source = ImageFolder(tmp_path, 8, 3)
+    assert list(source.names) == ["a/0.png", "a/more/x.JPEG", "b/0.png", "b/1.png"]
+    assert source.labels.tolist() == [0, 0, 1, 1]
+    assert source.image(1).shape == (3, 8, 8)
+
+
+def test_files_of_other_kinds_are_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    folder(tmp_path, a=1)
+    noise(9, 9).save(tmp_path / "a" / "x.gif")
+    ImageFolder(tmp_path, 8, 3)
+    assert "1 files" in caplog.text
+    assert "x.gif" in caplog.text
+
+
+def test_fingerprint_follows_names_and_sizes(tmp_path: Path) -> None:
+    first = ImageFolder(folder(tmp_path, a=2), 8, 3).fingerprint
+    assert ImageFolder(tmp_path, 8, 3).fingerprint == first
+    (tmp_path / "a" / "1.png").rename(tmp_path / "a" / "2.png")
+    second = ImageFolder(tmp_path, 8, 3).fingerprint
+    noise(30, 30).save(tmp_path / "a" / "2.png")
+    assert len({first, second, ImageFolder(tmp_path, 8, 3).fingerprint}) == 3
+
+
+def test_verify_finds_every_bad_picture_and_names_the_first(tmp_path: Path) -> None:
+    folder(tmp_path, a=3, b=3)
+    (tmp_path / "a" / "2.png").write_bytes(b"no picture")
+    (tmp_path / "b" / "1.png").write_bytes(b"no picture")
+    with pytest.raises(UserError, match=r"a/2.png' cannot be read .*2 of 6 pictures are unusable"):
+        ImageFolder(tmp_path, 8, 3).verify()
+
+
+def test_verified_pictures_stay_in_memory_as_they_were(tmp_path: Path) -> None:
+    source = ImageFolder(folder(tmp_path, a=3), 8, 3)
+    before = [source.image(i).copy() for i in range(3)]
+    source.verify()
+    for path in (tmp_path / "a").iterdir():
+        path.unlink()
+    assert all(np.array_equal(source.image(i), before[i]) for i in range(3))
+
+
+def test_verify_keeps_nothing_that_is_too_large(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(data_folder, "MAX_MEMORY", 3 * 3 * 8 * 8 - 1)
+    source = ImageFolder(folder(tmp_path, a=3), 8, 3)
+    source.verify()
+    (tmp_path / "a" / "1.png").unlink()
+    with pytest.raises(UserError, match=r"1.png"):
+        source.image(1)
