@@ -17,8 +17,8 @@ from conftest import DATA, batch, perturb
 from peers import assert_bijection, assert_golden, golden_input, golden_model, key_lists, learns
 from udit.analysis import cost
 from udit.config.catalog import find
-from udit.config.hdit import HDiTConfig, HourglassLevel, Mapping
-from udit.config.parts import Global, Mlp, Window
+from udit.config.hdit import AxialGlobal, AxialWindow, HDiTConfig, HourglassLevel, Mapping
+from udit.config.parts import Mlp
 from udit.diffusion.denoise import Denoiser
 from udit.diffusion.edm import Preconditioned
 from udit.diffusion.sample import sample
@@ -35,7 +35,7 @@ from udit.parity.systems import seed_offset
 GOLDEN = json.loads((DATA / "hdit-goldens.json").read_text())
 GOLDEN_CONFIG = HDiTConfig(
     stages=(
-        HourglassLevel(width=32, depth=2, head_channels=16, attention=Window(size=4)),
+        HourglassLevel(width=32, depth=2, head_channels=16, attention=AxialWindow(size=4)),
         HourglassLevel(width=64, depth=2, head_channels=16),
     ),
     mapping=Mapping(depth=1, width=32),
@@ -48,7 +48,7 @@ NAMES |= dict.fromkeys(("oxford-flowers", "oxford-flowers-shifted-window"), "HDi
 TINY: dict[str, Any] = {
     "patch": 1,
     "stages": (
-        HourglassLevel(width=16, depth=2, head_channels=8, attention=Window(size=4)),
+        HourglassLevel(width=16, depth=2, head_channels=8, attention=AxialWindow(size=4)),
         HourglassLevel(width=32, depth=1, head_channels=16),
     ),
     "mapping": Mapping(depth=1, width=16),
@@ -128,10 +128,10 @@ def test_turning_keeps_lengths_and_the_second_half() -> None:
 
 def test_joining_windows_undoes_splitting() -> None:
     x = torch.randn(2, 8, 12, 3, 5)
-    windows = split_windows(x, 4)
+    windows = split_windows(x, (4, 4))
     assert windows.shape == (6, 6, 16, 5)
     assert torch.equal(windows[1, 4].view(4, 4, 5), x[1, :4, 4:8, 1])
-    assert torch.equal(join_windows(windows, 4, 8, 12, 3), x)
+    assert torch.equal(join_windows(windows, (4, 4), 8, 12, 3), x)
 
 
 @torch.no_grad()
@@ -160,9 +160,9 @@ def perturb_scale(attention: AxialAttention) -> AxialAttention:
 
 
 def test_an_unshifted_map_is_not_masked() -> None:
-    assert wrap_mask(8, 8, 4, 0).all()
-    assert wrap_mask(8, 8, 4, 2)[3].sum() == 16 * 16  # the last window came in whole
-    assert wrap_mask(8, 8, 4, 2)[0].sum() == 4 * 4 * 4  # the first is four corners
+    assert wrap_mask(8, 8, (4, 4), (0, 0)).all()
+    assert wrap_mask(8, 8, (4, 4), (2, 2))[3].sum() == 16 * 16  # the last window came in whole
+    assert wrap_mask(8, 8, (4, 4), (2, 2))[0].sum() == 4 * 4 * 4  # the first is four corners
 
 
 @torch.no_grad()
@@ -175,8 +175,8 @@ def test_one_window_over_the_whole_map_is_global_attention() -> None:
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("spec", [Global(), Window(size=2)])
-def test_attention_specs_serve_in_a_transformer_block(spec: Global | Window) -> None:
+@pytest.mark.parametrize("spec", [AxialGlobal(), AxialWindow(size=2)])
+def test_attention_specs_serve_in_a_transformer_block(spec: AxialGlobal | AxialWindow) -> None:
     attention = perturb_scale(spec.build(16, 2, shifted=True))
     block, x = AdaLNBlock(attention, MLP(Mlp(), 16), 16), torch.randn(2, 4, 4, 16)
     mods = block.condition(torch.randn(2, 16))
@@ -233,7 +233,7 @@ def test_second_block_of_a_windowed_level_is_shifted_on_both_sides() -> None:
     model = udit.build("HDiT-cifar10", **TINY)
     assert [block.attention.shift for block in model.encoder[0].blocks] == [0, 2]
     assert [block.attention.shift for block in model.decoder[0].blocks] == [0, 2]
-    three = HourglassLevel(width=16, depth=3, head_channels=8, attention=Window(size=4))
+    three = HourglassLevel(width=16, depth=3, head_channels=8, attention=AxialWindow(size=4))
     model = udit.build("HDiT-cifar10", **{**TINY, "stages": (three, TINY["stages"][1])})
     assert [block.attention.shift for block in model.decoder[0].blocks] == [2, 0, 2]  # counted on from the encoder's
 
@@ -263,7 +263,10 @@ def test_a_silent_network_denoises_a_gaussian_exactly() -> None:
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"stages": (HourglassLevel(width=16, depth=1, head_channels=8, attention=Window(size=3)),)}, "do not tile"),
+        (
+            {"stages": (HourglassLevel(width=16, depth=1, head_channels=8, attention=AxialWindow(size=3)),)},
+            "do not tile",
+        ),
         ({"input_size": 9}, "multiples of 2"),
         ({"time": "index"}, "time is 'index'"),
         ({"stages": ()}, "stages"),
@@ -326,7 +329,7 @@ def test_reference_files_may_draw_further_inputs_and_be_rectangular() -> None:
     }
     path = Path("made.npz")
     config, channels, extras = describe(arrays, path)
-    assert (config.stages[0].attention, config.vector_cond, config.size) == (Window(size=2), 5, (8, 24))
+    assert (config.stages[0].attention, config.vector_cond, config.size) == (AxialWindow(size=2), 5, (8, 24))
     assert extras == {"aug_cond": 4, "mapping_cond": 3}
     case = _Case(arrays, config, channels, extras, "cpu", torch.float32)
     model = case.network("")

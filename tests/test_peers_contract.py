@@ -12,8 +12,7 @@ from torch import Tensor, nn
 
 import udit
 from conftest import perturb, same_bits, snapshot
-from udit.config.hdit import HourglassLevel, Mapping
-from udit.config.parts import Window
+from udit.config.hdit import AxialWindow, HourglassLevel, Mapping
 from udit.config.run import model_from
 from udit.diffusion.cache import StepCache
 from udit.models.build import checkpoint_activations
@@ -30,7 +29,7 @@ TWINS: dict[str, dict[str, Any]] = {
     "HDiT-cifar10": {
         "patch": 1,
         "stages": (
-            HourglassLevel(width=16, depth=2, head_channels=8, attention=Window(size=4)),
+            HourglassLevel(width=16, depth=2, head_channels=8, attention=AxialWindow(size=4)),
             HourglassLevel(width=32, depth=1, head_channels=16),
         ),
         "mapping": Mapping(depth=1, width=16),

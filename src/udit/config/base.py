@@ -30,12 +30,16 @@ class Spec(BaseModel):
         return values
 
     def replace(self, **changes: Any) -> Self:
-        """A checked copy with some fields changed.
+        """A checked copy with some fields changed; a section without a ``kind`` is of the kind that stands there.
 
         Raises:
             UserError: an unknown field (with the nearest one) or a value the field refuses.
         """
-        return parse(type(self), {**self.model_dump(), **changes}, where=type(self).__name__)
+        own = self.model_dump()
+        for key, value in changes.items():
+            kind = own[key].get("kind") if isinstance(own.get(key), dict) else None
+            own[key] = {"kind": kind, **value} if kind and isinstance(value, dict) else value
+        return parse(type(self), own, where=type(self).__name__)
 
 
 def parse(spec: type[S], values: dict[str, Any], where: str = "") -> S:

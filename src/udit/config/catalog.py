@@ -10,9 +10,9 @@ from udit.config.adm import ADMConfig
 from udit.config.base import Spec
 from udit.config.dic import DiCConfig
 from udit.config.dit import DiTConfig
-from udit.config.hdit import HDiTConfig, HourglassLevel
+from udit.config.hdit import AxialWindow, HDiTConfig, HourglassLevel
 from udit.config.model import ModelConfig
-from udit.config.parts import Context, Downsampled, Mlp, Window
+from udit.config.parts import Context, Downsampled, Mlp
 from udit.config.skipdit import SkipDiTConfig
 from udit.config.udit import UDiTConfig
 from udit.config.uvit import UViTConfig
@@ -123,8 +123,8 @@ CATALOG: dict[str, Entry] = {
     "HDiT-cifar10": _hdit(2, HourglassLevel(width=256, depth=2), HourglassLevel(width=512, depth=4)),
     "HDiT-oxford-flowers-shifted-window": _hdit(
         4,
-        HourglassLevel(width=128, depth=2, attention=Window()),
-        HourglassLevel(width=256, depth=2, attention=Window()),
+        HourglassLevel(width=128, depth=2, attention=AxialWindow()),
+        HourglassLevel(width=256, depth=2, attention=AxialWindow()),
         HourglassLevel(width=512, depth=4),
         num_classes=0,
         input_size=256,

@@ -8,10 +8,43 @@ from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
 
 from udit.config.base import Spec
 from udit.config.model import ModelConfig
-from udit.config.parts import Global, Window
 
 if TYPE_CHECKING:
     from torch import nn
+
+
+class AxialGlobal(Spec):
+    """Cosine self-attention of all pixels of a map, with rotary positions along both axes (Crowson et al. 2024)."""
+
+    kind: Literal["global"] = "global"
+
+    def build(self, width: int, heads: int, shifted: bool = False) -> nn.Module:
+        """The attention module for maps [B, H, W, width]; nothing is there to shift."""
+        from udit.nn.axial import AxialAttention
+
+        return AxialAttention(width, heads)
+
+    def check_size(self, height: int, width: int) -> None:
+        """Any map will do."""
+
+
+class AxialWindow(Spec):
+    """The same within square windows, which every other block shifts by half their side (Liu et al. 2021, Swin)."""
+
+    kind: Literal["window"] = "window"
+    size: PositiveInt = 8
+    """Side of the windows in pixels of the level; divides its H and W."""
+
+    def build(self, width: int, heads: int, shifted: bool = False) -> nn.Module:
+        """The attention module for maps [B, H, W, width]; ``shifted`` for every other block."""
+        from udit.nn.axial import AxialAttention
+
+        return AxialAttention(width, heads, self.size, self.size // 2 if shifted else 0)
+
+    def check_size(self, height: int, width: int) -> None:
+        """Raises ValueError unless windows tile a map of height x width."""
+        if height % self.size or width % self.size:
+            raise ValueError(f"windows of {self.size}x{self.size} do not tile a level's map of {height}x{width}")
 
 
 class HourglassLevel(Spec):
@@ -24,7 +57,7 @@ class HourglassLevel(Spec):
     """Channels of an attention head, a multiple of 8."""
     ratio: Annotated[float, Field(gt=0)] = 3.0
     """Hidden channels of the FFN per channel."""
-    attention: Annotated[Global | Window, Field(discriminator="kind")] = Global()
+    attention: Annotated[AxialGlobal | AxialWindow, Field(discriminator="kind")] = AxialGlobal()
 
     @model_validator(mode="after")
     def _check(self) -> HourglassLevel:

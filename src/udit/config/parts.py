@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal, Self
 
 from pydantic import Field, PositiveInt, model_validator
 
@@ -12,76 +12,145 @@ if TYPE_CHECKING:
     from torch import nn
 
 
-class Downsampled(Spec):
-    """Self-attention within the interleaved sub-grids of a map (Tian et al. 2024, Sec. 3.2)."""
+class MapAttention(Spec):
+    """What the attentions of U-DiT's shell share: how queries and keys are compared."""
 
-    kind: Literal["downsampled"] = "downsampled"
-    factor: PositiveInt = 2
-    """Sub-grids per axis; attention costs 1 / factor**2 of full attention. Divides H and W of every level."""
-    kernel: Annotated[int, Field(ge=0)] = 5
-    """Odd side of the depthwise low-pass filter in front; 0 for none."""
-    shortcut: bool = True
-    """Adds the map itself to the filtered map (Table 7: "DW + shortcut")."""
     cosine: bool = True
     """Cosine similarity with a learned temperature per head (Table 9); off is the scaled dot product."""
     rope: bool = True
     """Rotary positions from (row, column) (Table 9); off is no position but the convolutions'."""
 
+    @property
+    def step(self) -> int:
+        """H and W of every level's map must be multiples of it."""
+        return 1
+
+    def check_map(self, height: int, width: int) -> None:
+        """Raises ValueError if a map of height x width, both multiples of ``step``, is none for this attention."""
+
+    def build(self, width: int, heads: int, index: int = 0) -> nn.Module:
+        """The attention module for maps [B, H, W, width] of the ``index``-th block of a stage.
+
+        Raises:
+            UserError: heads do not divide the width, or RoPE cannot split a head.
+        """
+        raise NotImplementedError(f"{type(self).__name__} names no module")
+
+    def folded(self) -> Self:
+        """The spec of the inference form."""
+        return self
+
+
+class Full(MapAttention):
+    """Self-attention of all pixels of a map, each with each, as DiT has it."""
+
+    kind: Literal["full"] = "full"
+
+    def build(self, width: int, heads: int, index: int = 0) -> nn.Module:
+        """See ``MapAttention``."""
+        from udit.nn.attention import Attention
+
+        return Attention(width, heads, cosine=self.cosine, rope=self.rope)
+
+
+class Filtered(MapAttention):
+    """Attention behind a low-pass filter, a depthwise convolution."""
+
+    factor: PositiveInt = 2
+    """How much coarser an axis becomes. Divides H and W of every level."""
+    kernel: Annotated[int, Field(ge=0)] = 5
+    """Odd side of the depthwise low-pass filter in front; 0 for none."""
+    shortcut: bool = True
+    """Adds the map itself to the filtered map (Table 7: "DW + shortcut")."""
+
     @model_validator(mode="after")
-    def _check(self) -> Downsampled:
+    def _check_filter(self) -> Self:
         if self.kernel and self.kernel % 2 == 0:
             raise ValueError(f"kernel is {self.kernel}; a centred filter needs an odd side, e.g. 5 (0 for none)")
         if self.shortcut and not self.kernel:
             raise ValueError("shortcut adds the map to its filtered self; with kernel 0 set shortcut to false")
         return self
 
-    def build(self, width: int, heads: int) -> nn.Module:
-        """The attention module for maps [B, H, W, width].
+    @property
+    def step(self) -> int:
+        """The factor."""
+        return self.factor
 
-        Raises:
-            UserError: heads do not divide the width, or RoPE cannot split a head.
-        """
-        from udit.nn.attention import DownsampledAttention
-
-        return DownsampledAttention(self, width, heads)
-
-    def folded(self) -> Downsampled:
+    def folded(self) -> Self:
         """The spec of the inference form: the shortcut lives in the filter."""
         return self.replace(shortcut=False)
 
 
-class Global(Spec):
-    """Cosine self-attention of all pixels of a map, with rotary positions along both axes (Crowson et al. 2024)."""
+class Downsampled(Filtered):
+    """Self-attention within the interleaved sub-grids of a map (Tian et al. 2024, Sec. 3.2).
 
-    kind: Literal["global"] = "global"
+    Each of the ``factor**2`` sub-grids attends to itself, at 1 / factor**2 of the cost of full attention.
+    """
 
-    def build(self, width: int, heads: int, shifted: bool = False) -> nn.Module:
-        """The attention module for maps [B, H, W, width]; nothing is there to shift."""
-        from udit.nn.axial import AxialAttention
+    kind: Literal["downsampled"] = "downsampled"
+    dense: bool = False
+    """The filter is an ordinary convolution, every channel with every channel, not a depthwise one. Table 7 has such a
+    row and no equation; that the filter is the same otherwise is our definition."""
 
-        return AxialAttention(width, heads)
+    @model_validator(mode="after")
+    def _check_dense(self) -> Self:
+        if self.dense and not self.kernel:
+            raise ValueError(
+                "dense makes the filter an ordinary convolution; with kernel 0 there is none, set it to false"
+            )
+        return self
 
-    def check_size(self, height: int, width: int) -> None:
-        """Any map will do."""
+    def build(self, width: int, heads: int, index: int = 0) -> nn.Module:
+        """See ``MapAttention``."""
+        from udit.nn.attention import DownsampledAttention
+
+        return DownsampledAttention(self, width, heads)
 
 
-class Window(Spec):
-    """The same within square windows, which every other block shifts by half their side (Liu et al. 2021, Swin)."""
+class KVDownsampled(Filtered):
+    """Every pixel attends to a coarser map, as in pyramid transformers (the ablation of Tian et al. 2024, Table 1).
+
+    The paper prints no equation; this definition is ours. Keys and values come from the map behind the filter, each
+    ``factor x factor`` of its pixels averaged; queries come from the map as it is. Attention costs 1 / factor**2 of
+    full attention. With RoPE a coarse pixel's position is the centre of those it was made of.
+    """
+
+    kind: Literal["kv-downsampled"] = "kv-downsampled"
+
+    def build(self, width: int, heads: int, index: int = 0) -> nn.Module:
+        """See ``MapAttention``."""
+        from udit.nn.attention import KVDownsampledAttention
+
+        return KVDownsampledAttention(self, width, heads)
+
+
+class Window(MapAttention):
+    """Self-attention within the square windows of a map (Liu et al. 2021, Swin).
+
+    Where an axis of the map is no longer than a window, one window spans it, and nothing is shifted along it. Queries
+    and keys are compared as in U-DiT. It is not Swin DiT's attention (arXiv 2505.13219), of which no equations are
+    published.
+    """
 
     kind: Literal["window"] = "window"
     size: PositiveInt = 8
-    """Side of the windows in pixels of the level; divides its H and W."""
+    """Side of the windows in pixels of the level."""
+    shift: bool = True
+    """Every other block of a stage, from the second on, shifts its windows by half their side."""
 
-    def build(self, width: int, heads: int, shifted: bool = False) -> nn.Module:
-        """The attention module for maps [B, H, W, width]; ``shifted`` for every other block."""
-        from udit.nn.axial import AxialAttention
+    def check_map(self, height: int, width: int) -> None:
+        """Raises ValueError unless windows tile the map, or one spans it."""
+        if any(side > self.size and side % self.size for side in (height, width)):
+            raise ValueError(
+                f"windows of {self.size}x{self.size} do not tile a level's map of {height}x{width}; each side is a "
+                f"multiple of {self.size}, or smaller than that"
+            )
 
-        return AxialAttention(width, heads, self.size, self.size // 2 if shifted else 0)
+    def build(self, width: int, heads: int, index: int = 0) -> nn.Module:
+        """See ``MapAttention``."""
+        from udit.nn.attention import WindowAttention
 
-    def check_size(self, height: int, width: int) -> None:
-        """Raises ValueError unless windows tile a map of height x width."""
-        if height % self.size or width % self.size:
-            raise ValueError(f"windows of {self.size}x{self.size} do not tile a level's map of {height}x{width}")
+        return WindowAttention(self, width, heads, self.size // 2 if self.shift and index % 2 else 0)
 
 
 class RepConv(Spec):

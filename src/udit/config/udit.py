@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from pydantic import Field, PositiveInt, model_validator
 
 from udit.config.model import ModelConfig
-from udit.config.parts import Downsampled, Ffn, RepConv
+from udit.config.parts import Downsampled, Ffn, Full, KVDownsampled, RepConv, Window
 
 if TYPE_CHECKING:
     from torch import nn
@@ -23,7 +23,7 @@ class UDiTConfig(ModelConfig):
     """Attention heads, the same number at every level."""
     depths: Annotated[tuple[PositiveInt, ...], Field(min_length=1)] = (2, 5, 8, 5, 2)
     """Blocks per stage, encoder to bottleneck to decoder. A block, as the paper counts, is two attention-FFN pairs."""
-    attention: Downsampled = Downsampled()
+    attention: Annotated[Downsampled | KVDownsampled | Full | Window, Field(discriminator="kind")] = Downsampled()
     ffn: Ffn = RepConv()
 
     @model_validator(mode="after")
@@ -53,14 +53,16 @@ class UDiTConfig(ModelConfig):
         return (len(self.depths) + 1) // 2
 
     def check_size(self, height: int, width: int) -> None:
-        """Raises ValueError unless every level can halve an input of height x width and split it into sub-grids."""
-        factor = 2 ** (self.levels - 1) * self.attention.factor
+        """Raises ValueError unless every level can halve an input of height x width and attend to what it gets."""
+        factor = 2 ** (self.levels - 1) * self.attention.step
         if height % factor or width % factor:
             near = [max(factor, factor * round(side / factor)) for side in (height, width)]
             raise ValueError(
                 f"an input of {height}x{width} cannot pass {self.levels} levels; H and W must be multiples of "
                 f"{factor}, e.g. {near[0]}x{near[1]}, or take fewer levels"
             )
+        for level in range(self.levels):
+            self.attention.check_map(height >> level, width >> level)
 
     def build(self) -> nn.Module:
         """The network, uninitialised."""

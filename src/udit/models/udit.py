@@ -16,7 +16,7 @@ from torch.utils.checkpoint import checkpoint
 
 from udit.config.udit import UDiTConfig
 from udit.nn import init
-from udit.nn.attention import DownsampledAttention
+from udit.nn.attention import Attention
 from udit.nn.conditioning import AdaLNBlock, ClassConditioner, Modulation, modulated_norm
 from udit.nn.tokens import Merge, Split, to_first, to_last
 
@@ -29,8 +29,8 @@ class Stage(nn.Module):
     def __init__(self, config: UDiTConfig, width: int, depth: int) -> None:
         super().__init__()
         self.blocks = nn.ModuleList(
-            AdaLNBlock(config.attention.build(width, config.heads), config.ffn.build(width), width)
-            for _ in range(2 * depth)
+            AdaLNBlock(config.attention.build(width, config.heads, index), config.ffn.build(width), width)
+            for index in range(2 * depth)
         )
         self.checkpointing = False
 
@@ -40,7 +40,7 @@ class Stage(nn.Module):
 
     def forward(self, x: Tensor, mods: Mods) -> Tensor:
         """[B, H, W, width] -> [B, H, W, width]."""
-        attention = cast(DownsampledAttention, self.blocks[0].attention)
+        attention = cast(Attention, self.blocks[0].attention)
         positions = attention.positions(x.shape[1], x.shape[2], x.device)
         for block, mod in zip(self.blocks, mods, strict=True):
             if self.checkpointing and self.training:

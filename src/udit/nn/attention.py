@@ -9,24 +9,34 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from udit.config.parts import Downsampled
+from udit.config.parts import Downsampled, KVDownsampled, Window
 from udit.errors import UserError
-from udit.nn.ffn import composed_depthwise
 from udit.nn.tokens import rotary_table, rotate, to_first, to_last
+from udit.nn.window import join_windows, split_windows, wrap_mask
 
 MAX_LOGIT_SCALE = 4.6052  # the release's bound on the log temperature: about ln 100
 
 
-def cosine_attention(q: Tensor, k: Tensor, v: Tensor, logit_scale: Tensor, table: Tensor | None) -> Tensor:
+def cosine_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    logit_scale: Tensor,
+    table: Tensor | None,
+    key_table: Tensor | None = None,
+    mask: Tensor | None = None,
+) -> Tensor:
     """Attention by cosine similarity with a learned temperature per head (Liu et al. 2022, Swin v2).
 
     q and k are turned and normalised in float32 at least (float16 zero rows give NaN otherwise), the temperature folds
     into q.
 
     Args:
-        q, k, v: [..., h, N, R].
+        q, k, v: [..., h, N, R]; k and v may have another N.
         logit_scale: [h] log temperature, bounded above by ln 100.
         table: rotary table [2, N, R] or None.
+        key_table: that of the keys where it is another.
+        mask: bool, true where attention is allowed; broadcasts to [..., h, N of q, N of k].
 
     Returns:
         [..., h, N, R] in v's dtype.
@@ -35,24 +45,58 @@ def cosine_attention(q: Tensor, k: Tensor, v: Tensor, logit_scale: Tensor, table
     temperature = logit_scale.to(precise).clamp(max=MAX_LOGIT_SCALE).exp()[:, None, None]
     q, k = q.to(precise), k.to(precise)
     if table is not None:  # before the norm, which takes the table's float32 rounding out again
-        q, k = rotate(q, table), rotate(k, table)
+        q, k = rotate(q, table), rotate(k, table if key_table is None else key_table)
     q, k = F.normalize(q, dim=-1, eps=1e-12) * temperature, F.normalize(k, dim=-1, eps=1e-12)
-    return F.scaled_dot_product_attention(q.to(v.dtype), k.to(v.dtype), v, scale=1.0)
+    return F.scaled_dot_product_attention(q.to(v.dtype), k.to(v.dtype), v, attn_mask=mask, scale=1.0)
+
+
+def attend(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    logit_scale: Tensor | None,
+    table: Tensor | None,
+    key_table: Tensor | None = None,
+    mask: Tensor | None = None,
+) -> Tensor:
+    """``cosine_attention``, or, without a ``logit_scale``, that by the scaled dot product; arguments as there."""
+    if logit_scale is not None:
+        return cosine_attention(q, k, v, logit_scale, table, key_table, mask)
+    if table is not None:
+        q, k = rotate(q, table), rotate(k, table if key_table is None else key_table)
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+
+
+def check_heads(width: int, heads: int, rope: bool) -> None:
+    """Raises UserError unless heads divide the width, and RoPE each head."""
+    if width % heads:
+        raise UserError(f"width {width} does not split over {heads} heads; choose a multiple")
+    if rope and width // heads % 4:
+        raise UserError(
+            f"width {width} over {heads} heads leaves {width // heads} channels a head; RoPE needs a multiple of 4"
+        )
 
 
 class Attention(nn.Module):
-    """Self-attention of all tokens (Vaswani et al. 2017)."""
+    """Self-attention of all tokens (Vaswani et al. 2017); with ``cosine`` and ``rope`` as U-DiT compares them."""
 
-    def __init__(self, width: int, heads: int, qkv_bias: bool = True) -> None:
+    def __init__(self, width: int, heads: int, qkv_bias: bool = True, cosine: bool = False, rope: bool = False) -> None:
         super().__init__()
+        check_heads(width, heads, rope)
         self.heads = heads
+        self.rope = rope
+        self.logit_scale = nn.Parameter(torch.empty(heads)) if cosine else None
         self.qkv = nn.Linear(width, 3 * width, bias=qkv_bias)
         self.out = nn.Linear(width, width)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Tokens [B, N, D], or a map of them [B, H, W, D], to the same shape."""
+    def positions(self, height: int, width: int, device: torch.device) -> Tensor | None:
+        """The rotary table of a map, [2, N, R], or None without RoPE."""
+        return rotary_table(height, width, self.qkv.in_features // self.heads, device) if self.rope else None
+
+    def forward(self, x: Tensor, positions: Tensor | None = None) -> Tensor:
+        """Tokens [B, N, D] or a map [B, H, W, D], to the same shape; ``positions`` as the method of that name makes."""
         q, k, v = self.qkv(x).reshape(x.shape[0], -1, 3, self.heads, x.shape[-1] // self.heads).permute(2, 0, 3, 1, 4)
-        return self.out(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(x.shape))
+        return self.out(attend(q, k, v, self.logit_scale, positions).transpose(1, 2).reshape(x.shape))
 
 
 def split_grids(x: Tensor, factor: int, groups: int, heads: int) -> Tensor:
@@ -81,23 +125,51 @@ def join_grids(x: Tensor, factor: int, height: int, width: int) -> Tensor:
     return x.reshape(-1, height, width, heads * channels)
 
 
+class LowPass(nn.Module):
+    """A convolution that keeps the map's size: depthwise, or with ``dense`` of every channel with every channel.
+
+    Args:
+        width: D.
+        side: of the kernel, odd.
+        shortcut: the map itself is added; this is folded into the kernel.
+        dense: see above.
+    """
+
+    def __init__(self, width: int, side: int, shortcut: bool, dense: bool = False) -> None:
+        super().__init__()
+        self.shortcut = shortcut
+        self.groups = 1 if dense else width
+        self.weight = nn.Parameter(torch.empty(width, width // self.groups, side, side))
+        self.bias = nn.Parameter(torch.empty(width))
+
+    def kernel(self) -> Tensor:
+        """[D, 1 or D, s, s], the shortcut folded in."""
+        if not self.shortcut:
+            return self.weight
+        inner, side = self.weight.shape[1:3]
+        identity = torch.eye(inner, dtype=self.weight.dtype, device=self.weight.device)[:, :, None, None]
+        return self.weight + F.pad(identity, [side // 2] * 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, H, W, D] -> [B, H, W, D]."""
+        kernel = self.kernel()
+        return to_last(F.conv2d(to_first(x), kernel, self.bias, padding=kernel.shape[-1] // 2, groups=self.groups))
+
+    def folded(self) -> dict[str, Tensor]:
+        """State of the same filter without shortcut."""
+        return {"weight": self.kernel(), "bias": self.bias}
+
+
 class DownsampledAttention(nn.Module):
     """Self-attention within the interleaved sub-grids of a low-pass filtered map (Tian et al. 2024, Sec. 3.2)."""
 
     def __init__(self, spec: Downsampled, width: int, heads: int) -> None:
         super().__init__()
-        if width % heads:
-            raise UserError(f"width {width} does not split over {heads} heads; choose a multiple")
-        if spec.rope and width // heads % 4:
-            raise UserError(
-                f"width {width} over {heads} heads leaves {width // heads} channels a head; RoPE needs a multiple of 4"
-            )
+        check_heads(width, heads, spec.rope)
         self.spec = spec
         self.heads = heads
         self.logit_scale = nn.Parameter(torch.empty(heads)) if spec.cosine else None
-        self.filter = (
-            nn.Conv2d(width, width, spec.kernel, padding=spec.kernel // 2, groups=width) if spec.kernel else None
-        )
+        self.filter = LowPass(width, spec.kernel, spec.shortcut, spec.dense) if spec.kernel else None
         self.qkv = nn.Linear(width, 3 * width)
         self.out = nn.Linear(width, width)
 
@@ -112,27 +184,80 @@ class DownsampledAttention(nn.Module):
         """[B, H, W, D] -> [B, H, W, D]; ``positions`` as the method of that name makes them."""
         _, height, width, _ = x.shape
         if self.filter is not None:
-            kernel, bias = self.filter_weights()
-            x = to_last(F.conv2d(to_first(x), kernel, bias, padding=self.spec.kernel // 2, groups=x.shape[-1]))
+            x = self.filter(x)
         q, k, v = split_grids(self.qkv(x), self.spec.factor, 3, self.heads)
-        if self.logit_scale is not None:
-            out = cosine_attention(q, k, v, self.logit_scale, positions)
-        else:
-            if positions is not None:
-                q, k = rotate(q, positions), rotate(k, positions)
-            out = F.scaled_dot_product_attention(q, k, v)
+        out = attend(q, k, v, self.logit_scale, positions)
         return self.out(join_grids(out, self.spec.factor, height, width))
 
-    def filter_weights(self) -> tuple[Tensor, Tensor]:
-        """Kernel [D, 1, s, s] and bias [D] of the low-pass filter, the shortcut folded in."""
-        assert self.filter is not None and self.filter.bias is not None
-        if not self.spec.shortcut:
-            return self.filter.weight, self.filter.bias
-        return composed_depthwise([self.filter])
 
-    def folded(self) -> dict[str, Tensor]:
-        """State of the same attention built from ``spec.folded()``."""
-        state = dict(self.state_dict())
-        if self.filter is not None:
-            state["filter.weight"], state["filter.bias"] = self.filter_weights()
-        return state
+class KVDownsampledAttention(nn.Module):
+    """Attention of every pixel to the means of f x f pixels of a low-pass filtered map; see the spec."""
+
+    def __init__(self, spec: KVDownsampled, width: int, heads: int) -> None:
+        super().__init__()
+        check_heads(width, heads, spec.rope)
+        self.spec = spec
+        self.heads = heads
+        self.logit_scale = nn.Parameter(torch.empty(heads)) if spec.cosine else None
+        self.filter = LowPass(width, spec.kernel, spec.shortcut) if spec.kernel else None
+        self.q = nn.Linear(width, width)
+        self.kv = nn.Linear(width, 2 * width)
+        self.out = nn.Linear(width, width)
+
+    def positions(self, height: int, width: int, device: torch.device) -> Tensor | None:
+        """The rotary tables of the pixels and then of the coarse ones, [2, N + N / f**2, R], or None without RoPE."""
+        if not self.spec.rope:
+            return None
+        channels, factor = self.q.in_features // self.heads, self.spec.factor
+        keys = rotary_table(height // factor, width // factor, channels, device, step=factor)
+        return torch.cat([rotary_table(height, width, channels, device), keys], dim=1)
+
+    def forward(self, x: Tensor, positions: Tensor | None = None) -> Tensor:
+        """[B, H, W, D] -> [B, H, W, D]; ``positions`` as the method of that name makes them."""
+        b, height, width, _ = x.shape
+        coarse = x if self.filter is None else self.filter(x)
+        coarse = to_last(F.avg_pool2d(to_first(coarse), self.spec.factor))
+        q = self.q(x).view(b, height * width, self.heads, -1).transpose(1, 2)
+        k, v = self.kv(coarse).reshape(b, -1, 2, self.heads, q.shape[-1]).permute(2, 0, 3, 1, 4)
+        table, key_table = (None, None) if positions is None else positions.split([q.shape[2], k.shape[2]], dim=1)
+        out = attend(q, k, v, self.logit_scale, table, key_table)
+        return self.out(out.transpose(1, 2).reshape(x.shape))
+
+
+class WindowAttention(nn.Module):
+    """Self-attention within windows, shifted up and left by ``shift`` pixels; see the spec."""
+
+    def __init__(self, spec: Window, width: int, heads: int, shift: int) -> None:
+        super().__init__()
+        check_heads(width, heads, spec.rope)
+        self.spec = spec
+        self.heads = heads
+        self.shift = shift
+        self.logit_scale = nn.Parameter(torch.empty(heads)) if spec.cosine else None
+        self.qkv = nn.Linear(width, 3 * width)
+        self.out = nn.Linear(width, width)
+
+    def window(self, height: int, width: int) -> tuple[int, int]:
+        """(rows, columns) of a window of a map: no more than the map has."""
+        return min(self.spec.size, height), min(self.spec.size, width)
+
+    def positions(self, height: int, width: int, device: torch.device) -> Tensor | None:
+        """The rotary table of one window, [2, N, R], or None without RoPE: only differences of positions count."""
+        if not self.spec.rope:
+            return None
+        return rotary_table(*self.window(height, width), self.qkv.in_features // self.heads, device)
+
+    def forward(self, x: Tensor, positions: Tensor | None = None) -> Tensor:
+        """[B, H, W, D] -> [B, H, W, D]; ``positions`` as the method of that name makes them."""
+        b, height, width, _ = x.shape
+        window = self.window(height, width)
+        shift = self.shift * (window[0] < height), self.shift * (window[1] < width)
+        qkv = self.qkv(x)
+        mask = None
+        if any(shift):
+            qkv = qkv.roll(shift, dims=(1, 2))
+            mask = wrap_mask(height, width, window, shift, x.device)
+        q, k, v = (split_windows(part, window) for part in qkv.unflatten(-1, (3, self.heads, -1)).unbind(-3))
+        scale = None if self.logit_scale is None else self.logit_scale.repeat(b)  # heads of every sample in turn
+        out = join_windows(attend(q, k, v, scale, positions, mask=mask), window, height, width, self.heads).flatten(-2)
+        return self.out(out.roll([-s for s in shift], dims=(1, 2)) if any(shift) else out)

@@ -115,13 +115,13 @@ class AxialAttention(nn.Module):
         if self.window is None:
             q, k, v = (part.flatten(1, 2).transpose(1, 2) for part in (q, k, v))
             return F.scaled_dot_product_attention(q, k, v, scale=1.0).transpose(1, 2).unflatten(1, (height, width))
-        shift, mask = (self.shift, self.shift), None
+        window, shift, mask = (self.window, self.window), (self.shift, self.shift), None
         if self.shift:
             q, k, v = (part.roll(shift, dims=(1, 2)) for part in (q, k, v))
-            mask = wrap_mask(height, width, self.window, self.shift, v.device)
-        q, k, v = (split_windows(part, self.window) for part in (q, k, v))
+            mask = wrap_mask(height, width, window, shift, v.device)
+        q, k, v = (split_windows(part, window) for part in (q, k, v))
         out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=1.0)
-        out = join_windows(out, self.window, height, width, heads)
+        out = join_windows(out, window, height, width, heads)
         return out.roll((-self.shift, -self.shift), dims=(1, 2)) if self.shift else out
 
 

@@ -44,7 +44,7 @@ class Split(nn.Module):
         return to_last(F.pixel_shuffle(self.conv(to_first(x)), 2))
 
 
-def rotary_table(height: int, width: int, channels: int, device: torch.device | None = None) -> Tensor:
+def rotary_table(height: int, width: int, channels: int, device: torch.device | None = None, step: int = 1) -> Tensor:
     """Angles of 2-D rotary positions (Su et al. 2021, on two axes), real-valued.
 
     Adjacent channels (2m, 2m + 1) are one pair; even m turn with the column, odd m with the row, at frequency
@@ -54,13 +54,17 @@ def rotary_table(height: int, width: int, channels: int, device: torch.device | 
         height: rows of the token grid.
         width: columns of the token grid.
         channels: R, a multiple of 4.
+        device: of the result.
+        step: side of the squares of pixels of which each is a token; its position is their centre.
 
     Returns:
         [2, N, R] float32, N = height * width row-major: the cosines and the sines, the latter signed for ``rotate``.
     """
     frequencies = 1 / 10000 ** (torch.arange(0, channels, 4, dtype=torch.float32, device=device) / channels)
-    row = torch.arange(height, dtype=torch.float32, device=device)[:, None, None] * frequencies
-    column = torch.arange(width, dtype=torch.float32, device=device)[None, :, None] * frequencies
+    rows, columns = (
+        step * torch.arange(side, dtype=torch.float32, device=device) + (step - 1) / 2 for side in (height, width)
+    )
+    row, column = rows[:, None, None] * frequencies, columns[None, :, None] * frequencies
     angles = torch.stack([column.expand(height, width, -1), row.expand(height, width, -1)], dim=-1)
     angles = angles.reshape(height * width, channels // 2)
     sine = angles.sin()

@@ -5,12 +5,13 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Iterator
+from typing import cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from udit.config.parts import Mlp
+from udit.config.parts import Downsampled, Mlp
 from udit.config.udit import UDiTConfig
 from udit.errors import UserError
 
@@ -20,15 +21,14 @@ Row = tuple[str, str, Shape]
 
 def key_map(config: UDiTConfig) -> dict[str, tuple[str, Shape]]:
     """{published key: (our key, published shape)} in the release's order."""
-    if (
-        not isinstance(config.ffn, Mlp)
-        and not config.ffn.reparam
-        and config.attention.kernel
-        and not config.attention.shortcut
-    ):
+    attention = config.attention
+    if not isinstance(attention, Downsampled):
+        raise UserError(f"the release has downsampled attention only, not {attention.kind!r}")
+    if not isinstance(config.ffn, Mlp) and not config.ffn.reparam and attention.kernel and not attention.shortcut:
         raise UserError("a fused U-DiT has no published form; import into, or export from, the training form")
-    if config.attention.factor != 2:
-        raise UserError(f"the release has attention factor 2 only, not {config.attention.factor}")
+    if attention.factor != 2 or attention.dense:
+        found = f"factor {attention.factor}" if attention.factor != 2 else "a dense filter"
+        raise UserError(f"the release has attention factor 2 and depthwise filters only, not {found}")
     return {key: (name, shape) for key, name, shape in _rows(config)}
 
 
@@ -65,15 +65,16 @@ def _both(key: str, name: str, shape: Shape) -> Iterator[Row]:
 
 
 def _stage(config: UDiTConfig, key: str, name: str, width: int, depth: int) -> Iterator[Row]:
+    spec = cast(Downsampled, config.attention)
     for pair in range(2 * depth):
         block, k = divmod(pair, 2)
         theirs, ours = f"{key}.{block}", f"{name}.blocks.{pair}"
         attention, mlp = f"{theirs}.attn{k + 1}", f"{theirs}.mlp{k + 1}"
-        if config.attention.cosine:
+        if spec.cosine:
             yield f"{attention}.logit_scale", f"{ours}.attention.logit_scale", (config.heads, 1, 1)
         yield from _both(f"{attention}.to_qkv", f"{ours}.attention.qkv", (3 * width, width))
         yield from _both(f"{attention}.to_out", f"{ours}.attention.out", (width, width, 1, 1))
-        if side := config.attention.kernel:
+        if side := spec.kernel:
             yield from _both(f"{attention}.downsampler.layer", f"{ours}.attention.filter", (width, 1, side, side))
         yield from _ffn(config, mlp, f"{ours}.ffn", width)
         yield from _both(f"{theirs}.adaLN_modulation{k + 1}.1", f"{ours}.modulation", (6 * width, width))
