@@ -25,6 +25,17 @@ class MapAttention(Spec):
         """H and W of every level's map must be multiples of it."""
         return 1
 
+    def check_heads(self, width: int, heads: int) -> None:
+        """Raises ValueError unless heads divide the width, and RoPE each head."""
+        if width % heads:
+            raise ValueError(f"width {width} does not split over {heads} heads; choose a multiple")
+        channels = width // heads
+        if self.rope and channels % 4:
+            raise ValueError(
+                f"width {width} over {heads} heads leaves {channels} channels a head; RoPE needs a multiple of 4, "
+                f"e.g. width {4 * heads * max(1, round(channels / 4))}"
+            )
+
     def check_map(self, height: int, width: int) -> None:
         """Raises ValueError if a map of height x width, both multiples of ``step``, is none for this attention."""
 
@@ -151,6 +162,9 @@ class Window(MapAttention):
         from udit.nn.attention import WindowAttention
 
         return WindowAttention(self, width, heads, self.size // 2 if self.shift and index % 2 else 0)
+
+
+Attention = Annotated[Downsampled | KVDownsampled | Full | Window, Field(discriminator="kind")]
 
 
 class RepConv(Spec):

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from pydantic import Field, PositiveInt, model_validator
 
 from udit.config.model import ModelConfig
-from udit.config.parts import Downsampled, Ffn, Full, KVDownsampled, RepConv, Window
+from udit.config.parts import Attention, Downsampled, Ffn, RepConv
 
 if TYPE_CHECKING:
     from torch import nn
@@ -23,21 +23,14 @@ class UDiTConfig(ModelConfig):
     """Attention heads, the same number at every level."""
     depths: Annotated[tuple[PositiveInt, ...], Field(min_length=1)] = (2, 5, 8, 5, 2)
     """Blocks per stage, encoder to bottleneck to decoder. A block, as the paper counts, is two attention-FFN pairs."""
-    attention: Annotated[Downsampled | KVDownsampled | Full | Window, Field(discriminator="kind")] = Downsampled()
+    attention: Attention = Downsampled()
     ffn: Ffn = RepConv()
 
     @model_validator(mode="after")
     def _check(self) -> UDiTConfig:
         if len(self.depths) % 2 == 0:
             raise ValueError(f"depths has {len(self.depths)} entries; a U needs an odd number, e.g. (2, 5, 8, 5, 2)")
-        if self.width % self.heads:
-            raise ValueError(f"width {self.width} does not split over {self.heads} heads; choose a multiple")
-        per_head = self.width // self.heads
-        if self.attention.rope and per_head % 4:
-            raise ValueError(
-                f"width {self.width} over {self.heads} heads leaves {per_head} channels a head; "
-                f"RoPE needs a multiple of 4, e.g. width {4 * self.heads * max(1, round(per_head / 4))}"
-            )
+        self.attention.check_heads(self.width, self.heads)
         if self.levels > 1 and self.width % 2:
             raise ValueError(f"width {self.width} is odd; merging 2x2 pixels needs an even width")
         if round(self.ffn.ratio * self.width) < 1:

@@ -5,6 +5,7 @@ Axes: B batch, C input channels, H and W side lengths, p patch side, D width.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import ClassVar, NamedTuple, cast
 
@@ -33,6 +34,7 @@ class DiT(nn.Module):
     INIT: ClassVar[Mapping[str, init.Fill]] = {
         r"^out\.|modulation\.|bias$": init.constant(0.0),
         r"^conditioner\.": init.gaussian(0.02),
+        r"logit_scale$": init.constant(math.log(10)),
         r"": init.xavier,
     }
 
@@ -43,7 +45,8 @@ class DiT(nn.Module):
         self.embed = nn.Linear(config.in_channels * area, width)
         self.conditioner = ClassConditioner(width, config.num_classes)
         self.blocks = nn.ModuleList(
-            AdaLNBlock(Attention(width, config.heads), config.ffn.build(width), width) for _ in range(config.depth)
+            AdaLNBlock(config.attention.build(width, config.heads, index), config.ffn.build(width), width)
+            for index in range(config.depth)
         )
         self.out_modulation = nn.Linear(width, 2 * width)
         self.out = nn.Linear(width, area * config.head_channels)
@@ -71,8 +74,9 @@ class DiT(nn.Module):
 
     def deep(self, x: Tensor, cond: Conditions) -> Tensor:
         """Every block, [B, H / p, W / p, D]."""
+        positions = cast(Attention, self.blocks[0].attention).positions(x.shape[1], x.shape[2], x.device)
         for block, mods in zip(self.blocks, cond.blocks, strict=True):
-            x = run(block, self.checkpointing, x, mods)
+            x = run(block, self.checkpointing, x, mods, positions)
         return x
 
     def leave(self, x: Tensor, skip: None, cond: Conditions) -> Tensor:

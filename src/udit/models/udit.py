@@ -12,11 +12,11 @@ from typing import ClassVar, NamedTuple, cast
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from udit.config.udit import UDiTConfig
 from udit.nn import init
 from udit.nn.attention import Attention
+from udit.nn.blocks import run
 from udit.nn.conditioning import AdaLNBlock, ClassConditioner, Modulation, modulated_norm
 from udit.nn.tokens import Merge, Split, to_first, to_last
 
@@ -43,10 +43,7 @@ class Stage(nn.Module):
         attention = cast(Attention, self.blocks[0].attention)
         positions = attention.positions(x.shape[1], x.shape[2], x.device)
         for block, mod in zip(self.blocks, mods, strict=True):
-            if self.checkpointing and self.training:
-                x = checkpoint(block, x, mod, positions, use_reentrant=False)
-            else:
-                x = block(x, mod, positions)
+            x = run(block, self.checkpointing, x, mod, positions)
         return x
 
 

@@ -6,12 +6,18 @@ from collections.abc import Iterator
 
 from udit.config.dit import DiTConfig
 from udit.config.isotropic import IsotropicConfig
+from udit.config.parts import Full
+from udit.errors import UserError
 from udit.nn.tokens import sincos_table
 from udit.published.fixed import Fixed, Keys, Row, both
 
 
 def key_map(config: DiTConfig) -> Keys:
     """{published key: (our key, published shape)} in the release's order."""
+    if config.attention != Full(cosine=False, rope=False):
+        raise UserError(
+            "the release has full attention by the scaled dot product only; this DiT is an ablation of ours"
+        )
     return {key: (name, shape) for key, name, shape in transformer_rows(config, config.head_channels)}
 
 
