@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 
 from udit.config.diffusion import FlowConfig, SamplingConfig
 from udit.config.system import SystemConfig
-from udit.data.codec import Identity
+from udit.data.codec import Codec
 from udit.diffusion.denoise import Denoiser
 from udit.diffusion.guidance import Guided
 from udit.diffusion.sample import SeededNoise, make_sampler, sample
@@ -41,16 +42,22 @@ class System:
 
     config: SystemConfig
     backbone: nn.Module
+    loaded_codec: Codec | None = field(default=None, repr=False, compare=False)
+    """Its codec where that has been loaded already, as a VAE by the training."""
 
     @property
     def denoiser(self) -> Denoiser:
         """The network as a denoiser."""
         return denoiser_of(self.config, self.backbone)
 
-    @property
-    def codec(self) -> Identity:
-        """From the model's data to pixels."""
-        return Identity()
+    @cached_property
+    def codec(self) -> Codec:
+        """Between pixels and the model's data; a VAE is loaded when first asked for.
+
+        Raises:
+            UserError: the VAE is not there, or is another one.
+        """
+        return self.loaded_codec or self.config.codec.build()
 
     def fused(self) -> System:
         """The same with the network's inference form."""
@@ -119,6 +126,7 @@ class System:
         denoise: Denoiser | Guided = self.denoiser
         if how.guidance != 1:
             denoise = Guided(self.denoiser, how.guidance, how.guidance_interval, how.guidance_channels)
+        codec = self.codec  # one that is not there is told before the first step
         sampler = make_sampler(how.sampler, eta=how.eta, clip=how.clip)
         shape = (self.config.model.in_channels, *self.config.model.size)
         was_training = self.backbone.training
@@ -133,6 +141,6 @@ class System:
                     x = step.x
                     if on_step:
                         on_step(len(part))
-                yield self.codec.decode(x.float().cpu())
+                yield codec.decode(x.float()).cpu()
         finally:
             self.backbone.train(was_training)

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from udit.assemble import System
+from udit.config.codec import IdentityCodec, VAECodec
 from udit.config.diffusion import FlowConfig, SamplingConfig
 from udit.config.model import ModelConfig
 from udit.config.system import SystemConfig
@@ -60,8 +61,18 @@ def _state_dict(content: Any, path: Path) -> dict[str, Tensor]:
     return {str(key): value for key, value in content.items()}
 
 
-def from_published(path: Path, config: ModelConfig, *, repair: bool = False) -> System:
+SD_VAE = VAECodec(source="stabilityai/sd-vae-ft-ema", channels=4, factor=8, scale=0.18215, shift=0.0)
+"""The VAE of the releases on four-channel latents; -mse, another decoder to the same latents, is as common."""
+
+
+def from_published(path: Path, config: ModelConfig, *, repair: bool = False, vae: str | None = None) -> System:
     """A system around a release's weights, on the noising process they were trained for.
+
+    Args:
+        path: see ``read_published``.
+        config: of the network.
+        repair: see ``import_published``.
+        vae: folder or hub id of the VAE of a model on four-channel latents; ``SD_VAE`` if None.
 
     Raises:
         UserError: see ``read_published`` and ``import_published``.
@@ -70,4 +81,9 @@ def from_published(path: Path, config: ModelConfig, *, repair: bool = False) -> 
     import_published(model, read_published(path), repair=repair)
     diffusion = native_diffusion(config)
     sampling = SamplingConfig(sampler="flow-euler" if isinstance(diffusion, FlowConfig) else "ddim")
-    return System(SystemConfig(model=config, diffusion=diffusion, sampling=sampling), model)
+    codec = SD_VAE if config.in_channels == 4 else IdentityCodec()
+    if vae is not None:
+        if config.in_channels != 4:
+            raise UserError(f"a VAE was named and the model takes {config.in_channels} channels, not latents; drop it")
+        codec = SD_VAE.replace(source=vae).resolved()
+    return System(SystemConfig(model=config, diffusion=diffusion, sampling=sampling, codec=codec), model)

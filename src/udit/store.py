@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from udit.assemble import System
 from udit.checkpoint import CheckpointStore, sync, write_tensors
 from udit.config.base import parse
+from udit.config.codec import VAECodec
 from udit.config.files import read_yaml
 from udit.config.run import Run
 from udit.config.system import SystemConfig
@@ -91,8 +92,16 @@ def load(
         raise UserError(
             f"{folder} holds neither config.json nor run.yaml; give a model folder, a run folder or a hub id"
         )
-    config = read_config(folder / "config.json")
+    config = _with_vae_beside(read_config(folder / "config.json"), folder)
     return System(config, network(config, read_tensors(file), file)).to(device)
+
+
+def _with_vae_beside(config: SystemConfig, folder: Path) -> SystemConfig:
+    """The config with the VAE in the folder's ``vae/``, where there is one; else it is where the codec says."""
+    beside = folder / "vae"
+    if not isinstance(config.codec, VAECodec) or not beside.is_dir():
+        return config
+    return config.model_copy(update={"codec": config.codec.replace(source=str(beside.resolve()), revision=None)})
 
 
 def read_config(path: Path) -> SystemConfig:
@@ -142,7 +151,7 @@ def _load_run(folder: Path, weights: Weights) -> System:
     checkpoint = CheckpointStore(folder / "checkpoints").newest(aside=False)
     if checkpoint is None:
         raise UserError(f"run folder {folder} has no whole checkpoint yet; train it with `udit train`")
-    config = SystemConfig.of(run, max(checkpoint.step, 1))
+    config = _with_vae_beside(SystemConfig.of(run, max(checkpoint.step, 1)), folder)
     name = "ema" if weights == "ema" else "model"
     return System(config, network(config, checkpoint.tensors(name), checkpoint.path))
 

@@ -20,6 +20,7 @@ def convert(
     fuse: Annotated[bool, Parameter(negative="")] = False,
     repair: Annotated[bool, Parameter(negative="")] = False,
     weights: Literal["ema", "raw"] = "ema",
+    vae: str | None = None,
 ) -> int:
     """Turn weights into a model folder, or a model into a release's weights.
 
@@ -44,6 +45,8 @@ def convert(
         Undo what the U-DiT release's eval() did to a checkpoint, where it is recognised.
     weights
         Which weights of a run or model folder.
+    vae
+        Folder or hub id of the VAE behind a release on latents; stabilityai/sd-vae-ft-ema if not given.
     """
     from udit.config.files import parse_overrides
     from udit.config.run import model_from
@@ -52,8 +55,8 @@ def convert(
     is_file = Path(source).is_file()
     if is_file and model is None:
         raise UserError(f"{source} does not say which model it is; add --model NAME (`udit models` lists all)")
-    if not is_file and (model or values or repair):
-        raise UserError(f"{source} is no file of weights; --model, --repair and KEY=VALUE are for those only")
+    if not is_file and (model or values or repair or vae):
+        raise UserError(f"{source} is no file of weights; --model, --repair, --vae and KEY=VALUE are for those only")
     config = model_from({"name": model, **values}) if is_file else None
     if to == "published" and fuse:
         raise UserError("a fused model has no published form; drop --fuse or --to published")
@@ -63,7 +66,9 @@ def convert(
     from udit import store
     from udit.convert import from_published
 
-    system = from_published(Path(source), config, repair=repair) if config else store.load(source, weights=weights)
+    system = (
+        from_published(Path(source), config, repair=repair, vae=vae) if config else store.load(source, weights=weights)
+    )
     if to == "published":
         from safetensors import SafetensorError
         from safetensors.torch import save_file

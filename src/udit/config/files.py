@@ -116,8 +116,8 @@ def _apply(values: dict[str, Any], override: str) -> None:
         child = node.get(parent)
         if child is None:
             child = node[parent] = {}
-        elif isinstance(child, str) and parent == "model":
-            child = node[parent] = {"name": child}
+        elif isinstance(child, str) and parent in ("model", "codec"):
+            child = node[parent] = {"name" if parent == "model" else "kind": child}
         elif not isinstance(child, dict):
             raise UserError(f"unknown key {key!r}; {'.'.join(parents[: i + 1])!r} is a value, not a section")
         node = child

@@ -9,6 +9,7 @@ from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, Serializ
 
 from udit.config.base import Spec, parse
 from udit.config.catalog import FAMILIES, find
+from udit.config.codec import CodecConfig, IdentityCodec, codec_from
 from udit.config.data import DataConfig, DataInfo
 from udit.config.diffusion import DDPM_SAMPLERS, FLOW_SAMPLERS, DDPMConfig, DiffusionConfig, FlowConfig, SamplingConfig
 from udit.config.model import ModelConfig, Seed
@@ -83,6 +84,8 @@ class Run(Spec):
     """The run folder."""
     seed: Seed = 0
     data: DataConfig
+    codec: CodecConfig = IdentityCodec()
+    """Between pictures and what the network sees."""
     model: SerializeAsAny[ModelConfig]
     diffusion: DiffusionConfig = DDPMConfig()
     training: TrainingConfig = TrainingConfig()
@@ -95,6 +98,11 @@ class Run(Spec):
     @classmethod
     def _family(cls, value: Any) -> Any:
         return model_from(value) if isinstance(value, dict) else value
+
+    @field_validator("codec", mode="before")
+    @classmethod
+    def _codec(cls, value: Any) -> Any:
+        return codec_from(value)
 
     def plain(self) -> dict[str, Any]:
         """As nested dicts, lists and scalars, for YAML and JSON."""
@@ -157,7 +165,8 @@ def resolve(values: dict[str, Any]) -> Run:
         raise UserError("data is missing; name a source, e.g. data.kind=digits or data.kind=folder data.root=PATH")
     data = _tagged(DataConfig, values["data"], "data")
     diffusion = _tagged(DiffusionConfig, values.get("diffusion", {"kind": "ddpm"}), "diffusion")
-    info = data.info()
+    codec = codec_from(values.get("codec", {})).resolved()
+    info = codec.seen(data.info())
     model_values = values.get("model")
     if model_values is None:
         raise UserError("model is missing; name one, e.g. model=U-DiT-S (`udit models` lists all)")
@@ -172,7 +181,7 @@ def resolve(values: dict[str, Any]) -> Run:
     if isinstance(diffusion, FlowConfig):
         model_values.setdefault("learn_sigma", False)
     model = model_from(model_values)
-    values |= {"data": data, "diffusion": diffusion, "model": model}
+    values |= {"data": data, "codec": codec, "diffusion": diffusion, "model": model}
     labels = info.id2label if model.num_classes else ()
     if values.get("id2label", labels) not in (labels, list(labels)):
         raise UserError(f"id2label is {values['id2label']!r} and the data says {list(labels)}; leave it out")

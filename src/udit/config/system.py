@@ -7,6 +7,7 @@ from typing import Any, Literal
 from pydantic import PositiveInt, SerializeAsAny, field_validator
 
 from udit.config.base import Spec
+from udit.config.codec import CodecConfig, IdentityCodec, codec_from
 from udit.config.diffusion import DDPMConfig, DiffusionConfig, SamplingConfig
 from udit.config.model import ModelConfig
 from udit.config.run import Run, model_from
@@ -19,8 +20,8 @@ class SystemConfig(Spec):
     model: SerializeAsAny[ModelConfig]
     diffusion: DiffusionConfig = DDPMConfig()
     sampling: SamplingConfig = SamplingConfig()
-    codec: Literal["identity"] = "identity"
-    """How the model's data becomes pixels: identity is pixels in [-1, 1]."""
+    codec: CodecConfig = IdentityCodec()
+    """How the model's data becomes pixels."""
     id2label: tuple[str, ...] = ()
     """Class names in label order."""
     steps: PositiveInt | None = None
@@ -31,9 +32,19 @@ class SystemConfig(Spec):
     def _family(cls, value: Any) -> Any:
         return model_from(value) if isinstance(value, dict) else value
 
+    @field_validator("codec", mode="before")
+    @classmethod
+    def _codec(cls, value: Any) -> Any:
+        return codec_from(value)  # the kind alone says enough of some
+
     @staticmethod
     def of(run: Run, steps: int | None = None) -> SystemConfig:
         """What a run trains."""
         return SystemConfig(
-            model=run.model, diffusion=run.diffusion, sampling=run.sampling, id2label=run.id2label, steps=steps
+            model=run.model,
+            diffusion=run.diffusion,
+            sampling=run.sampling,
+            codec=run.codec,
+            id2label=run.id2label,
+            steps=steps,
         )

@@ -19,7 +19,7 @@ from udit.config.diffusion import FlowConfig
 from udit.config.run import Run
 from udit.config.system import SystemConfig
 from udit.data.batches import Batch
-from udit.data.codec import Identity
+from udit.data.codec import encode
 from udit.diffusion.objective import Losses, draw, drop_labels, flow_loss, hybrid_loss
 from udit.dist import World
 from udit.errors import UserError
@@ -51,7 +51,7 @@ class Learner:
         """Builds everything with the weights of step 0."""
         config, device = run.training, world.device
         self.run, self.world = run, world
-        self.codec = Identity()
+        self.codec = run.codec.build()
         self.loss = flow_loss if isinstance(run.diffusion, FlowConfig) else hybrid_loss
         self.model = build(run.model, seed=run.seed, device=device)
         checkpoint_activations(self.model, config.checkpoint_activations)
@@ -148,7 +148,7 @@ class Learner:
     def losses(self, batch: Batch) -> Losses:
         """Per-sample losses of one micro-batch; every random number is keyed by (seed, position in the run)."""
         config, model, device = self.run.training, self.run.model, self.world.device
-        x0 = self.codec.encode(batch.x)
+        x0 = encode(self.codec, batch.x.to(device), [(self.run.seed, position) for position in batch.positions])
         levels = getattr(model, "levels", 1) if config.independent_level_dropout else 1
         keys = [(position,) for position in batch.positions]
         draws = draw(self.denoiser.schedule, x0.shape[1:], self.run.seed, "train", keys, levels)
@@ -160,7 +160,7 @@ class Learner:
                 y = drop_labels(y, model.null_label, config.label_dropout, draws.uniform)
             y = y.to(device)
         with torch.autocast(device.type, dtype=torch.bfloat16, enabled=config.precision == "bfloat16"):
-            return self.loss(self.denoiser, x0.to(device), draws.t.to(device), draws.noise.to(device), y)
+            return self.loss(self.denoiser, x0, draws.t.to(device), draws.noise.to(device), y)
 
     def step(self, step: int, micro_batches: list[Batch], stop_signal: int = 0) -> StepReport:
         """One optimiser step, or none where any rank's loss or gradient is not finite.

@@ -240,7 +240,9 @@ class Trainer:
 
     def _averaged(self, step: int) -> System:
         assert self.learner.ema is not None
-        return System(SystemConfig.of(self.run, step), self.learner.ema.model)
+        codec = self.learner.codec
+        config = SystemConfig.of(self.run, step).replace(codec=codec.config)
+        return System(config, self.learner.ema.model, codec)
 
     def _show(self, step: int) -> dict[str, Any]:
         system = self._averaged(step)
