@@ -181,6 +181,7 @@ def test_torchrun_trains_saves_at_its_signal_and_resumes_to_the_same_bits(
 
 SPOIL = """
 import os, sys
+os.environ["TORCH_CPP_LOG_LEVEL"] = "ERROR"  # as ``main`` would, but torch is imported before it here
 from udit.cli import main
 from udit.training.learner import Learner
 first, last = int(sys.argv[1]), int(sys.argv[2])
