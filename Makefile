@@ -2,7 +2,7 @@
 PYTHON ?=
 BIN := .venv/bin
 STAMP := .venv/.installed
-EXTRAS := .[train,dev]
+EXTRAS := .[train,metrics,dev]
 
 .DEFAULT_GOAL := help
 .PHONY: help install demo test test-slow check bench docs constraints clean

@@ -14,7 +14,9 @@ from udit.cli.convert import convert
 from udit.cli.evaluate import evaluate
 from udit.cli.models import models
 from udit.cli.parity import parity
+from udit.cli.reference import ref
 from udit.cli.sample import sample
+from udit.cli.scores import scores
 from udit.cli.train import train
 from udit.errors import PeerError, RunError, UserError, nearest
 
@@ -29,6 +31,8 @@ app = App(
 app.command(train)
 app.command(sample)
 app.command(evaluate, name="eval")
+app.command(scores)
+app.command(ref)
 app.command(convert)
 app.command(models)
 app.command(parity)

@@ -70,6 +70,8 @@ class EvaluationConfig(Spec):
     batch_size: PositiveInt = 250
     first_seed: Seed = 0
     """Image i has seed first_seed + i."""
+    labels: Literal["balanced", "random"] = "balanced"
+    """balanced: all classes in turn; random: uniform ones, each keyed by its picture's seed."""
     bootstrap: Annotated[int, Field(ge=10)] = 200
     """Resamplings behind the confidence interval."""
     judge_steps: PositiveInt = 600

@@ -26,6 +26,7 @@ from tqdm import tqdm
 from udit import rng
 from udit.data.sources import Labels, Pixels
 from udit.errors import UserError
+from udit.evaluation.fidelity import Features
 from udit.nn.init import constant, fill, xavier_flat
 
 NAME = "udit-judge-2"
@@ -101,6 +102,10 @@ class Judge:
     def features(self, images: Pixels) -> NDArray[np.float64]:
         """What the logits are made of, [N, 32], of images [N, C, H, W]."""
         return self._run(self.net.embed, images).double().numpy()
+
+    def logits(self, images: Pixels) -> NDArray[np.float64]:
+        """Of the classes, [N, classes], of images [N, C, H, W]."""
+        return self._run(self.net, images).double().numpy()
 
     def predict(self, images: Pixels) -> Labels:
         """The likeliest class of each image, [N], of images [N, C, H, W]."""
@@ -229,3 +234,27 @@ def one_thread() -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(threads)
+
+
+class JudgeFeatures:
+    """A judge in the place of a published network; its numbers compare on its own data set alone."""
+
+    name = f"{NAME}, not Inception"
+
+    def __init__(self, judge: Judge) -> None:
+        """Takes the trained judge."""
+        self.judge = judge
+        self.sha256 = judge.fingerprint
+
+    def __call__(self, images: Pixels) -> Features:
+        """Features [N, 32] and class logits.
+
+        Raises:
+            UserError: pictures of another shape than the judge knows.
+        """
+        if images.shape[1:] != self.judge.shape:
+            raise UserError(
+                f"pictures are {list(images.shape[1:])} and the judge knows {list(self.judge.shape)}; score them with "
+                "--features inception, or with the judge of their own data"
+            )
+        return Features(self.judge.features(images), None, self.judge.logits(images))

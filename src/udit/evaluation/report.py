@@ -28,6 +28,18 @@ class Report(Spec):
     """Samples to reference."""
     distance_interval: tuple[float, float]
     """95 %, basic bootstrap."""
+    distance_debiased: NonNegativeFloat | None
+    """What endless samples would have; None where samples are too few to say, as in the next."""
+    debiased_interval: tuple[float, float] | None
+    """95 %, of the distance between the generator's distribution and the reference as it stands."""
+    distance_spread: tuple[float, ...]
+    """Of five parts of the samples, with seeds of their own; each has a fifth of them and so looks farther."""
+    precision: Share
+    """Samples within the reference's manifold."""
+    precision_interval: tuple[float, float]
+    """95 %, Wilson."""
+    recall: Share
+    """The reference within the samples' manifold."""
     matched_count: PositiveInt
     """At most the number of test pictures: the size at which samples and real pictures compare."""
     distance_matched: NonNegativeFloat
@@ -76,6 +88,22 @@ class Report(Spec):
                 f"judge features, not FID; 95 %: {low:.4f} to {high:.4f}",
             ),
             (
+                "Fréchet distance, endless samples",
+                "-" if self.distance_debiased is None else f"{self.distance_debiased:.4f}",
+                f"judge features; {_interval(self.debiased_interval)}",
+            ),
+            (
+                f"Fréchet distance of fifths, N = {self.num_samples // 5}",
+                f"{sum(self.distance_spread) / max(1, len(self.distance_spread)):.4f}",
+                f"judge features; {min(self.distance_spread):.4f} to {max(self.distance_spread):.4f} over seeds",
+            ),
+            (
+                "precision",
+                _percent(self.precision),
+                "judge features; 95 %: " + " to ".join(map(_percent, self.precision_interval)),
+            ),
+            ("recall", _percent(self.recall), "judge features; reference within the samples' manifold"),
+            (
                 f"Fréchet distance, N = {n}",
                 f"{self.distance_matched:.4f}",
                 "judge features; compare with the next line",
@@ -123,6 +151,10 @@ class Report(Spec):
             return None
         same = report.protocol == json.loads(json.dumps(protocol)) and report.judge == NAME
         return report if same else None
+
+
+def _interval(ends: tuple[float, float] | None) -> str:
+    return "too few samples for it" if ends is None else f"95 %: {ends[0]:.4f} to {ends[1]:.4f}"
 
 
 def _percent(share: float) -> str:

@@ -16,7 +16,7 @@ from torch import Tensor
 from udit.config.run import EvaluationConfig
 from udit.data.sources import Labels, Parts, Pixels, Source
 from udit.errors import UserError
-from udit.evaluation import metrics
+from udit.evaluation import frechet, metrics
 from udit.evaluation.features import NAME, Judge, train_judge
 from udit.evaluation.report import Report
 
@@ -75,6 +75,10 @@ def evaluate(
         done += len(chunk)
 
     reference, drawn, real = np.concatenate(features), judge.features(images), judge.features(test)
+    statistics = frechet.Statistics.of(reference)
+    endless = frechet.measure(drawn, statistics)
+    fifths = np.array_split(drawn, 5) if len(drawn) >= 10 else [drawn]
+    shares = metrics.precision_recall(samples=drawn, reference=reference)
     count = min(len(drawn), len(real))
     agreement = metrics.class_agreement(judge.predict(images), np.array(labels, np.int64))
     memorised, memorised_real = metrics.memorised_share(near_samples, near_test)
@@ -84,6 +88,12 @@ def evaluate(
         distance_interval=metrics.bootstrap_interval(
             metrics.frechet_distance, drawn, reference, config.bootstrap, SEED
         ),
+        distance_debiased=endless.debiased,
+        debiased_interval=endless.interval,
+        distance_spread=tuple(frechet.distance(frechet.Statistics.of(part), statistics) for part in fifths),
+        precision=shares.precision,
+        precision_interval=metrics.share_interval(shares.precision, len(images)),
+        recall=shares.recall,
         matched_count=count,
         distance_matched=metrics.mean_distance_of(count, drawn, reference, SEED),
         distance_real=metrics.mean_distance_of(count, real, reference, SEED),

@@ -1,0 +1,159 @@
+"""Features of published networks, through torch-fidelity (extra ``[metrics]``): Inception, CLIP and DINOv2."""
+
+from __future__ import annotations
+
+import hashlib
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, Protocol, get_args
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from udit.data.sources import Pixels
+from udit.errors import UserError
+from udit.evaluation.frechet import Array
+
+Network = Literal["inception", "clip", "dinov2"]
+NETWORKS = get_args(Network)
+_NAMES = {"inception": "inception-v3-compat", "clip": "clip-vit-b-32", "dinov2": "dinov2-vit-l-14"}
+_LAYERS = {"inception": ["2048", "logits_unbiased"], "clip": ["clip"], "dinov2": ["dinov2"]}
+SPATIAL_CHANNELS = 7
+"""Of the 192 that the first branch of Inception's ``mixed_6`` gives; at 17 x 17 places that makes 2023 features."""
+
+
+@dataclass(frozen=True)
+class Features:
+    """What an extractor sees in N pictures."""
+
+    pool: Array
+    """[N, D]: behind FID, KID, precision and recall."""
+    spatial: Array | None = None
+    """[N, 2023]: behind sFID; places first, then channels, as ADM's reference files order them."""
+    logits: Array | None = None
+    """[N, K]: behind the Inception score."""
+
+
+class Extractor(Protocol):
+    """Anything that turns pictures into features and says what it is."""
+
+    name: str
+    """Stands next to every number."""
+    sha256: str
+    """Of its weights."""
+
+    def __call__(self, images: Pixels) -> Features:
+        """Features of images [N, C, H, W]; grey ones count as three equal channels."""
+        ...
+
+
+class Fidelity:
+    """A network of torch-fidelity as an extractor."""
+
+    def __init__(self, network: Network, state: dict[str, Tensor] | None = None, device: str = "cpu") -> None:
+        """Builds it.
+
+        Args:
+            network: Inception of FID (TensorFlow's 2015-12-05 graph, resizing as TensorFlow does), CLIP ViT-B/32 or
+                DINOv2 ViT-L/14.
+            state: the weights in torch-fidelity's key names; None downloads them as torch-fidelity does.
+            device: where it runs.
+
+        Raises:
+            UserError: no torch-fidelity, no connection, or weights of another network.
+        """
+        self.network = network
+        self.name = f"{_NAMES[network]} (torch-fidelity)"
+        self.device = torch.device(device)
+        self._module = _build(network, state).to(self.device).eval()
+        self._spatial: list[Tensor] = []
+        if network == "inception":
+            # ADM's mixed_6/conv:0. TensorFlow counts the 35x35 blocks from 0 (mixed to mixed_2), so mixed_6 is 6d.
+            self._module.Mixed_6d.branch1x1.register_forward_hook(self._keep)
+        self.sha256 = _sha256(self._module.state_dict())
+
+    def _keep(self, _module: Any, _inputs: Any, output: Tensor) -> None:
+        self._spatial.append(output[:, :SPATIAL_CHANNELS].permute(0, 2, 3, 1).flatten(1).cpu())
+
+    @torch.no_grad()
+    def __call__(self, images: Pixels, batch_size: int = 32) -> Features:
+        """Features of images [N, C, H, W]."""
+        self._spatial.clear()
+        outputs: list[tuple[Tensor, ...]] = []
+        for start in range(0, len(images), batch_size):
+            x = torch.from_numpy(np.ascontiguousarray(images[start : start + batch_size])).to(self.device)
+            x = x.expand(-1, 3, -1, -1) if x.shape[1] == 1 else x
+            outputs.append(tuple(part.flatten(1).cpu() for part in self._module(x)))
+        layers = [_double(torch.cat(parts)) for parts in zip(*outputs, strict=True)]
+        spatial = _double(torch.cat(self._spatial)) if self._spatial else None
+        self._spatial.clear()
+        return Features(layers[0], spatial, layers[1] if len(layers) > 1 else None)
+
+
+def _build(network: Network, state: dict[str, Tensor] | None) -> Any:
+    try:
+        from torch_fidelity.registry import FEATURE_EXTRACTORS_REGISTRY
+    except ImportError:
+        raise UserError(f"{network} features need torch-fidelity; pip install 'udit[metrics]'") from None
+    if state is not None and network == "dinov2":
+        raise UserError("torch-fidelity takes DINOv2 from torch.hub alone, not from a file; leave the weights out")
+    name = _NAMES[network]
+    with tempfile.TemporaryDirectory() as folder:
+        path = None
+        if state is not None:
+            # torch-fidelity unpickles what it is given. So it is given a file of our own making, of tensors alone.
+            path = str(Path(folder) / "weights.pt")
+            torch.save({key: value.clone() for key, value in state.items()}, path)
+        try:
+            return FEATURE_EXTRACTORS_REGISTRY[name](name, _LAYERS[network], feature_extractor_weights_path=path)
+        except (OSError, RuntimeError, KeyError, ValueError, AttributeError, IndexError) as error:
+            detail = " ".join(str(error).split())[:160]
+            cause = "the weights do not fit" if state is not None else "its weights could not be downloaded"
+            raise UserError(
+                f"no {network} features: {cause} ({detail}); give torch-fidelity's weights with --weights-file"
+            ) from None
+
+
+def inception_score(logits: Array) -> tuple[float, float]:
+    """exp of the mean divergence of p(y|x) from p(y), its mean and standard deviation over ten parts (Salimans 2016).
+
+    By torch-fidelity: pictures are shuffled with its own seed. Logits are [N, K].
+    """
+    from torch_fidelity.metric_isc import isc_features_to_metric
+
+    found = isc_features_to_metric(torch.from_numpy(logits).float(), splits=min(10, len(logits)))
+    return float(found["inception_score_mean"]), float(found["inception_score_std"])
+
+
+def kernel_distance(*, samples: Array, reference: Array, seed: int = 2020) -> tuple[float, float]:
+    """KID: unbiased squared MMD under a cubic kernel, mean and standard deviation over 100 subsets (Binkowski 2018).
+
+    By torch-fidelity, subsets of 1,000, or of the smaller set if it has fewer. Features are [N, D] and [M, D].
+    """
+    from torch_fidelity.metric_kid import kid_features_to_metric
+
+    size = min(1000, len(samples), len(reference))
+    found = kid_features_to_metric(
+        torch.from_numpy(samples),
+        torch.from_numpy(reference),
+        kid_subsets=100,
+        kid_subset_size=size,
+        rng_seed=seed,
+        verbose=False,
+    )
+    return float(found["kernel_inception_distance_mean"]), float(found["kernel_inception_distance_std"])
+
+
+def _double(x: Tensor) -> NDArray[np.float64]:
+    return x.double().numpy()
+
+
+def _sha256(state: dict[str, Tensor]) -> str:
+    digest = hashlib.sha256()
+    for name, value in sorted(state.items()):
+        digest.update(name.encode())
+        digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()

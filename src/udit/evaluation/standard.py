@@ -1,0 +1,198 @@
+"""The field's scores of any samples against any reference, each beside what made it."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from pydantic import ValidationError
+
+from udit.config.base import Spec
+from udit.data.sources import Pixels
+from udit.errors import UserError
+from udit.evaluation import metrics
+from udit.evaluation.fidelity import Extractor, inception_score, kernel_distance
+from udit.evaluation.frechet import Array, Statistics, distance, measure
+from udit.evaluation.sets import Reference
+
+GROUPS = 5
+"""Parts of the samples, with seeds of their own, whose scores show the spread."""
+
+
+class Score(Spec):
+    """One number."""
+
+    value: float
+    interval: tuple[float, float] | None = None
+    """95 %."""
+    debiased: float | None = None
+    """Of a Fréchet distance: what endless samples would have; the interval is around it."""
+    spread: tuple[float, ...] = ()
+    """The same score of ``GROUPS`` parts of the samples: each has a fifth of them, so a distance is larger there."""
+    beside: str = ""
+    """What to read it with."""
+
+
+class Scores(Spec):
+    """What was found of one set of samples. Numbers of two of these compare only if ``protocol`` is the same."""
+
+    scores: dict[str, Score]
+    subject: dict[str, Any]
+    """What was scored; may differ between numbers that compare."""
+    protocol: dict[str, Any]
+    """How: number of samples, sampling, extractor, reference; plain values."""
+
+    def write(self, path: Path) -> None:
+        """Writes everything as JSON; a half-written file never bears the name."""
+        part = path.with_name(f".{path.name}.{os.getpid()}")
+        part.write_text(self.model_dump_json(indent=2) + "\n", encoding="utf-8")
+        part.replace(path)
+
+    @classmethod
+    def read(cls, path: Path) -> Scores:
+        """What ``write`` wrote.
+
+        Raises:
+            UserError: it is no such file.
+        """
+        try:
+            return cls.model_validate_json(path.read_text(encoding="utf-8"))
+        except (OSError, UnicodeDecodeError, ValidationError):
+            raise UserError(f"{path} holds no scores; give a metrics.json that `udit eval` wrote") from None
+
+
+def score(
+    images: Pixels, extractor: Extractor, reference: Reference, *, subject: dict[str, Any], protocol: dict[str, Any]
+) -> Scores:
+    """Scores pictures.
+
+    Args:
+        images: uint8 [N, C, H, W].
+        extractor: what sees them.
+        reference: made with the same extractor.
+        subject: what is scored.
+        protocol: how the samples came about; number, extractor and reference are added here.
+
+    Raises:
+        UserError: too few samples, or a reference of other features.
+    """
+    if len(images) < 2:
+        raise UserError(f"{len(images)} samples are too few for a score; give at least 2")
+    seen = extractor(images)
+    if seen.pool.shape[1] != len(reference.pool.mean):
+        raise UserError(
+            f"the reference has {len(reference.pool.mean)} features and {extractor.name} gives {seen.pool.shape[1]}; "
+            "make one with `udit ref make` and the same --features"
+        )
+    by = extractor.name
+    scores = {"fid": _frechet(seen.pool, reference.pool, by)}
+    if seen.spatial is not None and reference.spatial is not None:
+        scores["sfid"] = _frechet(seen.spatial, reference.spatial, by)
+    if seen.logits is not None:
+        value, deviation = inception_score(seen.logits)
+        scores["inception_score"] = Score(value=value, beside=f"{by}; over ten parts, deviation {deviation:.4g}")
+    if reference.features is not None:
+        value, deviation = kernel_distance(samples=seen.pool, reference=reference.features)
+        scores["kid"] = Score(value=value, beside=f"{by}; over subsets, deviation {deviation:.4g}")
+        shares = metrics.precision_recall(samples=seen.pool, reference=reference.features)
+        scores["precision"] = Score(
+            value=shares.precision,
+            interval=metrics.share_interval(shares.precision, len(images)),
+            beside=f"{by}; samples within the reference's manifold",
+        )
+        scores["recall"] = Score(value=shares.recall, beside=f"{by}; reference within the samples' manifold")
+    protocol = protocol | {
+        "num_samples": len(images),
+        "extractor": by,
+        "extractor_sha256": extractor.sha256,
+        "reference_sha256": reference.sha256,
+        "reference_count": reference.count,
+    }
+    return Scores(scores=scores, subject=subject, protocol=json.loads(json.dumps(protocol)))
+
+
+def _frechet(features: Array, reference: Statistics, by: str) -> Score:
+    found = measure(features, reference)
+    parts = np.array_split(features, GROUPS) if len(features) >= 2 * GROUPS else []
+    return Score(
+        value=found.value,
+        interval=found.interval,
+        debiased=found.debiased,
+        spread=tuple(distance(Statistics.of(part), reference) for part in parts),
+        beside=by if found.interval else f"{by}; too few samples for an interval",
+    )
+
+
+def tables(named: Sequence[tuple[str, Scores]]) -> str:
+    """Scores as Markdown: those of one protocol share a table, those of another stand apart, with what differs."""
+    groups: list[list[tuple[str, Scores]]] = []
+    for name, scores in named:
+        for group in groups:
+            if group[0][1].protocol == scores.protocol:
+                group.append((name, scores))
+                break
+        else:
+            groups.append([(name, scores)])
+    blocks = []
+    for i, group in enumerate(groups):
+        text = _table(group)
+        if i:
+            keys = ", ".join(unlike(groups[0][0][1], group[0][1]))
+            text = f"Of another protocol, not to be compared with the first table (it differs in {keys}):\n\n{text}"
+        blocks.append(text)
+    return "\n\n".join(blocks)
+
+
+def unlike(a: Scores, b: Scores) -> list[str]:
+    """Keys at which two protocols differ."""
+    return sorted(key for key in {**a.protocol, **b.protocol} if a.protocol.get(key) != b.protocol.get(key))
+
+
+def require_alike(named: Sequence[tuple[str, Scores]]) -> None:
+    """Refuses to put numbers of unlike protocols on one axis.
+
+    Raises:
+        UserError: names the two and where they differ.
+    """
+    for name, scores in named[1:]:
+        if keys := unlike(named[0][1], scores):
+            raise UserError(
+                f"{named[0][0]} and {name} were scored under protocols that differ in {', '.join(keys)}; numbers of "
+                "unlike protocols do not share an axis"
+            )
+
+
+def _table(group: Sequence[tuple[str, Scores]]) -> str:
+    header = ["samples", "score", "value", "debiased", "95 %", "fifths", "beside"]
+    rows = [
+        [name, key, f"{s.value:.6g}", _number(s.debiased), _range(s.interval), _range(_ends(s.spread)), s.beside]
+        for name, scores in group
+        for key, s in scores.scores.items()
+    ]
+    widths = [max(len(row[i]) for row in [header, *rows]) for i in range(len(header))]
+    lines = ["| " + " | ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)) + " |" for row in [header, *rows]]
+    lines.insert(1, "|" + "|".join("-" * (w + 2) for w in widths) + "|")
+    facts = [f"- {key}: {_plain(value)}" for key, value in group[0][1].protocol.items()]
+    return "\n".join([*lines, "", *facts])
+
+
+def _ends(values: Sequence[float]) -> tuple[float, float] | None:
+    return (min(values), max(values)) if values else None
+
+
+def _number(value: float | None) -> str:
+    return "" if value is None else f"{value:.6g}"
+
+
+def _range(ends: tuple[float, float] | None) -> str:
+    return "" if ends is None else f"{ends[0]:.4g} to {ends[1]:.4g}"
+
+
+def _plain(value: Any) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{key} {_plain(inner)}" for key, inner in value.items())
+    return "none" if value is None else str(value)

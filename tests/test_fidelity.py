@@ -1,0 +1,205 @@
+"""Features come from torch-fidelity's own networks, and every number is torch-fidelity's own on the same features."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from udit.convert import read_published
+from udit.errors import UserError
+from udit.evaluation import metrics
+from udit.evaluation.fidelity import Features, Fidelity, inception_score, kernel_distance
+from udit.evaluation.frechet import Statistics, distance
+
+pytest.importorskip("torch_fidelity")
+
+
+def random_inception() -> dict[str, Tensor]:
+    """Weights of torch-fidelity's Inception, drawn at random: the published file cannot be had offline."""
+    from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
+
+    with mock.patch("torch.load", return_value={}), mock.patch.object(FeatureExtractorInceptionV3, "load_state_dict"):
+        network = FeatureExtractorInceptionV3("inception-v3-compat", ["2048"], feature_extractor_weights_path="none")
+    generator = torch.Generator().manual_seed(0)
+    return {
+        name: value
+        if "running" in name or "num_batches" in name
+        else torch.randn(value.shape, generator=generator) * (2 / max(1, value[0].numel())) ** 0.5
+        if value.ndim > 1
+        else value
+        for name, value in network.state_dict().items()
+    }
+
+
+@pytest.fixture(scope="module")
+def weights_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("weights") / "inception.pth"
+    torch.save(random_inception(), path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def inception(weights_file: Path) -> Fidelity:
+    return Fidelity("inception", read_published(weights_file))
+
+
+@pytest.fixture(scope="module")
+def images() -> np.ndarray:
+    return np.random.default_rng(0).integers(0, 256, (6, 3, 24, 24), np.uint8)
+
+
+@pytest.fixture(scope="module")
+def seen(inception: Fidelity, images: np.ndarray) -> Features:
+    return inception(images)
+
+
+def pair(n: int = 400, m: int = 300, width: int = 12) -> tuple[np.ndarray, np.ndarray]:
+    g = np.random.default_rng(1)
+    return g.standard_normal((n, width)) + 0.3, g.standard_normal((m, width)) * 1.2
+
+
+def test_inception_sees_what_torch_fidelity_sees(weights_file: Path, images: np.ndarray, seen: Features) -> None:
+    from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
+
+    honest = torch.load(weights_file, weights_only=True)
+    with mock.patch("torch.load", return_value=honest):
+        theirs = FeatureExtractorInceptionV3(
+            "inception-v3-compat", ["2048", "logits_unbiased"], feature_extractor_weights_path=str(weights_file)
+        )
+    pool, logits = theirs(torch.from_numpy(images))
+    assert seen.logits is not None
+    assert seen.pool == pytest.approx(pool.double().numpy(), rel=1e-6)
+    assert seen.logits == pytest.approx(logits.double().numpy(), rel=1e-6)
+    assert seen.pool.shape == (6, 2048)
+    assert seen.pool.std(0).max() > 0
+
+
+def test_spatial_features_are_seven_channels_of_mixed_6_at_289_places(
+    inception: Fidelity, images: np.ndarray, seen: Features
+) -> None:
+    maps: list[Tensor] = []
+    hook = inception._module.Mixed_6d.branch1x1.register_forward_hook(lambda _m, _i, out: maps.append(out))
+    inception(images[:1])
+    hook.remove()
+    assert seen.spatial is not None
+    assert seen.spatial.shape == (6, 2023)
+    rows = maps[0][0, :7].permute(1, 2, 0)  # [17, 17, 7]: TensorFlow's order, which mu_s and sigma_s of ADM are in
+    assert seen.spatial[0] == pytest.approx(rows.flatten().double().numpy(), rel=1e-4, abs=1e-6)
+
+
+def test_features_do_not_depend_on_the_batch(inception: Fidelity, images: np.ndarray, seen: Features) -> None:
+    again = inception(images[:3], batch_size=2)
+    assert again.pool == pytest.approx(seen.pool[:3], rel=1e-4, abs=1e-6)
+
+
+def test_grey_pictures_are_three_equal_channels(inception: Fidelity, images: np.ndarray) -> None:
+    grey = images[:1, :1]
+    assert np.array_equal(inception(grey).pool, inception(grey.repeat(3, axis=1)).pool)
+
+
+def test_weights_are_named_by_their_hash(inception: Fidelity) -> None:
+    assert len(inception.sha256) == 64
+    assert "inception-v3-compat" in inception.name
+
+
+def test_weights_of_something_else_are_told(weights_file: Path) -> None:
+    with pytest.raises(UserError, match="the weights do not fit"):
+        Fidelity("inception", {"w": torch.zeros(3)})
+    with pytest.raises(UserError, match=r"takes DINOv2 from torch\.hub alone"):
+        Fidelity("dinov2", {"w": torch.zeros(3)})
+
+
+def test_weight_file_runs_no_code(tmp_path: Path) -> None:
+    class Trap:
+        def __reduce__(self) -> Any:
+            return (Path.touch, (tmp_path / "sprung",))
+
+    torch.save({"w": Trap()}, tmp_path / "weights.pt")
+    with pytest.raises(UserError, match="holds more than tensors"):
+        read_published(tmp_path / "weights.pt")
+    assert not (tmp_path / "sprung").exists()
+
+
+def test_missing_library_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(__import__("sys").modules, "torch_fidelity.registry", None)
+    with pytest.raises(UserError, match=r"pip install 'udit\[metrics\]'"):
+        Fidelity("inception", {})
+
+
+# -- the numbers ---------------------------------------------------------------------------------------------------
+
+
+def test_fid_is_torch_fidelitys() -> None:
+    from torch_fidelity.metric_fid import fid_features_to_statistics, fid_statistics_to_metric
+
+    a, b = pair()
+    wanted = fid_statistics_to_metric(*(fid_features_to_statistics(torch.from_numpy(x)) for x in (a, b)), False)
+    found = distance(Statistics.of(a), Statistics.of(b))
+    assert found == pytest.approx(wanted["frechet_inception_distance"], abs=1e-6)
+
+
+def test_inception_score_is_torch_fidelitys() -> None:
+    from torch_fidelity.metric_isc import isc_features_to_metric
+
+    logits = np.random.default_rng(0).standard_normal((200, 10)).astype(np.float32) * 3
+    wanted = isc_features_to_metric(torch.from_numpy(logits))
+    assert inception_score(logits.astype(np.float64)) == pytest.approx(tuple(wanted.values()), abs=1e-6)
+
+
+def test_inception_score_of_certain_and_even_classes_is_their_number() -> None:
+    logits = 60.0 * np.eye(10)[np.random.default_rng(0).permutation(np.arange(5000) % 10)]
+    assert inception_score(logits)[0] == pytest.approx(10, rel=0.02)
+    assert inception_score(np.zeros((100, 10)))[0] == pytest.approx(1)
+
+
+def test_kid_is_torch_fidelitys_and_zero_for_one_distribution() -> None:
+    from torch_fidelity.metric_kid import kid_features_to_metric
+
+    a, b = pair()
+    wanted = kid_features_to_metric(
+        torch.from_numpy(a), torch.from_numpy(b), kid_subsets=100, kid_subset_size=300, verbose=False
+    )
+    assert kernel_distance(samples=a, reference=b) == pytest.approx(tuple(wanted.values()), abs=1e-6)
+    g = np.random.default_rng(0)
+    same, deviation = kernel_distance(samples=g.standard_normal((900, 4)), reference=g.standard_normal((900, 4)))
+    assert abs(same) < 0.05
+    assert deviation < 0.05
+
+
+def test_precision_and_recall_are_torch_fidelitys() -> None:
+    from torch_fidelity.metric_prc import prc_features_to_metric
+
+    a, b = pair()
+    wanted = prc_features_to_metric(
+        torch.from_numpy(a), torch.from_numpy(b), prc_neighborhood=3, prc_batch_size=10000, verbose=False
+    )
+    found = metrics.precision_recall(samples=a, reference=b)
+    assert found.precision == pytest.approx(wanted["precision"], abs=1e-6)
+    assert found.recall == pytest.approx(wanted["recall"], abs=1e-6)
+    assert found.precision != found.recall
+
+
+def test_mode_collapse_costs_recall_and_noise_costs_precision() -> None:
+    g = np.random.default_rng(0)
+    reference = np.concatenate([g.standard_normal((300, 4)), g.standard_normal((300, 4)) + 20])
+    collapsed = metrics.precision_recall(samples=g.standard_normal((300, 4)), reference=reference)
+    assert collapsed.precision > 0.8
+    assert collapsed.recall < 0.55  # the other half is never drawn
+    noisy = np.concatenate([reference + 0.05 * g.standard_normal(reference.shape), 100 * g.standard_normal((600, 4))])
+    scattered = metrics.precision_recall(samples=noisy, reference=reference)
+    assert scattered.precision < 0.6
+    assert scattered.recall > 0.8
+
+
+def test_precision_and_recall_cannot_be_swapped_by_order() -> None:
+    a, b = pair()
+    with pytest.raises(TypeError):
+        metrics.precision_recall(a, b)  # type: ignore[misc]
+    with pytest.raises(TypeError):
+        kernel_distance(a, b)  # type: ignore[misc]

@@ -1,0 +1,192 @@
+"""Any samples, any reference: the numbers are right, and those of unlike protocols stay apart."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from conftest import Told, succeeds
+from udit.config.protocol import PROTOCOLS, check_model, find_protocol
+from udit.errors import UserError
+from udit.evaluation import npz
+from udit.evaluation.features import JudgeFeatures, train_judge
+from udit.evaluation.fidelity import Features
+from udit.evaluation.sets import read_pictures, read_reference, reference_of
+from udit.evaluation.standard import Scores, require_alike, score, tables
+
+pytest.importorskip("torch_fidelity")
+
+
+class Pixels:
+    """An extractor whose features are pixels, so that closed forms are known."""
+
+    name = "pixels"
+    sha256 = "0" * 64
+
+    def __call__(self, images: np.ndarray) -> Features:
+        flat = images.reshape(len(images), -1).astype(np.float64)
+        return Features(flat[:, :4], flat[:, 4:8], flat[:, :3] / 64)
+
+
+def pictures(count: int, shift: int = 0, seed: int = 0) -> np.ndarray:
+    g = np.random.default_rng(seed)
+    return (g.integers(0, 100, (count, 3, 8, 8)) + shift).astype(np.uint8)
+
+
+@pytest.fixture(scope="module")
+def scored() -> Scores:
+    reference = reference_of(pictures(400, seed=1), Pixels())
+    return score(pictures(300, 20), Pixels(), reference, subject={"run": "a"}, protocol={"name": "test"})
+
+
+def test_every_score_says_what_made_it(scored: Scores) -> None:
+    assert set(scored.scores) == {"fid", "sfid", "inception_score", "kid", "precision", "recall"}
+    assert all("pixels" in found.beside for found in scored.scores.values())
+    assert scored.protocol["num_samples"] == 300
+    assert scored.protocol["reference_count"] == 400
+    assert scored.protocol["extractor_sha256"] == Pixels.sha256
+
+
+@pytest.mark.parametrize("name", ["fid", "sfid"])
+def test_distances_are_near_the_closed_form_with_interval_and_spread(scored: Scores, name: str) -> None:
+    found = scored.scores[name]
+    assert found.interval is not None
+    assert found.debiased is not None
+    assert found.interval[0] < found.debiased < found.value
+    assert found.interval[0] < 4 * 20**2 < found.interval[1]  # four features, each 20 off
+    assert len(found.spread) == 5
+    assert np.mean(found.spread) > found.value  # fewer samples look farther
+
+
+def test_scores_come_back_from_disk(scored: Scores, tmp_path: Path) -> None:
+    scored.write(tmp_path / "metrics.json")
+    assert Scores.read(tmp_path / "metrics.json") == scored
+    (tmp_path / "metrics.json").write_text("{}")
+    with pytest.raises(UserError, match="holds no scores"):
+        Scores.read(tmp_path / "metrics.json")
+
+
+def test_unlike_protocols_stand_apart_and_share_no_axis(scored: Scores) -> None:
+    other = scored.replace(protocol=scored.protocol | {"num_samples": 50_000})
+    same = scored.replace(subject={"run": "b"})
+    text = tables([("a", scored), ("b", same), ("c", other)])
+    assert text.count("| samples") == 2
+    first, second = text.split("Of another protocol")
+    assert "| b " in first
+    assert "| c " not in first
+    assert "it differs in num_samples" in second
+    require_alike([("a", scored), ("b", same)])
+    with pytest.raises(UserError, match="a and c were scored under protocols that differ in num_samples"):
+        require_alike([("a", scored), ("c", other)])
+
+
+def test_statistics_alone_give_distances_and_nothing_that_needs_pictures(tmp_path: Path) -> None:
+    made = reference_of(pictures(400, seed=1), Pixels())
+    npz.write(tmp_path / "ref.npz", pool=made.pool, spatial=made.spatial)
+    reference = read_reference(tmp_path / "ref.npz", Pixels())
+    found = score(pictures(300, 20), Pixels(), reference, subject={}, protocol={})
+    assert set(found.scores) == {"fid", "sfid", "inception_score"}
+    assert found.scores["fid"].value == pytest.approx(
+        score(pictures(300, 20), Pixels(), made, subject={}, protocol={}).scores["fid"].value
+    )
+
+
+def test_statistics_of_another_extractor_are_refused(tmp_path: Path) -> None:
+    made = reference_of(pictures(40), Pixels())
+    npz.write(tmp_path / "ref.npz", pool=made.pool, facts={"extractor": "inception", "extractor_sha256": "1" * 64})
+    with pytest.raises(UserError, match="use one of them for both"):
+        read_reference(tmp_path / "ref.npz", Pixels())
+    npz.write(tmp_path / "bare.npz", pool=reference_of(pictures(40), lambda x: Features(x[:, 0, 0, :3] * 1.0)).pool)  # type: ignore[arg-type]
+    with pytest.raises(UserError, match="the reference has 3 features and pixels gives 4"):
+        score(pictures(30), Pixels(), read_reference(tmp_path / "bare.npz", Pixels()), subject={}, protocol={})
+
+
+def test_folder_and_npz_of_the_same_pictures_are_the_same(tmp_path: Path) -> None:
+    images = pictures(12)
+    npz.write(tmp_path / "a.npz", images=images)
+    for i, picture in enumerate(images):
+        Image.fromarray(picture.transpose(1, 2, 0)).save(tmp_path / f"{i:06d}.png")
+    Image.new("RGB", (50, 50)).save(tmp_path / "grid.png")
+    assert np.array_equal(read_pictures(tmp_path), read_pictures(tmp_path / "a.npz"))
+    Image.new("RGB", (9, 9)).save(tmp_path / "odd.png")
+    with pytest.raises(UserError, match="is 9x9 and the first is 8x8"):
+        read_pictures(tmp_path)
+
+
+# -- protocols ---------------------------------------------------------------------------------------------------------
+
+
+def test_adm_256_pins_what_a_published_number_depends_on() -> None:
+    protocol = find_protocol("adm-256")
+    assert (protocol.sampling.sampler, protocol.sampling.steps, protocol.sampling.guidance) == ("ddpm", 250, 1.0)
+    assert protocol.num_samples == 50_000
+    assert protocol.labels == "random"
+    assert protocol.codec == "stabilityai/sd-vae-ft-ema"
+    guided = PROTOCOLS["adm-256-cfg1.5"].sampling
+    assert (guided.guidance, guided.guidance_channels) == (1.5, 3)
+    with pytest.raises(UserError, match="did you mean 'adm-256'"):
+        find_protocol("adm256")
+
+
+def test_protocol_refuses_a_model_it_is_not_for() -> None:
+    protocol = find_protocol("adm-256")
+    codec = "autoencoder-kl stabilityai/sd-vae-ft-ema"
+    check_model("adm-256", protocol, shape=(4, 32, 32), num_classes=1000, codec=codec)
+    with pytest.raises(UserError, match="is for models of 4x32x32 and 1000 classes"):
+        check_model("adm-256", protocol, shape=(1, 8, 8), num_classes=10, codec=codec)
+    with pytest.raises(UserError, match="this model's codec is identity"):
+        check_model("adm-256", protocol, shape=(4, 32, 32), num_classes=1000, codec="identity")
+
+
+# -- commands ------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Samples and pictures as .npz, and a judge of two classes."""
+    folder = tmp_path_factory.mktemp("files")
+    npz.write(folder / "samples.npz", images=pictures(40, 60))
+    npz.write(folder / "pictures.npz", images=pictures(50, seed=1), labels=np.arange(50) % 2)
+    images = np.concatenate([pictures(30, seed=2), pictures(30, 100, seed=3)])
+    train_judge(images, np.repeat([0, 1], 30), 2, steps=10, seed=0).save(folder / "judge.safetensors")
+    return folder
+
+
+def test_foreign_samples_are_scored_from_the_command_line(files: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    judge = ["--features", "judge", "--weights-file", str(files / "judge.safetensors")]
+    made = succeeds(capsys, "ref", "make", str(files / "pictures.npz"), str(files / "ref.npz"), *judge)
+    assert "statistics of 50 pictures by udit-judge" in made
+    shown = succeeds(capsys, "ref", "inspect", str(files / "ref.npz"))
+    assert "50 pictures of 3x8x8" in shown
+    assert "mu, sigma" in shown
+    out = files / "metrics.json"
+    words = ["eval", str(files / "samples.npz"), "--reference", str(files / "ref.npz"), *judge, "--out", str(out)]
+    text = succeeds(capsys, *words)
+    assert "not Inception" in text
+    found = Scores.read(out)
+    assert {"fid", "kid", "precision", "recall"} <= set(found.scores)
+    assert "not Inception" in found.scores["fid"].beside
+    assert "| fid" in succeeds(capsys, "scores", str(out), str(out))
+
+
+def test_slips_are_told(files: Path, told: Told) -> None:
+    samples = str(files / "samples.npz")
+    assert "samples need a --reference" in told("eval", samples)
+    reference = ["--reference", str(files / "pictures.npz")]
+    assert "need the classifier of a run" in told("eval", samples, *reference)
+    assert "--steps is for runs" in told("eval", samples, "--steps", "3", *reference)
+    assert "is no run folder" in told("eval", "nowhere")
+    assert "must end in .npz" in told("ref", "make", samples, "ref.txt")
+    assert "no file" in told("ref", "inspect", "none.npz")
+    assert "name at least one" in told("scores")
+
+
+def test_judge_knows_its_own_pictures_alone(files: Path) -> None:
+    from udit.evaluation.features import Judge
+
+    judge = JudgeFeatures(Judge.load(files / "judge.safetensors"))
+    with pytest.raises(UserError, match="the judge knows"):
+        judge(np.zeros((2, 3, 9, 9), np.uint8))
