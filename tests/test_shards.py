@@ -47,7 +47,7 @@ def test_torn_altered_or_short_shard_is_drawn_again(tmp_path: Path) -> None:
     files[1].write_bytes(data)
     assert list(shards.missing()) == [0, 1]
     assert list(Shards(tmp_path, KEY, 11, 4).missing()) == [0, 1, 2]  # the last holds 3 now
-    with pytest.raises(UserError, match="2 shards of .* are missing; run the same command again"):
+    with pytest.raises(UserError, match=r"2 shards of .* are missing; run the same command again"):
         shards.read()
 
 
