@@ -83,18 +83,18 @@ def test_interval_covers_the_truth_at_the_judges_width() -> None:
 
 def test_interval_of_a_perfect_generator_holds_zero_and_errs_on_one_side_only() -> None:
     g = np.random.default_rng(2)
-    found = [simulate(g, 8, 400, 0.0, "gauss")[0] for _ in range(200)]
+    found = [simulate(g, 8, 400, 0.0, "gauss")[0] for _ in range(300)]
     covered = np.mean([f.interval[0] <= 1e-9 for f in found if f.interval])
     assert 0.93 <= covered <= 1  # the upper end cannot miss at zero: 97.5 % is what a two-sided interval gives
-    assert np.mean([f.value for f in found]) > 0.05  # the plain distance never gets there
-    assert abs(np.mean([f.value - f.bias for f in found if f.bias is not None])) < 0.005
+    assert np.mean([f.value for f in found]) > 0.02  # the plain distance never gets there
+    assert abs(np.mean([f.value - f.bias for f in found if f.bias is not None])) < 0.002
 
 
 def test_bias_is_what_fewer_samples_add() -> None:
     g = np.random.default_rng(3)
-    found = [simulate(g, 6, 300, 0.5, "gauss") for _ in range(200)]
+    found = [simulate(g, 6, 100, 0.1, "gauss") for _ in range(200)]
     plain = np.mean([f.value - truth for f, truth in found])
-    assert plain == pytest.approx(np.mean([f.bias for f, _ in found if f.bias is not None]), rel=0.35)
+    assert plain == pytest.approx(np.mean([f.bias for f, _ in found if f.bias is not None]), rel=0.2)
 
 
 def test_too_few_samples_give_a_value_and_no_interval() -> None:
