@@ -9,6 +9,7 @@ from pydantic import Field
 from udit.config.adm import ADMConfig
 from udit.config.base import Spec
 from udit.config.dic import DiCConfig
+from udit.config.dimsum import DiMSUMConfig
 from udit.config.dit import DiTConfig
 from udit.config.hdit import AxialWindow, HDiTConfig, HourglassLevel
 from udit.config.model import ModelConfig
@@ -79,6 +80,13 @@ def _hdit(patch: int, *stages: HourglassLevel, **overrides: Any) -> Entry:
     return Entry(config=config, paper="2401.11605", weights="-")
 
 
+def _dimsum(width: int, depth: int, weights: str = "-", **overrides: Any) -> Entry:
+    return Entry(config=DiMSUMConfig(width=width, depth=depth, **overrides), paper="2411.04168", weights=weights)
+
+
+_DIMSUM_WEIGHTS = "VinAIResearch/DiMSUM, {} (BSD-3-Clause)"
+
+
 def _dic(width: int, *depths: int) -> Entry:
     return Entry(config=DiCConfig(width=width, depths=depths), paper="2501.00603", weights="-")
 
@@ -129,6 +137,12 @@ CATALOG: dict[str, Entry] = {
         num_classes=0,
         input_size=256,
     ),
+    "DiMSUM-B/2": _dimsum(768, 12),
+    "DiMSUM-L/2": _dimsum(1024, 16, _DIMSUM_WEIGHTS.format("ImageNet 256 L/2")),
+    "DiMSUM-L/2-celeba": _dimsum(
+        1024, 16, _DIMSUM_WEIGHTS.format("CelebA-HQ 256 L/2"), num_classes=1, null_class=False
+    ),
+    "DiMSUM-XL/2": _dimsum(1152, 24),
 }
 
 FAMILIES: dict[str, type[ModelConfig]] = {
@@ -139,6 +153,7 @@ FAMILIES: dict[str, type[ModelConfig]] = {
     "DiC": DiCConfig,
     "ADM": ADMConfig,
     "HDiT": HDiTConfig,
+    "DiMSUM": DiMSUMConfig,
 }
 
 

@@ -99,6 +99,29 @@ class Attention(nn.Module):
         return self.out(attend(q, k, v, self.logit_scale, positions).transpose(1, 2).reshape(x.shape))
 
 
+class CrossFusion(nn.Module):
+    """Two maps ask one another, and a matrix joins what they hear (Phung et al. 2024, DiMSUM).
+
+    Args:
+        width: D of either map.
+        heads: h.
+    """
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.qkv1 = nn.Linear(width, 3 * width)
+        self.qkv2 = nn.Linear(width, 3 * width)
+        self.out = nn.Linear(2 * width, 2 * width)
+
+    def forward(self, one: Tensor, two: Tensor) -> Tensor:
+        """Two of [B, H, W, D] -> [B, H, W, 2 D]: first what the one asked of the other."""
+        q, k, v = torch.stack([self.qkv1(one), self.qkv2(two)], dim=1).unflatten(-1, (3, self.heads, -1)).unbind(-3)
+        q, k, v = (part.flatten(2, 3).transpose(2, 3) for part in (q, k, v))  # [B, 2, h, N, R]
+        out = F.scaled_dot_product_attention(q, k.flip(1), v.flip(1))
+        return self.out(out.permute(0, 3, 1, 2, 4).reshape(*one.shape[:3], -1))
+
+
 def split_grids(x: Tensor, factor: int, groups: int, heads: int) -> Tensor:
     """Interleaved sub-grids of a map, as attention wants them.
 

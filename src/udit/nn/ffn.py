@@ -35,6 +35,22 @@ class MLP(nn.Module):
         return dict(self.state_dict())
 
 
+class GatedMLP(nn.Module):
+    """Two matrices with biases, the first one's halves multiplied: GELU(x) * y (Shazeer 2020)."""
+
+    def __init__(self, spec: Mlp, width: int) -> None:
+        super().__init__()
+        hidden = round(spec.ratio * width)
+        self.approximate = "tanh" if spec.gelu == "tanh" else "none"
+        self.expand = nn.Linear(width, 2 * hidden)
+        self.contract = nn.Linear(hidden, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[..., D] -> [..., D]."""
+        x, y = self.expand(x).chunk(2, dim=-1)
+        return self.contract(F.gelu(x, approximate=self.approximate) * y)
+
+
 def composed_linear(first: nn.Linear, second: nn.Linear) -> tuple[Tensor, Tensor]:
     """Weight [out, in] and bias [out] of ``second(first(x))``, differentiable in both."""
     return second.weight @ first.weight, second.weight @ first.bias + second.bias

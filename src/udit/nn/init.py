@@ -58,6 +58,31 @@ torch_default = PerLayer(lambda inputs: uniform(1 / math.sqrt(inputs)))
 """What ``nn.Linear`` and ``nn.Conv2d`` start from, weight and bias: uniform within 1 / sqrt(inputs)."""
 
 
+def scaled(rule: PerLayer, factor: float) -> PerLayer:
+    """What ``rule`` draws, times ``factor``."""
+
+    def make(inputs: int) -> Draw:
+        draw = rule.make(inputs)
+
+        def drawn(tensor: Tensor, generator: torch.Generator) -> None:
+            draw(tensor, generator)
+            tensor.mul_(factor)
+
+        return drawn
+
+    return PerLayer(make)
+
+
+def inverse_softplus(low: float, high: float) -> Draw:
+    """What softplus makes log-uniform in [low, high]: Mamba's step sizes (Gu & Dao 2023, Sec. 3.6)."""
+
+    def draw(tensor: Tensor, generator: torch.Generator) -> None:
+        step = tensor.uniform_(math.log(low), math.log(high), generator=generator).exp_()
+        tensor.copy_(step + torch.log(-torch.expm1(-step)))
+
+    return draw
+
+
 def fill(model: nn.Module, rules: Mapping[str, Fill], seed: int, device: torch.device | str = "cpu") -> nn.Module:
     """Materialises a meta-built model and fills every tensor by the first rule whose pattern its name matches.
 

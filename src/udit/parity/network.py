@@ -23,7 +23,7 @@ from udit.models.build import build, fuse
 from udit.nn.hourglass import Labels
 from udit.parity import FLOOR_LIMIT, LIMIT, LOOSE_LIMIT, Check, Disagreement, close, exact, seed_of, whole
 from udit.parity.systems import EXTRA_INPUTS, SIZELESS, SYSTEMS, seed_offset
-from udit.published import frozen_parameters, import_published, key_map
+from udit.published import frozen_parameters, import_published, is_frozen, key_map
 from udit.published.fixed import Fixed
 
 GUIDANCE = 4.0
@@ -227,7 +227,7 @@ class _Case:
         """Gradient norms by published name; error max over k of |d_k| / (g_k + 1e-4 max g)."""
         own = dict(model.named_parameters())
         grads = {key: own[name].grad for key, (name, _) in self.keys.items() if name in own}
-        grads |= {key: None for key, table in self.fixed.items() if table.parameter}
+        grads |= {key: None for key, (name, _) in self.keys.items() if is_frozen(name)}
         norms = {key: float(grad.double().norm()) for key, grad in grads.items() if grad is not None}
         names = self.arrays["grad_norm_names"].tolist()
         stored = self.arrays[f"grad_norms{recipe}"].astype(np.float64)

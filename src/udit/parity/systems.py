@@ -13,6 +13,7 @@ from typing import Any
 from udit.config.adm import ADMConfig
 from udit.config.base import parse
 from udit.config.dic import DiCConfig
+from udit.config.dimsum import DiMSUMConfig
 from udit.config.dit import DiTConfig
 from udit.config.hdit import HDiTConfig
 from udit.config.model import ModelConfig
@@ -177,6 +178,19 @@ def _dic(words: dict[str, Any]) -> ModelConfig:
     return parse(DiCConfig, {**_labels(words), **{word: words.pop(word) for word in same}}, where="model")
 
 
+def _dimsum(words: dict[str, Any]) -> ModelConfig:
+    rows, null = words.pop("label_rows"), words.pop("null_label")
+    if null not in (None, rows - 1):
+        raise UserError(f"DiMSUM's null label, where it has one, is the last of its {rows} rows; the file says {null}")
+    same = ("width", "depth", "patch", "input_size", "in_channels", "attention_every", "learn_sigma", "time")
+    values = {
+        **{word: words.pop(word) for word in same},
+        "num_classes": rows - (null is not None),
+        "null_class": null is not None,
+    }
+    return parse(DiMSUMConfig, values, where="model")
+
+
 SYSTEMS: dict[str, Builder] = {
     "u-dit": _udit,
     "dit": _dit,
@@ -186,4 +200,5 @@ SYSTEMS: dict[str, Builder] = {
     "dic": _dic,
     "adm": _adm,
     "hdit": _hdit,
+    "dimsum": _dimsum,
 }

@@ -18,8 +18,8 @@ from udit.config.diffusion import DDPMConfig, DiffusionConfig, FlowConfig
 from udit.config.model import ModelConfig
 from udit.config.uvit import UViTConfig
 from udit.errors import UserError
-from udit.published import adm, dic, dit, hdit, skipdit, udit, uvit
-from udit.published.fixed import Fixed, Keys
+from udit.published import adm, dic, dimsum, dit, hdit, skipdit, udit, uvit
+from udit.published.fixed import Fixed, Keys, Unused
 
 KeyMap = Callable[[Any], Keys]
 """Config -> {published key: (our key or fixed table, published shape)} in the release's order."""
@@ -32,6 +32,7 @@ KEY_MAPS: dict[str, KeyMap] = {
     "DiC": dic.key_map,
     "ADM": adm.key_map,
     "HDiT": hdit.key_map,
+    "DiMSUM": dimsum.key_map,
 }
 INSPECT: dict[str, Callable[[dict[str, Tensor], bool], None]] = {"U-DiT": udit.inspect}
 
@@ -49,12 +50,20 @@ def key_map(config: ModelConfig) -> Keys:
 
 
 def frozen_parameters(config: ModelConfig) -> int:
-    """How many numbers the release holds as frozen parameters that this library computes; 0 without a release."""
+    """How many numbers the release counts as parameters that here are none: tables we compute, layers no one reads.
+
+    0 without a release.
+    """
     try:
         rows = key_map(config).values()
     except UserError:
         return 0
-    return sum(math.prod(shape) for name, shape in rows if isinstance(name, Fixed) and name.parameter)
+    return sum(math.prod(shape) for name, shape in rows if is_frozen(name))
+
+
+def is_frozen(name: str | Fixed) -> bool:
+    """Whether the release holds as a parameter what is none here."""
+    return name.parameter if isinstance(name, Fixed) else isinstance(name, Unused)
 
 
 def native_diffusion(config: ModelConfig) -> DiffusionConfig:

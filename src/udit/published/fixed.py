@@ -42,6 +42,10 @@ class Fixed:
             )
 
 
+class Unused(str):
+    """Our name of a tensor that the release holds as a parameter and never reads: here a buffer, kept as it came."""
+
+
 Keys = Mapping[str, tuple[str | Fixed, Shape]]
 """{published key: (our key or the constant, published shape)} in the release's order."""
 Row = tuple[str, str | Fixed, Shape]
