@@ -14,6 +14,7 @@ import udit
 from conftest import DATA, batch
 from udit.config.model import ModelConfig
 from udit.published import key_map
+from udit.published.fixed import Unused
 
 
 def key_lists(family: str) -> dict[str, dict[str, list[int]]]:
@@ -31,18 +32,22 @@ def assert_bijection(config: ModelConfig, published: dict[str, list[int]]) -> No
     assert all(math.prod(shape) == state[name].numel() for name, shape in carried.items())
 
 
-def golden_model(config: ModelConfig, kept: tuple[str, ...] = (), buffers: tuple[str, ...] = ()) -> nn.Module:
+def golden_model(
+    config: ModelConfig, kept: tuple[str, ...] = (), buffers: tuple[str, ...] = (), left_out: tuple[str, ...] = ()
+) -> nn.Module:
     """The network under the records' weights: element j of the i-th name is 0.2 sin(0.731 i + 1.618 j), both from 1.
 
     Args:
         config: of the network.
         kept: endings of names that keep their initial value, and still count.
         buffers: names of random buffers, filled with sin(0.731 i + 1.618 j) by their own count.
+        left_out: endings of names that keep their initial value and do not count.
     """
     model = udit.build(config)
     state = udit.export_published(model)
     parameters = {name for name, _ in model.named_parameters()}
-    trained = sorted(key for key, (name, _) in key_map(config).items() if name in parameters)
+    counted = {key for key, (name, _) in key_map(config).items() if name in parameters or isinstance(name, Unused)}
+    trained = sorted(key for key in counted if not key.endswith(left_out or ("\n",)))
     for scale, names in ((0.2, trained), (1.0, list(buffers))):
         for i, key in enumerate(names, start=1):
             if not key.endswith(kept or ("\n",)):

@@ -34,10 +34,11 @@ TWINS: dict[str, dict[str, Any]] = {
         ),
         "mapping": Mapping(depth=1, width=16),
     },
+    "DiMSUM-L/2": {**ISOTROPIC, "attention_every": 2, "fusion_heads": 2, "states": 4},
 }
 
-SKIPLESS = ("DiT-S/2", "SiT-S/2")  # these refuse a cache, see test_skipdit
-ONE_SIZE = ("U-ViT-L/2",)  # its learned positions refuse other sizes, see test_uvit
+SKIPLESS = ("DiT-S/2", "SiT-S/2", "DiMSUM-L/2")  # these refuse a cache, see test_skipdit
+ONE_SIZE = ("U-ViT-L/2", "DiMSUM-L/2")  # their learned positions refuse other sizes, see test_uvit, test_dimsum
 
 
 @pytest.fixture(params=TWINS)

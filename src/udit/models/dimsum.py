@@ -5,7 +5,6 @@ Axes: B batch, C input channels, H and W side lengths, p patch side, D width.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from typing import NamedTuple, cast
 
@@ -61,7 +60,7 @@ class Block(nn.Module):
     def forward(
         self, x: Tensor, residual: Tensor, mods: tuple[Modulation, Modulation, Modulation]
     ) -> tuple[Tensor, Tensor]:
-        """x [B, H, W, D], the sum of all before it in float32 at least, ``condition``'s result -> both, one block on."""
+        """x [B, H, W, D], the sum of those before, ``condition``'s result -> x and the sum, one block on."""
         residual = residual + x
         x = rms(residual, self.norm1).to(x.dtype)
         space, frequency = x.chunk(2, dim=-1)
@@ -73,12 +72,12 @@ class Block(nn.Module):
     def scan_space(self, x: Tensor, mod: Modulation) -> Tensor:
         """[B, H, W, D / 2], line by line."""
         lines = self.spatial(to_lines(x, self.by_column, self.backwards), mod)
-        return from_lines(lines, *x.shape[1:3], self.by_column, self.backwards)
+        return from_lines(lines, x.shape[1], x.shape[2], self.by_column, self.backwards)
 
     def scan_frequency(self, x: Tensor, mod: Modulation) -> Tensor:
         """[B, H, W, D / 2], window by window of its wavelets."""
         windows = self.frequency(to_windows(wavelets(x), self.backwards), mod)
-        return inverse_wavelets(from_windows(windows, *x.shape[1:3], self.backwards))
+        return inverse_wavelets(from_windows(windows, x.shape[1], x.shape[2], self.backwards))
 
 
 def rms(x: Tensor, norm: nn.RMSNorm) -> Tensor:
@@ -107,9 +106,9 @@ class DiMSUM(nn.Module):
         """Patterns of tensor names and their fills; unlike other networks' they depend on the size."""
         return {
             r"^out\.|^out_modulation\.|^(blocks\.\d+|attention)\.modulation\.": init.constant(0.0),
-            r"^positions$": lambda tensor, _: tensor.copy_(sincos_table(*self.config.grid, self.config.width)),
+            r"^positions$": init.values(lambda shape: sincos_table(*shape)),
             r"norm\d\.weight$|\.direct$": init.constant(1.0),
-            r"\.log_rate$": lambda tensor, _: tensor.copy_(torch.arange(1, tensor.shape[1] + 1).log()),
+            r"\.log_rate$": init.values(lambda shape: torch.arange(1, shape[1] + 1).log().expand(shape)),
             r"\.step\.bias$": init.inverse_softplus(1e-3, 1e-1),
             r"\.conv\.": init.torch_default,
             r"bias$": init.constant(0.0),
@@ -141,7 +140,7 @@ class DiMSUM(nn.Module):
         return x + self.positions.to(x.dtype), None
 
     def deep(self, x: Tensor, cond: Conditions) -> Tensor:
-        """Every block, and after every fourth or so the shared one, which the sum does not see. [B, H / p, W / p, D]."""
+        """Every block, and after every few the shared one, which the sum does not see. [B, H / p, W / p, D]."""
         residual = torch.zeros_like(x, dtype=torch.promote_types(x.dtype, torch.float32))
         for i, (block, mods) in enumerate(zip(self.blocks, cond.blocks, strict=True), start=1):
             x, residual = run(block, self.checkpointing, x, residual, mods)

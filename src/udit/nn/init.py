@@ -49,6 +49,11 @@ def constant(value: float) -> Draw:
     return lambda tensor, generator: tensor.fill_(value)  # type: ignore[return-value]
 
 
+def values(make: Callable[[torch.Size], Tensor]) -> Draw:
+    """The same table every time: what ``make`` says for the tensor's shape."""
+    return lambda tensor, generator: tensor.copy_(make(tensor.shape))  # type: ignore[return-value]
+
+
 def uniform(bound: float) -> Draw:
     """Uniform in [-bound, bound]."""
     return lambda tensor, generator: tensor.uniform_(-bound, bound, generator=generator)  # type: ignore[return-value]

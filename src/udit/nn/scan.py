@@ -27,7 +27,7 @@ LANES = 16
 def selective_scan(x: Tensor, delta: Tensor, a: Tensor, b: Tensor, c: Tensor) -> Tensor:
     """The recurrence above, from h = 0, in float32 at least.
 
-    On a GPU mamba_ssm's kernels run where they are installed; on a CPU one that is compiled on first use; elsewhere, and
+    On a GPU mamba_ssm's kernel runs where it is installed; on a CPU one that is compiled on first use; elsewhere, and
     in exported programs, PyTorch.
 
     Args:
@@ -170,9 +170,7 @@ def _scan_backward(
 
 
 @_scan_backward.register_fake
-def _(
-    grad_y: Tensor, x: Tensor, delta: Tensor, a: Tensor, b: Tensor, c: Tensor, entries: Tensor
-) -> tuple[Tensor, ...]:
+def _(grad_y: Tensor, x: Tensor, delta: Tensor, a: Tensor, b: Tensor, c: Tensor, entries: Tensor) -> tuple[Tensor, ...]:
     return tuple(torch.empty_like(part) for part in (x, delta, a, b, c))
 
 

@@ -35,7 +35,7 @@ def cache_folder() -> Path:
 def compiled(compiler: str, folder: Path) -> Path:
     """The library's file in ``folder``, compiled if it is not there yet.
 
-    torch's own builder (``torch.utils.cpp_extension.load``) needs ninja, and a killed build leaves a lock there on which
+    torch's own builder (``torch.utils.cpp_extension.load``) needs ninja, and a killed build leaves a lock on which
     every later process waits. Here two processes may compile at once, and the last one's file stays.
 
     Raises:

@@ -10,23 +10,26 @@ from torch import Tensor
 
 CELL = 4
 """Side of the square of pixels that two levels make into one."""
+HALF = 0.4999999701976776
+"""The square of float32's root of one half: what the release, and so its weights, have for one half."""
 
 
 def haar(x: Tensor) -> Tensor:
     """One level of the Haar transform: [B, H, W, C] -> [B, H / 2, W / 2, 4 C].
 
-    Sums, row differences, column differences and their differences over 2x2 pixels, each halved: an orthogonal map.
+    Sums, row differences, column differences and their differences over 2x2 pixels, each halved: an orthogonal map, but
+    for the last digit of ``HALF``.
     """
     a, b, c, d = x[:, 0::2, 0::2], x[:, 0::2, 1::2], x[:, 1::2, 0::2], x[:, 1::2, 1::2]
     top, bottom, left, right = a + b, c + d, a - b, c - d
-    return torch.cat([top + bottom, top - bottom, left + right, left - right], dim=-1) / 2
+    return torch.cat([top + bottom, top - bottom, left + right, left - right], dim=-1) * HALF
 
 
 def inverse_haar(x: Tensor) -> Tensor:
     """The way back: [B, H, W, 4 C] -> [B, 2 H, 2 W, C]."""
     sums, rows, columns, both = x.chunk(4, dim=-1)
     top, bottom, left, right = sums + rows, sums - rows, columns + both, columns - both
-    quads = torch.stack([top + left, top - left, bottom + right, bottom - right], dim=-1) / 2
+    quads = torch.stack([top + left, top - left, bottom + right, bottom - right], dim=-1) * HALF
     b, height, width, channels, _ = quads.shape
     quads = quads.view(b, height, width, channels, 2, 2).permute(0, 1, 4, 2, 5, 3)
     return quads.reshape(b, 2 * height, 2 * width, channels)

@@ -38,7 +38,9 @@ def _rows(config: DiMSUMConfig) -> Iterator[Row]:
         block = f"blocks.{i}"
         yield f"{block}.norm.weight", f"{block}.norm1.weight", (d,)
         yield from _mixer(config, f"{block}.spatial_mamba.mixer", f"{block}.spatial.mixer")
-        yield from both(f"{block}.spatial_mamba.adaLN_modulation.1", f"{block}.spatial.modulation", (3 * config.half, d))
+        yield from both(
+            f"{block}.spatial_mamba.adaLN_modulation.1", f"{block}.spatial.modulation", (3 * config.half, d)
+        )
         yield from _mixer(config, f"{block}.freq_mamba.mixer", f"{block}.frequency.mixer")
         for band, name in enumerate(BANDS):
             kernel = Fixed(lambda band=band: haar_filters()[band], parameter=False)  # type: ignore[misc]
