@@ -126,7 +126,7 @@ def test_slips_of_a_folder_of_pictures_are_told_before_torch_is_imported(tmp_pat
 
 def test_help_lists_and_dry_runs_answer_without_torch() -> None:
     commands = [["--help"], ["--version"], ["train", "--list"], ["train", "digits", "--dry-run"]]
-    commands += [[name, "--help"] for name in ("train", "sample", "eval", "convert", "models", "parity")]
+    commands += [[name, "--help"] for name in ("train", "sample", "eval", "encode", "convert", "models", "parity")]
     assert [(code, errors, torch) for code, errors, torch in torch_free(commands)] == [(0, "", False)] * len(commands)
 
 

@@ -9,7 +9,6 @@ skipped.
 from __future__ import annotations
 
 import hashlib
-import json
 import logging
 import os
 import re
@@ -22,6 +21,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from udit.config.sealed import seal, unseal
 from udit.errors import RunError, UserError
 
 SCHEMA = 1
@@ -157,7 +157,7 @@ class CheckpointStore:
         return target
 
 
-def write_tensors(tensors: dict[str, Tensor], path: Path) -> None:
+def write_tensors(tensors: dict[str, Tensor], path: Path, metadata: dict[str, str] | None = None) -> None:
     """Writes a safetensors file and waits until it is on disk.
 
     Raises:
@@ -165,19 +165,13 @@ def write_tensors(tensors: dict[str, Tensor], path: Path) -> None:
     """
     path.touch()
     mode = path.stat().st_mode
-    save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, path)
+    save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, path, metadata)
     path.chmod(mode)  # safetensors lets nobody but the owner read, whatever the umask says
     sync(path)
 
 
 class DamagedError(ValueError):
     """A checkpoint that is torn or altered; the text says where."""
-
-
-def seal(manifest: dict[str, Any]) -> str:
-    """The manifest's text, its own sha256 last."""
-    digest = hashlib.sha256(_canonical(manifest).encode()).hexdigest()
-    return _canonical({**manifest, "digest": digest})
 
 
 def verify(path: Path) -> dict[str, Any]:
@@ -189,10 +183,10 @@ def verify(path: Path) -> dict[str, Any]:
     """
     try:
         text = (path / MANIFEST).read_text(encoding="utf-8")
-        manifest = json.loads(text)
-        unsealed = {key: value for key, value in manifest.items() if key != "digest"}
-        if text != seal(unsealed):
-            raise DamagedError(f"{MANIFEST} does not match its own digest")
+        try:
+            manifest = unseal(text)
+        except ValueError as error:
+            raise DamagedError(f"{MANIFEST} is torn ({error})") from None
         if manifest["schema"] != SCHEMA:
             raise UserError(
                 f"{path} was written in schema {manifest['schema']} and this udit reads {SCHEMA}; use the udit that "
@@ -211,11 +205,7 @@ def verify(path: Path) -> dict[str, Any]:
         if isinstance(error, DamagedError | UserError):
             raise
         raise DamagedError(f"{MANIFEST} is torn") from None
-    return unsealed
-
-
-def _canonical(values: dict[str, Any]) -> str:
-    return json.dumps(values, indent=1) + "\n"
+    return manifest
 
 
 def _sha256(path: Path) -> str:

@@ -11,6 +11,7 @@ from cyclopts import App, CycloptsError, Group
 
 from udit import __version__
 from udit.cli.convert import convert
+from udit.cli.encode import encode
 from udit.cli.evaluate import evaluate
 from udit.cli.models import models
 from udit.cli.parity import parity
@@ -33,6 +34,7 @@ app.command(sample)
 app.command(evaluate, name="eval")
 app.command(scores)
 app.command(ref)
+app.command(encode)
 app.command(convert)
 app.command(models)
 app.command(parity)

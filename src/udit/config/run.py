@@ -12,6 +12,7 @@ from udit.config.catalog import FAMILIES, find
 from udit.config.codec import CodecConfig, IdentityCodec, codec_from
 from udit.config.data import DataConfig, DataInfo
 from udit.config.diffusion import DDPM_SAMPLERS, FLOW_SAMPLERS, DDPMConfig, DiffusionConfig, FlowConfig, SamplingConfig
+from udit.config.latents import follow_cache
 from udit.config.model import ModelConfig, Seed
 from udit.errors import UserError, nearest
 
@@ -88,6 +89,8 @@ class Run(Spec):
     data: DataConfig
     codec: CodecConfig = IdentityCodec()
     """Between pictures and what the network sees."""
+    latents: Path | None = None
+    """A latent cache that ``udit encode`` wrote of this data and codec: training reads it and decodes no picture."""
     model: SerializeAsAny[ModelConfig]
     diffusion: DiffusionConfig = DDPMConfig()
     training: TrainingConfig = TrainingConfig()
@@ -112,7 +115,7 @@ class Run(Spec):
 
 
 MAY_CHANGE = frozenset(
-    {"name", "out", "sampling", "evaluation"}
+    {"name", "out", "sampling", "evaluation", "latents"}
     | {f"training.{key}" for key in ("steps", "log_every", "save_every", "sample_every", "check_every")}
     | {f"training.{key}" for key in ("keep", "workers", "device", "timeout")}
 )
@@ -163,12 +166,13 @@ def resolve(values: dict[str, Any]) -> Run:
         if key not in Run.model_fields:
             raise UserError(f"unknown key {key!r}{nearest(key, Run.model_fields)}")
     _sections(values)
-    if "data" not in values:
+    if "data" not in values and values.get("latents") is None:
         raise UserError("data is missing; name a source, e.g. data.kind=digits or data.kind=folder data.root=PATH")
+    values, pixels = _with_latents(values)
     data = _tagged(DataConfig, values["data"], "data")
     diffusion = _tagged(DiffusionConfig, values.get("diffusion", {"kind": "ddpm"}), "diffusion")
     codec = codec_from(values.get("codec", {})).resolved()
-    info = codec.seen(data.info())
+    info = codec.seen(pixels or data.info())
     model_values = values.get("model")
     if model_values is None:
         raise UserError("model is missing; name one, e.g. model=U-DiT-S (`udit models` lists all)")
@@ -198,6 +202,23 @@ def resolve(values: dict[str, Any]) -> Run:
     run = parse(Run, values)
     _check(run, info)
     return run
+
+
+def _with_latents(values: dict[str, Any]) -> tuple[dict[str, Any], DataInfo | None]:
+    """Data and codec as a latent cache knows them, where the run names one."""
+    root = values.get("latents")
+    if root is None:
+        return values, None
+    if not isinstance(root, str | Path):
+        raise UserError(f"latents is {root!r}; it names the folder that `udit encode` wrote")
+    sections = {
+        key: values[key].model_dump() if isinstance(values.get(key), Spec) else values.get(key)
+        for key in ("data", "codec")
+    }
+    if isinstance(sections["codec"], str):
+        sections["codec"] = {"kind": sections["codec"]}
+    merged, pixels = follow_cache(sections, Path(root))
+    return values | merged, pixels
 
 
 def _sections(values: dict[str, Any]) -> None:

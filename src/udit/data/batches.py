@@ -12,9 +12,11 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from udit.data.latents import LatentCache
 from udit.data.order import Order, flips
 from udit.data.sources import Labels, Source
 from udit.errors import RunError, UserError
@@ -25,7 +27,7 @@ class Batch:
     """One micro-batch."""
 
     x: Tensor
-    """uint8 [B, C, H, W]"""
+    """uint8 [B, C, H, W], or raw latents [B, c, h, w] of a cache"""
     y: Tensor
     """int64 [B]"""
     ids: list[int]
@@ -119,14 +121,18 @@ class _Reader(Dataset["Batch | UserError"]):
         positions = [position for position, _ in job]
         ids = [int(self.part[place]) for _, place in job]
         try:
-            x = np.stack([self.source.image(i) for i in ids])
+            x = self._read(ids, flips(self.seed, positions) if self.flip else [False] * len(ids))
         except UserError as error:
             # as a value: an exception would come out of a worker wrapped in the worker's traceback
             return error
-        if self.flip:
-            mirrored = flips(self.seed, positions)
-            x[mirrored] = x[mirrored, :, :, ::-1]
         return Batch(torch.from_numpy(x), torch.from_numpy(self.source.labels[ids]), ids, positions)
+
+    def _read(self, ids: list[int], mirrored: list[bool]) -> NDArray[Any]:
+        if isinstance(self.source, LatentCache):
+            return np.stack([self.source.read(i, turned) for i, turned in zip(ids, mirrored, strict=True)])
+        x = np.stack([self.source.image(i) for i in ids])
+        x[mirrored] = x[mirrored, :, :, ::-1]
+        return x
 
 
 def _steps(reader: _Reader, jobs: _Jobs, workers: int) -> Generator[list[Batch]]:

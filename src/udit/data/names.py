@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import overload
 
 import numpy as np
+from numpy.typing import NDArray
 
 
 class Names(Sequence[str]):
@@ -19,12 +20,27 @@ class Names(Sequence[str]):
         for name in names:
             text += os.fsencode(name)
             ends.append(len(text))
-        self._text = np.frombuffer(bytes(text), np.uint8)
-        self._ends = np.array(ends, np.int64)
+        self.text: NDArray[np.uint8] = np.frombuffer(bytes(text), np.uint8)
+        self.ends: NDArray[np.int64] = np.array(ends, np.int64)
+
+    @classmethod
+    def of_arrays(cls, text: NDArray[np.uint8], ends: NDArray[np.int64]) -> Names:
+        """The names of ``text`` and ``ends``.
+
+        Raises:
+            ValueError: they are no such arrays.
+        """
+        if text.dtype != np.uint8 or ends.dtype != np.int64 or text.ndim != 1 or ends.ndim != 1 or not len(ends):
+            raise ValueError("names must be bytes and their ends")
+        if ends[0] != 0 or ends[-1] != len(text) or bool((np.diff(ends) < 0).any()):
+            raise ValueError("the ends of the names do not rise from 0 to their length")
+        names = cls(())
+        names.text, names.ends = text, ends
+        return names
 
     def __len__(self) -> int:
         """How many."""
-        return len(self._ends) - 1
+        return len(self.ends) - 1
 
     @overload
     def __getitem__(self, i: int) -> str: ...
@@ -37,7 +53,7 @@ class Names(Sequence[str]):
         if not -len(self) <= i < len(self):
             raise IndexError(i)
         i = int(i) % len(self)
-        return os.fsdecode(self._text[self._ends[i] : self._ends[i + 1]].tobytes())
+        return os.fsdecode(self.text[self.ends[i] : self.ends[i + 1]].tobytes())
 
     def __iter__(self) -> Iterator[str]:
         """One after another."""

@@ -19,7 +19,6 @@ from udit.config.diffusion import FlowConfig
 from udit.config.run import Run
 from udit.config.system import SystemConfig
 from udit.data.batches import Batch
-from udit.data.codec import encode
 from udit.diffusion.objective import Losses, draw, drop_labels, flow_loss, hybrid_loss
 from udit.dist import World
 from udit.errors import UserError
@@ -148,7 +147,9 @@ class Learner:
     def losses(self, batch: Batch) -> Losses:
         """Per-sample losses of one micro-batch; every random number is keyed by (seed, position in the run)."""
         config, model, device = self.run.training, self.run.model, self.world.device
-        x0 = encode(self.codec, batch.x.to(device), [(self.run.seed, position) for position in batch.positions])
+        x = batch.x.to(device)
+        raw = x if self.run.latents else self.codec.raw(x)
+        x0 = self.codec.normalise(raw, [(self.run.seed, position) for position in batch.positions])
         levels = getattr(model, "levels", 1) if config.independent_level_dropout else 1
         keys = [(position,) for position in batch.positions]
         draws = draw(self.denoiser.schedule, x0.shape[1:], self.run.seed, "train", keys, levels)

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from udit.assemble import System, denoiser_of
-from udit.data.codec import encode
+from udit.data.latents import LatentCache
 from udit.data.sources import Labels, Source
 from udit.diffusion.denoise import Denoiser
 from udit.diffusion.objective import Losses, draw
@@ -52,8 +52,8 @@ def validation_loss(system: System, loss: Loss, source: Source, part: Labels, ba
     total = 0.0
     for start in range(0, len(part), batch_size):
         ids = [int(i) for i in part[start : start + batch_size]]
-        pixels = torch.stack([torch.from_numpy(source.image(i).copy()) for i in ids])
-        x0 = encode(system.codec, pixels.to(device))
+        x = torch.stack([torch.from_numpy(source.image(i).copy()) for i in ids]).to(device)
+        x0 = system.codec.normalise(x if isinstance(source, LatentCache) else system.codec.raw(x))
         draws = draw(denoiser.schedule, x0.shape[1:], 0, "validation", [(start + k,) for k in range(len(ids))])
         y = torch.tensor([int(source.labels[i]) for i in ids]).to(device) if system.config.model.num_classes else None
         losses = loss(denoiser, x0, draws.t.to(device), draws.noise.to(device), y)

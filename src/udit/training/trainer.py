@@ -20,6 +20,7 @@ from udit.checkpoint import Checkpoint, CheckpointStore
 from udit.config.run import Run
 from udit.config.system import SystemConfig
 from udit.data.batches import batches
+from udit.data.latents import source_of
 from udit.data.sources import Source, parts_of
 from udit.errors import PeerError, RunError, UserError
 from udit.store import read_config, save
@@ -67,7 +68,7 @@ class Trainer:
 
     def _fit(self, progress: bool) -> Outcome:
         run, world = self.run, self.world
-        self.source: Source = run.data.build()
+        self.source: Source = source_of(run)
         self.source.verify()
         self.parts = parts_of(self.source, run.data)
         self.learner = Learner(run, world)

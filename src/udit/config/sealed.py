@@ -1,0 +1,33 @@
+"""JSON that carries its own digest: a torn or altered file does not pass for a whole one."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from typing import Any
+
+
+def seal(manifest: dict[str, Any]) -> str:
+    """The manifest's text, its own sha256 last."""
+    digest = hashlib.sha256(_canonical(manifest).encode()).hexdigest()
+    return _canonical({**manifest, "digest": digest})
+
+
+def unseal(text: str) -> dict[str, Any]:
+    """The manifest in a text of ``seal``.
+
+    Raises:
+        ValueError: no JSON object, or not what was sealed.
+        RecursionError: nested too deeply to be one.
+    """
+    manifest = json.loads(text)
+    if not isinstance(manifest, dict):
+        raise ValueError("it holds no JSON object")
+    unsealed = {key: value for key, value in manifest.items() if key != "digest"}
+    if text != seal(unsealed):
+        raise ValueError("it does not match its own digest")
+    return unsealed
+
+
+def _canonical(values: dict[str, Any]) -> str:
+    return json.dumps(values, indent=1) + "\n"

@@ -1,0 +1,258 @@
+"""Writes the latent cache: any process, killed at any moment and started again, on any number of ranks, the same bytes.
+
+A shard depends on the plan alone, is written to a temporary sibling, fsynced and renamed, and carries the digests of
+plan and payload; one that is there and matches both is kept. Two writers of one plan write the same, so nothing locks.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from udit.checkpoint import sync, write_tensors
+from udit.config.base import parse
+from udit.config.latents import INDEX, MANIFEST, PLAN, LatentManifest, LatentPlan, read_sealed, shard_name
+from udit.config.run import Run, changed_keys
+from udit.config.sealed import seal
+from udit.data.codec import Codec, LatentVAE
+from udit.data.latents import Raw, file_facts, index_arrays, shard_layout, shard_wanted
+from udit.data.sources import Source
+from udit.dist import World
+from udit.errors import PeerError, RunError, UserError
+
+KEY = "udit"
+"""Of a shard's metadata: a JSON object with the digests of plan and payload."""
+
+
+def plan_of(
+    run: Run, source: Source, codec: Codec, *, dtype: str = "float16", measured: bool = False, shard_size: int = 1024
+) -> LatentPlan:
+    """What the pictures of a run become.
+
+    Args:
+        run: says pictures and mirroring.
+        source: the pictures.
+        codec: the run's.
+        dtype: of a posterior's moments, float16 or float32; pixels stay uint8.
+        measured: normalise every channel by this cache's own mean and deviation in place of the VAE's factor.
+        shard_size: pictures a shard.
+
+    Raises:
+        UserError: statistics of a codec that has no latents to measure.
+    """
+    vae = isinstance(codec, LatentVAE)
+    if measured and not vae:
+        raise UserError(f"the {codec.config.kind} codec has nothing to measure; it maps pixels to [-1, 1]")
+    first = torch.from_numpy(np.array(source.image(0)))
+    raw = codec.raw(first[None])
+    data = run.data.model_dump(mode="json")
+    if "root" in data:
+        data["root"] = str(Path(data["root"]).expanduser().resolve())
+    return parse(
+        LatentPlan,
+        {
+            "data": data,
+            "fingerprint": source.fingerprint,
+            "count": len(source),
+            "id2label": list(run.data.info().id2label),
+            "pixels": list(first.shape),
+            "codec": codec.config.model_dump(mode="json"),
+            "measured": measured,
+            "shape": list(raw.shape[1:]),
+            "dtype": dtype if vae else "uint8",
+            "mirrored": bool(getattr(run.data, "flip", False)),
+            "shard_size": shard_size,
+        },
+        where="the cache",
+    )
+
+
+def write_cache(
+    root: Path,
+    plan: LatentPlan,
+    source: Source,
+    codec: Codec,
+    world: World,
+    *,
+    batch_size: int = 32,
+    on_pictures: Callable[[int], object] | None = None,
+) -> LatentManifest:
+    """Writes what is missing of a cache, this rank's shards; rank 0 ends it with the manifest.
+
+    Args:
+        root: the folder.
+        plan: of ``plan_of``.
+        source: the pictures.
+        codec: the plan's.
+        world: rank and device.
+        batch_size: pictures at a time.
+        on_pictures: called with the number of pictures that are done.
+
+    Raises:
+        UserError: the folder holds a cache of another plan, or a picture cannot be decoded.
+        RunError: the disk refuses it.
+    """
+    _on_main(world, lambda: _open_folder(root, plan))
+    try:
+        for number, size in enumerate(plan.shard_sizes()):
+            if number % world.size == world.rank:
+                path = root / shard_name(number)
+                if not _is_whole(path, plan, size):
+                    raw = _encode(source, codec, plan, number, size, world.device, batch_size)
+                    _write(path, {"raw": raw}, {"plan": plan.digest, "payload": _payload(raw)})
+                if on_pictures:
+                    on_pictures(size)
+    except (OSError, SafetensorError) as error:
+        raise _refused(root, error) from None
+    world.barrier()
+    _on_main(world, lambda: _finish(root, plan, source))
+    return parse(LatentManifest, read_sealed(root / MANIFEST), where=str(root / MANIFEST))
+
+
+def _on_main(world: World, action: Callable[[], object]) -> None:
+    """Runs ``action`` on rank 0; an error there is an error everywhere."""
+    error: UserError | RunError | None = None
+    if world.is_main:
+        try:
+            action()
+        except (UserError, RunError) as caught:
+            error = caught
+    if world.agree(int(error is not None)):
+        raise error or PeerError("rank 0 gave up; its message says why")
+
+
+def _open_folder(root: Path, plan: LatentPlan) -> None:
+    """Makes the folder, or finds it made for the same plan; sweeps what killed writers left."""
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        if (root / PLAN).exists():
+            old = parse(LatentPlan, read_sealed(root / PLAN), where=str(root / PLAN)).comparable()
+            changed = changed_keys(old, plan.comparable())
+            if changed:
+                raise UserError(
+                    f"{root} holds a latent cache with another {changed[0]}: {_look(old, changed[0])!r}, and "
+                    f"{_look(plan.comparable(), changed[0])!r} now; take another --out, or remove it"
+                )
+        elif any(entry for entry in root.iterdir() if not entry.name.startswith(".tmp-")):
+            raise UserError(f"{root} is not empty and no latent cache; take another --out")
+        else:
+            _write_text(root / PLAN, seal(plan.model_dump(mode="json")))
+        for left in root.glob(".tmp-*"):
+            left.unlink(missing_ok=True)
+    except OSError as error:
+        raise _refused(root, error) from None
+
+
+def _look(values: Any, key: str) -> Any:
+    for part in key.split("."):
+        values = values.get(part) if isinstance(values, dict) else None
+    return values
+
+
+def _is_whole(path: Path, plan: LatentPlan, size: int) -> bool:
+    """Whether a shard is there, of this plan, and as it was written."""
+    if not path.is_file():
+        return False
+    try:
+        if shard_layout(path) != shard_wanted(plan.shape, plan.dtype, size, plan.mirrored):
+            return False
+        with safe_open(path, framework="pt") as stream:
+            said = json.loads((stream.metadata() or {}).get(KEY, "{}"))
+            return bool(said == {"plan": plan.digest, "payload": _payload(stream.get_tensor("raw"))})
+    except (UserError, OSError, ValueError, SafetensorError):
+        return False
+
+
+def _payload(raw: Tensor) -> str:
+    return hashlib.sha256(raw.contiguous().numpy().tobytes()).hexdigest()
+
+
+def _encode(
+    source: Source, codec: Codec, plan: LatentPlan, number: int, size: int, device: torch.device, batch_size: int
+) -> Tensor:
+    """One shard, [size, 1 or 2, c, h, w]."""
+    dtype = getattr(torch, plan.dtype)
+    raw = torch.empty(size, 2 if plan.mirrored else 1, *plan.shape, dtype=dtype)
+    first = number * plan.shard_size
+    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+        for start in range(0, size, batch_size):
+            ids = range(first + start, first + min(start + batch_size, size))
+            pixels = torch.from_numpy(np.stack(list(pool.map(source.image, ids)))).to(device)
+            for k, turned in enumerate((pixels, pixels.flip(-1)) if plan.mirrored else (pixels,)):
+                part = codec.raw(turned).cpu().to(dtype)
+                finite = torch.isfinite(part).flatten(1).all(dim=1)
+                if not bool(finite.all()):
+                    name = source.names[ids[int(finite.logical_not().nonzero()[0])]]
+                    raise UserError(f"the latents of {name} overflow {plan.dtype}; take --dtype float32")
+                raw[start : start + len(ids), k] = part
+    return raw
+
+
+def _write(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str] | None = None) -> None:
+    temporary = path.with_name(f".tmp-{path.name}-{os.getpid()}")
+    try:
+        # one key, for the order of several is not fixed
+        write_tensors(tensors, temporary, {KEY: json.dumps(metadata)} if metadata else None)
+        temporary.rename(path)
+        sync(path.parent)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _write_text(path: Path, text: str) -> None:
+    temporary = path.with_name(f".tmp-{path.name}-{os.getpid()}")
+    try:
+        temporary.write_text(text, encoding="utf-8")
+        sync(temporary)
+        temporary.rename(path)
+        sync(path.parent)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _finish(root: Path, plan: LatentPlan, source: Source) -> None:
+    """Index and manifest, after every shard has been read back."""
+    try:
+        _write(root / INDEX, {key: torch.from_numpy(np.array(value)) for key, value in index_arrays(source).items()})
+        sums = [np.zeros(0), np.zeros(0)]
+        facts = []
+        for number in range(len(plan.shard_sizes())):
+            path = root / shard_name(number)
+            facts.append(file_facts(path))
+            if plan.dtype != "uint8":
+                with safe_open(path, framework="np") as stream:
+                    parts = _sums(stream.get_tensor("raw"))
+                sums = [part if not len(total) else total + part for total, part in zip(sums, parts, strict=True)]
+        mean = std = None
+        if plan.dtype != "uint8":
+            samples = plan.count * (2 if plan.mirrored else 1) * plan.shape[1] * plan.shape[2]
+            centre = sums[0] / samples
+            mean, std = centre.tolist(), np.sqrt(sums[1] / samples - centre**2).tolist()
+        manifest = LatentManifest.model_validate(
+            {"plan": plan.model_dump(), "index": file_facts(root / INDEX), "shards": facts, "mean": mean, "std": std}
+        )
+        _write_text(root / MANIFEST, seal(manifest.model_dump(mode="json")))
+    except (OSError, SafetensorError) as error:
+        raise _refused(root, error) from None
+
+
+def _sums(raw: Raw) -> tuple[Raw, Raw]:
+    """Sums of z and z squared over everything but channels, of the posterior's draws z."""
+    mean, log_variance = np.split(raw.astype(np.float64), 2, axis=2)
+    axes = (0, 1, 3, 4)
+    return mean.sum(axes), (mean**2 + np.exp(log_variance)).sum(axes)
+
+
+def _refused(root: Path, error: Exception) -> RunError:
+    cause = getattr(error, "strerror", None) or " ".join(str(error).split())
+    return RunError(f"cannot write the latent cache {root}: {cause}; mend that and run the same command again")

@@ -1,0 +1,185 @@
+"""The latent cache: what a codec made of every picture, read from memory-mapped shards without decoding a pixel.
+
+A folder with ``plan.json`` (what decides all bytes), ``shard-00000.safetensors`` and on (``raw``: [n, 1 or 2, c, h, w],
+the second mirrored), ``index.safetensors`` (labels, names, held-out pictures) and, last of all, ``manifest.json`` with
+the sha256 of every file. ``data/encode.py`` writes it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import sys
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import load_file
+from tqdm import tqdm
+
+from udit.config.latents import INDEX, FileFacts, read_manifest, shard_name
+from udit.config.run import Run
+from udit.data.names import Names
+from udit.data.sources import Labels, Source
+from udit.errors import UserError
+
+Raw = NDArray[Any]
+
+
+class LatentCache:
+    """A source of raw latents in place of pixels."""
+
+    def __init__(self, root: Path) -> None:
+        """Reads manifest and index; opens no shard.
+
+        Raises:
+            UserError: no such cache, unfinished, or its manifest and index are torn or do not fit each other.
+        """
+        self.root = root.expanduser()
+        self.manifest = read_manifest(self.root)
+        self.plan = self.manifest.plan
+        _check_file(self.root / INDEX, self.manifest.index)
+        self.names: Sequence[str]
+        self.labels, self.names, self.held_out = _read_index(self.root / INDEX)
+        count = self.plan.count
+        if not len(self.labels) == len(self.names) == count:
+            raise UserError(
+                f"{self.root / INDEX} lists {len(self.labels)} pictures and the manifest {count}; run `udit encode` "
+                "into another folder"
+            )
+        if self.labels.min() < 0 or self.labels.max() >= len(self.plan.id2label):
+            raise UserError(f"{self.root / INDEX} has labels outside 0 to {len(self.plan.id2label) - 1}; encode again")
+        facts = [facts.sha256 for facts in (self.manifest.index, *self.manifest.shards)]
+        self.fingerprint = hashlib.sha256("\n".join([self.plan.digest, *facts]).encode()).hexdigest()
+        self._open: dict[int, Any] = {}
+
+    def __len__(self) -> int:
+        """Number of pictures."""
+        return self.plan.count
+
+    def image(self, i: int) -> Raw:
+        """Raw latent ``i`` of the picture as it is, [c, h, w]."""
+        return self.read(i, mirrored=False)
+
+    def read(self, i: int, mirrored: bool) -> Raw:
+        """Raw latent ``i``, [c, h, w], of the picture as it is or left to right.
+
+        Raises:
+            UserError: its shard is gone or torn.
+        """
+        number, place = divmod(i, self.plan.shard_size)
+        try:
+            if number not in self._open:
+                shard: Any = safe_open(self.root / shard_name(number), framework="np")
+                self._open[number] = shard.get_slice("raw")
+            latent: Raw = self._open[number][place, int(mirrored)]
+        except (OSError, SafetensorError, IndexError) as error:
+            raise UserError(_unreadable(self.root / shard_name(number), error)) from None
+        return latent
+
+    def verify(self) -> None:
+        """Checks every byte of every shard against the manifest, and its shape against the plan.
+
+        Raises:
+            UserError: a shard is missing, torn, altered or of another shape; names the first.
+        """
+        sizes = self.plan.shard_sizes()
+        with (
+            ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool,
+            tqdm(
+                total=len(sizes), desc="checking latents", unit="shard", disable=not sys.stderr.isatty(), leave=False
+            ) as bar,
+        ):
+            for _ in pool.map(self._check_shard, range(len(sizes)), self.manifest.shards, sizes):
+                bar.update()
+
+    def _check_shard(self, number: int, facts: FileFacts, size: int) -> None:
+        path = self.root / shard_name(number)
+        _check_file(path, facts)
+        found, wanted = shard_layout(path), shard_wanted(self.plan.shape, self.plan.dtype, size, self.plan.mirrored)
+        if found != wanted:
+            raise UserError(f"{path} holds {found} and the manifest says {wanted}; encode again into another folder")
+
+
+def source_of(run: Run) -> Source:
+    """A run's pictures, or the latent cache in their place."""
+    if run.latents is None:
+        return run.data.build()
+    return LatentCache(run.latents)
+
+
+def shard_layout(path: Path) -> str:
+    """Type and shape of a shard, from its header.
+
+    Raises:
+        UserError: it is no shard.
+    """
+    try:
+        with safe_open(path, framework="np") as stream:
+            if list(stream.keys()) != ["raw"]:
+                return f"tensors {sorted(stream.keys())}"
+            raw = stream.get_slice("raw")
+            return f"{raw.get_dtype()} {raw.get_shape()}"
+    except (OSError, SafetensorError) as error:
+        raise UserError(_unreadable(path, error)) from None
+
+
+def shard_wanted(shape: tuple[int, int, int], dtype: str, size: int, mirrored: bool) -> str:
+    """The layout that a shard of ``size`` pictures has."""
+    name = {"uint8": "U8", "float16": "F16", "float32": "F32"}[dtype]
+    return f"{name} {[size, 2 if mirrored else 1, *shape]}"
+
+
+def file_facts(path: Path) -> FileFacts:
+    """Size and digest of a file.
+
+    Raises:
+        OSError: it cannot be read.
+    """
+    with path.open("rb") as stream:
+        return FileFacts(bytes=path.stat().st_size, sha256=hashlib.file_digest(stream, "sha256").hexdigest())
+
+
+def _check_file(path: Path, wanted: FileFacts) -> None:
+    try:
+        size = path.stat().st_size
+        if size != wanted.bytes:
+            raise UserError(f"{path} has {size:,} of {wanted.bytes:,} bytes; run the same `udit encode` again")
+        if file_facts(path) != wanted:
+            raise UserError(f"{path} does not match its sha256 in the manifest; run the same `udit encode` again")
+    except OSError as error:
+        raise UserError(_unreadable(path, error)) from None
+
+
+def _unreadable(path: Path, error: Exception) -> str:
+    detail = getattr(error, "strerror", None) or " ".join(str(error).split())[:120]
+    return f"{path} of the latent cache cannot be read ({detail}); run the same `udit encode` again"
+
+
+def index_arrays(source: Source) -> dict[str, Raw]:
+    """What ``index.safetensors`` keeps of a source."""
+    names = source.names if isinstance(source.names, Names) else Names(source.names)
+    return {
+        "labels": source.labels.astype(np.int64),
+        "held_out": np.asarray(source.held_out, np.int64),
+        "names": names.text,
+        "ends": names.ends,
+    }
+
+
+def _read_index(path: Path) -> tuple[Labels, Names, Labels]:
+    try:
+        arrays = load_file(path)
+        labels, held_out, ends = (arrays[key] for key in ("labels", "held_out", "ends"))
+        names = Names.of_arrays(arrays["names"], ends)
+    except (OSError, SafetensorError, KeyError, ValueError) as error:
+        raise UserError(_unreadable(path, error)) from None
+    if not all(array.ndim == 1 and array.dtype == np.int64 for array in (labels, held_out, ends)) or not len(labels):
+        raise UserError(f"{path} is no index of pictures; run `udit encode` into another folder")
+    if len(held_out) and not 0 <= held_out.min() <= held_out.max() < len(labels):
+        raise UserError(f"{path} holds out pictures that are not there; run `udit encode` into another folder")
+    return labels, names, held_out
