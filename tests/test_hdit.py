@@ -17,7 +17,7 @@ from conftest import DATA, batch, perturb
 from peers import assert_bijection, assert_golden, golden_input, golden_model, key_lists, learns
 from udit.analysis import cost
 from udit.config.catalog import find
-from udit.config.hdit import AxialGlobal, AxialWindow, HDiTConfig, HourglassLevel, Mapping
+from udit.config.hdit import AxialGlobal, AxialNeighborhood, AxialWindow, HDiTConfig, HourglassLevel, Mapping
 from udit.config.parts import Mlp
 from udit.diffusion.denoise import Denoiser
 from udit.diffusion.edm import Preconditioned
@@ -137,7 +137,7 @@ def test_joining_windows_undoes_splitting() -> None:
 @torch.no_grad()
 @pytest.mark.parametrize("shift", [0, 2])
 def test_windows_see_their_own_pixels_and_nothing_over_the_edge(shift: int) -> None:
-    attention = perturb_scale(AxialAttention(16, 2, window=4, shift=shift))
+    attention = perturb_scale(AxialWindow(size=4).build(16, 2, shifted=bool(shift)))
     x = torch.randn(1, 8, 8, 16)
     table = attention.positions(8, 8, x.device)
     for row, column in ((0, 0), (1, 6), (5, 3), (7, 7)):
@@ -167,7 +167,7 @@ def test_an_unshifted_map_is_not_masked() -> None:
 
 @torch.no_grad()
 def test_one_window_over_the_whole_map_is_global_attention() -> None:
-    whole, window = perturb_scale(AxialAttention(16, 2)), AxialAttention(16, 2, window=8)
+    whole, window = perturb_scale(AxialAttention(16, 2)), AxialWindow(size=8).build(16, 2)
     window.load_state_dict(whole.state_dict())
     x = torch.randn(2, 8, 8, 16)
     table = whole.positions(8, 8, x.device)
@@ -175,8 +175,8 @@ def test_one_window_over_the_whole_map_is_global_attention() -> None:
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("spec", [AxialGlobal(), AxialWindow(size=2)])
-def test_attention_specs_serve_in_a_transformer_block(spec: AxialGlobal | AxialWindow) -> None:
+@pytest.mark.parametrize("spec", [AxialGlobal(), AxialWindow(size=2), AxialNeighborhood(kernel=3)])
+def test_attention_specs_serve_in_a_transformer_block(spec: Any) -> None:
     attention = perturb_scale(spec.build(16, 2, shifted=True))
     block, x = AdaLNBlock(attention, MLP(Mlp(), 16), 16), torch.randn(2, 4, 4, 16)
     mods = block.condition(torch.randn(2, 16))

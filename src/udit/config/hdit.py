@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
@@ -37,14 +38,43 @@ class AxialWindow(Spec):
 
     def build(self, width: int, heads: int, shifted: bool = False) -> nn.Module:
         """The attention module for maps [B, H, W, width]; ``shifted`` for every other block."""
-        from udit.nn.axial import AxialAttention
+        from udit.nn.axial import AxialAttention, attend_windows
 
-        return AxialAttention(width, heads, self.size, self.size // 2 if shifted else 0)
+        shift = self.size // 2 if shifted else 0
+        return AxialAttention(width, heads, partial(attend_windows, size=self.size, shift=shift))
 
     def check_size(self, height: int, width: int) -> None:
         """Raises ValueError unless windows tile a map of height x width."""
         if height % self.size or width % self.size:
             raise ValueError(f"windows of {self.size}x{self.size} do not tile a level's map of {height}x{width}")
+
+
+class AxialNeighborhood(Spec):
+    """The same among the pixels around each (Hassani et al. 2023, NATTEN), moved inside the map at its edges."""
+
+    kind: Literal["neighborhood"] = "neighborhood"
+    kernel: PositiveInt = 7
+    """Odd side of the square of pixels that each attends to, in pixels of the level."""
+
+    @model_validator(mode="after")
+    def _check(self) -> AxialNeighborhood:
+        if self.kernel % 2 == 0:
+            raise ValueError(f"kernel is {self.kernel}; a neighbourhood around a pixel needs an odd side, e.g. 7")
+        return self
+
+    def build(self, width: int, heads: int, shifted: bool = False) -> nn.Module:
+        """The attention module for maps [B, H, W, width]; nothing is there to shift."""
+        from udit.nn.axial import AxialAttention
+        from udit.nn.neighborhood import neighborhood_attention
+
+        return AxialAttention(width, heads, partial(neighborhood_attention, kernel=self.kernel, scale=1.0))
+
+    def check_size(self, height: int, width: int) -> None:
+        """Raises ValueError unless a map of height x width holds a neighbourhood."""
+        if min(height, width) < self.kernel:
+            raise ValueError(
+                f"neighbourhoods of {self.kernel}x{self.kernel} do not fit a level's map of {height}x{width}"
+            )
 
 
 class HourglassLevel(Spec):
@@ -57,7 +87,7 @@ class HourglassLevel(Spec):
     """Channels of an attention head, a multiple of 8."""
     ratio: Annotated[float, Field(gt=0)] = 3.0
     """Hidden channels of the FFN per channel."""
-    attention: Annotated[AxialGlobal | AxialWindow, Field(discriminator="kind")] = AxialGlobal()
+    attention: Annotated[AxialGlobal | AxialWindow | AxialNeighborhood, Field(discriminator="kind")] = AxialGlobal()
 
     @model_validator(mode="after")
     def _check(self) -> HourglassLevel:

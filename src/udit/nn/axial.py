@@ -1,4 +1,6 @@
-"""Self-attention with rotary positions along two axes, whole or in windows (Crowson et al. 2024, arXiv 2401.11605).
+"""Self-attention with rotary positions along two axes (Crowson et al. 2024, arXiv 2401.11605).
+
+Of the whole map, within windows, or within neighbourhoods.
 
 Axes: B batch, H and W side lengths, D width, h heads, R channels a head.
 """
@@ -6,6 +8,7 @@ Axes: B batch, H and W side lengths, D width, h heads, R channels a head.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
@@ -75,21 +78,44 @@ def turn(x: Tensor, table: Tensor) -> Tensor:
     return torch.cat([a * cos - b * sin, b * cos + a * sin, rest], dim=-1)
 
 
+Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
+"""Attention by products (scale 1) among queries, keys and values, all [B, H, W, h, R], to the same shape."""
+
+
+def attend_all(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Every pixel to every pixel."""
+    height, width = v.shape[1:3]
+    q, k, v = (part.flatten(1, 2).transpose(1, 2) for part in (q, k, v))
+    return F.scaled_dot_product_attention(q, k, v, scale=1.0).transpose(1, 2).unflatten(1, (height, width))
+
+
+def attend_windows(q: Tensor, k: Tensor, v: Tensor, size: int, shift: int) -> Tensor:
+    """Within windows of ``size x size``, shifted up and left by ``shift``; those at the edge are cut off there."""
+    _, height, width, heads, _ = v.shape
+    window, mask = (size, size), None
+    if shift:
+        q, k, v = (part.roll((shift, shift), dims=(1, 2)) for part in (q, k, v))
+        mask = wrap_mask(height, width, window, (shift, shift), v.device)
+    q, k, v = (split_windows(part, window) for part in (q, k, v))
+    out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=1.0)
+    out = join_windows(out, window, height, width, heads)
+    return out.roll((-shift, -shift), dims=(1, 2)) if shift else out
+
+
 class AxialAttention(nn.Module):
     """Cosine attention with a learned temperature per head and axial rotary positions.
 
     Args:
         width: D.
         heads: h.
-        window: side of the windows; None attends to the whole map.
-        shift: how far the windows are shifted, up and left.
+        attend: who attends to whom.
     """
 
-    def __init__(self, width: int, heads: int, window: int | None = None, shift: int = 0) -> None:
+    def __init__(self, width: int, heads: int, attend: Attend = attend_all) -> None:
         super().__init__()
         if width % heads or width // heads % 8:
             raise UserError(f"width {width} over {heads} heads: axial positions need a multiple of 8 channels a head")
-        self.heads, self.window, self.shift = heads, window, shift
+        self.heads, self.attend = heads, attend
         self.scale = nn.Parameter(torch.empty(heads))
         self.qkv = nn.Linear(width, 3 * width, bias=False)
         self.out = nn.Linear(width, width, bias=False)
@@ -108,21 +134,6 @@ class AxialAttention(nn.Module):
         root = self.scale.to(precise).sqrt()[:, None]
         q, k = (turn(unit(part.to(precise)) * root, positions).to(v.dtype) for part in (q, k))
         return self.out(self.attend(q, k, v).flatten(-2))
-
-    def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """Attention of the whole map or of each window; all [B, H, W, h, R]."""
-        _, height, width, heads, _ = v.shape
-        if self.window is None:
-            q, k, v = (part.flatten(1, 2).transpose(1, 2) for part in (q, k, v))
-            return F.scaled_dot_product_attention(q, k, v, scale=1.0).transpose(1, 2).unflatten(1, (height, width))
-        window, shift, mask = (self.window, self.window), (self.shift, self.shift), None
-        if self.shift:
-            q, k, v = (part.roll(shift, dims=(1, 2)) for part in (q, k, v))
-            mask = wrap_mask(height, width, window, shift, v.device)
-        q, k, v = (split_windows(part, window) for part in (q, k, v))
-        out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=1.0)
-        out = join_windows(out, window, height, width, heads)
-        return out.roll((-self.shift, -self.shift), dims=(1, 2)) if self.shift else out
 
 
 def unit(x: Tensor) -> Tensor:
