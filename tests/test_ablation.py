@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import copy
 import json
+from functools import cache
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -195,9 +197,14 @@ def test_downsamplers_of_table_7_differ_in_the_filter_alone() -> None:
     assert isinstance(ABLATIONS["DiT-UNet-T-like-kv"].attention, KVDownsampled)
 
 
+@cache
+def macs_of(name: str) -> int:
+    return cost(find(name).config).macs
+
+
 def test_macs_of_the_chain_are_in_the_order_of_the_papers_tables() -> None:
     """The paper prints 1.40, .91, .89, .91, .91, 2.22 and .95 billion; its sizes are unpublished, so only the order."""
-    macs = {name: cost(config).macs for name, config in ABLATIONS.items()}
+    macs = {name: macs_of(name) for name in ABLATIONS}
     u, full = "U-DiT-T-like", macs["DiT-UNet-T-like"]
     assert macs[f"{u}-unshuffle"] < macs[f"{u}-depthwise"] == macs[f"{u}-vanilla"] < full < macs[f"{u}-ordinary"]
     assert macs[f"{u}-vanilla"] == macs[f"{u}-cosine"] == macs[f"{u}-rope"] < macs[f"{u}-dwconv"] == macs[u] < full
@@ -207,12 +214,19 @@ def test_macs_of_the_chain_are_in_the_order_of_the_papers_tables() -> None:
     assert full - macs[f"{u}-unshuffle"] == attention * 3 // 4
 
 
-@pytest.mark.parametrize("size", ["S", "B", "L", "XL"])
+@pytest.mark.parametrize("size", ["S", *(pytest.param(size, marks=pytest.mark.slow) for size in ("B", "L", "XL"))])
 def test_dit_unet_costs_what_dit_does_within_two_percent(size: str) -> None:
     config = DIT_UNETS[f"DiT-UNet-{size}"]
-    assert abs(cost(config).macs / cost(find(f"DiT-{size}/2").config).macs - 1) < 0.02
+    assert abs(macs_of(f"DiT-UNet-{size}") / macs_of(f"DiT-{size}/2") - 1) < 0.02
     assert (config.attention, config.ffn) == (Full(cosine=False, rope=False), Mlp(ratio=2))
     assert config.depths == UDiTConfig().depths
+
+
+def test_the_docs_print_the_macs_that_are_counted() -> None:
+    lines = (Path(__file__).parents[1] / "docs" / "ablations.md").read_text().splitlines()
+    rows = [[cell.strip() for cell in line.split("|")[1:4]] for line in lines if "T-like" in line and line[0] == "|"]
+    assert [name for name, _, _ in rows] == list(ABLATIONS)
+    assert [printed for _, _, printed in rows] == [f"{macs_of(name) / 1e9:.3f}" for name in ABLATIONS]
 
 
 # ---- errors --------------------------------------------------------------------------------------------------------

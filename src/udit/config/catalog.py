@@ -6,12 +6,13 @@ from typing import Any
 
 from pydantic import Field
 
+from udit.config.ablation import ABLATIONS, DIT_UNETS
 from udit.config.adm import ADMConfig
 from udit.config.base import Spec
 from udit.config.dic import DiCConfig
 from udit.config.dimsum import DiMSUMConfig
 from udit.config.dit import DiTConfig
-from udit.config.hdit import AxialWindow, HDiTConfig, HourglassLevel
+from udit.config.hdit import AxialNeighborhood, AxialWindow, HDiTConfig, HourglassLevel
 from udit.config.model import ModelConfig
 from udit.config.parts import Context, Downsampled, Mlp
 from udit.config.skipdit import SkipDiTConfig
@@ -39,6 +40,11 @@ def _udit(width: int, heads: int, **overrides: Any) -> Entry:
 
 
 _VANILLA: dict[str, Any] = {"attention": Downsampled(cosine=False, rope=False), "ffn": Mlp(ratio=2)}
+
+
+def _ours(config: UDiTConfig) -> Entry:
+    return Entry(config=config, paper="2405.02730", weights="-")
+
 
 _ISOTROPIC: dict[str, dict[str, int]] = {
     "S": {"width": 384, "depth": 12, "heads": 6},
@@ -98,6 +104,7 @@ CATALOG: dict[str, Entry] = {
     "U-DiT-S-vanilla": _udit(96, 4, **_VANILLA),
     "U-DiT-B-vanilla": _udit(192, 8, **_VANILLA),
     "U-DiT-L-vanilla": _udit(384, 16, **_VANILLA),
+    **{name: _ours(config) for name, config in {**DIT_UNETS, **ABLATIONS}.items()},
     **{f"DiT-{size}/{patch}": _dit(size, patch=patch) for size in _ISOTROPIC for patch in (2, 4, 8)},
     "DiT-XL/2": _dit("XL", _DIT_WEIGHTS.format(256)),
     "DiT-XL/2-512": _dit("XL", _DIT_WEIGHTS.format(512), input_size=64),
@@ -129,6 +136,14 @@ CATALOG: dict[str, Entry] = {
     "ADM-512": _adm(512, (0.5, 1, 1, 2, 2, 4, 4), (16, 32, 64)),
     "HDiT-mnist": _hdit(4, HourglassLevel(width=256, depth=8), in_channels=1, input_size=28),
     "HDiT-cifar10": _hdit(2, HourglassLevel(width=256, depth=2), HourglassLevel(width=512, depth=4)),
+    "HDiT-oxford-flowers": _hdit(
+        4,
+        HourglassLevel(width=128, depth=2, attention=AxialNeighborhood()),
+        HourglassLevel(width=256, depth=2, attention=AxialNeighborhood()),
+        HourglassLevel(width=512, depth=4),
+        num_classes=0,
+        input_size=256,
+    ),
     "HDiT-oxford-flowers-shifted-window": _hdit(
         4,
         HourglassLevel(width=128, depth=2, attention=AxialWindow()),
