@@ -107,10 +107,10 @@ def test_recomputed_activations_give_the_same_gradients(model: nn.Module) -> Non
     assert all(torch.equal(a, b) for a, b in zip(*grads, strict=True))
 
 
-EXPORTED = ("U full", "U kv", "U windows", "U ordinary", "DiT windows")
+QUICK, EXPORTED = ("U kv", "U windows"), ("U full", "U ordinary", "DiT windows")
 
 
-@pytest.mark.parametrize("name", EXPORTED)
+@pytest.mark.parametrize("name", [*QUICK, *(pytest.param(name, marks=pytest.mark.slow) for name in EXPORTED)])
 @torch.no_grad()
 def test_exported_program_takes_any_batch(name: str) -> None:
     config = SHELLS[name].replace(**{"depths": (1,)} if name.startswith("U") else {"depth": 2})
