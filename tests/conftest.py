@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 import udit
 from udit.cli import main
+from udit.nn import native
 
 torch.set_num_threads(1)  # the suite shares its cores; a second thread makes tiny networks slower, not faster
 settings.register_profile(
@@ -63,6 +64,12 @@ def snapshot(model: nn.Module) -> dict[str, Tensor]:
 def same_bits(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
     """Whether two states hold the same names and the same bits."""
     return a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _kernels_are_compiled() -> None:
+    """Once, and not within a test that looks at what is told or how long it takes."""
+    native.kernel("depthwise")
 
 
 @pytest.fixture(autouse=True)

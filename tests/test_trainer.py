@@ -25,6 +25,7 @@ from udit.config.files import load_run, read_yaml
 from udit.data.batches import Batch
 from udit.diffusion.objective import Losses
 from udit.errors import RunError, UserError
+from udit.nn import native
 from udit.pictures import read_settings
 from udit.training.ema import EMA, decay_at
 from udit.training.learner import Learner
@@ -99,7 +100,13 @@ def test_manifest_names_everything_that_matters(finished: Path) -> None:
         *("schema", "step", "skipped_in_a_row", "data", "machine", "versions", "run", "files", "digest")
     ]
     assert manifest["step"] == 7
-    assert manifest["machine"] == {"torch": torch.__version__, "ranks": 1, "threads": 1}
+    kernel = native.describe("depthwise")
+    assert manifest["machine"] == {
+        "torch": torch.__version__,
+        "ranks": 1,
+        "threads": 1,
+        "depthwise kernel": kernel,
+    }
     assert manifest["versions"]["udit"] == udit.__version__
     assert manifest["run"] == read_yaml(finished / "run.yaml")
     assert set(manifest["files"]) == {"model.safetensors", "ema.safetensors", "optim.safetensors"}

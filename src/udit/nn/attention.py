@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from udit.config.parts import Downsampled, KVDownsampled, Window
 from udit.errors import UserError
+from udit.nn.depthwise import depthwise
 from udit.nn.tokens import rotary_table, rotate, to_first, to_last
 from udit.nn.window import join_windows, split_windows, wrap_mask
 
@@ -176,7 +177,9 @@ class LowPass(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """[B, H, W, D] -> [B, H, W, D]."""
         kernel = self.kernel()
-        return to_last(F.conv2d(to_first(x), kernel, self.bias, padding=kernel.shape[-1] // 2, groups=self.groups))
+        if self.groups > 1:
+            return depthwise(x, kernel, self.bias)
+        return to_last(F.conv2d(to_first(x), kernel, self.bias, padding=kernel.shape[-1] // 2))
 
     def folded(self) -> dict[str, Tensor]:
         """State of the same filter without shortcut."""

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from udit.config.parts import Mlp, RepConv
-from udit.nn.tokens import to_first, to_last
+from udit.nn.depthwise import depthwise
 
 
 class MLP(nn.Module):
@@ -112,8 +112,7 @@ class DepthwiseFFN(nn.Module):
         """[B, H, W, D] -> [B, H, W, D]."""
         expand, expand_bias, kernel, kernel_bias, contract, contract_bias = self.weights()
         x = F.gelu(F.linear(x, expand, expand_bias))
-        x = to_last(F.conv2d(to_first(x), kernel, kernel_bias, padding=kernel.shape[-1] // 2, groups=kernel.shape[0]))
-        return F.linear(x, contract, contract_bias)
+        return F.linear(depthwise(x, kernel, kernel_bias), contract, contract_bias)
 
     def folded(self) -> dict[str, Tensor]:
         """State of the same FFN built from ``spec.folded()``."""

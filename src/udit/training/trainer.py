@@ -23,6 +23,7 @@ from udit.data.batches import batches
 from udit.data.latents import source_of
 from udit.data.sources import Source, parts_of
 from udit.errors import PeerError, RunError, UserError
+from udit.nn import native
 from udit.store import read_config, save
 from udit.training import folder, preview
 from udit.training.learner import Learner, StepReport
@@ -128,7 +129,9 @@ class Trainer:
         return found
 
     def _machine(self) -> dict[str, Any]:
-        return {"torch": torch.__version__, "ranks": self.world.size, "threads": torch.get_num_threads()}
+        facts = {"torch": torch.__version__, "ranks": self.world.size, "threads": torch.get_num_threads()}
+        on_cpu = self.world.device.type == "cpu"
+        return facts | ({"depthwise kernel": native.describe("depthwise")} if on_cpu else {})
 
     def _on_main(self, action: Callable[[], T]) -> T | None:
         """Runs ``action`` on rank 0; an error there is an error everywhere, so that no rank waits for a dead one."""

@@ -1,0 +1,122 @@
+"""Compiled kernels: the C++ beside this file, built at first use and kept in the user's cache.
+
+A kernel is plain C++ behind a C interface. It knows nothing of torch, so it builds in seconds with any compiler and
+outlives torch's versions. Without a compiler the caller takes torch's own operator.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import functools
+import hashlib
+import logging
+import os
+import platform
+import shutil
+import subprocess
+import tempfile
+import time
+from pathlib import Path
+
+log = logging.getLogger(__name__)
+
+FLAGS = ("-O3", "-march=native", "-std=c++17", "-fPIC")
+THREADED = ("-fopenmp",)
+"""Compiled in but not linked: torch has loaded the one OpenMP runtime that a process should have, and its symbols are
+found when the kernel is loaded. A compiler that speaks to another runtime builds a kernel of one thread instead."""
+
+
+@functools.cache
+def kernel(name: str) -> ctypes.CDLL | None:
+    """The kernels of ``nn/NAME.cpp``, or None where they cannot be built. Asked once a process.
+
+    The compiler is ``$CXX``, else c++, g++ or clang++, the first that is installed.
+    """
+    compiler = find_compiler()
+    if compiler is None:
+        log.info("no C++ compiler: %s runs on torch's own, slower operator", name)
+        return None
+    try:
+        return load(name, compiler, cache_folder())
+    except (OSError, subprocess.SubprocessError) as error:
+        detail = getattr(error, "stderr", None) or error
+        log.warning(
+            "%s was not compiled, torch's own, slower operator runs: %s", name, " ".join(str(detail).split())[:200]
+        )
+        return None
+
+
+def describe(name: str) -> str:
+    """What runs, for the record of a run: last bits of sums differ between the two."""
+    return "torch" if kernel(name) is None else "compiled"
+
+
+def find_compiler() -> str | None:
+    """Path of the C++ compiler, or None."""
+    asked = os.environ.get("CXX")
+    return next(filter(None, map(shutil.which, [asked] if asked else ["c++", "g++", "clang++"])), None)
+
+
+def cache_folder() -> Path:
+    """Where kernels are kept."""
+    base = os.environ.get("XDG_CACHE_HOME")
+    return (Path(base) if base else Path.home() / ".cache") / "udit" / "kernels"
+
+
+def load(name: str, compiler: str, folder: Path) -> ctypes.CDLL:
+    """The library from ``folder``, where it is built first if it is not there.
+
+    It appears under its name when it is whole, so that processes may build at the same time. Where the folder refuses,
+    a temporary one serves this process.
+
+    Raises:
+        OSError: it does not load.
+        subprocess.CalledProcessError: it does not compile.
+    """
+    source = Path(__file__).with_name(f"{name}.cpp")
+    path: Path | None = folder / f"{name}-{_key(source, compiler)}.so"
+    with contextlib.suppress(OSError):  # absent, or torn by a full disk: built anew
+        return ctypes.CDLL(str(path))
+    try:
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        scratch = tempfile.TemporaryDirectory(dir=folder)
+    except OSError:
+        scratch, path = tempfile.TemporaryDirectory(), None
+    with scratch:
+        began = time.perf_counter()
+        built = _build(source, compiler, Path(scratch.name))
+        log.info("compiled %s in %.0f s (%s)", name, time.perf_counter() - began, path or "not kept: no cache folder")
+        if path is not None:
+            built = built.replace(path)
+        return ctypes.CDLL(str(built))
+
+
+def _build(source: Path, compiler: str, folder: Path) -> Path:
+    """The first variant that compiles and loads."""
+    for extra in (THREADED, ()):
+        part, library = folder / "kernel.o", folder / f"kernel{len(extra)}.so"
+        try:
+            _run(compiler, *FLAGS, *extra, "-c", str(source), "-o", str(part))
+            _run(compiler, "-shared", str(part), "-o", str(library))
+            ctypes.CDLL(str(library))
+        except (OSError, subprocess.SubprocessError):
+            if not extra:
+                raise
+        else:
+            return library
+    raise AssertionError("the last variant returns or raises")
+
+
+def _run(*command: str) -> str:
+    return subprocess.run(command, check=True, capture_output=True, text=True, timeout=300).stdout
+
+
+def _key(source: Path, compiler: str) -> str:
+    """Changes with all that the binary depends on: source, compiler, flags and processor."""
+    cpu = platform.machine() + platform.processor()
+    with contextlib.suppress(OSError):
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+        cpu += "".join(sorted({line for line in lines if line.startswith(("model name", "flags", "Features"))}))
+    parts = [source.read_text(encoding="utf-8"), _run(compiler, "--version"), " ".join(FLAGS), cpu]
+    return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]

@@ -1,0 +1,220 @@
+"""The compiled depthwise convolution: torch's numbers, the same bits on any number of threads, and doing without."""
+
+from __future__ import annotations
+
+import concurrent.futures
+import functools
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+import udit
+from conftest import TINY, batch, perturb
+from udit.nn import native
+from udit.nn.depthwise import depthwise
+
+needs_compiler = pytest.mark.skipif(native.find_compiler() is None, reason="no C++ compiler")
+
+
+def plain(x: Tensor, kernel: Tensor, bias: Tensor) -> Tensor:
+    """torch's own, in the input's precision."""
+    return F.conv2d(x.permute(0, 3, 1, 2), kernel, bias, padding=kernel.shape[-1] // 2, groups=x.shape[-1]).permute(
+        0, 2, 3, 1
+    )
+
+
+def draw(shape: tuple[int, ...], side: int) -> tuple[Tensor, Tensor, Tensor]:
+    width = shape[-1]
+    return torch.randn(shape), torch.randn(width, 1, side, side), torch.randn(width)
+
+
+def gradients(function: object, *inputs: Tensor, weights: Tensor) -> list[Tensor]:
+    inputs = tuple(tensor.detach().clone().requires_grad_() for tensor in inputs)
+    out = function(*inputs)  # type: ignore[operator]
+    (out * weights.to(out.dtype)).sum().backward()
+    return [out.detach(), *(tensor.grad for tensor in inputs)]
+
+
+def test_a_compiler_that_is_there_yields_a_kernel() -> None:
+    """Else every other test here would compare torch with itself."""
+    assert (native.kernel("depthwise") is not None) is (native.find_compiler() is not None)
+
+
+@pytest.mark.parametrize("side", [3, 5])
+@pytest.mark.parametrize(
+    "shape",
+    [(1, 8, 8, 32), (2, 9, 7, 20), (3, 1, 1, 5), (1, 2, 19, 33), (2, 17, 16, 64), (1, 3, 40, 40)],
+    ids=lambda shape: "x".join(map(str, shape)),
+)
+def test_values_and_gradients_are_those_of_torch_in_float64(shape: tuple[int, ...], side: int) -> None:
+    """Every odd end: maps smaller than the kernel, partial tiles, bands and lines of channels."""
+    inputs, weights = draw(shape, side), torch.randn(shape)
+    ours = gradients(depthwise, *inputs, weights=weights)
+    truth = gradients(plain, *(tensor.double() for tensor in inputs), weights=weights)
+    torchs = gradients(plain, *inputs, weights=weights)
+    for mine, theirs, exact in zip(ours, torchs, truth, strict=True):
+        assert mine.dtype == torch.float32
+        error = (mine - exact).abs().max()
+        assert error <= 2 * (theirs - exact).abs().max() + 4e-7 * exact.abs().max()
+
+
+def test_bfloat16_rounds_once() -> None:
+    x, kernel, bias = draw((2, 9, 8, 24), 5)
+    x = x.bfloat16()
+    exact = plain(x.double(), kernel.double(), bias.double())
+    out = depthwise(x, kernel, bias)
+    assert out.dtype == torch.bfloat16
+    assert ((out - exact).abs() <= exact.abs() * 2**-8 + 1e-5).all()
+    grads = gradients(depthwise, x, kernel, bias, weights=torch.ones(x.shape))
+    assert [g.dtype for g in grads] == [torch.bfloat16, torch.bfloat16, torch.float32, torch.float32]
+    truth = gradients(plain, x.double(), kernel.double(), bias.double(), weights=torch.ones(x.shape))
+    for mine, true in zip(grads, truth, strict=True):
+        assert (mine - true).abs().max() <= 2**-8 * true.abs().max()
+
+
+@needs_compiler
+def test_not_a_number_and_infinity_stay_what_they_are_in_bfloat16() -> None:
+    x = torch.zeros(1, 1, 3, 4)
+    x[0, 0, 0, 0], x[0, 0, 0, 1], x[0, 0, 0, 2] = float("nan"), float("inf"), 3.4e38
+    kernel = torch.zeros(4, 1, 3, 3)
+    kernel[:, :, 1, 1] = 1
+    out = depthwise(x.bfloat16(), kernel, torch.zeros(4))[0, 0, 0]
+    assert out[0].isnan()
+    assert out[1:].tolist() == [float("inf"), float(torch.tensor(3.4e38).bfloat16()), 0.0]
+
+
+def test_views_of_any_layout_are_taken() -> None:
+    _, kernel, bias = draw((1, 1, 1, 16), 5)
+    x = torch.randn(2, 16, 8, 6)
+    torch.testing.assert_close(
+        depthwise(x.permute(0, 2, 3, 1), kernel, bias), plain(x.permute(0, 2, 3, 1), kernel, bias), atol=1e-5, rtol=1e-5
+    )
+
+
+def test_any_number_of_threads_gives_the_same_bits() -> None:
+    inputs, weights = draw((3, 12, 12, 70), 5), torch.randn(3, 12, 12, 70)
+    results = []
+    for threads in (1, 2, 5):
+        torch.set_num_threads(threads)
+        results.append(gradients(depthwise, *inputs, weights=weights))
+    torch.set_num_threads(1)
+    if native.kernel("depthwise"):
+        for other in results[1:]:
+            assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
+
+
+def test_operations_are_counted_with_the_kernel_and_without() -> None:
+    """Backwards only the kernel's: torch counts its own gradient as if every channel met every other."""
+    forward = 2 * 25 * 2 * 8 * 8 * 32
+    for device in ("cpu", "meta"):
+        inputs = [tensor.to(device).requires_grad_() for tensor in draw((2, 8, 8, 32), 5)]
+        with FlopCounterMode(display=False) as counter:
+            out = depthwise(*inputs)
+            assert counter.get_total_flops() == forward
+            out.sum().backward()
+        if device == "cpu" and native.kernel("depthwise"):
+            assert counter.get_total_flops() == 3 * forward
+
+
+def test_compiled_graphs_hold_it_unbroken() -> None:
+    torch._dynamo.reset()
+    inputs, weights = draw((2, 8, 8, 32), 5), torch.randn(2, 8, 8, 32)
+    compiled = torch.compile(depthwise, fullgraph=True, backend="aot_eager")
+    for mine, true in zip(
+        gradients(compiled, *inputs, weights=weights), gradients(depthwise, *inputs, weights=weights), strict=True
+    ):
+        assert torch.equal(mine, true)
+
+
+def test_exported_programs_know_torch_alone() -> None:
+    model = perturb(udit.build("U-DiT-S", **TINY)).eval()
+    x, t, y = batch(model)
+    program = torch.export.export(model, (x, t, y))
+    names = {str(node.target) for node in program.graph.nodes if node.op == "call_function"}
+    assert not [name for name in names if "udit" in name]
+    assert any("conv2d" in name for name in names)
+    torch.testing.assert_close(program.module()(x, t, y), model(x, t, y), atol=1e-5, rtol=1e-5)
+
+
+def test_a_network_says_the_same_without_a_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = perturb(udit.build("U-DiT-S", **TINY)).eval()
+    outs = [model(*batch(model))]
+    monkeypatch.setattr("udit.nn.depthwise._is_compiled", lambda: False)
+    outs.append(model(*batch(model)))
+    torch.testing.assert_close(*outs, atol=1e-5, rtol=1e-5)
+
+
+def test_no_compiler_is_told_once_and_torch_runs(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    monkeypatch.setattr(native, "kernel", functools.cache(native.kernel.__wrapped__))
+    with caplog.at_level("INFO"):
+        assert native.describe("depthwise") == "torch"
+        assert native.describe("depthwise") == "torch"
+    assert [record.message for record in caplog.records] == [
+        "no C++ compiler: depthwise runs on torch's own, slower operator"
+    ]
+
+
+def test_a_compiler_that_fails_is_told_in_one_line(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, tmp_path: Path
+) -> None:
+    broken = tmp_path / "c++"
+    broken.write_text(
+        "#!/bin/sh\n[ \"$1\" = --version ] && echo 1 && exit\necho 'error: no such\nheader' >&2\nexit 1\n"
+    )
+    broken.chmod(0o755)
+    monkeypatch.setenv("CXX", str(broken))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(native, "kernel", functools.cache(native.kernel.__wrapped__))
+    assert native.kernel("depthwise") is None
+    [record] = caplog.records
+    assert record.message.endswith("slower operator runs: error: no such header")
+    assert list((tmp_path / "cache/udit/kernels").iterdir()) == []
+
+
+@needs_compiler
+def test_a_cache_that_cannot_be_written_is_done_without(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    compiler = native.find_compiler()
+    assert compiler is not None
+    assert native.load("depthwise", compiler, tmp_path / "file" / "kernels").depthwise_f32
+
+
+@needs_compiler
+def test_processes_that_build_at_once_leave_one_kernel(tmp_path: Path) -> None:
+    code = "from pathlib import Path; import sys; from udit.nn import native\n"
+    code += "assert native.load('depthwise', native.find_compiler(), Path(sys.argv[1])).depthwise_f32"
+    with concurrent.futures.ThreadPoolExecutor() as pool:
+        command = [sys.executable, "-c", code, str(tmp_path)]
+        for done in pool.map(lambda _: subprocess.run(command, env=os.environ, check=False), range(2)):
+            assert done.returncode == 0
+    assert [path.suffix for path in tmp_path.iterdir()] == [".so"]
+
+
+@needs_compiler
+def test_a_torn_kernel_is_built_anew(tmp_path: Path) -> None:
+    compiler = native.find_compiler()
+    assert compiler is not None
+    source = Path(native.__file__).with_name("depthwise.cpp")
+    path = tmp_path / f"depthwise-{native._key(source, compiler)}.so"
+    path.write_bytes(b"\x7fELF torn")
+    assert native.load("depthwise", compiler, tmp_path).depthwise_f32
+    assert path.stat().st_size > 10_000
+
+
+def test_gradients_reach_only_what_asks_for_them() -> None:
+    layer = nn.Conv2d(8, 8, 5, padding=2, groups=8).requires_grad_(False)
+    x = torch.randn(1, 8, 8, 8, requires_grad=True)
+    assert layer.bias is not None
+    depthwise(x, layer.weight, layer.bias).sum().backward()
+    assert x.grad is not None
+    assert layer.weight.grad is None
