@@ -10,6 +10,7 @@ from typing import NoReturn
 from cyclopts import App, CycloptsError, Group
 
 from udit import __version__
+from udit.cli.bench import bench
 from udit.cli.convert import convert
 from udit.cli.encode import encode
 from udit.cli.evaluate import evaluate
@@ -38,6 +39,7 @@ app.command(encode)
 app.command(convert)
 app.command(models)
 app.command(parity)
+app.command(bench)
 
 
 def main(arguments: list[str] | None = None) -> NoReturn:

@@ -22,7 +22,7 @@ from udit.data.batches import Batch
 from udit.diffusion.objective import Losses, draw, drop_labels, flow_loss, hybrid_loss
 from udit.dist import World
 from udit.errors import UserError
-from udit.models.build import build, checkpoint_activations
+from udit.models.build import build, checkpoint_activations, compile_blocks
 from udit.training.ema import EMA, decay_at
 
 MOMENTS = ("step", "exp_avg", "exp_avg_sq")
@@ -103,7 +103,7 @@ class Learner:
             self._share_moments()
         self.network: nn.Module = self.model
         if self.run.training.compile:
-            self.model.compile()
+            compile_blocks(self.model)
         if self.world.size > 1:
             # Searching for unused parameters keeps DDP from rebuilding its buckets after the first backward pass: the
             # order of summation would differ between an unbroken and a resumed run.

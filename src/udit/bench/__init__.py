@@ -1,0 +1,1 @@
+"""Time, memory and arithmetic of networks, side by side in one run."""

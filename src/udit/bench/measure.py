@@ -1,0 +1,215 @@
+"""Measuring: interleaved rounds, the machine's own peak beside them, memory, and where the time goes."""
+
+from __future__ import annotations
+
+import contextlib
+import statistics
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+
+import torch
+from torch import nn
+from torch.profiler import ProfilerActivity, profile
+
+from udit.assemble import System, denoiser_of
+from udit.bench.subjects import Subject, inputs
+from udit.config.diffusion import SamplingConfig
+from udit.config.system import SystemConfig
+from udit.diffusion.objective import hybrid_loss
+
+PEAK_SIDE = 1536
+KINDS: Mapping[str, tuple[str, ...]] = {
+    "depthwise convolution": ("udit::depthwise", "udit::depthwise_weights"),
+    "attention": ("aten::_scaled_dot_product", "aten::bmm", "aten::baddbmm", "aten::softmax", "aten::_softmax"),
+    "matrix product": ("aten::addmm", "aten::mm", "aten::mkldnn", "aten::convolution", "aten::_slow_conv2d"),
+    "normalisation and modulation": (
+        *("aten::native_layer_norm", "aten::native_group_norm", "aten::linalg_vector_norm", "aten::norm"),
+        *("aten::addcmul", "aten::mul", "aten::add", "aten::div", "aten::sum", "aten::gelu", "aten::silu"),
+    ),
+    "data movement": (
+        *("aten::copy_", "aten::cat", "aten::flip", "aten::clone", "aten::contiguous", "aten::pixel_", "aten::fill_"),
+        *("aten::constant_pad_nd", "aten::zero_", "aten::channel_shuffle"),
+    ),
+    "optimiser": ("aten::_fused_adamw", "Optimizer"),
+}
+"""Kind of work -> prefixes of the operators that do it; all others are "other"."""
+
+
+@dataclass(frozen=True)
+class Work:
+    """What is done with a subject: ``forward``, ``train`` (a step of the hybrid loss and AdamW) or ``image``."""
+
+    kind: str
+    batch: int
+    size: tuple[int, int]
+    sampling: SamplingConfig = field(default_factory=SamplingConfig)
+
+    def __str__(self) -> str:
+        shape = f"{self.size[0]}x{self.size[1]}, batch {self.batch}"
+        if self.kind != "image":
+            return f"{'training step' if self.kind == 'train' else 'forward'}, {shape}"
+        how = self.sampling
+        return f"images, {how.sampler}, {how.steps} steps, guidance {how.guidance:g}, {shape}"
+
+
+@dataclass
+class Result:
+    """One row."""
+
+    subject: str
+    work: str
+    seconds: list[float]
+    first_call: float
+    """Seconds of the first call, compiling included."""
+    flops: int | None
+    """Of one call: matrix products, convolutions, attention."""
+    peak: float
+    """FLOP/s of a square matrix product: the median over the same rounds."""
+    peak_bytes: int
+    """Weights, the optimiser's state, and the most that lived at once beside them."""
+    kinds: dict[str, float]
+    """Share of the time a kind of work."""
+    levels: dict[str, float]
+    """Share of a forward's time by part of the network, in the order of the network."""
+
+    @property
+    def median(self) -> float:
+        """Seconds."""
+        return statistics.median(self.seconds)
+
+    @property
+    def spread(self) -> float:
+        """(largest - smallest) / median."""
+        return (max(self.seconds) - min(self.seconds)) / self.median
+
+    @property
+    def share_of_peak(self) -> float | None:
+        """Arithmetic a second as a share of the matrix product's."""
+        return None if self.flops is None else self.flops / self.median / self.peak
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A call to time, the network behind it, and the bytes that are there before."""
+
+    call: Callable[[], object]
+    model: nn.Module
+    resident: int
+
+
+def prepare(subject: Subject, work: Work) -> Prepared:
+    """Builds the network and what it is given."""
+    model = subject.training() if work.kind == "train" else subject.inference()
+    weights = sum(tensor.numel() * tensor.element_size() for tensor in model.state_dict().values())
+    arguments = inputs(subject.config, work.batch, work.size)
+    if work.kind == "forward":
+
+        def forward() -> None:
+            with torch.no_grad():
+                model(*arguments)
+
+        return Prepared(forward, model, weights)
+    config = SystemConfig(model=subject.config.replace(input_size=work.size))
+    if work.kind == "image":
+        system, labels = System(config, model), [0] * work.batch if subject.config.num_classes else None
+
+        def image() -> None:
+            with torch.no_grad():
+                list(system.generate(range(work.batch), labels, sampling=work.sampling, batch_size=work.batch))
+
+        return Prepared(image, model, weights)
+    denoiser = denoiser_of(config, model)
+    optimizer = torch.optim.AdamW(model.parameters(), fused=True)
+    x0, t, *y = arguments
+    x0, noise = x0.clamp(-1, 1), torch.randn_like(x0)
+
+    def step() -> None:
+        hybrid_loss(denoiser, x0, t, noise, y[0] if y else None).loss.mean().backward()
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+
+    return Prepared(step, model, 3 * weights)
+
+
+def matmul_peak(repeats: int = 2) -> float:
+    """FLOP/s of a product of two square matrices, the best of some."""
+    a, b = torch.randn(2, PEAK_SIDE, PEAK_SIDE)
+    return 2 * PEAK_SIDE**3 / min(_timed(lambda: a @ b) for _ in range(repeats + 1))
+
+
+def compare(subjects: list[Subject], work: Work, rounds: int) -> Iterator[Result]:
+    """Times one work with several subjects in interleaved rounds, so that whatever else the machine does hits all."""
+    cases = [prepare(subject, work) for subject in subjects]
+    firsts = [_timed(case.call) for case in cases]
+    for case in cases:  # the second call warms up what the first one built
+        case.call()
+    seconds: list[list[float]] = [[] for _ in cases]
+    peaks = []
+    for _ in range(rounds):
+        peaks.append(matmul_peak())
+        for case, times in zip(cases, seconds, strict=True):
+            times.append(_timed(case.call))
+    peak = statistics.median(peaks)
+    for subject, case, times, first in zip(subjects, cases, seconds, firsts, strict=True):
+        kinds, extra = {}, 0
+        if work.kind != "image":  # thousands of calls of one forward tell no more than one
+            kinds, extra = dissect(case.call)
+        flops = None if work.kind == "image" else subject.flops(work.batch, work.size, work.kind == "train")
+        levels = {} if subject.compiled or work.kind != "forward" else parts(case)
+        yield Result(subject.name, str(work), times, first, flops, peak, case.resident + extra, kinds, levels)
+
+
+def _timed(call: Callable[[], object]) -> float:
+    start = time.perf_counter()
+    call()
+    return time.perf_counter() - start
+
+
+def kind_of(operator: str, shapes: list[list[int]]) -> str:
+    """Kind of work of an operator; a convolution of one channel at a time is known by its weight's shape."""
+    if "conv" in operator and not operator.startswith("udit"):
+        weights = [s for s in shapes if len(s) == 4 and s[1] == 1 and s[0] > 1]
+        if weights and any(len(s) == 4 and s[1] == weights[0][0] for s in shapes):
+            return "depthwise convolution"
+    return next((kind for kind, names in KINDS.items() if operator.startswith(names)), "other")
+
+
+def dissect(call: Callable[[], object]) -> tuple[dict[str, float], int]:
+    """Shares of time by kind of work, and the most bytes that lived at once beyond those before."""
+    with profile(activities=[ProfilerActivity.CPU], record_shapes=True, profile_memory=True) as trace:
+        call()
+    spent: dict[str, float] = defaultdict(float)
+    live, most = 0, 0
+    for event in sorted(trace.events(), key=lambda event: event.time_range.start):
+        spent[kind_of(event.name, event.input_shapes or [])] += event.self_cpu_time_total
+        live += event.self_cpu_memory_usage
+        most = max(most, live)
+    total = sum(spent.values())
+    return {kind: spent[kind] / total for kind in (*KINDS, "other") if spent[kind]}, most
+
+
+def parts(case: Prepared) -> dict[str, float]:
+    """Shares of a call's time by the network's children, those in a list one by one."""
+    spent: dict[str, float] = {}
+    with contextlib.ExitStack() as hooks:
+        for name, child in case.model.named_children():
+            lists = isinstance(child, nn.ModuleList) and not hasattr(child[0] if len(child) else child, "attention")
+            each = {f"{name}.{i}": part for i, part in enumerate(child)} if lists else {name: child}  # type: ignore[arg-type]
+            for label, part in each.items():
+                for module in part if isinstance(part, nn.ModuleList) else [part]:
+                    _clock(module, label, spent, hooks)
+        total = _timed(case.call)
+    return {name: seconds / total for name, seconds in spent.items()}
+
+
+def _clock(module: nn.Module, label: str, spent: dict[str, float], hooks: contextlib.ExitStack) -> None:
+    began: list[float] = []
+    before = module.register_forward_pre_hook(lambda *_: began.append(time.perf_counter()))
+
+    def stop(*_: object) -> None:
+        spent[label] = spent.get(label, 0.0) + time.perf_counter() - began.pop()
+
+    hooks.callback(before.remove)
+    hooks.callback(module.register_forward_hook(stop).remove)
