@@ -5,7 +5,7 @@ STAMP := .venv/.installed
 EXTRAS := .[train,metrics,dev]
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-slow check bench docs constraints clean
+.PHONY: help install demo test test-slow check bench bench-smoke docs constraints clean
 
 help:  ## Prints these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -46,8 +46,12 @@ check: install  ## Lints, checks the format and the types
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 
-bench: install  ## Times forward passes and training steps side by side
-	$(BIN)/python benchmarks/speed.py
+bench: install  ## Times U-DiT-S against a literal U-DiT and diffusers' DiT, forward and training step
+	$(BIN)/python -m udit bench U-DiT-S --work forward --work train --compiled --baseline benchmarks/literal.py:LiteralUDiT \
+	  --baseline diffusers:DiTTransformer2DModel
+
+bench-smoke: install  ## Counts operators, copies and allocated bytes against benchmarks/budget.json
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/budget.py
 
 docs: install  ## Writes docs/models.md from the catalogue
 	$(BIN)/python -m udit models --markdown > docs/models.md.new

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from collections.abc import Callable, Mapping
 
 from torch import Tensor, nn
 
@@ -25,58 +24,62 @@ class Foreign(nn.Module):
         return self.network(x, t, class_labels=y, return_dict=False)[0]
 
 
-def _dit(config: ModelConfig) -> Iterator[tuple[str, Callable[[], nn.Module]]]:
-    from diffusers import DiTTransformer2DModel
+def _dit(config: ModelConfig) -> Subject:
+    """The depth and width, in the proportions of DiT's own sizes, of the nearest MACs."""
+    wanted, tokens = cost(config).macs, config.size[0] * config.size[1] // 4
 
-    for heads in (2, 3, 4, 6, 8, 12, 16, 18):
-        for layers in (6, 8, 10, 12, 14, 16, 20, 24, 28):
-            if not heads <= layers <= 4 * heads:  # the proportions of DiT's own sizes
-                continue
-            values: dict[str, Any] = {
-                "num_attention_heads": heads,
-                "attention_head_dim": 64,
-                "num_layers": layers,
-                "in_channels": config.in_channels,
-                "out_channels": config.out_channels,
-                "sample_size": config.size[0],
-                "num_embeds_ada_norm": max(1, config.num_classes),
-            }
-            yield f"{layers} layers of {64 * heads}", lambda values=values: DiTTransformer2DModel(**values)  # type: ignore[misc]
+    def macs(layers: int, width: int) -> int:
+        return layers * (12 * tokens * width**2 + 2 * tokens**2 * width + 6 * width**2)
 
+    sizes = [(n, 64 * heads) for heads in range(1, 19) for n in range(heads, min(4 * heads, 28) + 1, 2)]
+    layers, width = min(sizes, key=lambda size: abs(macs(*size) - wanted))
 
-def _unet(config: ModelConfig) -> Iterator[tuple[str, Callable[[], nn.Module]]]:
-    from diffusers import UNet2DModel
+    def make() -> nn.Module:
+        from diffusers import DiTTransformer2DModel
 
-    for width in range(32, 417, 32):
-        values: dict[str, Any] = {
-            "sample_size": config.size,
-            "in_channels": config.in_channels,
-            "out_channels": config.out_channels,
-            "block_out_channels": (width, 2 * width, 4 * width),
-            "down_block_types": ("DownBlock2D", "AttnDownBlock2D", "AttnDownBlock2D"),
-            "up_block_types": ("AttnUpBlock2D", "AttnUpBlock2D", "UpBlock2D"),
-            "attention_head_dim": 32,
-            "num_class_embeds": config.num_classes + 1 if config.num_classes else None,
-        }
-        yield f"width {width}", lambda values=values: UNet2DModel(**values)  # type: ignore[misc]
+        network = DiTTransformer2DModel(
+            num_attention_heads=width // 64,
+            attention_head_dim=64,
+            num_layers=layers,
+            in_channels=config.in_channels,
+            out_channels=config.out_channels,
+            sample_size=config.size[0],
+            num_embeds_ada_norm=max(1, config.num_classes),
+        )
+        return Foreign(network, config)
+
+    return Subject(f"diffusers DiTTransformer2DModel, {layers} layers of {width}", config, make, _as_is)
 
 
-def _nearest(
-    name: str, sizes: Callable[[ModelConfig], Iterator[tuple[str, Callable[[], nn.Module]]]]
-) -> Callable[[ModelConfig], Subject]:
-    def of(config: ModelConfig) -> Subject:
-        wanted = cost(config).macs
-        subjects = [
-            Subject(f"diffusers {name}, {size}", config, lambda make=make: Foreign(make(), config), lambda model: model)  # type: ignore[misc]
-            for size, make in sizes(config)
-        ]
-        return min(subjects, key=lambda subject: abs(subject.flops(1, config.size, training=False) / 2 - wanted))
+def _unet(config: ModelConfig) -> Subject:
+    """The width of the nearest MACs."""
+    wanted = cost(config).macs
 
-    return of
+    def of(width: int) -> Subject:
+        def make() -> nn.Module:
+            from diffusers import UNet2DModel
+
+            network = UNet2DModel(
+                sample_size=config.size,
+                in_channels=config.in_channels,
+                out_channels=config.out_channels,
+                block_out_channels=(width, 2 * width, 4 * width),
+                down_block_types=("DownBlock2D", "AttnDownBlock2D", "AttnDownBlock2D"),
+                up_block_types=("AttnUpBlock2D", "AttnUpBlock2D", "UpBlock2D"),
+                attention_head_dim=32,
+                num_class_embeds=config.num_classes + 1 if config.num_classes else None,
+            )
+            return Foreign(network, config)
+
+        return Subject(f"diffusers UNet2DModel, width {width}", config, make, _as_is)
+
+    first = of(64).flops(1, config.size, training=False) / 2
+    return of(max(32, 32 * round(2 * (wanted / first) ** 0.5)))  # arithmetic grows as the square of the width
 
 
-MAKERS: Mapping[str, Callable[[ModelConfig], Subject]] = {
-    "DiTTransformer2DModel": _nearest("DiTTransformer2DModel", _dit),
-    "UNet2DModel": _nearest("UNet2DModel", _unet),
-}
-"""Class -> the network of the nearest MACs among its sizes."""
+def _as_is(model: nn.Module) -> nn.Module:
+    return model
+
+
+MAKERS: Mapping[str, Callable[[ModelConfig], Subject]] = {"DiTTransformer2DModel": _dit, "UNet2DModel": _unet}
+"""Class -> the network of about the same MACs."""

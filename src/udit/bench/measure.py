@@ -153,9 +153,7 @@ def compare(subjects: list[Subject], work: Work, rounds: int) -> Iterator[Result
             times.append(_timed(case.call))
     peak = statistics.median(peaks)
     for subject, case, times, first in zip(subjects, cases, seconds, firsts, strict=True):
-        kinds, extra = {}, 0
-        if work.kind != "image":  # thousands of calls of one forward tell no more than one
-            kinds, extra = dissect(case.call)
+        kinds, extra = dissect(case.call)
         flops = None if work.kind == "image" else subject.flops(work.batch, work.size, work.kind == "train")
         levels = {} if subject.compiled or work.kind != "forward" else parts(case)
         yield Result(subject.name, str(work), times, first, flops, peak, case.resident + extra, kinds, levels)
@@ -195,10 +193,13 @@ def parts(case: Prepared) -> dict[str, float]:
     spent: dict[str, float] = {}
     with contextlib.ExitStack() as hooks:
         for name, child in case.model.named_children():
-            lists = isinstance(child, nn.ModuleList) and not hasattr(child[0] if len(child) else child, "attention")
-            each = {f"{name}.{i}": part for i, part in enumerate(child)} if lists else {name: child}  # type: ignore[arg-type]
-            for label, part in each.items():
-                for module in part if isinstance(part, nn.ModuleList) else [part]:
+            stages: dict[str, nn.Module] = {name: child}
+            if isinstance(child, nn.ModuleList) and any(
+                isinstance(part, nn.ModuleList) for part in child[0].children()
+            ):
+                stages = {f"{name}.{i}": part for i, part in enumerate(child)}
+            for label, stage in stages.items():
+                for module in stage if isinstance(stage, nn.ModuleList) else [stage]:
                     _clock(module, label, spent, hooks)
         total = _timed(case.call)
     return {name: seconds / total for name, seconds in spent.items()}

@@ -44,9 +44,10 @@ class Subject:
 
     def flops(self, batch: int, size: tuple[int, int], training: bool) -> int:
         """Floating-point operations of a forward, or of a training step as three; counted on the meta device."""
-        with torch.device("meta"), torch.no_grad(), FlopCounterMode(display=False) as counter:
+        with torch.device("meta"), torch.no_grad():
             model = self.make().train() if training else self.infer(self.make()).eval()
-            model(*inputs(self.config, batch, size))
+            with FlopCounterMode(display=False) as counter:
+                model(*inputs(self.config, batch, size))
         return counter.get_total_flops() * (3 if training else 1)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from pathlib import Path
 from typing import Annotated, Literal
@@ -16,13 +17,12 @@ Sampler = Literal["ddpm", "ddim", "dpmpp", "unipc"]
 
 
 def bench(
-    *models: str,
+    *words: str,
     work: tuple[Literal["forward", "train", "image"], ...] = ("forward",),
     baseline: tuple[str, ...] = (),
     batch: Annotated[str, Parameter(help="Batch sizes, e.g. 1,4,16.")] = "1",
     size: Annotated[str, Parameter(help="Sides of the input, e.g. 32,64; the model's own if left out.")] = "",
     compiled: Annotated[bool, Flag] = False,
-    set_: Annotated[tuple[str, ...], Parameter(name="--set")] = (),
     sampler: Sampler = "ddim",
     steps: int = 20,
     guidance: float = 1.0,
@@ -38,17 +38,15 @@ def bench(
 
     Parameters
     ----------
-    models
-        Names of the catalogue (`udit models`).
+    words
+        Names of the catalogue (`udit models`), and fields of their configs, e.g. width=32 depths=[1,2,2,2,1].
     work
-        What is timed.
+        What is timed; may be given more than once, as --baseline.
     baseline
         FILE.py:Class, built from each model's config with its weights; diffusers:DiTTransformer2DModel or
         diffusers:UNet2DModel, at about each model's MACs; or a name of the catalogue. The first is the reference.
     compiled
         Also times the models with their blocks compiled.
-    set_
-        Fields of the models' config, e.g. width=32 depths=[1,2,2,2,1].
     sampler
         Of images; with --steps and --guidance.
     rounds
@@ -64,11 +62,12 @@ def bench(
     from udit.config.files import parse_overrides
     from udit.config.run import model_from
 
+    models, overrides = ([word for word in words if ("=" in word) is is_override] for is_override in (False, True))
     if not models:
         raise UserError("no model is named; name some, e.g. `udit bench U-DiT-S` (`udit models` lists all)")
     if rounds < 1:
         raise UserError(f"--rounds is {rounds}; at least 1 is needed")
-    configs = {name: model_from({"name": name, **parse_overrides(list(set_))}) for name in models}
+    configs = {name: model_from({"name": name, **parse_overrides(overrides)}) for name in models}
     sampling = SamplingConfig(sampler=sampler, steps=steps, guidance=guidance)
     batches, sizes = _numbers(batch, "--batch"), _numbers(size, "--size") if size else None
 
@@ -82,14 +81,11 @@ def bench(
     for name, config in configs.items():
         rows = [subjects.baseline(word, config) for word in baseline] + [subjects.ours(name, config)]
         rows += [subjects.ours(name, config, compiled=True)] if compiled else []
-        for kind in work:
-            for side in sizes or [None]:
-                for count in batches:
-                    extent = config.size if side is None else (side, side)
-                    task = measure.Work(kind, count, extent, sampling)
-                    for result in measure.compare(rows, task, rounds):
-                        results.append(result)
-                        say(f"{result.work}: {result.subject} {result.median * 1e3:.1f} ms")
+        extents = [(side, side) for side in sizes] if sizes else [config.size]
+        for kind, extent, count in itertools.product(work, extents, batches):
+            for result in measure.compare(rows, measure.Work(kind, count, extent, sampling), rounds):
+                results.append(result)
+                say(f"{result.work}: {result.subject} {result.median * 1e3:.1f} ms")
     found = report.plain(results)
     if json_file:
         json_file.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")

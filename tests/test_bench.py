@@ -1,0 +1,125 @@
+"""The literal U-DiT is U-DiT, and the bench tells what it measured."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import torch
+
+import udit
+import udit.analysis
+import udit.config.catalog
+from conftest import Told, batch, perturb, succeeds
+from udit.bench import measure
+from udit.bench.foreign import MAKERS
+from udit.bench.subjects import baseline, ours
+from udit.config.udit import UDiTConfig
+from udit.nn import native
+
+BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
+LITERAL = f"{BENCHMARKS / 'literal.py'}:LiteralUDiT"
+CONFIG = UDiTConfig(width=16, heads=2, depths=(1, 1, 1, 1, 1), num_classes=10, input_size=16)
+WORDS = ("width=16", "heads=2", "depths=[1,1,1,1,1]", "num_classes=10", "input_size=16")
+
+
+def load(name: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(name, BENCHMARKS / f"{name}.py")
+    assert spec and spec.loader
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_literal_network_computes_what_ours_does() -> None:
+    model = perturb(udit.build(CONFIG))
+    literal = load("literal").LiteralUDiT(CONFIG)
+    literal.load_state_dict(udit.export_published(model))
+    x, t, y = batch(model)
+    weights = torch.randn(3, 8, 16, 16)
+    outs = [network.train()(x, t, y) for network in (model, literal)]
+    torch.testing.assert_close(*outs, atol=2e-5, rtol=1e-5)
+    for out in outs:
+        (out * weights).mean().backward()
+    ours_by_key = udit.export_published(model)
+    assert ours_by_key.keys() == literal.state_dict().keys()
+    torch.testing.assert_close(literal.x_embedder.proj.weight.grad, model.stem.weight.grad, atol=1e-5, rtol=1e-4)
+    five = literal.latent[0].mlp1.dwconv[0].weight.grad
+    torch.testing.assert_close(five, model.encoder[2].blocks[0].ffn.depthwise[0].weight.grad, atol=1e-5, rtol=1e-4)
+    with torch.no_grad():
+        torch.testing.assert_close(literal.fold()(x, t, y), udit.fuse(model)(x, t, y), atol=2e-5, rtol=1e-5)
+
+
+def test_arithmetic_is_counted_alike_and_unfolded_training_costs_the_literal_more() -> None:
+    mine, literal = ours("mine", CONFIG), baseline(LITERAL, CONFIG)
+    assert mine.flops(2, (16, 16), training=False) == literal.flops(2, (16, 16), training=False)
+    assert mine.flops(2, (16, 16), training=False) == 4 * udit.analysis.cost(CONFIG).macs
+    assert literal.flops(1, (16, 16), training=True) > 3.1 * literal.flops(1, (16, 16), training=False)
+
+
+@pytest.mark.parametrize("name", MAKERS)
+def test_networks_of_diffusers_come_at_about_the_same_arithmetic(name: str) -> None:
+    config = udit.config.catalog.find("U-DiT-S").config
+    macs = MAKERS[name](config).flops(1, (32, 32), training=False) / 2
+    assert abs(macs / udit.analysis.cost(config).macs - 1) < 0.15
+
+
+def test_rounds_kinds_levels_and_memory_are_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file, page = tmp_path / "bench.json", tmp_path / "bench.md"
+    works = [word for kind in ("forward", "train", "image") for word in ("--work", kind)]
+    out = succeeds(
+        capsys,
+        *("bench", "U-DiT-S", *WORDS, *works, "--baseline", LITERAL, "--rounds", "2", "--steps", "2"),
+        *("--json", str(file), "--markdown", str(page)),
+    )
+    assert page.read_text() in out
+    found = json.loads(file.read_text())
+    assert found["machine"]["threads"] == 1
+    assert found["machine"]["depthwise kernel"] == native.describe("depthwise")
+    assert [(row["work"].split(",")[0], row["subject"]) for row in found["results"]] == [
+        (kind, name) for kind in ("forward", "training step", "images") for name in ("LiteralUDiT", "U-DiT-S")
+    ]
+    for row in found["results"]:
+        assert len(row["seconds"]) == 2
+        assert 0 < row["median"] <= max(row["seconds"])
+        assert sum(row["kinds"].values()) == pytest.approx(1)
+        assert row["peak_bytes"] > 0
+        if row["flops"]:
+            assert row["share_of_peak"] == pytest.approx(row["flops"] / row["median"] / row["peak"])
+    forwards = found["results"][:2]
+    assert all(0.5 < sum(row["levels"].values()) <= 1.01 for row in forwards)
+    assert "encoder.2" in forwards[1]["levels"]
+    literal, mine = found["results"][2:4]
+    assert mine["peak_bytes"] < literal["peak_bytes"]
+    assert mine["kinds"]["depthwise convolution"] > 0
+
+
+def test_depthwise_convolutions_are_told_from_dense_ones() -> None:
+    assert measure.kind_of("aten::mkldnn_convolution", [[1, 8, 4, 4], [8, 1, 5, 5]]) == "depthwise convolution"
+    assert measure.kind_of("aten::mkldnn_convolution", [[1, 8, 4, 4], [8, 8, 3, 3]]) == "matrix product"
+    assert measure.kind_of("aten::mkldnn_convolution", [[1, 1, 4, 4], [8, 1, 3, 3]]) == "matrix product"
+    assert measure.kind_of("aten::view", []) == "other"
+
+
+def test_a_forward_and_a_step_keep_to_the_budget(capsys: pytest.CaptureFixture[str]) -> None:
+    if native.kernel("depthwise") is None:
+        pytest.skip("the budget is that of the compiled kernel")
+    assert load("budget").main() == 0, capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ((), "no model is named; name some"),
+        (("U-DiT-Z",), "no model 'U-DiT-Z'"),
+        (("U-DiT-S", "--rounds", "0"), "--rounds is 0; at least 1"),
+        (("U-DiT-S", "--batch", "1,x"), "--batch is '1,x'; write whole numbers"),
+        (("U-DiT-S", "--baseline", "nothing.py:Class"), "no Python file nothing.py"),
+        (("U-DiT-S", "--baseline", "diffusers:UNet3DModel"), "did you mean 'UNet2DModel'"),
+    ],
+)
+def test_slips_are_told(told: Told, words: tuple[str, ...], message: str) -> None:
+    assert message in told("bench", *words)
