@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from typing import cast
 
 from torch import Tensor, nn
 
@@ -46,7 +47,7 @@ def _dit(config: ModelConfig) -> Subject:
             sample_size=config.size[0],
             num_embeds_ada_norm=max(1, config.num_classes),
         )
-        return Foreign(network, config)
+        return Foreign(cast(nn.Module, network), config)
 
     return Subject(f"diffusers DiTTransformer2DModel, {layers} layers of {width}", config, make, _as_is)
 
@@ -69,7 +70,7 @@ def _unet(config: ModelConfig) -> Subject:
                 attention_head_dim=32,
                 num_class_embeds=config.num_classes + 1 if config.num_classes else None,
             )
-            return Foreign(network, config)
+            return Foreign(cast(nn.Module, network), config)
 
         return Subject(f"diffusers UNet2DModel, width {width}", config, make, _as_is)
 
