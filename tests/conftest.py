@@ -69,7 +69,7 @@ def same_bits(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
 @pytest.fixture(autouse=True, scope="session")
 def _kernels_are_compiled() -> None:
     """Once, and not within a test that looks at what is told or how long it takes."""
-    native.kernel("depthwise")
+    native.describe()
 
 
 @pytest.fixture(autouse=True)

@@ -78,7 +78,7 @@ def test_rounds_kinds_levels_and_memory_are_told(tmp_path: Path, capsys: pytest.
     assert page.read_text() in out
     found = json.loads(file.read_text())
     assert found["machine"]["threads"] == 1
-    assert found["machine"]["depthwise kernel"] == native.describe("depthwise")
+    assert found["machine"]["kernels"] == native.describe()
     assert [(row["work"].split(",")[0], row["subject"]) for row in found["results"]] == [
         (kind, name) for kind in ("forward", "training step", "images") for name in ("LiteralUDiT", "U-DiT-S")
     ]

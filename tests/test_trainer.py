@@ -100,13 +100,8 @@ def test_manifest_names_everything_that_matters(finished: Path) -> None:
         *("schema", "step", "skipped_in_a_row", "data", "machine", "versions", "run", "files", "digest")
     ]
     assert manifest["step"] == 7
-    kernel = native.describe("depthwise")
-    assert manifest["machine"] == {
-        "torch": torch.__version__,
-        "ranks": 1,
-        "threads": 1,
-        "depthwise kernel": kernel,
-    }
+    facts = {"torch": torch.__version__, "ranks": 1, "threads": 1, "kernels": native.describe()}
+    assert manifest["machine"] == facts
     assert manifest["versions"]["udit"] == udit.__version__
     assert manifest["run"] == read_yaml(finished / "run.yaml")
     assert set(manifest["files"]) == {"model.safetensors", "ema.safetensors", "optim.safetensors"}

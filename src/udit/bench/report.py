@@ -27,7 +27,7 @@ def machine() -> dict[str, Any]:
         "torch": torch.__version__,
         "udit": __version__,
         "python": platform.python_version(),
-        "depthwise kernel": native.describe("depthwise"),
+        "kernels": native.describe(),
         "date": date.today().isoformat(),
     }
 

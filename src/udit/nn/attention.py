@@ -11,6 +11,8 @@ from torch import Tensor, nn
 
 from udit.config.parts import Downsampled, KVDownsampled, Window
 from udit.errors import UserError
+from udit.nn import native
+from udit.nn.cosine import cosine_heads
 from udit.nn.depthwise import depthwise
 from udit.nn.tokens import rotary_table, rotate, to_first, to_last
 from udit.nn.window import join_windows, split_windows, wrap_mask
@@ -145,7 +147,7 @@ def join_grids(x: Tensor, factor: int, height: int, width: int) -> Tensor:
     """The way back: [B * f**2, h, N, R] -> [B, H, W, h * R]."""
     h, w = height // factor, width // factor
     heads, channels = x.shape[1], x.shape[3]
-    x = x.view(-1, factor, factor, heads, h, w, channels).permute(0, 4, 1, 5, 2, 3, 6)
+    x = x.transpose(1, 2).unflatten(1, (h, w)).unflatten(0, (-1, factor, factor)).permute(0, 3, 1, 4, 2, 5, 6)
     return x.reshape(-1, height, width, heads * channels)
 
 
@@ -211,8 +213,15 @@ class DownsampledAttention(nn.Module):
         _, height, width, _ = x.shape
         if self.filter is not None:
             x = self.filter(x)
-        q, k, v = split_grids(self.qkv(x), self.spec.factor, 3, self.heads)
-        out = attend(q, k, v, self.logit_scale, positions)
+        qkv = self.qkv(x)
+        on_cpu = qkv.device.type == "cpu" and qkv.dtype in native.SUFFIX
+        if self.logit_scale is not None and on_cpu and native.compiled("cosine"):
+            temperature = self.logit_scale.float().clamp(max=MAX_LOGIT_SCALE).exp()
+            q, k, v = cosine_heads(qkv, temperature, positions, self.heads, self.spec.factor)
+            out = F.scaled_dot_product_attention(q, k, v, scale=1.0)
+        else:
+            q, k, v = split_grids(qkv, self.spec.factor, 3, self.heads)
+            out = attend(q, k, v, self.logit_scale, positions)
         return self.out(join_grids(out, self.spec.factor, height, width))
 
 

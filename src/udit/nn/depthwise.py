@@ -8,7 +8,6 @@ Axes: B batch, H and W side lengths, D width, s side of the kernel.
 
 from __future__ import annotations
 
-import ctypes
 from typing import Any
 
 import torch
@@ -16,13 +15,11 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
-from udit.nn.native import kernel as native_kernel
+from udit.nn import native
 from udit.nn.tokens import to_first, to_last
 
 SIDES = (3, 5)
 """Kernel sides that are compiled."""
-SUFFIX = {torch.float32: "f32", torch.bfloat16: "bf16"}
-"""Element types that are compiled; sums and weights are float32 for both."""
 
 
 def depthwise(x: Tensor, kernel: Tensor, bias: Tensor) -> Tensor:
@@ -36,23 +33,11 @@ def depthwise(x: Tensor, kernel: Tensor, bias: Tensor) -> Tensor:
     Returns:
         [B, H, W, D].
     """
-    if x.device.type == "cpu" and x.dtype in SUFFIX and kernel.shape[-1] in SIDES and _is_compiled():
+    on_cpu = x.device.type == "cpu" and x.dtype in native.SUFFIX
+    if on_cpu and kernel.shape[-1] in SIDES and native.compiled("depthwise"):
         return torch.ops.udit.depthwise(x, kernel, bias)
     side, width = kernel.shape[-1], kernel.shape[0]
     return to_last(F.conv2d(to_first(x), kernel, bias, padding=side // 2, groups=width))
-
-
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
-def _is_compiled() -> bool:
-    """Whether the kernel is there; an exported program keeps to torch's operators."""
-    return not torch.compiler.is_exporting() and native_kernel("depthwise") is not None
-
-
-def _call(function: str, dtype: torch.dtype, *arguments: Tensor | int | None) -> None:
-    library = native_kernel("depthwise")
-    assert library is not None
-    raw = (ctypes.c_void_p(a.data_ptr()) if isinstance(a, Tensor) else a for a in arguments)
-    getattr(library, f"{function}_{SUFFIX[dtype]}")(*raw, torch.get_num_threads())
 
 
 torch.library.define("udit::depthwise", "(Tensor x, Tensor kernel, Tensor? bias, bool turned=False) -> Tensor")
@@ -65,7 +50,7 @@ def _filtered(x: Tensor, kernel: Tensor, bias: Tensor | None, turned: bool = Fal
     x, kernel = x.contiguous(), kernel.float().contiguous()
     bias = None if bias is None else bias.float().contiguous()
     out = torch.empty_like(x)
-    _call("depthwise", x.dtype, x, kernel, bias, int(turned), out, *x.shape, kernel.shape[-1])
+    native.call("depthwise", "depthwise", x.dtype, x, kernel, bias, int(turned), out, *x.shape, kernel.shape[-1])
     return out
 
 
@@ -75,7 +60,7 @@ def _weighed(x: Tensor, grad: Tensor, side: int) -> tuple[Tensor, Tensor]:
     x, grad = x.contiguous(), grad.to(x.dtype).contiguous()
     kernel = torch.empty(x.shape[0], x.shape[-1], 1, side, side)
     bias = torch.empty(x.shape[0], x.shape[-1])
-    _call("depthwise_weights", x.dtype, x, grad, kernel, bias, *x.shape, side)
+    native.call("depthwise", "depthwise_weights", x.dtype, x, grad, kernel, bias, *x.shape, side)
     return kernel.sum(0), bias.sum(0)
 
 

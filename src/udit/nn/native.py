@@ -19,8 +19,15 @@ import tempfile
 import time
 from pathlib import Path
 
+import torch
+from torch import Tensor
+
 log = logging.getLogger(__name__)
 
+KERNELS = ("depthwise", "cosine")
+"""All there are: ``nn/NAME.cpp``."""
+SUFFIX = {torch.float32: "f32", torch.bfloat16: "bf16"}
+"""Element types that are compiled; sums and weights are float32 for both."""
 FLAGS = ("-O3", "-march=native", "-std=c++17", "-fPIC")
 THREADED = ("-fopenmp",)
 """Compiled in but not linked: torch has loaded the one OpenMP runtime that a process should have, and its symbols are
@@ -47,9 +54,23 @@ def kernel(name: str) -> ctypes.CDLL | None:
         return None
 
 
-def describe(name: str) -> str:
-    """What runs, for the record of a run: last bits of sums differ between the two."""
-    return "torch" if kernel(name) is None else "compiled"
+def describe() -> str:
+    """Which kernels run, for the record of a run: last bits of sums differ from those of torch's operators."""
+    return ", ".join(name for name in KERNELS if kernel(name)) or "torch's own"
+
+
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def compiled(name: str) -> bool:
+    """Whether a kernel is there and to be used: an exported program keeps to torch's operators."""
+    return not torch.compiler.is_exporting() and kernel(name) is not None
+
+
+def call(name: str, function: str, dtype: torch.dtype, *arguments: Tensor | int | None) -> None:
+    """A function of a kernel for elements of a type; tensors are contiguous and go in by address, threads last."""
+    library = kernel(name)
+    assert library is not None
+    raw = (ctypes.c_void_p(a.data_ptr()) if isinstance(a, Tensor) else a for a in arguments)
+    getattr(library, f"{function}_{SUFFIX[dtype]}")(*raw, torch.get_num_threads())
 
 
 def find_compiler() -> str | None:

@@ -131,7 +131,7 @@ class Trainer:
     def _machine(self) -> dict[str, Any]:
         facts = {"torch": torch.__version__, "ranks": self.world.size, "threads": torch.get_num_threads()}
         on_cpu = self.world.device.type == "cpu"
-        return facts | ({"depthwise kernel": native.describe("depthwise")} if on_cpu else {})
+        return facts | ({"kernels": native.describe()} if on_cpu else {})
 
     def _on_main(self, action: Callable[[], T]) -> T | None:
         """Runs ``action`` on rank 0; an error there is an error everywhere, so that no rank waits for a dead one."""
