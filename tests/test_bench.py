@@ -60,6 +60,7 @@ def test_arithmetic_is_counted_alike_and_unfolded_training_costs_the_literal_mor
     assert literal.flops(1, (16, 16), training=True) > 3.1 * literal.flops(1, (16, 16), training=False)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", MAKERS)
 def test_networks_of_diffusers_come_at_about_the_same_arithmetic(name: str) -> None:
     config = udit.config.catalog.find("U-DiT-S").config

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import itertools
 import json
+import shlex
+import sys
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -86,7 +88,7 @@ def bench(
             for result in measure.compare(rows, measure.Work(kind, count, extent, sampling), rounds):
                 results.append(result)
                 say(f"{result.work}: {result.subject} {result.median * 1e3:.1f} ms")
-    found = report.plain(results)
+    found = {"command": shlex.join(["udit", *sys.argv[1:]])} | report.plain(results)
     if json_file:
         json_file.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
     if markdown:

@@ -80,9 +80,11 @@ def find_compiler() -> str | None:
 
 
 def cache_folder() -> Path:
-    """Where kernels are kept."""
+    """Where kernels are kept: ``$UDIT_CACHE``, or udit in the user's cache folder."""
+    if named := os.environ.get("UDIT_CACHE"):
+        return Path(named)
     base = os.environ.get("XDG_CACHE_HOME")
-    return (Path(base) if base else Path.home() / ".cache") / "udit" / "kernels"
+    return (Path(base) if base else Path.home() / ".cache") / "udit"
 
 
 def load(name: str, compiler: str, folder: Path) -> ctypes.CDLL:

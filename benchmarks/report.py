@@ -1,0 +1,59 @@
+"""Writes docs/performance.md from the measurements in docs/performance/*.json: ``make performance`` made them."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+from udit.bench.report import markdown
+
+ROOT = Path(__file__).parent.parent / "docs"
+INTRO = """# Performance
+
+Written by `python benchmarks/report.py` from the files in [performance/](performance); each names its command, machine,
+threads, versions and date. Speed is a ratio within one run of interleaved rounds, against the first row of its table.
+The literal U-DiT ([benchmarks/literal.py](../benchmarks/literal.py)) is the paper's network written plainly, as its
+release computes it: channels first, complex RoPE, attention matrices written out, the FFN unfolded in training.
+"Of peak" is arithmetic a second as a share of a matrix product's, measured in the same rounds; a training step counts
+as three forwards. "Peak MB" is weights, the optimiser's state and the most that lived at once beside them.
+"""
+
+
+def main() -> None:
+    """Reads all, writes one page."""
+    found = {
+        path.stem: json.loads(path.read_text(encoding="utf-8"))
+        for path in sorted((ROOT / "performance").glob("*.json"))
+    }
+    lines = [INTRO, "## In short\n", *summary(found), ""]
+    for name, content in found.items():
+        lines += [f"## {name.replace('-', ' ')}\n", f"`{content['command']}`\n", markdown(content)]
+    (ROOT / "performance.md").write_text("\n".join(lines), encoding="utf-8")
+
+
+def summary(found: dict[str, Any]) -> list[str]:
+    """One line a measurement: how much faster each row is than the first, over all works of the file."""
+    lines = []
+    for name, content in found.items():
+        works: dict[str, list[dict[str, Any]]] = {}
+        for row in content["results"]:
+            works.setdefault(row["work"], []).append(row)
+        ratios: dict[str, list[float]] = {}
+        for rows in works.values():
+            for row in rows[1:]:
+                ratios.setdefault(row["subject"], []).append(rows[0]["median"] / row["median"])
+        first = content["results"][0]["subject"]
+        told = (f"{who} {math.prod(r) ** (1 / len(r)):.2f}x" for who, r in ratios.items())
+        threads = content["machine"]["threads"]
+        lines.append(
+            f"- **{name.replace('-', ' ')}** ({threads} threads), geometric mean speed against {first}: "
+            + ", ".join(told)
+            + "."
+        )
+    return lines
+
+
+if __name__ == "__main__":
+    main()
