@@ -44,10 +44,10 @@ def test_folder_lists_pictures_of_any_depth_with_labels(tmp_path: Path) -> None:
 
 def test_files_of_other_kinds_are_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     folder(tmp_path, a=1)
-    noise(9, 9).save(tmp_path / "a" / "x.gif")
+    noise(9, 9).save(tmp_path / "a" / "x.bmp")
     ImageFolder(tmp_path, 8, 3)
     assert "1 files" in caplog.text
-    assert "x.gif" in caplog.text
+    assert "x.bmp" in caplog.text
 
 
 def test_fingerprint_follows_names_and_sizes(tmp_path: Path) -> None:
@@ -83,3 +83,52 @@ def test_verify_keeps_nothing_that_is_too_large(tmp_path: Path, monkeypatch: pyt
     (tmp_path / "a" / "1.png").unlink()
     with pytest.raises(UserError, match=r"1.png"):
         source.image(1)
+
+
+@pytest.fixture
+def too_large(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder of three pictures, none of which may be kept in memory."""
+    monkeypatch.setattr(data_folder, "MAX_MEMORY", 0)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    return folder(tmp_path / "data", a=3)
+
+
+def test_what_was_verified_is_not_decoded_again_until_it_is_touched(
+    too_large: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    decoded: list[str] = []
+    decode = data_folder.decode
+    monkeypatch.setattr(
+        data_folder, "decode", lambda path, *a, **k: (decoded.append(path.name), decode(path, *a, **k))[1]
+    )
+    ImageFolder(too_large, 8, 3).verify()
+    assert sorted(decoded) == ["0.png", "1.png", "2.png"]
+    ImageFolder(too_large, 8, 3).verify()
+    assert len(decoded) == 3
+    (too_large / "a" / "1.png").touch()
+    ImageFolder(too_large, 8, 3).verify()
+    assert len(decoded) == 6
+
+
+def test_what_failed_is_decoded_again(too_large: Path) -> None:
+    (too_large / "a" / "1.png").write_bytes(b"no picture")
+    for _ in range(2):
+        with pytest.raises(UserError, match=r"a/1.png"):
+            ImageFolder(too_large, 8, 3).verify()
+
+
+def test_headers_alone_are_read_where_that_is_asked_for(too_large: Path) -> None:
+    path = too_large / "a" / "1.png"
+    path.write_bytes(path.read_bytes()[:-100])
+    source = ImageFolder(too_large, 8, 3, check="headers")
+    source.verify()
+    with pytest.raises(UserError, match=r"1.png' cannot be read"):
+        source.image(1)
+    path.write_bytes(b"no picture")
+    with pytest.raises(UserError, match=r"1.png' cannot be read"):
+        ImageFolder(too_large, 8, 3, check="headers").verify()
+
+
+def test_cache_that_cannot_be_written_is_no_error(too_large: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(too_large / "a" / "0.png"))
+    ImageFolder(too_large, 8, 3).verify()

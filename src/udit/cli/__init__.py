@@ -12,6 +12,7 @@ from cyclopts import App, CycloptsError, Group
 from udit import __version__
 from udit.cli.bench import bench
 from udit.cli.convert import convert
+from udit.cli.data import data
 from udit.cli.encode import encode
 from udit.cli.evaluate import evaluate
 from udit.cli.models import models
@@ -37,6 +38,7 @@ app.command(scores)
 app.command(ref)
 app.command(encode)
 app.command(convert)
+app.command(data)
 app.command(models)
 app.command(parity)
 app.command(bench)

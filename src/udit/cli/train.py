@@ -47,9 +47,14 @@ def train(
     if dry_run:
         say(to_yaml(run.plain()).rstrip())
         return 0
+    source = None
+    if run.latents is None:  # before torch: a bad picture is told sooner, and in less memory
+        source = run.data.build()
+        source.verify()
+
     from udit.training.trainer import Trainer
 
-    trainer = Trainer(run)
+    trainer = Trainer(run, source=source)
     outcome = trainer.fit(progress)
     main = trainer.world.is_main
     trainer.world.close()

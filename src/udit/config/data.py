@@ -118,8 +118,35 @@ class FashionMnistData(_Idx):
         return self
 
 
+class NpzData(SplitData):
+    """Pictures and labels in one .npz: images and labels, arr_0 and arr_1, or MedMNIST's or Keras' names."""
+
+    kind: Literal["npz"] = "npz"
+    path: Path
+    classes: tuple[str, ...] = ()
+    """Names in label order; empty numbers them."""
+
+    def info(self) -> DataInfo:
+        """From the file's headers and labels.
+
+        Raises:
+            UserError: no such file, or no such arrays in it.
+        """
+        from udit.data.npz import describe
+
+        channels, height, width, count = describe(self.path.expanduser())
+        names = self.classes or tuple(str(label) for label in range(count))
+        return DataInfo(channels=channels, height=height, width=width, id2label=names)
+
+    def build(self) -> Source:
+        """The loaded data set."""
+        from udit.data.npz import npz_file
+
+        return npz_file(self.path.expanduser(), len(self.classes) or None)
+
+
 class FolderData(SplitData):
-    """A folder of class folders of pictures (PNG, JPEG, WebP); classes are the folder names in sorted order."""
+    """A folder of class folders of pictures (PNG, JPEG, WebP, GIF); classes are the folder names in sorted order."""
 
     kind: Literal["folder"] = "folder"
     root: Path
@@ -129,6 +156,9 @@ class FolderData(SplitData):
     """3 is RGB, 1 grey."""
     flip: bool = True
     """Mirrors half of the training pictures, by a key of (seed, position in the run)."""
+    verify: Literal["full", "headers"] = "full"
+    """What is done before the first step to pictures that are too many to keep in memory (1 GB decoded; fewer are
+    decoded and kept): decode each once, which is remembered while the files stay as they are, or read headers only."""
 
     def info(self) -> DataInfo:
         """From the folder's names.
@@ -146,7 +176,7 @@ class FolderData(SplitData):
         """The listed pictures; decoded when asked for."""
         from udit.data.folder import ImageFolder
 
-        return ImageFolder(self.root, self.size, self.channels)
+        return ImageFolder(self.root, self.size, self.channels, self.verify)
 
 
-DataConfig = Annotated[DigitsData | FashionMnistData | IdxData | FolderData, Field(discriminator="kind")]
+DataConfig = Annotated[DigitsData | FashionMnistData | IdxData | NpzData | FolderData, Field(discriminator="kind")]

@@ -115,11 +115,11 @@ class Run(Spec):
 
 
 MAY_CHANGE = frozenset(
-    {"name", "out", "sampling", "evaluation", "latents"}
+    {"name", "out", "sampling", "evaluation", "latents", "data.root", "data.verify"}
     | {f"training.{key}" for key in ("steps", "log_every", "save_every", "sample_every", "check_every")}
     | {f"training.{key}" for key in ("keep", "workers", "device", "timeout")}
 )
-"""Keys that resuming may find changed; any other change is refused."""
+"""Keys that resuming may find changed; any other change is refused. Data that moved is known by its fingerprint."""
 
 
 def model_from(values: dict[str, Any]) -> ModelConfig:

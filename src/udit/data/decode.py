@@ -1,21 +1,41 @@
-"""From a picture file of any kind to a square of pixels."""
+"""From a picture file of any kind to a square of pixels.
+
+What becomes of what (``tests/test_decode.py`` holds a file of each kind to it):
+
+| in the file | in the square |
+|---|---|
+| EXIF orientation | turned upright |
+| grey, one bit, palette | the same colours in RGB |
+| transparency, whole or in part, or a transparent colour | mixed with white |
+| 16 bits a channel | the high byte |
+| CMYK, YCCK | Pillow's formula, (255 - C) (255 - K) / 255 and so on; colour profiles are not applied |
+| colour, where grey is asked for | ITU-R 601 luma |
+| animation (GIF, WebP, APNG) and several pictures (MPO) | the first frame; of an APNG, its still picture |
+"""
 
 from __future__ import annotations
 
 import struct
+import threading
 import zlib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import BinaryIO, Literal
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 from udit.data.sources import Pixels
 from udit.errors import UserError
 
-FORMATS = ("PNG", "JPEG", "WEBP")
-MAX_PIXELS = 64_000_000
-"""Largest picture that is decoded; a small file can claim to be a huge picture."""
+FORMATS = ("PNG", "JPEG", "WEBP", "GIF")
+MAX_PIXELS = 50_000_000
+"""Largest picture that is decoded; a small file can claim to be a huge picture. The decoder and the square cut from it
+take at most 8 bytes a pixel together."""
+MAX_BYTES = 2**28
+"""Largest picture file; some decoders read a file whole."""
 DECODE_ERRORS = (
     ArithmeticError,
     AssertionError,
@@ -35,57 +55,157 @@ DECODE_ERRORS = (
 """What Pillow's decoders raise on broken files; there is no common base but Exception."""
 
 
-def decode(path: Path | str, size: int, channels: Literal[1, 3]) -> Pixels:
-    """One picture file as a square.
+@dataclass(frozen=True)
+class Header:
+    """What a picture file says of itself before it is decoded."""
 
-    Turned upright by its EXIF orientation; transparency lies on white; 16-bit samples keep their high byte; palette,
-    CMYK and the like become RGB; colour becomes grey by ITU-R 601 luma; of an animation, the first frame. Then
-    ``centre_crop``.
+    format: str
+    width: int
+    height: int
+    mode: str
+    """Pillow's, e.g. RGB, CMYK, I;16."""
+    animated: bool
+    turned: bool
+    """By its EXIF orientation."""
+    transparent: bool
+
+
+class Budget:
+    """Pixels that threads may decode at one time: ``MAX_PIXELS`` in all, whatever their number."""
+
+    def __init__(self) -> None:
+        self._free = MAX_PIXELS
+        self._changed = threading.Condition()
+
+    @contextmanager
+    def take(self, pixels: int) -> Iterator[None]:
+        """Waits until so many are free."""
+        with self._changed:
+            self._changed.wait_for(lambda: pixels <= self._free)
+            self._free -= pixels
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._free += pixels
+                self._changed.notify_all()
+
+
+def peek(file: Path | BinaryIO, name: str | None = None) -> Header:
+    """Reads a picture's header, and no pixel.
 
     Args:
-        path: a PNG, JPEG or WebP file, whatever its suffix says.
+        file: a path, or an open file.
+        name: what errors call it; the path if not given.
+
+    Raises:
+        UserError: no picture of ``FORMATS``, or larger than ``MAX_PIXELS``.
+    """
+    with _opened(file, name or str(file)) as image:
+        exif = Image.Image.getexif(image)  # a PNG's own would decode it, for there may be more behind the pixels
+        return Header(
+            format=str(image.format),
+            width=image.width,
+            height=image.height,
+            mode=image.mode,
+            animated=getattr(image, "is_animated", False),
+            turned=exif.get(ExifTags.Base.Orientation, 1) in range(2, 9),
+            transparent=image.has_transparency_data,
+        )
+
+
+def decode(
+    file: Path | str | BinaryIO,
+    size: int,
+    channels: Literal[1, 3],
+    name: str | None = None,
+    budget: Budget | None = None,
+) -> Pixels:
+    """One picture file as a square: converted as the table says, then ``centre_crop``.
+
+    Args:
+        file: a PNG, JPEG, WebP or GIF file, whatever its suffix says; a path or an open file.
         size: side in pixels.
         channels: 3 for RGB, 1 for grey.
+        name: what errors call the picture; the path if not given.
+        budget: of all threads that decode at the time.
 
     Returns:
         [C, size, size] in 0..255.
 
     Raises:
-        UserError: not such a file, broken, or larger than ``MAX_PIXELS``.
+        UserError: not such a file, broken, larger than ``MAX_PIXELS``, or too narrow.
     """
-    too_large = f"picture {str(path)!r} is larger than {MAX_PIXELS // 10**6} million pixels; shrink or remove it"
+    name = name or str(file)
+    with _opened(file, name) as image:
+        width, height = image.size
+        if size * size * max(image.size) / min(image.size) > MAX_PIXELS:
+            raise UserError(f"picture {name!r} is {width}x{height}, too narrow to cut a square; crop or remove it")
+        with budget.take(width * height) if budget else nullcontext():
+            flat = _flat(image, channels)
+            if flat is not image:
+                image.close()  # its pixels are not needed twice
+            pixels = np.asarray(centre_crop(flat, size))
+    return pixels[None] if channels == 1 else np.ascontiguousarray(pixels.transpose(2, 0, 1))
+
+
+@contextmanager
+def _opened(file: Path | str | BinaryIO, name: str) -> Iterator[Image.Image]:
+    """An open picture within the limits, of which the header has been read; what fails while it is used is told."""
     try:
-        with Image.open(path, formats=FORMATS) as image:
+        if isinstance(file, str | Path) and Path(file).stat().st_size > MAX_BYTES:
+            raise UserError(f"picture {name!r} is a file of more than {MAX_BYTES // 2**20} MB; shrink or remove it")
+        with Image.open(file, formats=FORMATS) as image:
             if image.width * image.height > MAX_PIXELS:
                 raise Image.DecompressionBombError
-            flat = _flat(image, channels)
-            enlarged = size * size * max(flat.size) / min(flat.size)
-            square = centre_crop(flat, size) if enlarged <= MAX_PIXELS else None
+            yield image
+    except UserError:
+        raise
     except Image.DecompressionBombError:
-        raise UserError(too_large) from None
+        raise UserError(
+            f"picture {name!r} is larger than {MAX_PIXELS // 10**6} million pixels; shrink or remove it"
+        ) from None
     except DECODE_ERRORS as error:
         detail = " ".join(str(error).split())[:120] or type(error).__name__
-        raise UserError(f"picture {str(path)!r} cannot be read ({detail}); replace or remove it") from None
-    if square is None:
-        raise UserError(
-            f"picture {str(path)!r} is {flat.width}x{flat.height}, too narrow to cut a square; crop or remove it"
-        )
-    pixels = np.asarray(square)
-    return pixels[None] if channels == 1 else np.ascontiguousarray(pixels.transpose(2, 0, 1))
+        if isinstance(error, UnidentifiedImageError):
+            detail = "no PNG, JPEG, WebP or GIF"
+        raise UserError(f"picture {name!r} cannot be read ({detail}); replace or remove it") from None
 
 
 def _flat(image: Image.Image, channels: Literal[1, 3]) -> Image.Image:
     """Upright 8-bit RGB or grey without transparency."""
-    image = ImageOps.exif_transpose(image)
+    ImageOps.exif_transpose(image, in_place=True)
     if image.mode.startswith("I"):
-        # Pillow clips 16-bit grey to 255 where it should scale; colour it has already cut to the high byte
-        high = np.asarray(image).astype(np.int64) >> 8
-        image = Image.fromarray(high.clip(0, 255).astype(np.uint8))
-    if image.has_transparency_data:
-        image = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-    mode = "RGB" if channels == 3 else "L"
-    return image if image.mode == mode else image.convert("RGB").convert(mode)
+        image = _in_bands(image, "L", _high_byte)
+    elif image.has_transparency_data:
+        image = _in_bands(image, "RGB", _on_white)
+    if image.mode not in ("RGB", "L") or (channels == 3 and image.mode == "L"):
+        image = image.convert("RGB")
+    return image.convert("L") if channels == 1 and image.mode == "RGB" else image
+
+
+def _high_byte(image: Image.Image) -> Image.Image:
+    """16-bit grey as 8 bits, where Pillow would clip at 255; colour it has already cut to the high byte."""
+    deep = np.asarray(image)
+    grey = (deep >> 8).clip(0, 255).astype(np.uint8)
+    if isinstance(image.info.get("transparency"), int):
+        grey[deep == image.info["transparency"]] = 255
+    return Image.fromarray(grey)
+
+
+def _on_white(image: Image.Image) -> Image.Image:
+    image = image.convert("RGBA")
+    return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
+
+
+def _in_bands(image: Image.Image, mode: str, convert: Callable[[Image.Image], Image.Image]) -> Image.Image:
+    """Converts a band of rows at a time: the steps between would take the whole picture's memory several times."""
+    whole = Image.new(mode, image.size)
+    rows = max(1, 2**20 // image.width)
+    for top in range(0, image.height, rows):
+        box = (0, top, image.width, min(top + rows, image.height))
+        whole.paste(convert(image.crop(box)), box)
+    return whole
 
 
 def centre_crop(image: Image.Image, size: int) -> Image.Image:

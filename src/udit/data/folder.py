@@ -1,38 +1,42 @@
-"""Folders of class folders of pictures."""
+"""Folders of class folders of pictures, of any number."""
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import logging
 import math
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from array import array
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypeVar
 
 import numpy as np
 from tqdm import tqdm
 
-from udit.data.decode import decode
+from udit.data.decode import MAX_PIXELS, Budget, decode, peek
+from udit.data.names import Names
 from udit.data.sources import Pixels
 from udit.errors import UserError
 
-SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp"})
+T = TypeVar("T")
+SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".gif"})
 MAX_MEMORY = 2**30
 """Bytes up to which a decoded data set is kept in memory."""
 
 logger = logging.getLogger(__name__)
 
 
-def class_names(root: Path | str) -> list[str]:
-    """The class folders in ``root``, sorted; hidden ones do not count.
+def class_folders(root: Path) -> list[str]:
+    """The visible folders in ``root``, sorted.
 
     Raises:
-        UserError: no such folder, no class folders in it, or one without pictures.
+        UserError: no such folder, or no class folders in it.
     """
-    root = Path(root).expanduser()
     if not root.is_dir():
         raise UserError(
             f"data.root is {str(root)!r}, no folder; give one that holds a folder of pictures for each class"
@@ -45,62 +49,146 @@ def class_names(root: Path | str) -> list[str]:
         raise UserError(
             f"data.root {str(root)!r} holds no class folders; put each class's pictures in a folder of its own"
         )
-    for name in names:
-        if next(_files(root / name), None) is None:
-            raise UserError(
-                f"class folder {str(root / name)!r} holds no PNG, JPEG or WebP picture; add some or remove it"
-            )
     return names
 
 
-def _files(folder: Path, *, others: bool = False) -> Iterator[Path]:
-    """Visible pictures in a folder and below; with ``others``, the visible files that are not pictures."""
-    for parent, folders, names in os.walk(folder):
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        for name in names:
-            path = Path(parent, name)
-            if not name.startswith(".") and (path.suffix.lower() in SUFFIXES) != others and path.is_file():
-                yield path
+def class_names(root: Path | str) -> list[str]:
+    """The class folders in ``root``, sorted; hidden ones do not count.
+
+    Raises:
+        UserError: no such folder, no class folders in it, or one without pictures.
+    """
+    root = Path(root).expanduser()
+    names = class_folders(root)
+    for name in names:
+        if not any(is_picture(entry.name) for entry in files(root / name)):
+            raise UserError(f"class folder {str(root / name)!r} holds no PNG, JPEG, WebP or GIF; add some or remove it")
+    return names
+
+
+def files(folder: Path | str) -> Iterator[os.DirEntry[str]]:
+    """Visible files in a folder and below.
+
+    Raises:
+        UserError: a folder that cannot be listed.
+    """
+    below = []
+    try:
+        with os.scandir(folder) as entries:
+            for entry in entries:
+                if entry.name.startswith("."):
+                    continue
+                if entry.is_dir(follow_symlinks=False):
+                    below.append(entry.path)
+                elif entry.is_file():
+                    yield entry
+    except OSError as error:
+        raise UserError(f"folder {str(folder)!r} cannot be listed ({error.strerror}); check its permissions") from None
+    for path in below:
+        yield from files(path)
+
+
+def is_picture(name: str) -> bool:
+    """Whether a file's name ends as a picture's does."""
+    return os.path.splitext(name)[1].lower() in SUFFIXES  # noqa: PTH122 - a million Paths take minutes
+
+
+@dataclass(frozen=True)
+class Listing:
+    """The pictures of a folder of class folders: class by class, sorted, and what else lies there."""
+
+    names: Names
+    """Paths below the root."""
+    counts: list[int]
+    """Pictures a class, in the order of ``class_folders``."""
+    sizes: Sequence[int]
+    """Bytes a file."""
+    times: Sequence[int]
+    """When each was altered, in nanoseconds."""
+    others: list[str]
+    """Files that are no pictures by their names; ten at most."""
+    num_others: int
+
+    @staticmethod
+    def of(root: Path) -> Listing:
+        """Lists a folder; opens no file.
+
+        Raises:
+            UserError: see ``class_folders`` and ``files``.
+        """
+        counts: list[int] = []
+        sizes, times = array("q"), array("q")
+        others: list[str] = []
+        num_others = 0
+
+        def paths() -> Iterator[str]:
+            nonlocal num_others
+            for name in class_folders(root):
+                top = str(root / name)
+                found = []
+                for entry in files(top):
+                    if is_picture(entry.name):
+                        found.append((name + entry.path[len(top) :].replace(os.sep, "/"), entry.stat()))
+                    else:
+                        num_others += 1
+                        others.extend([entry.path] * (len(others) < 10))
+                found.sort(key=lambda item: item[0])
+                counts.append(len(found))
+                for path, stat in found:
+                    sizes.append(stat.st_size)
+                    times.append(stat.st_mtime_ns)
+                    yield path
+
+        return Listing(Names(paths()), counts, sizes, times, others, num_others)
+
+    def fingerprint(self) -> str:
+        """sha256 over names and sizes, so a copy has the same."""
+        digest = hashlib.sha256()
+        for name, size in zip(self.names, self.sizes, strict=True):
+            digest.update(os.fsencode(f"{name}\0{size}\n"))
+        return digest.hexdigest()
+
+    def verified_as(self, size: int) -> Path:
+        """The file whose presence says that these very files, unaltered since, could all be decoded."""
+        digest = hashlib.sha256(f"1 {size} {MAX_PIXELS} {self.fingerprint()}".encode())
+        digest.update(np.array(self.times, "<i8").tobytes())
+        cache = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
+        return cache / "udit" / "verified" / digest.hexdigest()
 
 
 class ImageFolder:
     """A folder of class folders of pictures, cut square as ADM does (Dhariwal & Nichol 2021)."""
 
-    def __init__(self, root: Path | str, size: int, channels: Literal[1, 3]) -> None:
+    def __init__(
+        self, root: Path | str, size: int, channels: Literal[1, 3], check: Literal["full", "headers"] = "full"
+    ) -> None:
         """Lists the folder; decodes nothing.
 
         Args:
             root: holds one folder a class; folders inside these belong to the class.
             size: side of the pictures in pixels.
             channels: 3 for RGB, 1 for grey.
+            check: what ``verify`` does to pictures that are too many to keep in memory.
 
         Raises:
             UserError: see ``class_names``.
         """
         self.root = Path(root).expanduser()
+        class_names(self.root)
         self.size = size
         self.channels = channels
-        names: list[str] = []
-        labels: list[int] = []
-        digest = hashlib.sha256()
-        for label, name in enumerate(class_names(self.root)):
-            paths = sorted(path.relative_to(self.root).as_posix() for path in _files(self.root / name))
-            names += paths
-            labels += [label] * len(paths)
-        for name in names:
-            digest.update(f"{name}\0{(self.root / name).stat().st_size}\n".encode("utf-8", "surrogateescape"))
-        self.names: Sequence[str] = names
-        self.labels = np.array(labels, np.int64)
+        self.check = check
+        listing = Listing.of(self.root)
+        self.names: Sequence[str] = listing.names
+        self.labels = np.repeat(np.arange(len(listing.counts)), listing.counts)
         self.held_out = np.empty(0, np.int64)
-        self.fingerprint = digest.hexdigest()
+        self.fingerprint = listing.fingerprint()
+        self._verified_as = listing.verified_as(size)
         self._pixels: Pixels | None = None
-        self._warn_of_others()
-
-    def _warn_of_others(self) -> None:
-        others = [path for name in class_names(self.root) for path in _files(self.root / name, others=True)]
-        if others:
+        if listing.others:
             logger.warning(
-                "%d files in %s are no PNG, JPEG or WebP and left out, e.g. %s", len(others), self.root, others[0]
+                "%d files in %s are no PNG, JPEG, WebP or GIF and left out, e.g. %s",
+                *(listing.num_others, self.root, listing.others[0]),
             )
 
     def __len__(self) -> int:
@@ -121,34 +209,69 @@ class ImageFolder:
     def verify(self) -> None:
         """Decodes every picture once, and keeps them all if they fit into ``MAX_MEMORY``.
 
+        Of more than that, ``check="headers"`` reads only the headers; and what has once been decoded to the end is not
+        decoded again while its names, sizes and times stay the same.
+
         Raises:
             UserError: pictures that cannot be decoded; names the first and counts them.
         """
         if self._pixels is not None:
             return
         shape = (len(self), self.channels, self.size, self.size)
-        pixels = np.empty(shape, np.uint8) if math.prod(shape) <= MAX_MEMORY else None
-        bad: list[str] = []
-        with (
-            ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool,
-            tqdm(total=len(self), desc="decoding", unit="picture", disable=not sys.stderr.isatty(), leave=False) as bar,
-        ):
-            # in slices, for map() would queue a whole ImageNet at once
-            for start in range(0, len(self), 256):
-                for i, result in enumerate(pool.map(self._attempt, range(start, min(start + 256, len(self)))), start):
-                    if isinstance(result, str):
-                        bad.append(result)
-                    elif pixels is not None:
-                        pixels[i] = result
-                    bar.update()
-        if len(bad) > 1:
-            raise UserError(f"{bad[0]} ({len(bad)} of {len(self)} pictures are unusable)")
-        if bad:
-            raise UserError(bad[0])
-        self._pixels = pixels
+        if math.prod(shape) <= MAX_MEMORY:
+            pixels = np.empty(shape, np.uint8)
+            self._refuse_bad(pixels)
+            self._pixels = pixels
+        elif self.check == "headers":
+            self._refuse_bad(None)
+        elif not self._verified_as.exists():
+            self._refuse_bad(None)
+            remember(self._verified_as)
 
-    def _attempt(self, i: int) -> Pixels | str:
+    def _refuse_bad(self, keep: Pixels | None) -> None:
+        headers_only = keep is None and self.check == "headers"
+        budget = Budget()
+
+        def read(i: int) -> Pixels | None:
+            path = self.root / self.names[i]
+            if headers_only:
+                peek(path)
+                return None
+            return decode(path, self.size, self.channels, budget=budget)
+
+        first, count = "", 0
+        for i, result in enumerate(attempts(read, len(self))):
+            if isinstance(result, UserError):
+                first, count = first or str(result), count + 1
+            elif keep is not None and result is not None:
+                keep[i] = result
+        if count:
+            more = f" ({count} of {len(self)} pictures are unusable; `udit data check` names all)" if count > 1 else ""
+            raise UserError(first + more)
+
+
+def attempts(action: Callable[[int], T], count: int, title: str = "decoding") -> Iterator[T | UserError]:
+    """What an action on each of ``count`` pictures returns or raises, in order; run by threads, with a bar."""
+
+    def attempt(i: int) -> T | UserError:
         try:
-            return self.image(i)
+            return action(i)
         except UserError as error:
-            return str(error)
+            return error
+
+    with (
+        ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool,
+        tqdm(total=count, desc=title, unit="picture", disable=not sys.stderr.isatty(), leave=False) as bar,
+    ):
+        # in slices, for map() would queue a whole ImageNet at once
+        for start in range(0, count, 256):
+            for result in pool.map(attempt, range(start, min(start + 256, count))):
+                yield result
+                bar.update()
+
+
+def remember(verified_as: Path) -> None:
+    """Leaves the mark of ``Listing.verified_as``; a cache that cannot be written is no error."""
+    with contextlib.suppress(OSError):
+        verified_as.parent.mkdir(parents=True, exist_ok=True)
+        verified_as.touch()

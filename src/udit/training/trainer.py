@@ -48,9 +48,16 @@ class Outcome:
 class Trainer:
     """Trains the model of a run. ``fit`` starts, resumes, or finds that there is nothing left to do."""
 
-    def __init__(self, run: Run, world: dist.World | None = None) -> None:
-        """Takes the run; joins the peers of ``torchrun`` unless a world is given."""
+    def __init__(self, run: Run, world: dist.World | None = None, source: Source | None = None) -> None:
+        """Takes the run; joins the peers of ``torchrun`` unless a world is given.
+
+        Args:
+            run: what is trained.
+            world: this process's place among its peers.
+            source: the run's data, verified; built and verified by ``fit`` if not given.
+        """
         self.run = run
+        self.given = source
         self.world = world or dist.start(run.training.device, run.training.timeout)
         self.skipped = 0
 
@@ -69,8 +76,9 @@ class Trainer:
 
     def _fit(self, progress: bool) -> Outcome:
         run, world = self.run, self.world
-        self.source: Source = source_of(run)
-        self.source.verify()
+        self.source: Source = self.given or source_of(run)
+        if self.given is None:
+            self.source.verify()
         self.parts = parts_of(self.source, run.data)
         self.learner = Learner(run, world)
         lock = self._on_main(self._open)

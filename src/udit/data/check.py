@@ -1,0 +1,156 @@
+"""What is wrong with a folder of pictures, all of it, and what it holds."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from udit.data.decode import Budget, Header, decode, peek
+from udit.data.folder import Listing, attempts, class_folders, remember
+from udit.data.idx import idx_files
+from udit.data.npz import npz_file
+from udit.data.sources import InMemory
+from udit.errors import UserError
+
+
+@dataclass
+class Contents:
+    """What a check has counted; complete once its lines are exhausted."""
+
+    classes: dict[str, tuple[int, int]] = field(default_factory=dict)
+    """Pictures and bad ones of each class."""
+    formats: Counter[str] = field(default_factory=Counter)
+    sizes: Counter[tuple[int, int]] = field(default_factory=Counter)
+    """Pictures of each (width, height)."""
+    notes: dict[str, tuple[int, str]] = field(default_factory=dict)
+    """What is converted, not refused: how many pictures, and the first."""
+    bad: int = 0
+    """Pictures that cannot be used, and empty class folders."""
+
+    def note(self, what: str, path: str) -> None:
+        """Counts a picture of a kind."""
+        count, first = self.notes.get(what, (0, path))
+        self.notes[what] = (count + 1, first)
+
+
+def check(path: Path, size: int, contents: Contents) -> Iterator[str]:
+    """Looks at a data set of any kind on disk.
+
+    Args:
+        path: a folder of class folders, a folder of IDX files, or an ``.npz`` file.
+        size: side of the squares that training would cut from a folder's pictures.
+        contents: is filled.
+
+    Yields:
+        One line for everything that training would refuse.
+
+    Raises:
+        UserError: nothing of the kind is there.
+    """
+    if path.suffix == ".npz":
+        yield from _check_whole(lambda: npz_file(path), contents)
+    elif any(path.glob("*-ubyte*")):
+        yield from _check_whole(lambda: idx_files(path, 256), contents)
+    else:
+        yield from check_folder(path, size, contents)
+
+
+def _check_whole(read: Callable[[], InMemory], contents: Contents) -> Iterator[str]:
+    """Of files that are good or bad as a whole."""
+    try:
+        source = read()
+    except UserError as error:
+        contents.bad += 1
+        yield str(error)
+        return
+    held_out = np.isin(np.arange(len(source)), source.held_out)
+    for label, count in enumerate(np.bincount(source.labels[~held_out])):
+        contents.classes[str(label)] = (int(count), 0)
+    if held_out.any():
+        contents.classes["kept for testing"] = (int(held_out.sum()), 0)
+    contents.sizes[source.pixels.shape[3], source.pixels.shape[2]] = len(source)
+
+
+def check_folder(root: Path, size: int, contents: Contents) -> Iterator[str]:
+    """Decodes every picture of a folder of class folders.
+
+    Args:
+        root: the folder.
+        size: side of the squares that training would cut.
+        contents: is filled.
+
+    Yields:
+        One line for everything that training would refuse.
+
+    Raises:
+        UserError: no such folder, or no class folders in it.
+    """
+    names = class_folders(root)
+    listing = Listing.of(root)
+    labels = np.repeat(np.arange(len(names)), listing.counts)
+    bad = np.zeros(len(names), int)
+    for name, count in zip(names, listing.counts, strict=True):
+        if not count:
+            contents.bad += 1
+            yield f"class folder {str(root / name)!r} holds no PNG, JPEG, WebP or GIF; add some or remove it"
+    budget = Budget()
+
+    def read(i: int) -> Header:
+        path = root / listing.names[i]
+        header = peek(path)
+        decode(path, size, 3, budget=budget)
+        return header
+
+    for i, found in enumerate(attempts(read, len(labels), "checking")):
+        if isinstance(found, UserError):
+            bad[labels[i]] += 1
+            contents.bad += 1
+            yield str(found)
+        else:
+            _count(contents, found, repr(str(root / listing.names[i])))
+    if listing.others:
+        what = "no PNG, JPEG, WebP or GIF by name, and left out"
+        contents.notes[what] = (listing.num_others, repr(listing.others[0]))
+    _find_copies(root, listing, contents)
+    contents.classes = {
+        name: (count, int(wrong)) for name, count, wrong in zip(names, listing.counts, bad, strict=True)
+    }
+    if not contents.bad:
+        remember(listing.verified_as(size))
+
+
+def _count(contents: Contents, header: Header, path: str) -> None:
+    contents.formats[header.format] += 1
+    contents.sizes[header.width, header.height] += 1
+    if header.mode == "CMYK":
+        contents.note("CMYK, made RGB without its colour profile", path)
+    if header.mode.startswith("I"):
+        contents.note("16-bit, of which the high byte is kept", path)
+    if header.transparent:
+        contents.note("transparent, laid on white", path)
+    if header.animated:
+        contents.note("animated, of which the first frame is taken", path)
+    if header.turned:
+        contents.note("turned upright by EXIF", path)
+
+
+def _find_copies(root: Path, listing: Listing, contents: Contents) -> None:
+    """Notes files with the same bytes as an earlier one; only those of one length are read."""
+    sizes = np.array(listing.sizes, np.int64)
+    _, places, counts = np.unique(sizes, return_inverse=True, return_counts=True)
+    seen: dict[bytes, int] = {}
+    for i in np.flatnonzero(counts[places] > 1).tolist():
+        path = root / listing.names[i]
+        try:
+            with path.open("rb") as stream:
+                key = hashlib.file_digest(stream, "blake2b").digest()[:16]
+        except OSError:
+            continue  # has been told
+        first = seen.setdefault(key, i)
+        if first != i:
+            contents.note("a copy of another", f"{str(path)!r} of {str(root / listing.names[first])!r}")
