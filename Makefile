@@ -2,7 +2,7 @@
 PYTHON ?=
 BIN := .venv/bin
 STAMP := .venv/.installed
-EXTRAS := .[train,metrics,dev]
+EXTRAS := .[train,metrics,hub,dev]
 
 .DEFAULT_GOAL := help
 .PHONY: help install demo test test-slow check bench bench-smoke docs constraints clean

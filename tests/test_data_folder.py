@@ -9,6 +9,7 @@ import pytest
 
 from pictures import folder, noise
 from udit.data import folder as data_folder
+from udit.data import verify
 from udit.data.folder import ImageFolder, class_names
 from udit.errors import UserError
 
@@ -77,7 +78,7 @@ def test_verified_pictures_stay_in_memory_as_they_were(tmp_path: Path) -> None:
 
 
 def test_verify_keeps_nothing_that_is_too_large(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(data_folder, "MAX_MEMORY", 3 * 3 * 8 * 8 - 1)
+    monkeypatch.setattr(verify, "MAX_MEMORY", 3 * 3 * 8 * 8 - 1)
     source = ImageFolder(folder(tmp_path, a=3), 8, 3)
     source.verify()
     (tmp_path / "a" / "1.png").unlink()
@@ -88,7 +89,7 @@ def test_verify_keeps_nothing_that_is_too_large(tmp_path: Path, monkeypatch: pyt
 @pytest.fixture
 def too_large(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder of three pictures, none of which may be kept in memory."""
-    monkeypatch.setattr(data_folder, "MAX_MEMORY", 0)
+    monkeypatch.setattr(verify, "MAX_MEMORY", 0)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     return folder(tmp_path / "data", a=3)
 

@@ -47,6 +47,9 @@ app.command(bench)
 def main(arguments: list[str] | None = None) -> NoReturn:
     """Runs a command; errors of the user's are one line, exit code 2; runs that cannot go on, 1."""
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # its warnings are for those who program torch
+    os.environ.setdefault("DATASETS_VERBOSITY", "critical")  # what it says of an error, the error says again
+    if not sys.stderr.isatty():
+        os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
     logging.basicConfig(format="udit: %(message)s", level=logging.INFO, stream=sys.stderr)
     for noisy in ("httpx", "huggingface_hub", "matplotlib", "PIL"):
         logging.getLogger(noisy).setLevel(logging.WARNING)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field, PositiveInt, model_validator
 
@@ -145,11 +145,9 @@ class NpzData(SplitData):
         return npz_file(self.path.expanduser(), len(self.classes) or None)
 
 
-class FolderData(SplitData):
-    """A folder of class folders of pictures (PNG, JPEG, WebP, GIF); classes are the folder names in sorted order."""
+class _Files(SplitData):
+    """Picture files of any size."""
 
-    kind: Literal["folder"] = "folder"
-    root: Path
     size: Annotated[int, Field(ge=1, le=4096)] = 64
     """Side of the square that ADM's centre crop cuts."""
     channels: Literal[1, 3] = 3
@@ -159,6 +157,13 @@ class FolderData(SplitData):
     verify: Literal["full", "headers"] = "full"
     """What is done before the first step to pictures that are too many to keep in memory (1 GB decoded; fewer are
     decoded and kept): decode each once, which is remembered while the files stay as they are, or read headers only."""
+
+
+class FolderData(_Files):
+    """A folder of class folders of pictures (PNG, JPEG, WebP, GIF); classes are the folder names in sorted order."""
+
+    kind: Literal["folder"] = "folder"
+    root: Path
 
     def info(self) -> DataInfo:
         """From the folder's names.
@@ -179,4 +184,68 @@ class FolderData(SplitData):
         return ImageFolder(self.root, self.size, self.channels, self.verify)
 
 
-DataConfig = Annotated[DigitsData | FashionMnistData | IdxData | NpzData | FolderData, Field(discriminator="kind")]
+class HubData(_Files):
+    """Pictures that Hugging Face `datasets` loads: a hub id, a folder of pictures or parquet files, a .parquet file."""
+
+    kind: Literal["huggingface"] = "huggingface"
+    path: str
+    """A hub id like uoft-cs/cifar10, or a path."""
+    name: str | None = None
+    """The configuration, where the data set has several."""
+    revision: str | None = None
+    """A branch, tag or commit of the hub's; None is the newest."""
+    split: str = "train"
+    test_split: str | None = None
+    """Its pictures are kept for testing, and test_share is null."""
+    image: str = "image"
+    """The column of pictures."""
+    label: str = "label"
+    """The column of labels."""
+    classes: tuple[str, ...] = ()
+    """Names in label order; empty takes the column's own."""
+    streaming: bool = False
+    """Lets the files of a hub id pass by once and keeps only the squares cut from them, in ~/.cache/udit; training
+    starts when all have passed. Otherwise `datasets` downloads the files and keeps them."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _test_on_its_own(cls, values: Any) -> Any:
+        if isinstance(values, dict) and values.get("test_split") is not None:
+            return {"test_share": None, **values}
+        return values
+
+    @model_validator(mode="after")
+    def _check(self) -> HubData:
+        if self.test_split is not None and self.test_share is not None:
+            raise ValueError(
+                f"test_share is {self.test_share:g} and test_split {self.test_split!r}; leave one of them out"
+            )
+        if self.streaming and self.verify == "headers":
+            raise ValueError("verify is 'headers' and streaming decodes every picture as it passes; leave verify out")
+        return self
+
+    @property
+    def splits(self) -> tuple[str, ...]:
+        """All that are read, the one kept for testing last."""
+        return (self.split,) if self.test_split is None else (self.split, self.test_split)
+
+    def info(self) -> DataInfo:
+        """From the data set's description.
+
+        Raises:
+            UserError: no such data set or columns, or labels without names.
+        """
+        from udit.data.hub import class_names
+
+        return DataInfo(channels=self.channels, height=self.size, width=self.size, id2label=class_names(self))
+
+    def build(self) -> Source:
+        """The loaded or streamed pictures."""
+        from udit.data.hub import Rows, streamed
+
+        return streamed(self) if self.streaming else Rows(self)
+
+
+DataConfig = Annotated[
+    DigitsData | FashionMnistData | IdxData | NpzData | FolderData | HubData, Field(discriminator="kind")
+]

@@ -11,10 +11,11 @@ from pathlib import Path
 import numpy as np
 
 from udit.data.decode import Budget, Header, decode, peek
-from udit.data.folder import Listing, attempts, class_folders, remember
+from udit.data.folder import Listing, class_folders
 from udit.data.idx import idx_files
 from udit.data.npz import npz_file
 from udit.data.sources import InMemory
+from udit.data.verify import attempts, remember
 from udit.errors import UserError
 
 

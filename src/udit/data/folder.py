@@ -2,31 +2,24 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import logging
-import math
 import os
-import sys
 from array import array
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import Literal
 
 import numpy as np
-from tqdm import tqdm
 
 from udit.data.decode import MAX_PIXELS, Budget, decode, peek
 from udit.data.names import Names
 from udit.data.sources import Pixels
+from udit.data.verify import cache_folder, verified
 from udit.errors import UserError
 
-T = TypeVar("T")
 SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".gif"})
-MAX_MEMORY = 2**30
-"""Bytes up to which a decoded data set is kept in memory."""
 
 logger = logging.getLogger(__name__)
 
@@ -152,8 +145,7 @@ class Listing:
         """The file whose presence says that these very files, unaltered since, could all be decoded."""
         digest = hashlib.sha256(f"1 {size} {MAX_PIXELS} {self.fingerprint()}".encode())
         digest.update(np.array(self.times, "<i8").tobytes())
-        cache = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
-        return cache / "udit" / "verified" / digest.hexdigest()
+        return cache_folder() / "verified" / digest.hexdigest()
 
 
 class ImageFolder:
@@ -207,7 +199,7 @@ class ImageFolder:
         return decode(self.root / self.names[i], self.size, self.channels)
 
     def verify(self) -> None:
-        """Decodes every picture once, and keeps them all if they fit into ``MAX_MEMORY``.
+        """Decodes every picture once, and keeps them all if they fit into memory.
 
         Of more than that, ``check="headers"`` reads only the headers; and what has once been decoded to the end is not
         decoded again while its names, sizes and times stay the same.
@@ -217,61 +209,10 @@ class ImageFolder:
         """
         if self._pixels is not None:
             return
-        shape = (len(self), self.channels, self.size, self.size)
-        if math.prod(shape) <= MAX_MEMORY:
-            pixels = np.empty(shape, np.uint8)
-            self._refuse_bad(pixels)
-            self._pixels = pixels
-        elif self.check == "headers":
-            self._refuse_bad(None)
-        elif not self._verified_as.exists():
-            self._refuse_bad(None)
-            remember(self._verified_as)
-
-    def _refuse_bad(self, keep: Pixels | None) -> None:
-        headers_only = keep is None and self.check == "headers"
         budget = Budget()
-
-        def read(i: int) -> Pixels | None:
-            path = self.root / self.names[i]
-            if headers_only:
-                peek(path)
-                return None
-            return decode(path, self.size, self.channels, budget=budget)
-
-        first, count = "", 0
-        for i, result in enumerate(attempts(read, len(self))):
-            if isinstance(result, UserError):
-                first, count = first or str(result), count + 1
-            elif keep is not None and result is not None:
-                keep[i] = result
-        if count:
-            more = f" ({count} of {len(self)} pictures are unusable; `udit data check` names all)" if count > 1 else ""
-            raise UserError(first + more)
-
-
-def attempts(action: Callable[[int], T], count: int, title: str = "decoding") -> Iterator[T | UserError]:
-    """What an action on each of ``count`` pictures returns or raises, in order; run by threads, with a bar."""
-
-    def attempt(i: int) -> T | UserError:
-        try:
-            return action(i)
-        except UserError as error:
-            return error
-
-    with (
-        ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool,
-        tqdm(total=count, desc=title, unit="picture", disable=not sys.stderr.isatty(), leave=False) as bar,
-    ):
-        # in slices, for map() would queue a whole ImageNet at once
-        for start in range(0, count, 256):
-            for result in pool.map(attempt, range(start, min(start + 256, count))):
-                yield result
-                bar.update()
-
-
-def remember(verified_as: Path) -> None:
-    """Leaves the mark of ``Listing.verified_as``; a cache that cannot be written is no error."""
-    with contextlib.suppress(OSError):
-        verified_as.parent.mkdir(parents=True, exist_ok=True)
-        verified_as.touch()
+        self._pixels = verified(
+            (len(self), self.channels, self.size, self.size),
+            lambda i: decode(self.root / self.names[i], self.size, self.channels, budget=budget),
+            (lambda i: peek(self.root / self.names[i])) if self.check == "headers" else None,
+            self._verified_as,
+        )

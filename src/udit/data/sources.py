@@ -52,9 +52,17 @@ class InMemory:
     """Pictures that are already decoded."""
 
     def __init__(
-        self, pixels: Pixels, labels: Labels, names: Sequence[str], held_out: Labels | Sequence[int] = ()
+        self,
+        pixels: Pixels,
+        labels: Labels,
+        names: Sequence[str],
+        held_out: Labels | Sequence[int] = (),
+        fingerprint: str | None = None,
     ) -> None:
-        """Takes [N, C, H, W] pixels, [N] labels, N unlike names, and the indices of test pictures."""
+        """Takes [N, C, H, W] pixels, [N] labels, N unlike names, and the indices of test pictures.
+
+        A fingerprint that is not given is computed.
+        """
         assert pixels.dtype == np.uint8
         assert pixels.ndim == 4
         assert len(pixels) == len(labels) == len(names)
@@ -62,11 +70,14 @@ class InMemory:
         self.labels = labels.astype(np.int64)
         self.names = names
         self.held_out = np.array(held_out, np.int64)
-        digest = hashlib.sha256(repr(pixels.shape).encode())
-        digest.update(np.ascontiguousarray(pixels).tobytes())
+        self.fingerprint = fingerprint or self._digest()
+
+    def _digest(self) -> str:
+        digest = hashlib.sha256(repr(self.pixels.shape).encode())
+        digest.update(np.ascontiguousarray(self.pixels).data)
         digest.update(self.labels.astype("<i8").tobytes())
         digest.update(self.held_out.astype("<i8").tobytes())
-        self.fingerprint = digest.hexdigest()
+        return digest.hexdigest()
 
     def __len__(self) -> int:
         """Number of pictures."""

@@ -1,0 +1,272 @@
+"""Hugging Face `datasets`: hub ids, folders of pictures and parquet files; from its cache, or streamed once."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import shutil
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from tqdm import tqdm
+
+from udit.config.data import HubData
+from udit.data.decode import Budget, decode, peek
+from udit.data.names import Names
+from udit.data.sources import InMemory, Labels, Pixels
+from udit.data.verify import cache_folder, verified
+from udit.errors import UserError
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+
+def class_names(data: HubData) -> tuple[str, ...]:
+    """Of the label column, from the data set's own description; nothing but that is downloaded.
+
+    Raises:
+        UserError: `datasets` is missing, no such data set or column, or labels without names.
+    """
+    features = _load(data, data.split, streaming=True).features or {}
+    _check_columns(data, features)
+    names = data.classes or getattr(features[data.label], "names", None)
+    if not names:
+        raise UserError(
+            f"column {data.label!r} of {data.path} has no class names; give them in label order as data.classes=[...]"
+        )
+    return tuple(names)
+
+
+def _check_columns(data: HubData, features: Any) -> None:
+    for key, name in (("image", data.image), ("label", data.label)):
+        if name not in features:
+            known = ", ".join(sorted(features)) or "none that it tells"
+            raise UserError(f"{data.path} has no column {name!r}; set data.{key} to one of its columns: {known}")
+    if type(features[data.image]).__name__ != "Image":
+        raise UserError(f"column {data.image!r} of {data.path} holds no pictures; set data.image to the one that does")
+
+
+def _load(data: HubData, split: str, *, streaming: bool) -> Any:
+    """A split as `datasets` gives it.
+
+    Raises:
+        UserError: `datasets` is missing, or cannot load it; in its own words.
+    """
+    try:
+        from datasets import load_dataset
+        from datasets.exceptions import DatasetsError
+    except ImportError:
+        raise UserError("data.kind=huggingface needs datasets; run: pip install 'udit[hub]'") from None
+    try:
+        if data.path.endswith(".parquet"):
+            files = {split: str(Path(data.path).expanduser())}
+            return load_dataset("parquet", data_files=files, split=split, streaming=streaming)
+        return load_dataset(data.path, data.name, split=split, revision=data.revision, streaming=streaming)
+    except (OSError, ValueError, LookupError, DatasetsError) as error:
+        detail = " ".join(str(error.__cause__ or error).split())[:200]
+        raise UserError(
+            f"data.path {data.path!r} cannot be loaded ({detail}); check data.path, name, split and revision"
+        ) from None
+
+
+def _labels(values: Any, data: HubData, split: str, num_classes: int) -> Labels:
+    """A label column as numbers.
+
+    Raises:
+        UserError: one that is missing, no whole number, or out of range.
+    """
+    labels = np.array(values)
+    if labels.ndim != 1 or labels.dtype.kind not in "iu" or not len(labels):
+        raise UserError(f"column {data.label!r} of {data.path}, {split}, is not all whole numbers; label every picture")
+    if labels.min() < 0 or labels.max() >= num_classes:
+        bad = labels.min() if labels.min() < 0 else labels.max()
+        raise UserError(
+            f"{data.path}, {split}, has a label {bad} where there are {num_classes} classes; labels count from 0 (-1 "
+            "marks a split without labels)"
+        )
+    return labels.astype(np.int64)
+
+
+def _file(cell: dict[str, Any]) -> Path | io.BytesIO:
+    """What `datasets` holds of a picture: the bytes of its file, or a path."""
+    return io.BytesIO(cell["bytes"]) if cell["bytes"] is not None else Path(cell["path"])
+
+
+class Rows:
+    """Pictures in the Arrow tables that `datasets` caches, mapped into memory; decoded when asked for."""
+
+    def __init__(self, data: HubData) -> None:
+        """Loads the splits; decodes nothing.
+
+        Raises:
+            UserError: see ``class_names``, or a label out of range.
+        """
+        from datasets import Image
+
+        self.data = data
+        num_classes = len(class_names(data))
+        self._tables: list[Dataset] = []
+        labels: list[Labels] = []
+        for split in data.splits:
+            table = _load(data, split, streaming=False)
+            _check_columns(data, table.features)
+            column = table.select_columns([data.label]).with_format("arrow")[:][data.label]
+            labels.append(_labels(column.to_pylist(), data, split, num_classes))
+            self._tables.append(table.select_columns([data.image]).cast_column(data.image, Image(decode=False)))
+        self.labels: Labels = np.concatenate(labels)
+        self.names: Sequence[str] = Names(
+            f"{s} {i}" for s, y in zip(data.splits, labels, strict=True) for i in range(len(y))
+        )
+        self.held_out = np.arange(len(labels[0]), len(self.labels))
+        self.fingerprint = self._digest()
+        self._pixels: Pixels | None = None
+
+    def _digest(self) -> str:
+        """sha256 over labels, and the name and length of every picture's file."""
+        import pyarrow.compute as pc
+
+        digest = hashlib.sha256(self.labels.astype("<i8").tobytes() + self.held_out.astype("<i8").tobytes())
+        for table in self._tables:
+            for batch in table.with_format("arrow").iter(1000):
+                cells = batch[self.data.image]
+                paths = pc.struct_field(cells, "path").to_pylist()
+                lengths = pc.binary_length(pc.struct_field(cells, "bytes")).to_pylist()
+                for path, length in zip(paths, lengths, strict=True):
+                    size = Path(path).stat().st_size if length is None else length
+                    digest.update(f"{Path(path or '').name}\0{size}\n".encode("utf-8", "surrogateescape"))
+        return digest.hexdigest()
+
+    def __len__(self) -> int:
+        """Number of pictures."""
+        return len(self.labels)
+
+    def image(self, i: int) -> Pixels:
+        """Picture ``i``, [C, H, W] in 0..255.
+
+        Raises:
+            UserError: it cannot be decoded.
+        """
+        if self._pixels is not None:
+            picture: Pixels = self._pixels[i]
+            return picture
+        return self._decode(i)
+
+    def verify(self) -> None:
+        """Decodes every picture once and keeps them if they fit into memory; else does as ``data.verify`` says.
+
+        Raises:
+            UserError: pictures that cannot be decoded; names the first and counts them.
+        """
+        if self._pixels is not None:
+            return
+        data, budget = self.data, Budget()
+        key = hashlib.sha256(f"1 {data.size} {self.fingerprint}".encode()).hexdigest()
+        self._pixels = verified(
+            (len(self), data.channels, data.size, data.size),
+            lambda i: self._decode(i, budget),
+            (lambda i: peek(self._file(i), self._called(i))) if data.verify == "headers" else None,
+            cache_folder() / "verified" / key,
+        )
+
+    def _decode(self, i: int, budget: Budget | None = None) -> Pixels:
+        return decode(self._file(i), self.data.size, self.data.channels, self._called(i), budget)
+
+    def _file(self, i: int) -> Path | io.BytesIO:
+        first = len(self._tables[0])
+        return _file((self._tables[0][i] if i < first else self._tables[1][i - first])[self.data.image])
+
+    def _called(self, i: int) -> str:
+        return f"{self.data.path}, {self.names[i]}"
+
+
+def streamed(data: HubData) -> InMemory:
+    """A data set of the hub that passes by once: pictures are cut as they come, and only the squares are kept.
+
+    They lie in the user's cache, mapped into memory, so order, mirroring and resuming are those of any other source, to
+    the bit. The first run waits until everything has passed; a pass that was cut off starts again. The commit that
+    ``data.revision`` names today is part of the place: another one is another data set.
+
+    Raises:
+        UserError: see ``class_names``; a picture that cannot be decoded; a cache that cannot be written.
+    """
+    from filelock import FileLock
+
+    said = data.model_dump(mode="json", include={"path", "name", "image", "label", "size", "channels", "classes"})
+    key = hashlib.sha256(repr(("1", sorted(said.items()), data.splits, _commit(data))).encode()).hexdigest()[:32]
+    place = cache_folder() / "pictures" / key
+    try:
+        place.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(f"{place}.lock"):  # other ranks wait for the first
+            if not place.is_dir():
+                _receive(data, place)
+        labels, counts = np.load(place / "labels.npy"), np.load(place / "counts.npy").tolist()
+        pixels = np.memmap(place / "pixels", np.uint8, "r", shape=(len(labels), data.channels, data.size, data.size))
+        fingerprint = (place / "fingerprint").read_text(encoding="utf-8")
+    except OSError as error:
+        raise UserError(
+            f"{place} cannot be used ({error.strerror or error}); make room there, or set XDG_CACHE_HOME elsewhere"
+        ) from None
+    names = Names(f"{split} {i}" for split, count in zip(data.splits, counts, strict=True) for i in range(count))
+    return InMemory(pixels, labels, names, np.arange(counts[0], len(labels)), fingerprint)
+
+
+def _commit(data: HubData) -> str:
+    """The commit that a revision of a hub's data set names."""
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import HFValidationError
+
+    try:
+        return str(HfApi().dataset_info(data.path, revision=data.revision).sha)
+    except (OSError, HFValidationError) as error:
+        detail = " ".join(str(error).split())[:160]
+        raise UserError(
+            f"data.path {data.path!r} cannot be streamed ({detail}); only data sets of the hub are, set "
+            "data.streaming=false"
+        ) from None
+
+
+def _receive(data: HubData, place: Path) -> None:
+    """Writes squares, labels and fingerprint of all splits to a folder that is whole or not there."""
+    num_classes = len(class_names(data))
+    labels: list[Labels] = []
+    digest = hashlib.sha256()
+    temporary = Path(tempfile.mkdtemp(dir=place.parent, prefix=".tmp-"))
+    try:
+        with (temporary / "pixels").open("wb") as stream:
+            for split in data.splits:
+                found = []
+                for square, label in _passing(data, split):
+                    digest.update(square.tobytes())
+                    stream.write(square.tobytes())
+                    found.append(label)
+                labels.append(_labels(found, data, split, num_classes))
+        digest.update(repr([part.tolist() for part in labels]).encode())
+        np.save(temporary / "labels.npy", np.concatenate(labels))
+        np.save(temporary / "counts.npy", [len(part) for part in labels])
+        (temporary / "fingerprint").write_text(digest.hexdigest(), encoding="utf-8")
+        temporary.replace(place)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _passing(data: HubData, split: str) -> Iterator[tuple[Pixels, Any]]:
+    """A split's squares with their labels, in the order of its files."""
+    from datasets import Image
+
+    rows = _load(data, split, streaming=True)
+    _check_columns(data, rows.features or {})
+    rows = rows.select_columns([data.image, data.label]).cast_column(data.image, Image(decode=False))
+    bar = tqdm(rows, desc=f"streaming {split}", unit="picture", disable=not sys.stderr.isatty(), leave=False)
+    try:
+        for i, row in enumerate(bar):
+            called = f"{data.path}, {split} {i}"
+            yield decode(_file(row[data.image]), data.size, data.channels, called), row[data.label]
+    except UserError:
+        raise
+    except (OSError, ValueError) as error:
+        detail = " ".join(str(error).split())[:160]
+        raise UserError(f"{data.path}, {split}, stopped passing ({detail}); run the same command again") from None

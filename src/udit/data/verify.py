@@ -1,0 +1,90 @@
+"""Every picture is decoded once before the first step; what that has shown is remembered."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import os
+import sys
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+from tqdm import tqdm
+
+from udit.data.sources import Pixels
+from udit.errors import UserError
+
+T = TypeVar("T")
+MAX_MEMORY = 2**30
+"""Bytes up to which a decoded data set is kept in memory."""
+
+
+def attempts(action: Callable[[int], T], count: int, title: str = "decoding") -> Iterator[T | UserError]:
+    """What an action on each of ``count`` pictures returns or raises, in order; run by threads, with a bar."""
+
+    def attempt(i: int) -> T | UserError:
+        try:
+            return action(i)
+        except UserError as error:
+            return error
+
+    with (
+        ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool,
+        tqdm(total=count, desc=title, unit="picture", disable=not sys.stderr.isatty(), leave=False) as bar,
+    ):
+        # in slices, for map() would queue a whole ImageNet at once
+        for start in range(0, count, 256):
+            for result in pool.map(attempt, range(start, min(start + 256, count))):
+                yield result
+                bar.update()
+
+
+def verified(
+    shape: tuple[int, int, int, int],
+    decode: Callable[[int], Pixels],
+    peek: Callable[[int], object] | None,
+    mark: Path,
+) -> Pixels | None:
+    """Decodes every picture once; returns them if they fit into ``MAX_MEMORY``.
+
+    Args:
+        shape: [N, C, H, W] of all pictures.
+        decode: reads picture i.
+        peek: what is done instead to pictures that are too many to be kept; None decodes these too.
+        mark: a file whose presence says that they have been decoded before; they are not again if they would not be
+            kept. Written when all of them are good.
+
+    Raises:
+        UserError: pictures that cannot be decoded; names the first and counts them.
+    """
+    keep = np.empty(shape, np.uint8) if math.prod(shape) <= MAX_MEMORY else None
+    if keep is None and peek is None and mark.exists():
+        return None
+    first, bad = "", 0
+    action: Callable[[int], object] = peek if keep is None and peek is not None else decode
+    for i, result in enumerate(attempts(action, shape[0])):
+        if isinstance(result, UserError):
+            first, bad = first or str(result), bad + 1
+        elif keep is not None:
+            keep[i] = result  # type: ignore[call-overload]
+    if bad:
+        more = f" ({bad} of {shape[0]} pictures are unusable)" if bad > 1 else ""
+        raise UserError(first + more)
+    if keep is None and peek is None:
+        remember(mark)
+    return keep
+
+
+def cache_folder() -> Path:
+    """Where this user's programs keep what can be made again."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "udit"
+
+
+def remember(mark: Path) -> None:
+    """Leaves a mark; a cache that cannot be written is no error."""
+    with contextlib.suppress(OSError):
+        mark.parent.mkdir(parents=True, exist_ok=True)
+        mark.touch()

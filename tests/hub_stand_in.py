@@ -1,0 +1,109 @@
+"""A stand-in for the Hugging Face hub: the calls that `datasets` makes for a data set of parquet files."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from threading import Thread
+
+COMMIT = "a" * 40
+MISSING = b'{"error": "not found"}'
+
+
+class Hub(ThreadingHTTPServer):
+    """Serves one data set, ``o/d``, and remembers what was asked for."""
+
+    def __init__(self, files: dict[str, bytes]) -> None:
+        super().__init__(("127.0.0.1", 0), _Answers)
+        self.files = files
+        self.asked: list[str] = []
+
+    @property
+    def endpoint(self) -> str:
+        """For HF_ENDPOINT."""
+        return f"http://127.0.0.1:{self.server_port}"
+
+    def downloads(self) -> list[str]:
+        """The files that were sent, in whole or in part."""
+        return [line.split("/")[-1] for line in self.asked if line.startswith("GET /datasets/o/d/resolve/")]
+
+
+@contextmanager
+def serving(files: dict[str, bytes]) -> Iterator[Hub]:
+    """A hub that answers as long as the context lasts."""
+    with Hub(files) as hub:
+        Thread(target=hub.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
+        yield hub
+        hub.shutdown()
+
+
+class _Answers(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    server: Hub
+
+    def log_message(self, *arguments: object) -> None:
+        """Says nothing."""
+
+    def do_HEAD(self) -> None:
+        self._answer()
+
+    def do_GET(self) -> None:
+        self._answer()
+
+    def do_POST(self) -> None:
+        self._answer()
+
+    def _answer(self) -> None:
+        body = self.rfile.read(int(self.headers.get("Content-Length") or 0)).decode()
+        path = self.path.split("?")[0]
+        self.server.asked.append(f"{self.command} {path}")
+        files, api = self.server.files, "/api/datasets/o/d"
+        if path.startswith("/datasets/o/d/resolve/"):
+            self._send_file(files.get(path.removeprefix("/datasets/o/d/resolve/").split("/", 1)[1]))
+        elif path.startswith(f"{api}/tree/"):
+            folder = path.removeprefix(f"{api}/tree/").partition("/")[2]
+            self._send(json.dumps(self._entries(folder)).encode())
+        elif path.startswith(f"{api}/paths-info/"):
+            self._send(json.dumps([self._entry(name) for name in files if name in body]).encode())
+        elif path == api or path.startswith(f"{api}/revision/"):
+            siblings = [{"rfilename": name} for name in files]
+            self._send(json.dumps({"id": "o/d", "sha": COMMIT, "siblings": siblings, "tags": []}).encode())
+        else:
+            self._send(MISSING, 404, {"X-Error-Code": "RepoNotFound"})
+
+    def _entry(self, name: str) -> dict[str, object]:
+        return {"type": "file", "path": name, "size": len(self.server.files[name]), "oid": "b" * 40}
+
+    def _entries(self, folder: str) -> list[dict[str, object]]:
+        here = f"{folder}/" if folder else ""
+        inside = [name for name in self.server.files if name.startswith(here)]
+        folders = {here + name[len(here) :].split("/")[0] for name in inside if "/" in name[len(here) :]}
+        found: list[dict[str, object]] = [
+            {"type": "directory", "path": name, "size": 0, "oid": "c" * 40} for name in sorted(folders)
+        ]
+        return found + [self._entry(name) for name in inside if "/" not in name[len(here) :]]
+
+    def _send_file(self, data: bytes | None) -> None:
+        if data is None:
+            self._send(MISSING, 404, {"X-Error-Code": "EntryNotFound"})
+            return
+        headers = {"ETag": f'"{hashlib.sha1(data).hexdigest()}"', "X-Repo-Commit": COMMIT, "Accept-Ranges": "bytes"}
+        wanted = self.headers.get("Range")
+        if wanted is None:
+            self._send(data, 200, headers)
+            return
+        first, last = wanted.removeprefix("bytes=").split("-")
+        end = min(int(last or len(data)), len(data) - 1)
+        headers["Content-Range"] = f"bytes {first}-{end}/{len(data)}"
+        self._send(data[int(first) : end + 1], 206, headers)
+
+    def _send(self, data: bytes, status: int = 200, headers: dict[str, str] | None = None) -> None:
+        self.send_response(status)
+        for name, value in {"Content-Length": str(len(data)), **(headers or {})}.items():
+            self.send_header(name, value)
+        self.end_headers()
+        if self.command != "HEAD":
+            self.wfile.write(data)

@@ -1,0 +1,168 @@
+"""Data sets of the hub are read whole, streamed, or refused in one line; a stand-in of this machine is the hub."""
+
+from __future__ import annotations
+
+import io
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from hub_stand_in import Hub, serving
+from pictures import folder, noise
+from runs import environment
+from udit.config.data import HubData
+from udit.data.folder import ImageFolder
+
+CALL = """
+import json, sys
+import numpy as np
+from udit.cli import main
+from udit.config.data import HubData
+from udit.data.sources import parts_of
+from udit.errors import UserError
+told = []
+for values in json.loads(sys.argv[1]):
+    try:
+        data = HubData(**values)
+        info, source = data.info(), data.build()
+        source.verify()
+        parts = parts_of(source, data)
+        told.append({
+            "classes": info.id2label, "size": [info.channels, info.height, info.width],
+            "labels": source.labels.tolist(), "names": list(source.names), "fingerprint": source.fingerprint,
+            "pixels": np.stack([source.image(i) for i in range(len(source))]).tolist(),
+            "test": parts.test.tolist(),
+        })
+    except UserError as error:
+        told.append(str(error))
+sys.stdout.write(json.dumps(told))
+"""
+
+
+def picture(seed: int) -> bytes:
+    stream = io.BytesIO()
+    noise(12, 10, seed=seed).save(stream, "PNG")
+    return stream.getvalue()
+
+
+def parquet(pictures: list[bytes], labels: list[int], named: bool = True) -> bytes:
+    """A file as `datasets` writes it, with class names in its schema or without."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    cells = [{"bytes": data, "path": f"{i}.png"} for i, data in enumerate(pictures)]
+    table = pa.table({"image": cells, "label": labels})
+    label: dict[str, Any] = {"dtype": "int64", "_type": "Value"}
+    if named:
+        label = {"names": ["cat", "dog"], "_type": "ClassLabel"}
+    info = {"info": {"features": {"image": {"_type": "Image"}, "label": label}}}
+    stream = io.BytesIO()
+    pq.write_table(table.replace_schema_metadata({"huggingface": json.dumps(info)}), stream)
+    return stream.getvalue()
+
+
+TRAIN = [picture(i) for i in range(8)]
+TEST = [picture(i) for i in range(8, 11)]
+FILES = {
+    "data/train-00000-of-00001.parquet": parquet(TRAIN, [0, 1] * 4),
+    "data/test-00000-of-00001.parquet": parquet(TEST, [0, 1, 0]),
+}
+
+
+def call(home: Path, hub: Hub, *configs: dict[str, Any]) -> list[Any]:
+    """What each config gives, in one fresh process whose hub is the stand-in."""
+    words = [sys.executable, "-c", CALL, json.dumps(configs)]
+    ours = environment(
+        HF_ENDPOINT=hub.endpoint,
+        HF_HOME=str(home / "hf"),
+        XDG_CACHE_HOME=str(home / "cache"),
+        HF_DATASETS_DISABLE_PROGRESS_BARS="1",
+        DATASETS_VERBOSITY="critical",
+    )
+    ended = subprocess.run(words, env=ours, capture_output=True, text=True, check=False)
+    assert ended.returncode == 0, ended.stderr
+    return json.loads(ended.stdout)
+
+
+def squares(pictures: list[bytes]) -> np.ndarray:
+    """The middles of pictures of 12 rows and 10 columns."""
+    return np.stack([np.array(Image.open(io.BytesIO(data)))[1:11].transpose(2, 0, 1) for data in pictures])
+
+
+def without(values: dict[str, Any], key: str) -> dict[str, Any]:
+    return {name: value for name, value in values.items() if name != key}
+
+
+def test_hub_data_set_is_read_whole_or_streamed_to_the_same_pictures(tmp_path: Path) -> None:
+    plain = {"path": "o/d", "size": 10, "test_split": "test"}
+    with serving(FILES) as hub:
+        whole, streamed, again = call(tmp_path, hub, plain, plain | {"streaming": True}, plain | {"streaming": True})
+    assert whole["classes"] == ["cat", "dog"]
+    assert whole["size"] == [3, 10, 10]
+    assert whole["labels"] == [0, 1] * 4 + [0, 1, 0]
+    assert whole["names"][7:9] == ["train 7", "test 0"]
+    assert whole["test"] == [8, 9, 10]
+    assert np.array_equal(whole["pixels"], squares(TRAIN + TEST))
+    assert without(streamed, "fingerprint") == without(whole, "fingerprint")
+    assert again == streamed
+    [place] = [entry for entry in (tmp_path / "cache" / "udit" / "pictures").iterdir() if entry.is_dir()]
+    assert (place / "pixels").stat().st_size == 11 * 3 * 10 * 10  # all that is kept of the files
+
+
+def test_what_cannot_be_loaded_is_one_line_each(tmp_path: Path) -> None:
+    torn = [*TRAIN[:2], TRAIN[2][:150], *TRAIN[3:]]
+    files = {"data/train-00000-of-00001.parquet": parquet(torn, [0, 1] * 4)}
+    for name, content in {
+        "numbers": parquet(TRAIN, [0, 1] * 4, named=False),
+        "unlabelled": parquet(TRAIN, [-1] * 8),
+        "bad": b"nothing",
+    }.items():
+        (tmp_path / f"{name}.parquet").write_bytes(content)
+    here = {name: {"path": str(tmp_path / f"{name}.parquet"), "size": 10} for name in ("numbers", "unlabelled", "bad")}
+    cases: dict[str, dict[str, Any]] = {
+        "'o/absent' cannot be loaded (Dataset 'o/absent' doesn't exist on the Hub": {"path": "o/absent"},
+        "'no hub id' cannot be loaded (": {"path": "no hub id"},
+        "'/nowhere' cannot be loaded (Couldn't find any data file at /nowhere": {"path": "/nowhere"},
+        'cannot be loaded (Unknown split "test"': {"path": "o/d", "split": "test"},
+        "'conf' not found": {"path": "o/d", "name": "conf"},
+        "o/d has no column 'img'; set data.image to one of its columns: image, label": {"path": "o/d", "image": "img"},
+        "column 'label' of o/d holds no pictures": {"path": "o/d", "image": "label"},
+        "picture 'o/d, train 2' cannot be read": {"path": "o/d", "size": 10},
+        "picture 'o/d, train 2' cannot be read (": {"path": "o/d", "size": 10, "streaming": True},
+        "has no class names; give them in label order as data.classes": here["numbers"],
+        "has a label 1 where there are 1 classes": here["numbers"] | {"classes": ["cat"]},
+        "has a label -1 where there are 2 classes; labels count from 0 (-1 marks": here["unlabelled"],
+        "bad.parquet' cannot be loaded (": here["bad"],
+        "cannot be streamed": here["numbers"] | {"classes": ["a", "b"], "streaming": True},
+    }
+    with serving(files) as hub:
+        told = call(tmp_path, hub, *cases.values())
+    for wanted, line in zip(cases, told, strict=True):
+        assert isinstance(line, str), wanted
+        assert wanted in line
+        assert "\n" not in line
+    assert not [entry for entry in (tmp_path / "cache" / "udit" / "pictures").iterdir() if entry.is_dir()]
+
+
+def test_folder_of_pictures_through_datasets_is_the_folder_itself(tmp_path: Path) -> None:
+    root = folder(tmp_path / "pets", cat=3, dog=2)
+    with serving({}) as hub:
+        (found,) = call(tmp_path, hub, {"path": str(root), "size": 8})
+    own = ImageFolder(root, 8, 3)
+    assert found["classes"] == ["cat", "dog"]
+    assert found["labels"] == own.labels.tolist()
+    assert np.array_equal(found["pixels"], [own.image(i) for i in range(5)])
+
+
+def test_two_ways_of_keeping_test_pictures_are_one_too_many() -> None:
+    assert HubData(path="o/d", test_split="test").test_share is None
+    with pytest.raises(ValueError, match=r"test_share is 0.2 and test_split 'test'"):
+        HubData(path="o/d", test_split="test", test_share=0.2)
+    with pytest.raises(ValueError, match="leave verify out"):
+        HubData(path="o/d", streaming=True, verify="headers")
