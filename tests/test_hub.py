@@ -129,7 +129,7 @@ def test_what_cannot_be_loaded_is_one_line_each(tmp_path: Path) -> None:
         "'o/absent' cannot be loaded (Dataset 'o/absent' doesn't exist on the Hub": {"path": "o/absent"},
         "'no hub id' cannot be loaded (": {"path": "no hub id"},
         "'/nowhere' cannot be loaded (Couldn't find any data file at /nowhere": {"path": "/nowhere"},
-        'cannot be loaded (Unknown split "test"': {"path": "o/d", "split": "test"},
+        "'o/d' cannot be loaded (Bad split: test": {"path": "o/d", "split": "test"},
         "'conf' not found": {"path": "o/d", "name": "conf"},
         "o/d has no column 'img'; set data.image to one of its columns: image, label": {"path": "o/d", "image": "img"},
         "column 'label' of o/d holds no pictures": {"path": "o/d", "image": "label"},

@@ -58,7 +58,8 @@ def test_config_says_what_the_files_hold_without_reading_a_picture(tmp_path: Pat
 
 def test_recipe_pads_to_what_its_model_takes(tmp_path: Path) -> None:
     run = load_run("fashion-mnist", [f"data.root={garments(tmp_path)}"])
-    assert (run.model.size, run.model.in_channels, run.model.num_classes) == ((32, 32), 1, 10)
+    assert (run.data.size, run.codec.kind) == (32, "space-to-depth")
+    assert (run.model.size, run.model.in_channels, run.model.num_classes) == ((16, 16), 4, 10)
 
 
 def test_fashion_mnist_that_is_not_installed_names_the_package(monkeypatch: pytest.MonkeyPatch) -> None:
