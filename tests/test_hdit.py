@@ -44,7 +44,7 @@ GOLDEN_CONFIG = HDiTConfig(
 )
 KEYS = key_lists("hdit")
 NAMES = {"mnist-transformer": "HDiT-mnist", "cifar10-transformer": "HDiT-cifar10"}
-NAMES |= dict.fromkeys(("oxford-flowers", "oxford-flowers-shifted-window"), "HDiT-oxford-flowers-shifted-window")
+NAMES |= {size: f"HDiT-{size}" for size in ("oxford-flowers", "oxford-flowers-shifted-window")}
 TINY: dict[str, Any] = {
     "patch": 1,
     "stages": (
@@ -230,12 +230,14 @@ def test_rectangles_and_sigma_zero_pass() -> None:
 
 @torch.no_grad()
 def test_second_block_of_a_windowed_level_is_shifted_on_both_sides() -> None:
+    def shifts(stage: Any) -> list[int]:
+        return [block.attention.attend.keywords["shift"] for block in stage.blocks]
+
     model = udit.build("HDiT-cifar10", **TINY)
-    assert [block.attention.shift for block in model.encoder[0].blocks] == [0, 2]
-    assert [block.attention.shift for block in model.decoder[0].blocks] == [0, 2]
+    assert shifts(model.encoder[0]) == shifts(model.decoder[0]) == [0, 2]
     three = HourglassLevel(width=16, depth=3, head_channels=8, attention=AxialWindow(size=4))
     model = udit.build("HDiT-cifar10", **{**TINY, "stages": (three, TINY["stages"][1])})
-    assert [block.attention.shift for block in model.decoder[0].blocks] == [2, 0, 2]  # counted on from the encoder's
+    assert shifts(model.decoder[0]) == [2, 0, 2]  # counted on from the encoder's
 
 
 @torch.no_grad()
