@@ -5,7 +5,7 @@ STAMP := .venv/.installed
 EXTRAS := .[train,metrics,hub,dev]
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-slow check bench bench-smoke docs constraints clean
+.PHONY: help install demo digits test test-slow check bench bench-smoke docs constraints clean
 
 help:  ## Prints these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -34,6 +34,10 @@ demo: install  ## Trains on the embedded digits in minutes on a CPU, then scores
 	$(BIN)/python -m udit train digits
 	$(BIN)/python -m udit eval runs/digits
 
+digits: export OMP_NUM_THREADS = 1
+digits: install  ## Trains every family on the digits and scores it; what is measured already is not measured again
+	$(BIN)/python benchmarks/digits.py
+
 # One thread a process: two processes fill two cores, and a fixed thread count keeps the last bits of sums fixed.
 test: install  ## Runs the fast tests on two processes
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
@@ -53,9 +57,11 @@ bench: install  ## Times U-DiT-S against a literal U-DiT and diffusers' DiT, for
 bench-smoke: install  ## Counts operators, copies and allocated bytes against benchmarks/budget.json
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/budget.py
 
-docs: install  ## Writes docs/models.md from the catalogue
+docs: install  ## Writes docs/models.md from the catalogue and docs/digits.md from benchmarks/digits.json
 	$(BIN)/python -m udit models --markdown > docs/models.md.new
 	mv docs/models.md.new docs/models.md
+	$(BIN)/python benchmarks/digits.py --table > docs/digits.md.new
+	mv docs/digits.md.new docs/digits.md
 
 # A fresh environment without constraints, so that every version is the newest one that fits.
 constraints: install  ## Writes constraints.txt anew from the newest versions

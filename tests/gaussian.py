@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from udit.diffusion.denoise import Denoiser, Target, encode
-from udit.diffusion.schedule import DDPM, Flow
+from udit.diffusion.schedule import DDPM, EDM, Flow
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,7 @@ class Gaussian:
         generator = torch.Generator().manual_seed(seed)
         return self.mean + self.std * torch.randn(*shape, generator=generator, dtype=torch.float64)
 
-    def denoiser(self, schedule: DDPM | Flow, target: Target = "eps", variance: float | None = None) -> Denoiser:
+    def denoiser(self, schedule: DDPM | Flow | EDM, target: Target = "eps", variance: float | None = None) -> Denoiser:
         """The best denoiser there is; with ``variance`` it says that learned-range fraction everywhere."""
         full = schedule
 
@@ -38,7 +38,7 @@ class Gaussian:
             out = encode(target, x0, eps, alpha, sigma)
             return out if variance is None else torch.cat([out, torch.full_like(out, variance)], dim=1)
 
-        unit = "index" if isinstance(schedule, DDPM) else "unit"
+        unit = {DDPM: "index", Flow: "unit", EDM: "sigma"}[type(schedule)]
         return Denoiser(backbone, schedule, target, learn_sigma=variance is not None, time=unit)
 
     def flow_map(self, x: Tensor, alpha: float, sigma: float) -> Tensor:

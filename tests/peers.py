@@ -17,9 +17,22 @@ from udit.published import key_map
 from udit.published.fixed import Unused
 
 
-def key_lists(family: str) -> dict[str, dict[str, list[int]]]:
-    """{size: {key: shape}} of a family's releases, in their order."""
-    return json.loads(gzip.decompress((DATA / f"{family}-keys.json.gz").read_bytes()))
+def _keys(file: str) -> dict[str, Any]:
+    return json.loads(gzip.decompress((DATA / f"{file}-keys.json.gz").read_bytes()))
+
+
+KEY_LISTS = [
+    where
+    for file in sorted(path.name.removesuffix("-keys.json.gz") for path in DATA.glob("*-keys.json.gz"))
+    for where in ([file] if file.startswith("udit-") else [f"{file}/{size}" for size in _keys(file)])
+]
+"""Every published key list: a file of one, or file/size."""
+
+
+def key_list(where: str) -> dict[str, list[int]]:
+    """{key: shape} of a release, in its order."""
+    file, _, size = where.partition("/")
+    return _keys(file)[size] if size else _keys(file)
 
 
 def assert_bijection(config: ModelConfig, published: dict[str, list[int]]) -> None:

@@ -120,7 +120,12 @@ def test_options_change_the_pictures(
     model: str, one_by_one: Path, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
     wanted = pixels(one_by_one)[:3]
-    for name, words in {"steps": ["--steps", "5"], "scale": ["--guidance", "4"], "label": ["--labels", "elk"]}.items():
+    for name, words in {
+        "steps": ["--steps", "5"],
+        "scale": ["--guidance", "4"],
+        "label": ["--labels", "elk"],
+        "cache": ["--cache", "2"],
+    }.items():
         out = tmp_path / name
         succeeds(capsys, "sample", model, "--seeds", "0-2", "--out", str(out), "--no-progress", *words)
         assert np.abs(pixels(out) - wanted).max() > 1, name
@@ -142,6 +147,7 @@ def test_mistakes_are_told_and_nothing_is_drawn(model: str, tmp_path: Path, told
     assert "label 5 is out of range" in line(model, "--labels", "5")
     assert "label -1 is out of range" in line(model, "--labels=-1")
     assert "use flow-euler" in line(model, "--sampler", "ddim")
+    assert "cache is 0" in line(model, "--cache", "0")
     assert "guidance_channels is 9" in line(model, "--guidance-channels", "9")
     assert "no model" in line("nowhere")
     (tmp_path / "weights.pt").write_bytes(b"PK")

@@ -8,9 +8,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from conftest import batch
+import udit
+from conftest import batch, perturb
 from udit.diffusion.denoise import Denoiser
 from udit.diffusion.guidance import Guided, guide
+from udit.diffusion.sample import sample
 from udit.diffusion.schedule import DDPM, Flow
 from udit.errors import UserError
 
@@ -135,3 +137,38 @@ def test_model_without_a_null_label_cannot_be_guided(scale: float, one_line: Cal
     with pytest.raises(UserError, match="needs a null label") as caught:
         Guided(Denoiser(Counting(), SCHEDULE), scale)
     assert f"guidance {scale:g}" in one_line(caught.value)
+
+
+# ---- a condition of vectors ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["U-ViT-tiny", "U-DiT-tiny"])
+@torch.no_grad()
+def test_text_model_is_guided_by_the_null_condition_it_is_handed(name: str) -> None:
+    """What the text encoder makes of the empty text."""
+    network = perturb(udit.build(name, num_classes=0, context={"tokens": 3, "width": 6}, learn_sigma=False))
+    denoiser = Denoiser(network, SCHEDULE)
+    x, t, _ = batch(network)
+    text, empty = torch.randn(3, 3, 6), torch.randn(3, 6)
+    cond, null = denoiser(x, t, text).eps, denoiser(x, t, empty.expand(3, 3, 6)).eps
+    assert not torch.allclose(cond, null, atol=1e-3)
+    steered = Guided(denoiser, 2.5, null=empty)
+    torch.testing.assert_close(steered(x, t, text).eps, null + 2.5 * (cond - null), atol=1e-4, rtol=1e-4)
+    *_, step = sample(steered, x, scheduler="ddim", steps=2, y=text)
+    assert step.x.isfinite().all()
+
+
+def test_null_conditions_that_do_not_fit_are_told(one_line: Callable) -> None:
+    def backbone(x: Tensor, t: Tensor, y: Tensor | None = None) -> Tensor:
+        return x
+
+    text = Denoiser(backbone, SCHEDULE)
+    with pytest.raises(UserError, match=r"the null condition is \[2, 6\] and a sample's is \[3, 6\]") as caught:
+        Guided(text, 2.0, null=torch.zeros(2, 6))(X, T, torch.zeros(2, 3, 6))
+    one_line(caught.value)
+    with pytest.raises(UserError, match="has a null label and was handed a null condition too") as caught:
+        guided(null=torch.zeros(3, 6))
+    one_line(caught.value)
+    with pytest.raises(UserError, match="needs a null label") as caught:
+        Guided(text, 2.0)
+    one_line(caught.value)

@@ -14,12 +14,10 @@ from torch import Tensor
 
 import udit
 from conftest import DATA, batch, perturb
-from peers import assert_bijection, assert_golden, golden_input, golden_model, key_lists, learns
-from udit.analysis import cost
+from peers import assert_golden, golden_input, golden_model, learns
 from udit.config.catalog import find
 from udit.config.parts import Context
 from udit.config.uvit import UViTConfig
-from udit.diffusion.cache import StepCache
 from udit.diffusion.denoise import Denoiser
 from udit.diffusion.sample import sample
 from udit.diffusion.schedule import DDPM
@@ -30,20 +28,6 @@ from udit.published import native_diffusion
 GOLDEN = json.loads((DATA / "uvit-goldens.json").read_text())
 TINY: dict[str, Any] = {"width": 16, "depth": 4, "heads": 2, "in_channels": 1, "num_classes": 5, "input_size": 8}
 TEXT: dict[str, Any] = {**TINY, "num_classes": 0, "context": {"tokens": 3, "width": 6}}
-KEYS = key_lists("uvit")
-ROWS = {
-    "U-ViT-S/2": ("cifar10-s2", 44_255_328, 12.2008),
-    "U-ViT-S/4": ("celeba64-s4", 44_292_228, 12.2105),
-    "U-ViT-M/4": ("imagenet64-m4", 130_940_292, 35.2358),
-    "U-ViT-L/4": ("imagenet64-l4", 286_827_652, 76.4732),
-    "U-ViT-L/2": ("imagenet256-l2", 286_763_172, 76.4562),
-    "U-ViT-H/2": ("imagenet256-h2", 500_832_016, 133.1967),
-    "U-ViT-L/4-512": ("imagenet512-l4", 286_861_524, 76.4819),
-    "U-ViT-H/4-512": ("imagenet512-h4", 500_942_656, 133.2251),
-    "U-ViT-S/2-text": ("mscoco-s2", 44_692_644, 16.2297),
-    "U-ViT-S/2-text-deep": ("mscoco-s2-deep", 58_345_636, 21.2396),
-}
-QUICK = ("U-ViT-S/2", "U-ViT-S/4", "U-ViT-M/4", "U-ViT-L/2", "U-ViT-S/2-text", "U-ViT-S/2-text-deep")
 T, Y = torch.tensor([7, 803]), torch.tensor([3, 9])
 
 
@@ -70,24 +54,6 @@ def test_official_output_of_a_text() -> None:
     config = golden_config(num_classes=0, context=Context(tokens=5, width=12))
     out = golden_model(config)(golden_input(2, 4, 8, 8), T, golden_input(2, 5, 12))
     assert_golden(out, GOLDEN["uvit-tiny t2i"])
-
-
-def test_every_row_has_its_key_list() -> None:
-    assert list(ROWS) == [name for name in udit.list_models() if name.startswith("U-ViT")]
-    assert sorted(KEYS) == sorted(keys for keys, _, _ in ROWS.values())
-
-
-@pytest.mark.parametrize("name", ROWS)
-def test_published_keys_and_shapes_in_order(name: str) -> None:
-    assert_bijection(find(name).config, KEYS[ROWS[name][0]])
-
-
-@pytest.mark.parametrize(
-    "name", [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in ROWS]
-)
-def test_published_sizes(name: str) -> None:
-    counted = cost(find(name).config)
-    assert (counted.parameters, round(counted.macs / 1e9, 4)) == ROWS[name][1:]
 
 
 # ---- the network ---------------------------------------------------------------------------------------------------
@@ -133,27 +99,9 @@ def test_runs_in_bfloat16_with_and_without_condition() -> None:
         torch.testing.assert_close(out.float(), precise, atol=0.03, rtol=0.03)
 
 
-@torch.no_grad()
-def test_fused_form_is_the_same_network() -> None:
-    model = perturb(udit.build("U-ViT-L/2", **TINY))
-    assert torch.equal(udit.fuse(model)(*batch(model)), model(*batch(model)))
-
-
 def test_variance_may_be_learned() -> None:
     model = udit.build("U-ViT-L/2", **TINY, learn_sigma=True)
     assert model(*batch(model)).shape == (3, 2, 8, 8)
-
-
-def test_sampling_can_be_cached() -> None:
-    network = perturb(udit.build("U-ViT-L/2", **TINY, shallow=1)).eval()
-    denoiser = Denoiser(network, DDPM.scaled_linear(), null_label=5, num_classes=5)
-    x = golden_input(2, 1, 8, 8)
-    plain, one, three = (
-        [step.x for step in sample(denoiser, x, steps=6, y=torch.tensor([1, 5]), cache=cache)][-1]
-        for cache in (None, StepCache(1), StepCache(3))
-    )
-    assert torch.equal(plain, one)
-    assert not torch.equal(plain, three)
 
 
 def test_text_model_samples_from_vectors() -> None:

@@ -11,11 +11,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from udit.config.diffusion import FlowConfig, SamplingConfig
+from udit.config.diffusion import DiffusionConfig, EDMConfig, FlowConfig, SamplingConfig
+from udit.config.model import ModelConfig
 from udit.config.system import SystemConfig
 from udit.data.codec import Codec
+from udit.diffusion.cache import StepCache
 from udit.diffusion.denoise import Denoiser
+from udit.diffusion.edm import Preconditioned, WeightedLoss
 from udit.diffusion.guidance import Guided
+from udit.diffusion.objective import Loss, flow_loss, hybrid_loss
 from udit.diffusion.sample import SeededNoise, make_sampler, sample
 from udit.errors import UserError, nearest
 from udit.models.build import fuse
@@ -23,17 +27,40 @@ from udit.models.build import fuse
 
 def denoiser_of(config: SystemConfig, backbone: Any) -> Denoiser:
     """The denoiser of a network, or of anything called like one (DDP, a compiled module)."""
-    model = config.model
+    model, diffusion = config.model, config.diffusion
+    if edm := isinstance(diffusion, EDMConfig):
+        backbone = Preconditioned(backbone, diffusion.sigma_data, time=model.time)
     return Denoiser(
         backbone=backbone,
-        schedule=config.diffusion.build(),
-        target="flow" if isinstance(config.diffusion, FlowConfig) else "eps",
+        schedule=diffusion.build(),
+        target="x0" if edm else "flow" if isinstance(diffusion, FlowConfig) else "eps",
         learn_sigma=model.learn_sigma,
-        time=model.time,
+        time="sigma" if edm else model.time,
         null_label=model.null_label,
         num_classes=model.num_classes,
         reversed_flow=model.reversed_flow,
     )
+
+
+def loss_of(diffusion: DiffusionConfig) -> Loss:
+    """What training minimises: the hybrid loss, flow matching, or EDM's weighted error."""
+    if isinstance(diffusion, EDMConfig):
+        return WeightedLoss(diffusion.sigma_data, diffusion.weighting)
+    return flow_loss if isinstance(diffusion, FlowConfig) else hybrid_loss
+
+
+def step_cache(model: ModelConfig, interval: int) -> StepCache | None:
+    """Step caching in the network's own units of time; None for interval 1.
+
+    Raises:
+        UserError: the network has no long skips, or its time runs the other way.
+    """
+    if interval == 1:
+        return None
+    if not model.long_skips or model.reversed_flow:
+        why = "walks a reversed flow" if model.long_skips else "has no long skips to carry x_t past what is kept"
+        raise UserError(f"cache is {interval} and {model.family} {why}; set it to 1")
+    return StepCache(interval, final_time={"index": 20.0, "unit": 0.02, "sigma": 0.02 / 0.98}[model.time])
 
 
 @dataclass(frozen=True)
@@ -127,6 +154,7 @@ class System:
         if how.guidance != 1:
             denoise = Guided(self.denoiser, how.guidance, how.guidance_interval, how.guidance_channels)
         codec = self.codec  # one that is not there is told before the first step
+        cache = step_cache(self.config.model, how.cache)
         sampler = make_sampler(how.sampler, eta=how.eta, clip=how.clip)
         shape = (self.config.model.in_channels, *self.config.model.size)
         was_training = self.backbone.training
@@ -137,7 +165,7 @@ class System:
                 noise = SeededNoise(part, shape, device)
                 y = None if labels is None else torch.tensor(labels[start : start + batch_size], device=device)
                 x = noise(0)
-                for step in sample(denoise, x, scheduler=sampler, steps=how.steps, y=y, noise=noise):
+                for step in sample(denoise, x, scheduler=sampler, steps=how.steps, y=y, noise=noise, cache=cache):
                     x = step.x
                     if on_step:
                         on_step(len(part))

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from udit.assemble import System
 from udit.config.codec import IdentityCodec, VAECodec
-from udit.config.diffusion import FlowConfig, SamplingConfig
+from udit.config.diffusion import SamplingConfig
 from udit.config.model import ModelConfig
 from udit.config.system import SystemConfig
 from udit.errors import UserError
@@ -80,7 +80,7 @@ def from_published(path: Path, config: ModelConfig, *, repair: bool = False, vae
     model = build(config)
     import_published(model, read_published(path), repair=repair)
     diffusion = native_diffusion(config)
-    sampling = SamplingConfig(sampler="flow-euler" if isinstance(diffusion, FlowConfig) else "ddim")
+    sampling = SamplingConfig.model_validate({"sampler": diffusion.SAMPLERS[0]})
     codec = SD_VAE if config.in_channels == 4 else IdentityCodec()
     if vae is not None:
         if config.in_channels != 4:

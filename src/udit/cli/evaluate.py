@@ -57,7 +57,7 @@ def evaluate(
     guidance
         Guidance scale; 1 is none.
     sampler
-        ddpm, ddim, dpmpp, unipc, flow-euler or flow-heun.
+        ddpm, ddim, dpmpp, unipc, flow-euler, flow-heun, edm-heun or edm-euler.
     features
         judge, inception, clip or dinov2.
     weights_file

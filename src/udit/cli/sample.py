@@ -32,6 +32,7 @@ def sample(
     sampler: str | None = None,
     guidance_channels: int | None = None,
     eta: float | None = None,
+    cache: int | None = None,
     out: Path = Path("samples"),
     output: Literal["png", "npz"] = "png",
     batch_size: int = 64,
@@ -55,15 +56,17 @@ def sample(
     n
         Number of pictures; as many as seeds, or 16.
     steps
-        Network evaluations per picture; the model's own setting if not given, as for the next four.
+        Network evaluations per picture; the model's own setting if not given, as for the next five.
     guidance
         Guidance scale w of u + w (c - u); 1 is none.
     sampler
-        ddpm, ddim, dpmpp, unipc, flow-euler or flow-heun.
+        ddpm, ddim, dpmpp, unipc, flow-euler, flow-heun, edm-heun or edm-euler.
     guidance_channels
         Guide only the first so many channels; 3 is the published DiT protocol.
     eta
         DDIM's share of fresh noise, 0 to 1.
+    cache
+        Run the deep part of a network with long skips at every so many evaluations only; 1 is always.
     out
         Folder for the pictures.
     output
@@ -88,6 +91,7 @@ def sample(
         "sampler": sampler,
         "eta": eta,
         "guidance_channels": guidance_channels,
+        "cache": cache,
     }
     changes = {key: value for key, value in given.items() if value is not None}
     SamplingConfig().replace(**{"sampler": "ddim", **changes} if "eta" in changes else changes)

@@ -13,10 +13,7 @@ if TYPE_CHECKING:
 
 
 class ADMConfig(ModelConfig):
-    """ADM of any size; the defaults are the class-conditional model of 64x64 pixels.
-
-    The release trains that one with dropout 0.1; this library has no dropout.
-    """
+    """ADM of any size; the defaults are the class-conditional model of 64x64 pixels."""
 
     family: Literal["ADM"] = "ADM"
     in_channels: PositiveInt = 3
@@ -41,6 +38,8 @@ class ADMConfig(ModelConfig):
     """The condition scales and shifts a normalised map; off, it is added before the norm."""
     resblock_updown: bool = True
     """Residual blocks change the resolution; off, a convolution does."""
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """What the release trains with: 0.1 at 64x64. Here only 0 can be trained; nothing else depends on it."""
     null_class: bool = False
     """A label for "no class", which guidance needs; the released models have none."""
 
@@ -81,6 +80,11 @@ class ADMConfig(ModelConfig):
         return self
 
     @property
+    def dropout_rate(self) -> float:
+        """``dropout``."""
+        return self.dropout
+
+    @property
     def widths(self) -> tuple[int, ...]:
         """Channels of every level, full resolution first."""
         return tuple(int(mult * self.width) for mult in self.channel_mult)
@@ -118,6 +122,11 @@ class ADMConfig(ModelConfig):
                 f"an input of {height}x{width} cannot pass {len(self.widths)} levels; H and W must be multiples of "
                 f"{factor}, e.g. {near[0]}x{near[1]}, or take fewer levels"
             )
+
+    @property
+    def long_skips(self) -> bool:
+        """Always."""
+        return True
 
     def build(self) -> nn.Module:
         """The network, uninitialised."""

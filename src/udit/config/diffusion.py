@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
-from pydantic import Field, PositiveInt, model_validator
+from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
 from udit.config.base import Spec
 
 if TYPE_CHECKING:
-    from udit.diffusion.schedule import DDPM, Flow
+    from udit.diffusion.schedule import DDPM, EDM, Flow
 
 
 class DDPMConfig(Spec):
     """Discrete variance-preserving diffusion, eps prediction (Ho et al. 2020; ADM)."""
 
+    SAMPLERS: ClassVar[tuple[str, ...]] = ("ddim", "ddpm", "dpmpp", "unipc")
+    """What draws from it; the first where nothing is said."""
     kind: Literal["ddpm"] = "ddpm"
     steps: Annotated[int, Field(ge=2, le=100_000)] = 1000
     """T."""
@@ -32,6 +34,7 @@ class DDPMConfig(Spec):
 class FlowConfig(Spec):
     """Flow matching on the linear path, velocity prediction (Lipman et al. 2023)."""
 
+    SAMPLERS: ClassVar[tuple[str, ...]] = ("flow-euler", "flow-heun", "dpmpp", "unipc")
     kind: Literal["flow"] = "flow"
 
     def build(self) -> Flow:
@@ -41,18 +44,49 @@ class FlowConfig(Spec):
         return Flow()
 
 
-DiffusionConfig = Annotated[DDPMConfig | FlowConfig, Field(discriminator="kind")]
+class EDMConfig(Spec):
+    """Noise by its level sigma, x = x0 + sigma n, and Karras et al.'s preconditioning (2022): HDiT's objective."""
 
-SAMPLERS = ("ddpm", "ddim", "dpmpp", "unipc", "flow-euler", "flow-heun")
-"""``ddpm`` (ADM's ancestral step) and ``ddim`` are exact and our own; the others are diffusers' solvers."""
-FLOW_SAMPLERS = ("flow-euler", "flow-heun", "dpmpp", "unipc")
-DDPM_SAMPLERS = ("ddpm", "ddim", "dpmpp", "unipc")
+    SAMPLERS: ClassVar[tuple[str, ...]] = ("edm-heun", "edm-euler")
+    kind: Literal["edm"] = "edm"
+    sigma_data: PositiveFloat = 0.5
+    """Standard deviation of the data that the preconditioning supposes."""
+    sigma_min: PositiveFloat = 0.002
+    """Lowest level that sampling passes before it reaches the data."""
+    sigma_max: PositiveFloat = 80.0
+    """Level at which sampling starts."""
+    rho: PositiveFloat = 7.0
+    """Sampling's levels are even in sigma ** (1 / rho)."""
+    log_mean: float = -1.2
+    """Mean of ln sigma in training."""
+    log_std: PositiveFloat = 1.2
+    """Standard deviation of ln sigma in training."""
+    weighting: Literal["edm", "soft-min-snr"] = "soft-min-snr"
+    """Of the squared error of x0: 1 / c_out ** 2 (EDM), or 1 / (sigma ** 2 + sigma_data ** 2) (HDiT)."""
+
+    @model_validator(mode="after")
+    def _check(self) -> EDMConfig:
+        if self.sigma_min >= self.sigma_max:
+            raise ValueError(f"sigma_min is {self.sigma_min:g} and sigma_max {self.sigma_max:g}; the maximum is larger")
+        return self
+
+    def build(self) -> EDM:
+        """The levels."""
+        from udit.diffusion.schedule import EDM
+
+        return EDM(self.sigma_min, self.sigma_max, self.rho, self.log_mean, self.log_std)
+
+
+DiffusionConfig = Annotated[DDPMConfig | FlowConfig | EDMConfig, Field(discriminator="kind")]
+
+SAMPLERS = ("ddpm", "ddim", "dpmpp", "unipc", "flow-euler", "flow-heun", "edm-heun", "edm-euler")
+"""``ddpm`` (ADM's ancestral step), ``ddim`` and EDM's two are exact and our own; the others are diffusers' solvers."""
 
 
 class SamplingConfig(Spec):
     """How images are drawn from a model."""
 
-    sampler: Literal["ddpm", "ddim", "dpmpp", "unipc", "flow-euler", "flow-heun"] = "ddim"
+    sampler: Literal["ddpm", "ddim", "dpmpp", "unipc", "flow-euler", "flow-heun", "edm-heun", "edm-euler"] = "ddim"
     steps: PositiveInt = 50
     """Network evaluations per image; with guidance each is a doubled batch."""
     guidance: Annotated[float, Field(ge=0, le=1000)] = 1.0
@@ -65,6 +99,9 @@ class SamplingConfig(Spec):
     """DDIM's share of fresh noise; 0 is deterministic."""
     clip: bool = False
     """Clamps x0 to [-1, 1] at every step (ddpm and ddim only); right for pixels, wrong for latents."""
+
+    cache: PositiveInt = 1
+    """Evaluations from one run of a network's deep part to the next (Skip-DiT's cached inference); needs long skips."""
 
     @model_validator(mode="after")
     def _check(self) -> SamplingConfig:

@@ -89,6 +89,9 @@ class HourglassLevel(Spec):
     """Hidden channels of the FFN per channel."""
     attention: Annotated[AxialGlobal | AxialWindow | AxialNeighborhood, Field(discriminator="kind")] = AxialGlobal()
 
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """What the release trains with: 0.1 in the middle for Oxford flowers. Here only 0 can be trained."""
+
     @model_validator(mode="after")
     def _check(self) -> HourglassLevel:
         if self.width % self.head_channels or self.head_channels % 8:
@@ -127,8 +130,7 @@ class Mapping(Spec):
 class HDiTConfig(ModelConfig):
     """HDiT of any size; the defaults are the release's config for CIFAR-10.
 
-    The network takes the noise level sigma; ``diffusion.edm`` has the preconditioning it was published with. The
-    release trains some configs with dropout; this library has none.
+    The network takes the noise level sigma; ``diffusion.edm`` has the preconditioning it was published with.
     """
 
     family: Literal["HDiT"] = "HDiT"
@@ -166,6 +168,16 @@ class HDiTConfig(ModelConfig):
         for level, stage in enumerate(self.stages):
             scale = self.patch * 2**level
             stage.attention.check_size(height // scale, width // scale)
+
+    @property
+    def dropout_rate(self) -> float:
+        """The levels' largest."""
+        return max(stage.dropout for stage in self.stages)
+
+    @property
+    def long_skips(self) -> bool:
+        """With more than one level."""
+        return len(self.stages) > 1
 
     def build(self) -> nn.Module:
         """The network, uninitialised."""

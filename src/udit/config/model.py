@@ -18,6 +18,8 @@ class ModelConfig(Spec):
     A subclass is one architecture family: its own fields, ``build`` and ``folded``.
     """
 
+    family: str
+    """Names the architecture; a subclass says it with a Literal and a default."""
     in_channels: PositiveInt = 4
     """Channels of the noisy input: 4 for the latents of SD's VAE, 1 or 3 for pixels."""
     num_classes: NonNegativeInt = 1000
@@ -45,6 +47,16 @@ class ModelConfig(Spec):
     def condition_shape(self) -> tuple[int, ...] | None:
         """Shape of one sample's y: () of a label, that of float vectors where the model takes them, None without y."""
         return () if self.num_classes else None
+
+    @property
+    def long_skips(self) -> bool:
+        """Whether skips lead past the deep part, so that sampling may keep what that said (``sampling.cache``)."""
+        return False
+
+    @property
+    def dropout_rate(self) -> float:
+        """Largest dropout that the release trains with; this library has none, and training refuses it."""
+        return 0.0
 
     @property
     def size(self) -> tuple[int, int]:

@@ -211,6 +211,12 @@ class Context(Spec):
     """Channels of each."""
 
 
+def check_context(context: Context | None, num_classes: int) -> None:
+    """Raises ValueError where a model would take both vectors and labels."""
+    if context and num_classes:
+        raise ValueError(f"context replaces labels and num_classes is {num_classes}; set it to 0, or drop context")
+
+
 class Mlp(Spec):
     """Two matrices with a GELU between, as in ViT."""
 

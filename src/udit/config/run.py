@@ -8,10 +8,10 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, SerializeAsAny, field_validator
 
 from udit.config.base import Spec, parse
-from udit.config.catalog import FAMILIES, find
+from udit.config.catalog import families, find
 from udit.config.codec import CodecConfig, IdentityCodec, codec_from
 from udit.config.data import DataConfig, DataInfo
-from udit.config.diffusion import DDPM_SAMPLERS, FLOW_SAMPLERS, DDPMConfig, DiffusionConfig, FlowConfig, SamplingConfig
+from udit.config.diffusion import DDPMConfig, DiffusionConfig, SamplingConfig
 from udit.config.latents import follow_cache
 from udit.config.model import ModelConfig, Seed
 from udit.errors import UserError, nearest
@@ -130,12 +130,15 @@ def model_from(values: dict[str, Any]) -> ModelConfig:
     """
     values = dict(values)
     if "name" in values:
-        base = find(str(values.pop("name"))).config
+        name = str(values.pop("name"))
+        base = find(name).config
+        if values.get("family", base.family) != base.family:
+            raise UserError(f"model.family is {values['family']!r} and {name} is a {base.family}; leave family out")
     else:
-        family = values.pop("family", None)
-        if not isinstance(family, str) or family not in FAMILIES:
-            raise UserError(f"model.family is {family!r}, no family known{nearest(str(family), FAMILIES)}")
-        base = FAMILIES[family]()
+        family, known = values.pop("family", None), families()
+        if not isinstance(family, str) or family not in known:
+            raise UserError(f"model.family is {family!r}, no family known{nearest(str(family), known)}")
+        base = known[family].model_validate({})
     return parse(type(base), _merge(base.model_dump(), values), where="model")
 
 
@@ -184,7 +187,7 @@ def resolve(values: dict[str, Any]) -> Run:
     model_values.setdefault("in_channels", info.channels)
     model_values.setdefault("num_classes", len(info.id2label))
     model_values.setdefault("input_size", [info.height, info.width])
-    if isinstance(diffusion, FlowConfig):
+    if not isinstance(diffusion, DDPMConfig):
         model_values.setdefault("learn_sigma", False)
     model = model_from(model_values)
     values |= {"data": data, "codec": codec, "diffusion": diffusion, "model": model}
@@ -195,8 +198,7 @@ def resolve(values: dict[str, Any]) -> Run:
     values.setdefault("name", "run")
     values.setdefault("out", f"runs/{values['name']}")
     if isinstance(values.get("sampling", {}), dict):
-        default = {"sampler": "flow-euler"} if isinstance(diffusion, FlowConfig) else {}
-        values["sampling"] = default | dict(values.get("sampling", {}))
+        values["sampling"] = {"sampler": diffusion.SAMPLERS[0]} | dict(values.get("sampling", {}))
     if model.null_label is None and isinstance(values.get("training", {}), dict):
         values["training"] = {"label_dropout": 0.0} | dict(values.get("training", {}))
     run = parse(Run, values)
@@ -269,12 +271,29 @@ def _check(run: Run, info: DataInfo) -> None:
             f"sampling.guidance_channels is {run.sampling.guidance_channels} and the model predicts "
             f"{model.in_channels}; leave it out to guide all"
         )
-    if isinstance(run.diffusion, FlowConfig) and model.learn_sigma:
-        raise UserError("model.learn_sigma is true; flow matching learns no variance, set it to false")
-    allowed = FLOW_SAMPLERS if isinstance(run.diffusion, FlowConfig) else DDPM_SAMPLERS
-    if run.sampling.sampler not in allowed:
+    if not isinstance(run.diffusion, DDPMConfig) and model.learn_sigma:
+        objective = {"flow": "flow matching", "edm": "EDM"}[run.diffusion.kind]
+        raise UserError(f"model.learn_sigma is true; {objective} learns no variance, set it to false")
+    if run.sampling.cache > 1 and not model.long_skips:
         raise UserError(
-            f"sampling.sampler is {run.sampling.sampler!r}; a {run.diffusion.kind} model takes {', '.join(allowed)}"
+            f"sampling.cache is {run.sampling.cache} and {model.family} has no long skips to carry x_t past what is "
+            "kept; set it to 1"
+        )
+    if model.condition_shape:
+        raise UserError("model.context takes vectors and the data gives labels; leave context out")
+    if model.dropout_rate:
+        raise UserError(
+            f"model asks for dropout {model.dropout_rate:g} and this library trains without; set dropout to 0 to train "
+            "it so"
+        )
+    if model.reversed_flow and run.diffusion.kind != "flow":
+        raise UserError(
+            f"diffusion.kind is {run.diffusion.kind} and the model predicts a reversed flow; set diffusion.kind=flow"
+        )
+    if run.sampling.sampler not in run.diffusion.SAMPLERS:
+        raise UserError(
+            f"sampling.sampler is {run.sampling.sampler!r}; a {run.diffusion.kind} model takes "
+            f"{', '.join(run.diffusion.SAMPLERS)}"
         )
     if isinstance(run.diffusion, DDPMConfig) and run.sampling.steps > run.diffusion.steps:
         raise UserError(

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from pydantic import Field, PositiveInt, model_validator
 
 from udit.config.model import ModelConfig
-from udit.config.parts import Attention, Downsampled, Ffn, RepConv
+from udit.config.parts import Attention, Context, Downsampled, Ffn, RepConv, check_context
 
 if TYPE_CHECKING:
     from torch import nn
@@ -25,6 +25,8 @@ class UDiTConfig(ModelConfig):
     """Blocks per stage, encoder to bottleneck to decoder. A block, as the paper counts, is two attention-FFN pairs."""
     attention: Attention = Downsampled()
     ffn: Ffn = RepConv()
+    context: Context | None = None
+    """Takes vectors as y, a text's say; ``num_classes`` is 0 then."""
 
     @model_validator(mode="after")
     def _check(self) -> UDiTConfig:
@@ -37,8 +39,14 @@ class UDiTConfig(ModelConfig):
             raise ValueError(
                 f"ffn.ratio {self.ffn.ratio:g} leaves no hidden channel of {self.width}; choose a larger one"
             )
+        check_context(self.context, self.num_classes)
         self.check_size(*self.size)
         return self
+
+    @property
+    def condition_shape(self) -> tuple[int, ...] | None:
+        """Shape of one sample's y: (tokens, width) of vectors, () of a label, None without condition."""
+        return (self.context.tokens, self.context.width) if self.context else super().condition_shape
 
     @property
     def levels(self) -> int:
@@ -56,6 +64,11 @@ class UDiTConfig(ModelConfig):
             )
         for level in range(self.levels):
             self.attention.check_map(height >> level, width >> level)
+
+    @property
+    def long_skips(self) -> bool:
+        """With more than one level."""
+        return self.levels > 1
 
     def build(self) -> nn.Module:
         """The network, uninitialised."""

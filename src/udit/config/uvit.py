@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Literal, Self
 from pydantic import PositiveInt, model_validator
 
 from udit.config.isotropic import IsotropicConfig, check_even_depth
-from udit.config.parts import Context, Mlp
+from udit.config.parts import Context, Mlp, check_context
 
 if TYPE_CHECKING:
     from torch import nn
@@ -40,10 +40,7 @@ class UViTConfig(IsotropicConfig):
         check_even_depth(self.depth)
         if self.width % 2:
             raise ValueError(f"width is {self.width}; the time token, sines and cosines, needs an even one")
-        if self.context and self.num_classes:
-            raise ValueError(
-                f"context replaces labels and num_classes is {self.num_classes}; set it to 0, or drop context"
-            )
+        check_context(self.context, self.num_classes)
         return self
 
     @property
@@ -74,6 +71,11 @@ class UViTConfig(IsotropicConfig):
                 f"an input is {height}x{width} and the learned positions are those of {self.size[0]}x{self.size[1]}; "
                 "resize it, or build the model with that input_size"
             )
+
+    @property
+    def long_skips(self) -> bool:
+        """Always."""
+        return True
 
     def build(self) -> nn.Module:
         """The network, uninitialised."""

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from udit.diffusion.denoise import Backbone, Denoiser
+from udit.diffusion.edm import Preconditioned
 from udit.diffusion.guidance import Guided
 from udit.errors import UserError
 
@@ -60,6 +61,8 @@ class StepCache:
         Raises:
             UserError: the backbone has no seam.
         """
+        if isinstance(backbone, Preconditioned):
+            return dataclasses.replace(backbone, backbone=self.attach(backbone.backbone))
         if not isinstance(backbone, Seamed):
             raise UserError(f"{type(backbone).__name__} has no deep part to cache; sample it without a cache")
         return _Cached(backbone, self)

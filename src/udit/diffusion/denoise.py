@@ -9,7 +9,7 @@ from typing import Literal, Protocol
 import torch
 from torch import Tensor
 
-from udit.diffusion.schedule import DDPM, Flow, Schedule, TimeUnit
+from udit.diffusion.schedule import DDPM, EDM, Flow, Schedule, TimeUnit
 from udit.errors import UserError
 
 Target = Literal["eps", "x0", "v", "flow"]
@@ -71,7 +71,7 @@ class Denoiser:
     """
 
     backbone: Backbone
-    schedule: DDPM | Flow
+    schedule: DDPM | Flow | EDM
     target: Target = "eps"
     learn_sigma: bool = False
     time: TimeUnit = "index"
@@ -109,8 +109,10 @@ class Denoiser:
         Raises:
             UserError: the schedule is continuous.
         """
-        if not isinstance(self.schedule, DDPM):
+        if isinstance(self.schedule, Flow):
             raise UserError("a flow model has no discrete steps to respace; use flow-euler, flow-heun, dpmpp or unipc")
+        if isinstance(self.schedule, EDM):
+            raise UserError("an EDM model has no discrete steps to respace; use edm-heun or edm-euler")
         return dataclasses.replace(self, schedule=self.schedule.respaced(sections))
 
     def check_labels(self, y: Tensor | None) -> None:

@@ -4,7 +4,8 @@ With x = x0 + sigma n and data of standard deviation sigma_data, the network F s
 
     D(x, sigma) = c_skip x + c_out F(c_in x, sigma)
 
-is the guess of x0. HDiT was published in this form.
+is the guess of x0. HDiT was published in this form. Its sampler is ``Karras`` in
+``sample.py``.
 """
 
 from __future__ import annotations
@@ -15,10 +16,15 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from udit.diffusion.denoise import Backbone
+from udit.diffusion.denoise import Backbone, Denoiser, mix
+from udit.diffusion.objective import Losses
+from udit.diffusion.schedule import EDM, TimeUnit
 
 Path = Literal["exploding", "preserving", "linear"]
 """Signal scale alpha where sigma / alpha = s: 1; 1 / sqrt(1 + s**2) as in ``DDPM``; 1 / (1 + s) as in ``Flow``."""
+
+
+Weighting = Literal["edm", "soft-min-snr"]
 
 
 @dataclass(frozen=True)
@@ -29,14 +35,16 @@ class Preconditioned:
     sampler of that schedule.
 
     Attributes:
-        backbone: F, with time unit sigma.
+        backbone: F.
         sigma_data: standard deviation of the data.
         path: how the noised input was scaled.
+        time: F's unit of time; this one's is sigma.
     """
 
     backbone: Backbone
     sigma_data: float = 0.5
     path: Path = "exploding"
+    time: TimeUnit = "sigma"
 
     def __call__(self, x: Tensor, sigma: Tensor, y: Tensor | None = None, /) -> Tensor:
         """x [B, C, H, W] = alpha (x0 + sigma n), sigma [B], y as the network takes it -> x0 [B, C, H, W]."""
@@ -44,5 +52,28 @@ class Preconditioned:
         if self.path != "exploding":
             x = x * ((1 + ratio**2).sqrt() if self.path == "preserving" else 1 + ratio)
         variance = ratio**2 + self.sigma_data**2
-        output = self.backbone((x * variance.rsqrt()).to(x.dtype), sigma, y)
+        output = self.backbone((x * variance.rsqrt()).to(x.dtype), EDM().network_time(sigma, self.time), y)
         return self.sigma_data**2 / variance * x + ratio * self.sigma_data * variance.rsqrt() * output
+
+
+@dataclass(frozen=True)
+class WeightedLoss:
+    """Squared error of x0, weighed by the noise level; called like ``flow_loss``.
+
+    Attributes:
+        sigma_data: of the preconditioning.
+        weighting: ``edm`` is 1 / c_out**2, under which every level weighs the same at the start (Karras et al. 2022,
+            Table 1); ``soft-min-snr`` is 1 / (sigma**2 + sigma_data**2) (Crowson et al. 2024, Eq. 5).
+    """
+
+    sigma_data: float = 0.5
+    weighting: Weighting = "soft-min-snr"
+
+    def __call__(self, denoiser: Denoiser, x0: Tensor, t: Tensor, noise: Tensor, y: Tensor | None = None) -> Losses:
+        """x0 and noise [B, C, H, W], t [B] noise levels, y [B] labels, some dropped, or None -> losses [B]."""
+        prediction, _ = denoiser.raw(mix(denoiser.schedule, x0, noise, t), t, y)
+        mse = (prediction.float() - x0).square().mean(dim=(1, 2, 3))
+        weight = 1 / (t**2 + self.sigma_data**2)
+        if self.weighting == "edm":
+            weight = 1 / (weight * (t * self.sigma_data) ** 2)
+        return Losses(weight * mse, mse)

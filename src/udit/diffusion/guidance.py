@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from udit.diffusion.denoise import Denoiser, Prediction, null_labels
-from udit.diffusion.schedule import DDPM, Flow
+from udit.diffusion.schedule import DDPM, EDM, Flow
 from udit.errors import UserError
 
 
@@ -24,25 +24,30 @@ class Guided:
     """A denoiser steered towards its labels; called like the denoiser it wraps.
 
     Attributes:
-        denoiser: must have a null label.
+        denoiser: must have a null label, unless ``null`` stands in for one.
         scale: w of u + w (c - u); 1 is none.
         interval: times as fractions, 0 (data) to 1 (noise), between which guidance acts, ends included.
         channels: guides only the first so many prediction channels; 3 is the published DiT and U-DiT protocol.
+        null: the condition that says nothing, of one sample's shape, for models that take vectors, e.g. what a text
+            encoder makes of the empty text.
     """
 
     denoiser: Denoiser
     scale: float
     interval: tuple[float, float] = (0.0, 1.0)
     channels: int | None = None
+    null: Tensor | None = None
 
     def __post_init__(self) -> None:
-        if self.denoiser.null_label is None:
+        if self.denoiser.null_label is not None and self.null is not None:
+            raise UserError("the model has a null label and was handed a null condition too; leave null out")
+        if self.denoiser.null_label is None and self.null is None:
             raise UserError(
                 f"guidance {self.scale:g} needs a null label to compare with and the model has none; use guidance 1"
             )
 
     @property
-    def schedule(self) -> DDPM | Flow:
+    def schedule(self) -> DDPM | Flow | EDM:
         """The wrapped denoiser's schedule."""
         return self.denoiser.schedule
 
@@ -52,13 +57,22 @@ class Guided:
         active = (fraction >= self.interval[0]) & (fraction <= self.interval[1])
         if y is None or self.scale == 1 or not bool(active.any()):
             return self.denoiser(x_t, t, y)
-        assert self.denoiser.null_label is not None
-        labels = torch.cat([y, null_labels(y, self.denoiser.null_label)])
+        labels = torch.cat([y, self._null_like(y)])
         prediction, variance = self.denoiser.raw(torch.cat([x_t, x_t]), torch.cat([t, t]), labels)
         cond, uncond = prediction.chunk(2)
         scale = torch.where(active, self.scale, 1.0).to(cond.dtype).view(-1, *[1] * (cond.ndim - 1))
         guided = guide(cond, uncond, scale, self.channels)
         return self.denoiser.decode(guided, None if variance is None else variance.chunk(2)[0], x_t, t)
+
+    def _null_like(self, y: Tensor) -> Tensor:
+        if self.null is None:
+            assert self.denoiser.null_label is not None
+            return null_labels(y, self.denoiser.null_label)
+        if self.null.shape != y.shape[1:]:
+            raise UserError(
+                f"the null condition is {list(self.null.shape)} and a sample's is {list(y.shape[1:])}; they are alike"
+            )
+        return self.null.to(y).expand_as(y)
 
     def respaced(self, sections: int | str) -> Guided:
         """The same on a part of the schedule's steps."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -23,6 +23,10 @@ class Losses:
     mse: Tensor
     vb: Tensor | None = None
     """Variational bound term in bits per dimension, where the variance is learned."""
+
+
+Loss = Callable[[Denoiser, Tensor, Tensor, Tensor, Tensor | None], Losses]
+"""(denoiser, x0, t, noise, y) -> losses, as ``flow_loss``."""
 
 
 @dataclass(frozen=True)

@@ -1,9 +1,10 @@
-"""The way back: one loop that yields every step, and the two exact samplers, ADM's ancestral step and DDIM."""
+"""The way back: one loop that yields every step, and the exact samplers: ADM's ancestral step, DDIM, EDM's two."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Protocol
 
 import numpy as np
@@ -16,7 +17,7 @@ from udit.diffusion.cache import StepCache
 from udit.diffusion.denoise import Denoiser, Prediction
 from udit.diffusion.guidance import Guided
 from udit.diffusion.objective import ancestral_moments
-from udit.diffusion.schedule import DDPM, gather
+from udit.diffusion.schedule import DDPM, EDM, gather
 from udit.errors import UserError, nearest
 
 Denoise = Denoiser | Guided
@@ -72,7 +73,7 @@ def sample(
     Args:
         denoise: a ``Denoiser`` or ``Guided``.
         x_T: [B, C, H, W] standard normal.
-        scheduler: ``ddpm``, ``ddim``, ``dpmpp``, ``unipc``, ``flow-euler``, ``flow-heun``, or a sampler.
+        scheduler: a name, of ``SAMPLERS``, or a sampler.
         steps: network evaluations; ddpm and ddim also take ADM's respacing strings, e.g. ``"ddim50"``.
         y: [B] int64 labels or None.
         noise: fresh noise by step, for samplers that use it; without one, they refuse.
@@ -108,6 +109,8 @@ def make_sampler(name: str, *, eta: float = 0.0, clip: bool = False) -> Sampler:
         return Ancestral(clip)
     if name == "ddim":
         return DDIM(eta, clip)
+    if name.startswith("edm-") and name in SAMPLERS:
+        return Karras(heun=name == "edm-heun")
     if name not in SAMPLERS:
         raise UserError(f"no sampler {name!r}{nearest(name, SAMPLERS)}")
     from udit.diffusion.solvers import Solver
@@ -166,3 +169,37 @@ class DDIM:
             if i and self.eta:
                 x = x + gather(spread, t, x) * noise(k)
             yield Step(k, len(schedule), x, x0)
+
+
+@dataclass(frozen=True)
+class Karras:
+    """EDM's deterministic sampler (Karras et al. 2022, Alg. 1): Heun's steps, or Euler's, down its ladder."""
+
+    heun: bool = True
+
+    def __call__(self, denoise: Denoise, x: Tensor, steps: int | str, y: Tensor | None, noise: Noise) -> Iterator[Step]:
+        """Yields after every network evaluation; draws no noise. Heun's steps take two, the last one: an odd number.
+
+        Raises:
+            UserError: the model knows no noise levels, or steps that are not a count.
+        """
+        schedule, name = denoise.schedule, "edm-heun" if self.heun else "edm-euler"
+        if not isinstance(schedule, EDM):
+            kind, others = ("DDPM", "ddim") if isinstance(schedule, DDPM) else ("flow matching", "flow-euler")
+            raise UserError(
+                f"{name} walks EDM's noise levels and the model was trained with {kind}; use {others}, dpmpp or unipc"
+            )
+        if not str(steps).isdecimal() or int(steps) < 1:
+            raise UserError(f"steps is {steps!r}; the {name} sampler takes a count of at least 1")
+        rungs = (int(steps) + 1) // 2 if self.heun else int(steps)
+        levels = schedule.ladder(rungs)
+        total = 2 * rungs - 1 if self.heun else rungs
+        x, k = x.to(torch.promote_types(x.dtype, torch.float32)) * levels[0], 0
+        for level, lower in pairwise(levels):
+            here = denoise(x, x.new_full((len(x),), level), y)
+            start, x, k = x, x + (lower - level) * here.eps, k + 1
+            yield Step(k, total, x, here.x0)
+            if self.heun and lower:
+                there = denoise(x, x.new_full((len(x),), lower), y)
+                x, k = start + (lower - level) * (here.eps + there.eps) / 2, k + 1
+                yield Step(k, total, x, there.x0)

@@ -1,8 +1,8 @@
 """How noise is added: x_t = alpha(t) x0 + sigma(t) eps.
 
-Two schedules. ``DDPM`` is discrete and variance preserving; its t is an index, 0 the cleanest. ``Flow`` is continuous,
-alpha = 1 - t and sigma = t; t = 0 is data, t = 1 noise, and the velocity dx_t/dt is eps - x0. This is the library's one
-convention for flow; importers and solvers with another convert.
+``DDPM`` is discrete and variance preserving; its t is an index, 0 the cleanest. ``Flow`` is continuous: alpha = 1 - t,
+sigma = t; t = 0 is data, t = 1 noise, and the velocity dx_t/dt is eps - x0. This is the library's one convention for
+flow; importers and solvers with another convert. ``EDM`` is continuous, too: alpha = 1, sigma = t.
 """
 
 from __future__ import annotations
@@ -196,3 +196,47 @@ class Flow:
         if unit == "index":
             return t * self.INDEX_SCALE
         return t if unit == "unit" else t / (1 - t).clamp_min(1e-6)
+
+
+@dataclass(frozen=True)
+class EDM:
+    """Noise by its level: x = x0 + t eps (Karras et al. 2022, Table 1).
+
+    Attributes:
+        sigma_min: lowest level that sampling passes before the data.
+        sigma_max: where it starts.
+        rho: its levels are even in sigma ** (1 / rho).
+        log_mean: of ln sigma in training, which is normal.
+        log_std: its standard deviation.
+    """
+
+    sigma_min: float = 0.002
+    sigma_max: float = 80.0
+    rho: float = 7.0
+    log_mean: float = -1.2
+    log_std: float = 1.2
+
+    def alpha_sigma(self, t: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
+        """1 and t, shaped [B, 1, 1, 1]."""
+        sigma = t.to(torch.promote_types(like.dtype, torch.float32)).view(-1, *[1] * (like.ndim - 1))
+        return torch.ones_like(sigma), sigma
+
+    def draw(self, generator: torch.Generator) -> Tensor:
+        """A training level: log-normal."""
+        return (self.log_mean + self.log_std * torch.randn((), generator=generator)).exp()
+
+    def fraction(self, t: Tensor) -> Tensor:
+        """Where t stands on sampling's ladder."""
+        low, high = self.sigma_min ** (1 / self.rho), self.sigma_max ** (1 / self.rho)
+        return ((t.double() ** (1 / self.rho) - low) / (high - low)).clamp(0, 1)
+
+    def network_time(self, t: Tensor, unit: TimeUnit) -> Tensor:
+        """t; or the time at which the flow path has the same ratio of noise to signal."""
+        flow = t / (1 + t)
+        return {"sigma": t, "unit": flow, "index": flow * Flow.INDEX_SCALE}[unit]
+
+    def ladder(self, steps: int) -> Table:
+        """[steps + 1] levels from ``sigma_max`` to ``sigma_min``, then 0 (Eq. 5)."""
+        low, high = self.sigma_min ** (1 / self.rho), self.sigma_max ** (1 / self.rho)
+        rungs = high + np.linspace(0, 1, steps, dtype=np.float64) * (low - high)
+        return np.append(rungs**self.rho, 0.0)

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from udit.diffusion.sample import Denoise, Noise, Step
-from udit.diffusion.schedule import DDPM
+from udit.diffusion.schedule import DDPM, EDM
 from udit.errors import UserError
 
 
@@ -34,6 +34,8 @@ class Solver:
         if not str(steps).isdecimal() or int(steps) < 1:
             raise UserError(f"steps is {steps!r}; the {self.name} sampler takes a count of at least 1")
         schedule = denoise.schedule
+        if isinstance(schedule, EDM):
+            raise UserError(f"{self.name} does not know EDM's noise levels; use edm-heun or edm-euler")
         if isinstance(schedule, DDPM) and self.name.startswith("flow-"):
             raise UserError(
                 f"{self.name} walks the flow path and the model was trained with DDPM; use ddim, dpmpp or unipc"

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from udit.config.adm import ADMConfig
 from udit.nn import init
 from udit.nn.blocks import run
-from udit.nn.conditioning import ClassConditioner
+from udit.nn.conditioning import VectorConditioner
 from udit.nn.conv import ConvResample, ResBlock, ResidualAttention
 from udit.nn.tokens import to_first, to_last
 
@@ -94,7 +94,7 @@ class ADM(nn.Module):
             attentions = [ResidualAttention(width, heads, legacy) for _ in inner if config.attends(level)]
             return Stage([res(channels, width) for channels in inner], attentions)
 
-        self.conditioner = ClassConditioner(cond, config.num_classes, config.width, config.null_class)
+        self.conditioner = VectorConditioner(cond, config.num_classes, config.width, config.null_class)
         self.stem = nn.Conv2d(config.in_channels, widths[0], 3, padding=1)
         entries = [widths[0], *widths[:-1]]  # what comes into a level, and so its first skip
         self.encoder = nn.ModuleList(

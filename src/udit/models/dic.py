@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from udit.config.dic import DiCConfig
 from udit.nn import init
 from udit.nn.blocks import run
-from udit.nn.conditioning import ClassConditioner, Modulation, modulated_norm
+from udit.nn.conditioning import Modulation, VectorConditioner, modulated_norm
 from udit.nn.conv import GatedConvBlock
 from udit.nn.tokens import Merge, Split, to_first, to_last
 
@@ -80,7 +80,7 @@ class DiC(nn.Module):
         self.config = config
         widths, depths, stride = config.widths, config.depths, config.skip_stride
         self.stem = nn.Conv2d(config.in_channels, config.width, 3, padding=1)
-        self.conditioners = nn.ModuleList(ClassConditioner(width, config.num_classes) for width in widths)
+        self.conditioners = nn.ModuleList(VectorConditioner(width, config.num_classes) for width in widths)
         self.encoder = nn.ModuleList(Stage(width, depths[i], stride, False) for i, width in enumerate(widths))
         self.merge = nn.ModuleList(Merge(width) for width in widths[:-1])
         self.split = nn.ModuleList(Split(2 * width) for width in widths[:-1])

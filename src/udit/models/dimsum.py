@@ -16,7 +16,7 @@ from udit.config.dimsum import DiMSUMConfig
 from udit.nn import init
 from udit.nn.attention import Attention, CrossFusion
 from udit.nn.blocks import run
-from udit.nn.conditioning import AdaLNBlock, ClassConditioner, Modulation, modulated_norm
+from udit.nn.conditioning import AdaLNBlock, Modulation, VectorConditioner, modulated_norm
 from udit.nn.ffn import GatedMLP
 from udit.nn.mamba import ModulatedMamba
 from udit.nn.tokens import patchify, sincos_table, unpatchify
@@ -94,7 +94,7 @@ class DiMSUM(nn.Module):
         width, area, (rows, columns) = config.width, config.patch**2, config.grid
         self.embed = nn.Linear(config.in_channels * area, width)
         self.positions = nn.Parameter(torch.empty(rows, columns, width))
-        self.conditioner = ClassConditioner(width, config.num_classes, null_class=config.null_class)
+        self.conditioner = VectorConditioner(width, config.num_classes, null_class=config.null_class)
         self.blocks = nn.ModuleList(Block(config, i) for i in range(config.depth))
         self.attention = AdaLNBlock(Attention(width, config.heads), GatedMLP(config.ffn, width), width)
         self.out_modulation = nn.Linear(width, 2 * width)

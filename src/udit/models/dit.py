@@ -16,7 +16,7 @@ from udit.config.dit import DiTConfig
 from udit.nn import init
 from udit.nn.attention import Attention
 from udit.nn.blocks import run
-from udit.nn.conditioning import AdaLNBlock, ClassConditioner, Modulation, modulated_norm
+from udit.nn.conditioning import AdaLNBlock, Modulation, VectorConditioner, modulated_norm
 from udit.nn.tokens import patchify, sincos_table, unpatchify
 
 
@@ -43,7 +43,7 @@ class DiT(nn.Module):
         self.config = config
         width, area = config.width, config.patch**2
         self.embed = nn.Linear(config.in_channels * area, width)
-        self.conditioner = ClassConditioner(width, config.num_classes)
+        self.conditioner = VectorConditioner(width, config.num_classes)
         self.blocks = nn.ModuleList(
             AdaLNBlock(config.attention.build(width, config.heads, index), config.ffn.build(width), width)
             for index in range(config.depth)

@@ -15,7 +15,7 @@ from udit.config.skipdit import SkipDiTConfig
 from udit.nn import init
 from udit.nn.attention import Attention
 from udit.nn.blocks import NormedJoin, run
-from udit.nn.conditioning import AdaLNBlock, ClassConditioner, Modulation, modulated_norm
+from udit.nn.conditioning import AdaLNBlock, Modulation, VectorConditioner, modulated_norm
 from udit.nn.tokens import patchify, sincos_table, unpatchify
 
 
@@ -46,7 +46,7 @@ class SkipDiT(nn.Module):
         self.config = config
         width, area = config.width, config.patch**2
         self.embed = nn.Linear(config.in_channels * area, width)
-        self.conditioner = ClassConditioner(width, config.num_classes)
+        self.conditioner = VectorConditioner(width, config.num_classes)
         self.blocks = nn.ModuleList(
             AdaLNBlock(Attention(width, config.heads), config.ffn.build(width), width) for _ in range(config.depth)
         )

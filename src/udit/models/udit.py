@@ -17,7 +17,7 @@ from udit.config.udit import UDiTConfig
 from udit.nn import init
 from udit.nn.attention import Attention
 from udit.nn.blocks import run
-from udit.nn.conditioning import AdaLNBlock, ClassConditioner, Modulation, modulated_norm
+from udit.nn.conditioning import AdaLNBlock, Modulation, VectorConditioner, modulated_norm
 from udit.nn.tokens import Merge, Split, to_first, to_last
 
 Mods = Sequence[tuple[Modulation, Modulation]]
@@ -59,9 +59,9 @@ class Conditions(NamedTuple):
 
 
 class UDiT(nn.Module):
-    """Backbone: x [B, C, H, W], t [B], y [B] int64 or None (= null) -> [B, out_channels, H, W].
+    """Backbone: x [B, C, H, W], t [B], y as ``condition_shape`` says or None (= null) -> [B, out_channels, H, W].
 
-    y may also be [B, K], one label a level (the release's independent label dropout, see ``diffusion.objective``).
+    Labels may also be [B, K], one a level (the release's independent label dropout, see ``diffusion.objective``).
     """
 
     INIT: ClassVar[Mapping[str, init.Fill]] = {
@@ -80,7 +80,9 @@ class UDiT(nn.Module):
         widths = [config.width * 2**level for level in range(levels)]
         top = 2 * config.width if levels > 1 else config.width  # decoder level 1 works at twice the width
         self.stem = nn.Conv2d(config.in_channels, config.width, 3, padding=1)
-        self.conditioners = nn.ModuleList(ClassConditioner(width, config.num_classes) for width in widths)
+        self.conditioners = nn.ModuleList(
+            VectorConditioner(width, config.num_classes, context=config.context) for width in widths
+        )
         self.encoder = nn.ModuleList(Stage(config, w, d) for w, d in zip(widths, depths[:levels], strict=True))
         self.merge = nn.ModuleList(Merge(width) for width in widths[:-1])
         self.split = nn.ModuleList(Split(2 * width) for width in widths[:-1])
@@ -103,7 +105,7 @@ class UDiT(nn.Module):
 
     def condition(self, t: Tensor, y: Tensor | None = None) -> Conditions:
         """Everything that (t, y) decide. Each level has its own embedding; decoder 1, wide as level 2, takes that."""
-        labels = [y] * len(self.conditioners) if y is None or y.ndim == 1 else y.unbind(1)
+        labels = [y] * len(self.conditioners) if y is None or y.ndim != 2 else y.unbind(1)
         conds = [F.silu(embed(t, label)) for embed, label in zip(self.conditioners, labels, strict=True)]
         top = conds[min(1, len(conds) - 1)]
         encoder = [cast(Stage, stage).condition(c) for stage, c in zip(self.encoder, conds, strict=True)]

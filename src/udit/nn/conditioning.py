@@ -1,12 +1,15 @@
 """Time and condition become a vector, which modulates blocks (adaLN-Zero, Peebles & Xie 2023), or tokens (U-ViT).
 
+A conditioner is the one place that knows what y is: nothing (None), a class ([B] int64), or vectors (float [B, tokens,
+width]: a text's, say; one token is a plain vector). Backbones take what it makes of (t, y) and never look at y.
+
 Axes: B batch, D width, F timestep features, M tokens.
 """
 
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -45,23 +48,63 @@ def labels_or_null(y: Tensor | None, t: Tensor, null_label: int | None) -> Tenso
     return t.new_full((t.shape[0],), null_label, dtype=torch.long)
 
 
-class ClassConditioner(nn.Module):
-    """Embeds (t, y) into one vector [B, D]: timestep MLP plus label table, whose last row is the null class."""
+def checked_vectors(y: Tensor | None, batch: int, spec: Context) -> Tensor:
+    """y, if it is what ``spec`` says.
 
-    def __init__(self, width: int, num_classes: int, features: int = 256, null_class: bool = True) -> None:
+    Raises:
+        UserError: it is missing or of another shape.
+    """
+    wanted = [batch, spec.tokens, spec.width]
+    if y is None or list(y.shape) != wanted:
+        raise UserError(
+            f"y is {'missing' if y is None else list(y.shape)}; the model takes vectors of shape {wanted} (for "
+            "no condition, those of an empty text)"
+        )
+    return y
+
+
+class Conditioner(Protocol):
+    """Time and condition in a backbone's own form."""
+
+    def __call__(self, t: Tensor, y: Tensor | None = None, /) -> Tensor:
+        """t [B] in the network's unit, y as the config's ``condition_shape`` says, or None -> [B, D] or [B, M, D]."""
+
+
+class VectorConditioner(nn.Module):
+    """Embeds (t, y) into one vector [B, D]: timestep MLP plus y's part.
+
+    Of a class that is a row of a table, whose last row is the null class; of vectors, a projection of their mean.
+    """
+
+    def __init__(
+        self,
+        width: int,
+        num_classes: int,
+        features: int = 256,
+        null_class: bool = True,
+        context: Context | None = None,
+    ) -> None:
         """For ``num_classes`` besides the null class, which ``null_class`` leaves out; ``features`` is F."""
         super().__init__()
+        self.spec = context
         self.features = features
         self.null_label = num_classes if null_class else None
         self.time = nn.Sequential(nn.Linear(features, width), nn.SiLU(), nn.Linear(width, width))
         self.label = nn.Embedding(num_classes + null_class, width) if num_classes else None
+        self.context = nn.Linear(context.width, width) if context else None
 
     def forward(self, t: Tensor, y: Tensor | None = None) -> Tensor:
-        """t [B], y [B] int64 or None (= null) -> [B, D]."""
+        """t [B], y [B] int64 or None (= null), or float [B, tokens, width] -> [B, D].
+
+        Raises:
+            UserError: y is not what the model takes, or missing where there is no null class.
+        """
         embedded = self.time(timestep_features(t, self.features).to(next(self.time.parameters()).dtype))
+        if self.context is not None and self.spec is not None:
+            return embedded + self.context(checked_vectors(y, t.shape[0], self.spec).mean(dim=1).to(embedded.dtype))
         if self.label is None:
             if y is not None:
-                raise ValueError("the model is unconditional (num_classes 0) and takes no labels; pass y=None")
+                raise UserError("the model is unconditional (num_classes 0) and takes no labels; pass y=None")
             return embedded
         return embedded + self.label(labels_or_null(y, t, self.null_label))
 
@@ -88,13 +131,7 @@ class TokenConditioner(nn.Module):
         """
         time = timestep_features(t, self.width)[:, None]
         if self.context is not None and self.spec is not None:
-            wanted = [t.shape[0], self.spec.tokens, self.spec.width]
-            if y is None or list(y.shape) != wanted:
-                raise UserError(
-                    f"y is {'missing' if y is None else list(y.shape)}; the model takes vectors of shape {wanted} (for "
-                    "no condition, those of an empty text)"
-                )
-            return torch.cat([time, self.context(y)], dim=1)
+            return torch.cat([time, self.context(checked_vectors(y, t.shape[0], self.spec))], dim=1)
         if self.label is None:
             if y is not None:
                 raise UserError("the model is unconditional (num_classes 0) and takes no labels; pass y=None")

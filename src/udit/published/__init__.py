@@ -14,7 +14,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from udit.config.diffusion import DDPMConfig, DiffusionConfig, FlowConfig
+from udit.config.diffusion import DDPMConfig, DiffusionConfig, EDMConfig, FlowConfig
 from udit.config.model import ModelConfig
 from udit.config.uvit import UViTConfig
 from udit.errors import UserError
@@ -43,7 +43,7 @@ def key_map(config: ModelConfig) -> Keys:
     Raises:
         UserError: the model has no published form (a fused or ablated config).
     """
-    family = config.family  # type: ignore[attr-defined]
+    family = config.family
     if family not in KEY_MAPS:
         raise UserError(f"{family} has no published key names")
     return KEY_MAPS[family](config)
@@ -70,10 +70,13 @@ def native_diffusion(config: ModelConfig) -> DiffusionConfig:
     """What a release's weights were trained on.
 
     Returns:
-        The flow path for SiT, Stable Diffusion's betas for U-ViT's latent models, linear betas for all others.
+        The flow path for SiT, noise levels for HDiT, Stable Diffusion's betas for U-ViT's latent models, else linear
+        betas.
     """
     if config.reversed_flow:
         return FlowConfig()
+    if config.time == "sigma":
+        return EDMConfig()
     latent = isinstance(config, UViTConfig) and config.in_channels == 4
     return DDPMConfig(betas="scaled-linear" if latent else "linear")
 

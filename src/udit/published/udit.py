@@ -22,6 +22,8 @@ Row = tuple[str, str, Shape]
 def key_map(config: UDiTConfig) -> dict[str, tuple[str, Shape]]:
     """{published key: (our key, published shape)} in the release's order."""
     attention = config.attention
+    if config.context:
+        raise UserError("the release is conditioned on classes, and this model on vectors; it has no published form")
     if not isinstance(attention, Downsampled):
         raise UserError(f"the release has downsampled attention only, not {attention.kind!r}")
     if not isinstance(config.ffn, Mlp) and not config.ffn.reparam and attention.kernel and not attention.shortcut:

@@ -13,13 +13,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from udit.assemble import denoiser_of
+from udit.assemble import denoiser_of, loss_of
 from udit.checkpoint import Checkpoint
-from udit.config.diffusion import FlowConfig
 from udit.config.run import Run
 from udit.config.system import SystemConfig
 from udit.data.batches import Batch
-from udit.diffusion.objective import Losses, draw, drop_labels, flow_loss, hybrid_loss
+from udit.diffusion.objective import Losses, draw, drop_labels
 from udit.dist import World
 from udit.errors import UserError
 from udit.models.build import build, checkpoint_activations, compile_blocks
@@ -51,7 +50,7 @@ class Learner:
         config, device = run.training, world.device
         self.run, self.world = run, world
         self.codec = run.codec.build()
-        self.loss = flow_loss if isinstance(run.diffusion, FlowConfig) else hybrid_loss
+        self.loss = loss_of(run.diffusion)
         self.model = build(run.model, seed=run.seed, device=device)
         checkpoint_activations(self.model, config.checkpoint_activations)
         self.optimizer = torch.optim.AdamW(

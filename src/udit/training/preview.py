@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -12,14 +11,12 @@ from udit.assemble import System, denoiser_of
 from udit.data.latents import LatentCache
 from udit.data.sources import Labels, Source
 from udit.diffusion.denoise import Denoiser
-from udit.diffusion.objective import Losses, draw
+from udit.diffusion.objective import Loss, draw
 from udit.pictures import grid, save_png
 
 GRID_ROWS = 4
 VALIDATION_SIZE = 256
 """Held-out pictures behind a validation loss, at most."""
-
-Loss = Callable[..., Losses]
 
 
 def save_grid(system: System, path: Path, seed: int) -> None:

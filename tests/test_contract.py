@@ -1,0 +1,370 @@
+"""What every backbone promises, held to every row of the catalogue by itself.
+
+A family's tiny row (``NAME-tiny``) runs; every row is built at full size on the meta device, and counted.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import os
+import re
+import subprocess
+import sys
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import udit
+from conftest import perturb, same_bits, snapshot
+from peers import KEY_LISTS, assert_bijection, key_list, learns
+from udit.analysis import Cost, cost
+from udit.config.catalog import CATALOG, families
+from udit.config.model import ModelConfig
+from udit.config.run import model_from
+from udit.diffusion.cache import StepCache
+from udit.errors import UserError
+from udit.models.build import checkpoint_activations
+
+TINY = [name for name in CATALOG if name.endswith("-tiny")]
+FULL = [name for name in CATALOG if name not in TINY]
+TIMES = {"index": [3, 500, 999], "unit": [0.003, 0.5, 0.999], "sigma": [0.1, 1.0, 20.0]}
+
+Inputs = tuple[Tensor, Tensor, Tensor | None]
+
+
+@pytest.fixture(params=TINY)
+def model(request: pytest.FixtureRequest) -> nn.Module:
+    return perturb(udit.build(request.param))
+
+
+def inputs(config: ModelConfig, size: tuple[int, int] | None = None) -> Inputs:
+    """Three of x, t and y as the config says."""
+    generator = torch.Generator().manual_seed(1)
+    x = torch.randn(3, config.in_channels, *(size or config.size), generator=generator)
+    shape, y = config.condition_shape, None
+    if shape is not None:
+        last = config.num_classes - 1
+        y = torch.randn(3, *shape, generator=generator) if shape else torch.tensor([0, last, last // 2])
+    return x, torch.tensor(TIMES[config.time]), y
+
+
+def rows(given: Inputs, which: slice) -> Inputs:
+    x, t, y = given
+    return x[which], t[which], None if y is None else y[which]
+
+
+def assert_near(out: Tensor, expected: Tensor) -> None:
+    torch.testing.assert_close(out, expected, rtol=1e-4, atol=1e-5 * expected.abs().max().item())
+
+
+# ---- tiny rows -------------------------------------------------------------------------------------------------------
+
+
+def test_every_family_has_a_tiny_row() -> None:
+    assert {CATALOG[name].config.family for name in TINY} == set(families())
+    for name, config in families().items():
+        assert config().family == name
+
+
+@pytest.mark.parametrize("name", TINY)
+def test_training_lowers_the_loss_through_every_parameter(name: str) -> None:
+    model = udit.build(name)
+    _, t, y = inputs(model.config)
+    before, after = learns(model, y, t, steps=6)
+    assert after < before
+
+
+@torch.no_grad()
+def test_modes_and_fusing_leave_weights_alone_and_outputs_the_same(model: nn.Module) -> None:
+    given = inputs(model.config)
+    before, out = snapshot(model), model.train()(*given)
+    assert out.shape == (3, model.config.out_channels, *model.config.size)
+    assert torch.equal(model.eval()(*given), out)
+    fused = udit.fuse(model)
+    assert_near(fused(*given), out)
+    assert torch.equal(udit.fuse(fused)(*given), fused(*given))
+    assert same_bits(before, snapshot(model))
+    assert not {p.data_ptr() for p in fused.parameters()} & {p.data_ptr() for p in model.parameters()}
+
+
+@torch.no_grad()
+def test_a_sample_does_not_depend_on_its_batch(model: nn.Module) -> None:
+    given = inputs(model.config)
+    alone = torch.cat([model(*rows(given, slice(i, i + 1))) for i in range(3)])
+    assert_near(alone, model(*given))
+
+
+@torch.no_grad()
+def test_half_precision_stays_near(model: nn.Module) -> None:
+    x, t, y = inputs(model.config)
+    exact = model(x, t, y)
+    vectors = y is not None and y.is_floating_point()
+    half = copy.deepcopy(model).bfloat16()(x.bfloat16(), t, y.bfloat16() if vectors else y).float()
+    with torch.autocast("cpu", torch.bfloat16):
+        mixed = model(x, t, y).float()
+    for near in (half, mixed):
+        assert (near - exact).norm() < 0.1 * exact.norm()
+
+
+def test_recomputed_activations_give_the_same_gradients(model: nn.Module) -> None:
+    def gradients(recompute: bool) -> list[Tensor]:
+        model.zero_grad()
+        checkpoint_activations(model, recompute)
+        model.train()(*inputs(model.config)).square().mean().backward()
+        return [p.grad.clone() for p in model.parameters()]
+
+    assert all(torch.equal(a, b) for a, b in zip(gradients(False), gradients(True), strict=True))
+
+
+@torch.no_grad()
+def test_cached_steps_see_the_present_input_or_the_network_is_refused(model: nn.Module) -> None:
+    x, t, y = inputs(model.config)
+    if not model.config.long_skips:
+        with pytest.raises(UserError, match=r"sample it without a cache$"):
+            StepCache(2).attach(model)(x, t, y)
+        return
+    cached = StepCache(2, final_time=0.0).attach(model.eval())
+    first = cached(x, t, y)
+    assert torch.equal(first, model(x, t, y))
+    second = cached(1.1 * x, t, y)
+    assert not torch.equal(second, model(1.1 * x, t, y))  # the deep part is the first step's
+    assert not torch.equal(second, model(x, t, y))
+    assert torch.equal(cached(x, t, y), model(x, t, y))
+
+
+@torch.no_grad()
+def test_exported_program_takes_any_batch(model: nn.Module) -> None:
+    given = inputs(model.config)
+    batch = torch.export.Dim("batch", min=2)
+    dynamic = tuple(None if part is None else {0: batch} for part in given)
+    program = torch.export.export(model.eval(), given, dynamic_shapes=dynamic)
+    two = rows(given, slice(2))
+    torch.testing.assert_close(program.module()(*two), model(*two))
+
+
+@pytest.mark.parametrize("size", [(8, 16), (16, 8), (9, 8), (7, 7)], ids=str)
+@torch.no_grad()
+def test_other_sizes_run_or_are_told_in_one_line(model: nn.Module, size: tuple[int, int]) -> None:
+    x, t, y = inputs(model.config, size)
+    try:
+        out = model(x, t, y)
+    except ValueError as error:
+        assert "\n" not in str(error)
+        assert f"{size[0]}x{size[1]}" in str(error)
+    else:
+        assert out.shape == (3, model.config.out_channels, *size)
+        assert out.isfinite().all()
+
+
+def test_a_label_without_classes_is_told_in_one_line(model: nn.Module) -> None:
+    config = model.config
+    if not config.num_classes:
+        pytest.skip("takes no labels")
+    without = config.replace(num_classes=0, **{"null_class": False} if hasattr(config, "null_class") else {})
+    x, t, y = inputs(config)
+    with pytest.raises(ValueError, match=r"^the model is unconditional \(num_classes 0\) and takes no labels[^\n]*$"):
+        udit.build(without)(x, t, y)
+
+
+# ---- rows at full size -----------------------------------------------------------------------------------------------
+
+PUBLISHED: dict[str, tuple[int, str, str]] = {
+    "U-DiT-S": (52_045_240, "6.0208", "udit-s"),
+    "U-DiT-B": (204_425_064, "22.1793", "udit-b"),
+    "U-DiT-L": (810_188_488, "84.9093", "udit-l"),
+    "U-DiT-S-vanilla": (51_465_992, "5.893", ""),
+    "U-DiT-B-vanilla": (203_266_568, "21.924", ""),
+    "U-DiT-L-vanilla": (807_871_496, "84.398", ""),
+    "DiT-S/2": (32_963_360, "6.0557", "dit/s-2"),
+    "DiT-S/4": (32_945_024, "1.4126", ""),
+    "DiT-S/8": (33_148_160, "0.3580", ""),
+    "DiT-B/2": (130_512_416, "23.0051", "dit/b-2"),
+    "DiT-B/4": (130_475_648, "5.5652", "dit/b-4"),
+    "DiT-B/8": (130_881_536, "1.4175", ""),
+    "DiT-L/2": (458_102_816, "80.6976", "dit/l-2"),
+    "DiT-L/4": (458_053_760, "19.6957", ""),
+    "DiT-L/8": (458_594_816, "5.0114", ""),
+    "DiT-XL/2": (675_129_632, "118.6214", "dit/xl-2"),
+    "DiT-XL/4": (675_074_432, "29.0437", ""),
+    "DiT-XL/8": (675_683_072, "7.3924", ""),
+    "DiT-XL/2-512": (676_014_368, "524.5383", "dit/xl-2-512"),
+    "SiT-S/2": (32_963_360, "6.0557", "sit/s-2"),
+    "SiT-B/2": (130_512_416, "23.0051", "sit/b-2"),
+    "SiT-L/2": (458_102_816, "80.6976", "sit/l-2"),
+    "SiT-XL/2": (675_129_632, "118.6214", "sit/xl-2"),
+    "Skip-DiT-XL/2": (712_369_184, "128.1341", "skipdit/xl-2"),
+    "U-ViT-S/2": (44_255_328, "12.2008", "uvit/cifar10-s2"),
+    "U-ViT-S/4": (44_292_228, "12.2105", "uvit/celeba64-s4"),
+    "U-ViT-M/4": (130_940_292, "35.2358", "uvit/imagenet64-m4"),
+    "U-ViT-L/4": (286_827_652, "76.4732", "uvit/imagenet64-l4"),
+    "U-ViT-L/2": (286_763_172, "76.4562", "uvit/imagenet256-l2"),
+    "U-ViT-H/2": (500_832_016, "133.1967", "uvit/imagenet256-h2"),
+    "U-ViT-L/4-512": (286_861_524, "76.4819", "uvit/imagenet512-l4"),
+    "U-ViT-H/4-512": (500_942_656, "133.2251", "uvit/imagenet512-h4"),
+    "U-ViT-S/2-text": (44_692_644, "16.2297", "uvit/mscoco-s2"),
+    "U-ViT-S/2-text-deep": (58_345_636, "21.2396", "uvit/mscoco-s2-deep"),
+    "DiC-S": (32_835_752, "5.8659", "dic/s"),
+    "DiC-B": (129_529_160, "23.4421", "dic/b"),
+    "DiC-XL": (702_266_120, "116.0983", "dic/xl"),
+    "DiC-H": (1_034_516_744, "204.3244", "dic/h"),
+    "ADM-64": (295_904_454, "109.678", "adm/64"),
+    "ADM-128": (421_529_606, "306.93", "adm/128"),
+    "ADM-256": (553_838_086, "1119.83", "adm/256"),
+    "ADM-256-uncond": (552_814_086, "1119.83", "adm/256-uncond"),
+    "ADM-512": (558_997_638, "1982.33", "adm/512"),
+    "DiMSUM-B/2": (198_547_216, "", ""),
+    "DiMSUM-L/2": (459_916_304, "", "dimsum/l-2-imagenet256"),
+    "DiMSUM-L/2-celeba": (458_892_304, "", "dimsum/l-2-celeba256"),
+    "DiMSUM-XL/2": (854_831_248, "", ""),
+    "HDiT-mnist": (9_187_360, "0.3466", "hdit/mnist-transformer"),
+    "HDiT-cifar10": (20_981_809, "1.9674", "hdit/cifar10-transformer"),
+    "HDiT-oxford-flowers": (22_361_274, "", "hdit/oxford-flowers"),
+    "HDiT-oxford-flowers-shifted-window": (22_361_274, "11.73", "hdit/oxford-flowers-shifted-window"),
+}
+"""Of the official programs: parameters of the inference form, position tables included; billions of MACs; key lists.
+
+DiMSUM's MACs are in ``test_dimsum``: the official count holds products that are not made here.
+"""
+TRAINING_FORM = {"U-DiT-S": 58_896_568, "U-DiT-B": 231_251_304, "U-DiT-L": 916_335_304}
+"""Parameters, where they are others."""
+SLOW = (
+    "DiT-L/4",
+    "DiT-L/8",
+    "DiT-XL/4",
+    "DiT-XL/8",
+    "DiT-XL/2-512",
+    "SiT-L/2",
+    "SiT-XL/2",
+    "DiC-H",
+    "ADM-256",
+    "ADM-512",
+)
+SLOW += ("U-DiT-L", "U-DiT-L-vanilla", "U-DiT-B-vanilla", "U-ViT-L/4", "U-ViT-L/4-512", "U-ViT-H/4-512", "DiT-B/8")
+"""Rows like a quicker one."""
+
+
+@cache
+def counted(name: str) -> Cost:
+    return cost(CATALOG[name].config)
+
+
+@pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.slow) if n in SLOW else n for n in PUBLISHED])
+def test_parameters_and_macs_are_the_published_ones(name: str) -> None:
+    parameters, macs, _ = PUBLISHED[name]
+    here = counted(name)
+    assert (here.parameters, here.inference_parameters) == (TRAINING_FORM.get(name, parameters), parameters)
+    if macs:
+        assert f"{here.macs / 1e9:.{len(macs.partition('.')[2])}f}" == macs
+
+
+def test_every_row_is_published_or_says_that_it_is_ours() -> None:
+    ours = [name for name in FULL if name not in PUBLISHED]
+    assert not [name for name in ours if "sizes are ours" not in CATALOG[name].about.exact]
+    assert not [name for name in ours if CATALOG[name].weights != "-"]
+
+
+def test_every_published_key_list_belongs_to_a_row() -> None:
+    assert sorted(where for _, _, lists in PUBLISHED.values() for where in lists.split()) == sorted(KEY_LISTS)
+
+
+@pytest.mark.parametrize(
+    ("name", "where"), [(name, where) for name, (_, _, lists) in PUBLISHED.items() for where in lists.split()]
+)
+def test_published_keys_and_shapes_in_order(name: str, where: str) -> None:
+    assert_bijection(CATALOG[name].config, key_list(where))
+
+
+@pytest.mark.parametrize("name", CATALOG)
+def test_config_survives_json_and_folding_twice_is_folding(name: str) -> None:
+    config = CATALOG[name].config
+    for form in (config, config.folded()):
+        assert model_from(json.loads(json.dumps(form.model_dump(mode="json")))) == form
+        assert form.folded() == config.folded()
+
+
+@pytest.mark.parametrize("name", CATALOG)
+def test_every_row_says_where_it_comes_from(name: str) -> None:
+    entry = CATALOG[name]
+    assert re.fullmatch(r"\d{4}\.\d{5}", entry.about.paper)
+    assert entry.weights == "-" or "(" in entry.weights, "the licence stands in brackets"
+    assert not entry.unverified or entry.weights != "-"
+
+
+# ---- a family of one's own -------------------------------------------------------------------------------------------
+
+NETWORK = """
+import torch
+from torch import nn
+from udit.nn import init
+
+class Throwaway(nn.Module):
+    INIT = {r"": init.torch_default}
+    def __init__(self, config):
+        super().__init__()
+        self.config = config
+        self.time = nn.Linear(1, config.in_channels)
+        self.label = nn.Embedding(config.num_classes + 1, config.in_channels)
+        self.mix = nn.Conv2d(config.in_channels, config.out_channels, 3, padding=1)
+
+    def forward(self, x, t, y=None):
+        cond = self.condition(t, y)
+        x, skip = self.enter(x, cond)
+        return self.leave(self.deep(x, cond), skip, cond)
+
+    def condition(self, t, y=None):
+        y = t.new_full(t.shape, self.config.num_classes, dtype=torch.long) if y is None else y
+        return (self.time(t[:, None].to(self.time.weight.dtype) / 1000) + self.label(y))[:, :, None, None]
+
+    def enter(self, x, cond):
+        return x + cond, None
+
+    def deep(self, x, cond):
+        return torch.tanh(x * (1.01 if self.config.impure and self.training else 1))
+
+    def leave(self, x, skip, cond):
+        return self.mix(x)
+"""
+CONFIG = """
+from typing import Literal
+from udit.config.catalog import CATALOG, About, Entry
+from udit.config.model import ModelConfig
+
+class ThrowawayConfig(ModelConfig):
+    family: Literal["Throwaway"] = "Throwaway"
+    impure: bool = False
+
+    def build(self):
+        from throwaway_network import Throwaway
+        if self.num_classes == 0:
+            raise ValueError("the model is unconditional (num_classes 0) and takes no labels")
+        return Throwaway(self)
+
+small = dict(in_channels=1, num_classes=5, input_size=8)
+about = About(paper="1234.56789", code="MIT", attention="none", ffn="none", skips="none", exact="sizes are ours")
+CATALOG["Throwaway-tiny"] = Entry(config=ThrowawayConfig(**small), about=about)
+CATALOG["Throwaway-impure-tiny"] = Entry(config=ThrowawayConfig(impure=True, **small), about=about)
+"""
+
+
+def test_a_new_family_takes_a_network_a_config_and_a_row(tmp_path: Path) -> None:
+    """The contract finds it by itself, and finds out the one whose modes differ."""
+    (tmp_path / "throwaway_network.py").write_text(NETWORK)
+    (tmp_path / "throwaway.py").write_text(CONFIG)
+    environment = os.environ | {"PYTHONPATH": f"{tmp_path}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"}
+
+    def run(*words: str, **options: Any) -> str:
+        done = subprocess.run([sys.executable, *words], env=environment, capture_output=True, text=True, **options)
+        return done.stdout + done.stderr
+
+    out = run("-m", "pytest", "-q", "-p", "throwaway", "-p", "no:cacheprovider", __file__, "-k", "Throwaway", "-rA")
+    passed, failed = (set(re.findall(rf"^{word} \S*::(\S+?)\[(\S*?)\]", out, re.M)) for word in ("PASSED", "FAILED"))
+    assert {test for test, row in failed if "impure" not in row} == set()
+    assert {test for test, _ in failed} == {"test_modes_and_fusing_leave_weights_alone_and_outputs_the_same"}
+    assert len([test for test, row in passed if "Throwaway-tiny" in row]) >= 11
+    listed = run("-c", "import throwaway; from udit.cli import main; main(['models', 'Throwaway-tiny', '--json'])")
+    assert json.loads(listed)[0]["model"] == "Throwaway-tiny"
