@@ -51,7 +51,7 @@ def inception(weights_file: Path) -> Fidelity:
 
 @pytest.fixture(scope="module")
 def images() -> np.ndarray:
-    return np.random.default_rng(0).integers(0, 256, (6, 3, 24, 24), np.uint8)
+    return np.random.default_rng(0).integers(0, 256, (3, 3, 24, 24), np.uint8)
 
 
 @pytest.fixture(scope="module")
@@ -76,7 +76,7 @@ def test_inception_sees_what_torch_fidelity_sees(weights_file: Path, images: np.
     assert seen.logits is not None
     assert seen.pool == pytest.approx(pool.double().numpy(), rel=1e-6)
     assert seen.logits == pytest.approx(logits.double().numpy(), rel=1e-6)
-    assert seen.pool.shape == (6, 2048)
+    assert seen.pool.shape == (3, 2048)
     assert seen.pool.std(0).max() > 0
 
 
@@ -88,14 +88,14 @@ def test_spatial_features_are_seven_channels_of_mixed_6_at_289_places(
     inception(images[:1])
     hook.remove()
     assert seen.spatial is not None
-    assert seen.spatial.shape == (6, 2023)
+    assert seen.spatial.shape == (3, 2023)
     rows = maps[0][0, :7].permute(1, 2, 0)  # [17, 17, 7]: TensorFlow's order, which mu_s and sigma_s of ADM are in
     assert seen.spatial[0] == pytest.approx(rows.flatten().double().numpy(), rel=1e-4, abs=1e-6)
 
 
 def test_features_do_not_depend_on_the_batch(inception: Fidelity, images: np.ndarray, seen: Features) -> None:
-    again = inception(images[:3], batch_size=2)
-    assert again.pool == pytest.approx(seen.pool[:3], rel=1e-4, abs=1e-6)
+    again = inception(images[1:], batch_size=1)
+    assert again.pool == pytest.approx(seen.pool[1:], rel=1e-4, abs=1e-6)
 
 
 def test_grey_pictures_are_three_equal_channels(inception: Fidelity, images: np.ndarray) -> None:
@@ -161,15 +161,15 @@ def test_inception_score_of_certain_and_even_classes_is_their_number() -> None:
 def test_kid_is_torch_fidelitys_and_zero_for_one_distribution() -> None:
     from torch_fidelity.metric_kid import kid_features_to_metric
 
-    a, b = pair()
+    a, b = pair(90, 80)
     wanted = kid_features_to_metric(
-        torch.from_numpy(a), torch.from_numpy(b), kid_subsets=100, kid_subset_size=300, verbose=False
+        torch.from_numpy(a), torch.from_numpy(b), kid_subsets=100, kid_subset_size=80, verbose=False
     )
     assert kernel_distance(samples=a, reference=b) == pytest.approx(tuple(wanted.values()), abs=1e-6)
     g = np.random.default_rng(0)
-    same, deviation = kernel_distance(samples=g.standard_normal((900, 4)), reference=g.standard_normal((900, 4)))
-    assert abs(same) < 0.05
-    assert deviation < 0.05
+    same, deviation = kernel_distance(samples=g.standard_normal((200, 4)), reference=g.standard_normal((200, 4)))
+    assert abs(same) < 0.2
+    assert deviation < 0.2
 
 
 def test_precision_and_recall_are_torch_fidelitys() -> None:

@@ -43,7 +43,7 @@ class Checkpoint:
         return int(self.manifest["step"])
 
     def tensors(self, name: str) -> dict[str, Tensor]:
-        """The tensors of ``model``, ``ema`` or ``optim``, on the CPU."""
+        """The tensors of ``model``, ``ema``, ``optim`` or ``posthoc``, on the CPU."""
         return load_file(self.path / f"{name}.safetensors")
 
 

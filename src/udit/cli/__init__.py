@@ -14,6 +14,7 @@ from udit.cli.bench import bench
 from udit.cli.convert import convert
 from udit.cli.data import data
 from udit.cli.encode import encode
+from udit.cli.ema import ema
 from udit.cli.evaluate import evaluate
 from udit.cli.models import models
 from udit.cli.parity import parity
@@ -37,6 +38,7 @@ app.command(evaluate, name="eval")
 app.command(scores)
 app.command(ref)
 app.command(encode)
+app.command(ema)
 app.command(convert)
 app.command(data)
 app.command(models)

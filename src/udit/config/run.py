@@ -17,6 +17,17 @@ from udit.config.model import ModelConfig, Seed
 from udit.errors import UserError, nearest
 
 
+class PosthocConfig(Spec):
+    """Power-function averages kept beside the usual one, from which any length is rebuilt (Karras et al. 2024)."""
+
+    every: PositiveInt = 5_000
+    """Steps between snapshots; one more is of the last step."""
+    sigma_rels: Annotated[tuple[Annotated[float, Field(gt=0, lt=0.2886)], ...], Field(min_length=1)] = (0.05, 0.10)
+    """Lengths that are kept, as deviations of their profiles over the steps."""
+    precision: Literal["float16", "bfloat16", "float32"] = "float16"
+    """Of snapshots; the averages themselves are float32."""
+
+
 class TrainingConfig(Spec):
     """The optimiser, its schedule, and what is written when."""
 
@@ -39,6 +50,8 @@ class TrainingConfig(Spec):
     """Share of labels replaced by the null label, for guidance; 0 by default where the model has none."""
     independent_level_dropout: bool = False
     """Drops labels independently at every level of the U, as the U-DiT release does; off is one decision a sample."""
+    posthoc_ema: PosthocConfig | None = None
+    """Keeps averages for `udit ema`; None keeps none."""
     precision: Literal["float32", "bfloat16"] = "float32"
     """bfloat16 is autocast; weights, optimiser and EMA stay float32."""
     compile: bool = False

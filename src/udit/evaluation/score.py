@@ -59,7 +59,7 @@ def evaluate(
             f"samples are {images.dtype} {list(images.shape)} with {len(labels)} labels; needed are at least 2 of "
             f"uint8 {list(shape)} and a label for each"
         )
-    judge = _judge(source, parts.judge, config.judge_steps, judge_path)
+    judge = judge_of(source, parts.judge, config.judge_steps, judge_path)
 
     test = next(_chunks(source, parts.test, len(parts.test)))
     features, right = [], 0
@@ -111,7 +111,7 @@ def evaluate(
     )
 
 
-def _judge(source: Source, part: Labels, steps: int, path: Path | None) -> Judge:
+def judge_of(source: Source, part: Labels, steps: int, path: Path | None) -> Judge:
     """The kept judge if it comes from the same pictures and steps, else a new one, which is kept."""
     shape, ids = source.image(int(part[0])).shape, hashlib.sha256(part.astype("<i8").tobytes()).hexdigest()
     origin = json.dumps({"data": source.fingerprint, "pictures": ids, "shape": shape, "steps": steps, "seed": SEED})

@@ -166,6 +166,32 @@ def require_alike(named: Sequence[tuple[str, Scores]]) -> None:
             )
 
 
+def save_sweep(named: Sequence[tuple[str, Scores]], path: Path) -> None:
+    """Draws the debiased distances of scores, named by a number, with their intervals.
+
+    Raises:
+        UserError: they are of unlike protocols.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    require_alike(named)
+    figure = Figure(figsize=(5, 3.4), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    x = [float(name) for name, _ in named]
+    found = [scores.scores["fid"] for _, scores in named]
+    middle = [f.value if f.debiased is None else f.debiased for f in found]
+    reach = [f.interval or (m, m) for f, m in zip(found, middle, strict=True)]
+    below, above = ([abs(m - ends[i]) for m, ends in zip(middle, reach, strict=True)] for i in (0, 1))
+    axes.errorbar(x, middle, yerr=[below, above], fmt="o-", capsize=3)
+    protocol = named[0][1].protocol
+    axes.set(
+        xlabel="sigma_rel", ylabel="Fréchet distance", title=f"{protocol['extractor']}, N = {protocol['num_samples']}"
+    )
+    figure.savefig(path, dpi=120)
+
+
 def _table(group: Sequence[tuple[str, Scores]]) -> str:
     header = ["samples", "score", "value", "debiased", "95 %", "fifths", "beside"]
     rows = [

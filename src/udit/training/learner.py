@@ -23,6 +23,7 @@ from udit.dist import World
 from udit.errors import UserError
 from udit.models.build import build, checkpoint_activations, compile_blocks
 from udit.training.ema import EMA, decay_at
+from udit.training.posthoc import PowerAverages
 
 MOMENTS = ("step", "exp_avg", "exp_avg_sq")
 """AdamW's state of one parameter."""
@@ -61,13 +62,18 @@ class Learner:
             fused=device.type in ("cuda", "cpu"),
         )
         self.ema = EMA(self.model) if world.is_main else None
+        posthoc = config.posthoc_ema if world.is_main else None
+        self.posthoc = PowerAverages(self.model, posthoc) if posthoc else None
         if config.deterministic and device.type == "cuda":
             torch.use_deterministic_algorithms(True, warn_only=True)
             torch.backends.cudnn.benchmark = False
 
     def bytes(self) -> int:
-        """Size of a checkpoint: weights, average and two moments."""
-        return 4 * sum(p.numel() * p.element_size() for p in self.model.parameters())
+        """Size of a checkpoint: weights, average, two moments, and the averages for later."""
+        posthoc = self.run.training.posthoc_ema
+        return (4 + len(posthoc.sigma_rels if posthoc else ())) * sum(
+            p.numel() * p.element_size() for p in self.model.parameters()
+        )
 
     def restore(self, found: Checkpoint) -> None:
         """Takes a checkpoint; rank 0 only, for ``share`` gives it to the others.
@@ -79,6 +85,8 @@ class Learner:
         try:
             self.model.load_state_dict(found.tensors("model"), strict=True)
             self.ema.load(found.tensors("ema"))
+            if self.posthoc is not None:
+                self.posthoc.load(found.tensors("posthoc"))
         except RuntimeError as error:
             detail = " ".join(str(error).split())[:200]
             raise UserError(
@@ -136,7 +144,8 @@ class Learner:
             for name, parameter in self.model.named_parameters()
             for key in self.optimizer.state.get(parameter, {})
         }
-        return {"model": self.model.state_dict(), "ema": self.ema.model.state_dict(), "optim": moments}
+        tensors = {"model": self.model.state_dict(), "ema": self.ema.model.state_dict(), "optim": moments}
+        return tensors | ({"posthoc": self.posthoc.tensors()} if self.posthoc is not None else {})
 
     def learning_rate(self, step: int) -> float:
         """Of the step that follows ``step`` done ones: linear warm-up, then constant."""
@@ -191,6 +200,8 @@ class Learner:
             self.optimizer.step()
             if self.ema is not None:
                 self.ema.update(self.model, decay_at(step + 1, config.ema_decay))
+        if self.posthoc is not None:
+            self.posthoc.update(self.model, step + 1)
         self.optimizer.zero_grad(set_to_none=True)
         loss, mse, vb = (total / config.batch_size for total in shared[3:])
         asked = signal.SIGINT if interrupted else signal.SIGTERM if terminated else 0

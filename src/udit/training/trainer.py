@@ -207,6 +207,8 @@ class Trainer:
             self._on_main(lambda: self._log(step, report, rate, values or {}))
         if step % config.check_every == 0:
             self._check_ranks(step)
+        if config.posthoc_ema and (step % config.posthoc_ema.every == 0 or last):
+            self._on_main(lambda: self._snapshot(step))
         if step % config.save_every == 0 or last or report.signal or hopeless:
             self._on_main(lambda: self._save(step))
         if hopeless:
@@ -261,6 +263,10 @@ class Trainer:
         preview.save_grid(system, self.run.out / "samples" / f"step-{step:08d}.png", self.run.seed)
         loss = preview.validation_loss(system, self.learner.loss, self.source, self.parts.test)
         return {} if loss is None else {"val_loss": loss}
+
+    def _snapshot(self, step: int) -> None:
+        assert self.learner.posthoc is not None
+        self.learner.posthoc.snapshot(self.run.out / "posthoc", step)
 
     def _save(self, step: int) -> None:
         facts = {
