@@ -133,7 +133,7 @@ def test_adm_256_pins_what_a_published_number_depends_on() -> None:
 
 def test_protocol_refuses_a_model_it_is_not_for() -> None:
     protocol = find_protocol("adm-256")
-    codec = "autoencoder-kl stabilityai/sd-vae-ft-ema"
+    codec = "stabilityai/sd-vae-ft-ema"
     check_model("adm-256", protocol, shape=(4, 32, 32), num_classes=1000, codec=codec)
     with pytest.raises(UserError, match="is for models of 4x32x32 and 1000 classes"):
         check_model("adm-256", protocol, shape=(1, 8, 8), num_classes=10, codec=codec)

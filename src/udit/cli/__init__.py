@@ -13,8 +13,8 @@ from udit import __version__
 from udit.cli.bench import bench
 from udit.cli.convert import convert
 from udit.cli.data import data
-from udit.cli.encode import encode
 from udit.cli.ema import ema
+from udit.cli.encode import encode
 from udit.cli.evaluate import evaluate
 from udit.cli.models import models
 from udit.cli.parity import parity

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Literal
 
 from pydantic import PositiveInt
 
@@ -57,7 +57,7 @@ def find_protocol(name: str) -> Protocol:
     return PROTOCOLS[name]
 
 
-def check_model(name: str, protocol: Protocol, *, shape: tuple[int, int, int], num_classes: int, codec: Any) -> None:
+def check_model(name: str, protocol: Protocol, *, shape: tuple[int, int, int], num_classes: int, codec: str) -> None:
     """Refuses a model that a protocol is not for.
 
     Raises:
@@ -69,5 +69,7 @@ def check_model(name: str, protocol: Protocol, *, shape: tuple[int, int, int], n
             f"protocol {name} is for models of {wanted} and {protocol.num_classes} classes, and this one has "
             f"{'x'.join(map(str, shape))} and {num_classes}; score it without --protocol"
         )
-    if protocol.codec not in str(codec):
-        raise UserError(f"protocol {name} decodes with {protocol.codec}, and this model's codec is {codec}")
+    if codec != protocol.codec:
+        raise UserError(
+            f"protocol {name} decodes with {protocol.codec}, and this model's codec is {codec}; score it without --protocol"
+        )
