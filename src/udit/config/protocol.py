@@ -71,5 +71,6 @@ def check_model(name: str, protocol: Protocol, *, shape: tuple[int, int, int], n
         )
     if codec != protocol.codec:
         raise UserError(
-            f"protocol {name} decodes with {protocol.codec}, and this model's codec is {codec}; score it without --protocol"
+            f"protocol {name} decodes with {protocol.codec}, and this model's codec is {codec}; score it without "
+            "--protocol"
         )
