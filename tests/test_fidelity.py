@@ -103,6 +103,39 @@ def test_grey_pictures_are_three_equal_channels(inception: Fidelity, images: np.
     assert np.array_equal(inception(grey).pool, inception(grey.repeat(3, axis=1)).pool)
 
 
+def test_clip_of_a_weight_file_sees_pictures(images: np.ndarray) -> None:
+    """A CLIP of OpenAI's key names with two narrow blocks."""
+    generator, width = torch.Generator().manual_seed(0), 64
+
+    def draw(*shape: int) -> Tensor:
+        return 0.1 * torch.randn(*shape, generator=generator)
+
+    state = {
+        "visual.class_embedding": draw(width),
+        "visual.positional_embedding": draw(50, width),
+        "visual.proj": draw(width, 16),
+        "text_projection": draw(width, 16),
+        "visual.conv1.weight": draw(width, 3, 32, 32),
+    }
+    norms = ["visual.ln_pre", "visual.ln_post"]
+    for i in range(2):
+        block = f"visual.transformer.resblocks.{i}"
+        norms += [f"{block}.ln_1", f"{block}.ln_2"]
+        layers = {"attn.out_proj": (width, width), "mlp.c_fc": (4 * width, width), "mlp.c_proj": (width, 4 * width)}
+        for name, shape in layers.items():
+            state |= {f"{block}.{name}.weight": draw(*shape), f"{block}.{name}.bias": draw(shape[0])}
+        state |= {f"{block}.attn.in_proj_weight": draw(3 * width, width), f"{block}.attn.in_proj_bias": draw(3 * width)}
+    for norm in norms:
+        state |= {f"{norm}.weight": torch.ones(width), f"{norm}.bias": torch.zeros(width)}
+    clip = Fidelity("clip", state)
+    seen = clip(images)
+    assert seen.pool.shape == (3, 16)
+    assert seen.pool.std(0).min() > 0
+    assert seen.logits is None
+    assert seen.spatial is None
+    assert "clip" in clip.name
+
+
 def test_weights_are_named_by_their_hash(inception: Fidelity) -> None:
     assert len(inception.sha256) == 64
     assert "inception-v3-compat" in inception.name

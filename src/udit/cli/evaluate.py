@@ -271,8 +271,6 @@ def draw(
     Returns:
         All pictures, uint8 [N, C, H, W], on rank 0, None on the others; and the shards, to be removed when scored.
     """
-    import dataclasses
-
     import torch
     from tqdm.auto import tqdm
 
@@ -284,7 +282,6 @@ def draw(
     labels = labels_for(config.num_samples, classes, config.labels, config.first_seed) if classes else None
     todo = list(shards.missing(world.rank, world.size))
     fast = system.fused().to(world.device)
-    fast = dataclasses.replace(fast, loaded_codec=fast.codec)  # a VAE is loaded once, not once a shard
     total = sum(len(shards.places(shard)) for shard in todo) * sampling.steps
     off = None if progress and world.is_main else True
     with world.together(), tqdm(total=total, desc="sample", unit="step", disable=off) as bar:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import tempfile
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol, get_args
@@ -11,7 +12,7 @@ from typing import Any, Literal, Protocol, get_args
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
 from udit.data.sources import Pixels
 from udit.errors import UserError
@@ -104,9 +105,9 @@ def _build(network: Network, state: dict[str, Tensor] | None) -> Any:
     with tempfile.TemporaryDirectory() as folder:
         path = None
         if state is not None:
-            # torch-fidelity unpickles what it is given. So it is given a file of our own making, of tensors alone.
+            # torch-fidelity unpickles or runs what it is given; so it is given a file made here, of tensors alone
             path = str(Path(folder) / "weights.pt")
-            torch.save({key: value.clone() for key, value in state.items()}, path)
+            _write_weights(network, state, path)
         try:
             return FEATURE_EXTRACTORS_REGISTRY[name](name, _LAYERS[network], feature_extractor_weights_path=path)
         except (OSError, RuntimeError, KeyError, ValueError, AttributeError, IndexError) as error:
@@ -115,6 +116,25 @@ def _build(network: Network, state: dict[str, Tensor] | None) -> Any:
             raise UserError(
                 f"no {network} features: {cause} ({detail}); give torch-fidelity's weights with --weights-file"
             ) from None
+
+
+def _write_weights(network: Network, state: dict[str, Tensor], path: str) -> None:
+    """In the format that torch-fidelity reads: a torch file, or TorchScript as OpenAI publishes CLIP."""
+    if network == "inception":
+        torch.save({key: value.clone() for key, value in state.items()}, path)
+        return
+    root = nn.Module()
+    for key, value in state.items():
+        *parents, name = key.split(".")
+        holder = root
+        for parent in parents:
+            if parent not in dict(holder.named_children()):
+                holder.add_module(parent, nn.Module())
+            holder = holder.get_submodule(parent)
+        holder.register_buffer(name, value)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", (DeprecationWarning, FutureWarning))
+        torch.jit.save(torch.jit.script(root), path)
 
 
 def inception_score(logits: Array) -> tuple[float, float]:
