@@ -5,7 +5,7 @@ STAMP := .venv/.installed
 EXTRAS := .[train,metrics,hub,dev]
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo digits test test-slow check bench bench-smoke docs constraints clean
+.PHONY: help install demo digits test test-slow check bench bench-smoke bench-scan docs constraints clean
 
 help:  ## Prints these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -56,6 +56,9 @@ bench: install  ## Times U-DiT-S against a literal U-DiT and diffusers' DiT, for
 
 bench-smoke: install  ## Counts operators, copies and allocated bytes against benchmarks/budget.json
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/budget.py
+
+bench-scan: install  ## Times DiMSUM's selective scan against the plain loop, widths 16 to 1,024
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/scan.py
 
 docs: install  ## Writes docs/models.md from the catalogue and docs/digits.md from benchmarks/digits.json
 	$(BIN)/python -m udit models --markdown > docs/models.md.new

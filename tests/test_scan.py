@@ -134,7 +134,7 @@ def test_thread_count_changes_no_bit() -> None:
 
 
 def test_backward_keeps_no_tensor_of_all_tokens_and_states(form: str) -> None:
-    """What autograd holds grows by the inputs, and by the states of every 64th token."""
+    """What autograd holds grows by the inputs, and by the states of every 32nd token."""
     held: list[int] = []
 
     def pack(tensor: Tensor) -> Tensor:

@@ -19,7 +19,8 @@ from torch import Tensor
 
 from udit.nn.scan_kernel import kernel
 
-CHUNK = 64
+CHUNK = 32
+"""Q; timed with benchmarks/scan.py: 64 is no faster compiled, and falls out of the cache in PyTorch."""
 LANES = 16
 """Channels of one job of the compiled kernel, which returns the gradients of b and c for each."""
 
