@@ -16,6 +16,7 @@ from conftest import DATA, batch, perturb, same_bits, snapshot
 from peers import assert_golden, golden_input, golden_model, learns
 from udit.analysis import cost
 from udit.config.catalog import find
+from udit.config.diffusion import FlowConfig
 from udit.config.dimsum import DiMSUMConfig
 from udit.diffusion.denoise import Denoiser
 from udit.diffusion.objective import flow_loss
@@ -24,7 +25,7 @@ from udit.errors import UserError
 from udit.nn import wavelet
 from udit.nn.mamba import Mamba
 from udit.parity.systems import SYSTEMS
-from udit.published import frozen_parameters, key_map
+from udit.published import frozen_parameters, key_map, native_diffusion
 from udit.published.dimsum import haar_filters
 from udit.published.fixed import Unused
 
@@ -244,6 +245,12 @@ def test_other_filters_than_haar_s_are_refused(one_line: Callable[[BaseException
     with pytest.raises(UserError, match="w_lh differs") as error:
         udit.import_published(model, state)
     one_line(error.value)
+
+
+def test_release_s_own_path_is_said_to_be_missing() -> None:
+    with pytest.warns(UserWarning, match="pictures drawn from them will be wrong") as told:
+        assert native_diffusion(find("DiMSUM-L/2").config) == FlowConfig()
+    assert "\n" not in str(told[0].message)
 
 
 def test_flow_loss_turns_time_and_velocity_around() -> None:

@@ -8,6 +8,7 @@ is an ``nn.Linear`` here). Nothing is downloaded and no code of a release is nee
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable, Mapping
 from typing import Any, cast
 
@@ -15,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from udit.config.diffusion import DDPMConfig, DiffusionConfig, EDMConfig, FlowConfig
+from udit.config.dimsum import DiMSUMConfig
 from udit.config.model import ModelConfig
 from udit.config.uvit import UViTConfig
 from udit.errors import UserError
@@ -71,8 +73,14 @@ def native_diffusion(config: ModelConfig) -> DiffusionConfig:
 
     Returns:
         The flow path for SiT, noise levels for HDiT, Stable Diffusion's betas for U-ViT's latent models, else linear
-        betas.
+        betas. DiMSUM's sine and cosine path is not built here: it gets the linear one, with a warning.
     """
+    if isinstance(config, DiMSUMConfig):
+        warnings.warn(
+            "DiMSUM's release was trained on a path of sines and cosines (GVP) and this library has the linear one: "
+            "its weights come in and go out exactly, but pictures drawn from them will be wrong; train on from them",
+            stacklevel=2,
+        )
     if config.reversed_flow:
         return FlowConfig()
     if config.time == "sigma":
