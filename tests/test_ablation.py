@@ -202,6 +202,7 @@ def macs_of(name: str) -> int:
     return cost(find(name).config).macs
 
 
+@pytest.mark.slow
 def test_macs_of_the_chain_are_in_the_order_of_the_papers_tables() -> None:
     """The paper prints 1.40, .91, .89, .91, .91, 2.22 and .95 billion; its sizes are unpublished, so only the order."""
     macs = {name: macs_of(name) for name in ABLATIONS}
@@ -214,7 +215,8 @@ def test_macs_of_the_chain_are_in_the_order_of_the_papers_tables() -> None:
     assert full - macs[f"{u}-unshuffle"] == attention * 3 // 4
 
 
-@pytest.mark.parametrize("size", ["S", *(pytest.param(size, marks=pytest.mark.slow) for size in ("B", "L", "XL"))])
+@pytest.mark.slow
+@pytest.mark.parametrize("size", ["S", "B", "L", "XL"])
 def test_dit_unet_costs_what_dit_does_within_two_percent(size: str) -> None:
     config = DIT_UNETS[f"DiT-UNet-{size}"]
     assert abs(macs_of(f"DiT-UNet-{size}") / macs_of(f"DiT-{size}/2") - 1) < 0.02
@@ -222,6 +224,7 @@ def test_dit_unet_costs_what_dit_does_within_two_percent(size: str) -> None:
     assert config.depths == UDiTConfig().depths
 
 
+@pytest.mark.slow
 def test_the_docs_print_the_macs_that_are_counted() -> None:
     lines = (Path(__file__).parents[1] / "docs" / "ablations.md").read_text().splitlines()
     rows = [[cell.strip() for cell in line.split("|")[1:4]] for line in lines if "T-like" in line and line[0] == "|"]
