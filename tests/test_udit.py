@@ -13,6 +13,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
 import udit
 from conftest import DATA, TINY, batch, perturb, same_bits, snapshot
@@ -24,6 +25,7 @@ from udit.models.build import checkpoint_activations
 from udit.models.udit import UDiT
 from udit.nn.attention import DownsampledAttention, cosine_attention, join_grids, split_grids
 from udit.nn.conditioning import timestep_features
+from udit.nn.ffn import projected
 from udit.nn.tokens import rotary_table, rotate
 
 # ---- numbers of the official program -------------------------------------------------------------------------------
@@ -420,6 +422,17 @@ def test_exported_program_takes_any_batch() -> None:
     for count in (1, 3, 8):
         inputs = batch(tiny, size=count, seed=count)
         torch.testing.assert_close(program(*inputs), forward(fused, *inputs), atol=2e-5, rtol=1e-5)
+
+
+def test_a_chain_of_matrices_runs_in_the_order_of_fewer_operations() -> None:
+    """And gives the same either way: one by one for few rows, as their product for many."""
+    chain = nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 16))
+    for rows, multiplications in ((4, 4 * (64 + 128)), (400, 400 * 128 + 8 * 8 * 16)):
+        x = torch.randn(rows, 8)
+        with FlopCounterMode(display=False) as counter:
+            out = projected(x, chain)
+        torch.testing.assert_close(out, chain(x))
+        assert counter.get_total_flops() == 2 * multiplications
 
 
 # ---- errors ----------------------------------------------------------------------------------------------------------

@@ -56,6 +56,26 @@ def composed_linear(first: nn.Linear, second: nn.Linear) -> tuple[Tensor, Tensor
     return second.weight @ first.weight, second.weight @ first.bias + second.bias
 
 
+def composed_projection(part: nn.Module) -> tuple[Tensor, Tensor]:
+    """Weight and bias of a matrix, or of a chain of two."""
+    if isinstance(part, nn.Linear):
+        return part.weight, part.bias
+    first, second = cast(nn.Sequential, part)
+    return composed_linear(cast(nn.Linear, first), cast(nn.Linear, second))
+
+
+def projected(x: Tensor, part: nn.Module) -> Tensor:
+    """x [..., in] through a matrix or a chain of two: their product's, unless few rows make one by one cheaper."""
+    if isinstance(part, nn.Linear):
+        return part(x)
+    first, second = (cast(nn.Linear, layer) for layer in cast(nn.Sequential, part))
+    inner, middle, outer = first.in_features, first.out_features, second.out_features
+    rows = x.numel() // inner
+    if rows * (inner * middle + middle * outer) < (rows + middle) * inner * outer:
+        return second(first(x))
+    return F.linear(x, *composed_linear(first, second))
+
+
 def composed_depthwise(branches: Sequence[nn.Conv2d]) -> tuple[Tensor, Tensor]:
     """Kernel [D, 1, s, s] and bias [D] of an identity plus parallel depthwise convolutions, the largest first.
 
@@ -96,23 +116,19 @@ class DepthwiseFFN(nn.Module):
 
     def weights(self) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
         """Weight and bias of the folded expansion [E, D], depthwise convolution [E, 1, s, s] and contraction [D, E]."""
-        branches = cast(list[nn.Conv2d], list(self.depthwise))
-        if not self.spec.reparam:
-            expand, contract = cast(nn.Linear, self.expand), cast(nn.Linear, self.contract)
-            depthwise = (branches[0].weight, cast(Tensor, branches[0].bias))
-            return expand.weight, expand.bias, *depthwise, contract.weight, contract.bias
-        expand_pair, contract_pair = cast(nn.Sequential, self.expand), cast(nn.Sequential, self.contract)
-        return (
-            *composed_linear(cast(nn.Linear, expand_pair[0]), cast(nn.Linear, expand_pair[1])),
-            *composed_depthwise(branches),
-            *composed_linear(cast(nn.Linear, contract_pair[0]), cast(nn.Linear, contract_pair[1])),
-        )
+        return *composed_projection(self.expand), *self.kernel(), *composed_projection(self.contract)
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, H, W, D] -> [B, H, W, D]."""
-        expand, expand_bias, kernel, kernel_bias, contract, contract_bias = self.weights()
-        x = F.gelu(F.linear(x, expand, expand_bias))
-        return F.linear(depthwise(x, kernel, kernel_bias), contract, contract_bias)
+        x = F.gelu(projected(x, self.expand))
+        return projected(depthwise(x, *self.kernel()), self.contract)
+
+    def kernel(self) -> tuple[Tensor, Tensor]:
+        """The folded depthwise kernel [E, 1, s, s] and its bias [E]."""
+        branches = cast(list[nn.Conv2d], list(self.depthwise))
+        if self.spec.reparam:
+            return composed_depthwise(branches)
+        return branches[0].weight, cast(Tensor, branches[0].bias)
 
     def folded(self) -> dict[str, Tensor]:
         """State of the same FFN built from ``spec.folded()``."""
