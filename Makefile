@@ -5,7 +5,7 @@ STAMP := .venv/.installed
 EXTRAS := .[train,metrics,hub,dev]
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo digits test test-slow check bench bench-smoke bench-scan docs constraints clean
+.PHONY: help install demo digits test test-slow check bench bench-smoke bench-scan performance docs constraints clean
 
 help:  ## Prints these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -53,6 +53,20 @@ check: install  ## Lints, checks the format and the types
 bench: install  ## Times U-DiT-S against a literal U-DiT and diffusers' DiT, forward and training step
 	$(BIN)/python -m udit bench U-DiT-S --work forward --work train --compiled --baseline benchmarks/literal.py:LiteralUDiT \
 	  --baseline diffusers:DiTTransformer2DModel
+
+# One thread: on a machine with other work a second one mostly waits for the first.
+MEASURE := $(BIN)/python -m udit bench --threads 1
+LITERAL := --baseline benchmarks/literal.py:LiteralUDiT
+PAGE := docs/performance
+performance: install  ## Measures what docs/performance.md tells, and writes it (a quarter of an hour)
+	$(MEASURE) U-DiT-S --batch 1,4 $(LITERAL) --rounds 5 --json $(PAGE)/forward-S.json
+	$(MEASURE) U-DiT-S width=32 depths=[1,1,2,1,1] in_channels=1 num_classes=10 --batch 32 --work train --rounds 3 \
+	  $(LITERAL) --json $(PAGE)/training-2M-on-1x32x32.json
+	$(MEASURE) U-DiT-S --batch 8 --work train --rounds 2 $(LITERAL) --json $(PAGE)/training-S.json
+	$(MEASURE) U-DiT-B --rounds 3 $(LITERAL) --baseline DiT-XL/2 --json $(PAGE)/forward-B-and-DiT-XL.json
+	$(MEASURE) U-DiT-S --baseline DiT-S/2 --baseline diffusers:DiTTransformer2DModel --size 16,32,64 --work forward \
+	  --work train --rounds 3 --json $(PAGE)/against-plain-DiT.json
+	$(BIN)/python benchmarks/report.py
 
 bench-smoke: install  ## Counts operators, copies and allocated bytes against benchmarks/budget.json
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/budget.py

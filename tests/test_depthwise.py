@@ -133,6 +133,12 @@ def test_compiled_graphs_hold_it_unbroken() -> None:
         assert torch.equal(mine, true)
 
 
+def test_a_network_loads_without_the_compiler_of_graphs() -> None:
+    """torch._dynamo takes seconds to import, and only compiled graphs need it."""
+    code = "import sys, udit.models.udit; sys.exit('torch._dynamo' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
 def test_exported_programs_know_torch_alone() -> None:
     model = perturb(udit.build("U-DiT-S", **TINY)).eval()
     x, t, y = batch(model)

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from udit.config.catalog import find
 from udit.config.model import ModelConfig
+from udit.nn import native
 from udit.nn.init import fill
 
 
@@ -83,6 +84,7 @@ def compile_blocks(model: nn.Module) -> nn.Module:
     Returns:
         The network itself; its weights and their names stay as they are.
     """
+    native.describe()  # tracing takes the kernels that are loaded
     for module in model.modules():
         for block in getattr(module, "blocks", ()):
             block.compile(fullgraph=True, dynamic=False)

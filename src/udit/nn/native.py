@@ -28,6 +28,8 @@ KERNELS = ("depthwise", "cosine")
 """All there are: ``nn/NAME.cpp``."""
 SUFFIX = {torch.float32: "f32", torch.bfloat16: "bf16"}
 """Element types that are compiled; sums and weights are float32 for both."""
+_LOADED: set[str] = set()
+"""Kernels that this process has asked for and got."""
 FLAGS = ("-O3", "-march=native", "-std=c++17", "-fPIC")
 THREADED = ("-fopenmp",)
 """Compiled in but not linked: torch has loaded the one OpenMP runtime that a process should have, and its symbols are
@@ -45,13 +47,15 @@ def kernel(name: str) -> ctypes.CDLL | None:
         log.info("no C++ compiler: %s runs on torch's own, slower operator", name)
         return None
     try:
-        return load(name, compiler, cache_folder())
+        library = load(name, compiler, cache_folder())
     except (OSError, subprocess.SubprocessError) as error:
         detail = getattr(error, "stderr", None) or error
         log.warning(
             "%s was not compiled, torch's own, slower operator runs: %s", name, " ".join(str(detail).split())[:200]
         )
         return None
+    _LOADED.add(name)
+    return library
 
 
 def describe() -> str:
@@ -59,10 +63,15 @@ def describe() -> str:
     return ", ".join(name for name in KERNELS if kernel(name)) or "torch's own"
 
 
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 def compiled(name: str) -> bool:
-    """Whether a kernel is there and to be used: an exported program keeps to torch's operators."""
-    return not torch.compiler.is_exporting() and kernel(name) is not None
+    """Whether a kernel is to be used.
+
+    ``torch.compile`` cannot wait for a compiler while it traces and takes what is loaded (``describe`` loads all); an
+    exported program keeps to torch's operators.
+    """
+    if torch.compiler.is_compiling():
+        return name in _LOADED and not torch.compiler.is_exporting()
+    return kernel(name) is not None
 
 
 def call(name: str, function: str, dtype: torch.dtype, *arguments: Tensor | int | None) -> None:
