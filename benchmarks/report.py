@@ -1,4 +1,4 @@
-"""Writes docs/performance.md from the measurements in docs/performance/*.json: ``make performance`` made them."""
+"""Writes docs/performance.md from the measurements in docs/performance/*.json; ``make performance`` makes both."""
 
 from __future__ import annotations
 
@@ -18,6 +18,9 @@ The literal U-DiT ([benchmarks/literal.py](../benchmarks/literal.py)) is the pap
 release computes it: channels first, complex RoPE, attention matrices written out, the FFN unfolded in training.
 "Of peak" is arithmetic a second as a share of a matrix product's, measured in the same rounds; a training step counts
 as three forwards. "Peak MB" is weights, the optimiser's state and the most that lived at once beside them.
+
+A run made while the machine had other work shows it in its spread and in a literal U-DiT that stays below the 41 % of
+peak it reaches alone; take its ratios as provisional. `make performance` measures anew.
 """
 
 
