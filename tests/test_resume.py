@@ -240,13 +240,36 @@ def test_checkpoint_with_the_tensors_of_another_model_is_refused(half: Path, par
     one_line(error.value)
 
 
-def test_changed_pictures_are_refused(tmp_path: Path, one_line: OneLine) -> None:
+def test_changed_pictures_are_refused_and_named(tmp_path: Path, one_line: OneLine) -> None:
+    data, cats = pictures(tmp_path / "data"), tmp_path / "data" / "cat"
+    train(tmp_path / "out", "training.steps=2", *data)
+
+    def told() -> str:
+        with pytest.raises(UserError, match=r"the data is not what .*step-00000002 was trained on") as error:
+            train(tmp_path / "out", "training.steps=4", *data)
+        return one_line(error.value)
+
+    shutil.copy(cats / "0.png", cats / "more.png")
+    assert "(1 added, e.g. 'cat/more.png'); put it back" in told()
+    (cats / "0.png").unlink()
+    assert "(1 added, e.g. 'cat/more.png', 1 removed, e.g. 'cat/0.png')" in told()
+    (cats / "more.png").rename(cats / "0.png")
+    train(tmp_path / "out", "training.steps=3", *data)
+    with (cats / "0.png").open("ab") as stream:
+        stream.write(b"more")
+    with pytest.raises(UserError, match=r"\(the same names, but pictures or labels were altered\)"):
+        train(tmp_path / "out", "training.steps=4", *data)
+    (tmp_path / "out" / "pictures.txt").unlink()
+    with pytest.raises(UserError, match=r"\(pictures were added, removed or altered\)"):
+        train(tmp_path / "out", "training.steps=4", *data)
+
+
+def test_pictures_may_move(tmp_path: Path) -> None:
     data = pictures(tmp_path / "data")
     train(tmp_path / "out", "training.steps=2", *data)
-    shutil.copy(tmp_path / "data" / "cat" / "0.png", tmp_path / "data" / "cat" / "more.png")
-    with pytest.raises(UserError, match=r"the data is not what .*step-00000002 was trained on") as error:
-        train(tmp_path / "out", "training.steps=4", *data)
-    one_line(error.value)
+    (tmp_path / "data").rename(tmp_path / "elsewhere")
+    moved = [f"data.root={tmp_path / 'elsewhere'}" if word.startswith("data.root") else word for word in data]
+    assert train(tmp_path / "out", "training.steps=3", *moved) == Outcome(3)
 
 
 def test_another_machine_is_told_and_goes_on(half: Path, unbroken: Path, caplog: pytest.LogCaptureFixture) -> None:

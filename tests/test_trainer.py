@@ -79,6 +79,7 @@ def test_folder_holds_what_the_design_says(finished: Path) -> None:
     assert names - events == {
         "run.yaml",
         "run.lock",
+        "pictures.txt",
         "metrics.jsonl",
         "loss.png",
         "samples/step-00000004.png",

@@ -13,7 +13,11 @@ from typing import Any, TextIO
 
 from udit.config.files import read_yaml, to_yaml
 from udit.config.run import Run, changed_keys
+from udit.data.sources import Source
 from udit.errors import RunError, UserError
+
+PICTURES = "pictures.txt"
+"""The names of the pictures that a run started with, one JSON string a line."""
 
 
 class RunLock:
@@ -109,6 +113,27 @@ def _look(values: Any, key: str) -> Any:
     for part in key.split("."):
         values = values.get(part) if isinstance(values, dict) else None
     return values
+
+
+def write_pictures(folder: Path, source: Source) -> None:
+    """Lists the pictures that a run starts with, so that a change can be named when it is resumed.
+
+    Raises:
+        RunError: the list could not be written.
+    """
+    replace_text(folder / PICTURES, "".join(f"{json.dumps(name)}\n" for name in source.names))
+
+
+def what_changed(folder: Path, source: Source) -> str:
+    """How the pictures differ from those of ``write_pictures``, in words."""
+    try:
+        before = {json.loads(line) for line in (folder / PICTURES).read_text(encoding="ascii").splitlines()}
+    except (OSError, ValueError, TypeError):  # TypeError: a line that holds a list
+        return "pictures were added, removed or altered"
+    now = set(source.names)
+    changes = {"added": now - before, "removed": before - now}
+    told = [f"{len(names)} {how}, e.g. {min(names)!r}" for how, names in changes.items() if names]
+    return ", ".join(told) or "the same names, but pictures or labels were altered"
 
 
 def write_run(run: Run) -> None:

@@ -118,12 +118,13 @@ class Trainer:
         """Rank 0: takes the newest whole checkpoint, if it belongs to this run and its data."""
         found = self.store.newest()
         if found is None:
+            folder.write_pictures(self.run.out, self.source)
             return None
         folder.check_resumable(found.manifest["run"], self.run.plain(), found.path / "manifest.json")
         if found.manifest["data"] != self.source.fingerprint:
             raise UserError(
-                f"the data is not what {found.path} was trained on (pictures were added, removed or altered); put it "
-                "back, or start anew with out=DIR"
+                f"the data is not what {found.path} was trained on ({folder.what_changed(self.run.out, self.source)}); "
+                "put it back, or start anew with out=DIR"
             )
         self.learner.restore(found)
         log.info("resuming from step %d", found.step)
