@@ -19,6 +19,8 @@ from runs import environment
 from udit.config.data import HubData
 from udit.data.folder import ImageFolder
 
+pytestmark = pytest.mark.timeout(400)  # each starts a process that imports `datasets`
+
 CALL = """
 import json, sys
 import numpy as np
