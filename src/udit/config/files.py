@@ -11,6 +11,7 @@ from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
 from udit.config.run import Run, resolve
+from udit.config.start import DECIDED
 from udit.errors import UserError, nearest
 
 
@@ -31,6 +32,8 @@ def load_run(recipe: str, overrides: list[str] | tuple[str, ...] = ()) -> Run:
         UserError: no such recipe (the nearest is named), bad YAML, an unknown key, or a value out of range.
     """
     values = read_recipe(recipe)
+    if "init_from" not in values and any(override.startswith("init_from=") for override in overrides):
+        values = {key: value for key, value in values.items() if key not in DECIDED}  # for the weights bring their own
     for override in overrides:
         _apply(values, override)
     return resolve(values)

@@ -14,6 +14,7 @@ from udit.config.data import DataConfig, DataInfo
 from udit.config.diffusion import DDPMConfig, DiffusionConfig, SamplingConfig
 from udit.config.latents import follow_cache
 from udit.config.model import ModelConfig, Seed
+from udit.config.start import follow_start, read_origin
 from udit.errors import UserError, nearest
 
 
@@ -104,6 +105,8 @@ class Run(Spec):
     """Between pictures and what the network sees."""
     latents: Path | None = None
     """A latent cache that ``udit encode`` wrote of this data and codec: training reads it and decodes no picture."""
+    init_from: str | None = None
+    """A model folder, a run folder or a hub id whose weights begin this run, with new rows for new classes."""
     model: SerializeAsAny[ModelConfig]
     diffusion: DiffusionConfig = DDPMConfig()
     training: TrainingConfig = TrainingConfig()
@@ -179,9 +182,10 @@ def resolve(values: dict[str, Any]) -> Run:
     """
     values = dict(values)
     for key in values:
-        if key not in Run.model_fields:
+        if key not in Run.model_fields and key != "num_classes":
             raise UserError(f"unknown key {key!r}{nearest(key, Run.model_fields)}")
     _sections(values)
+    values = _with_start(values)
     if "data" not in values and values.get("latents") is None:
         raise UserError("data is missing; name a source, e.g. data.kind=digits or data.kind=folder data.root=PATH")
     values, pixels = _with_latents(values)
@@ -217,6 +221,25 @@ def resolve(values: dict[str, Any]) -> Run:
     run = parse(Run, values)
     _check(run, info)
     return run
+
+
+def _with_start(values: dict[str, Any]) -> dict[str, Any]:
+    """``num_classes`` as the model's, and the sections that initial weights decide where the run names some."""
+    source, count = values.get("init_from"), values.pop("num_classes", None)
+    model = values.get("model")
+    if count is not None or source is not None:
+        model = {"name": model} if isinstance(model, str) else model
+        if isinstance(model, dict) and "name" in model and source is not None:
+            model = find(str(model["name"])).config.model_dump(mode="json") | model
+            model = {key: value for key, value in model.items() if key != "name"}
+    if count is not None:
+        values["model"] = model = {**(model or {}), "num_classes": count}
+    if source is None:
+        return values
+    if not isinstance(source, str):
+        raise UserError(f"init_from is {source!r}; it names a model folder, a run folder or a hub id")
+    out = values.get("out", f"runs/{values.get('name', 'run')}")
+    return follow_start(values | {"model": model}, read_origin(source, Path(str(out))))
 
 
 def _with_latents(values: dict[str, Any]) -> tuple[dict[str, Any], DataInfo | None]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import math
 import signal
 import warnings
@@ -24,7 +25,9 @@ from udit.errors import UserError
 from udit.models.build import build, checkpoint_activations, compile_blocks
 from udit.training.ema import EMA, decay_at
 from udit.training.posthoc import PowerAverages
+from udit.training.start import start_from
 
+log = logging.getLogger(__name__)
 MOMENTS = ("step", "exp_avg", "exp_avg_sq")
 """AdamW's state of one parameter."""
 
@@ -98,6 +101,16 @@ class Learner:
                 self.optimizer.state[parameter] = self._no_moments(parameter)
                 for key, tensor in self.optimizer.state[parameter].items():
                     tensor.copy_(moments[f"{key}.{name}"])
+
+    def start_from_trained(self) -> None:
+        """Begins with the weights of ``run.init_from``; rank 0 only, for ``share`` gives them to the others.
+
+        Raises:
+            UserError: see ``start_from``.
+        """
+        for line in start_from(self.model, self.run):
+            log.info("%s", line)
+        self.ema = EMA(self.model)
 
     def share(self, step: int) -> None:
         """Gives rank 0's state to every rank and makes the network ready to train.

@@ -119,6 +119,8 @@ class Trainer:
         found = self.store.newest()
         if found is None:
             folder.write_pictures(self.run.out, self.source)
+            if self.run.init_from is not None:
+                self.learner.start_from_trained()
             return None
         folder.check_resumable(found.manifest["run"], self.run.plain(), found.path / "manifest.json")
         if found.manifest["data"] != self.source.fingerprint:
