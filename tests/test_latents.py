@@ -19,6 +19,7 @@ from safetensors.numpy import load_file
 from conftest import Told, succeeds
 from runs import RECIPE, SMALL, metrics, pictures, small_run, state_hash, train
 from udit import dist
+from udit.config.files import load_run
 from udit.config.latents import MANIFEST, PLAN, follow_cache, read_manifest
 from udit.config.run import Run
 from udit.config.sealed import seal, unseal
@@ -462,3 +463,16 @@ def test_several_ranks_train_from_one_cache(cases: Cases, tmp_path: Path) -> Non
     ]
     assert torch.equal(torch.cat([half.x for half in halves]), whole.x)
     assert Trainer(small_run(tmp_path / "run", *words), dist.World()).fit(progress=False).step == 2
+
+
+def test_papers_recipe_resolves_without_the_vae_or_a_network(tmp_path: Path) -> None:
+    for i in range(1000):
+        (tmp_path / f"n{i:08d}").mkdir()
+        (tmp_path / f"n{i:08d}" / "0.png").touch()  # names are all that resolving reads
+    run = load_run("imagenet256-latent", [f"data.root={tmp_path}"])
+    assert (run.model.in_channels, run.model.size, run.model.num_classes) == (4, (32, 32), 1000)
+    assert (run.model.out_channels, run.model.null_label, run.data.flip) == (8, 1000, True)
+    training = run.training
+    assert (training.batch_size, training.lr, training.weight_decay, training.ema_decay) == (256, 1e-4, 0, 0.9999)
+    assert (training.label_dropout, training.betas, training.lr_warmup) == (0.1, (0.9, 0.999), 0)
+    assert run.codec.scale == 0.18215
