@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import udit
-from udit.nn import scan, scan_kernel
+from udit.nn import native, scan
 
 ROUNDS = 7
 TOKENS, STATES = 256, 16
@@ -25,7 +25,7 @@ WIDTHS = (16, 32, 64, 128, 256, 512, 1024)
 
 def main() -> None:
     """Prints the table."""
-    kernel = "compiled kernel" if scan_kernel.library() else "no compiler, so all in PyTorch"
+    kernel = "compiled kernel" if native.kernel("scan") else "no compiler, so all in PyTorch"
     print(
         f"torch {torch.__version__}, udit {udit.__version__}, Python {platform.python_version()}, {platform.machine()} "
         f"{torch.backends.cpu.get_cpu_capability()}, {torch.get_num_threads()} threads, float32, {date.today()}, "

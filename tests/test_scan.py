@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from udit.nn import scan, scan_kernel
+from udit.nn import native, scan
 from udit.nn.scan import selective_scan
 
 Scan = Callable[..., Tensor]
@@ -58,10 +58,10 @@ def assert_near(found: list[Tensor], expected: list[Tensor], limit: float) -> No
 
 @pytest.fixture(params=["compiled", "in PyTorch"])
 def form(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    if request.param == "compiled" and scan_kernel.library() is None:
+    if request.param == "compiled" and native.kernel("scan") is None:
         pytest.skip("no C++ compiler")
     if request.param != "compiled":
-        monkeypatch.setattr(scan_kernel, "library", lambda: None)
+        monkeypatch.setattr(native, "compiled", lambda name: False)
     return request.param
 
 
@@ -168,34 +168,6 @@ def test_mamba_ssm_is_called_as_it_wants_to_be(monkeypatch: pytest.MonkeyPatch) 
 
 
 # ---- the compiled kernel -------------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def uncached(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
-    monkeypatch.setenv("UDIT_CACHE", str(tmp_path))
-    monkeypatch.setattr(scan_kernel, "library", scan_kernel.library.__wrapped__)
-    return tmp_path
-
-
-@pytest.mark.parametrize("compiler", ["/nowhere/c++", sys.executable])
-def test_machine_without_a_compiler_scans_in_pytorch_and_says_so(
-    uncached: Path, compiler: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("CXX", compiler)
-    inputs, _ = drawn(1, 10, 4)
-    with pytest.warns(UserWarning, match="runs in PyTorch") as told:
-        torch.testing.assert_close(selective_scan(*inputs), plain(*inputs))
-    assert "\n" not in str(told[0].message)
-    assert not list(uncached.glob("*.so"))
-
-
-@pytest.mark.slow
-def test_kernel_is_compiled_once_and_found_again(uncached: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert scan_kernel.library() is not None
-    [made] = uncached.iterdir()
-    monkeypatch.setattr(subprocess, "run", None)
-    assert scan_kernel.library() is not None
-    assert list(uncached.iterdir()) == [made]
 
 
 @pytest.mark.slow

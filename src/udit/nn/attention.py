@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from udit.config.parts import Downsampled, KVDownsampled, Window
 from udit.errors import UserError
-from udit.nn import native
+from udit.nn import cosine, native
 from udit.nn.cosine import cosine_heads
 from udit.nn.depthwise import depthwise
 from udit.nn.tokens import rotary_table, rotate, to_first, to_last
@@ -214,7 +214,7 @@ class DownsampledAttention(nn.Module):
         if self.filter is not None:
             x = self.filter(x)
         qkv = self.qkv(x)
-        on_cpu = qkv.device.type == "cpu" and qkv.dtype in native.SUFFIX
+        on_cpu = qkv.device.type == "cpu" and qkv.dtype in cosine.DTYPES
         if self.logit_scale is not None and on_cpu and native.compiled("cosine"):
             temperature = self.logit_scale.float().clamp(max=MAX_LOGIT_SCALE).exp()
             q, k, v = cosine_heads(qkv, temperature, positions, self.heads, self.spec.factor)

@@ -14,6 +14,9 @@ from torch import Tensor
 
 from udit.nn import native
 
+DTYPES = (torch.float32, torch.bfloat16)
+"""Element types that are compiled; norms are float32 for both."""
+
 
 def cosine_heads(
     qkv: Tensor, temperature: Tensor, table: Tensor | None, heads: int, factor: int
@@ -21,7 +24,7 @@ def cosine_heads(
     """Queries, keys and values of every sub-grid; the first two turned and of length 1, queries times the temperature.
 
     Args:
-        qkv: [B, H, W, 3 * h * R]; float32 or bfloat16 on the CPU, and ``native.compiled("cosine")``.
+        qkv: [B, H, W, 3 * h * R]; one of DTYPES on the CPU, and ``native.compiled("cosine")``.
         temperature: [h] float32.
         table: [2, N, R] float32 of ``rotary_table``, or None.
         heads: h.

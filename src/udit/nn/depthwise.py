@@ -20,6 +20,8 @@ from udit.nn.tokens import to_first, to_last
 
 SIDES = (3, 5)
 """Kernel sides that are compiled."""
+DTYPES = (torch.float32, torch.bfloat16)
+"""Element types that are compiled; sums and weights are float32 for both."""
 
 
 def depthwise(x: Tensor, kernel: Tensor, bias: Tensor) -> Tensor:
@@ -33,7 +35,7 @@ def depthwise(x: Tensor, kernel: Tensor, bias: Tensor) -> Tensor:
     Returns:
         [B, H, W, D].
     """
-    on_cpu = x.device.type == "cpu" and x.dtype in native.SUFFIX
+    on_cpu = x.device.type == "cpu" and x.dtype in DTYPES
     if on_cpu and kernel.shape[-1] in SIDES and native.compiled("depthwise"):
         return torch.ops.udit.depthwise(x, kernel, bias)
     side, width = kernel.shape[-1], kernel.shape[0]

@@ -24,10 +24,10 @@ from torch import Tensor
 
 log = logging.getLogger(__name__)
 
-KERNELS = ("depthwise", "cosine")
+KERNELS = ("depthwise", "cosine", "scan")
 """All there are: ``nn/NAME.cpp``."""
-SUFFIX = {torch.float32: "f32", torch.bfloat16: "bf16"}
-"""Element types that are compiled; sums and weights are float32 for both."""
+SUFFIX = {torch.float32: "f32", torch.bfloat16: "bf16", torch.float64: "f64"}
+"""What a function of a kernel ends in, by its element type. No kernel has all of them."""
 _LOADED: set[str] = set()
 """Kernels that this process has asked for and got."""
 FLAGS = ("-O3", "-march=native", "-std=c++17", "-fPIC")

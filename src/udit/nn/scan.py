@@ -17,12 +17,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from udit.nn.scan_kernel import kernel
+from udit.nn import native
 
 CHUNK = 32
 """Q; timed with benchmarks/scan.py: 64 is no faster compiled, and falls out of the cache in PyTorch."""
 LANES = 16
 """Channels of one job of the compiled kernel, which returns the gradients of b and c for each."""
+DTYPES = (torch.float32, torch.float64)
+"""Element types that are compiled."""
 
 
 def selective_scan(x: Tensor, delta: Tensor, a: Tensor, b: Tensor, c: Tensor) -> Tensor:
@@ -136,14 +138,17 @@ def _backward(
 # ---- as one operator, which autograd and torch.compile take whole ---------------------------------------------------
 
 
+def _native(x: Tensor) -> bool:
+    return x.is_cpu and x.dtype in DTYPES and native.compiled("scan")
+
+
 @torch.library.custom_op("udit::selective_scan", mutates_args=())
 def _scan(x: Tensor, delta: Tensor, a: Tensor, b: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
     """y and the states before each chunk; all inputs contiguous, of one dtype."""
-    run = kernel("scan", x)
-    if run is None:
+    if not _native(x):
         return _forward(x, delta, a, b, c)
     out, entries = _empty(x, delta, a, b, c)
-    run([x, delta, a, b, c, out, entries], [*x.shape, a.shape[1], CHUNK])
+    native.call("scan", "scan", x.dtype, x, delta, a, b, c, out, entries, *x.shape, a.shape[1], CHUNK)
     return out, entries
 
 
@@ -158,15 +163,14 @@ def _scan_backward(
     grad_y: Tensor, x: Tensor, delta: Tensor, a: Tensor, b: Tensor, c: Tensor, entries: Tensor
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Gradients of ``_scan``'s five inputs."""
-    run = kernel("scan_backward", x)
-    if run is None:
+    if not _native(x):
         return _backward(grad_y, x, delta, a, b, c, entries)
     grad_x, grad_delta = torch.empty_like(x), torch.empty_like(x)
     blocks, samples = -(-x.shape[2] // LANES), x.shape[0]
     grad_a = x.new_empty(samples, *a.shape)
     grad_b, grad_c = x.new_empty(blocks, *b.shape), x.new_empty(blocks, *c.shape)
-    tensors = [grad_y.contiguous(), x, delta, a, b, c, entries, grad_x, grad_delta, grad_a, grad_b, grad_c]
-    run(tensors, [*x.shape, a.shape[1], CHUNK])
+    tensors = (grad_y.contiguous(), x, delta, a, b, c, entries, grad_x, grad_delta, grad_a, grad_b, grad_c)
+    native.call("scan", "scan_backward", x.dtype, *tensors, *x.shape, a.shape[1], CHUNK)
     return grad_x, grad_delta, grad_a.sum(0), grad_b.sum(0), grad_c.sum(0)
 
 

@@ -1,4 +1,4 @@
-// The selective scan of scan.py on a CPU, forward and backward; compiled on first use by scan_kernel.py.
+// The selective scan of scan.py on a CPU, forward and backward; built at first use by native.py.
 //
 // B samples, L tokens, D channels, N states. One job is one sample and LANES neighbouring channels, whose states stay in
 // the cache through all tokens; the lanes fill vector registers. Jobs and their sums are the same for any number of
@@ -169,16 +169,16 @@ void scan_backward(const T* grad_y, const T* x, const T* delta, const T* a, cons
 
 #define SCANS(T, suffix)                                                                                              \
     extern "C" void scan_##suffix(const T* x, const T* delta, const T* a, const T* b, const T* c, T* y, T* entries,   \
-                                  long samples, long tokens, long channels, long states, long chunk, int threads) {   \
+                                  int samples, int tokens, int channels, int states, int chunk, int threads) {        \
         scan(x, delta, a, b, c, y, entries, samples, tokens, channels, states, chunk, threads);                       \
     }                                                                                                                 \
     extern "C" void scan_backward_##suffix(const T* grad_y, const T* x, const T* delta, const T* a, const T* b,       \
                                            const T* c, const T* entries, T* grad_x, T* grad_delta, T* grad_a,         \
-                                           T* grad_b, T* grad_c, long samples, long tokens, long channels,            \
-                                           long states, long chunk, int threads) {                                    \
+                                           T* grad_b, T* grad_c, int samples, int tokens, int channels,               \
+                                           int states, int chunk, int threads) {                                      \
         scan_backward(grad_y, x, delta, a, b, c, entries, grad_x, grad_delta, grad_a, grad_b, grad_c, samples, tokens, \
                       channels, states, chunk, threads);                                                              \
     }
 
-SCANS(float, float32)
-SCANS(double, float64)
+SCANS(float, f32)
+SCANS(double, f64)
