@@ -105,7 +105,8 @@ def table(record: dict[str, Any]) -> str:
         f"{some['num_samples']} samples of {run.sampling.steps} network evaluations at guidance "
         f"{run.sampling.guidance:g}. "
         f"Real test pictures get {some['judge_on_test']:.1%} agreement. The Fréchet distance is the judge's, not FID. "
-        "Sizes differ: this shows that each family trains, samples and scores, not which is best.",
+        "Sizes differ: this shows that each family trains, samples and scores, not which is best. The row of "
+        "objective edm has `diffusion.kind=edm` beside the model's word.",
         "",
         "| model | objective, sampler | parameters | MACs | class agreement (95 %) | Fréchet distance (95 %) |",
         "| --- | --- | ---: | ---: | ---: | ---: |",

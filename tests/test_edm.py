@@ -68,7 +68,8 @@ def test_ladder_is_the_paper_s() -> None:
     roots = levels[:-1] ** (1 / 7)
     assert roots[1:] - roots[:-1] == pytest.approx([(0.002 ** (1 / 7) - 80 ** (1 / 7)) / 17] * 17)
     assert EDM().ladder(1).tolist() == [pytest.approx(80.0), 0.0]
-    assert EDM().fraction(torch.tensor([0.0, 0.002, 80.0, 100.0])).tolist() == pytest.approx([0, 0, 1, 1])
+    times = torch.tensor([0.0, 0.002, 80.0, 100.0], dtype=torch.float64)
+    assert EDM().fraction(times).tolist() == pytest.approx([0, 0, 1, 1])
 
 
 def test_networks_of_other_units_hear_the_flow_s_time_of_the_same_ratio() -> None:
