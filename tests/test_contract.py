@@ -359,10 +359,10 @@ def test_a_new_family_takes_a_network_a_config_and_a_row(tmp_path: Path) -> None
 
     def run(*words: str, **options: Any) -> str:
         done = subprocess.run([sys.executable, *words], env=environment, capture_output=True, text=True, **options)
-        return done.stdout + done.stderr
+        return done.stdout
 
-    out = run("-m", "pytest", "-q", "-p", "throwaway", "-p", "no:cacheprovider", __file__, "-k", "Throwaway", "-rA")
-    passed, failed = (set(re.findall(rf"^{word} \S*::(\S+?)\[(\S*?)\]", out, re.M)) for word in ("PASSED", "FAILED"))
+    out = run("-m", "pytest", "-q", "-p", "throwaway", "-p", "no:cacheprovider", __file__, "-k", "Throwaway", "-rpf")
+    passed, failed = (set(re.findall(rf"^{word} \S*::(\w+)\[(.*?)\]", out, re.M)) for word in ("PASSED", "FAILED"))
     assert {test for test, row in failed if "impure" not in row} == set()
     assert {test for test, _ in failed} == {"test_modes_and_fusing_leave_weights_alone_and_outputs_the_same"}
     assert len([test for test, row in passed if "Throwaway-tiny" in row]) >= 11
