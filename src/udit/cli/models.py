@@ -48,11 +48,13 @@ def models(
     for name in names:
         find(name)
 
+    from tqdm.auto import tqdm
+
     from udit.analysis import cost
 
     rows: list[tuple[str, str, tuple[int, int, int], str, str]] = []
     systems: dict[tuple[str, ...], list[str]] = {}
-    for name in names or CATALOG:
+    for name in tqdm(names or CATALOG, desc="count", unit="model", leave=False, disable=None):
         entry, about = find(name), find(name).about
         counted = cost(entry.config)
         weights = entry.weights + (f" [unverified: {entry.unverified}]" if entry.unverified else "")
