@@ -240,7 +240,7 @@ def test_half_a_launcher_is_no_single_process(
 
 
 def test_ctrl_c_before_training_is_one_line(tmp_path: Path, told: Told, monkeypatch: pytest.MonkeyPatch) -> None:
-    def interrupt(*arguments: object) -> None:
+    def interrupt(*arguments: object, **options: object) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr("udit.training.trainer.Trainer.__init__", interrupt)

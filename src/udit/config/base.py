@@ -14,7 +14,8 @@ S = TypeVar("S", bound=BaseModel)
 class Spec(BaseModel):
     """A frozen description of one part. Unknown keys, wrong types, NaN and infinity are refused."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+    # validators are built when first needed: a command needs a few of all the specs there are
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, defer_build=True)
 
     @model_validator(mode="before")
     @classmethod
