@@ -230,6 +230,11 @@ def test_mode_collapse_costs_recall_and_noise_costs_precision() -> None:
     assert scattered.recall > 0.8
 
 
+def test_too_few_for_precision_are_told() -> None:
+    with pytest.raises(UserError, match="3 samples and 9 reference pictures need more than 3 of both"):
+        metrics.precision_recall(samples=np.zeros((3, 2)), reference=np.zeros((9, 2)))
+
+
 def test_precision_and_recall_cannot_be_swapped_by_order() -> None:
     a, b = pair()
     with pytest.raises(TypeError):

@@ -12,6 +12,7 @@ from scipy.spatial.distance import cdist
 
 from udit import rng
 from udit.data.sources import Labels, Pixels
+from udit.errors import UserError
 from udit.evaluation.frechet import Array, Interval, Statistics, distance
 
 BLOCK = 1024
@@ -52,9 +53,15 @@ def precision_recall(*, samples: Array, reference: Array, neighbors: int = 3) ->
         samples: features [N, D], N > k.
         reference: features [M, D], M > k.
         neighbors: k.
+
+    Raises:
+        UserError: too few of either.
     """
     if min(len(samples), len(reference)) <= neighbors:
-        return PrecisionRecall(0.0, 0.0)
+        raise UserError(
+            f"precision and recall of {len(samples)} samples and {len(reference)} reference pictures need more than "
+            f"{neighbors} of both; give more"
+        )
     return PrecisionRecall(
         float(np.mean(_within(samples, reference, _radii(reference, neighbors)))),
         float(np.mean(_within(reference, samples, _radii(samples, neighbors)))),
