@@ -68,6 +68,7 @@ def test_networks_of_diffusers_come_at_about_the_same_arithmetic(name: str) -> N
     assert abs(macs / udit.analysis.cost(config).macs - 1) < 0.15
 
 
+@pytest.mark.slow
 def test_rounds_kinds_levels_and_memory_are_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file, page = tmp_path / "bench.json", tmp_path / "bench.md"
     works = [word for kind in ("forward", "train", "image") for word in ("--work", kind)]

@@ -137,6 +137,7 @@ def test_cached_steps_see_the_present_input_or_the_network_is_refused(model: nn.
     assert torch.equal(cached(x, t, y), model(x, t, y))
 
 
+@pytest.mark.slow
 @torch.no_grad()
 def test_exported_program_takes_any_batch(model: nn.Module) -> None:
     given = inputs(model.config)
@@ -351,6 +352,8 @@ CATALOG["Throwaway-impure-tiny"] = Entry(config=ThrowawayConfig(impure=True, **s
 """
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(300)
 def test_a_new_family_takes_a_network_a_config_and_a_row(tmp_path: Path) -> None:
     """The contract finds it by itself, and finds out the one whose modes differ."""
     (tmp_path / "throwaway_network.py").write_text(NETWORK)

@@ -415,6 +415,7 @@ def mutations(text: str, count: int) -> Any:
             yield seal(values)
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(400)
 def test_ten_thousand_mutated_manifests_get_an_answer_or_one_clear_line(cases: Cases, tmp_path: Path) -> None:
     cache = Path(shutil.copytree(cases.cache("vae"), tmp_path / "cache"))

@@ -210,7 +210,7 @@ def test_labels_reach_the_network() -> None:
     ("schedule", "options", "said"),
     [
         (SCHEDULE, {"scheduler": "dimm"}, "no sampler 'dimm'; did you mean 'ddim'?"),
-        (SCHEDULE, {"scheduler": "euler"}, "did you mean 'flow-euler'?"),
+        (SCHEDULE, {"scheduler": "flow-eular"}, "did you mean 'flow-euler'?"),
         (SCHEDULE, {"scheduler": "flow-euler"}, "walks the flow path"),
         (SCHEDULE, {"scheduler": "flow-heun"}, "walks the flow path"),
         (Flow(), {"scheduler": "ddim"}, "a flow model has no discrete steps"),
