@@ -12,8 +12,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from conftest import succeeds
 from runs import environment, finish, free_port, train
+from udit.cli import main
 from udit.errors import UserError
+from udit.evaluation.features import Judge
+from udit.evaluation.report import Report
 from udit.evaluation.shards import Shards, labels_for
 
 KEY = {"weights": "abc"}
@@ -91,6 +95,29 @@ def outcome(run: Path) -> tuple[str, str]:
     for path in (run / "evaluation").iterdir():
         path.unlink()  # an error if shards are left: folders cannot be unlinked
     return samples, scores
+
+
+def test_drawing_or_scoring_that_died_anywhere_ends_at_the_same_files(
+    run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["eval", str(run), *WORDS]
+    succeeds(capsys, *words)
+    wanted = outcome(run)
+    for owner, method, lasts in ((Shards, "write", 3), (Judge, "save", 0), (Report, "write", 0), (Shards, "remove", 0)):
+        honest, calls = getattr(owner, method), []
+
+        def dying(*given: object) -> object:
+            calls.append(1)  # noqa: B023
+            if len(calls) > lasts:  # noqa: B023
+                raise KeyError("pulled the plug")
+            return honest(*given)  # noqa: B023
+
+        with monkeypatch.context() as patch:
+            patch.setattr(owner, method, dying)
+            with pytest.raises(KeyError):
+                main(words)
+        succeeds(capsys, *words)
+        assert outcome(run) == wanted, method
 
 
 @pytest.mark.slow

@@ -238,6 +238,8 @@ def _judged(run: Path, n: int | None, given: dict[str, Any], device: str, again:
             report = score(images, labels, source, parts, config, protocol, target / "judge.safetensors")
             _write(target, report, images, labels, system.config.id2label)
             shards.remove()
+    elif world.is_main:
+        shards_of(weights, config, how, target).remove()  # of a command that died when all was written
     if world.is_main:
         assert report is not None, "rank 0 has read it or made it"
         say(report.table())
@@ -257,6 +259,14 @@ def drawing_of(config: EvaluationConfig, sampling: SamplingConfig) -> dict[str, 
     }
 
 
+def shards_of(weights: str, config: EvaluationConfig, sampling: SamplingConfig, parent: Path) -> Shards:
+    """Where the pictures of some weights, drawn in some way, lie until they are scored."""
+    from udit.evaluation.shards import Shards
+
+    key = {"weights": weights, "drawing": drawing_of(config, sampling)}
+    return Shards(parent, key, config.num_samples, config.batch_size)
+
+
 def draw(
     system: System,
     weights: str,
@@ -274,11 +284,10 @@ def draw(
     import torch
     from tqdm.auto import tqdm
 
-    from udit.evaluation.shards import Shards, labels_for
+    from udit.evaluation.shards import labels_for
 
     classes = system.config.model.num_classes
-    key = {"weights": weights, "drawing": drawing_of(config, sampling)}
-    shards = Shards(parent, key, config.num_samples, config.batch_size)
+    shards = shards_of(weights, config, sampling, parent)
     labels = labels_for(config.num_samples, classes, config.labels, config.first_seed) if classes else None
     todo = list(shards.missing(world.rank, world.size))
     fast = system.fused().to(world.device)
