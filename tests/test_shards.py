@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-import random
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -118,31 +116,6 @@ def test_drawing_or_scoring_that_died_anywhere_ends_at_the_same_files(
                 main(words)
         succeeds(capsys, *words)
         assert outcome(run) == wanted, method
-
-
-@pytest.mark.slow
-@pytest.mark.timeout(1200)
-def test_killed_drawing_goes_on_to_the_same_samples_and_score(run: Path) -> None:
-    began = time.monotonic()
-    assert [code for code, _ in finish(evaluate(run))] == [0]
-    seconds, wanted = time.monotonic() - began, outcome(run)
-    moments, kills, resumed = random.Random(0), 0, 0
-    while kills < 10:
-        [process] = evaluate(run)
-        try:
-            process.communicate(timeout=moments.uniform(0.3, 1) * seconds)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.communicate()
-            kills += 1
-            resumed += any((run / "evaluation").glob("samples-*/*.npz"))
-        else:
-            assert process.returncode == 0
-            assert outcome(run) == wanted
-    [(code, errors)] = finish(evaluate(run))
-    assert code == 0, errors
-    assert outcome(run) == wanted
-    assert resumed > 0, "a kill fell into the drawing"
 
 
 @pytest.mark.slow
