@@ -188,10 +188,14 @@ def test_scan_is_never_slower_than_the_plain_loop(width: int) -> None:
 
 @pytest.mark.slow
 def test_memory_of_a_training_pass_is_linear_in_tokens() -> None:
-    """Peak memory of a process over that before the scan, at twice the tokens: at most about twice."""
+    """Peak memory of a process over that before the scan, at twice the tokens: at most about twice.
+
+    Not ``ru_maxrss``: a new process inherits the peak of the one that started it.
+    """
     code = (
-        "import resource, sys; sys.path.insert(0, sys.argv[2]); from test_scan import drawn, results; "
-        "from udit.nn.scan import selective_scan; peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss; "
+        "import re, sys; sys.path.insert(0, sys.argv[2]); from test_scan import drawn, results; "
+        "from udit.nn.scan import selective_scan; "
+        "peak = lambda: int(re.search('VmHWM: *([0-9]+)', open('/proc/self/status').read().expandtabs())[1]); "
         "results(selective_scan, *drawn(1, 64, 16)); inputs, grad = drawn(1, int(sys.argv[1]), 512); before = peak(); "
         "results(selective_scan, inputs, grad); sys.stdout.write(str(peak() - before))"
     )
@@ -201,5 +205,5 @@ def test_memory_of_a_training_pass_is_linear_in_tokens() -> None:
         return int(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
 
     small, large = kilobytes(8192), kilobytes(16384)
-    assert large < 2.3 * small
+    assert 0 < large < 2.3 * small
     assert large < 16384 * 512 * 16 * 4 / 1024, "less than one tensor of all tokens, channels and states"
