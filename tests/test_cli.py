@@ -131,9 +131,9 @@ def test_help_lists_and_dry_runs_answer_without_torch() -> None:
 
 
 def seconds(*words: str) -> float:
-    """The least processor time of three runs: what one takes on a machine that does nothing else."""
+    """The least processor time of five runs: what one takes on a machine that does nothing else."""
     times = []
-    for _ in range(3):
+    for _ in range(5):
         before = resource.getrusage(resource.RUSAGE_CHILDREN)
         subprocess.run([sys.executable, *words], env=environment(), capture_output=True, check=False)
         after = resource.getrusage(resource.RUSAGE_CHILDREN)
