@@ -49,18 +49,22 @@ def loss_of(diffusion: DiffusionConfig) -> Loss:
     return flow_loss if isinstance(diffusion, FlowConfig) else hybrid_loss
 
 
-def step_cache(model: ModelConfig, interval: int) -> StepCache | None:
-    """Step caching in the network's own units of time; None for interval 1.
+def step_cache(model: ModelConfig, how: SamplingConfig) -> StepCache | None:
+    """Step caching in the network's own units of time; None where all steps run in full.
 
     Raises:
-        UserError: the network has no long skips, or its time runs the other way.
+        UserError: steps are counted from the end, and the network's time runs the other way.
     """
-    if interval == 1:
+    if how.refresh:
+        return StepCache(refresh=how.refresh, forecast=how.forecast, guidance=how.keep_guidance)
+    if how.cache == 1:
         return None
-    if not model.long_skips or model.reversed_flow:
-        why = "walks a reversed flow" if model.long_skips else "has no long skips to carry x_t past what is kept"
-        raise UserError(f"cache is {interval} and {model.family} {why}; set it to 1")
-    return StepCache(interval, final_time={"index": 20.0, "unit": 0.02, "sigma": 0.02 / 0.98}[model.time])
+    if model.reversed_flow:
+        raise UserError(
+            f"cache is {how.cache} and {model.family} walks a reversed flow, whose end it does not know; set it to 1"
+        )
+    final_time = {"index": 20.0, "unit": 0.02, "sigma": 0.02 / 0.98}[model.time]
+    return StepCache(how.cache, final_time, forecast=how.forecast, guidance=how.keep_guidance)
 
 
 @dataclass(frozen=True)
@@ -119,6 +123,21 @@ class System:
                 raise UserError(f"no class {text!r}{nearest(text, names)}")
         return labels
 
+    def guided(self, how: SamplingConfig) -> Denoiser | Guided:
+        """The denoiser, guided as a setting says.
+
+        Raises:
+            UserError: guidance without a null label, or of channels that are not.
+        """
+        if (how.guidance_channels or 0) > self.config.model.in_channels:
+            raise UserError(
+                f"guidance_channels is {how.guidance_channels} and the model predicts {self.config.model.in_channels}; "
+                "leave it out to guide all"
+            )
+        if how.guidance == 1:
+            return self.denoiser
+        return Guided(self.denoiser, how.guidance, how.guidance_interval, how.guidance_channels)
+
     def generate(
         self,
         seeds: Sequence[int],
@@ -145,16 +164,9 @@ class System:
         """
         how = sampling or self.config.sampling
         device = next(self.backbone.parameters()).device
-        if (how.guidance_channels or 0) > self.config.model.in_channels:
-            raise UserError(
-                f"guidance_channels is {how.guidance_channels} and the model predicts {self.config.model.in_channels}; "
-                "leave it out to guide all"
-            )
-        denoise: Denoiser | Guided = self.denoiser
-        if how.guidance != 1:
-            denoise = Guided(self.denoiser, how.guidance, how.guidance_interval, how.guidance_channels)
+        denoise = self.guided(how)
         codec = self.codec  # one that is not there is told before the first step
-        cache = step_cache(self.config.model, how.cache)
+        cache = step_cache(self.config.model, how)
         sampler = make_sampler(how.sampler, eta=how.eta, clip=how.clip)
         shape = (self.config.model.in_channels, *self.config.model.size)
         was_training = self.backbone.training

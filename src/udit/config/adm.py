@@ -123,11 +123,6 @@ class ADMConfig(ModelConfig):
                 f"{factor}, e.g. {near[0]}x{near[1]}, or take fewer levels"
             )
 
-    @property
-    def long_skips(self) -> bool:
-        """Always."""
-        return True
-
     def build(self) -> nn.Module:
         """The network, uninitialised."""
         from udit.models.adm import ADM

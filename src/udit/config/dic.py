@@ -58,11 +58,6 @@ class DiCConfig(ModelConfig):
                 f"{factor}, e.g. {near[0]}x{near[1]}, or take fewer levels"
             )
 
-    @property
-    def long_skips(self) -> bool:
-        """With more than one level."""
-        return len(self.depths) > 1
-
     def build(self) -> nn.Module:
         """The network, uninitialised."""
         from udit.models.dic import DiC

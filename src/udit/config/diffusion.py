@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
-from pydantic import Field, PositiveFloat, PositiveInt, model_validator
+from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
 from udit.config.base import Spec
 
@@ -99,9 +99,14 @@ class SamplingConfig(Spec):
     """DDIM's share of fresh noise; 0 is deterministic."""
     clip: bool = False
     """Clamps x0 to [-1, 1] at every step (ddpm and ddim only); right for pixels, wrong for latents."""
-
     cache: PositiveInt = 1
-    """Evaluations from one run of a network's deep part to the next (Skip-DiT's cached inference); needs long skips."""
+    """Evaluations from one run of a network's deep part to the next (Skip-DiT's cached inference)."""
+    refresh: tuple[NonNegativeInt, ...] = ()
+    """The evaluations that run it, from 0 on, in place of ``cache``: what ``udit tune`` finds."""
+    forecast: bool = False
+    """The others take a line through its last two outputs, in place of the last one."""
+    keep_guidance: bool = False
+    """The others take the step from the null prediction to the label's as it was, and run the label's alone."""
 
     @model_validator(mode="after")
     def _check(self) -> SamplingConfig:
@@ -112,4 +117,13 @@ class SamplingConfig(Spec):
             raise ValueError(f"clip works with the ddpm and ddim samplers, not with {self.sampler}; set clip to false")
         if self.sampler != "ddim" and self.eta:
             raise ValueError(f"eta is DDIM's; the {self.sampler} sampler has none, set eta to 0")
+        if self.refresh and self.cache > 1:
+            raise ValueError(f"cache is {self.cache} and refresh names evaluations; give one of them")
+        if self.refresh and (self.refresh[0] or sorted(set(self.refresh)) != list(self.refresh)):
+            raise ValueError(f"refresh is {list(self.refresh)}; it begins with 0 and rises")
+        if self.refresh and self.refresh[-1] >= self.steps:
+            raise ValueError(f"refresh names evaluation {self.refresh[-1]} of {self.steps}; they count from 0")
+        if (self.forecast or self.keep_guidance) and not self.refresh and self.cache == 1:
+            name = "forecast" if self.forecast else "keep_guidance"
+            raise ValueError(f"{name} is for steps that are cached; set it to false, or give cache or refresh")
         return self

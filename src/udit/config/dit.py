@@ -34,6 +34,11 @@ class DiTConfig(IsotropicConfig):
         return self
 
     @property
+    def outer(self) -> int:
+        """Blocks at either end that a cached step still runs, a quarter: with them half of the arithmetic is kept."""
+        return self.depth // 4
+
+    @property
     def head_channels(self) -> int:
         """Channels that the head computes: ``out_channels``, then the spare ones."""
         return self.out_channels * (2 if self.spare_outputs else 1)

@@ -174,11 +174,6 @@ class HDiTConfig(ModelConfig):
         """The levels' largest."""
         return max(stage.dropout for stage in self.stages)
 
-    @property
-    def long_skips(self) -> bool:
-        """With more than one level."""
-        return len(self.stages) > 1
-
     def build(self) -> nn.Module:
         """The network, uninitialised."""
         from udit.models.hdit import HDiT

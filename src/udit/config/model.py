@@ -49,11 +49,6 @@ class ModelConfig(Spec):
         return () if self.num_classes else None
 
     @property
-    def long_skips(self) -> bool:
-        """Whether skips lead past the deep part, so that sampling may keep what that said (``sampling.cache``)."""
-        return False
-
-    @property
     def dropout_rate(self) -> float:
         """Largest dropout that the release trains with; this library has none, and training refuses it."""
         return 0.0

@@ -310,10 +310,10 @@ def _check(run: Run, info: DataInfo) -> None:
     if not isinstance(run.diffusion, DDPMConfig) and model.learn_sigma:
         objective = {"flow": "flow matching", "edm": "EDM"}[run.diffusion.kind]
         raise UserError(f"model.learn_sigma is true; {objective} learns no variance, set it to false")
-    if run.sampling.cache > 1 and not model.long_skips:
+    if run.sampling.cache > 1 and model.reversed_flow:
         raise UserError(
-            f"sampling.cache is {run.sampling.cache} and {model.family} has no long skips to carry x_t past what is "
-            "kept; set it to 1"
+            f"sampling.cache is {run.sampling.cache} and {model.family} walks a reversed flow, whose end it does not "
+            "know; set it to 1"
         )
     if model.condition_shape:
         raise UserError("model.context takes vectors and the data gives labels; leave context out")

@@ -33,11 +33,6 @@ class SkipDiTConfig(IsotropicConfig):
         """``shallow``, or half the depth where that is less."""
         return min(self.shallow, self.depth // 2)
 
-    @property
-    def long_skips(self) -> bool:
-        """Always."""
-        return True
-
     def build(self) -> nn.Module:
         """The network, uninitialised."""
         from udit.models.skipdit import SkipDiT

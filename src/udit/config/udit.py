@@ -65,11 +65,6 @@ class UDiTConfig(ModelConfig):
         for level in range(self.levels):
             self.attention.check_map(height >> level, width >> level)
 
-    @property
-    def long_skips(self) -> bool:
-        """With more than one level."""
-        return self.levels > 1
-
     def build(self) -> nn.Module:
         """The network, uninitialised."""
         from udit.models.udit import UDiT

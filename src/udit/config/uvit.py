@@ -72,11 +72,6 @@ class UViTConfig(IsotropicConfig):
                 "resize it, or build the model with that input_size"
             )
 
-    @property
-    def long_skips(self) -> bool:
-        """Always."""
-        return True
-
     def build(self) -> nn.Module:
         """The network, uninitialised."""
         from udit.models.uvit import UViT

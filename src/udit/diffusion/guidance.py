@@ -57,12 +57,16 @@ class Guided:
         active = (fraction >= self.interval[0]) & (fraction <= self.interval[1])
         if y is None or self.scale == 1 or not bool(active.any()):
             return self.denoiser(x_t, t, y)
+        cond, uncond, variance = self.halves(x_t, t, y)
+        scale = torch.where(active, self.scale, 1.0).to(cond.dtype).view(-1, *[1] * (cond.ndim - 1))
+        return self.denoiser.decode(guide(cond, uncond, scale, self.channels), variance, x_t, t)
+
+    def halves(self, x_t: Tensor, t: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+        """The conditional and the null prediction, in one batch, and the conditional variance."""
         labels = torch.cat([y, self._null_like(y)])
         prediction, variance = self.denoiser.raw(torch.cat([x_t, x_t]), torch.cat([t, t]), labels)
         cond, uncond = prediction.chunk(2)
-        scale = torch.where(active, self.scale, 1.0).to(cond.dtype).view(-1, *[1] * (cond.ndim - 1))
-        guided = guide(cond, uncond, scale, self.channels)
-        return self.denoiser.decode(guided, None if variance is None else variance.chunk(2)[0], x_t, t)
+        return cond, uncond, None if variance is None else variance.chunk(2)[0]
 
     def _null_like(self, y: Tensor) -> Tensor:
         if self.null is None:

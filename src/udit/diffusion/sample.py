@@ -77,11 +77,11 @@ def sample(
         steps: network evaluations; ddpm and ddim also take ADM's respacing strings, e.g. ``"ddim50"``.
         y: [B] int64 labels or None.
         noise: fresh noise by step, for samplers that use it; without one, they refuse.
-        cache: reuses the deep part of a network with long skips over some steps; see ``StepCache``.
+        cache: reuses the deep part of the network over some steps; see ``StepCache``.
 
     Raises:
-        UserError: unknown sampler, one that does not fit the schedule, or labels out of range, or a cache for a network
-            without long skips.
+        UserError: unknown sampler, one that does not fit the schedule, labels out of range, or a cache for a network
+            that has no parts.
     """
     denoise.check_labels(y)
     denoise = cache.wrap(denoise) if cache else denoise

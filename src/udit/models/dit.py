@@ -66,20 +66,26 @@ class DiT(nn.Module):
         return Conditions(blocks, self.out_modulation(cond)[:, None, None].chunk(2, dim=-1))
 
     def enter(self, x: Tensor, cond: Conditions) -> tuple[Tensor, None]:
-        """Patches with their positions: [B, C, H, W] -> [B, H / p, W / p, D], and no skip: DiT has none."""
+        """Patches and the first blocks: [B, C, H, W] -> [B, H / p, W / p, D], and no skip: DiT has none."""
         self.config.check_size(*x.shape[2:])
         x = self.embed(patchify(x, self.config.patch))
         _, height, width, dim = x.shape
-        return x + sincos_table(height, width, dim, x.device).to(x.dtype), None
+        x = x + sincos_table(height, width, dim, x.device).to(x.dtype)
+        return self.through(x, cond, range(self.config.outer)), None
 
     def deep(self, x: Tensor, cond: Conditions) -> Tensor:
-        """Every block, [B, H / p, W / p, D]."""
-        positions = cast(Attention, self.blocks[0].attention).positions(x.shape[1], x.shape[2], x.device)
-        for block, mods in zip(self.blocks, cond.blocks, strict=True):
-            x = run(block, self.checkpointing, x, mods, positions)
-        return x
+        """The blocks between, whose sum step caching keeps. [B, H / p, W / p, D]."""
+        return self.through(x, cond, range(self.config.outer, self.config.depth - self.config.outer))
 
     def leave(self, x: Tensor, skip: None, cond: Conditions) -> Tensor:
-        """Patches back to pixels: [B, H / p, W / p, D] -> [B, out_channels, H, W]."""
+        """The last blocks, and patches back to pixels: [B, H / p, W / p, D] -> [B, out_channels, H, W]."""
+        x = self.through(x, cond, range(self.config.depth - self.config.outer, self.config.depth))
         x = unpatchify(self.out(modulated_norm(x, *cond.out)), self.config.patch)
         return x[:, : self.config.out_channels]
+
+    def through(self, x: Tensor, cond: Conditions, blocks: range) -> Tensor:
+        """Runs blocks on [B, H / p, W / p, D]."""
+        positions = cast(Attention, self.blocks[0].attention).positions(x.shape[1], x.shape[2], x.device)
+        for i in blocks:
+            x = run(self.blocks[i], self.checkpointing, x, cond.blocks[i], positions)
+        return x

@@ -113,12 +113,13 @@ class UDiT(nn.Module):
         decoder = [cast(Stage, stage).condition(c) for stage, c in zip(self.decoder, up, strict=True)]
         return Conditions(encoder, decoder, self.out_modulation(top)[:, None, None].chunk(2, dim=-1))
 
-    def enter(self, x: Tensor, cond: Conditions) -> tuple[Tensor, Tensor]:
-        """Full resolution in: [B, C, H, W] -> the map and its skip, [B, H, W, D]."""
+    def enter(self, x: Tensor, cond: Conditions) -> tuple[Tensor, Tensor | None]:
+        """Full resolution in: [B, C, H, W] -> the map and its skip, [B, H, W, D]; one level has no skip."""
         self.config.check_size(*x.shape[2:])
         x = to_last(self.stem(x))
-        if len(self.encoder) > 1:
-            x = self.encoder[0](x, cond.encoder[0])
+        if len(self.encoder) == 1:
+            return x, None
+        x = self.encoder[0](x, cond.encoder[0])
         return x, x
 
     def deep(self, x: Tensor, cond: Conditions) -> Tensor:
@@ -138,9 +139,9 @@ class UDiT(nn.Module):
         """The map from below, then the encoder's, mixed to the decoder's width."""
         return self.reduce[level](torch.cat([x, skip], dim=-1))
 
-    def leave(self, x: Tensor, skip: Tensor, cond: Conditions) -> Tensor:
+    def leave(self, x: Tensor, skip: Tensor | None, cond: Conditions) -> Tensor:
         """Full resolution out: [B, H, W, D] and the skip -> [B, out_channels, H, W]."""
-        if len(self.decoder):
+        if skip is not None:
             x = self.decoder[0](self.join(x, skip, 0), cond.decoder[0])
         x = to_last(self.mix(to_first(x)))
         return self.out(to_first(modulated_norm(x, *cond.out)))
