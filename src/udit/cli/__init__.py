@@ -22,6 +22,7 @@ from udit.cli.reference import ref
 from udit.cli.sample import sample
 from udit.cli.scores import scores
 from udit.cli.train import train
+from udit.cli.tune import tune
 from udit.errors import PeerError, RunError, UserError, nearest
 
 app = App(
@@ -36,6 +37,7 @@ app.command(train)
 app.command(sample)
 app.command(evaluate, name="eval")
 app.command(scores)
+app.command(tune)
 app.command(ref)
 app.command(encode)
 app.command(ema)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from udit.cli.output import say
+from udit.config.quality import Level
 from udit.errors import RunError, UserError
 
 if TYPE_CHECKING:
@@ -14,8 +16,10 @@ if TYPE_CHECKING:
 
     from udit.assemble import System
     from udit.config.diffusion import SamplingConfig
+    from udit.config.quality import Scored
     from udit.dist import World
 
+logger = logging.getLogger(__name__)
 MAX_SEED = 2**63 - 1
 GRID_PICTURES = 100
 
@@ -27,6 +31,7 @@ def sample(
     labels: str | None = None,
     seeds: str | None = None,
     n: int | None = None,
+    quality: Level | None = None,
     steps: int | None = None,
     guidance: float | None = None,
     sampler: str | None = None,
@@ -55,6 +60,8 @@ def sample(
         E.g. 0-15 or 3,5,8. With a larger --n they go on counting from the last.
     n
         Number of pictures; as many as seeds, or 16.
+    quality
+        draft, good or best, in place of the six below: what `udit tune` found for this run, or a table's setting.
     steps
         Network evaluations per picture; the model's own setting if not given, as for the next five.
     guidance
@@ -66,7 +73,7 @@ def sample(
     eta
         DDIM's share of fresh noise, 0 to 1.
     cache
-        Run the deep part of a network with long skips at every so many evaluations only; 1 is always.
+        Run the deep part of the network at every so many evaluations only; 1 is always.
     out
         Folder for the pictures.
     output
@@ -94,6 +101,9 @@ def sample(
         "cache": cache,
     }
     changes = {key: value for key, value in given.items() if value is not None}
+    if quality and changes:
+        option = next(iter(changes)).replace("_", "-")
+        raise UserError(f"--{option} is given and --quality {quality} sets it; leave one of them out")
     SamplingConfig().replace(**{"sampler": "ddim", **changes} if "eta" in changes else changes)
 
     from udit import dist
@@ -101,7 +111,7 @@ def sample(
 
     world = dist.start(device)
     system = load(model, weights=weights).fused().to(world.device)
-    how = system.config.sampling.replace(**changes)
+    how = _of_quality(quality, model, system) if quality else system.config.sampling.replace(**changes)
     wanted = system.labels(labels.split(",")) if labels else list(range(system.config.model.num_classes))
     each = [wanted[i % len(wanted)] for i in range(len(chosen))] if wanted else None
     _prepare(out)
@@ -135,6 +145,22 @@ def parse_seeds(text: str | None, count: int | None) -> list[int]:
         return seeds or list(range(16))
     following = seeds[-1] + 1 if seeds else 0
     return (seeds + list(range(following, following + max(0, count - len(seeds)))))[:count]
+
+
+def _of_quality(level: Level, model: str, system: System) -> SamplingConfig:
+    """What is written beside the model, or the table's."""
+    from udit.config.quality import Quality, default
+    from udit.store import fingerprint
+
+    tuned = Quality.read(Path(model))
+    if tuned is None:
+        how = default(level, system.config.sampling, system.config.diffusion)
+        logger.info("no quality.json beside %s: %s, %d steps (`udit tune` finds better)", model, how.sampler, how.steps)
+        return how
+    if tuned.weights != fingerprint(system.backbone):
+        logger.warning("quality.json was tuned for other weights, of step %s; `udit tune` anew", tuned.step)
+    found: Scored = getattr(tuned, level)
+    return found.sampling
 
 
 def _prepare(out: Path) -> None:

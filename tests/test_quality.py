@@ -1,0 +1,147 @@
+"""``udit tune`` and ``udit sample --quality``: what is quick and good enough, beside the run, or a table's setting."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+import udit
+from conftest import TINY, Told, perturb, succeeds
+from runs import train
+from udit import tuning
+from udit.assemble import System
+from udit.config.diffusion import DDPMConfig, EDMConfig, FlowConfig, SamplingConfig
+from udit.config.quality import DEFAULTS, FILE, Quality, Scored, default, fastest
+from udit.config.system import SystemConfig
+from udit.diffusion.sample import make_sampler
+from udit.pictures import read_settings
+from udit.store import fingerprint, read_run_config
+
+LEVELS = ("draft", "good", "best")
+
+
+def scored(distance: float, seconds: float, agreement: float = 0.9, **how: object) -> Scored:
+    ends = {"distance_interval": (0, 1), "agreement_interval": (0, 1)}
+    sampling = SamplingConfig().replace(**how)
+    return Scored(sampling=sampling, distance=distance, agreement=agreement, seconds=seconds, **ends)
+
+
+def test_quickest_within_a_loss_of_distance_and_of_agreement_is_picked() -> None:
+    best, near, far = scored(1.0, 9), scored(1.02, 5), scored(1.3, 1)
+    wrong = scored(0.99, 2, agreement=0.8)
+    tried = (best, near, far, wrong)
+    assert fastest(tried, 0.0, best) is best
+    assert fastest(tried, 0.02, best) is near
+    assert fastest(tried, 0.1, best) is near
+    assert fastest(tried, 0.5, best) is far
+    assert fastest((best, wrong), 0.15, best) is wrong
+
+
+@pytest.mark.parametrize("diffusion", [FlowConfig(), DDPMConfig(), DDPMConfig(steps=7), EDMConfig()], ids=str)
+def test_table_knows_every_noising_process_and_keeps_the_guidance(
+    diffusion: FlowConfig | DDPMConfig | EDMConfig,
+) -> None:
+    own = SamplingConfig(guidance=3.0, guidance_channels=1, guidance_interval=(0.1, 0.7), cache=4, clip=True)
+    steps = []
+    for level in LEVELS:
+        how = default(level, own, diffusion)
+        assert how.sampler in diffusion.SAMPLERS
+        make_sampler(how.sampler, eta=how.eta, clip=how.clip)
+        assert (how.guidance, how.guidance_channels, how.guidance_interval) == (3.0, 1, (0.1, 0.7))
+        assert (how.cache, how.clip) == (1, False)
+        steps.append(how.steps)
+    assert steps == sorted(steps)
+    assert steps[-1] <= getattr(diffusion, "steps", 100)
+
+
+# ---- the commands ----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    network = perturb(udit.build("U-DiT-S", **TINY | {"in_channels": 1, "learn_sigma": False}), 0.05)
+    how = SamplingConfig(sampler="flow-euler", steps=3, guidance=1.5)
+    config = SystemConfig(model=network.config, diffusion=FlowConfig(), sampling=how)
+    folder = tmp_path_factory.mktemp("model") / "model"
+    udit.save(System(config, network), folder)
+    return folder
+
+
+def drawn(capsys: pytest.CaptureFixture[str], model: Path, out: Path, *words: str) -> dict:
+    """The sampling settings that a picture carries."""
+    succeeds(capsys, "sample", str(model), "--n", "1", "--out", str(out), "--no-progress", *words)
+    return read_settings(out / "000000.png")["sampling"]
+
+
+def write(folder: Path, weights: str) -> None:
+    ways = {level: scored(1, 1, sampler="unipc", steps=2 + i, refresh=(0, 1)) for i, level in enumerate(LEVELS)}
+    Quality(weights=weights, step=9, protocol={}, tried=(), **ways).write(folder / FILE)
+
+
+def test_untuned_model_is_drawn_from_by_the_table(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    how = drawn(capsys, model, tmp_path, "--quality", "draft")
+    assert (how["sampler"], how["steps"]) == DEFAULTS["flow"]["draft"]
+    assert how["guidance"] == 1.5
+    assert "no quality.json beside" in caplog.text
+
+
+def test_tuned_model_is_drawn_from_as_it_was_tuned(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    tuned = Path(shutil.copytree(model, tmp_path / "model"))
+    write(tuned, fingerprint(udit.load(tuned).fused().backbone))
+    how = drawn(capsys, tuned, tmp_path / "good", "--quality", "good")
+    assert (how["sampler"], how["steps"], how["refresh"]) == ("unipc", 3, [0, 1])
+    assert "other weights" not in caplog.text
+    write(tuned, "0123")
+    drawn(capsys, tuned, tmp_path / "other", "--quality", "best")
+    assert "quality.json was tuned for other weights, of step 9" in caplog.text
+
+
+def test_mistakes_are_told_in_one_line(model: Path, tmp_path: Path, told: Told) -> None:
+    def line(*words: str) -> str:
+        return told("sample", str(model), "--out", str(tmp_path / "out"), "--no-progress", *words)
+
+    assert "'beste'" in line("--quality", "beste")
+    assert "--steps is given and --quality good sets it" in line("--quality", "good", "--steps", "4")
+    assert "--guidance-channels is given" in line("--quality", "good", "--guidance-channels", "1")
+    broken = Path(shutil.copytree(model, tmp_path / "model"))
+    for text in ("{", '{"format": 2}'):
+        (broken / FILE).write_text(text)
+        words = ("sample", str(broken), "--quality", "best", "--out", str(tmp_path / "out"), "--no-progress")
+        assert "make it anew with `udit tune`" in told(*words)
+    assert "needs at least 20 pictures" in told("tune", str(model), "--n", "3")
+    assert "is no run folder" in told("tune", str(model))
+
+
+def test_a_run_is_tuned_and_drawn_from(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = tmp_path / "run"
+    words = ["diffusion={kind: flow}", "model.depths=[1,1,1]", "training.steps=3", "evaluation.judge_steps=5"]
+    train(run, *words, "model.learn_sigma=false", "sampling={sampler: flow-euler, steps: 2, guidance: 2.0}")
+    monkeypatch.setattr(tuning, "STEPS", (2, 4))
+    monkeypatch.setattr(tuning, "FEW_STEPS", {"flow": ("dpmpp",)})
+    said = succeeds(capsys, "tune", str(run), "--n", "20")
+    assert said.count("dpmpp 2") >= 2
+    found = Quality.read(run)
+    assert found is not None
+    plain = [each for each in found.tried if not each.sampling.refresh]
+    assert {(each.sampling.steps, each.sampling.guidance_interval) for each in plain} == {
+        (steps, interval) for steps in (2, 4) for interval in ((0.0, 1.0), tuning.INTERVAL)
+    }
+    assert any(each.sampling.refresh for each in found.tried)
+    best = min(plain, key=lambda each: each.distance)
+    assert found.best.within(0.02, best)
+    assert found.draft.within(0.5, best)
+    assert found.draft.seconds <= found.good.seconds <= found.best.seconds
+    assert json.loads((run / FILE).read_text())["protocol"]["pictures"] == 20
+    how = drawn(capsys, run, tmp_path / "out", "--quality", "best")
+    assert how == found.best.sampling.model_dump(mode="json")
+    assert read_run_config(run).sampling.steps == 2
