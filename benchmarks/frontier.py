@@ -1,0 +1,262 @@
+"""Scores and times ways of drawing from a flow-matching run of a U-DiT: from 250 ancestral steps to a few cached ones.
+
+python benchmarks/frontier.py RUN [--beside RUN ...]    measures what frontier.json lacks; cut it anywhere, run it again
+python benchmarks/frontier.py --page                    writes docs/sampling.md and its picture from frontier.json
+
+Scores are ``udit tune``'s: all ways draw pictures of the same seeds. The ancestral steps are DDPM's, walked by the very
+same weights: where a variance-preserving x_t has the ratio of noise to signal r, the linear path's at t = r / (1 + r)
+is the same picture scaled, and the network is handed that. Each run named with --beside is drawn from by a 50-step
+solver, without a cache and with two calibrated ones. Seconds are of one processor thread; those of the clock's section
+are from interleaved rounds of one batch, and the literal network's from a few of its steps, multiplied.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import time
+from collections.abc import Callable
+from datetime import date
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+from frontier_page import ANCESTRAL, write_page
+from literal import LiteralUDiT
+from torch import Tensor
+
+import udit
+from udit.assemble import System
+from udit.config.diffusion import SamplingConfig
+from udit.config.quality import LOSSES, Scored, fastest
+from udit.diffusion.denoise import Backbone, Denoiser
+from udit.diffusion.guidance import Guided
+from udit.diffusion.sample import SeededNoise, sample
+from udit.diffusion.schedule import DDPM
+from udit.published import export_published
+from udit.store import fingerprint, read_run_config
+from udit.tuning import Scale, ways
+
+RECORD = Path(__file__).with_suffix(".json")
+LOSS = LOSSES["best"]
+BATCH = 16
+"""Pictures of the clock's rounds."""
+ROUNDS = 3
+
+
+class OnTheFlowPath:
+    """A flow's network for Denoiser(..., DDPM, target="flow", time="sigma")."""
+
+    def __init__(self, network: Backbone, index_scale: float) -> None:
+        self.network, self.index_scale = network, index_scale
+
+    def __call__(self, x: Tensor, ratio: Tensor, y: Tensor | None = None) -> Tensor:
+        """x = alpha x0 + sigma eps [B, C, H, W] with alpha^2 + sigma^2 = 1, ratio = sigma / alpha [B] -> eps - x0."""
+        r = ratio.view(-1, 1, 1, 1)
+        return self.network(x * (1 + r**2).sqrt() / (1 + r), ratio / (1 + ratio) * self.index_scale, y)
+
+
+def ancestral(system: System) -> Guided:
+    """The run's denoiser on DDPM's schedule, guided at every step as the run says."""
+    model, how = system.config.model, system.config.sampling
+    network = OnTheFlowPath(system.backbone, {"index": 1000.0, "unit": 1.0}[model.time])
+    denoiser = Denoiser(
+        network, DDPM.linear(), "flow", time="sigma", null_label=model.null_label, num_classes=model.num_classes
+    )
+    return Guided(denoiser, how.guidance)
+
+
+def main() -> None:
+    """Reads the command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("run", type=Path, nargs="?", help="a flow-matching run of a U-DiT")
+    parser.add_argument("--n", type=int, default=200, help="pictures of each way")
+    parser.add_argument("--beside", type=Path, action="append", default=[], help="runs whose cache is shown beside")
+    parser.add_argument("--page", action="store_true", help="write the page")
+    asked = parser.parse_args()
+    if asked.page:
+        write_page(read())
+        return
+    if asked.run is None:
+        parser.error("name a run, or --page")
+    torch.set_num_threads(1)
+    measure(asked.run, asked.n)
+    for run in asked.beside:
+        caching(f"{run.name}", run, asked.n)
+
+
+def read() -> dict[str, Any]:
+    """All that is measured."""
+    return json.loads(RECORD.read_text(encoding="utf-8")) if RECORD.is_file() else {}
+
+
+def keep(section: str, values: dict[str, Any]) -> None:
+    """Lays values over a section of the record."""
+    record = read()
+    record[section] = record.get(section, {}) | values
+    part = RECORD.with_suffix(".part")
+    part.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    part.replace(RECORD)
+
+
+def scale_of(run: Path, n: int) -> Scale:
+    """The scale of a run; its judge is kept beside it as by ``udit eval``."""
+    return Scale.of(read_run_config(run), udit.load(run), run / "evaluation" / "judge.safetensors", n)
+
+
+def named(how: SamplingConfig) -> str:
+    """A way's key in the record."""
+    return json.dumps(how.model_dump(mode="json", exclude_defaults=True))
+
+
+class Rows:
+    """A section of the record that holds scored ways; what is there is not measured again."""
+
+    def __init__(self, section: str, scale: Scale) -> None:
+        self.section, self.scale = section, scale
+        about = {"weights": fingerprint(scale.system.backbone), "protocol": scale.protocol()}
+        if read().get(section, {}).get("about", about) != about:
+            raise SystemExit(f"{RECORD} holds {section} of other weights or another protocol; remove it to begin anew")
+        facts = {
+            "model": scale.system.config.model.family,
+            "step": scale.system.config.steps,
+            "date": str(date.today()),
+        }
+        keep(section, {"about": about, "facts": facts})
+
+    def get(self, name: str, make: Callable[[], Scored]) -> Scored:
+        """The scored way of a name."""
+        found = read()[self.section].get("rows", {})
+        if name not in found:
+            scored = make()
+            found[name] = scored.model_dump(mode="json")
+            keep(self.section, {"rows": found})
+            print(f"{name}: distance {scored.distance:.4f}, agreement {scored.agreement:.3f}", flush=True)
+            print(f"  {1e3 * scored.seconds:.1f} ms a picture", flush=True)
+        return Scored.model_validate(found[name])
+
+    def way(self, how: SamplingConfig) -> Scored:
+        """A way, weighed or remembered."""
+        return self.get(named(how), lambda: self.scale.weigh(how))
+
+
+class Remembering(Scale):
+    """A scale that looks into the record first, so that a calibration that was cut short goes on."""
+
+    rows: Rows
+
+    def weigh(self, how: SamplingConfig) -> Scored:
+        """As ``Scale``."""
+        return self.rows.get(named(how), lambda: Scale.weigh(self, how))
+
+
+def remembering(scale: Scale, section: str) -> Remembering:
+    """The scale with a section of the record."""
+    other = Remembering(**vars(scale))
+    object.__setattr__(other, "rows", Rows(section, scale))
+    return other
+
+
+def fifty(system: System) -> SamplingConfig:
+    """Euler's 50 steps, guided at all times."""
+    return SamplingConfig(sampler="flow-euler", steps=50, guidance=system.config.sampling.guidance)
+
+
+def caches(scale: Remembering, plain: Scored) -> dict[str, Any]:
+    """The plain way, one with the deep part cached, and one with the guidance kept as well."""
+    deep, both = (scale.cache(plain, LOSS, guidance=guidance) for guidance in (False, True))
+    found = {"plain": plain, "deep": deep, "deep and guidance": both}
+    return {name: None if scored is None else named(scored.sampling) for name, scored in found.items()}
+
+
+def caching(section: str, run: Path, n: int) -> None:
+    """A 50-step solver with and without caches, and the clock of these three."""
+    scale = remembering(scale_of(run, n), section)
+    found = caches(scale, scale.weigh(fifty(scale.system)))
+    keep(section, {"caches": found})
+    if "clock" not in read()[section]:
+        keep(section, {"clock": clock(scale.system, {name: way for name, way in found.items() if way})})
+
+
+def measure(run: Path, n: int) -> None:
+    """Everything of the first run."""
+    scale = remembering(scale_of(run, n), "frontier")
+    scale.rows.get(ANCESTRAL, lambda: _ancestral(scale))
+    own = scale.system.config.sampling
+    tried = [scale.weigh(how) for how in ways(own, "flow")]
+    found = caches(scale, scale.weigh(fifty(scale.system)))
+    best = min(tried, key=lambda each: each.distance)
+    for loss in LOSSES.values():
+        if scored := scale.cache(fastest(tried, loss, best), LOSS, guidance=True):
+            tried.append(scored)
+    picks = {level: named(fastest(tried, loss, best).sampling) for level, loss in LOSSES.items()}
+    keep("frontier", {"caches": found, "picks": picks})
+    if "clock" not in read()["frontier"]:
+        timed = {name: way for name, way in (found | picks).items() if way}
+        keep("frontier", {"clock": clock(scale.system, timed, literal_of(udit.load(run)))})
+
+
+def literal_of(system: System) -> LiteralUDiT:
+    """The literal network with a system's weights, folded."""
+    literal = LiteralUDiT(system.config.model)
+    literal.load_state_dict(export_published(system.backbone))
+    return literal.fold()
+
+
+def _ancestral(scale: Scale) -> Scored:
+    system, clocked = scale.system, time.process_time()
+    shape = (system.config.model.in_channels, *system.config.model.size)
+    images, labels = [], torch.tensor(scale.labels)
+    for start in range(0, scale.count, scale.batch_size):
+        end = min(start + scale.batch_size, scale.count)
+        noise = SeededNoise(range(scale.first_seed + start, scale.first_seed + end), shape)
+        steps = sample(ancestral(system), noise(0), scheduler="ddpm", steps=250, y=labels[start:end], noise=noise)
+        for k, step in enumerate(steps, start=1):
+            last = step.x
+            if k % 25 == 0:
+                print(f"  {ANCESTRAL}: pictures {start} to {end}, step {k}", flush=True)
+        images.append(system.codec.decode(last.float()))
+    seconds = (time.process_time() - clocked) / scale.count
+    return scale.score(
+        SamplingConfig(sampler="ddpm", steps=250, guidance=system.config.sampling.guidance),
+        torch.cat(images).numpy(),
+        seconds,
+    )
+
+
+def clock(system: System, timed: dict[str, str], literal: LiteralUDiT | None = None) -> dict[str, Any]:
+    """Processor seconds a picture, medians of interleaved rounds; of the literal network 250 times a guided step's."""
+    classes = system.config.model.num_classes
+    labels = [i % classes for i in range(BATCH)]
+    seconds: dict[str, list[float]] = {}
+
+    def took(name: str, work: Callable[[], object], times: float = 1) -> None:
+        start = time.process_time()
+        work()
+        seconds.setdefault(name, []).append((time.process_time() - start) * times / BATCH)
+
+    model, y = system.config.model, torch.tensor(labels)
+    given, doubled = torch.randn(2 * BATCH, model.in_channels, *model.size), torch.cat([y, torch.full_like(y, classes)])
+    t = torch.full((2 * BATCH,), 500.0)
+    for _ in range(ROUNDS):
+        if literal is not None:
+            with torch.no_grad():
+                took("literal 250", lambda: [literal(given, t, doubled) for _ in range(2)], 250 / 2)
+        for name, way in timed.items():
+            how = SamplingConfig(**json.loads(way))
+            took(name, lambda how=how: list(system.generate(range(BATCH), labels, sampling=how, batch_size=BATCH)))
+    return {
+        "median": {name: median(each) for name, each in seconds.items()},
+        "rounds": seconds,
+        "batch": BATCH,
+        "machine": platform.machine(),
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "date": str(date.today()),
+    }
+
+
+if __name__ == "__main__":
+    main()
