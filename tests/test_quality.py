@@ -10,7 +10,7 @@ import pytest
 
 import udit
 from conftest import TINY, Told, perturb, succeeds
-from runs import train
+from runs import pictures, train
 from udit import tuning
 from udit.assemble import System
 from udit.config.diffusion import DDPMConfig, EDMConfig, FlowConfig, SamplingConfig
@@ -108,7 +108,7 @@ def test_mistakes_are_told_in_one_line(model: Path, tmp_path: Path, told: Told) 
     def line(*words: str) -> str:
         return told("sample", str(model), "--out", str(tmp_path / "out"), "--no-progress", *words)
 
-    assert "'beste'" in line("--quality", "beste")
+    assert 'Did you mean "best"' in line("--quality", "beste")
     assert "--steps is given and --quality good sets it" in line("--quality", "good", "--steps", "4")
     assert "--guidance-channels is given" in line("--quality", "good", "--guidance-channels", "1")
     broken = Path(shutil.copytree(model, tmp_path / "model"))
@@ -124,10 +124,10 @@ def test_a_run_is_tuned_and_drawn_from(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = tmp_path / "run"
-    words = ["diffusion={kind: flow}", "model.depths=[1,1,1]", "training.steps=3", "evaluation.judge_steps=5"]
-    train(run, *words, "model.learn_sigma=false", "sampling={sampler: flow-euler, steps: 2, guidance: 2.0}")
-    monkeypatch.setattr(tuning, "STEPS", (2, 4))
-    monkeypatch.setattr(tuning, "FEW_STEPS", {"flow": ("dpmpp",)})
+    words = [*pictures(tmp_path / "pictures"), "diffusion={kind: flow}", "training.steps=3", "evaluation.judge_steps=2"]
+    train(run, *words, "model.depths=[1,1,1]", "sampling={sampler: flow-euler, steps: 2, guidance: 2.0}")
+    for name, value in {"STEPS": (2, 4), "FEW_STEPS": {"flow": ("dpmpp",)}, "RESAMPLES": 4, "WATCHED": 2}.items():
+        monkeypatch.setattr(tuning, name, value)
     said = succeeds(capsys, "tune", str(run), "--n", "20")
     assert said.count("dpmpp 2") >= 2
     found = Quality.read(run)

@@ -28,6 +28,8 @@ from udit.store import fingerprint
 
 WATCHED = 16
 """Pictures of which a run is watched, with seeds beyond the scored ones."""
+SHARES = (0.08, 0.1, 0.125, 0.16, 0.2, 0.25, 0.33, 0.5)
+"""Of a run's evaluations that a cache may refresh."""
 RESAMPLES = 200
 """Behind a distance's interval, which is of the pictures alone: the reference stays as it is."""
 FEW_STEPS: dict[str, tuple[str, ...]] = {
@@ -35,7 +37,7 @@ FEW_STEPS: dict[str, tuple[str, ...]] = {
     "ddpm": ("dpmpp", "unipc", "ddim"),
     "edm": ("edm-heun", "edm-euler"),
 }
-STEPS = (5, 7, 9, 13, 19, 29)
+STEPS = (5, 9, 13, 21)
 """Odd: Heun's steps take two evaluations each and the last one takes one."""
 INTERVAL = (0.2, 0.8)
 """Times between which guidance matters, where it does not act at all."""
@@ -123,21 +125,22 @@ class Scale:
     def cache(
         self, plain: Scored, loss: float, *, guidance: bool, tell: Callable[[Scored], object] = lambda _: None
     ) -> Scored | None:
-        """The same way with a step cache that refreshes as few calls as the loss allows; None where that is all.
+        """The same way with a step cache that refreshes as few calls as the loss allows; None if more than half.
 
-        Bisects their number; each number's calls are the ones ``Drift.plan`` takes for best.
+        Bisects ``SHARES``; which calls are refreshed for each is what ``Drift.plan`` takes for best.
         """
         drift = self.watch(plain.sampling)
-        few, enough, found = 0, len(drift.times), None
+        counts = sorted({max(1, round(share * len(drift.times))) for share in SHARES})
+        few, enough, found = -1, len(counts), None
         while enough - few > 1:
-            count = (few + enough) // 2
-            cache = drift.plan(count, guidance=guidance)
+            middle = (few + enough) // 2
+            cache = drift.plan(counts[middle], guidance=guidance)
             how = plain.sampling.replace(refresh=cache.refresh, forecast=cache.forecast, keep_guidance=guidance)
             tell(scored := self.weigh(how))
             if scored.within(loss, plain):
-                enough, found = count, scored
+                enough, found = middle, scored
             else:
-                few = count
+                few = middle
         return found
 
     def protocol(self) -> dict[str, Any]:
