@@ -11,13 +11,18 @@ from torch import Tensor, nn
 
 from udit.config.parts import Downsampled, KVDownsampled, Window
 from udit.errors import UserError
-from udit.nn import cosine, native
-from udit.nn.cosine import cosine_heads
+from udit.nn import fused_attention as fused
 from udit.nn.depthwise import depthwise
+from udit.nn.fused_attention import fused_attention
 from udit.nn.tokens import rotary_table, rotate, to_first, to_last
 from udit.nn.window import join_windows, split_windows, wrap_mask
 
 MAX_LOGIT_SCALE = 4.6052  # the release's bound on the log temperature: about ln 100
+
+
+def temperature(logit_scale: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
+    """Log temperatures [h], bounded above by ln 100, to temperatures."""
+    return logit_scale.to(dtype).clamp(max=MAX_LOGIT_SCALE).exp()
 
 
 def cosine_attention(
@@ -45,11 +50,11 @@ def cosine_attention(
         [..., h, N, R] in v's dtype.
     """
     precise = torch.promote_types(q.dtype, torch.float32)
-    temperature = logit_scale.to(precise).clamp(max=MAX_LOGIT_SCALE).exp()[:, None, None]
     q, k = q.to(precise), k.to(precise)
     if table is not None:  # before the norm, which takes the table's float32 rounding out again
         q, k = rotate(q, table), rotate(k, table if key_table is None else key_table)
-    q, k = F.normalize(q, dim=-1, eps=1e-12) * temperature, F.normalize(k, dim=-1, eps=1e-12)
+    warmth = temperature(logit_scale, precise)[:, None, None]
+    q, k = F.normalize(q, dim=-1, eps=1e-12) * warmth, F.normalize(k, dim=-1, eps=1e-12)
     return F.scaled_dot_product_attention(q.to(v.dtype), k.to(v.dtype), v, attn_mask=mask, scale=1.0)
 
 
@@ -214,14 +219,11 @@ class DownsampledAttention(nn.Module):
         if self.filter is not None:
             x = self.filter(x)
         qkv = self.qkv(x)
-        on_cpu = qkv.device.type == "cpu" and qkv.dtype in cosine.DTYPES
-        if self.logit_scale is not None and on_cpu and native.compiled("cosine"):
-            temperature = self.logit_scale.float().clamp(max=MAX_LOGIT_SCALE).exp()
-            q, k, v = cosine_heads(qkv, temperature, positions, self.heads, self.spec.factor)
-            out = F.scaled_dot_product_attention(q, k, v, scale=1.0)
-        else:
-            q, k, v = split_grids(qkv, self.spec.factor, 3, self.heads)
-            out = attend(q, k, v, self.logit_scale, positions)
+        if fused.available(qkv):
+            warmth = None if self.logit_scale is None else temperature(self.logit_scale)
+            return self.out(fused_attention(qkv, warmth, positions, self.heads, self.spec.factor))
+        q, k, v = split_grids(qkv, self.spec.factor, 3, self.heads)
+        out = attend(q, k, v, self.logit_scale, positions)
         return self.out(join_grids(out, self.spec.factor, height, width))
 
 

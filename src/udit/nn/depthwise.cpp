@@ -4,47 +4,11 @@
 // of floats, so that the inner loops know no borders, no strides of C and no element types. Every sum runs in an order
 // that depends on shapes alone: results are the same bits with any number of threads.
 
-#include <cstdint>
-#include <cstring>
-#include <vector>
+#include "vectors.h"
 
 namespace {
 
 constexpr int LINE = 32;  // channels of a task: two cache lines of floats
-#if defined(__AVX512F__)
-constexpr int LANES = 16;
-#else
-constexpr int LANES = 8;
-#endif
-typedef float Vector __attribute__((vector_size(LANES * 4)));
-
-inline Vector load(const float* p) {
-  Vector v;
-  std::memcpy(&v, p, sizeof v);
-  return v;
-}
-
-inline void store(float* p, Vector v) { std::memcpy(p, &v, sizeof v); }
-
-struct BFloat16 {
-  uint16_t bits;
-};
-
-inline float widen(float x) { return x; }
-inline float widen(BFloat16 x) {
-  uint32_t bits = uint32_t(x.bits) << 16;
-  float out;
-  std::memcpy(&out, &bits, 4);
-  return out;
-}
-
-inline void narrow(float x, float* out) { *out = x; }
-inline void narrow(float x, BFloat16* out) {
-  uint32_t bits;
-  std::memcpy(&bits, &x, 4);
-  bool nan = (bits & 0x7fffffffu) > 0x7f800000u;
-  out->bits = nan ? 0x7fc0 : uint16_t((bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16);  // to nearest, ties to even
-}
 
 // n <= LINE channels of one pixel, the rest of the line zero.
 template <typename T>
@@ -128,20 +92,6 @@ void filter_band(const float* in, int wide, int rows, int W, const float* kernel
     }
 }
 
-// Floats on a cache line's boundary.
-class Lines {
- public:
-  explicit Lines(size_t lines) : memory(lines * LINE + LINE) {
-    auto address = reinterpret_cast<uintptr_t>(memory.data());
-    start = memory.data() + (64 - address % 64) % 64 / sizeof(float);
-  }
-  float* data() { return start; }
-
- private:
-  std::vector<float> memory;
-  float* start;
-};
-
 struct Shape {
   int B, H, W;
   int64_t C;
@@ -162,7 +112,7 @@ void filter(const T* x, const float* weight, const float* bias, bool turned, T* 
   int tasks = s.B * s.bands * s.blocks;
 #pragma omp parallel num_threads(threads) if (threads > 1)
   {
-    Lines scratch(size_t(s.band + S) * s.wide), kernel(S * S);
+    Floats scratch(size_t(s.band + S) * s.wide * LINE), kernel(S * S * LINE);
     alignas(64) float start[LINE] = {0};
 #pragma omp for schedule(static)
     for (int task = 0; task < tasks; task++) {
@@ -218,7 +168,7 @@ void weigh(const T* x, const T* g, float* weight, float* bias, Shape s, int thre
   int tasks = s.B * s.blocks;
 #pragma omp parallel num_threads(threads) if (threads > 1)
   {
-    Lines scratch(size_t(s.band + S) * s.wide), grad(size_t(s.band) * s.W), sums(S * S);
+    Floats scratch(size_t(s.band + S) * s.wide * LINE), grad(size_t(s.band) * s.W * LINE), sums(S * S * LINE);
 #pragma omp for schedule(static)
     for (int task = 0; task < tasks; task++) {
       int block = task % s.blocks, b = task / s.blocks, n = s.channels(block);

@@ -24,7 +24,7 @@ from torch import Tensor
 
 log = logging.getLogger(__name__)
 
-KERNELS = ("depthwise", "cosine", "scan")
+KERNELS = ("depthwise", "fused_attention", "scan")
 """All there are: ``nn/NAME.cpp``."""
 SUFFIX = {torch.float32: "f32", torch.bfloat16: "bf16", torch.float64: "f64"}
 """What a function of a kernel ends in, by its element type. No kernel has all of them."""
@@ -150,5 +150,6 @@ def _key(source: Path, compiler: str) -> str:
     with contextlib.suppress(OSError):
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
         cpu += "".join(sorted({line for line in lines if line.startswith(("model name", "flags", "Features"))}))
-    parts = [source.read_text(encoding="utf-8"), _run(compiler, "--version"), " ".join(FLAGS), cpu]
+    shared = "".join(path.read_text(encoding="utf-8") for path in sorted(source.parent.glob("*.h")))
+    parts = [source.read_text(encoding="utf-8"), shared, _run(compiler, "--version"), " ".join(FLAGS), cpu]
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]

@@ -1,0 +1,113 @@
+"""Attention within sub-grids by one kernel: the numbers of torch's operators, forwards and backwards."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from udit.nn import native
+from udit.nn.attention import attend, join_grids, split_grids
+from udit.nn.fused_attention import fused_attention
+from udit.nn.tokens import rotary_table
+
+pytestmark = pytest.mark.skipif(native.find_compiler() is None, reason="no C++ compiler")
+
+SHAPES = [
+    ((2, 8, 12), 2, 16, 2),  # tokens that fill no tile
+    ((1, 6, 3), 3, 4, 3),
+    ((2, 4, 4), 1, 12, 1),
+    ((1, 16, 16), 4, 24, 2),
+    ((1, 2, 2), 2, 8, 2),  # one token a sub-grid
+    ((1, 36, 36), 1, 8, 1),  # more tokens than a band of rows
+]
+
+
+def by_torch(qkv: Tensor, temperature: Tensor | None, table: Tensor | None, heads: int, factor: int) -> Tensor:
+    q, k, v = split_grids(qkv, factor, 3, heads)
+    logit_scale = None if temperature is None else temperature.log()
+    return join_grids(attend(q, k, v, logit_scale, table), factor, *qkv.shape[1:3])
+
+
+def outcome(
+    function: object, qkv: Tensor, temperature: Tensor | None, *rest: object, dtype: torch.dtype = torch.float32
+) -> list[Tensor]:
+    """Output and gradients."""
+    given = [None if x is None else x.to(dtype).detach().clone().requires_grad_() for x in (qkv, temperature)]
+    out = function(*given, *rest)  # type: ignore[operator]
+    (out * torch.linspace(-1, 1, out.numel(), dtype=dtype).view(out.shape)).sum().backward()
+    return [out.detach(), *(x.grad for x in given if x is not None)]
+
+
+@pytest.mark.parametrize("cosine", [True, False])
+@pytest.mark.parametrize("rope", [True, False])
+@pytest.mark.parametrize(("shape", "heads", "channels", "factor"), SHAPES)
+def test_values_and_gradients_are_those_of_torch(
+    shape: tuple[int, int, int], heads: int, channels: int, factor: int, rope: bool, cosine: bool
+) -> None:
+    """As near to float64 as torch's own float32 is, to a factor of three."""
+    qkv, temperature = torch.randn(*shape, 3 * heads * channels), torch.linspace(1, 90, heads) if cosine else None
+    table = rotary_table(shape[1] // factor, shape[2] // factor, channels) if rope else None
+    rest = (table, heads, factor)
+    mine, theirs = (outcome(function, qkv, temperature, *rest) for function in (fused_attention, by_torch))
+    exact = outcome(by_torch, qkv, temperature, *rest, dtype=torch.float64)
+    for ours, torchs, true in zip(mine, theirs, exact, strict=True):
+        assert (ours - true).abs().max() <= 3 * (torchs - true).abs().max() + 1e-6 * true.abs().max()
+
+
+@pytest.mark.parametrize("size", [0.0, 1e-30, 1e-18, 1e18])
+def test_rows_of_any_length_stay_finite(size: float) -> None:
+    """Squares below and above float32's range included."""
+    qkv = torch.randn(1, 4, 4, 3 * 16)
+    qkv[..., :32] *= size
+    table = rotary_table(2, 2, 8)
+    out, grad, _ = outcome(fused_attention, qkv, torch.ones(2), table, 2, 2)
+    torch.testing.assert_close(out, outcome(by_torch, qkv, torch.ones(2), table, 2, 2, dtype=torch.float64)[0].float())
+    assert grad.isfinite().all()
+
+
+def test_sharp_attention_finds_its_token() -> None:
+    """Logits far below the largest add nothing, and far from zero overflow nothing."""
+    qkv = torch.randn(1, 8, 8, 3 * 8) * 40
+    exact = outcome(by_torch, qkv, None, None, 1, 2, dtype=torch.float64)
+    for ours, true in zip(outcome(fused_attention, qkv, None, None, 1, 2), exact, strict=True):
+        assert (ours - true).abs().max() <= 1e-3 * true.abs().max()
+
+
+@pytest.mark.parametrize("part", range(3))
+def test_not_a_number_reaches_the_output(part: int) -> None:
+    qkv = torch.randn(1, 4, 4, 3 * 8)
+    qkv[0, 0, 0, 8 * part] = torch.nan
+    out = fused_attention(qkv, None, None, 1, 2)
+    assert out[0, 0, 0].isnan().any()
+    assert out[0, 1].isfinite().all()
+
+
+def test_bfloat16_is_computed_in_float32() -> None:
+    qkv = torch.randn(2, 4, 4, 3 * 16).bfloat16()
+    rest = torch.full((2,), 4.0), rotary_table(2, 2, 8), 2, 2
+    assert torch.equal(fused_attention(qkv, *rest), fused_attention(qkv.float(), *rest).bfloat16())
+
+
+def test_memory_kept_for_backward_is_linear_in_tokens() -> None:
+    kept: list[int] = []
+    for side in (8, 16):
+        saved: list[Tensor] = []
+        qkv = torch.randn(1, side, side, 3 * 8).requires_grad_()
+        with torch.autograd.graph.saved_tensors_hooks(lambda x, to=saved: to.append(x) or x, lambda x: x):
+            fused_attention(qkv, torch.ones(1), None, 1, 2)
+        kept.append(sum(x.numel() for x in saved) - 1)
+    assert kept[1] == 4 * kept[0]
+
+
+def test_any_number_of_threads_gives_the_same_bits() -> None:
+    qkv, temperature, table = torch.randn(2, 8, 8, 3 * 16), torch.ones(2), rotary_table(4, 4, 8)
+    results = []
+    for threads in (1, 3):
+        torch.set_num_threads(threads)
+        parts = [x.requires_grad_() for x in (qkv.clone(), temperature.clone())]
+        out = fused_attention(*parts, table, 2, 2)
+        out.square().sum().backward()
+        results.append([out, *(part.grad for part in parts)])
+    torch.set_num_threads(1)
+    assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
