@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from udit.config.parts import Context
 from udit.errors import UserError
+from udit.nn import fused_norm
 
 
 def timestep_features(t: Tensor, dim: int = 256) -> Tensor:
@@ -148,8 +149,17 @@ class Modulation(NamedTuple):
 
 
 def modulated_norm(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
-    """LayerNorm without affine (eps 1e-6), then x * (1 + scale) + shift. x [B, H, W, D]."""
+    """LayerNorm without affine (eps 1e-6), then x * (1 + scale) + shift. x [B, H, W, D], the others [B, 1, 1, D]."""
+    if fused_norm.available(x):
+        return fused_norm.modulated_norm(x, shift, scale)
     return torch.addcmul(shift, F.layer_norm(x, x.shape[-1:], eps=1e-6), 1 + scale)
+
+
+def gated_sum(x: Tensor, gate: Tensor, y: Tensor) -> Tensor:
+    """x + gate * y. x and y [B, H, W, D], gate [B, 1, 1, D]."""
+    if fused_norm.available(x):
+        return fused_norm.gated_sum(x, gate, y)
+    return torch.addcmul(x, gate, y)
 
 
 class AdaLNBlock(nn.Module):
@@ -169,5 +179,5 @@ class AdaLNBlock(nn.Module):
     def forward(self, x: Tensor, mods: tuple[Modulation, Modulation], *positions: Tensor | None) -> Tensor:
         """x [B, H, W, D], ``condition``'s result, the rotary table if the attention takes one -> [B, H, W, D]."""
         one, two = mods
-        x = torch.addcmul(x, one.gate, self.attention(modulated_norm(x, one.shift, one.scale), *positions))
-        return torch.addcmul(x, two.gate, self.ffn(modulated_norm(x, two.shift, two.scale)))
+        x = gated_sum(x, one.gate, self.attention(modulated_norm(x, one.shift, one.scale), *positions))
+        return gated_sum(x, two.gate, self.ffn(modulated_norm(x, two.shift, two.scale)))

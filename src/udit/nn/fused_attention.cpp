@@ -79,14 +79,6 @@ inline float largest(const float* row, int count) {
   return out;
 }
 
-inline float total(Vector v) {
-  float half[LANES / 2];
-  for (int i = 0; i < LANES / 2; i++) half[i] = v[i] + v[i + LANES / 2];
-  for (int width = LANES / 4; width > 0; width /= 2)
-    for (int i = 0; i < width; i++) half[i] += half[i + width];
-  return half[0];
-}
-
 inline float dot(const float* a, const float* b, int wide) {
   Vector sum{};
   for (int r = 0; r < wide; r += LANES) sum += load(a + r) * load(b + r);

@@ -23,6 +23,14 @@ inline Vector load(const float* p) {
 
 inline void store(float* p, Vector v) { std::memcpy(p, &v, sizeof v); }
 
+inline float total(Vector v) {
+  float half[LANES / 2];
+  for (int i = 0; i < LANES / 2; i++) half[i] = v[i] + v[i + LANES / 2];
+  for (int width = LANES / 4; width > 0; width /= 2)
+    for (int i = 0; i < width; i++) half[i] += half[i + width];
+  return half[0];
+}
+
 struct BFloat16 {
   uint16_t bits;
 };

@@ -1,0 +1,77 @@
+"""Modulated norms and gated sums in one pass: the numbers of torch's operators, forwards and backwards."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from udit.nn import fused_norm, native
+
+pytestmark = pytest.mark.skipif(native.find_compiler() is None, reason="no C++ compiler")
+
+SHAPES = [(2, 8, 8, 32), (1, 9, 9, 12), (3, 1, 1, 1), (2, 5, 40), (2, 130, 7)]
+
+
+def norm_by_torch(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
+    return torch.addcmul(shift, F.layer_norm(x, x.shape[-1:], eps=1e-6), 1 + scale)
+
+
+PAIRS = [(fused_norm.modulated_norm, norm_by_torch), (fused_norm.gated_sum, torch.addcmul)]
+
+
+def given(shape: tuple[int, ...], function: object) -> list[Tensor]:
+    """A map with a mean far from zero, and what modulates or joins it."""
+    map, row = torch.randn(shape) * 3 + 5, (shape[0], *[1] * (len(shape) - 2), shape[-1])
+    return [map, torch.randn(row), torch.randn(row if function is fused_norm.modulated_norm else shape)]
+
+
+def outcome(function: Callable[..., Tensor], tensors: list[Tensor], dtype: torch.dtype = torch.float32) -> list[Tensor]:
+    """Output and gradients."""
+    tensors = [x.to(dtype).detach().clone().requires_grad_() for x in tensors]
+    out = function(*tensors)
+    (out * torch.linspace(-1, 1, out.numel(), dtype=dtype).view(out.shape)).sum().backward()
+    return [out.detach(), *(x.grad for x in tensors)]
+
+
+@pytest.mark.parametrize(("function", "by_torch"), PAIRS)
+@pytest.mark.parametrize("shape", SHAPES)
+def test_values_and_gradients_are_those_of_torch(
+    shape: tuple[int, ...], function: Callable[..., Tensor], by_torch: Callable[..., Tensor]
+) -> None:
+    """As near to float64 as torch's own float32 is, to a factor of three."""
+    tensors = given(shape, function)
+    mine, theirs = outcome(function, tensors), outcome(by_torch, tensors)
+    exact = outcome(by_torch, tensors, dtype=torch.float64)
+    for ours, torchs, true in zip(mine, theirs, exact, strict=True):
+        assert ours.shape == true.shape
+        assert (ours - true).abs().max() <= 3 * (torchs - true).abs().max() + 1e-6 * true.abs().max()
+
+
+@pytest.mark.parametrize("function", [pair[0] for pair in PAIRS])
+def test_bfloat16_maps_are_computed_in_float32(function: Callable[..., Tensor]) -> None:
+    tensors = [x.bfloat16() for x in given((2, 8, 8, 24), function)]
+    out = function(*tensors)
+    assert torch.equal(out, function(*(x.float() for x in tensors)).bfloat16())
+
+
+@pytest.mark.parametrize("function", [pair[0] for pair in PAIRS])
+def test_not_a_number_reaches_the_output(function: Callable[..., Tensor]) -> None:
+    tensors = given((1, 2, 2, 16), function)
+    tensors[0][0, 1, 1, 3] = torch.nan
+    out = function(*tensors)
+    assert out[0, 1, 1].isnan().any()
+    assert out[0, 0].isfinite().all()
+
+
+@pytest.mark.parametrize("function", [pair[0] for pair in PAIRS])
+def test_any_number_of_threads_gives_the_same_bits(function: Callable[..., Tensor]) -> None:
+    tensors, results = given((3, 9, 9, 20), function), []
+    for threads in (1, 3):
+        torch.set_num_threads(threads)
+        results.append(outcome(function, tensors))
+    torch.set_num_threads(1)
+    assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
