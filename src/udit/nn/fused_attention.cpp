@@ -9,32 +9,35 @@
 
 namespace {
 
-constexpr int ROWS = 6;  // of a tile: 6 x 2 vectors of sums, two of b, one of a fill the 16 registers of AVX2
+constexpr float LOG2E = 1.44269504f;  // logits count in powers of two
+constexpr int ROWS = 6;  // tiles of 6 x 2 or 12 x 1 vectors of sums, with what they multiply, fill AVX2's 16 registers
+
+constexpr int AHEAD = 12;  // tokens
 
 inline int up(int n, int step) { return (n + step - 1) / step * step; }
 
-// ROWS x (V vectors) of C (+)= A B; A by strides, B and C by rows.
-template <int V, bool ADD>
+// M x (V vectors) of C (+)= A B; A by strides, B and C by rows.
+template <int M, int V, bool ADD>
 __attribute__((noinline)) void tile(const float* a, int64_t row, int64_t column, const float* b, int64_t ldb, float* c,
                                     int64_t ldc, int K) {
-  Vector sum[ROWS][V];
-#pragma GCC unroll 6
-  for (int i = 0; i < ROWS; i++)
+  Vector sum[M][V];
+#pragma GCC unroll 12
+  for (int i = 0; i < M; i++)
 #pragma GCC unroll 2
     for (int v = 0; v < V; v++) sum[i][v] = ADD ? load(c + i * ldc + v * LANES) : Vector{};
   for (int k = 0; k < K; k++) {
     Vector right[V];
 #pragma GCC unroll 2
     for (int v = 0; v < V; v++) right[v] = load(b + k * ldb + v * LANES);
-#pragma GCC unroll 6
-    for (int i = 0; i < ROWS; i++) {
+#pragma GCC unroll 12
+    for (int i = 0; i < M; i++) {
       float left = a[i * row + k * column];
 #pragma GCC unroll 2
       for (int v = 0; v < V; v++) sum[i][v] += left * right[v];
     }
   }
-#pragma GCC unroll 6
-  for (int i = 0; i < ROWS; i++)
+#pragma GCC unroll 12
+  for (int i = 0; i < M; i++)
 #pragma GCC unroll 2
     for (int v = 0; v < V; v++) store(c + i * ldc + v * LANES, sum[i][v]);
 }
@@ -43,29 +46,32 @@ __attribute__((noinline)) void tile(const float* a, int64_t row, int64_t column,
 template <bool ADD>
 void product(const float* a, int64_t row, int64_t column, const float* b, int64_t ldb, float* c, int64_t ldc, int M,
              int n, int K) {
-  int j = 0;
+  int j = 0, i = 0;
   for (; j + 2 * LANES <= n; j += 2 * LANES)
-    for (int i = 0; i < M; i += ROWS) tile<2, ADD>(a + i * row, row, column, b + j, ldb, c + i * ldc + j, ldc, K);
-  if (j < n)
-    for (int i = 0; i < M; i += ROWS) tile<1, ADD>(a + i * row, row, column, b + j, ldb, c + i * ldc + j, ldc, K);
+    for (i = 0; i < M; i += ROWS) tile<ROWS, 2, ADD>(a + i * row, row, column, b + j, ldb, c + i * ldc + j, ldc, K);
+  if (j == n) return;
+  for (i = 0; i + 2 * ROWS <= M; i += 2 * ROWS)
+    tile<2 * ROWS, 1, ADD>(a + i * row, row, column, b + j, ldb, c + i * ldc + j, ldc, K);
+  if (i < M) tile<ROWS, 1, ADD>(a + i * row, row, column, b + j, ldb, c + i * ldc + j, ldc, K);
 }
 
-// e**x for x <= 88 to about one unit in the last place; 0 from -87 on.
-inline Vector exponential(Vector x) {
-  Integers far = x < -87.0f;
-  x = far ? Vector{} - 87.0f : x;
-  Vector whole = (x * 1.44269504f + 12582912.0f) - 12582912.0f;  // 1.5 * 2**23: rounds to the nearest
-  Vector r = (x - whole * 0.693359375f) + whole * 2.12194440e-4f;
-  Vector p = r * 1.9875691500e-4f + 1.3981999507e-3f;
-  p = p * r + 8.3334519073e-3f;
-  p = p * r + 4.1665795894e-2f;
-  p = p * r + 1.6666665459e-1f;
-  p = p * r + 5.0000001201e-1f;
-  p = (p * r) * r + r + 1.0f;
-  Integers bits = (__builtin_convertvector(whole, Integers) + 127) << 23;
-  Vector power;
-  std::memcpy(&power, &bits, sizeof power);
-  return far ? Vector{} : p * power;
+// 2**x for x <= 127 to about one unit in the last place, x at least -126; NaN stays NaN.
+inline Vector power(Vector x) {
+  x = x < -126.0f ? Vector{} - 126.0f : x;
+  Vector shifted = x + 12582912.0f;  // 1.5 * 2**23: the nearest whole number is in the low bits
+  Vector r = x - (shifted - 12582912.0f);
+  Vector p = r * 1.5353359913e-04f + 1.3398874540e-03f;
+  p = p * r + 9.6184373667e-03f;
+  p = p * r + 5.5503324707e-02f;
+  p = p * r + 2.4022647914e-01f;
+  p = p * r + 6.9314720286e-01f;
+  p = p * r + 1.0f;
+  Integers bits;
+  std::memcpy(&bits, &shifted, sizeof bits);
+  bits = (bits + 127) << 23;
+  Vector scale;
+  std::memcpy(&scale, &bits, sizeof scale);
+  return p * scale;
 }
 
 inline float largest(const float* row, int count) {
@@ -166,6 +172,10 @@ void gather(const Task& task, const T* map, int parts, int part, float* rows) {
   int R = task.plan.s.R, wide = task.plan.s.columns(), N = task.plan.s.N();
   for (int n = 0; n < N; n++) {
     const T* from = map + task.place(n, parts, part);
+    if (n + AHEAD < N) {  // strides this long the processor does not foresee
+      const T* soon = map + task.place(n + AHEAD, parts, part);
+      for (int r = 0; r < R; r += 64 / int(sizeof(T))) __builtin_prefetch(soon + r);
+    }
     float* to = rows + n * int64_t(wide);
     for (int r = 0; r < R; r++) to[r] = widen(from[r]);
   }
@@ -234,7 +244,7 @@ void forward(const T* qkv, const float* temperature, const float* table, T* out,
       gather(task, qkv, 3, 0, q.data());
       gather(task, qkv, 3, 1, k.data());
       gather(task, qkv, 3, 2, v.data());
-      prepare(q.data(), plan, temperature, size_of(temperature, task.head, R));
+      prepare(q.data(), plan, temperature, LOG2E * size_of(temperature, task.head, R));
       prepare(k.data(), plan, temperature, 1);
       transpose(k.data(), s, kt.data());
       for (int n0 = 0; n0 < N; n0 += band) {
@@ -247,13 +257,13 @@ void forward(const T* qkv, const float* temperature, const float* table, T* out,
           float most = largest(row, tokens);
           Vector sum{};
           for (int j = 0; j < tokens; j += LANES) {
-            Vector p = exponential(load(row + j) - most);
+            Vector p = power(load(row + j) - most);
             store(row + j, p);
             sum += p;
           }
           float all = total(sum);
           inverse[i] = 1 / all;
-          logs[int64_t(index) * N + n0 + i] = most + std::log(all);
+          logs[int64_t(index) * N + n0 + i] = most + std::log2(all);
         }
         product<false>(weights.data(), line, 1, v.data(), wide, said.data(), wide, band, wide, N);
         for (int i = 0; i < count; i++) {
@@ -285,7 +295,7 @@ void backward(const T* grad, const T* qkv, const float* temperature, const float
       gather(task, qkv, 3, 2, v.data());
       gather(task, grad, 1, 0, g.data());
       gather(task, out, 1, 0, o.data());
-      prepare(q.data(), plan, temperature, size);
+      prepare(q.data(), plan, temperature, LOG2E * size);
       prepare(k.data(), plan, temperature, 1);
       transpose(k.data(), s, kt.data());
       transpose(v.data(), s, vt.data());
@@ -306,7 +316,7 @@ void backward(const T* grad, const T* qkv, const float* temperature, const float
           float mean = dot(grads + i * wide, o.data() + (int64_t(n0) + i) * wide, wide);
           for (int j = N; j < tokens; j++) p[j] = -INFINITY;
           for (int j = 0; j < tokens; j += LANES) {
-            Vector weight = exponential(load(p + j) - log);
+            Vector weight = power(load(p + j) - log);
             store(p + j, weight);
             store(slope + j, weight * (load(slope + j) - mean));
           }
@@ -318,7 +328,7 @@ void backward(const T* grad, const T* qkv, const float* temperature, const float
       gather(task, qkv, 3, 0, q.data());
       gather(task, qkv, 3, 1, k.data());
       gradients[index] = unprepare(dq.data(), q.data(), plan, temperature, size, scratch.data());
-      unprepare(dk.data(), k.data(), plan, temperature, 1, scratch.data());
+      unprepare(dk.data(), k.data(), plan, temperature, 1 / LOG2E, scratch.data());
       const float* parts[3] = {dq.data(), dk.data(), dv.data()};
       for (int part = 0; part < 3; part++)
         for (int n = 0; n < N; n++) {
