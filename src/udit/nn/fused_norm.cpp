@@ -1,7 +1,7 @@
 // LayerNorm without affine and its modulation, out = (x - mean) / deviation * (1 + scale) + shift, and gated sums,
 // out = x + gate * y, each in one pass over memory, forward and backward.
 //
-// x, y and out are [B, N, D]; shift, scale and gate [B, D] floats. A task is BAND rows of one sample. Every sum runs in
+// x, y and out are [B, N, D]; shift, scale and gate [B, D] floats, each with its step from row to row. A task is BAND rows of one sample. Every sum runs in
 // an order that depends on shapes alone.
 
 #include "vectors.h"
@@ -10,6 +10,12 @@ namespace {
 
 constexpr int BAND = 64;
 constexpr float EPS = 1e-6f;
+
+struct Rows {
+  const float* start;
+  int step;
+  const float* operator[](int b) const { return start + int64_t(b) * step; }
+};
 
 struct Shape {
   int B, N, D;
@@ -28,7 +34,7 @@ inline void write(const float* row, int D, T* to) {
 }
 
 template <typename T>
-void norm(const T* x, const float* shift, const float* scale, T* out, float* moments, Shape s, int threads) {
+void norm(const T* x, Rows shift, Rows scale, T* out, float* moments, Shape s, int threads) {
   int wide = s.wide();
 #pragma omp parallel num_threads(threads) if (threads > 1)
   {
@@ -37,8 +43,8 @@ void norm(const T* x, const float* shift, const float* scale, T* out, float* mom
     for (int task = 0; task < s.B * s.bands(); task++) {
       int b = task / s.bands(), first = task % s.bands() * BAND, last = first + BAND < s.N ? first + BAND : s.N;
       for (int d = 0; d < s.D; d++) {
-        shifts.data()[d] = shift[int64_t(b) * s.D + d];
-        scales.data()[d] = 1 + scale[int64_t(b) * s.D + d];
+        shifts.data()[d] = shift[b][d];
+        scales.data()[d] = 1 + scale[b][d];
       }
       for (int n = first; n < last; n++) {
         int64_t place = int64_t(b) * s.N + n;
@@ -67,7 +73,7 @@ void norm(const T* x, const float* shift, const float* scale, T* out, float* mom
 
 // sums is [2, B, bands, D]: of the shift's gradient, of the scale's.
 template <typename T>
-void norm_backward(const T* grad, const T* x, const float* scale, const float* moments, T* to, float* sums, Shape s,
+void norm_backward(const T* grad, const T* x, Rows scale, const float* moments, T* to, float* sums, Shape s,
                    int threads) {
   int wide = s.wide();
 #pragma omp parallel num_threads(threads) if (threads > 1)
@@ -76,7 +82,7 @@ void norm_backward(const T* grad, const T* x, const float* scale, const float* m
 #pragma omp for schedule(static)
     for (int task = 0; task < s.B * s.bands(); task++) {
       int b = task / s.bands(), first = task % s.bands() * BAND, last = first + BAND < s.N ? first + BAND : s.N;
-      for (int d = 0; d < s.D; d++) scales.data()[d] = 1 + scale[int64_t(b) * s.D + d];
+      for (int d = 0; d < s.D; d++) scales.data()[d] = 1 + scale[b][d];
       std::memset(shifted.data(), 0, wide * sizeof(float));
       std::memset(scaled.data(), 0, wide * sizeof(float));
       for (int n = first; n < last; n++) {
@@ -109,11 +115,11 @@ void norm_backward(const T* grad, const T* x, const float* scale, const float* m
 }
 
 template <typename T>
-void gate(const T* x, const float* gates, const T* y, T* out, Shape s, int threads) {
+void gate(const T* x, Rows gates, const T* y, T* out, Shape s, int threads) {
 #pragma omp parallel for schedule(static) num_threads(threads) if (threads > 1)
   for (int task = 0; task < s.B * s.bands(); task++) {
     int b = task / s.bands(), first = task % s.bands() * BAND, last = first + BAND < s.N ? first + BAND : s.N;
-    const float* row = gates + int64_t(b) * s.D;
+    const float* row = gates[b];
     for (int n = first; n < last; n++) {
       int64_t place = (int64_t(b) * s.N + n) * s.D;
       for (int d = 0; d < s.D; d++) narrow(widen(x[place + d]) + row[d] * widen(y[place + d]), out + place + d);
@@ -123,11 +129,11 @@ void gate(const T* x, const float* gates, const T* y, T* out, Shape s, int threa
 
 // to is y's gradient; sums is [B, bands, D], of the gate's.
 template <typename T>
-void gate_backward(const T* grad, const float* gates, const T* y, T* to, float* sums, Shape s, int threads) {
+void gate_backward(const T* grad, Rows gates, const T* y, T* to, float* sums, Shape s, int threads) {
 #pragma omp parallel for schedule(static) num_threads(threads) if (threads > 1)
   for (int task = 0; task < s.B * s.bands(); task++) {
     int b = task / s.bands(), first = task % s.bands() * BAND, last = first + BAND < s.N ? first + BAND : s.N;
-    const float* row = gates + int64_t(b) * s.D;
+    const float* row = gates[b];
     float* sum = sums + int64_t(task) * s.D;
     std::memset(sum, 0, s.D * sizeof(float));
     for (int n = first; n < last; n++) {
@@ -146,21 +152,22 @@ void gate_backward(const T* grad, const float* gates, const T* y, T* to, float* 
 extern "C" {
 
 #define NORM(NAME, T)                                                                                                  \
-  void norm_##NAME(const void* x, const void* shift, const void* scale, void* out, void* moments, int B, int N, int D,  \
-                   int threads) {                                                                        \
-    norm((const T*)x, (const float*)shift, (const float*)scale, (T*)out, (float*)moments, Shape{B, N, D}, threads);     \
+  void norm_##NAME(const void* x, const float* shift, int shifts, const float* scale, int scales, void* out,           \
+                   void* moments, int B, int N, int D, int threads) {                                                  \
+    norm((const T*)x, Rows{shift, shifts}, Rows{scale, scales}, (T*)out, (float*)moments, Shape{B, N, D}, threads);    \
   }                                                                                                                    \
-  void norm_backward_##NAME(const void* grad, const void* x, const void* scale, const void* moments, void* to,         \
-                            void* sums, int B, int N, int D, int threads) {                                            \
-    norm_backward((const T*)grad, (const T*)x, (const float*)scale, (const float*)moments, (T*)to, (float*)sums,       \
+  void norm_backward_##NAME(const void* grad, const void* x, const float* scale, int scales, const void* moments,      \
+                            void* to, void* sums, int B, int N, int D, int threads) {                                  \
+    norm_backward((const T*)grad, (const T*)x, Rows{scale, scales}, (const float*)moments, (T*)to, (float*)sums,       \
                   Shape{B, N, D}, threads);                                                                            \
   }                                                                                                                    \
-  void gate_##NAME(const void* x, const void* gates, const void* y, void* out, int B, int N, int D, int threads) {     \
-    gate((const T*)x, (const float*)gates, (const T*)y, (T*)out, Shape{B, N, D}, threads);                             \
+  void gate_##NAME(const void* x, const float* gates, int step, const void* y, void* out, int B, int N, int D,         \
+                   int threads) {                                                                                      \
+    gate((const T*)x, Rows{gates, step}, (const T*)y, (T*)out, Shape{B, N, D}, threads);                               \
   }                                                                                                                    \
-  void gate_backward_##NAME(const void* grad, const void* gates, const void* y, void* to, void* sums, int B, int N,    \
-                            int D, int threads) {                                                                      \
-    gate_backward((const T*)grad, (const float*)gates, (const T*)y, (T*)to, (float*)sums, Shape{B, N, D}, threads);    \
+  void gate_backward_##NAME(const void* grad, const float* gates, int step, const void* y, void* to, void* sums, int B,\
+                            int N, int D, int threads) {                                                               \
+    gate_backward((const T*)grad, Rows{gates, step}, (const T*)y, (T*)to, (float*)sums, Shape{B, N, D}, threads);      \
   }
 
 NORM(f32, float)

@@ -57,8 +57,10 @@ def _sizes(x: Tensor) -> tuple[int, int, int]:
     return x.shape[0], x.numel() // (x.shape[0] * x.shape[-1]), x.shape[-1]
 
 
-def _floats(x: Tensor) -> Tensor:
-    return x.float().contiguous()
+def _rows(x: Tensor) -> tuple[Tensor, int]:
+    """[B, D] as float32 with its channels side by side, and the elements from one row to the next."""
+    x = x.float() if x.stride(1) == 1 else x.float().contiguous()
+    return x, x.stride(0)
 
 
 def _sums(x: Tensor, count: int) -> Tensor:
@@ -72,7 +74,7 @@ def _norm(x: Tensor, shift: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
     """And mean and inverse deviation of every row."""
     x = x.contiguous()
     out, moments = torch.empty_like(x), torch.empty(*x.shape[:-1], 2)
-    native.call("fused_norm", "norm", x.dtype, x, _floats(shift), _floats(scale), out, moments, *_sizes(x))
+    native.call("fused_norm", "norm", x.dtype, x, *_rows(shift), *_rows(scale), out, moments, *_sizes(x))
     return out, moments
 
 
@@ -80,7 +82,7 @@ def _norm(x: Tensor, shift: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
 def _norm_backward(grad: Tensor, x: Tensor, scale: Tensor, moments: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     x, grad = x.contiguous(), grad.to(x.dtype).contiguous()
     to, sums = torch.empty_like(x), _sums(x, 2)
-    native.call("fused_norm", "norm_backward", x.dtype, grad, x, _floats(scale), moments, to, sums, *_sizes(x))
+    native.call("fused_norm", "norm_backward", x.dtype, grad, x, *_rows(scale), moments, to, sums, *_sizes(x))
     of_shift, of_scale = sums.sum(2).to(scale.dtype)
     return to, of_shift.clone(), of_scale.clone()
 
@@ -89,7 +91,7 @@ def _norm_backward(grad: Tensor, x: Tensor, scale: Tensor, moments: Tensor) -> t
 def _gate(x: Tensor, gate: Tensor, y: Tensor) -> Tensor:
     x, y = x.contiguous(), y.contiguous()
     out = torch.empty_like(x)
-    native.call("fused_norm", "gate", x.dtype, x, _floats(gate), y, out, *_sizes(x))
+    native.call("fused_norm", "gate", x.dtype, x, *_rows(gate), y, out, *_sizes(x))
     return out
 
 
@@ -97,7 +99,7 @@ def _gate(x: Tensor, gate: Tensor, y: Tensor) -> Tensor:
 def _gate_backward(grad: Tensor, gate: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
     y, grad = y.contiguous(), grad.to(y.dtype).contiguous()
     to, sums = torch.empty_like(y), _sums(y, 1)
-    native.call("fused_norm", "gate_backward", y.dtype, grad, _floats(gate), y, to, sums, *_sizes(y))
+    native.call("fused_norm", "gate_backward", y.dtype, grad, *_rows(gate), y, to, sums, *_sizes(y))
     return sums[0].sum(1).to(gate.dtype), to
 
 
