@@ -25,8 +25,8 @@ PAIRS = [(fused_norm.modulated_norm, norm_by_torch), (fused_norm.gated_sum, torc
 
 def given(shape: tuple[int, ...], function: object) -> list[Tensor]:
     """A map with a mean far from zero, and what modulates or joins it."""
-    map, row = torch.randn(shape) * 3 + 5, (shape[0], *[1] * (len(shape) - 2), shape[-1])
-    return [map, torch.randn(row), torch.randn(row if function is fused_norm.modulated_norm else shape)]
+    x, row = torch.randn(shape) * 3 + 5, (shape[0], *[1] * (len(shape) - 2), shape[-1])
+    return [x, torch.randn(row), torch.randn(row if function is fused_norm.modulated_norm else shape)]
 
 
 def outcome(function: Callable[..., Tensor], tensors: list[Tensor], dtype: torch.dtype = torch.float32) -> list[Tensor]:

@@ -204,6 +204,7 @@ def test_accumulated_parts_equal_one_big_batch(tmp_path: Path) -> None:
 OPTIONS: dict[str, list[str]] = {
     "bfloat16, activations recomputed": ["training.precision=bfloat16", "training.checkpoint_activations=true"],
     "flow, unclipped": ["diffusion.kind=flow", "sampling.sampler=flow-euler", "training.clip_norm=null"],
+    "cheap activations recomputed": ["training.checkpoint_activations=selective"],
     "unconditional, nothing held out": ["model.num_classes=0", "data.test_share=0"],
     "labels dropped by level": ["training.independent_level_dropout=true", "sampling.guidance=2"],
     "fixed variance, no warm-up": ["model.learn_sigma=false", "training.lr_warmup=0", "training.weight_decay=0.1"],

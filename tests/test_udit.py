@@ -17,6 +17,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import udit
 from conftest import DATA, TINY, batch, perturb, same_bits, snapshot
+from udit.bench.measure import dissect
 from udit.config.parts import Downsampled, Mlp
 from udit.config.udit import UDiTConfig
 from udit.diffusion.guidance import guide
@@ -316,13 +317,32 @@ def test_gradients_are_right_to_finite_differences() -> None:
 def test_checkpointed_activations_give_identical_gradients(tiny: nn.Module) -> None:
     x, t, y = batch(tiny)
     grads = []
-    for enabled in (False, True):
+    for enabled in (False, True, "selective"):
         checkpoint_activations(tiny, enabled)
         assert all(stage.checkpointing is enabled for stage in [*tiny.encoder, *tiny.decoder])
         tiny.train().zero_grad()
         tiny(x, t, y).square().sum().backward()
         grads.append([parameter.grad.clone() for parameter in tiny.parameters()])
-    assert all(torch.equal(a, b) for a, b in zip(*grads, strict=True))
+    for gradients in zip(*grads, strict=True):
+        assert all(torch.equal(gradient, gradients[0]) for gradient in gradients)
+
+
+def test_selective_checkpointing_takes_less_memory_and_makes_no_product_again(tiny: nn.Module) -> None:
+    x, t, y = batch(tiny, size=16)
+
+    def step() -> None:
+        tiny(x, t, y).sum().backward()
+
+    products, peaks = [], []
+    for mode in (False, "selective"):
+        checkpoint_activations(tiny.train(), mode)
+        with FlopCounterMode(display=False) as counter:
+            step()
+        counts = counter.get_flop_counts()["Global"]
+        products.append([counts.get(operator, 0) for operator in (torch.ops.aten.mm, torch.ops.aten.addmm)])
+        peaks.append(dissect(step)[1])
+    assert products[0] == products[1]
+    assert peaks[1] < 0.8 * peaks[0]
 
 
 def test_checkpointing_recomputes_blocks_in_backward(tiny: nn.Module) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import os
 import socket
 import time
@@ -127,6 +128,18 @@ def start(device: str = "auto", timeout: float = 600) -> World:
             "torchrun, or unset WORLD_SIZE for one process"
         ) from None
     return World(rank, size, where)
+
+
+def keep_freed_memory() -> None:
+    """Asks the C library to keep what this process frees, for the tensors to come.
+
+    By default glibc gives large blocks back to the system and asks for the same pages again, zeroed, at every step: up
+    to a third of a training step on a CPU. Elsewhere than under glibc this does nothing.
+    """
+    with contextlib.suppress(OSError, AttributeError):
+        mallopt = ctypes.CDLL("libc.so.6").mallopt
+        for option, value in ((-4, 0), (-1, -1)):  # M_MMAP_MAX: no blocks of their own; M_TRIM_THRESHOLD: never back
+            mallopt(option, value)
 
 
 def _await_main(timeout: float) -> None:

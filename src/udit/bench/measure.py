@@ -22,9 +22,13 @@ from udit.diffusion.objective import hybrid_loss
 PEAK_SIDE = 1536
 KINDS: Mapping[str, tuple[str, ...]] = {
     "depthwise convolution": ("udit::depthwise", "udit::depthwise_weights"),
-    "attention": ("aten::_scaled_dot_product", "aten::bmm", "aten::baddbmm", "aten::softmax", "aten::_softmax"),
+    "attention": (
+        *("udit::fused_attention", "aten::_scaled_dot_product"),
+        *("aten::bmm", "aten::baddbmm", "aten::softmax", "aten::_softmax"),
+    ),
     "matrix product": ("aten::addmm", "aten::mm", "aten::mkldnn", "aten::convolution", "aten::_slow_conv2d"),
     "normalisation and modulation": (
+        *("udit::modulated_norm", "udit::gated_sum"),
         *("aten::native_layer_norm", "aten::native_group_norm", "aten::linalg_vector_norm", "aten::norm"),
         *("aten::addcmul", "aten::mul", "aten::add", "aten::div", "aten::sum", "aten::gelu", "aten::silu"),
     ),
@@ -167,6 +171,7 @@ def _timed(call: Callable[[], object]) -> float:
 
 def kind_of(operator: str, shapes: list[list[int]]) -> str:
     """Kind of work of an operator; a convolution of one channel at a time is known by its weight's shape."""
+    operator = operator.replace("GeneratedBackwardFor_udit_", "udit::")  # a kernel of ours, called under autograd
     if "conv" in operator and not operator.startswith("udit"):
         weights = [s for s in shapes if len(s) == 4 and s[1] == 1 and s[0] > 1]
         if weights and any(len(s) == 4 and s[1] == weights[0][0] for s in shapes):

@@ -14,7 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from udit.config.model import ModelConfig
 from udit.errors import UserError, nearest
-from udit.models.build import build, compile_blocks, fuse
+from udit.models.build import build, checkpoint_activations, compile_blocks, fuse
 from udit.published import export_published
 
 
@@ -30,10 +30,15 @@ class Subject:
     infer: Callable[[nn.Module], nn.Module]
     """From the training form to the one that samples."""
     compiled: bool = False
+    recompute: bool = False
+    """Training makes cheap activations again."""
 
     def training(self) -> nn.Module:
         """Ready to train."""
-        return self._ready(self.make().train())
+        model = self.make().train()
+        if self.recompute:
+            checkpoint_activations(model, "selective")
+        return self._ready(model)
 
     def inference(self) -> nn.Module:
         """Ready to sample."""
@@ -58,13 +63,14 @@ def inputs(config: ModelConfig, batch: int, size: tuple[int, int]) -> tuple[Tens
     return (x, t, torch.zeros(batch, dtype=torch.long)) if config.num_classes else (x, t)
 
 
-def ours(name: str, config: ModelConfig, compiled: bool = False) -> Subject:
+def ours(name: str, config: ModelConfig, compiled: bool = False, recompute: bool = False) -> Subject:
     """A network of the catalogue, or of any config."""
 
     def make() -> nn.Module:
         return build(config, device=torch.get_default_device())
 
-    return Subject(f"{name}, compiled" if compiled else name, config, make, fuse, compiled)
+    told = name + ", compiled" * compiled + ", selective recomputation" * recompute
+    return Subject(told, config, make, fuse, compiled, recompute)
 
 
 def baseline(word: str, config: ModelConfig) -> Subject:

@@ -25,6 +25,7 @@ def bench(
     batch: Annotated[str, Parameter(help="Batch sizes, e.g. 1,4,16.")] = "1",
     size: Annotated[str, Parameter(help="Sides of the input, e.g. 32,64; the model's own if left out.")] = "",
     compiled: Annotated[bool, Flag] = False,
+    recompute: Annotated[bool, Flag] = False,
     sampler: Sampler = "ddim",
     steps: int = 20,
     guidance: float = 1.0,
@@ -49,6 +50,8 @@ def bench(
         diffusers:UNet2DModel, at about each model's MACs; or a name of the catalogue. The first is the reference.
     compiled
         Also times the models with their blocks compiled.
+    recompute
+        Also times training with cheap activations made again (training.checkpoint_activations=selective).
     sampler
         Of images; with --steps and --guidance.
     rounds
@@ -76,16 +79,20 @@ def bench(
     import torch
 
     from udit.bench import measure, report, subjects
+    from udit.dist import keep_freed_memory
 
+    keep_freed_memory()  # as ``udit train`` does, for all alike
     if threads:
         torch.set_num_threads(threads)
     results = []
     for name, config in configs.items():
         rows = [subjects.baseline(word, config) for word in baseline] + [subjects.ours(name, config)]
         rows += [subjects.ours(name, config, compiled=True)] if compiled else []
+        lean = [subjects.ours(name, config, recompute=True)] if recompute else []
         extents = [(side, side) for side in sizes] if sizes else [config.size]
         for kind, extent, count in itertools.product(work, extents, batches):
-            for result in measure.compare(rows, measure.Work(kind, count, extent, sampling), rounds):
+            told = rows + lean if kind == "train" else rows
+            for result in measure.compare(told, measure.Work(kind, count, extent, sampling), rounds):
                 results.append(result)
                 say(f"{result.work}: {result.subject} {result.median * 1e3:.1f} ms")
     found = {"command": shlex.join(["udit", *sys.argv[1:]])} | report.plain(results)

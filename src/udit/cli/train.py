@@ -52,8 +52,10 @@ def train(
         source = run.data.build()
         source.verify()
 
+    from udit.dist import keep_freed_memory
     from udit.training.trainer import Trainer
 
+    keep_freed_memory()
     trainer = Trainer(run, source=source)
     outcome = trainer.fit(progress)
     main = trainer.world.is_main

@@ -57,8 +57,9 @@ class TrainingConfig(Spec):
     """bfloat16 is autocast; weights, optimiser and EMA stay float32."""
     compile: bool = False
     """torch.compile; the first steps are slow."""
-    checkpoint_activations: bool = False
-    """Recomputes blocks in backward: less memory, about a third more time."""
+    checkpoint_activations: bool | Literal["selective"] = False
+    """Makes activations again in backward: true those of whole blocks, the least memory for about a third more time;
+    selective those that are cheap, about a third less memory for a tenth more time."""
     deterministic: bool = False
     """Asks torch for deterministic CUDA kernels: slower, and what exact resuming on a GPU needs. CPUs always are."""
     device: str = "auto"
@@ -338,6 +339,11 @@ def _check(run: Run, info: DataInfo) -> None:
     if run.training.independent_level_dropout and not hasattr(model, "levels"):
         raise UserError(
             "training.independent_level_dropout needs a U-DiT, which embeds the label at every level; set it to false"
+        )
+    if run.training.checkpoint_activations == "selective" and run.training.compile:
+        raise UserError(
+            "training.checkpoint_activations is selective and training.compile hides what could be chosen; set one to "
+            "false"
         )
     if run.training.batch_size % run.training.accumulation:
         raise UserError(

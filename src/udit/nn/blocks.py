@@ -5,19 +5,41 @@ Axes: B batch, H and W side lengths, N tokens, D width.
 
 from __future__ import annotations
 
-from typing import Any
+from functools import partial
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
+from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
+
+Recompute = bool | Literal["selective"]
+"""Which activations of a block are made again in backward: none, those that are cheap, or all."""
+_DEAR = (
+    "aten::mm",
+    "aten::addmm",
+    "aten::bmm",
+    "aten::convolution",
+    "aten::_scaled_dot_product",
+    "udit::fused_attention",
+)
+"""Operators whose results a selective recomputation keeps: products and attention. Norms, modulation, GELU and
+depthwise convolutions are made again."""
 
 
-def run(block: nn.Module, recompute: bool, x: Tensor, *args: Any) -> Tensor:
-    """``block(x, *args)``; with ``recompute``, while it trains, its activations are made again in backward."""
-    if recompute and block.training:
-        return checkpoint(block, x, *args, use_reentrant=False)
-    return block(x, *args)
+def run(block: nn.Module, recompute: Recompute, x: Tensor, *args: Any) -> Tensor:
+    """``block(x, *args)``; while it trains, its activations are kept for backward or made again."""
+    if not recompute or not block.training:
+        return block(x, *args)
+    if recompute == "selective":
+        keep = partial(create_selective_checkpoint_contexts, _policy)
+        return checkpoint(block, x, *args, use_reentrant=False, context_fn=keep)
+    return checkpoint(block, x, *args, use_reentrant=False)
+
+
+def _policy(_: Any, operator: Any, *args: Any, **kwargs: Any) -> CheckpointPolicy:
+    dear = str(operator.name()).startswith(_DEAR)
+    return CheckpointPolicy.MUST_SAVE if dear else CheckpointPolicy.PREFER_RECOMPUTE
 
 
 class PreNormBlock(nn.Module):

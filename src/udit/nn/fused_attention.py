@@ -139,6 +139,8 @@ def _flops(qkv: Any, temperature: Any, table: Any, heads: int, factor: int, *arg
 
 
 @register_flop_formula(torch.ops.udit.fused_attention_backward)
-def _backward_flops(grad: Any, qkv: Any, temperature: Any, table: Any, out: Any, logs: Any, *args: Any, **_: Any) -> int:
+def _backward_flops(
+    grad: Any, qkv: Any, temperature: Any, table: Any, out: Any, logs: Any, *args: Any, **_: Any
+) -> int:
     b, height, width, channels = qkv
     return 10 * b * height * width * logs[-1] * (channels // 3)

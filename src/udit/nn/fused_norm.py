@@ -113,9 +113,7 @@ def _norm_shape(x: Tensor, shift: Tensor, scale: Tensor) -> tuple[Tensor, Tensor
 
 
 @torch.library.register_fake("udit::modulated_norm_backward")  # type: ignore[untyped-decorator]
-def _norm_backward_shape(
-    grad: Tensor, x: Tensor, scale: Tensor, moments: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
+def _norm_backward_shape(grad: Tensor, x: Tensor, scale: Tensor, moments: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return _like(x), _like(scale), _like(scale)
 
 
