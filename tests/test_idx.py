@@ -64,8 +64,15 @@ def test_recipe_pads_to_what_its_model_takes(tmp_path: Path) -> None:
 
 def test_fashion_mnist_that_is_not_installed_names_the_package(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Path, "is_dir", lambda path: False)
-    with pytest.raises(ValueError, match="apt-get install dataset-fashion-mnist"):
-        FashionMnistData()
+    for asks in (FashionMnistData().info, FashionMnistData(size=32).build):
+        with pytest.raises(UserError, match="apt-get install dataset-fashion-mnist"):
+            asks()
+
+
+def test_fashion_mnists_classes_at_a_given_size_are_known_without_its_files(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Path, "is_dir", lambda path: False)
+    info = load_run("fashion-mnist").data.info()
+    assert (info.height, info.width, len(info.id2label)) == (32, 32, 10)
 
 
 def header(*shape: int, magic: bytes | None = None) -> bytes:

@@ -8,6 +8,7 @@ import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from safetensors.torch import load_file
@@ -21,6 +22,8 @@ from runs import (
     train,
 )
 from udit.checkpoint import MANIFEST, CheckpointStore
+from udit.config.files import read_yaml, to_yaml
+from udit.config.sealed import seal, unseal
 from udit.data.batches import Batch
 from udit.diffusion.objective import Losses
 from udit.errors import UserError
@@ -139,6 +142,21 @@ def test_key_that_may_not_change_is_named_and_nothing_is_touched(half: Path, cha
         train(half, STEPS, change)
     one_line(error.value)
     assert {p: p.read_bytes() for p in half.rglob("*") if p.is_file()} == before
+
+
+def test_keys_that_did_not_exist_when_a_run_began_count_as_their_defaults(half: Path, unbroken: Path) -> None:
+    def without_the_new_ones(values: dict[str, Any]) -> dict[str, Any]:
+        training = {key: value for key, value in values["training"].items() if key != "posthoc_ema"}
+        return {key: value for key, value in values.items() if key not in ("codec", "latents")} | {"training": training}
+
+    (half / "run.yaml").write_text(to_yaml(without_the_new_ones(read_yaml(half / "run.yaml"))))
+    for path in half.glob(f"checkpoints/*/{MANIFEST}"):
+        values = unseal(path.read_text())
+        path.write_text(seal(values | {"run": without_the_new_ones(values["run"])}))
+    with pytest.raises(UserError, match=r"^codec\.kind was 'identity' in "):
+        train(half, STEPS, "codec=space-to-depth")
+    train(half, STEPS)
+    assert state_hash(half) == state_hash(unbroken)
 
 
 DAMAGES = [  # test_checkpoint has every damage of every file

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +10,7 @@ import pytest
 from PIL import Image
 
 from conftest import Told, succeeds
+from udit.config.codec import VAE_WEIGHTS, IdentityCodec, VAECodec
 from udit.config.protocol import PROTOCOLS, check_model, find_protocol
 from udit.errors import UserError
 from udit.evaluation import npz
@@ -133,12 +135,33 @@ def test_adm_256_pins_what_a_published_number_depends_on() -> None:
 
 def test_protocol_refuses_a_model_it_is_not_for() -> None:
     protocol = find_protocol("adm-256")
-    codec = "stabilityai/sd-vae-ft-ema"
+    codec = VAECodec(source="stabilityai/sd-vae-ft-ema")
     check_model("adm-256", protocol, shape=(4, 32, 32), num_classes=1000, codec=codec)
     with pytest.raises(UserError, match="is for models of 4x32x32 and 1000 classes"):
         check_model("adm-256", protocol, shape=(1, 8, 8), num_classes=10, codec=codec)
     with pytest.raises(UserError, match="this model's codec is identity"):
-        check_model("adm-256", protocol, shape=(4, 32, 32), num_classes=1000, codec="identity")
+        check_model("adm-256", protocol, shape=(4, 32, 32), num_classes=1000, codec=IdentityCodec())
+
+
+def test_protocol_knows_its_vae_by_the_file_wherever_that_lies(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def check(codec: VAECodec) -> None:
+        check_model("adm-256", find_protocol("adm-256"), shape=(4, 32, 32), num_classes=1000, codec=codec)
+
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    weights = b"as if they were weights"
+    same, other = (VAECodec(source="/elsewhere", sha256=hashlib.sha256(b).hexdigest()) for b in (weights, b"others"))
+    with pytest.raises(UserError, match="this model's codec is /elsewhere; score it"):
+        check(same)  # nobody can know
+    snapshot = tmp_path / "models--stabilityai--sd-vae-ft-ema" / "snapshots" / "c0ffee"
+    snapshot.mkdir(parents=True)
+    (snapshot / VAE_WEIGHTS).write_bytes(weights)
+    (snapshot.parents[1] / "refs").mkdir()
+    (snapshot.parents[1] / "refs" / "main").write_text("c0ffee")
+    check(same)
+    check(VAECodec(source="stabilityai/sd-vae-ft-ema"))
+    for wrong in (other, other.replace(source="stabilityai/sd-vae-ft-ema")):
+        with pytest.raises(UserError, match=rf"\(sha256 {other.sha256[:12]}, not {same.sha256[:12]}\)"):
+            check(wrong)
 
 
 # -- commands ------------------------------------------------------------------------------------------------------

@@ -149,8 +149,7 @@ def _standard(
         if reference is None:
             raise UserError(f"protocol {name} scores against {pinned.reference}; give that file with --reference")
         shape = (values.model.in_channels, *values.model.size)
-        codec = getattr(values.codec, "source", values.codec.kind)
-        check_model(name, pinned, shape=shape, num_classes=values.model.num_classes, codec=str(codec))
+        check_model(name, pinned, shape=shape, num_classes=values.model.num_classes, codec=values.codec)
         config = config.replace(
             num_samples=pinned.num_samples,
             labels=pinned.labels,

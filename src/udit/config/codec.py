@@ -275,6 +275,14 @@ def vae_sha256(folder: Path) -> str:
         ) from None
 
 
+def cached_sha256(source: str) -> str | None:
+    """sha256 of the weights of a VAE of the hub that has been downloaded before; None where it has not."""
+    from huggingface_hub import try_to_load_from_cache
+
+    path = try_to_load_from_cache(source, VAE_WEIGHTS)
+    return vae_sha256(Path(path).parent) if isinstance(path, str) else None
+
+
 def other_vae(source: str, wanted: str, found: str) -> str:
     """The message on a VAE that is not the one that was written down."""
     return (

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from pydantic import Field, PositiveInt, model_validator
 
 from udit.config.base import Spec
+from udit.errors import UserError
 
 if TYPE_CHECKING:
     from udit.data.sources import Source
@@ -72,23 +73,26 @@ class _Idx(SplitData):
     test_share: Share | None = None
 
     def info(self) -> DataInfo:
-        """From the files' headers and labels.
+        """From the files' headers and labels, where size and classes are not given.
 
         Raises:
             UserError: files that are missing or are no IDX.
         """
         from udit.data.idx import count_classes, shape_of
 
-        root = self.root.expanduser()
-        height, width = (self.size, self.size) if self.size else shape_of(root)
-        names = self.classes or tuple(str(label) for label in range(count_classes(root)))
+        height, width = (self.size, self.size) if self.size else shape_of(self.folder())
+        names = self.classes or tuple(str(label) for label in range(count_classes(self.folder())))
         return DataInfo(channels=1, height=height, width=width, id2label=names)
 
     def build(self) -> Source:
         """The loaded data set."""
         from udit.data.idx import idx_files
 
-        return idx_files(self.root.expanduser(), len(self.info().id2label), self.size)
+        return idx_files(self.folder(), len(self.info().id2label), self.size)
+
+    def folder(self) -> Path:
+        """Where the files are."""
+        return self.root.expanduser()
 
 
 class IdxData(_Idx):
@@ -108,14 +112,18 @@ class FashionMnistData(_Idx):
         *("sandal", "shirt", "sneaker", "bag", "ankle boot"),
     )
 
-    @model_validator(mode="after")
-    def _check_root(self) -> FashionMnistData:
+    def folder(self) -> Path:
+        """Where the files are; asked for only when they are read, for a latent cache is read without them.
+
+        Raises:
+            UserError: the package is not installed.
+        """
         if self.root == type(self).model_fields["root"].default and not self.root.is_dir():
-            raise ValueError(
+            raise UserError(
                 f"data.root is {str(self.root)!r} and is not there; run `apt-get install dataset-fashion-mnist` on "
                 "Debian or Ubuntu, or give the folder that holds the four files"
             )
-        return self
+        return super().folder()
 
 
 class NpzData(SplitData):

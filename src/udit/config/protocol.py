@@ -7,6 +7,7 @@ from typing import Literal
 from pydantic import PositiveInt
 
 from udit.config.base import Spec
+from udit.config.codec import CodecConfig, VAECodec, cached_sha256
 from udit.config.diffusion import SamplingConfig
 from udit.errors import UserError, nearest
 
@@ -57,8 +58,13 @@ def find_protocol(name: str) -> Protocol:
     return PROTOCOLS[name]
 
 
-def check_model(name: str, protocol: Protocol, *, shape: tuple[int, int, int], num_classes: int, codec: str) -> None:
+def check_model(
+    name: str, protocol: Protocol, *, shape: tuple[int, int, int], num_classes: int, codec: CodecConfig
+) -> None:
     """Refuses a model that a protocol is not for.
+
+    A VAE is known by the sha256 of its weights where both have one: the model's, and the protocol's in the hub's cache;
+    by its name otherwise.
 
     Raises:
         UserError: another shape, number of classes or codec.
@@ -69,8 +75,15 @@ def check_model(name: str, protocol: Protocol, *, shape: tuple[int, int, int], n
             f"protocol {name} is for models of {wanted} and {protocol.num_classes} classes, and this one has "
             f"{'x'.join(map(str, shape))} and {num_classes}; score it without --protocol"
         )
-    if codec != protocol.codec:
+    source: str = codec.kind
+    sha256 = None
+    if isinstance(codec, VAECodec):
+        source, sha256 = codec.source, codec.sha256 or cached_sha256(codec.source)
+    pinned = cached_sha256(protocol.codec)
+    by_weights = sha256 is not None and pinned is not None
+    if sha256 != pinned if by_weights else source != protocol.codec:
+        weights = f" (sha256 {str(sha256)[:12]}, not {str(pinned)[:12]})" if by_weights else ""
         raise UserError(
-            f"protocol {name} decodes with {protocol.codec}, and this model's codec is {codec}; score it without "
-            "--protocol"
+            f"protocol {name} decodes with {protocol.codec}, and this model's codec is {source}{weights}; score it "
+            "without --protocol"
         )

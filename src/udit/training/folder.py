@@ -11,6 +11,7 @@ import socket
 from pathlib import Path
 from typing import Any, TextIO
 
+from udit.config.base import parse
 from udit.config.files import read_yaml, to_yaml
 from udit.config.run import Run, changed_keys
 from udit.data.sources import Source
@@ -93,11 +94,13 @@ def read_run(folder: Path) -> dict[str, Any] | None:
 
 
 def check_resumable(old: dict[str, Any], new: dict[str, Any], where: Path) -> None:
-    """Refuses a run whose changed keys resuming cannot keep.
+    """Refuses a run whose changed keys resuming cannot keep; keys that an older version did not write are defaults.
 
     Raises:
         UserError: names the first such key with both values.
     """
+    with contextlib.suppress(UserError):  # of a version whose keys are gone: compared as it stands
+        old = parse(Run, old).plain()
     changed = changed_keys(old, new)
     if changed:
         key = changed[0]

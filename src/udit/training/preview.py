@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import torch
 
+from udit import rng
 from udit.assemble import System, denoiser_of
 from udit.data.latents import LatentCache
 from udit.data.sources import Labels, Source
@@ -38,10 +40,32 @@ def save_grid(system: System, path: Path, seed: int) -> None:
     save_png(grid(images, titles, columns), path, settings)
 
 
+def spread(part: Labels, count: int, seed: int) -> Labels:
+    """``count`` of a part's indices at even distances, from a place that the seed decides; all where there are fewer.
+
+    A folder lists class by class, so that all classes are among them as they are in the part.
+    """
+    if len(part) <= count:
+        return part
+    start = float(torch.rand((), generator=rng.generator(seed, "spread"), dtype=torch.float64))
+    return part[((np.arange(count) + start) * len(part) / count).astype(np.int64)]
+
+
 @torch.no_grad()
-def validation_loss(system: System, loss: Loss, source: Source, part: Labels, batch_size: int = 64) -> float | None:
-    """Mean loss of held-out pictures at fixed times and noise, the weights alone decide it; None without pictures."""
-    part = part[:VALIDATION_SIZE]
+def validation_loss(
+    system: System, loss: Loss, source: Source, part: Labels, seed: int, batch_size: int = 64
+) -> float | None:
+    """Mean loss of held-out pictures at fixed times and noise, the weights alone decide it; None without pictures.
+
+    Args:
+        system: with the averaged weights.
+        loss: the run's.
+        source: the pictures.
+        part: indices of those that are held out.
+        seed: of the run; decides which of many are taken.
+        batch_size: pictures at a time.
+    """
+    part = spread(part, VALIDATION_SIZE, seed)
     if not len(part):
         return None
     device = next(system.backbone.parameters()).device

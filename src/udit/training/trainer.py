@@ -262,9 +262,9 @@ class Trainer:
         return System(config, self.learner.ema.model, codec)
 
     def _show(self, step: int) -> dict[str, Any]:
-        system = self._averaged(step)
-        preview.save_grid(system, self.run.out / "samples" / f"step-{step:08d}.png", self.run.seed)
-        loss = preview.validation_loss(system, self.learner.loss, self.source, self.parts.test)
+        run, system = self.run, self._averaged(step)
+        preview.save_grid(system, run.out / "samples" / f"step-{step:08d}.png", run.seed)
+        loss = preview.validation_loss(system, self.learner.loss, self.source, self.parts.test, run.seed)
         return {} if loss is None else {"val_loss": loss}
 
     def _snapshot(self, step: int) -> None:

@@ -1,0 +1,53 @@
+"""The pictures behind a validation loss are those of all classes, and the same ones all through a run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from runs import small_run
+from udit.assemble import System, loss_of
+from udit.config.system import SystemConfig
+from udit.data.sources import InMemory
+from udit.models.build import build
+from udit.training import preview
+from udit.training.preview import spread, validation_loss
+
+SORTED = np.repeat(np.arange(10), 103)
+"""Labels as a folder lists them."""
+
+
+def test_pictures_of_a_validation_are_spread_evenly_over_sorted_classes() -> None:
+    part = np.arange(2000, 3030)
+    taken = spread(part, 256, seed=0)
+    assert len(set(taken)) == 256
+    counts = np.bincount(SORTED[taken - 2000], minlength=10)
+    assert counts.min() >= 25
+    assert counts.max() <= 26
+    assert set(np.diff(taken)) == {4, 5}
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_seed_decides_which_and_never_leaves_the_part(seed: int) -> None:
+    part = np.arange(5, 305)
+    taken = spread(part, 256, seed)
+    assert np.array_equal(taken, spread(part, 256, seed))
+    assert len(set(taken)) == 256
+    assert set(taken) <= set(part)
+    assert np.array_equal(spread(part, 300, seed), part)
+    assert len({tuple(spread(part, 100, other)) for other in range(20)}) > 1
+
+
+def test_validation_loss_is_of_the_spread_pictures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(preview, "VALIDATION_SIZE", 6)
+    run = small_run(tmp_path)
+    system = System(SystemConfig.of(run, 1), build(run.model))
+    pixels = torch.randint(0, 256, (40, 1, 8, 8), dtype=torch.uint8).numpy()
+    source = InMemory(pixels, np.repeat(np.arange(10), 4), [str(i) for i in range(40)])
+    part, loss = np.arange(40), loss_of(run.diffusion)
+    of_all = validation_loss(system, loss, source, part, seed=3)
+    assert of_all == validation_loss(system, loss, source, spread(part, 6, 3), seed=0)
+    assert of_all != validation_loss(system, loss, source, part[:6], seed=3)
