@@ -2,14 +2,24 @@
 
 from __future__ import annotations
 
+import hashlib
+import math
+import multiprocessing
+import os
 import random
+import shutil
 import subprocess
+import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from runs import finish, launch, state_hash
+from runs import RECIPE, finish, launch, pictures, state_hash, train
+from udit.cli import main
+from vaes import tiny_vae
 
 STEPS = "training.steps=56"
 
@@ -57,3 +67,129 @@ def test_killed_run_resumes_to_the_same_bits(tmp_path: Path, ranks: int, kills: 
     assert state_hash(out) == wanted
     steps = [line.split(",")[0] for line in (out / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
     assert steps == [f'{{"step": {step}' for step in range(1, 57)]
+
+
+# -- commands that show a bar --------------------------------------------------------------------------------------
+
+FORKS = multiprocessing.get_context("forkserver")
+FORKS.set_forkserver_preload(
+    ["diffusers.models.autoencoders.autoencoder_kl", "sklearn.datasets", "udit.data.encode", "udit.evaluation.score"]
+)
+"""Twenty starts would take longer than all else; so the commands are forked from a process that has imported all."""
+
+
+def run(words: list[str], log: Path) -> None:
+    """The command, in its own process; it takes the file that it speaks to for a terminal, so that its bar is shown."""
+    stream = log.open("w")
+    os.dup2(stream.fileno(), 2)
+    sys.stdout = sys.stderr
+    sys.stderr.isatty = lambda: True  # type: ignore[method-assign]
+    main(words)
+
+
+class Command:
+    """A running command."""
+
+    def __init__(self, words: list[str], bar: str, log: Path) -> None:
+        """Starts it, and waits until it shows its bar."""
+        log.write_text("")
+        self.log = log
+        self.process = FORKS.Process(target=run, args=(words, log))
+        self.process.start()
+        self.wait_for(bar)
+        self.began = self.clock()
+
+    def wait_for(self, text: str) -> None:
+        """Waits until it says something."""
+        while text not in self.log.read_text(encoding="utf-8"):
+            assert self.process.is_alive(), self.log.read_text(encoding="utf-8")
+            time.sleep(0.002)
+
+    def clock(self) -> float:
+        """Seconds that it has computed, of which other work on the machine makes no more; 0 when it is gone."""
+        try:
+            fields = Path(f"/proc/{self.process.pid}/stat").read_text().rsplit(") ", 1)[1].split()
+        except FileNotFoundError:
+            return 0.0
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+    def ends(self, within: float = math.inf) -> bool:
+        """Whether it ends by itself within some seconds of its bar; it must succeed then."""
+        while self.process.exitcode is None:
+            if self.clock() - self.began >= within:
+                return False
+            self.process.join(0.002)
+        assert self.process.exitcode == 0, self.log.read_text(encoding="utf-8")
+        return True
+
+    def kill(self) -> None:
+        """SIGKILL."""
+        self.process.kill()
+        self.process.join()
+
+
+def kill_ten_times(
+    words: list[str], bar: str, log: Path, left: Callable[[], int], outcome: Callable[[], object]
+) -> None:
+    """Kills a command ten times while its bar moves, each time where the last one left off, then lets it end.
+
+    The kills are a Poisson process, so that any moment of the bar is as likely as any other. What ends must have the
+    outcome of the command that nobody killed.
+
+    Args:
+        words: the command.
+        bar: how its bar begins.
+        log: a file for what it says.
+        left: counts the files that a killed command left.
+        outcome: what a finished command made; takes it away.
+    """
+    command = Command(words, bar, log)
+    command.wait_for("100%")
+    seconds = command.clock() - command.began
+    assert command.ends()
+    wanted = outcome()
+    chance = random.Random(0)
+    found: list[int] = []
+    while len(found) < 10:
+        command = Command(words, bar, log)
+        if command.ends(within=chance.expovariate(10 / seconds)):
+            assert outcome() == wanted
+        else:
+            command.kill()
+            found.append(left())
+    assert Command(words, bar, log).ends()
+    assert outcome() == wanted
+    assert len(set(found)) >= 5, f"files at the kills: {found} of a bar of {seconds:.1f} s"
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_killed_encoding_goes_on_to_the_same_bytes(tmp_path: Path) -> None:
+    data, vae, cache = pictures(tmp_path / "data", 400), tiny_vae(tmp_path / "vae"), tmp_path / "cache"
+
+    def outcome() -> dict[str, bytes]:
+        found = {path.name: path.read_bytes() for path in cache.iterdir()}
+        shutil.rmtree(cache)
+        return found
+
+    kinds = ["codec.kind=vae", f"codec.source={vae}"]
+    words = ["encode", RECIPE, *data, *kinds, "--out", str(cache), "--shard-size", "8", "--batch-size", "8"]
+    kill_ten_times(words, "encode:", tmp_path / "log", lambda: len(list(cache.glob("shard-*"))), outcome)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_killed_drawing_goes_on_to_the_same_samples_and_score(tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    train(out, "training.steps=3", "evaluation.batch_size=5", "evaluation.judge_steps=5", "evaluation.bootstrap=10")
+
+    def outcome() -> tuple[str, bytes]:
+        with np.load(out / "evaluation" / "samples.npz") as file:
+            samples = hashlib.sha256(file["arr_0"].tobytes()).hexdigest()
+        scores = (out / "evaluation" / "metrics.json").read_bytes()
+        for path in (out / "evaluation").iterdir():
+            path.unlink()  # an error if shards are left: folders cannot be unlinked
+        return samples, scores
+
+    words = ["eval", str(out), "--n", "300", "--steps", "8"]
+    kill_ten_times(words, "sample:", tmp_path / "log", lambda: len(list(out.glob("evaluation/samples-*/*"))), outcome)
