@@ -317,9 +317,9 @@ def test_reference_file_s_words_become_the_config() -> None:
         "learn_sigma": False, "time": "unit",
     }  # fmt: skip
     null = {**words, "label_rows": 1001, "null_label": 1000}
-    assert SYSTEMS["dimsum"](null) == find("DiMSUM-L/2").config.replace(depth=8, width=256)
+    assert SYSTEMS["dimsum"](null) == find("DiMSUM-L/2").config.replace(depth=8, width=256, drop_path=0)
     one = {**words, "label_rows": 1, "null_label": None}
-    assert SYSTEMS["dimsum"](one) == find("DiMSUM-L/2-celeba").config.replace(depth=8, width=256)
+    assert SYSTEMS["dimsum"](one) == find("DiMSUM-L/2-celeba").config.replace(depth=8, width=256, drop_path=0)
     assert not null
     with pytest.raises(UserError, match="last of its 10 rows"):
         SYSTEMS["dimsum"]({**words, "label_rows": 10, "null_label": 3})

@@ -121,7 +121,6 @@ SAID = {
     "weighting": (["diffusion.weighting=snr"], "diffusion.weighting is 'snr'"),
     "reversed": (["model=SiT-tiny"], "diffusion.kind is edm and the model predicts a reversed flow"),
     "cache": (["sampling.cache=2", "sampling.refresh=[0]"], "cache is 2 and refresh names evaluations"),
-    "dropout": (["model=ADM-tiny", "model.dropout=0.1"], "asks for dropout 0.1 and this library trains without"),
     "text": (["model.num_classes=0", "model.context={tokens: 3, width: 4}"], "the data gives labels"),
 }
 

@@ -18,6 +18,7 @@ from udit.bench.subjects import Subject, inputs
 from udit.config.diffusion import SamplingConfig
 from udit.config.system import SystemConfig
 from udit.diffusion.objective import hybrid_loss
+from udit.nn.dropout import key_dropout
 
 PEAK_SIDE = 1536
 KINDS: Mapping[str, tuple[str, ...]] = {
@@ -130,6 +131,7 @@ def prepare(subject: Subject, work: Work) -> Prepared:
     x0, noise = x0.clamp(-1, 1), torch.randn_like(x0)
 
     def step() -> None:
+        key_dropout(model, 0, range(work.batch))
         hybrid_loss(denoiser, x0, t, noise, y[0] if y else None).loss.mean().backward()
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)

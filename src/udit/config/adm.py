@@ -39,7 +39,7 @@ class ADMConfig(ModelConfig):
     resblock_updown: bool = True
     """Residual blocks change the resolution; off, a convolution does."""
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    """What the release trains with: 0.1 at 64x64. Here only 0 can be trained; nothing else depends on it."""
+    """Share dropped in training, before the last convolution of every residual block; the release's 64x64 has 0.1."""
     null_class: bool = False
     """A label for "no class", which guidance needs; the released models have none."""
 
@@ -78,11 +78,6 @@ class ADMConfig(ModelConfig):
                     raise ValueError(f"a level of {width} channels does not split by {split} {kind}; choose a divisor")
         self.check_size(*self.size)
         return self
-
-    @property
-    def dropout_rate(self) -> float:
-        """``dropout``."""
-        return self.dropout
 
     @property
     def widths(self) -> tuple[int, ...]:

@@ -113,7 +113,7 @@ _DIMSUM = About(
     attention="Mamba over space and over Haar wavelets, fused by attention; one shared global block every fourth",
     ffn="gated GELU",
     skips="none",
-    exact=f"{_SAME}; the scan is checked against a sequential one, no stochastic depth, no adaptive guidance",
+    exact=f"{_SAME}; the scan is checked against a sequential one, no adaptive guidance",
 )
 
 
@@ -187,7 +187,7 @@ def _hdit(patch: int, *stages: HourglassLevel, **overrides: Any) -> Entry:
 
 
 def _dimsum(width: int, depth: int, weights: str = "-", **overrides: Any) -> Entry:
-    config = DiMSUMConfig(width=width, depth=depth, **overrides)
+    config = DiMSUMConfig(width=width, depth=depth, drop_path=0.1, **overrides)
     return Entry(
         config=config, about=_DIMSUM, weights=weights, unverified="licence of weights" if weights != "-" else ""
     )

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Literal, Self
 
-from pydantic import PositiveInt, model_validator
+from pydantic import Field, PositiveInt, model_validator
 
 from udit.config.isotropic import IsotropicConfig, check_table
 
@@ -15,9 +15,8 @@ if TYPE_CHECKING:
 class DiMSUMConfig(IsotropicConfig):
     """DiMSUM of any size; the defaults are DiMSUM-L/2 on 32x32 latents.
 
-    Half of the channels are scanned in space, half in the wavelet domain. The release trains with stochastic depth
-    (0.1), which this library does not have, on SiT's flow, whose time is 0 at noise and 1 at data, but along sines and
-    cosines (GVP), where this library has the linear path.
+    Half of the channels are scanned in space, half in the wavelet domain. The release trains on SiT's flow, whose time
+    is 0 at noise and 1 at data, but along sines and cosines (GVP), where this library has the linear path.
     """
 
     family: Literal["DiMSUM"] = "DiMSUM"
@@ -33,6 +32,9 @@ class DiMSUMConfig(IsotropicConfig):
     """State variables per channel of a scan."""
     kernel: PositiveInt = 4
     """Length of the causal convolution in front of a scan."""
+    drop_path: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Share of samples whose last block is left out of the running sum in training (stochastic depth); it rises
+    linearly from 0 at the second block. The release has 0.1."""
     learn_sigma: bool = False
     time: Literal["index", "unit", "sigma"] = "unit"
     reversed_flow: bool = True
@@ -63,6 +65,10 @@ class DiMSUMConfig(IsotropicConfig):
     def step_rank(self) -> int:
         """Channels that the step sizes of a scan come from."""
         return -(-self.half // 16)
+
+    def drop_rate(self, block: int) -> float:
+        """``drop_path``'s share in front of a block."""
+        return self.drop_path * max(0, block - 1) / max(1, self.depth - 1)
 
     @property
     def null_label(self) -> int | None:

@@ -19,11 +19,11 @@ class AxialGlobal(Spec):
 
     kind: Literal["global"] = "global"
 
-    def build(self, width: int, heads: int, shifted: bool = False) -> nn.Module:
+    def build(self, width: int, heads: int, shifted: bool = False, dropout: float = 0.0) -> nn.Module:
         """The attention module for maps [B, H, W, width]; nothing is there to shift."""
         from udit.nn.axial import AxialAttention
 
-        return AxialAttention(width, heads)
+        return AxialAttention(width, heads, dropout=dropout)
 
     def check_size(self, height: int, width: int) -> None:
         """Any map will do."""
@@ -36,12 +36,12 @@ class AxialWindow(Spec):
     size: PositiveInt = 8
     """Side of the windows in pixels of the level; divides its H and W."""
 
-    def build(self, width: int, heads: int, shifted: bool = False) -> nn.Module:
+    def build(self, width: int, heads: int, shifted: bool = False, dropout: float = 0.0) -> nn.Module:
         """The attention module for maps [B, H, W, width]; ``shifted`` for every other block."""
         from udit.nn.axial import AxialAttention, attend_windows
 
         shift = self.size // 2 if shifted else 0
-        return AxialAttention(width, heads, partial(attend_windows, size=self.size, shift=shift))
+        return AxialAttention(width, heads, partial(attend_windows, size=self.size, shift=shift), dropout)
 
     def check_size(self, height: int, width: int) -> None:
         """Raises ValueError unless windows tile a map of height x width."""
@@ -62,12 +62,13 @@ class AxialNeighborhood(Spec):
             raise ValueError(f"kernel is {self.kernel}; a neighbourhood around a pixel needs an odd side, e.g. 7")
         return self
 
-    def build(self, width: int, heads: int, shifted: bool = False) -> nn.Module:
+    def build(self, width: int, heads: int, shifted: bool = False, dropout: float = 0.0) -> nn.Module:
         """The attention module for maps [B, H, W, width]; nothing is there to shift."""
         from udit.nn.axial import AxialAttention
         from udit.nn.neighborhood import neighborhood_attention
 
-        return AxialAttention(width, heads, partial(neighborhood_attention, kernel=self.kernel, scale=1.0))
+        attend = partial(neighborhood_attention, kernel=self.kernel, scale=1.0)
+        return AxialAttention(width, heads, attend, dropout)
 
     def check_size(self, height: int, width: int) -> None:
         """Raises ValueError unless a map of height x width holds a neighbourhood."""
@@ -88,9 +89,8 @@ class HourglassLevel(Spec):
     ratio: Annotated[float, Field(gt=0)] = 3.0
     """Hidden channels of the FFN per channel."""
     attention: Annotated[AxialGlobal | AxialWindow | AxialNeighborhood, Field(discriminator="kind")] = AxialGlobal()
-
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    """What the release trains with: 0.1 in the middle for Oxford flowers. Here only 0 can be trained."""
+    """Share dropped in training, before the last matrix of attention and of FFN."""
 
     @model_validator(mode="after")
     def _check(self) -> HourglassLevel:
@@ -168,11 +168,6 @@ class HDiTConfig(ModelConfig):
         for level, stage in enumerate(self.stages):
             scale = self.patch * 2**level
             stage.attention.check_size(height // scale, width // scale)
-
-    @property
-    def dropout_rate(self) -> float:
-        """The levels' largest."""
-        return max(stage.dropout for stage in self.stages)
 
     def build(self) -> nn.Module:
         """The network, uninitialised."""

@@ -49,11 +49,6 @@ class ModelConfig(Spec):
         return () if self.num_classes else None
 
     @property
-    def dropout_rate(self) -> float:
-        """Largest dropout that the release trains with; this library has none, and training refuses it."""
-        return 0.0
-
-    @property
     def size(self) -> tuple[int, int]:
         """(H, W) of the input the model is meant for."""
         return (self.input_size, self.input_size) if isinstance(self.input_size, int) else self.input_size

@@ -318,11 +318,6 @@ def _check(run: Run, info: DataInfo) -> None:
         )
     if model.condition_shape:
         raise UserError("model.context takes vectors and the data gives labels; leave context out")
-    if model.dropout_rate:
-        raise UserError(
-            f"model asks for dropout {model.dropout_rate:g} and this library trains without; set dropout to 0 to train "
-            "it so"
-        )
     if model.reversed_flow and run.diffusion.kind != "flow":
         raise UserError(
             f"diffusion.kind is {run.diffusion.kind} and the model predicts a reversed flow; set diffusion.kind=flow"

@@ -84,7 +84,7 @@ class ADM(nn.Module):
         levels, cond, legacy = len(widths), 4 * config.width, config.qkv_order == "legacy"
 
         def res(inner: int, width: int, resample: str | None = None) -> ResBlock:
-            return ResBlock(inner, width, cond, resample, config.scale_shift_norm)
+            return ResBlock(inner, width, cond, resample, config.scale_shift_norm, config.dropout)
 
         def resample(width: int, direction: str) -> nn.Module:
             return res(width, width, direction) if config.resblock_updown else ConvResample(width, direction)

@@ -17,6 +17,7 @@ from udit.nn import init
 from udit.nn.attention import Attention, CrossFusion
 from udit.nn.blocks import run
 from udit.nn.conditioning import AdaLNBlock, Modulation, VectorConditioner, modulated_norm
+from udit.nn.dropout import Dropout
 from udit.nn.ffn import GatedMLP
 from udit.nn.mamba import ModulatedMamba
 from udit.nn.tokens import patchify, sincos_table, unpatchify
@@ -44,6 +45,7 @@ class Block(nn.Module):
         super().__init__()
         width, half = config.width, config.half
         self.by_column, self.backwards = index % 4 >= 2, index % 2 == 1
+        self.drop_path = Dropout(config.drop_rate(index), whole=True)
         self.norm1 = nn.RMSNorm(width, eps=1e-5)
         self.spatial = ModulatedMamba(half, width, config.states, config.kernel, config.step_rank)
         self.frequency = ModulatedMamba(half, width, config.states, config.kernel, config.step_rank)
@@ -61,7 +63,7 @@ class Block(nn.Module):
         self, x: Tensor, residual: Tensor, mods: tuple[Modulation, Modulation, Modulation]
     ) -> tuple[Tensor, Tensor]:
         """x [B, H, W, D], the sum of those before, ``condition``'s result -> x and the sum, one block on."""
-        residual = residual + x
+        residual = residual + self.drop_path(x)
         x = rms(residual, self.norm1).to(x.dtype)
         space, frequency = x.chunk(2, dim=-1)
         x = x + self.fuse(self.scan_space(space, mods[0]), self.scan_frequency(frequency, mods[1]))

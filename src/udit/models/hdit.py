@@ -87,7 +87,10 @@ class Stage(nn.Module):
     def __init__(self, spec: HourglassLevel, cond: int, halvings: int, start: int = 0) -> None:
         super().__init__()
         self.blocks = nn.ModuleList(
-            HourglassBlock(spec.attention.build(spec.width, spec.heads, i % 2 == 1), spec.width, spec.hidden, cond)
+            HourglassBlock(
+                spec.attention.build(spec.width, spec.heads, i % 2 == 1, spec.dropout),
+                *(spec.width, spec.hidden, cond, spec.dropout),
+            )
             for i in range(start, start + spec.depth)
         )
         self.halvings = halvings

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from udit.errors import UserError
+from udit.nn.dropout import Dropout
 from udit.nn.window import join_windows, split_windows, wrap_mask
 
 
@@ -109,15 +110,17 @@ class AxialAttention(nn.Module):
         width: D.
         heads: h.
         attend: who attends to whom.
+        dropout: share of what was attended that is dropped in training.
     """
 
-    def __init__(self, width: int, heads: int, attend: Attend = attend_all) -> None:
+    def __init__(self, width: int, heads: int, attend: Attend = attend_all, dropout: float = 0.0) -> None:
         super().__init__()
         if width % heads or width // heads % 8:
             raise UserError(f"width {width} over {heads} heads: axial positions need a multiple of 8 channels a head")
         self.heads, self.attend = heads, attend
         self.scale = nn.Parameter(torch.empty(heads))
         self.qkv = nn.Linear(width, 3 * width, bias=False)
+        self.dropout = Dropout(dropout)
         self.out = nn.Linear(width, width, bias=False)
 
     def positions(
@@ -133,7 +136,7 @@ class AxialAttention(nn.Module):
         precise = torch.promote_types(q.dtype, torch.float32)
         root = self.scale.to(precise).sqrt()[:, None]
         q, k = (turn(unit(part.to(precise)) * root, positions).to(v.dtype) for part in (q, k))
-        return self.out(self.attend(q, k, v).flatten(-2))
+        return self.out(self.dropout(self.attend(q, k, v).flatten(-2)))
 
 
 def unit(x: Tensor) -> Tensor:

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from udit.nn.conditioning import Modulation
+from udit.nn.dropout import Dropout
 from udit.nn.tokens import to_first, to_last
 
 
@@ -53,14 +54,18 @@ class ResBlock(nn.Module):
         cond: length of the condition.
         resample: "down" or "up" changes the resolution before the first convolution and on the shortcut.
         scale_shift: the condition scales and shifts the second norm's result; otherwise it is added before that norm.
+        dropout: share dropped in training, before the last convolution.
     """
 
-    def __init__(self, inner: int, width: int, cond: int, resample: str | None, scale_shift: bool) -> None:
+    def __init__(
+        self, inner: int, width: int, cond: int, resample: str | None, scale_shift: bool, dropout: float
+    ) -> None:
         super().__init__()
         self.norm_in = nn.GroupNorm(32, inner)
         self.conv_in = nn.Conv2d(inner, width, 3, padding=1)
         self.modulation = nn.Linear(cond, 2 * width if scale_shift else width)
         self.norm_out = nn.GroupNorm(32, width)
+        self.dropout = Dropout(dropout)
         self.conv_out = nn.Conv2d(width, width, 3, padding=1)
         self.shortcut = nn.Linear(inner, width) if inner != width else None
         self.resample = {"down": halved, "up": doubled, None: None}[resample]
@@ -81,7 +86,7 @@ class ResBlock(nn.Module):
             h = torch.addcmul(shift, to_last(self.norm_out(to_first(h))), 1 + scale)
         else:
             h = to_last(self.norm_out(to_first(h + mod[0])))
-        h = to_last(self.conv_out(to_first(F.silu(h))))
+        h = to_last(self.conv_out(to_first(self.dropout(F.silu(h)))))
         return (x if self.shortcut is None else self.shortcut(x)) + h
 
 

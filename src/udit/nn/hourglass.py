@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from udit.nn.dropout import Dropout
 from udit.nn.tokens import to_last, unpatchify
 
 
@@ -32,17 +33,18 @@ class FourierFeatures(nn.Module):
 
 
 class GEGLU(nn.Module):
-    """Two matrices, the first one's halves multiplied: x * GELU(gate) (Shazeer 2020). No biases."""
+    """Two matrices, the first one's halves multiplied: x * GELU(gate) (Shazeer 2020). No biases; dropout between."""
 
-    def __init__(self, width: int, hidden: int) -> None:
+    def __init__(self, width: int, hidden: int, dropout: float = 0.0) -> None:
         super().__init__()
         self.expand = nn.Linear(width, 2 * hidden, bias=False)
+        self.dropout = Dropout(dropout)
         self.contract = nn.Linear(hidden, width, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
         """[..., D] -> [..., D]."""
         x, gate = self.expand(x).chunk(2, dim=-1)
-        return self.contract(x * F.gelu(gate))
+        return self.contract(self.dropout(x * F.gelu(gate)))
 
 
 def rms_norm(x: Tensor, scale: Tensor) -> Tensor:
@@ -89,12 +91,12 @@ class Labels(NamedTuple):
 class HourglassBlock(nn.Module):
     """Attention and FFN on a map, each behind a norm whose scale the condition decides, and added to the map."""
 
-    def __init__(self, attention: nn.Module, width: int, hidden: int, cond: int) -> None:
+    def __init__(self, attention: nn.Module, width: int, hidden: int, cond: int, dropout: float) -> None:
         super().__init__()
         self.attention_scale = nn.Linear(cond, width, bias=False)
         self.attention = attention
         self.ffn_scale = nn.Linear(cond, width, bias=False)
-        self.ffn = GEGLU(width, hidden)
+        self.ffn = GEGLU(width, hidden, dropout)
 
     def condition(self, cond: Tensor) -> tuple[Tensor, Tensor]:
         """[B, E] -> scales of both norms, [B, 1, 1, D]."""

@@ -23,6 +23,7 @@ from udit.diffusion.objective import Losses, draw, drop_labels
 from udit.dist import World
 from udit.errors import UserError
 from udit.models.build import build, checkpoint_activations, compile_blocks
+from udit.nn.dropout import key_dropout
 from udit.training.ema import EMA, decay_at
 from udit.training.posthoc import PowerAverages
 from udit.training.start import start_from
@@ -181,6 +182,7 @@ class Learner:
                 assert model.null_label is not None, "the run's check let a label be dropped for nothing"
                 y = drop_labels(y, model.null_label, config.label_dropout, draws.uniform)
             y = y.to(device)
+        key_dropout(self.model, self.run.seed, batch.positions)
         with torch.autocast(device.type, dtype=torch.bfloat16, enabled=config.precision == "bfloat16"):
             return self.loss(self.denoiser, x0, draws.t.to(device), draws.noise.to(device), y)
 
