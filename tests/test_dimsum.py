@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import torch
@@ -15,12 +16,12 @@ import udit
 from conftest import DATA, batch, perturb, same_bits, snapshot
 from peers import assert_golden, golden_input, golden_model, learns
 from udit.analysis import cost
+from udit.assemble import denoiser_of
 from udit.config.catalog import find
 from udit.config.diffusion import FlowConfig
 from udit.config.dimsum import DiMSUMConfig
-from udit.diffusion.denoise import Denoiser
+from udit.config.system import SystemConfig
 from udit.diffusion.objective import flow_loss
-from udit.diffusion.schedule import Flow
 from udit.errors import UserError
 from udit.nn import wavelet
 from udit.nn.mamba import Mamba
@@ -247,24 +248,25 @@ def test_other_filters_than_haar_s_are_refused(one_line: Callable[[BaseException
     one_line(error.value)
 
 
-def test_release_s_own_path_is_said_to_be_missing() -> None:
-    with pytest.warns(UserWarning, match="pictures drawn from them will be wrong") as told:
-        assert native_diffusion(find("DiMSUM-L/2").config) == FlowConfig()
-    assert "\n" not in str(told[0].message)
+def test_release_was_trained_along_sines_and_cosines() -> None:
+    assert native_diffusion(find("DiMSUM-L/2").config) == FlowConfig(path="gvp")
 
 
-def test_flow_loss_turns_time_and_velocity_around() -> None:
-    """As SiT's: the network is told 0 at noise and 1 at data."""
+@pytest.mark.parametrize("path", ["linear", "gvp"])
+def test_flow_loss_turns_time_and_velocity_around(path: Literal["linear", "gvp"]) -> None:
+    """As SiT's: the network is told 0 at noise and 1 at data, where its velocity is that of t turned around."""
     told: list[Tensor] = []
     x0, noise, t = torch.randn(2, 1, 8, 8), torch.randn(2, 1, 8, 8), torch.tensor([0.25, 0.75])
 
     def network(x: Tensor, time: Tensor, y: Tensor | None = None, /) -> Tensor:
         told.append(time)
-        return x0 - noise
+        if path == "linear":
+            return x0 - noise
+        angle = (math.pi / 2 * time).view(-1, 1, 1, 1)  # x = sin(angle) x0 + cos(angle) noise
+        return math.pi / 2 * (angle.cos() * x0 - angle.sin() * noise)
 
-    config = find("DiMSUM-L/2").config
-    denoiser = Denoiser(network, Flow(), target="flow", time=config.time, reversed_flow=config.reversed_flow)
-    assert flow_loss(denoiser, x0, t, noise).loss.max() < 1e-10
+    config = SystemConfig(model=find("DiMSUM-L/2").config, diffusion=FlowConfig(path=path))
+    assert flow_loss(denoiser_of(config, network), x0, t, noise).loss.max() < 1e-10
     assert torch.equal(told[0], 1 - t)
 
 

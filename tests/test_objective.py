@@ -27,7 +27,7 @@ from udit.diffusion.schedule import DDPM, Flow
 from udit.errors import UserError
 
 DDPM_1000 = DDPM.linear(1000)
-TARGETS: list[Target] = ["eps", "x0", "v", "flow"]
+TARGETS: list[Target] = ["eps", "x0", "v", "flow", "gvp"]
 
 
 # ---- targets ---------------------------------------------------------------------------------------------------------
@@ -54,7 +54,16 @@ def test_encoding_undoes_decoding(target: Target, alpha: float, sigma: float) ->
 
 def test_targets_are_what_their_papers_say() -> None:
     x0, eps, a, s = torch.tensor(2.0), torch.tensor(3.0), torch.tensor(0.8), torch.tensor(0.6)
-    assert [encode(target, x0, eps, a, s).item() for target in TARGETS] == pytest.approx([3, 2, 0.8 * 3 - 0.6 * 2, 1])
+    said = [3, 2, 0.8 * 3 - 0.6 * 2, 1, math.pi / 2 * (0.8 * 3 - 0.6 * 2)]
+    assert [encode(target, x0, eps, a, s).item() for target in TARGETS] == pytest.approx(said)
+
+
+@pytest.mark.parametrize(("path", "target"), [("linear", "flow"), ("gvp", "gvp")])
+def test_flow_targets_are_the_velocity_of_their_path(path: str, target: Target) -> None:
+    x0, eps = torch.randn(2, 1, 1, 2, 2, dtype=torch.float64)
+    flow, t = Flow(path), torch.tensor([0.3], dtype=torch.float64)  # type: ignore[arg-type]
+    ahead, behind = (mix(flow, x0, eps, t + d) for d in (1e-5, -1e-5))
+    torch.testing.assert_close(encode(target, x0, eps, *flow.alpha_sigma(t, x0)), (ahead - behind) / 2e-5)
 
 
 def test_denoiser_tells_the_network_its_own_time_and_splits_off_the_variance() -> None:
@@ -195,17 +204,21 @@ def test_best_denoiser_has_the_expected_error_on_ddpm(target: Target, t: int) ->
     a2 = DDPM_1000.alpha_bar[t]
     a, s = math.sqrt(a2), math.sqrt(1 - a2)
     of_eps = a2 * DATA.std**2 / (a2 * DATA.std**2 + s**2)
-    expected = {"eps": of_eps, "x0": of_eps * s**2 / a2, "v": of_eps / a2, "flow": of_eps * (a + s) ** 2 / a2}[target]
+    expected = {"eps": of_eps, "x0": of_eps * s**2 / a2, "v": of_eps / a2, "flow": of_eps * (a + s) ** 2 / a2}
+    expected = (expected | {"gvp": expected["v"] * (math.pi / 2) ** 2})[target]
     assert error < 0.01 * expected
     assert measured == pytest.approx(expected, abs=4 * error)
 
 
+@pytest.mark.parametrize(("path", "target"), [("linear", "flow"), ("gvp", "gvp")])
 @pytest.mark.parametrize("t", [0.05, 0.5, 0.95])
-def test_best_denoiser_has_the_expected_error_on_the_flow_path(t: float) -> None:
+def test_best_denoiser_has_the_expected_error_on_a_flow_path(t: float, path: str, target: Target) -> None:
     x0, noise = DATA.draw(4000, 1, 4, 4, seed=3), torch.randn(4000, 1, 4, 4, generator=torch.Generator().manual_seed(4))
     times = torch.full((4000,), t, dtype=torch.float64)
-    measured, error = monte_carlo(flow_loss(DATA.denoiser(Flow(), "flow"), x0, times, noise.double()))
-    expected = DATA.std**2 / ((1 - t) ** 2 * DATA.std**2 + t**2)
+    flow = Flow(path)  # type: ignore[arg-type]
+    measured, error = monte_carlo(flow_loss(DATA.denoiser(flow, target), x0, times, noise.double()))
+    a, s = (1 - t, t) if path == "linear" else (math.cos(math.pi * t / 2), math.sin(math.pi * t / 2))
+    expected = DATA.std**2 / (a**2 * DATA.std**2 + s**2) * (1 if path == "linear" else (math.pi / 2) ** 2)
     assert error < 0.01 * expected
     assert measured == pytest.approx(expected, abs=4 * error)
 

@@ -99,7 +99,7 @@ def test_samples_have_the_mean_and_deviation_of_the_data(
     assert std == pytest.approx(DATA.std, rel=tolerance)
 
 
-@pytest.mark.parametrize("target", ["eps", "x0", "v", "flow"])
+@pytest.mark.parametrize("target", ["eps", "x0", "v", "flow", "gvp"])
 def test_what_the_network_predicts_does_not_matter(target: str) -> None:
     x = noise_of(2)(0)
     expected = last(DATA.denoiser(SCHEDULE), x, scheduler="ddim", steps=20).x

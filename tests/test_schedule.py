@@ -174,6 +174,25 @@ def test_flow_runs_from_data_to_noise() -> None:
     assert Flow().fraction(t).tolist() == t.tolist()
 
 
+def test_path_of_sines_and_cosines_keeps_the_variance() -> None:
+    flow, t = Flow("gvp"), torch.tensor([0.0, 1 / 3, 1.0], dtype=torch.float64)
+    alpha, sigma = (scale.flatten() for scale in flow.alpha_sigma(t, torch.zeros(3, 2, 4, 4)))
+    assert alpha.tolist() == pytest.approx([1, 3**0.5 / 2, 0], abs=1e-7)
+    assert sigma.tolist() == pytest.approx([0, 0.5, 1], abs=1e-7)
+    assert flow.network_time(t, "sigma")[1].item() == pytest.approx(3**-0.5)
+    assert flow.network_time(t, "sigma").isfinite().all()
+    assert flow.network_time(t, "index").tolist() == Flow().network_time(t, "index").tolist()
+
+
+@pytest.mark.parametrize("sigma", [0.0, 0.1, 0.5, 0.999, 1.0])
+def test_paths_meet_at_the_same_ratio_of_noise_to_signal(sigma: float) -> None:
+    """Scaled, a point of the linear path is one of the other."""
+    assert Flow().from_linear(sigma) == (sigma, 1.0)
+    time, scale = Flow("gvp").from_linear(sigma)
+    alpha, noise = Flow("gvp").alpha_sigma(*torch.tensor([[time], [0]], dtype=torch.float64))
+    assert (alpha.item(), noise.item()) == pytest.approx((scale * (1 - sigma), scale * sigma), abs=1e-12)
+
+
 @pytest.mark.parametrize(("schedule", "top"), [(DDPM.linear(50), 50), (Flow(), 1)], ids=["ddpm", "flow"])
 def test_training_times_are_uniform(schedule: DDPM | Flow, top: int) -> None:
     generator = torch.Generator().manual_seed(0)

@@ -10,14 +10,14 @@ from torch import Tensor
 
 from gaussian import Gaussian
 from udit.config.diffusion import SAMPLERS, DDPMConfig, EDMConfig, FlowConfig
-from udit.diffusion.denoise import Denoiser
+from udit.diffusion.denoise import Denoiser, encode
 from udit.diffusion.sample import SeededNoise, Step, sample
 from udit.diffusion.schedule import DDPM, EDM, Flow
 
 DATA = Gaussian(mean=0.3, std=0.5)
-SCHEDULES = {"ddpm": DDPM.linear(1000), "flow": Flow(), "edm": EDM()}
-TARGETS = {"ddpm": "eps", "flow": "flow", "edm": "x0"}
-UNITS = {"ddpm": "index", "flow": "unit", "edm": "sigma"}
+SCHEDULES = {"ddpm": DDPM.linear(1000), "flow": Flow(), "gvp": Flow("gvp"), "edm": EDM()}
+TARGETS = {"ddpm": "eps", "flow": "flow", "gvp": "gvp", "edm": "x0"}
+UNITS = {"ddpm": "index", "flow": "unit", "gvp": "unit", "edm": "sigma"}
 X_T = torch.randn(64, 1, 8, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
 
 CASES = [
@@ -27,6 +27,10 @@ CASES = [
     ("flow", "flow-heun", 160, 10, 3e-4),
     ("flow", "dpmpp", 160, 7, 3e-3),
     ("flow", "unipc", 160, 12, 4e-4),
+    ("gvp", "flow-euler", 160, 3.5, 6e-3),
+    ("gvp", "flow-heun", 160, 10, 3e-4),
+    ("gvp", "dpmpp", 160, 7, 3e-3),
+    ("gvp", "unipc", 160, 12, 4e-4),
     ("edm", "edm-euler", 160, 3.5, 4e-2),  # first order
     ("edm", "edm-heun", 160, 16, 5e-3),
 ]
@@ -40,7 +44,7 @@ def walk(schedule: str, name: str, steps: int, target: str | None = None) -> lis
 
 
 def exact(schedule: str) -> Tensor:
-    if schedule == "flow":
+    if schedule in ("flow", "gvp"):
         return DATA.flow_map(X_T, 0.0, 1.0)
     if schedule == "edm":
         return DATA.flow_map(80 * X_T, 1.0, 80.0)
@@ -51,7 +55,7 @@ def exact(schedule: str) -> Tensor:
 def test_every_solver_is_tried() -> None:
     assert {name for _, name, *_ in CASES} == set(SAMPLERS) - {"ddpm", "ddim"}
     tried = {(schedule, name) for schedule, name, *_ in CASES}
-    kinds = {"ddpm": DDPMConfig, "flow": FlowConfig, "edm": EDMConfig}
+    kinds = {"ddpm": DDPMConfig, "flow": FlowConfig, "gvp": FlowConfig, "edm": EDMConfig}
     assert tried == {(kind, n) for kind, config in kinds.items() for n in config.SAMPLERS if n[:2] != "dd"}
 
 
@@ -72,7 +76,8 @@ def test_solver_converges_to_the_probability_flow(
 )
 def test_thirty_steps_have_the_mean_and_deviation_of_the_data(schedule: str, name: str, limit: float) -> None:
     x, truth = walk(schedule, name, 30)[-1].x, exact(schedule)
-    assert x.mean().item() == pytest.approx(truth.mean().item(), abs=0.01 * DATA.std)
+    bent = (schedule, name) == ("gvp", "flow-euler")  # Euler's steps leave a bent path outwards
+    assert x.mean().item() == pytest.approx(truth.mean().item(), abs=(0.02 if bent else 0.01) * DATA.std)
     assert x.std().item() == pytest.approx(truth.std().item(), rel=limit)
 
 
@@ -89,14 +94,18 @@ def test_steps_count_network_evaluations(schedule: str, name: str, steps: int) -
 @pytest.mark.parametrize(
     ("schedule", "name", "target"),
     [(s, n, t) for s, n in (("ddpm", "dpmpp"), ("ddpm", "unipc"), ("flow", "flow-heun")) for t in ("x0", "v")]
-    + [("ddpm", "dpmpp", "flow"), ("flow", "unipc", "x0"), ("edm", "edm-heun", "eps"), ("edm", "edm-euler", "v")],
+    + [("ddpm", "dpmpp", "flow"), ("flow", "unipc", "x0"), ("edm", "edm-heun", "eps"), ("edm", "edm-euler", "v")]
+    + [("gvp", "flow-heun", "v"), ("gvp", "unipc", "x0")],
 )
 def test_what_the_network_predicts_does_not_matter(schedule: str, name: str, target: str) -> None:
     expected = walk(schedule, name, 11)[-1].x
     torch.testing.assert_close(walk(schedule, name, 11, target)[-1].x, expected, atol=1e-4, rtol=1e-4)
 
 
-@pytest.mark.parametrize(("schedule", "name"), [(s, n) for s, n, *_ in CASES])
+@pytest.mark.parametrize(
+    ("schedule", "name"),
+    [(s, n) for s, n, *_ in CASES if (s, n[:4]) != ("gvp", "flow")],  # whose steps leave the arc
+)
 def test_network_hears_the_time_its_input_is_at(schedule: str, name: str) -> None:
     """x_t of known data lies on its path, so alpha(t) x0 + sigma(t) x_T is what the network must be shown at t."""
     kind, point, shown = SCHEDULES[schedule], 0.7, []
@@ -105,7 +114,7 @@ def test_network_hears_the_time_its_input_is_at(schedule: str, name: str) -> Non
         shown.append((x, t))
         alpha, sigma = kind.alpha_sigma(t, x)
         eps = (x - alpha * point) / sigma
-        return {"ddpm": eps, "flow": eps - point, "edm": torch.full_like(x, point)}[schedule]
+        return encode(TARGETS[schedule], torch.full_like(x, point), eps, alpha, sigma)  # type: ignore[arg-type]
 
     denoiser = Denoiser(backbone, kind, TARGETS[schedule], time=UNITS[schedule])  # type: ignore[arg-type]
     *_, step = sample(denoiser, X_T[:2], scheduler=name, steps=9)

@@ -16,7 +16,7 @@ from udit.config.model import ModelConfig
 from udit.config.system import SystemConfig
 from udit.data.codec import Codec
 from udit.diffusion.cache import StepCache
-from udit.diffusion.denoise import Denoiser
+from udit.diffusion.denoise import Denoiser, Target
 from udit.diffusion.edm import Preconditioned, WeightedLoss
 from udit.diffusion.guidance import Guided
 from udit.diffusion.objective import Loss, flow_loss, hybrid_loss
@@ -28,12 +28,15 @@ from udit.models.build import fuse
 def denoiser_of(config: SystemConfig, backbone: Any) -> Denoiser:
     """The denoiser of a network, or of anything called like one (DDP, a compiled module)."""
     model, diffusion = config.model, config.diffusion
+    target: Target = "eps"
+    if isinstance(diffusion, FlowConfig):
+        target = "flow" if diffusion.path == "linear" else "gvp"
     if edm := isinstance(diffusion, EDMConfig):
-        backbone = Preconditioned(backbone, diffusion.sigma_data, time=model.time)
+        target, backbone = "x0", Preconditioned(backbone, diffusion.sigma_data, time=model.time)
     return Denoiser(
         backbone=backbone,
         schedule=diffusion.build(),
-        target="x0" if edm else "flow" if isinstance(diffusion, FlowConfig) else "eps",
+        target=target,
         learn_sigma=model.learn_sigma,
         time="sigma" if edm else model.time,
         null_label=model.null_label,

@@ -113,7 +113,7 @@ _DIMSUM = About(
     attention="Mamba over space and over Haar wavelets, fused by attention; one shared global block every fourth",
     ffn="gated GELU",
     skips="none",
-    exact=f"{_SAME}; the scan is checked against a sequential one, no adaptive guidance",
+    exact=f"{_SAME}; the scan is checked against a sequential one; no adaptive guidance",
 )
 
 

@@ -32,16 +32,18 @@ class DDPMConfig(Spec):
 
 
 class FlowConfig(Spec):
-    """Flow matching on the linear path, velocity prediction (Lipman et al. 2023)."""
+    """Flow matching, velocity prediction (Lipman et al. 2023)."""
 
     SAMPLERS: ClassVar[tuple[str, ...]] = ("flow-euler", "flow-heun", "dpmpp", "unipc")
     kind: Literal["flow"] = "flow"
+    path: Literal["linear", "gvp"] = "linear"
+    """Straight from data to noise; or along a cosine and a sine (GVP, Ma et al. 2024), on which DiMSUM was trained."""
 
     def build(self) -> Flow:
-        """The linear path."""
+        """The path."""
         from udit.diffusion.schedule import Flow
 
-        return Flow()
+        return Flow(self.path)
 
 
 class EDMConfig(Spec):

@@ -16,7 +16,7 @@ class DiMSUMConfig(IsotropicConfig):
     """DiMSUM of any size; the defaults are DiMSUM-L/2 on 32x32 latents.
 
     Half of the channels are scanned in space, half in the wavelet domain. The release trains on SiT's flow, whose time
-    is 0 at noise and 1 at data, but along sines and cosines (GVP), where this library has the linear path.
+    is 0 at noise and 1 at data, along sines and cosines (``diffusion.path=gvp``).
     """
 
     family: Literal["DiMSUM"] = "DiMSUM"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
@@ -12,7 +13,8 @@ from torch import Tensor
 from udit.diffusion.schedule import DDPM, EDM, Flow, Schedule, TimeUnit
 from udit.errors import UserError
 
-Target = Literal["eps", "x0", "v", "flow"]
+Target = Literal["eps", "x0", "v", "flow", "gvp"]
+"""``flow`` and ``gvp`` are the velocity dx_t/dt on ``Flow``'s linear path and on its path of sines and cosines."""
 
 
 class Backbone(Protocol):
@@ -38,7 +40,10 @@ def encode(target: Target, x0: Tensor, eps: Tensor, alpha: Tensor, sigma: Tensor
         return eps
     if target == "x0":
         return x0
-    return alpha * eps - sigma * x0 if target == "v" else eps - x0
+    if target == "flow":
+        return eps - x0
+    v = alpha * eps - sigma * x0
+    return v if target == "v" else math.pi / 2 * v
 
 
 def decode(target: Target, output: Tensor, x_t: Tensor, alpha: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
@@ -47,7 +52,8 @@ def decode(target: Target, output: Tensor, x_t: Tensor, alpha: Tensor, sigma: Te
         return x_t / alpha - (sigma / alpha) * output, output
     if target == "x0":
         return output, (x_t - alpha * output) / sigma
-    if target == "v":
+    if target in ("v", "gvp"):
+        output = output if target == "v" else output / (math.pi / 2)
         norm = alpha**2 + sigma**2
         return (alpha * x_t - sigma * output) / norm, (sigma * x_t + alpha * output) / norm
     norm = alpha + sigma
@@ -80,7 +86,7 @@ class Denoiser:
     reversed_flow: bool = False
 
     def __post_init__(self) -> None:
-        if self.reversed_flow and not (isinstance(self.schedule, Flow) and self.target == "flow"):
+        if self.reversed_flow and not (isinstance(self.schedule, Flow) and self.target in ("flow", "gvp")):
             raise UserError("the network predicts a reversed flow, as SiT does; use it with diffusion.kind=flow")
 
     def __call__(self, x_t: Tensor, t: Tensor, y: Tensor | None = None) -> Prediction:

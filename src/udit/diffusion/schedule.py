@@ -1,15 +1,17 @@
 """How noise is added: x_t = alpha(t) x0 + sigma(t) eps.
 
-``DDPM`` is discrete and variance preserving; its t is an index, 0 the cleanest. ``Flow`` is continuous: alpha = 1 - t,
-sigma = t; t = 0 is data, t = 1 noise, and the velocity dx_t/dt is eps - x0. This is the library's one convention for
-flow; importers and solvers with another convert. ``EDM`` is continuous, too: alpha = 1, sigma = t.
+``DDPM`` is discrete and variance preserving; its t is an index, 0 the cleanest. ``Flow`` is continuous; t = 0 is data,
+t = 1 noise: alpha = 1 - t, sigma = t, and the velocity dx_t/dt is eps - x0; or alpha and sigma are a cosine and a sine.
+This is the library's one convention for flow; importers and solvers with another convert. ``EDM`` is continuous, too:
+alpha = 1, sigma = t.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Literal, Protocol
+from typing import ClassVar, Literal, Protocol
 
 import numpy as np
 import torch
@@ -173,15 +175,28 @@ def _space(total: int, sections: str) -> set[int]:
 
 @dataclass(frozen=True)
 class Flow:
-    """The linear path x_t = (1 - t) x0 + t eps; times are floats in [0, 1]."""
+    """A path from data to noise; times are floats in [0, 1].
 
-    INDEX_SCALE = 1000.0
+    Attributes:
+        path: ``linear``, x_t = (1 - t) x0 + t eps; or ``gvp``, x_t = cos(pi t / 2) x0 + sin(pi t / 2) eps, which
+            preserves the variance (Albergo & Vanden-Eijnden 2023; Ma et al. 2024, SiT).
+    """
+
+    path: Literal["linear", "gvp"] = "linear"
+
+    INDEX_SCALE: ClassVar[float] = 1000.0
     """What t = 1 is to a network whose time unit is an index."""
 
     def alpha_sigma(self, t: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
-        """1 - t and t, shaped [B, 1, 1, 1]."""
-        sigma = t.to(torch.promote_types(like.dtype, torch.float32)).view(-1, *[1] * (like.ndim - 1))
-        return 1 - sigma, sigma
+        """Scales of signal and noise at t [B], shaped [B, 1, 1, 1]."""
+        t = t.to(torch.promote_types(like.dtype, torch.float32)).view(-1, *[1] * (like.ndim - 1))
+        return (1 - t, t) if self.path == "linear" else ((t * (math.pi / 2)).cos(), (t * (math.pi / 2)).sin())
+
+    def from_linear(self, sigma: float) -> tuple[float, float]:
+        """Where this path has the linear one's ratio of noise to signal: its time, its x_t over the other's."""
+        if self.path == "linear":
+            return sigma, 1.0
+        return math.atan2(sigma, 1 - sigma) / (math.pi / 2), 1 / math.hypot(sigma, 1 - sigma)
 
     def draw(self, generator: torch.Generator) -> Tensor:
         """A training time: uniform in [0, 1)."""
@@ -192,10 +207,11 @@ class Flow:
         return t.double()
 
     def network_time(self, t: Tensor, unit: TimeUnit) -> Tensor:
-        """t; 1000 t as an index; or the noise-to-signal ratio t / (1 - t)."""
-        if unit == "index":
-            return t * self.INDEX_SCALE
-        return t if unit == "unit" else t / (1 - t).clamp_min(1e-6)
+        """t; 1000 t as an index; or the ratio of noise to signal."""
+        if unit != "sigma":
+            return t if unit == "unit" else t * self.INDEX_SCALE
+        alpha, sigma = self.alpha_sigma(t, t)
+        return sigma / alpha.clamp_min(1e-6)
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,9 @@
 """diffusers' few-step solvers behind our sampler interface.
 
 A fresh solver is built for every call, from an explicit config: no learned variance, no clipping, no thresholding. It
-is handed eps (on the DDPM schedule) or the velocity (on the flow path), whatever the network itself predicts.
+is handed eps (on the DDPM schedule) or the velocity (on a flow path), whatever the network itself predicts. The flow
+solvers walk a path's own time. The multistep ones know the linear path alone: where the network's is another they walk
+the linear one, whose x_t differs by a scale at the same ratio of noise to signal.
 """
 
 from __future__ import annotations
@@ -14,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from udit.diffusion.denoise import Target, encode
 from udit.diffusion.sample import Denoise, Noise, Step
 from udit.diffusion.schedule import DDPM, EDM
 from udit.errors import UserError
@@ -43,18 +46,22 @@ class Solver:
         if isinstance(schedule, DDPM) and int(steps) > len(schedule):
             raise UserError(f"steps is {steps}; the schedule has {len(schedule)}, ask for at most so many")
         solver = self._build(schedule.betas if isinstance(schedule, DDPM) else None, int(steps))
-        x = x.float()
+        x, own_time = x.float(), self.name.startswith("flow-")
         if not isinstance(schedule, DDPM):
             x = x * float(solver.sigmas[0])  # DPM-Solver++ begins a thousandth short of pure noise
         total = len(solver.timesteps)
         for k, time in enumerate(solver.timesteps, start=1):
             if isinstance(schedule, DDPM):
-                t = torch.full((len(x),), int(time), device=x.device)
+                prediction = denoise(x, torch.full((len(x),), int(time), device=x.device), y)
+                output = prediction.eps
             else:
                 # not ``time``: DPM-Solver++ and UniPC round it down to whole thousandths
-                t = torch.full((len(x),), float(solver.sigmas[k - 1]), device=x.device)
-            prediction = denoise(x, t, y)
-            output = prediction.eps if isinstance(schedule, DDPM) else prediction.eps - prediction.x0
+                sigma = float(solver.sigmas[k - 1])
+                place, scale = (sigma, 1.0) if own_time else schedule.from_linear(sigma)
+                t = torch.full((len(x),), place, device=x.device)
+                prediction = denoise(x * scale, t, y)
+                velocity: Target = "gvp" if own_time and schedule.path == "gvp" else "flow"
+                output = encode(velocity, prediction.x0, prediction.eps, *schedule.alpha_sigma(t, x))
             x = solver.step(output, time, x, return_dict=False)[0]
             yield Step(k, total, x, prediction.x0)
 

@@ -8,7 +8,6 @@ is an ``nn.Linear`` here). Nothing is downloaded and no code of a release is nee
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Callable, Mapping
 from typing import Any, cast
 
@@ -72,17 +71,11 @@ def native_diffusion(config: ModelConfig) -> DiffusionConfig:
     """What a release's weights were trained on.
 
     Returns:
-        The flow path for SiT, noise levels for HDiT, Stable Diffusion's betas for U-ViT's latent models, else linear
-        betas. DiMSUM's sine and cosine path is not built here: it gets the linear one, with a warning.
+        The linear flow for SiT, that of sines and cosines (GVP) for DiMSUM, noise levels for HDiT, Stable Diffusion's
+        betas for U-ViT's latent models, else linear betas.
     """
-    if isinstance(config, DiMSUMConfig):
-        warnings.warn(
-            "DiMSUM's release was trained on a path of sines and cosines (GVP) and this library has the linear one: "
-            "its weights come in and go out exactly, but pictures drawn from them will be wrong; train on from them",
-            stacklevel=2,
-        )
     if config.reversed_flow:
-        return FlowConfig()
+        return FlowConfig(path="gvp" if isinstance(config, DiMSUMConfig) else "linear")
     if config.time == "sigma":
         return EDMConfig()
     latent = isinstance(config, UViTConfig) and config.in_channels == 4
