@@ -6,17 +6,20 @@ import json
 import math
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
 import udit
-from conftest import Told, succeeds
+from conftest import Told, perturb, succeeds
 from gaussian import Gaussian
 from runs import RECIPE, train
-from udit.config.diffusion import EDMConfig
+from udit.assemble import System
+from udit.config.diffusion import EDMConfig, SamplingConfig
 from udit.config.files import load_run
+from udit.config.system import SystemConfig
 from udit.diffusion.denoise import Denoiser
 from udit.diffusion.edm import Preconditioned, WeightedLoss
 from udit.diffusion.guidance import Guided
@@ -24,6 +27,7 @@ from udit.diffusion.objective import draw
 from udit.diffusion.sample import sample
 from udit.diffusion.schedule import DDPM, EDM, Flow
 from udit.errors import UserError
+from udit.pictures import read_pixels
 
 SIGMA = torch.tensor([0.05, 0.5, 7.0], dtype=torch.float64)
 
@@ -60,6 +64,31 @@ def test_training_levels_are_log_normal() -> None:
     logs = draw(EDM(), (1, 1, 1), 0, "train", keys).t.double().log()
     assert logs.mean().item() == pytest.approx(-1.2, abs=4 * 1.2 / math.sqrt(4000))
     assert logs.std().item() == pytest.approx(1.2, rel=4 / math.sqrt(8000))
+
+
+def test_cosine_levels_are_hoogeboom_s_in_logarithms_of_the_ratio() -> None:
+    """logsnr = -2 log tan(angle), shifted by 2 log r, the ends kept; then t of the one and 1 - t of the other."""
+    schedule = EDM(0.01, 160.0, resolutions=(0.125, 1.0), sigma_data=0.5)
+    ends = [-2 * math.log(level / 0.5) for level in (0.01, 160.0)]
+    for t in (0.0, 0.2, 0.5, 0.9, 1.0):
+        mixed = 0.0
+        for r, share in ((0.125, t), (1.0, 1 - t)):
+            shift = 2 * math.log(r)
+            low, high = (math.atan(math.exp(-(end - shift) / 2)) for end in ends)
+            mixed += share * (-2 * math.log(math.tan(low + t * (high - low))) + shift)
+        sigma = schedule.interpolated_cosine(torch.tensor(t, dtype=torch.float64)).item()
+        assert sigma == pytest.approx(0.5 * math.exp(-mixed / 2), rel=1e-5)
+    ends_of = schedule.interpolated_cosine(torch.tensor([0.0, 1.0], dtype=torch.float64))
+    assert ends_of.tolist() == pytest.approx([0.01, 160.0], rel=1e-5)
+
+
+def test_training_levels_follow_the_interpolated_cosine() -> None:
+    schedule = EDMConfig(density="cosine-interpolated", sigma_min=0.01, sigma_max=160).build()
+    drawn = draw(schedule, (1, 1, 1), 0, "train", [(i,) for i in range(2000)]).t
+    middle = schedule.interpolated_cosine(torch.tensor(0.5, dtype=torch.float64))
+    assert (drawn < middle).double().mean().item() == pytest.approx(0.5, abs=4 * 0.5 / math.sqrt(2000))
+    assert 0.01 <= drawn.min() <= drawn.max() <= 160.1
+    assert drawn.dtype == torch.float32
 
 
 def test_ladder_is_the_paper_s() -> None:
@@ -114,11 +143,73 @@ def test_any_network_trains_on_noise_levels(tmp_path: Path) -> None:
     assert udit.load(out).denoiser.time == "sigma"
 
 
+@pytest.fixture(scope="module")
+def hourglass(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model folder of the EDM objective whose weights are noise: its pictures show every difference."""
+    network = perturb(udit.build("HDiT-tiny"), 0.05)
+    how = SamplingConfig(sampler="edm-heun", steps=5, guidance=2)
+    config = SystemConfig(model=network.config, diffusion=EDMConfig(), sampling=how)
+    folder = tmp_path_factory.mktemp("edm") / "model"
+    udit.save(System(config, network), folder)
+    return folder
+
+
+def generated(folder: Path, batch_size: int = 3, **how: Any) -> Tensor:
+    system = udit.load(folder)
+    sampling = system.config.sampling.replace(**how)
+    return torch.cat(list(system.generate([3, 4, 5], [1, 7, 7], sampling=sampling, batch_size=batch_size))).int()
+
+
+def test_seeds_give_the_same_pictures_at_any_batch_size(hourglass: Path) -> None:
+    alone, together = generated(hourglass, 1), generated(hourglass, 3)
+    assert together.float().std() > 20, "pictures that could show a difference"
+    assert (alone - together).abs().max() <= 1
+
+
+def test_guidance_steps_sampler_and_cache_change_the_pictures(hourglass: Path) -> None:
+    plain = generated(hourglass)
+    for change in ({"guidance": 4}, {"steps": 9}, {"sampler": "edm-euler"}, {"cache": 2}):
+        assert (generated(hourglass, **change) - plain).abs().max() > 1, change
+
+
+def test_guidance_acts_within_its_interval_of_the_ladder(hourglass: Path) -> None:
+    unguided = generated(hourglass, guidance=1)
+    # five evaluations stand at 1, at 0.5 twice and at 0 twice of the ladder
+    assert torch.equal(generated(hourglass, guidance=4, guidance_interval=(0.6, 0.9)), unguided)
+    assert not torch.equal(generated(hourglass, guidance=4, guidance_interval=(0.4, 0.6)), unguided)
+
+
+def test_command_draws_what_python_draws(hourglass: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for size in ("1", "3"):
+        words = ["--seeds", "3-5", "--labels", "1,7,7", "--batch-size", size, "--out", str(tmp_path / size)]
+        succeeds(capsys, "sample", str(hourglass), *words, "--no-progress")
+        drawn = torch.stack([read_pixels(path) for path in sorted((tmp_path / size).glob("0*.png"))]).int()
+        assert (drawn - generated(hourglass)).abs().max() <= 1
+
+
+def test_misfits_of_sampling_are_told_in_one_line(hourglass: Path, tmp_path: Path, told: Told) -> None:
+    def line(model: Path, *words: str) -> str:
+        return told("sample", str(model), *words, "--out", str(tmp_path / "out"), "--no-progress")
+
+    assert "an EDM model has no discrete steps to respace; use edm-heun" in line(hourglass, "--sampler", "ddim")
+    assert "does not know EDM's noise levels" in line(hourglass, "--sampler", "flow-euler")
+    assert "sampler is 'edm-huen'" in line(hourglass, "--sampler", "edm-huen")
+    network = udit.build("HDiT-tiny", num_classes=0)
+    config = SystemConfig(model=network.config, diffusion=EDMConfig(), sampling=SamplingConfig(sampler="edm-heun"))
+    udit.save(System(config, network), tmp_path / "plain")
+    assert "guidance 2 needs a null label" in line(tmp_path / "plain", "--guidance", "2")
+    assert "labels were given to an unconditional model" in line(tmp_path / "plain", "--labels", "1")
+    assert not list(tmp_path.glob("out/*.png"))
+
+
 SAID = {
     "levels upside down": (["diffusion.sigma_min=90"], "sigma_min is 90 and sigma_max 80"),
     "sampler": (["sampling.sampler=ddim"], "'ddim'; a edm model takes edm-heun, edm-euler"),
     "variance": (["model.learn_sigma=true"], "EDM learns no variance"),
     "weighting": (["diffusion.weighting=snr"], "diffusion.weighting is 'snr'"),
+    "density": (["diffusion.density=cosine"], "diffusion.density is 'cosine'"),
+    "idle mean": (["diffusion.density=cosine-interpolated", "diffusion.log_mean=0"], "log_mean is not used by density"),
+    "idle sides": (["diffusion.resolutions=[0.5, 1]"], "resolutions is not used by density log-normal"),
     "reversed": (["model=SiT-tiny"], "diffusion.kind is edm and the model predicts a reversed flow"),
     "cache": (["sampling.cache=2", "sampling.refresh=[0]"], "cache is 2 and refresh names evaluations"),
     "text": (["model.num_classes=0", "model.context={tokens: 3, width: 4}"], "the data gives labels"),

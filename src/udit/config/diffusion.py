@@ -59,10 +59,16 @@ class EDMConfig(Spec):
     """Level at which sampling starts."""
     rho: PositiveFloat = 7.0
     """Sampling's levels are even in sigma ** (1 / rho)."""
+    density: Literal["log-normal", "cosine-interpolated"] = "log-normal"
+    """How training draws sigma: as EDM, or as HDiT, from ``sigma_min`` to ``sigma_max`` by cosine schedules that were
+    shifted for two resolutions (Hoogeboom et al. 2023)."""
     log_mean: float = -1.2
-    """Mean of ln sigma in training."""
+    """Mean of the log-normal ln sigma."""
     log_std: PositiveFloat = 1.2
-    """Standard deviation of ln sigma in training."""
+    """Standard deviation of the log-normal ln sigma."""
+    resolutions: tuple[PositiveFloat, PositiveFloat] = (0.125, 1.0)
+    """Of the interpolated cosine: the sides of the two resolutions over the picture's, the one that rules near noise
+    first; 32 and 256 pixels for pictures of 256."""
     weighting: Literal["edm", "soft-min-snr"] = "soft-min-snr"
     """Of the squared error of x0: 1 / c_out ** 2 (EDM), or 1 / (sigma ** 2 + sigma_data ** 2) (HDiT)."""
 
@@ -70,13 +76,19 @@ class EDMConfig(Spec):
     def _check(self) -> EDMConfig:
         if self.sigma_min >= self.sigma_max:
             raise ValueError(f"sigma_min is {self.sigma_min:g} and sigma_max {self.sigma_max:g}; the maximum is larger")
+        idle = ("resolutions",) if self.density == "log-normal" else ("log_mean", "log_std")
+        for key in idle:
+            if getattr(self, key) != type(self).model_fields[key].default:
+                raise ValueError(f"{key} is not used by density {self.density}; leave it out, or choose the other one")
         return self
 
     def build(self) -> EDM:
         """The levels."""
         from udit.diffusion.schedule import EDM
 
-        return EDM(self.sigma_min, self.sigma_max, self.rho, self.log_mean, self.log_std)
+        ladder = (self.sigma_min, self.sigma_max, self.rho)
+        drawn = None if self.density == "log-normal" else self.resolutions
+        return EDM(*ladder, self.log_mean, self.log_std, drawn, self.sigma_data)
 
 
 DiffusionConfig = Annotated[DDPMConfig | FlowConfig | EDMConfig, Field(discriminator="kind")]

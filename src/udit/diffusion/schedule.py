@@ -222,8 +222,11 @@ class EDM:
         sigma_min: lowest level that sampling passes before the data.
         sigma_max: where it starts.
         rho: its levels are even in sigma ** (1 / rho).
-        log_mean: of ln sigma in training, which is normal.
+        log_mean: of ln sigma in training, where that is normal.
         log_std: its standard deviation.
+        resolutions: where training draws sigma by an interpolated cosine, sides of two resolutions over the picture's;
+            the cosine schedule of the first rules near noise, that of the second near data.
+        sigma_data: standard deviation of the data, at which such a schedule's signal and noise are even.
     """
 
     sigma_min: float = 0.002
@@ -231,6 +234,8 @@ class EDM:
     rho: float = 7.0
     log_mean: float = -1.2
     log_std: float = 1.2
+    resolutions: tuple[float, float] | None = None
+    sigma_data: float = 0.5
 
     def alpha_sigma(self, t: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
         """1 and t, shaped [B, 1, 1, 1]."""
@@ -238,8 +243,25 @@ class EDM:
         return torch.ones_like(sigma), sigma
 
     def draw(self, generator: torch.Generator) -> Tensor:
-        """A training level: log-normal."""
-        return (self.log_mean + self.log_std * torch.randn((), generator=generator)).exp()
+        """A training level: log-normal, or by the interpolated cosine at a uniform time."""
+        if self.resolutions is None:
+            return (self.log_mean + self.log_std * torch.randn((), generator=generator)).exp()
+        return self.interpolated_cosine(torch.rand((), generator=generator))
+
+    def interpolated_cosine(self, t: Tensor) -> Tensor:
+        """Levels from ``sigma_min`` at t = 0 to ``sigma_max`` at t = 1 (Hoogeboom et al. 2023, Sec. 3.1).
+
+        A cosine schedule is sigma / sigma_data = tan(angle), with angles even in time. Shifted for a resolution r times
+        the picture's side, its tangents are divided by r; two such schedules are mixed in the logarithm.
+        """
+        assert self.resolutions is not None
+
+        def shifted(r: float) -> Tensor:
+            low, high = (math.atan(r * level / self.sigma_data) for level in (self.sigma_min, self.sigma_max))
+            return torch.tan(low + t.double() * (high - low)) * self.sigma_data / r
+
+        noisy, clean = (shifted(r).log() for r in self.resolutions)
+        return (t * noisy + (1 - t) * clean).exp().float()
 
     def fraction(self, t: Tensor) -> Tensor:
         """Where t stands on sampling's ladder."""
