@@ -332,6 +332,8 @@ def test_configs_are_frozen_and_compare_by_value() -> None:
         config.width = 32  # type: ignore[misc]
     assert config == UDiTConfig(width=16, heads=2)
     assert config.replace(width=32).replace(width=16) == config
+    row = CATALOG["U-DiT-S"]
+    assert row.replace(weights="elsewhere").config == row.config, "nested configs keep the fields of their own class"
     with pytest.raises(UserError, match="unknown key 'UDiTConfig: wdith'; did you mean 'width'"):
         config.replace(wdith=3)
 

@@ -36,9 +36,9 @@ class Spec(BaseModel):
         Raises:
             UserError: an unknown field (with the nearest one) or a value the field refuses.
         """
-        own = self.model_dump()
+        own = {key: getattr(self, key) for key in type(self).model_fields}  # a dump would forget what subclasses add
         for key, value in changes.items():
-            kind = own[key].get("kind") if isinstance(own.get(key), dict) else None
+            kind = getattr(own.get(key), "kind", None)
             own[key] = {"kind": kind, **value} if kind and isinstance(value, dict) else value
         return parse(type(self), own, where=type(self).__name__)
 
