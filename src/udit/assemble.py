@@ -126,8 +126,8 @@ class System:
                 raise UserError(f"no class {text!r}{nearest(text, names)}")
         return labels
 
-    def guided(self, how: SamplingConfig) -> Denoiser | Guided:
-        """The denoiser, guided as a setting says.
+    def guided(self, how: SamplingConfig, null: Tensor | None = None) -> Denoiser | Guided:
+        """The denoiser, guided as a setting says; ``null`` as in ``generate``.
 
         Raises:
             UserError: guidance without a null label, or of channels that are not.
@@ -139,13 +139,15 @@ class System:
             )
         if how.guidance == 1:
             return self.denoiser
-        return Guided(self.denoiser, how.guidance, how.guidance_interval, how.guidance_channels)
+        return Guided(self.denoiser, how.guidance, how.guidance_interval, how.guidance_channels, null)
 
     def generate(
         self,
         seeds: Sequence[int],
         labels: Sequence[int] | None = None,
         *,
+        context: Tensor | None = None,
+        null: Tensor | None = None,
         sampling: SamplingConfig | None = None,
         batch_size: int = 64,
         on_step: Callable[[int], object] | None = None,
@@ -155,6 +157,8 @@ class System:
         Args:
             seeds: one a picture.
             labels: one a picture, or None (an unconditional model, or the null class).
+            context: float [N, ...], one condition a picture, for a model that takes vectors (``condition_shape``).
+            null: one such condition that says nothing, e.g. an empty text's; guidance compares with it.
             sampling: how; the model's own setting if None.
             batch_size: pictures at a time.
             on_step: called with the number of pictures that have just advanced one step.
@@ -163,11 +167,13 @@ class System:
             uint8 [b, C, H, W], batch after batch.
 
         Raises:
-            UserError: the sampler does not fit the model, guidance without a null label or of channels that are not.
+            UserError: the sampler does not fit the model, guidance without a null label or of channels that are not, or
+                a context that the model does not take, or lacks.
         """
+        self._check_context(context, null, len(seeds))
         how = sampling or self.config.sampling
         device = next(self.backbone.parameters()).device
-        denoise = self.guided(how)
+        denoise = self.guided(how, null)
         codec = self.codec  # one that is not there is told before the first step
         cache = step_cache(self.config.model, how)
         sampler = make_sampler(how.sampler, eta=how.eta, clip=how.clip)
@@ -179,6 +185,7 @@ class System:
                 part = seeds[start : start + batch_size]
                 noise = SeededNoise(part, shape, device)
                 y = None if labels is None else torch.tensor(labels[start : start + batch_size], device=device)
+                y = y if context is None else context[start : start + batch_size].to(device)
                 x = noise(0)
                 for step in sample(denoise, x, scheduler=sampler, steps=how.steps, y=y, noise=noise, cache=cache):
                     x = step.x
@@ -187,3 +194,18 @@ class System:
                 yield codec.decode(x.float()).cpu()
         finally:
             self.backbone.train(was_training)
+
+    def _check_context(self, context: Tensor | None, null: Tensor | None, pictures: int) -> None:
+        shape = self.config.model.condition_shape
+        if not shape:
+            if context is not None or null is not None:
+                raise UserError("context was given to a model that takes no vectors; leave it out")
+        elif context is None:
+            raise UserError(
+                f"the model takes vectors of {list(shape)} a picture and has none; pass context, or --context FILE to "
+                "`udit sample`"
+            )
+        elif list(context.shape) != [pictures, *shape]:
+            raise UserError(
+                f"context is {list(context.shape)} and the model takes {[pictures, *shape]} for {pictures} pictures"
+            )

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -29,6 +30,7 @@ def sample(
     /,
     *,
     labels: str | None = None,
+    context: Path | None = None,
     seeds: str | None = None,
     n: int | None = None,
     quality: Level | None = None,
@@ -56,6 +58,9 @@ def sample(
         A run folder, a model folder or a hub id.
     labels
         Class numbers or names, e.g. 3,7 or cat,dog; all classes in turn if not given.
+    context
+        For a model that takes vectors, e.g. a text encoder's: a .safetensors or .npz file with context (floats [N,
+        tokens, width]; rows repeat as labels do) and, for guidance, null ([tokens, width], e.g. the empty text's).
     seeds
         E.g. 0-15 or 3,5,8. With a larger --n they go on counting from the last.
     n
@@ -110,16 +115,17 @@ def sample(
     from udit.store import load
 
     world = dist.start(device)
+    vectors = read_context(context) if context else None
     system = load(model, weights=weights).fused().to(world.device)
     how = _of_quality(quality, model, system) if quality else system.config.sampling.replace(**changes)
     wanted = system.labels(labels.split(",")) if labels else list(range(system.config.model.num_classes))
     each = [wanted[i % len(wanted)] for i in range(len(chosen))] if wanted else None
     _prepare(out)
-    batches = _draw(system, chosen, each, how, batch_size, world, progress)
+    batches = _draw(system, chosen, each, vectors, how, batch_size, world, progress)
     if output == "npz":
         _write_npz(out / "samples.npz", batches, each, len(chosen), world)
     else:
-        _write_pngs(out, batches, system, chosen, each, how, world)
+        _write_pngs(out, batches, system, chosen, each, vectors, how, world)
     world.close()
     return 0
 
@@ -163,6 +169,54 @@ def _of_quality(level: Level, model: str, system: System) -> SamplingConfig:
     return found.sampling
 
 
+@dataclass(frozen=True)
+class Context:
+    """Conditions of a file."""
+
+    file: str
+    rows: Tensor
+    """float [N, ...]; picture i has row i modulo N."""
+    null: Tensor | None
+
+    def of(self, places: Sequence[int]) -> Tensor:
+        """Those of some pictures."""
+        return self.rows[[i % len(self.rows) for i in places]]
+
+
+def read_context(path: Path) -> Context:
+    """What ``--context`` names.
+
+    Raises:
+        UserError: no such file, or one that does not hold finite floats under the two names.
+    """
+    import zipfile
+    import zlib
+
+    import numpy as np
+    import torch
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    torn = (OSError, ValueError, TypeError, EOFError, zipfile.BadZipFile, zlib.error, SafetensorError)
+    try:
+        if path.suffix == ".npz":
+            with np.load(path, allow_pickle=False) as arrays:
+                found = {key: torch.from_numpy(arrays[key]) for key in arrays.files}
+        else:
+            found = load_file(path)
+    except torn as error:
+        detail = "it is not there" if isinstance(error, FileNotFoundError) else " ".join(str(error).split())[:200]
+        raise UserError(f"cannot read --context {path}: {detail}; name a .safetensors or .npz file") from None
+    rows, null = found.get("context"), found.get("null")
+    if rows is None or rows.ndim < 2 or not len(rows):
+        held = "nothing" if rows is None else f"{list(rows.shape)}"
+        raise UserError(f"{path} holds {held} under 'context'; write floats [N, tokens, width], and 'null' beside them")
+    for key, part in (("context", rows), ("null", null)):
+        if part is not None and not (part.is_floating_point() and bool(part.isfinite().all())):
+            raise UserError(f"{path} holds {key!r} as {part.dtype}, or not finite; write finite floats")
+    return Context(path.name, rows.float(), None if null is None else null.float())
+
+
 def _prepare(out: Path) -> None:
     try:
         out.mkdir(parents=True, exist_ok=True)
@@ -177,6 +231,7 @@ def _draw(
     system: System,
     seeds: list[int],
     labels: list[int] | None,
+    context: Context | None,
     how: SamplingConfig,
     batch_size: int,
     world: World,
@@ -187,11 +242,12 @@ def _draw(
 
     mine = list(range(len(seeds)))[world.rank :: world.size]
     own_labels = [labels[i] for i in mine] if labels is not None else None
+    vectors = {} if context is None else {"context": context.of(mine), "null": context.null}
     show = progress and world.is_main
     with tqdm(total=len(mine) * how.steps, desc="sample", unit="step", disable=None if show else True) as bar:
         done = 0
         for images in system.generate(
-            [seeds[i] for i in mine], own_labels, sampling=how, batch_size=batch_size, on_step=bar.update
+            [seeds[i] for i in mine], own_labels, sampling=how, batch_size=batch_size, on_step=bar.update, **vectors
         ):
             yield mine[done : done + len(images)], images
             done += len(images)
@@ -203,6 +259,7 @@ def _write_pngs(
     system: System,
     seeds: list[int],
     labels: list[int] | None,
+    context: Context | None,
     how: SamplingConfig,
     world: World,
 ) -> None:
@@ -219,6 +276,8 @@ def _write_pngs(
             own: dict[str, Any] = {"seed": seeds[i]}
             if labels is not None:
                 own |= {"label": labels[i], "class": names[labels[i]] if names else str(labels[i])}
+            if context is not None:
+                own |= {"context": context.file, "row": i % len(context.rows)}
             save_png(to_image(pixels), out / f"{i:06d}.png", common | own)
     world.barrier()
     if world.is_main:
