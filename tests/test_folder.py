@@ -205,6 +205,16 @@ def test_keys_that_may_change_may_and_no_other(tmp_path: Path, one_line: OneLine
         assert "start anew with out=DIR" in line
 
 
+def test_keys_that_an_older_version_did_not_write_are_defaults(tmp_path: Path) -> None:
+    new = small_run(tmp_path).plain()
+    old = new | {"diffusion": {key: value for key, value in new["diffusion"].items() if key != "betas"}}
+    check_resumable(old, new, tmp_path)
+    with pytest.raises(UserError, match=r"diffusion\.betas was 'linear' in"):
+        check_resumable(old, small_run(tmp_path, "diffusion.betas=scaled-linear").plain(), tmp_path)
+    with pytest.raises(UserError, match=r"gone was 1 in"):
+        check_resumable({"gone": 1}, new, tmp_path)
+
+
 def test_several_changed_keys_are_counted(tmp_path: Path) -> None:
     old, new = (
         small_run(tmp_path).plain(),
