@@ -84,6 +84,7 @@ BAD_VALUES = [
     ("training.steps=", "training.steps is None"),
     ("training.compile=1", "training: compile is 1; it takes true or false"),
     ("training.compile=yes", "training: compile is 'yes'; it takes true or false"),
+    ("training.checkpoint_activations=selectve", "'selectve'; it takes true, false or 'selective'"),
     ("training.betas=[0.9, true]", "training: betas is True"),
     ("training.betas=[0.9]", "training.betas.1 is missing"),
     ("training.betas=[0.9, 1.0]", "training.betas.1 is 1.0"),

@@ -24,7 +24,8 @@ class Spec(BaseModel):
         for key, value in values.items() if isinstance(values, dict) else ():
             kinds = _leaves(cls.model_fields[key].annotation) if key in cls.model_fields else set()
             for item in value if isinstance(value, list | tuple) else (value,):
-                if bool in kinds and isinstance(item, int | float | str) and not isinstance(item, bool):
+                refused = (int | float) if str in kinds else (int | float | str)
+                if bool in kinds and isinstance(item, refused) and not isinstance(item, bool):
                     raise ValueError(f"{key} is {item!r}; it takes true or false")
                 if kinds & {int, float} and isinstance(item, bool | str) and not kinds & {bool, str}:
                     raise ValueError(f"{key} is {item!r}; it takes a number")
@@ -83,6 +84,13 @@ def _one_line(spec: type[BaseModel], error: ValidationError, where: str) -> str:
     value = problem.get("input")
     if problem["type"] == "value_error" and (not dotted or isinstance(value, dict | BaseModel)):
         return message if not dotted or message.startswith(dotted) else f"{dotted}: {message}"
+    if problem["type"].startswith("bool_"):
+        words = [
+            p["ctx"]["expected"]
+            for p in problems
+            if p["type"] == "literal_error" and p["loc"][:-1] == problem["loc"][:-1]
+        ]
+        return f"{dotted} is {value!r}; it takes true, false{''.join(f' or {word}' for word in words)}"
     return f"{dotted} is {value!r}: {message[0].lower()}{message[1:]}"
 
 
