@@ -89,6 +89,15 @@ class World:
             dist.destroy_process_group()
 
 
+def launched() -> int:
+    """How many processes a launcher has started; 1 without one.
+
+    Raises:
+        UserError: WORLD_SIZE is no number.
+    """
+    return _environment("WORLD_SIZE", 1)
+
+
 def start(device: str = "auto", timeout: float = 600) -> World:
     """Joins the peers that ``torchrun`` or ``accelerate launch`` started, or stands alone.
 
@@ -99,7 +108,7 @@ def start(device: str = "auto", timeout: float = 600) -> World:
     Raises:
         UserError: no such device, or WORLD_SIZE is set but the peers cannot be met.
     """
-    size = _environment("WORLD_SIZE", 1)
+    size = launched()
     local = _environment("LOCAL_RANK", 0)
     where = _device(device, local)
     if size == 1:

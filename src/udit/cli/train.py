@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
 
 from udit.cli.output import say
 from udit.errors import UserError
+
+if TYPE_CHECKING:
+    from udit.config.run import Run
 
 
 def train(
@@ -31,7 +35,8 @@ def train(
     list_
         Show the shipped recipes and leave.
     dry_run
-        Print the resolved run as YAML and leave.
+        Print the resolved run as YAML and an estimate of the memory that a step takes, and leave. A folder of pictures
+        may be missing.
     progress
         Show the progress bar.
     """
@@ -43,9 +48,11 @@ def train(
         return 0
     if recipe is None:
         raise UserError("name a recipe, e.g. `udit train digits`; `udit train --list` shows all")
-    run = load_run(recipe, overrides)
+    run = load_run(recipe, overrides, absent=dry_run)
     if dry_run:
         say(to_yaml(run.plain()).rstrip())
+        for line in _notes(run):
+            say(f"# {line}")
         return 0
     source = None
     if run.latents is None:  # before torch: a bad picture is told sooner, and in less memory
@@ -67,3 +74,32 @@ def train(
     if main:
         say(f"finished: {outcome.step} steps in {run.out} (model/, samples/, loss.png); next: udit eval {run.out}")
     return 0
+
+
+def _notes(run: Run) -> Iterator[str]:
+    """What a dry run says beside the run: data that is not there, and the memory of a step."""
+    if run.latents is None:
+        try:
+            run.data.info()
+        except UserError as error:
+            yield f"{error}; until then {run.model.num_classes} classes are taken for granted"
+
+    from udit.dist import launched
+    from udit.training.memory import estimate
+
+    ranks = launched()
+    memory = estimate(run, ranks)
+    where = "a training step" if ranks == 1 else f"a training step on each of {ranks} ranks"
+    yield f"memory of {where}, {memory.batch} pictures a backward pass, estimated from shapes:"
+    parts = {
+        "weights": memory.weights,
+        "gradients": memory.gradients,
+        "optimiser": memory.optimizer,
+        "averages": memory.averages,
+        "activations": memory.activations,
+    }
+    for name, size in parts.items():
+        yield f"  {name:<12}{size / 1e6:>12,.1f} MB" + (" (rank 0 alone)" if name == "averages" and ranks > 1 else "")
+    yield f"  {'in all':<12}{memory.total / 1e6:>12,.1f} MB at most, for gradients come as activations go"
+    if run.codec.kind == "vae" and run.latents is None:
+        yield "  and the VAE, unless its latents are read: udit encode, then latents=FOLDER"

@@ -25,8 +25,13 @@ def list_recipes() -> dict[str, str]:
     return found
 
 
-def load_run(recipe: str, overrides: list[str] | tuple[str, ...] = ()) -> Run:
+def load_run(recipe: str, overrides: list[str] | tuple[str, ...] = (), *, absent: bool = False) -> Run:
     """The resolved run of a recipe's name or a YAML file, with ``key.path=value`` overrides.
+
+    Args:
+        recipe: the name or the file.
+        overrides: the words.
+        absent: a folder of pictures may be missing, see ``resolve``.
 
     Raises:
         UserError: no such recipe (the nearest is named), bad YAML, an unknown key, or a value out of range.
@@ -36,7 +41,7 @@ def load_run(recipe: str, overrides: list[str] | tuple[str, ...] = ()) -> Run:
         values = {key: value for key, value in values.items() if key not in DECIDED}  # for the weights bring their own
     for override in overrides:
         _apply(values, override)
-    return resolve(values)
+    return resolve(values, absent=absent)
 
 
 def read_recipe(recipe: str) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, Serializ
 from udit.config.base import Spec, parse
 from udit.config.catalog import families, find
 from udit.config.codec import CodecConfig, IdentityCodec, codec_from
-from udit.config.data import DataConfig, DataInfo
+from udit.config.data import DataConfig, DataInfo, FolderData
 from udit.config.diffusion import DDPMConfig, DiffusionConfig, SamplingConfig
 from udit.config.latents import follow_cache
 from udit.config.model import ModelConfig, Seed
@@ -175,8 +175,12 @@ def _merge(base: dict[str, Any], values: dict[str, Any]) -> dict[str, Any]:
     return merged
 
 
-def resolve(values: dict[str, Any]) -> Run:
+def resolve(values: dict[str, Any], *, absent: bool = False) -> Run:
     """A complete Run from a recipe's plain values; the model's boundary follows the data where it is not given.
+
+    Args:
+        values: of the recipe.
+        absent: a folder of pictures may be missing; the model's own number of classes stands then, and no names.
 
     Raises:
         UserError: unknown keys, values out of range, or parts that do not fit each other.
@@ -190,10 +194,12 @@ def resolve(values: dict[str, Any]) -> Run:
     if "data" not in values and values.get("latents") is None:
         raise UserError("data is missing; name a source, e.g. data.kind=digits or data.kind=folder data.root=PATH")
     values, pixels = _with_latents(values)
+    if absent and isinstance(values["data"], dict) and values["data"].get("kind") == "folder":
+        values["data"] = {"root": "PATH", **values["data"]}
     data = _tagged(DataConfig, values["data"], "data")
     diffusion = _tagged(DiffusionConfig, values.get("diffusion", {"kind": "ddpm"}), "diffusion")
     codec = codec_from(values.get("codec", {})).resolved()
-    info = codec.seen(pixels or data.info())
+    info = codec.seen(pixels or _info(data, absent))
     model_values = values.get("model")
     if model_values is None:
         raise UserError("model is missing; name one, e.g. model=U-DiT-S (`udit models` lists all)")
@@ -203,7 +209,8 @@ def resolve(values: dict[str, Any]) -> Run:
         )
     model_values = {"name": model_values} if isinstance(model_values, str) else dict(model_values)
     model_values.setdefault("in_channels", info.channels)
-    model_values.setdefault("num_classes", len(info.id2label))
+    if info.id2label:
+        model_values.setdefault("num_classes", len(info.id2label))
     model_values.setdefault("input_size", [info.height, info.width])
     if not isinstance(diffusion, DDPMConfig):
         model_values.setdefault("learn_sigma", False)
@@ -222,6 +229,17 @@ def resolve(values: dict[str, Any]) -> Run:
     run = parse(Run, values)
     _check(run, info)
     return run
+
+
+def _info(data: Any, absent: bool) -> DataInfo:
+    """What the data says of itself; of a folder that may be absent, what the config says of it."""
+    try:
+        info: DataInfo = data.info()
+    except UserError:
+        if not absent or not isinstance(data, FolderData):
+            raise
+        return DataInfo(channels=data.channels, height=data.size, width=data.size, id2label=())
+    return info
 
 
 def _with_start(values: dict[str, Any]) -> dict[str, Any]:

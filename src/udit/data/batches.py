@@ -73,12 +73,7 @@ def batches(
         UserError: a batch that does not split evenly, no pictures, or a picture that cannot be decoded.
         RunError: a worker died.
     """
-    size, rest = divmod(global_batch, accumulation * world)
-    if rest or not size:
-        raise UserError(
-            f"training.batch_size {global_batch} does not split over {world} ranks times {accumulation} accumulated "
-            f"parts; choose a multiple of {accumulation * world}"
-        )
+    size = share_of(global_batch, accumulation, world)
     reader = _Reader(source, part, seed, flip)
     jobs = _Jobs(Order(len(part), seed), range(start, stop), global_batch, size, rank, world, accumulation)
     steps = _steps(reader, jobs, workers)
@@ -87,6 +82,21 @@ def batches(
         alive = weakref.ref(steps)
         atexit.register(lambda: steps.close() if (steps := alive()) else None)
     return steps
+
+
+def share_of(global_batch: int, accumulation: int, world: int) -> int:
+    """Pictures of one micro-batch of one of ``world`` ranks.
+
+    Raises:
+        UserError: the batch does not split evenly.
+    """
+    size, rest = divmod(global_batch, accumulation * world)
+    if rest or not size:
+        raise UserError(
+            f"training.batch_size {global_batch} does not split over {world} ranks times {accumulation} accumulated "
+            f"parts; choose a multiple of {accumulation * world}"
+        )
+    return size
 
 
 @dataclass(frozen=True)

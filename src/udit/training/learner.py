@@ -7,7 +7,7 @@ import logging
 import math
 import signal
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -19,7 +19,8 @@ from udit.checkpoint import Checkpoint
 from udit.config.run import Run
 from udit.config.system import SystemConfig
 from udit.data.batches import Batch
-from udit.diffusion.objective import Losses, draw, drop_labels
+from udit.diffusion.denoise import Denoiser
+from udit.diffusion.objective import Loss, Losses, draw, drop_labels
 from udit.dist import World
 from udit.errors import UserError
 from udit.models.build import build, checkpoint_activations, compile_blocks
@@ -168,23 +169,11 @@ class Learner:
 
     def losses(self, batch: Batch) -> Losses:
         """Per-sample losses of one micro-batch; every random number is keyed by (seed, position in the run)."""
-        config, model, device = self.run.training, self.run.model, self.world.device
-        x = batch.x.to(device)
+        x = batch.x.to(self.world.device)
         raw = x if self.run.latents else self.codec.raw(x)
         x0 = self.codec.normalise(raw, [(self.run.seed, position) for position in batch.positions])
-        levels = getattr(model, "levels", 1) if config.independent_level_dropout else 1
-        keys = [(position,) for position in batch.positions]
-        draws = draw(self.denoiser.schedule, x0.shape[1:], self.run.seed, "train", keys, levels)
-        y = None
-        if model.num_classes:
-            y = batch.y
-            if config.label_dropout:
-                assert model.null_label is not None, "the run's check let a label be dropped for nothing"
-                y = drop_labels(y, model.null_label, config.label_dropout, draws.uniform)
-            y = y.to(device)
         key_dropout(self.model, self.run.seed, batch.positions)
-        with torch.autocast(device.type, dtype=torch.bfloat16, enabled=config.precision == "bfloat16"):
-            return self.loss(self.denoiser, x0, draws.t.to(device), draws.noise.to(device), y)
+        return losses_of(self.run, self.loss, self.denoiser, x0, batch.y, batch.positions)
 
     def step(self, step: int, micro_batches: list[Batch], stop_signal: int = 0) -> StepReport:
         """One optimiser step, or none where any rank's loss or gradient is not finite.
@@ -241,6 +230,32 @@ class Learner:
         """[1] float64 on the CPU: equal on all ranks as long as their weights are."""
         with torch.no_grad():
             return torch.stack([p.double().sum() for p in self.model.parameters()]).sum()[None].cpu()
+
+
+def losses_of(run: Run, loss: Loss, denoiser: Denoiser, x0: Tensor, labels: Tensor, positions: Sequence[int]) -> Losses:
+    """Per-sample losses of what the network sees; every random number is keyed by (seed, position in the run).
+
+    Args:
+        run: says how labels are dropped, and the precision.
+        loss: the run's.
+        denoiser: around the network.
+        x0: [B, c, h, w] on the network's device.
+        labels: [B] int64 on the CPU; not looked at by an unconditional model.
+        positions: places in the run's stream.
+    """
+    config, model, device = run.training, run.model, x0.device
+    levels = getattr(model, "levels", 1) if config.independent_level_dropout else 1
+    keys = [(position,) for position in positions]
+    draws = draw(denoiser.schedule, x0.shape[1:], run.seed, "train", keys, levels)
+    y = None
+    if model.num_classes:
+        y = labels
+        if config.label_dropout:
+            assert model.null_label is not None, "the run's check let a label be dropped for nothing"
+            y = drop_labels(y, model.null_label, config.label_dropout, draws.uniform)
+        y = y.to(device)
+    with torch.autocast(device.type, dtype=torch.bfloat16, enabled=config.precision == "bfloat16"):
+        return loss(denoiser, x0, draws.t.to(device), draws.noise.to(device), y)
 
 
 def _total(parts: Iterable[Tensor]) -> float:
