@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import signal
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
+from runs import environment
 from udit.data.batches import Batch, batches
 from udit.data.order import flips, indices
 from udit.data.sources import InMemory, Pixels
@@ -155,3 +158,45 @@ if {end == "error"}:
 raise SystemExit(3)
 """
     assert subprocess.run([sys.executable, "-c", code], check=False, timeout=60).returncode == 3
+
+
+FLAT = """
+import multiprocessing, os, sys
+from pathlib import Path
+import numpy as np
+import udit.data.folder
+from udit.data.batches import batches
+
+COUNT, BATCH, EPOCHS = 200_000, 500, 5
+root = Path(sys.argv[1])
+for i in range(10):
+    (root / f"class {i}").mkdir()
+    for k in range(COUNT // 10):
+        os.close(os.open(f"{root}/class {i}/picture number {k:06d}.png", os.O_CREAT))
+udit.data.folder.decode = lambda path, size, channels: np.zeros((channels, size, size), np.uint8)
+source = udit.data.folder.ImageFolder(root, 2, 1)
+
+def private(process):
+    lines = Path(f"/proc/{process}/smaps_rollup").read_text().splitlines()
+    return sum(int(line.split()[1]) for line in lines if line.startswith("Private_"))
+
+stop = EPOCHS * COUNT // BATCH
+stream = batches(source, np.arange(COUNT), seed=0, start=0, stop=stop, global_batch=BATCH, flip=True, workers=2)
+for step, _ in enumerate(stream, 1):
+    if step * BATCH % COUNT == 0:
+        workers = [worker.pid for worker in multiprocessing.active_children()]
+        assert len(workers) == 2
+        sys.stdout.write(f"{sum(map(private, [os.getpid(), *workers]))}\\n")
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_memory_of_trainer_and_workers_is_flat_over_epochs_of_200_000_paths(tmp_path: Path) -> None:
+    words = [sys.executable, "-c", FLAT, str(tmp_path)]
+    ended = subprocess.run(words, env=environment(), capture_output=True, text=True, check=True)
+    _, *epochs = map(int, ended.stdout.split())  # the first one warms up: the second keeps two permutations
+    assert len(epochs) == 4
+    growths = [after / before - 1 for before, after in itertools.pairwise(epochs)]
+    assert max(growths) < 0.01, f"private memory, kB, after each epoch: {epochs}"
