@@ -1,4 +1,4 @@
-"""A stand-in for the Hugging Face hub: the calls that `datasets` makes for a data set of parquet files."""
+"""A stand-in for the Hugging Face hub: what `datasets` asks for parquet files, and a download of a model."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ MISSING = b'{"error": "not found"}'
 
 
 class Hub(ThreadingHTTPServer):
-    """Serves one data set, ``o/d``, and remembers what was asked for."""
+    """Serves the same files as the data set ``o/d`` and as the model ``o/m``, and remembers what was asked for."""
 
     def __init__(self, files: dict[str, bytes]) -> None:
         super().__init__(("127.0.0.1", 0), _Answers)
@@ -28,7 +28,8 @@ class Hub(ThreadingHTTPServer):
 
     def downloads(self) -> list[str]:
         """The files that were sent, in whole or in part."""
-        return [line.split("/")[-1] for line in self.asked if line.startswith("GET /datasets/o/d/resolve/")]
+        sent = ("GET /datasets/o/d/resolve/", "GET /o/m/resolve/")
+        return [line.split("/")[-1] for line in self.asked if line.startswith(sent)]
 
 
 @contextmanager
@@ -60,9 +61,10 @@ class _Answers(BaseHTTPRequestHandler):
         body = self.rfile.read(int(self.headers.get("Content-Length") or 0)).decode()
         path = self.path.split("?")[0]
         self.server.asked.append(f"{self.command} {path}")
-        files, api = self.server.files, "/api/datasets/o/d"
-        if path.startswith("/datasets/o/d/resolve/"):
-            self._send_file(files.get(path.removeprefix("/datasets/o/d/resolve/").split("/", 1)[1]))
+        files = self.server.files
+        api = "/api/models/o/m" if path.startswith("/api/models/o/m") else "/api/datasets/o/d"
+        if path.startswith(("/datasets/o/d/resolve/", "/o/m/resolve/")):
+            self._send_file(files.get(path.split("/resolve/", 1)[1].split("/", 1)[1]))
         elif path.startswith(f"{api}/tree/"):
             folder = path.removeprefix(f"{api}/tree/").partition("/")[2]
             self._send(json.dumps(self._entries(folder)).encode())

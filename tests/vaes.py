@@ -1,4 +1,4 @@
-"""Small random VAEs that tests make for themselves."""
+"""Small VAEs that tests make for themselves."""
 
 from __future__ import annotations
 
@@ -26,4 +26,26 @@ def tiny_vae(folder: Path, channels: int = 1, seed: int = 0, **changes: object) 
         "shift_factor": 0.25,
     }
     AutoencoderKL(**{**values, **changes}).save_pretrained(folder)
+    return folder
+
+
+def trained_vae(folder: Path, pixels: torch.Tensor, steps: int = 600, seed: int = 0) -> Path:
+    """Writes an AutoencoderKL of ``tiny_vae``'s shape that has learned some pictures, uint8 [N, 1, 8, 8]."""
+    from diffusers import AutoencoderKL
+
+    tiny_vae(folder, seed=seed, block_out_channels=(16, 32))
+    vae = AutoencoderKL.from_pretrained(folder).train()
+    optimizer = torch.optim.AdamW(vae.parameters(), lr=2e-3)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
+    chance = torch.Generator().manual_seed(seed)
+    for _ in range(steps):
+        x = pixels[torch.randint(len(pixels), (32,), generator=chance)] / 127.5 - 1
+        posterior = vae.encode(x).latent_dist
+        decoded = vae.decode(posterior.sample(generator=chance)).sample
+        loss = (decoded - x).square().mean() + 1e-4 * posterior.kl().mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        schedule.step()
+    vae.eval().save_pretrained(folder)
     return folder
