@@ -35,11 +35,8 @@ run the label's half alone. `udit tune` watches one run of 16 pictures, derives 
 for any number of them (`diffusion/calibrate.py`), and takes the smallest number whose score is within 2 %. What is
 kept lives in one sampling call.
 
-The rest of this page is written by `python benchmarks/frontier.py --page` from
-[benchmarks/frontier.json](../benchmarks/frontier.json). Distances are squared Fréchet distances of the features of
-the run's own judge to its training pictures, too large by chance at these numbers of pictures, and not the FID of
-the literature; intervals are 95 %, by bootstrap over pictures. All ways of a section draw the same seeds, so that
-two ways differ by less than their intervals say. Seconds are a processor thread's.
+What time and label decide, the products of adaLN above all, is made once a call for all steps, labels and batches
+(`diffusion/conditions.py`).
 """
 
 BASELINE = """\
@@ -54,6 +51,13 @@ CACHES = """\
 Euler's 50 steps, guided at all of them. Caches are calibrated to a loss of 2 % of the score: distance at most so
 much larger, agreement at most so much smaller, on the same seeds. Speed is of interleaved rounds.
 """
+MEASURED = """\
+The rest of this page is written by `python benchmarks/frontier.py --page` from
+[benchmarks/frontier.json](../benchmarks/frontier.json). Distances are squared Fréchet distances of the features of
+the run's own judge to its training pictures, too large by chance at these numbers of pictures, and not the FID of
+the literature; intervals are 95 %, by bootstrap over pictures. All ways of a section draw the same seeds, so that
+two ways differ by less than their intervals say. Seconds are a processor thread's.
+"""
 WANDER = """\
 Milliseconds of this table were taken while each way was scored, one after another, and wander with what else the
 machine did.
@@ -67,10 +71,13 @@ def write_page(record: dict[str, Any]) -> None:
         for kind, levels in DEFAULTS.items()
     )
     lines = [INTRO.format(defaults=defaults)]
+    if record:
+        lines += [MEASURED]
     if "frontier" in record:
         lines += ["## The frontier\n", *frontier(record["frontier"])]
-    lines += ["\n## Caching on top of a 50-step solver\n", *caching(record)]
-    (DOCS / "sampling.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    if record:
+        lines += ["\n## Caching on top of a 50-step solver\n", *caching(record)]
+    (DOCS / "sampling.md").write_text("\n".join(lines).rstrip("\n") + "\n", encoding="utf-8")
 
 
 def scored(section: dict[str, Any]) -> dict[str, Scored]:

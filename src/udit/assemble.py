@@ -16,6 +16,7 @@ from udit.config.model import ModelConfig
 from udit.config.system import SystemConfig
 from udit.data.codec import Codec
 from udit.diffusion.cache import StepCache
+from udit.diffusion.conditions import prepared
 from udit.diffusion.denoise import Denoiser, Target
 from udit.diffusion.edm import Preconditioned, WeightedLoss
 from udit.diffusion.guidance import Guided
@@ -177,6 +178,7 @@ class System:
         codec = self.codec  # one that is not there is told before the first step
         cache = step_cache(self.config.model, how)
         sampler = make_sampler(how.sampler, eta=how.eta, clip=how.clip)
+        denoise = prepared(denoise, sampler, how.steps, labels, device)
         shape = (self.config.model.in_channels, *self.config.model.size)
         was_training = self.backbone.training
         self.backbone.eval()

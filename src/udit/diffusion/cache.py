@@ -10,6 +10,7 @@ the network.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Protocol, cast, runtime_checkable
 
@@ -48,6 +49,16 @@ def seamed(backbone: Backbone) -> Seamed:
     if not isinstance(backbone, Seamed):
         raise UserError(f"{type(backbone).__name__} has no deep part to cache; sample it without a cache")
     return backbone
+
+
+def rewrap(denoise: Denoiser | Guided, change: Callable[[Backbone], Backbone]) -> Denoiser | Guided:
+    """The denoiser with its innermost network changed."""
+    if isinstance(denoise, Guided):
+        return dataclasses.replace(denoise, denoiser=cast(Denoiser, rewrap(denoise.denoiser, change)))
+    backbone = denoise.backbone
+    if isinstance(backbone, Preconditioned):
+        return dataclasses.replace(denoise, backbone=dataclasses.replace(backbone, backbone=change(backbone.backbone)))
+    return dataclasses.replace(denoise, backbone=change(backbone))
 
 
 @dataclass(frozen=True)
@@ -90,19 +101,15 @@ class StepCache:
         Raises:
             UserError: the backbone has no seam.
         """
-        if isinstance(backbone, Preconditioned):
-            return dataclasses.replace(backbone, backbone=self.attach(backbone.backbone))
         return _Cached(seamed(backbone), self)
 
     def wrap(self, denoise: Denoiser | Guided) -> Denoiser | Guided:
         """The denoiser around ``attach``'s backbone."""
-        if not isinstance(denoise, Guided):
-            return dataclasses.replace(denoise, backbone=self.attach(denoise.backbone))
-        inner = cast(Denoiser, self.wrap(denoise.denoiser))
-        if not self.guidance:
-            return dataclasses.replace(denoise, denoiser=inner)
+        denoise = rewrap(denoise, self.attach)
+        if not isinstance(denoise, Guided) or not self.guidance:
+            return denoise
         own = {each.name: getattr(denoise, each.name) for each in dataclasses.fields(denoise)}
-        return _Held(**own | {"denoiser": inner}, policy=self, memory=Memory(self.forecast))
+        return _Held(**own, policy=self, memory=Memory(self.forecast))
 
 
 class Memory:

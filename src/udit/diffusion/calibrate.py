@@ -20,9 +20,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from udit.diffusion.cache import Seamed, StepCache, seamed
-from udit.diffusion.denoise import Backbone
-from udit.diffusion.edm import Preconditioned
+from udit.diffusion.cache import Seamed, StepCache, rewrap, seamed
 from udit.diffusion.guidance import Guided
 from udit.diffusion.sample import Denoise, Noise, Sampler, sample
 
@@ -119,16 +117,11 @@ class _Notes:
 
     def wrap(self, denoise: Denoise) -> Denoise:
         """The denoiser, watched."""
-        if isinstance(denoise, Guided):
-            own = {each.name: getattr(denoise, each.name) for each in dataclasses.fields(denoise)}
-            return _WatchedGuided(**own | {"denoiser": self.wrap(denoise.denoiser)}, notes=self)
-        return dataclasses.replace(denoise, backbone=self.attach(denoise.backbone))
-
-    def attach(self, backbone: Backbone) -> Backbone:
-        """The backbone, watched."""
-        if isinstance(backbone, Preconditioned):
-            return dataclasses.replace(backbone, backbone=self.attach(backbone.backbone))
-        return _Watched(seamed(backbone), self)
+        denoise = rewrap(denoise, lambda backbone: _Watched(seamed(backbone), self))
+        if not isinstance(denoise, Guided):
+            return denoise
+        own = {each.name: getattr(denoise, each.name) for each in dataclasses.fields(denoise)}
+        return _WatchedGuided(**own, notes=self)
 
     def drift(self) -> Drift:
         """All of it as inner products."""

@@ -1,0 +1,76 @@
+"""What a network makes of time and label is made once a call, and looked up."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import udit
+from conftest import TINY, perturb
+from udit.assemble import System
+from udit.config.diffusion import DDPMConfig, EDMConfig, FlowConfig, SamplingConfig
+from udit.config.system import SystemConfig
+from udit.diffusion import conditions
+from udit.diffusion.conditions import Conditioned, gather
+from udit.nn.conditioning import Modulation
+
+
+@pytest.fixture
+def network() -> nn.Module:
+    return perturb(udit.build("U-DiT-S", **TINY | {"in_channels": 1, "learn_sigma": False}), 0.05).eval()
+
+
+def system(network: nn.Module, diffusion: FlowConfig | DDPMConfig | EDMConfig, **how: object) -> System:
+    sampling = SamplingConfig(sampler=diffusion.SAMPLERS[-1]).replace(**how)
+    return System(SystemConfig(model=network.config, diffusion=diffusion, sampling=sampling), network)
+
+
+@torch.no_grad()
+def test_rows_are_those_of_the_network(network: nn.Module) -> None:
+    times = torch.tensor([0.0, 400.0, 900.0])
+    known = Conditioned(network, times, [1, 3, 5])
+    network.condition = None  # nothing is made any more
+    x, y = torch.randn(4, 1, 8, 8), torch.tensor([3, 5, 1, 3])
+    found = known(x, torch.full((4,), 400.0), y)
+    del network.condition
+    torch.testing.assert_close(found, network(x, torch.full((4,), 400.0), y))
+    other = torch.full((4,), 401.0)
+    torch.testing.assert_close(known(x, other, y), network(x, other, y))
+
+
+def test_gathering_keeps_the_tree() -> None:
+    tree = [(Modulation(*torch.arange(9).view(3, 3)), [torch.arange(6).view(3, 2)])]
+    [(modulation, [rows])] = gather(tree, torch.tensor([2, 2, 0]))
+    assert isinstance(modulation, Modulation)
+    assert modulation.gate.tolist() == [8, 8, 6]
+    assert rows.tolist() == [[4, 5], [4, 5], [0, 1]]
+
+
+@pytest.mark.parametrize("diffusion", [FlowConfig(), DDPMConfig(), EDMConfig()], ids=lambda config: config.kind)
+@pytest.mark.parametrize("guidance", [1.0, 2.0])
+def test_pictures_are_the_same_and_conditions_made_once(
+    network: nn.Module, diffusion: FlowConfig, guidance: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+    make = network.condition
+
+    def condition(t: Tensor, y: Tensor | None = None) -> object:
+        asked.append(len(t))
+        return make(t, y)
+
+    network.condition = condition
+    drawn = system(network, diffusion, steps=5, guidance=guidance, guidance_interval=[0.0, 0.8])
+
+    def pictures(labels: list[int] | None) -> Tensor:
+        asked.clear()
+        return torch.cat(list(drawn.generate(range(5), labels, batch_size=2))).int()
+
+    labels = [1, 4, 4, 1, 2]
+    for given in (labels, None):
+        with monkeypatch.context() as patch:
+            patch.setattr(conditions, "MAX_ROWS", 0)
+            plain = pictures(given)
+            assert len(asked) == 15
+        assert (pictures(given) - plain).abs().max() <= 1
+        assert asked == [5 * (1 if given is None else 3 + (guidance != 1))]
