@@ -41,7 +41,7 @@ from udit.tuning import Scale, ways
 
 RECORD = Path(__file__).with_suffix(".json")
 LOSS = LOSSES["best"]
-BATCH = 16
+BATCH = 8
 """Pictures of the clock's rounds."""
 ROUNDS = 3
 
@@ -183,16 +183,16 @@ def caching(section: str, run: Path, n: int) -> None:
 def measure(run: Path, n: int) -> None:
     """Everything of the first run."""
     scale = remembering(scale_of(run, n), "frontier")
-    scale.rows.get(ANCESTRAL, lambda: _ancestral(scale))
-    own = scale.system.config.sampling
-    tried = [scale.weigh(how) for how in ways(own, "flow")]
     found = caches(scale, scale.weigh(fifty(scale.system)))
+    keep("frontier", {"caches": found})
+    tried = [scale.weigh(how) for how in ways(scale.system.config.sampling, "flow")]
+    scale.rows.get(ANCESTRAL, lambda: _ancestral(scale))
     best = min(tried, key=lambda each: each.distance)
     for loss in LOSSES.values():
         if scored := scale.cache(fastest(tried, loss, best), LOSS, guidance=True):
             tried.append(scored)
     picks = {level: named(fastest(tried, loss, best).sampling) for level, loss in LOSSES.items()}
-    keep("frontier", {"caches": found, "picks": picks})
+    keep("frontier", {"picks": picks})
     if "clock" not in read()["frontier"]:
         timed = {name: way for name, way in (found | picks).items() if way}
         keep("frontier", {"clock": clock(scale.system, timed, literal_of(udit.load(run)))})
