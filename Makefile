@@ -3,12 +3,13 @@ PYTHON ?=
 BIN := .venv/bin
 STAMP := .venv/.installed
 EXTRAS := .[train,metrics,hub,dev]
+EXPORT := .[train,metrics,hub,dev,export]
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo digits test test-slow check bench bench-smoke bench-scan performance docs constraints clean
+.PHONY: help install install-export demo digits test test-slow check bench bench-smoke bench-scan bench-export performance docs constraints clean
 
 help:  ## Prints these targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 install: $(STAMP)  ## Makes .venv with the pinned versions of constraints.txt (Python 3.11 or newer)
 
@@ -28,6 +29,13 @@ $(STAMP): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '$(EXTRAS)'
 	@touch $@
 
+# Half a gigabyte that only `udit export` and the tests of it need.
+install-export: $(STAMP)-export  ## Adds what `udit export` needs: ONNX, onnxruntime, OpenVINO, NNCF
+
+$(STAMP)-export: $(STAMP)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '$(EXPORT)'
+	@touch $@
+
 # One thread: a network this small gains little from a second, and loses much where another program holds that core.
 demo: export OMP_NUM_THREADS = 1
 demo: install  ## Trains on the embedded digits in minutes on a CPU, then scores 1,000 samples
@@ -42,7 +50,7 @@ digits: install  ## Trains every family on the digits and scores it; what is mea
 test: install  ## Runs the fast tests on two processes
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
 
-test-slow: install  ## Runs the slow tests: kills, disk faults, full sizes (some need strace)
+test-slow: install-export  ## Runs the slow tests: kills, disk faults, full sizes (some need strace)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slow --timeout 900
 
 check: install  ## Lints, checks the format and the types
@@ -74,17 +82,24 @@ bench-smoke: install  ## Counts operators, copies and allocated bytes against be
 bench-scan: install  ## Times DiMSUM's selective scan against the plain loop, widths 16 to 1,024
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/scan.py
 
-docs: install  ## Writes docs/models.md from the catalogue and docs/digits.md from benchmarks/digits.json
+bench-export: export OMP_NUM_THREADS = 1
+bench-export: install-export  ## Exports every family, times and scores exports; what is measured already is not measured again
+	$(BIN)/python -m udit train digits
+	$(BIN)/python benchmarks/export.py
+
+docs: install  ## Writes docs/models.md from the catalogue, docs/digits.md and docs/export.md from what was measured
 	$(BIN)/python -m udit models --markdown > docs/models.md.new
 	mv docs/models.md.new docs/models.md
 	$(BIN)/python benchmarks/digits.py --table > docs/digits.md.new
 	mv docs/digits.md.new docs/digits.md
+	$(BIN)/python benchmarks/export.py --table > docs/export.md.new
+	mv docs/export.md.new docs/export.md
 
 # A fresh environment without constraints, so that every version is the newest one that fits.
 constraints: install  ## Writes constraints.txt anew from the newest versions
 	rm -rf .venv-constraints
 	$(BIN)/python -m venv .venv-constraints
-	.venv-constraints/bin/python -m pip install --quiet --disable-pip-version-check '$(EXTRAS)'
+	.venv-constraints/bin/python -m pip install --quiet --disable-pip-version-check '$(EXPORT)'
 	@{ sed -n '/^#/p' constraints.txt; .venv-constraints/bin/python -m pip freeze --all --disable-pip-version-check \
 	  | grep -Eiv '^(udit|pip=|nvidia-|cuda-|triton)'; } > .venv-constraints/new
 	mv .venv-constraints/new constraints.txt

@@ -173,7 +173,7 @@ class System:
         """
         self._check_context(context, null, len(seeds))
         how = sampling or self.config.sampling
-        device = next(self.backbone.parameters()).device
+        device = next((p.device for p in self.backbone.parameters()), torch.device("cpu"))  # an exported graph has none
         denoise = self.guided(how, null)
         codec = self.codec  # one that is not there is told before the first step
         cache = step_cache(self.config.model, how)

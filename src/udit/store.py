@@ -18,6 +18,7 @@ from udit.assemble import System
 from udit.checkpoint import CheckpointStore, sync, write_tensors
 from udit.config.base import parse
 from udit.config.codec import VAECodec
+from udit.config.export import is_exported
 from udit.config.files import read_yaml
 from udit.config.run import Run
 from udit.config.system import SystemConfig
@@ -92,6 +93,8 @@ def load(
         raise UserError(
             f"{folder} holds neither config.json nor run.yaml; give a model folder, a run folder or a hub id"
         )
+    if is_exported(folder):
+        raise UserError(f"{folder} holds an exported graph and no weights; `udit sample` draws from it")
     config = _with_vae_beside(read_config(folder / "config.json"), folder)
     return System(config, network(config, read_tensors(file), file)).to(device)
 
@@ -189,7 +192,9 @@ def _file_advice(path: Path) -> str:
 
 
 def fingerprint(model: nn.Module) -> str:
-    """First 16 hex digits of a sha256 over all weights, by name."""
+    """First 16 hex digits of a sha256 over all weights, by name; an exported graph says whose it holds."""
+    if isinstance(told := getattr(model, "fingerprint", None), str):
+        return told
     digest = hashlib.sha256()
     for name, tensor in sorted(model.state_dict().items()):
         digest.update(name.encode())

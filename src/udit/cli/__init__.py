@@ -16,6 +16,7 @@ from udit.cli.data import data
 from udit.cli.ema import ema
 from udit.cli.encode import encode
 from udit.cli.evaluate import evaluate
+from udit.cli.export import export
 from udit.cli.models import models
 from udit.cli.parity import parity
 from udit.cli.reference import ref
@@ -27,7 +28,7 @@ from udit.errors import PeerError, RunError, UserError, nearest
 
 app = App(
     name="udit",
-    help="U-shaped diffusion transformers: train, sample, score, convert.",
+    help="U-shaped diffusion transformers: train, sample, score, convert, export.",
     version=__version__,
     help_format="plaintext",
     group_parameters=Group("Options"),
@@ -42,6 +43,7 @@ app.command(ref)
 app.command(encode)
 app.command(ema)
 app.command(convert)
+app.command(export)
 app.command(data)
 app.command(models)
 app.command(parity)

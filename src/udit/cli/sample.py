@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from udit.cli.engines import Choice, find_graph, load_graph
 from udit.cli.output import say
 from udit.config.quality import Level
 from udit.errors import RunError, UserError
@@ -45,6 +46,7 @@ def sample(
     batch_size: int = 64,
     device: str = "auto",
     weights: Literal["ema", "raw"] = "ema",
+    engine: Choice | None = None,
     progress: bool = True,
 ) -> int:
     """Draw pictures from a run or a model: PNGs that carry their settings and a labelled grid, or one .npz batch.
@@ -55,7 +57,7 @@ def sample(
     Parameters
     ----------
     model
-        A run folder, a model folder or a hub id.
+        A run folder, a model folder, a hub id, or a folder that `udit export` wrote.
     labels
         Class numbers or names, e.g. 3,7 or cat,dog; all classes in turn if not given.
     context
@@ -89,6 +91,8 @@ def sample(
         auto, cpu, cuda, cuda:N or mps.
     weights
         ema (averaged) or raw.
+    engine
+        torch, or onnxruntime or openvino: the graph that `udit export` put into the model's folder.
     progress
         Show the progress bar.
     """
@@ -111,13 +115,20 @@ def sample(
         raise UserError(f"--{option} is given and --quality {quality} sets it; leave one of them out")
     SamplingConfig().replace(**{"sampler": "ddim", **changes} if "eta" in changes else changes)
 
+    graph = find_graph(model, engine)
+    if graph and device not in ("auto", "cpu"):
+        raise UserError(f"--device is {device} and exported graphs run on the CPU; leave it out")
+
     from udit import dist
     from udit.store import load
 
-    world = dist.start(device)
+    world = dist.start("cpu" if graph else device)
     vectors = read_context(context) if context else None
-    system = load(model, weights=weights).fused().to(world.device)
+    system = load_graph(graph, model, weights) if graph else load(model, weights=weights).fused().to(world.device)
     how = _of_quality(quality, model, system) if quality else system.config.sampling.replace(**changes)
+    if graph and (how.cache != 1 or how.refresh):
+        told = f"--quality {quality}" if quality else f"cache {how.cache}" if how.cache != 1 else "sampling.refresh"
+        raise UserError(f"{told} caches steps and an exported graph always runs whole; draw from the model instead")
     wanted = system.labels(labels.split(",")) if labels else list(range(system.config.model.num_classes))
     each = [wanted[i % len(wanted)] for i in range(len(chosen))] if wanted else None
     _prepare(out)
@@ -266,11 +277,14 @@ def _write_pngs(
     import torch
 
     from udit import __version__
+    from udit.export.engines import Graph
     from udit.pictures import grid, read_pixels, save_png, to_image
     from udit.store import fingerprint
 
     names = system.config.id2label
     common = {"udit": __version__, "model": fingerprint(system.backbone), "sampling": how.model_dump(mode="json")}
+    if isinstance(system.backbone, Graph):
+        common |= {"engine": system.backbone.manifest.engine, "precision": system.backbone.manifest.precision}
     for places, images in batches:
         for i, pixels in zip(places, images, strict=True):
             own: dict[str, Any] = {"seed": seeds[i]}

@@ -108,9 +108,14 @@ class ADMConfig(ModelConfig):
         assert self.heads is not None
         return self.decoder_heads or self.heads if decoder else self.heads
 
+    @property
+    def size_step(self) -> int:
+        """What every level can halve."""
+        return 2 ** (len(self.widths) - 1)
+
     def check_size(self, height: int, width: int) -> None:
         """Raises ValueError unless every level can halve an input of height x width."""
-        factor = 2 ** (len(self.widths) - 1)
+        factor = self.size_step
         if height % factor or width % factor:
             near = [max(factor, factor * round(side / factor)) for side in (height, width)]
             raise ValueError(

@@ -48,9 +48,14 @@ class DiCConfig(ModelConfig):
         """Channels of every level, full resolution first."""
         return tuple(self.width * 2**level for level in range((len(self.depths) + 1) // 2))
 
+    @property
+    def size_step(self) -> int:
+        """What every level can halve."""
+        return 2 ** (len(self.widths) - 1)
+
     def check_size(self, height: int, width: int) -> None:
         """Raises ValueError unless every level can halve an input of height x width."""
-        factor = 2 ** (len(self.widths) - 1)
+        factor = self.size_step
         if height % factor or width % factor:
             near = [max(factor, factor * round(side / factor)) for side in (height, width)]
             raise ValueError(

@@ -43,6 +43,11 @@ class DiTConfig(IsotropicConfig):
         """Channels that the head computes: ``out_channels``, then the spare ones."""
         return self.out_channels * (2 if self.spare_outputs else 1)
 
+    @property
+    def size_step(self) -> int | None:
+        """A patch's side times the attention's step, unless that has windows."""
+        return self.patch * self.attention.step if self.attention.any_map else None
+
     def check_size(self, height: int, width: int) -> None:
         """Raises ValueError unless an input of height x width splits into whole patches that the attention takes."""
         super().check_size(height, width)

@@ -49,9 +49,17 @@ class ModelConfig(Spec):
         return () if self.num_classes else None
 
     @property
+    def size_step(self) -> int | None:
+        """H and W may be any multiples of it; None where positions or windows bind the network to one size."""
+        return None
+
+    @property
     def size(self) -> tuple[int, int]:
         """(H, W) of the input the model is meant for."""
         return (self.input_size, self.input_size) if isinstance(self.input_size, int) else self.input_size
+
+    def check_size(self, height: int, width: int) -> None:
+        """Raises ValueError unless the network takes an input of height x width."""
 
     def build(self) -> nn.Module:
         """The network with uninitialised weights on the current default device; ``udit.build`` fills them."""

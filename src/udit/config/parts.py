@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Literal, Self
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, Self
 
 from pydantic import Field, PositiveInt, model_validator
 
@@ -19,6 +19,9 @@ class MapAttention(Spec):
     """Cosine similarity with a learned temperature per head (Table 9); off is the scaled dot product."""
     rope: bool = True
     """Rotary positions from (row, column) (Table 9); off is no position but the convolutions'."""
+
+    any_map: ClassVar[bool] = True
+    """Takes every map whose H and W are multiples of ``step``."""
 
     @property
     def step(self) -> int:
@@ -143,6 +146,7 @@ class Window(MapAttention):
     published.
     """
 
+    any_map: ClassVar[bool] = False
     kind: Literal["window"] = "window"
     size: PositiveInt = 8
     """Side of the windows in pixels of the level."""

@@ -29,6 +29,11 @@ class SkipDiTConfig(IsotropicConfig):
         return self
 
     @property
+    def size_step(self) -> int:
+        """A patch's side."""
+        return self.patch
+
+    @property
     def outer(self) -> int:
         """``shallow``, or half the depth where that is less."""
         return min(self.shallow, self.depth // 2)

@@ -53,6 +53,11 @@ class UDiTConfig(ModelConfig):
         """Resolutions of the U, the bottleneck's included."""
         return (len(self.depths) + 1) // 2
 
+    @property
+    def size_step(self) -> int | None:
+        """What every level can halve and the attention split, unless that has windows."""
+        return 2 ** (self.levels - 1) * self.attention.step if self.attention.any_map else None
+
     def check_size(self, height: int, width: int) -> None:
         """Raises ValueError unless every level can halve an input of height x width and attend to what it gets."""
         factor = 2 ** (self.levels - 1) * self.attention.step

@@ -1,0 +1,233 @@
+"""Exports every family, times and scores exported graphs beside torch: ``make bench-export`` (docs/export.md).
+
+python benchmarks/export.py [RUN]     measures what export.json lacks, on a run of the digits (runs/digits)
+python benchmarks/export.py --table   prints docs/export.md from export.json
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import udit
+from udit.assemble import System
+from udit.bench.report import machine
+from udit.config.catalog import CATALOG
+from udit.config.export import ENGINES, Manifest
+from udit.config.system import SystemConfig
+from udit.data.latents import source_of
+from udit.data.sources import parts_of
+from udit.evaluation.score import evaluate
+from udit.evaluation.shards import labels_for
+from udit.export.calibrate import calibration
+from udit.export.engines import open_graph
+from udit.export.folder import compare, export, load
+from udit.export.program import inputs, trace
+from udit.export.write import write_graph
+from udit.store import read_run_config
+
+RECORD = Path(__file__).with_suffix(".json")
+PACKAGES = ("onnx", "onnxscript", "onnxruntime", "openvino", "nncf")
+SUBJECTS = ("torch", "onnxruntime", "openvino", "openvino int8")
+SPEED = {"U-DiT-S": (1, 4), "digits": (1, 64)}
+"""Models that are timed, and their batch sizes."""
+ROUNDS = 7
+Work = dict[str, Callable[[], Any]]
+TEXT = """# Export
+
+    pip install 'udit[export]'
+    udit export onnx runs/digits            # or openvino; writes runs/digits/onnx
+    udit sample runs/digits/onnx            # or: udit sample runs/digits --engine onnxruntime
+
+A graph is the network in its inference form, x_t, t and label to prediction; schedule, guidance, sampler and codec stay
+udit's own, so that the same seeds give the same pictures to one step of 255. The batch is free. H and W are free where
+every multiple of some side will do; learned positions, windows and HDiT's axial positions bind a graph to one size
+(`--size 32x64` fixes one of your choice). The compiled CPU kernels are not part of a graph.
+
+`udit export` runs the graph beside the network, at two batch sizes and, where sizes are free, two sizes, and refuses
+one that is off by more than 1e-4 of the output's largest value; an older export stays as it was then. `--int8`
+(OpenVINO, of a run) quantises by NNCF with ranges measured on 256 of the run's noised training pictures. It cannot
+agree to 1e-4: its error is told, and only a score says what it costs.
+
+`make bench-export` measures errors of every family, speed beside eager torch, and the scores of float32 and int8 on the
+digits; what it has measured stands below.
+
+A folder holds the graph, `config.json` (all that sampling takes besides) and `export.json`: kind, precision, sizes,
+the errors measured, versions, the fingerprint of the weights, and the sha256 of every file. An altered file, a folder
+of another format, another engine, or a run whose weights have changed since are refused in one line. Graphs take
+float32 on the CPU, run whole (no `--cache`), and OpenVINO's and NNCF's reports to their maker are off.
+
+The inputs are `x` float32 [B, C, H, W], `t` float32 [B] in the network's own unit (`config.json`: model.time) and, of
+conditional models, `y` int64 [B] or float32 [B, tokens, width]; the output is [B, out_channels, H, W].
+"""
+
+
+def main() -> None:
+    """Reads the command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("run", nargs="?", type=Path, default=Path("runs/digits"), help="a run of the digits recipe")
+    parser.add_argument(
+        "--only", default="", metavar="WORD", help="measure only what begins so: family, speed or score"
+    )
+    parser.add_argument("--table", action="store_true", help="print the page")
+    asked = parser.parse_args()
+    if asked.table:
+        print(page(read()))
+        return
+    work: Work = {f"family {name}": lambda name=name: family(name) for name in CATALOG if name.endswith("-tiny")}
+    work |= {f"speed {name}": lambda name=name: speed(name, asked.run) for name in SPEED}
+    work |= {"score": lambda: score(asked.run)}
+    for name, measure in work.items():
+        if name.startswith(asked.only) and name not in read():
+            found = measure()
+            told = {"machine": machine() | {package: version(package) for package in PACKAGES}}
+            RECORD.write_text(json.dumps(read() | told | {name: found}, indent=1) + "\n", encoding="utf-8")
+            print(name, json.dumps(found), flush=True)
+
+
+def read() -> dict[str, Any]:
+    """What has been measured."""
+    return json.loads(RECORD.read_text(encoding="utf-8")) if RECORD.is_file() else {}
+
+
+def perturbed(name: str) -> System:
+    """A network none of whose weights is zero, as gates and head are before training."""
+    model, draw = udit.build(name), torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter += 0.1 * torch.randn(parameter.shape, generator=draw)
+    return System(SystemConfig(model=model.config), model)
+
+
+def family(name: str) -> dict[str, Any]:
+    """Errors of one family's graphs, and whether their sizes are free."""
+    system = perturbed(name).fused()
+    free = system.config.model.size_step is not None
+    size = None if free else system.config.model.size
+    program, errors = trace(system.backbone, size), {}
+    for kind in ENGINES:
+        with tempfile.TemporaryDirectory() as folder:
+            write_graph(kind, program, Path(folder))
+            errors[kind] = max(check.error for check in compare(system, open_graph(kind, Path(folder)), size))
+    return {"free": free, **errors}
+
+
+def graphs(system: System, folder: Path, given: list[Any]) -> Iterator[tuple[str, System, Manifest | None]]:
+    """The system under every engine, its size fixed; the last one in int8."""
+    yield "torch", system.fused(), None
+    size = system.config.model.size
+    for engine, kind, quantity in zip(SUBJECTS[1:], ("onnx", "openvino", "openvino"), ([], [], given), strict=True):
+        where = folder / engine.replace(" ", "-")
+        manifest = export(system, kind, where, size=size, calibration=quantity)  # type: ignore[arg-type]
+        yield engine, load(where, manifest), manifest
+
+
+@torch.no_grad()
+def speed(name: str, run: Path) -> dict[str, Any]:
+    """Seconds of a forward by engine and batch, in interleaved rounds; U-DiT-S's int8 ranges are measured on noise."""
+    if name == "digits":
+        system, given = udit.load(run), calibration(read_run_config(run))
+    else:
+        system = perturbed(name)
+        noise = inputs(system.config.model, 4, system.config.model.size)
+        given = [tuple(part[i : i + 1].numpy() for part in noise) for i in range(4)]
+    found: dict[str, Any] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        subjects = [(engine, one.backbone) for engine, one, _ in graphs(system, Path(folder), given)]
+        for batch in SPEED[name]:
+            arguments = inputs(system.config.model, batch, system.config.model.size)
+            times: dict[str, list[float]] = {engine: [] for engine, _ in subjects}
+            for round_ in range(-2, ROUNDS):
+                for engine, network in subjects:
+                    began = time.perf_counter()
+                    network(*arguments)
+                    if round_ >= 0:
+                        times[engine].append(time.perf_counter() - began)
+            found[str(batch)] = {
+                engine: {"median": statistics.median(t), "spread": (max(t) - min(t)) / statistics.median(t)}
+                for engine, t in times.items()
+            }
+    return found
+
+
+def score(run: Path) -> dict[str, Any]:
+    """The judge's scores of the same seeds under every engine."""
+    values = read_run_config(run)
+    config, how = values.evaluation, values.sampling
+    source = source_of(values)
+    labels = labels_for(config.num_samples, values.model.num_classes, config.labels, config.first_seed)
+    seeds = [config.first_seed + i for i in range(config.num_samples)]
+    found: dict[str, Any] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        reference = None
+        for engine, system, manifest in graphs(udit.load(run), Path(folder), calibration(values)):
+            drawn = torch.cat(list(system.generate(seeds, labels, sampling=how, batch_size=64)))
+            reference = drawn if reference is None else reference
+            report = evaluate(drawn, labels, source, parts_of(source, values.data), config, {}, Path(folder) / "judge")
+            found[engine] = {
+                "error": manifest.error if manifest else 0.0,
+                "pixels": int((drawn.int() - reference.int()).abs().max()),
+                "agreement": report.agreement,
+                "agreement_interval": report.agreement_interval,
+                "distance": report.distance,
+                "distance_interval": report.distance_interval,
+            }
+    return found
+
+
+def page(record: dict[str, Any]) -> str:
+    """The page: its text, then the tables."""
+    if "machine" not in record:
+        return f"{TEXT}\nNothing has been measured yet."
+    lines = [TEXT]
+    lines += [
+        "## Families",
+        "",
+        "Errors are max|difference| / max|output| over two batch sizes and, where they are free, two sizes.",
+        "",
+    ]
+    lines += ["| model | H and W | ONNX, onnxruntime | OpenVINO |", "| --- | --- | ---: | ---: |"]
+    for name, one in record.items():
+        if name.startswith("family "):
+            free = "free" if one["free"] else "fixed"
+            lines.append(f"| {name.split()[1]} | {free} | {one['onnx']:.1e} | {one['openvino']:.1e} |")
+    lines += [
+        "",
+        "## Speed",
+        "",
+        "Milliseconds of a forward, median of interleaved rounds (spread), and speed beside eager torch.",
+        "",
+    ]
+    lines += ["| model | batch | " + " | ".join(SUBJECTS) + " |", "| --- | ---: |" + " ---: |" * len(SUBJECTS)]
+    for name in SPEED:
+        for batch, times in record.get(f"speed {name}", {}).items():
+            base = times["torch"]["median"]
+            cells = [
+                f"{1e3 * t['median']:.1f} ({t['spread']:.0%}), {base / t['median']:.2f}x"
+                for t in (times[engine] for engine in SUBJECTS)
+            ]
+            lines.append(f"| {name} | {batch} | " + " | ".join(cells) + " |")
+    lines += ["", "## Score", "", "1,000 digits of the same seeds under each engine, by the run's own judge.", ""]
+    lines += ["| engine | error | largest pixel difference | class agreement (95 %) | Fréchet distance (95 %) |"]
+    lines += ["| --- | ---: | ---: | ---: | ---: |"]
+    for engine, one in record.get("score", {}).items():
+        (low, high), (near, far) = one["agreement_interval"], one["distance_interval"]
+        lines.append(
+            f"| {engine} | {one['error']:.1e} | {one['pixels']}/255 | {one['agreement']:.1%} ({low:.1%} to {high:.1%}) "
+            f"| {one['distance']:.3f} ({near:.3f} to {far:.3f}) |"
+        )
+    told = ", ".join(f"{key} {value}" for key, value in record["machine"].items())
+    return "\n".join([*lines, "", f"Measured by `make bench-export`, recorded in `benchmarks/export.json`: {told}."])
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,63 @@
+"""Which engine draws: torch with a model's weights, or the engine of an exported graph."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal, NamedTuple
+
+from udit.config.export import ENGINES, Manifest, is_exported, read_manifest
+from udit.errors import UserError
+
+if TYPE_CHECKING:
+    from udit.assemble import System
+
+Choice = Literal["torch", "onnxruntime", "openvino"]
+
+
+class Found(NamedTuple):
+    """An exported folder whose files are as they were written."""
+
+    folder: Path
+    manifest: Manifest
+
+
+def find_graph(model: str, engine: Choice | None) -> Found | None:
+    """The graph to draw with: the folder itself, or the one that ``udit export`` put into it; None for torch.
+
+    Raises:
+        UserError: the engine has no graph there, or the graph is altered or another engine's.
+    """
+    folder = Path(model)
+    if is_exported(folder):
+        found = Found(folder, read_manifest(folder))
+        if engine == "torch":
+            raise UserError(f"{model} holds a graph and no weights for torch; draw from the model that it was made of")
+        if engine not in (None, found.manifest.engine):
+            kind, own = found.manifest.kind, found.manifest.engine
+            raise UserError(f"{model} holds a graph of kind {kind}, which {own} runs; leave out --engine {engine}")
+        return found
+    if engine in (None, "torch"):
+        return None
+    kind = next(kind for kind, runner in ENGINES.items() if runner == engine)
+    beside = folder / kind
+    if not is_exported(beside):
+        raise UserError(f"{model} has no graph for {engine} at {beside}; make one: udit export {kind} {model}")
+    return Found(beside, read_manifest(beside))
+
+
+def load_graph(found: Found, model: str, weights: Literal["ema", "raw"]) -> System:
+    """The system of a graph.
+
+    Raises:
+        UserError: the model's weights are not those that were exported, or the engine is not installed.
+    """
+    from udit.export.folder import load as load_exported
+    from udit.store import fingerprint, load
+
+    folder, manifest = found
+    if folder == Path(model):
+        if weights != "ema":
+            raise UserError(f"{model} holds the weights it was exported with; leave out --weights {weights}")
+    elif fingerprint(load(model, weights=weights).fused().backbone) != manifest.weights:
+        raise UserError(f"{folder} was made of other weights than {model} has; udit export {manifest.kind} {model}")
+    return load_exported(folder, manifest)
