@@ -56,6 +56,7 @@ def measured(run: Run) -> int:
         ["model=DiT-tiny", *WORDS, "training.batch_size=8", "training.accumulation=2"],
         ["model=HDiT-tiny", "training.precision=bfloat16"],
         ["model=U-DiT-tiny", "training.checkpoint_activations=true", "training.posthoc_ema.every=1"],
+        ["model=U-DiT-tiny", "training.checkpoint_activations=selective"],
     ],
 )
 def test_estimate_is_what_a_step_takes(words: list[str]) -> None:
