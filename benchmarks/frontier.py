@@ -7,7 +7,7 @@ Scores are ``udit tune``'s: all ways draw pictures of the same seeds. The ancest
 same weights: where a variance-preserving x_t has the ratio of noise to signal r, the linear path's at t = r / (1 + r)
 is the same picture scaled, and the network is handed that. Each run named with --beside is drawn from by a 50-step
 solver, without a cache and with two calibrated ones. Seconds are of one processor thread; those of the clock's section
-are from interleaved rounds of one batch, and the literal network's from a few of its steps, multiplied.
+are from interleaved rounds of one batch, and the baseline's from a few steps of the literal network, multiplied.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from udit.diffusion.sample import SeededNoise, sample
 from udit.diffusion.schedule import DDPM
 from udit.published import export_published
 from udit.store import fingerprint, read_run_config
-from udit.tuning import Scale, ways
+from udit.tuning import STEPS, Scale, ways
 
 RECORD = Path(__file__).with_suffix(".json")
 LOSS = LOSSES["best"]
@@ -73,18 +73,20 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", type=Path, nargs="?", help="a flow-matching run of a U-DiT")
     parser.add_argument("--n", type=int, default=200, help="pictures of each way")
+    parser.add_argument("--steps", default=",".join(map(str, STEPS)), help="evaluations of few-step solvers, e.g. 5,9")
     parser.add_argument("--beside", type=Path, action="append", default=[], help="runs whose cache is shown beside")
     parser.add_argument("--page", action="store_true", help="write the page")
     asked = parser.parse_args()
     if asked.page:
         write_page(read())
         return
-    if asked.run is None:
+    if asked.run is None and not asked.beside:
         parser.error("name a run, or --page")
     torch.set_num_threads(1)
-    measure(asked.run, asked.n)
+    if asked.run is not None:
+        measure(asked.run, asked.n, [int(count) for count in asked.steps.split(",")])
     for run in asked.beside:
-        caching(f"{run.name}", run, asked.n)
+        caching(run.name, run, asked.n)
 
 
 def read() -> dict[str, Any]:
@@ -180,12 +182,12 @@ def caching(section: str, run: Path, n: int) -> None:
         keep(section, {"clock": clock(scale.system, {name: way for name, way in found.items() if way})})
 
 
-def measure(run: Path, n: int) -> None:
+def measure(run: Path, n: int, steps: list[int]) -> None:
     """Everything of the first run."""
     scale = remembering(scale_of(run, n), "frontier")
     found = caches(scale, scale.weigh(fifty(scale.system)))
     keep("frontier", {"caches": found})
-    tried = [scale.weigh(how) for how in ways(scale.system.config.sampling, "flow")]
+    tried = [scale.weigh(how) for how in ways(scale.system.config.sampling, "flow", steps)]
     scale.rows.get(ANCESTRAL, lambda: _ancestral(scale))
     best = min(tried, key=lambda each: each.distance)
     for loss in LOSSES.values():
@@ -195,14 +197,17 @@ def measure(run: Path, n: int) -> None:
     keep("frontier", {"picks": picks})
     if "clock" not in read()["frontier"]:
         timed = {name: way for name, way in (found | picks).items() if way}
-        keep("frontier", {"clock": clock(scale.system, timed, literal_of(udit.load(run)))})
+        keep("frontier", {"clock": clock(scale.system, timed, *reference_of(run))})
 
 
-def literal_of(system: System) -> LiteralUDiT:
-    """The literal network with a system's weights, folded."""
+def reference_of(run: Path) -> tuple[str, Backbone]:
+    """The literal network with a run's weights, folded; ours where there is no literal one, which has three levels."""
+    system = udit.load(run)
+    if getattr(system.config.model, "levels", 0) != 3:
+        return "our fused network", system.fused().backbone
     literal = LiteralUDiT(system.config.model)
     literal.load_state_dict(export_published(system.backbone))
-    return literal.fold()
+    return "the literal U-DiT", literal.fold()
 
 
 def _ancestral(scale: Scale) -> Scored:
@@ -226,8 +231,8 @@ def _ancestral(scale: Scale) -> Scored:
     )
 
 
-def clock(system: System, timed: dict[str, str], literal: LiteralUDiT | None = None) -> dict[str, Any]:
-    """Processor seconds a picture, medians of interleaved rounds; of the literal network 250 times a guided step's."""
+def clock(system: System, timed: dict[str, str], name: str = "", network: Backbone | None = None) -> dict[str, Any]:
+    """Processor seconds a picture, medians of interleaved rounds; of a network 250 times a guided step's."""
     classes = system.config.model.num_classes
     labels = [i % classes for i in range(BATCH)]
     seconds: dict[str, list[float]] = {}
@@ -241,15 +246,16 @@ def clock(system: System, timed: dict[str, str], literal: LiteralUDiT | None = N
     given, doubled = torch.randn(2 * BATCH, model.in_channels, *model.size), torch.cat([y, torch.full_like(y, classes)])
     t = torch.full((2 * BATCH,), 500.0)
     for _ in range(ROUNDS):
-        if literal is not None:
+        if network is not None:
             with torch.no_grad():
-                took("literal 250", lambda: [literal(given, t, doubled) for _ in range(2)], 250 / 2)
-        for name, way in timed.items():
+                took(ANCESTRAL, lambda: [network(given, t, doubled) for _ in range(2)], 250 / 2)
+        for label, way in timed.items():
             how = SamplingConfig(**json.loads(way))
-            took(name, lambda how=how: list(system.generate(range(BATCH), labels, sampling=how, batch_size=BATCH)))
+            took(label, lambda how=how: list(system.generate(range(BATCH), labels, sampling=how, batch_size=BATCH)))
     return {
         "median": {name: median(each) for name, each in seconds.items()},
         "rounds": seconds,
+        "baseline": name,
         "batch": BATCH,
         "machine": platform.machine(),
         "threads": torch.get_num_threads(),

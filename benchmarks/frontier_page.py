@@ -43,9 +43,9 @@ BASELINE = """\
 The baseline is DDPM's ancestral sampler of 250 steps with guidance at every step. Its pictures are drawn by our
 fused network, which computes what the literal one does to rounding, walked along DDPM's noise levels: a
 variance-preserving x_t of noise to signal r is the linear path's at t = r / (1 + r), scaled, so that the very same
-weights are compared. Its seconds are those of the literal U-DiT
-([benchmarks/literal.py](../benchmarks/literal.py)): two guided steps of a batch, times 125, in the same interleaved
-rounds as the other rows.
+weights are compared. Its seconds are those of {network} (the literal U-DiT is
+[benchmarks/literal.py](../benchmarks/literal.py) and has three levels): two guided steps of {batch} pictures, times
+125, in the same interleaved rounds as the other rows.
 """
 CACHES = """\
 Euler's 50 steps, guided at all of them. Caches are calibrated to a loss of 2 % of the score: distance at most so
@@ -121,16 +121,16 @@ def overlap(a: Scored, b: Scored) -> bool:
 def frontier(section: dict[str, Any]) -> Iterator[str]:
     """The first run's part."""
     ways, clock = scored(section), section["clock"]["median"]
-    ancestral, literal = ways[ANCESTRAL], clock["literal 250"]
+    ancestral, slow = ways[ANCESTRAL], clock[ANCESTRAL]
     yield f"{about(section)}.\n"
-    yield BASELINE
+    yield BASELINE.format(network=section["clock"]["baseline"], batch=section["clock"]["batch"])
     yield "| | solver | guided | deep part runs | distance | agreement | ms a picture | against the baseline |"
     yield "| --- | --- | --- | --- | --- | --- | ---: | ---: |"
-    yield f"| baseline | ddpm 250 | always | always | {score(ancestral)} | {1e3 * literal:.0f} | 1x |"
+    yield f"| baseline | ddpm 250 | always | always | {score(ancestral)} | {1e3 * slow:.0f} | 1x |"
     for level, name in section["picks"].items():
         cells = " | ".join(told(ways[name].sampling))
-        yield f"| {level} | {cells} | {score(ways[name])} | {1e3 * clock[level]:.1f} | {literal / clock[level]:.0f}x |"
-    good = {level: literal / clock[level] for level, name in section["picks"].items() if overlap(ways[name], ancestral)}
+        yield f"| {level} | {cells} | {score(ways[name])} | {1e3 * clock[level]:.1f} | {slow / clock[level]:.0f}x |"
+    good = {level: slow / clock[level] for level, name in section["picks"].items() if overlap(ways[name], ancestral)}
     if good:
         level, speed = max(good.items(), key=lambda item: item[1])
         verdict = "reached" if speed >= SPEED else "missed"
@@ -140,9 +140,9 @@ def frontier(section: dict[str, Any]) -> Iterator[str]:
         )
     else:
         yield f"\nAn image of no worse score, at least {SPEED:g}x faster: **missed**, no setting's intervals overlap."
-    picture(ways, literal)
+    picture(ways, slow)
     yield "\n![score against seconds, every combination tried](images/frontier.png)\n"
-    yield "*Every combination tried; bars are 95 % intervals. The baseline's seconds are the literal network's.*\n"
+    yield "*Every combination tried; bars are 95 % intervals.*\n"
     yield "| solver | guided | deep part runs | distance | agreement | ms a picture |"
     yield "| --- | --- | --- | --- | --- | ---: |"
     for name, each in sorted(ways.items(), key=lambda item: item[1].seconds):
@@ -173,7 +173,7 @@ def caching(record: dict[str, Any]) -> Iterator[str]:
         yield f"\nAt least {CACHED:g}x asked for: {'**reached**' if max(speeds) >= CACHED else '**missed**'}.\n"
 
 
-def picture(ways: dict[str, Scored], literal: float) -> None:
+def picture(ways: dict[str, Scored], slow: float) -> None:
     """Score against seconds."""
     import matplotlib
 
@@ -184,7 +184,7 @@ def picture(ways: dict[str, Scored], literal: float) -> None:
     solvers = sorted({each.sampling.sampler for each in ways.values()})
     for name, each in ways.items():
         how = each.sampling
-        seconds = literal if name == ANCESTRAL else each.seconds
+        seconds = slow if name == ANCESTRAL else each.seconds
         low, high = each.distance_interval
         marker = "*" if name == ANCESTRAL else "s" if how.refresh else "o"
         always = how.guidance_interval == (0.0, 1.0)
@@ -201,7 +201,7 @@ def picture(ways: dict[str, Scored], literal: float) -> None:
             zorder=2,
         )
     for i, solver in enumerate(solvers):
-        axes.scatter([], [], color=f"C{i}", label="ddpm 250, literal network" if solver == "ddpm" else solver)
+        axes.scatter([], [], color=f"C{i}", label="ddpm 250 (baseline)" if solver == "ddpm" else solver)
     axes.scatter([], [], marker="s", color="gray", label="cached")
     axes.scatter([], [], facecolors="none", color="gray", label="guided within an interval")
     axes.set(xscale="log", yscale="log", xlabel="seconds a picture, one thread", ylabel="Fréchet distance (judge)")

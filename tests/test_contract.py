@@ -27,6 +27,7 @@ from udit.config.catalog import CATALOG, families
 from udit.config.model import ModelConfig
 from udit.config.run import model_from
 from udit.diffusion.cache import StepCache
+from udit.diffusion.conditions import gather
 from udit.models.build import checkpoint_activations
 
 TINY = [name for name in CATALOG if name.endswith("-tiny")]
@@ -130,6 +131,16 @@ def test_cached_steps_see_the_present_input(model: nn.Module) -> None:
     assert not torch.equal(second, model(1.1 * x, t, y))  # the deep part is the first step's
     assert not torch.equal(second, model(x, t, y))
     assert torch.equal(cached(x, t, y), model(x, t, y))
+
+
+@torch.no_grad()
+def test_conditions_of_some_rows_are_rows_of_the_conditions(model: nn.Module) -> None:
+    """Sampling makes them once for all times and labels."""
+    x, t, y = inputs(model.config)
+    wanted = torch.tensor([2, 0, 0])
+    cond = gather(model.condition(t, y), wanted)
+    entered, skips = model.enter(x[wanted], cond)
+    assert_near(model.leave(model.deep(entered, cond), skips, cond), model(x, t, y)[wanted])
 
 
 @pytest.mark.slow

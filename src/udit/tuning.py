@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import platform
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,7 +28,7 @@ from udit.store import fingerprint
 
 WATCHED = 16
 """Pictures of which a run is watched, with seeds beyond the scored ones."""
-SHARES = (0.08, 0.1, 0.125, 0.16, 0.2, 0.25, 0.33, 0.5)
+SHARES = (0.04, 0.06, 0.08, 0.1, 0.125, 0.16, 0.2, 0.25, 0.33, 0.5)
 """Of a run's evaluations that a cache may refresh."""
 RESAMPLES = 200
 """Behind a distance's interval, which is of the pictures alone: the reference stays as it is."""
@@ -165,12 +165,12 @@ def _clock(system: System) -> Callable[[], float]:
     return time.process_time if on_cpu and torch.get_num_threads() == 1 else time.perf_counter
 
 
-def ways(own: SamplingConfig, kind: str) -> Iterator[SamplingConfig]:
-    """Few-step solvers at several numbers of steps, guided as the run says and within an interval."""
+def ways(own: SamplingConfig, kind: str, counts: Sequence[int]) -> Iterator[SamplingConfig]:
+    """Few-step solvers at some numbers of steps, guided as the run says and within an interval."""
     intervals = [own.guidance_interval] + ([INTERVAL] if own.guidance != 1 else [])
     guided = {"guidance": own.guidance, "guidance_channels": own.guidance_channels}
     for sampler in FEW_STEPS[kind]:
-        for steps in STEPS:
+        for steps in counts:
             for interval in dict.fromkeys(intervals):
                 yield SamplingConfig().replace(sampler=sampler, steps=steps, guidance_interval=interval, **guided)
 
@@ -184,7 +184,7 @@ def tune(scale: Scale, steps_done: int | None, tell: Callable[[Scored], object] 
         tried.append(scored)
         tell(scored)
 
-    for how in ways(config.sampling, config.diffusion.kind):
+    for how in ways(config.sampling, config.diffusion.kind, STEPS):
         told(scale.weigh(how))
     best = min(tried, key=lambda each: each.distance)
     plain = {pick.sampling: pick for pick in (fastest(tried, loss, best) for loss in LOSSES.values())}
