@@ -41,8 +41,6 @@ from udit.tuning import STEPS, Scale, ways
 
 RECORD = Path(__file__).with_suffix(".json")
 LOSS = LOSSES["best"]
-BATCH = 8
-"""Pictures of the clock's rounds."""
 ROUNDS = 3
 
 
@@ -74,6 +72,7 @@ def main() -> None:
     parser.add_argument("run", type=Path, nargs="?", help="a flow-matching run of a U-DiT")
     parser.add_argument("--n", type=int, default=200, help="pictures of each way")
     parser.add_argument("--steps", default=",".join(map(str, STEPS)), help="evaluations of few-step solvers, e.g. 5,9")
+    parser.add_argument("--batch", type=int, default=16, help="pictures of the clock's rounds")
     parser.add_argument("--beside", type=Path, action="append", default=[], help="runs whose cache is shown beside")
     parser.add_argument("--page", action="store_true", help="write the page")
     asked = parser.parse_args()
@@ -84,9 +83,9 @@ def main() -> None:
         parser.error("name a run, or --page")
     torch.set_num_threads(1)
     if asked.run is not None:
-        measure(asked.run, asked.n, [int(count) for count in asked.steps.split(",")])
+        measure(asked.run, asked.n, [int(count) for count in asked.steps.split(",")], asked.batch)
     for run in asked.beside:
-        caching(run.name, run, asked.n)
+        caching(run.name, run, asked.n, asked.batch)
 
 
 def read() -> dict[str, Any]:
@@ -116,7 +115,7 @@ def named(how: SamplingConfig) -> str:
 class Rows:
     """A section of the record that holds scored ways; what is there is not measured again."""
 
-    def __init__(self, section: str, scale: Scale) -> None:
+    def __init__(self, section: str, scale: Scale, run: Path) -> None:
         self.section, self.scale = section, scale
         about = {"weights": fingerprint(scale.system.backbone), "protocol": scale.protocol()}
         if read().get(section, {}).get("about", about) != about:
@@ -154,10 +153,10 @@ class Remembering(Scale):
         return self.rows.get(named(how), lambda: Scale.weigh(self, how))
 
 
-def remembering(scale: Scale, section: str) -> Remembering:
+def remembering(scale: Scale, section: str, run: Path) -> Remembering:
     """The scale with a section of the record."""
     other = Remembering(**vars(scale))
-    object.__setattr__(other, "rows", Rows(section, scale))
+    object.__setattr__(other, "rows", Rows(section, scale, run))
     return other
 
 
@@ -173,18 +172,18 @@ def caches(scale: Remembering, plain: Scored) -> dict[str, Any]:
     return {name: None if scored is None else named(scored.sampling) for name, scored in found.items()}
 
 
-def caching(section: str, run: Path, n: int) -> None:
+def caching(section: str, run: Path, n: int, batch: int) -> None:
     """A 50-step solver with and without caches, and the clock of these three."""
-    scale = remembering(scale_of(run, n), section)
+    scale = remembering(scale_of(run, n), section, run)
     found = caches(scale, scale.weigh(fifty(scale.system)))
     keep(section, {"caches": found})
     if "clock" not in read()[section]:
-        keep(section, {"clock": clock(scale.system, {name: way for name, way in found.items() if way})})
+        keep(section, {"clock": clock(scale.system, batch, {name: way for name, way in found.items() if way})})
 
 
-def measure(run: Path, n: int, steps: list[int]) -> None:
+def measure(run: Path, n: int, steps: list[int], batch: int) -> None:
     """Everything of the first run."""
-    scale = remembering(scale_of(run, n), "frontier")
+    scale = remembering(scale_of(run, n), "frontier", run)
     found = caches(scale, scale.weigh(fifty(scale.system)))
     keep("frontier", {"caches": found})
     tried = [scale.weigh(how) for how in ways(scale.system.config.sampling, "flow", steps)]
@@ -197,7 +196,7 @@ def measure(run: Path, n: int, steps: list[int]) -> None:
     keep("frontier", {"picks": picks})
     if "clock" not in read()["frontier"]:
         timed = {name: way for name, way in (found | picks).items() if way}
-        keep("frontier", {"clock": clock(scale.system, timed, *reference_of(run))})
+        keep("frontier", {"clock": clock(scale.system, batch, timed, *reference_of(run))})
 
 
 def reference_of(run: Path) -> tuple[str, Backbone]:
@@ -231,32 +230,34 @@ def _ancestral(scale: Scale) -> Scored:
     )
 
 
-def clock(system: System, timed: dict[str, str], name: str = "", network: Backbone | None = None) -> dict[str, Any]:
+def clock(
+    system: System, batch: int, timed: dict[str, str], name: str = "", network: Backbone | None = None
+) -> dict[str, Any]:
     """Processor seconds a picture, medians of interleaved rounds; of a network 250 times a guided step's."""
     classes = system.config.model.num_classes
-    labels = [i % classes for i in range(BATCH)]
+    labels = [i % classes for i in range(batch)]
     seconds: dict[str, list[float]] = {}
 
     def took(name: str, work: Callable[[], object], times: float = 1) -> None:
         start = time.process_time()
         work()
-        seconds.setdefault(name, []).append((time.process_time() - start) * times / BATCH)
+        seconds.setdefault(name, []).append((time.process_time() - start) * times / batch)
 
     model, y = system.config.model, torch.tensor(labels)
-    given, doubled = torch.randn(2 * BATCH, model.in_channels, *model.size), torch.cat([y, torch.full_like(y, classes)])
-    t = torch.full((2 * BATCH,), 500.0)
+    given, doubled = torch.randn(2 * batch, model.in_channels, *model.size), torch.cat([y, torch.full_like(y, classes)])
+    t = torch.full((2 * batch,), 500.0)
     for _ in range(ROUNDS):
         if network is not None:
             with torch.no_grad():
                 took(ANCESTRAL, lambda: [network(given, t, doubled) for _ in range(2)], 250 / 2)
         for label, way in timed.items():
             how = SamplingConfig(**json.loads(way))
-            took(label, lambda how=how: list(system.generate(range(BATCH), labels, sampling=how, batch_size=BATCH)))
+            took(label, lambda how=how: list(system.generate(range(batch), labels, sampling=how, batch_size=batch)))
     return {
         "median": {name: median(each) for name, each in seconds.items()},
         "rounds": seconds,
         "baseline": name,
-        "batch": BATCH,
+        "batch": batch,
         "machine": platform.machine(),
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,

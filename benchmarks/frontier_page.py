@@ -89,7 +89,7 @@ def about(section: dict[str, Any]) -> str:
     """What was measured, in words."""
     protocol, facts = section["about"]["protocol"], section["facts"]
     return (
-        f"{facts['model']}, weights {section['about']['weights']} of "
+        f"{facts['model']} of the run {facts['run']}, weights {section['about']['weights']} of "
         f"step {facts['step']}, {protocol['pictures']} pictures a way, seeds from {protocol['first_seed']}, batches of "
         f"{protocol['batch_size']}, {protocol['threads']} thread, torch {protocol['torch']}, {facts['date']}"
     )
@@ -131,15 +131,13 @@ def frontier(section: dict[str, Any]) -> Iterator[str]:
         cells = " | ".join(told(ways[name].sampling))
         yield f"| {level} | {cells} | {score(ways[name])} | {1e3 * clock[level]:.1f} | {slow / clock[level]:.0f}x |"
     good = {level: slow / clock[level] for level, name in section["picks"].items() if overlap(ways[name], ancestral)}
-    if good:
-        level, speed = max(good.items(), key=lambda item: item[1])
-        verdict = "reached" if speed >= SPEED else "missed"
-        yield (
-            f"\nAn image of no worse score (intervals overlap, or it is better), at least {SPEED:g}x faster: "
-            f"**{verdict}**, {speed:.0f}x by {level}."
-        )
+    level, speed = max(good.items(), key=lambda item: item[1], default=("nothing", 0.0))
+    count = section["about"]["protocol"]["pictures"]
+    yield f"\nAn image of no worse score, as far as intervals of {count} pictures tell: {speed:.0f}x faster by {level}."
+    if section["clock"]["baseline"] == "the literal U-DiT":
+        yield f"At least {SPEED:g}x asked for: **{'reached' if speed >= SPEED else 'missed'}**."
     else:
-        yield f"\nAn image of no worse score, at least {SPEED:g}x faster: **missed**, no setting's intervals overlap."
+        yield "What is asked for is 40x against the literal U-DiT on Fashion-MNIST, which this run does not show."
     picture(ways, slow)
     yield "\n![score against seconds, every combination tried](images/frontier.png)\n"
     yield "*Every combination tried; bars are 95 % intervals.*\n"
@@ -154,9 +152,9 @@ def frontier(section: dict[str, Any]) -> Iterator[str]:
 def caching(record: dict[str, Any]) -> Iterator[str]:
     """Every run's three rows."""
     yield CACHES
-    for title, section in record.items():
+    for section in record.values():
         ways, clock = scored(section), section["clock"]["median"]
-        yield f"**{title}**: {about(section)}\n"
+        yield f"{about(section)}; rounds of {section['clock']['batch']} pictures:\n"
         yield "| cache | deep part runs | distance | agreement | distance against none | ms a picture | speed |"
         yield "| --- | --- | --- | --- | ---: | ---: | ---: |"
         plain = ways[section["caches"]["plain"]]
@@ -169,8 +167,9 @@ def caching(record: dict[str, Any]) -> Iterator[str]:
                 f"| {'none' if cache == 'plain' else cache} | {told(each.sampling)[2]} | {score(each)} | "
                 f"{100 * (each.distance / plain.distance - 1):+.1f} % | {1e3 * clock[cache]:.1f} | {speed:.2f}x |"
             )
-        speeds = [clock["plain"] / clock[cache] for cache, name in section["caches"].items() if name]
-        yield f"\nAt least {CACHED:g}x asked for: {'**reached**' if max(speeds) >= CACHED else '**missed**'}.\n"
+        fast = [cache for cache, name in section["caches"].items() if name and clock["plain"] / clock[cache] >= CACHED]
+        verdict = f"**reached** by {' and by '.join(fast)}" if fast else "**missed**"
+        yield f"\nAt least {CACHED:g}x asked for: {verdict}.\n"
 
 
 def picture(ways: dict[str, Scored], slow: float) -> None:
