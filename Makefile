@@ -66,14 +66,19 @@ bench: install  ## Times U-DiT-S against a literal U-DiT and diffusers' DiT, for
 MEASURE := $(BIN)/python -m udit bench --threads 1
 LITERAL := --baseline benchmarks/literal.py:LiteralUDiT
 PAGE := docs/performance
-performance: install  ## Measures what docs/performance.md tells, and writes it (a quarter of an hour)
-	$(MEASURE) U-DiT-S --batch 1,4 $(LITERAL) --rounds 5 --json $(PAGE)/forward-S.json
-	$(MEASURE) U-DiT-S width=32 depths=[1,1,2,1,1] in_channels=1 num_classes=10 --batch 32 --work train --rounds 3 \
-	  $(LITERAL) --json $(PAGE)/training-2M-on-1x32x32.json
-	$(MEASURE) U-DiT-S --batch 8 --work train --rounds 2 $(LITERAL) --json $(PAGE)/training-S.json
-	$(MEASURE) U-DiT-B --rounds 3 $(LITERAL) --baseline DiT-XL/2 --json $(PAGE)/forward-B-and-DiT-XL.json
-	$(MEASURE) U-DiT-S --baseline DiT-S/2 --baseline diffusers:DiTTransformer2DModel --size 16,32,64 --work forward \
-	  --work train --rounds 3 --json $(PAGE)/against-plain-DiT.json
+TINY := width=32 depths=[1,1,2,1,1] in_channels=1 num_classes=10
+performance: install  ## Measures what docs/performance.md tells, and writes it (half an hour alone on the machine)
+	$(MEASURE) U-DiT-S $(TINY) --batch 32 --work train --recompute --rounds 3 $(LITERAL) \
+	  --json $(PAGE)/training-2M-on-1x32x32.json
+	$(MEASURE) U-DiT-S --batch 8 --work train --recompute --rounds 3 $(LITERAL) --json $(PAGE)/training-S.json
+	$(MEASURE) U-DiT-B U-DiT-L --rounds 3 --baseline DiT-XL/2 --json $(PAGE)/forward-against-DiT-XL.json
+	$(MEASURE) U-DiT-S --batch 1,4,16 $(LITERAL) --compiled --rounds 3 --json $(PAGE)/forward-S.json
+	$(MEASURE) U-DiT-B --batch 1,4,16 $(LITERAL) --compiled --rounds 2 --json $(PAGE)/forward-B.json
+	$(MEASURE) U-DiT-L --batch 1,4 $(LITERAL) --compiled --rounds 1 --json $(PAGE)/forward-L.json
+	$(MEASURE) U-DiT-S $(LITERAL) --baseline DiT-S/2 --baseline diffusers:DiTTransformer2DModel \
+	  --size 16,32,64,128 --rounds 2 --json $(PAGE)/growth-forward.json
+	$(MEASURE) U-DiT-S --baseline DiT-S/2 --baseline diffusers:DiTTransformer2DModel --work train \
+	  --size 16,32,64,128 --rounds 2 --json $(PAGE)/growth-training.json
 	$(BIN)/python benchmarks/report.py
 
 bench-smoke: install  ## Counts operators, copies and allocated bytes against benchmarks/budget.json

@@ -124,7 +124,7 @@ struct Shape {
   int N() const { return H / f * (W / f); }
   int tasks() const { return B * f * f * heads; }
   int columns() const { return up(R, LANES); }           // of a row of queries, keys or values
-  int tokens() const { return up(up(N(), ROWS), 2 * LANES); }  // that all tiles can have
+  int tokens() const { return up(up(N(), ROWS), LANES); }  // that all tiles can have, as rows or as columns
   int line() const { return tokens() + 2 * LANES; }  // of a row of tokens: no power of two, which would share cache sets
   int band() const {  // rows of the attention matrix at once: two of them stay in the second cache
     int rows = 32768 / tokens() / ROWS * ROWS, most = up(N(), ROWS);
@@ -231,7 +231,7 @@ inline float size_of(const float* temperature, int head, int R) {
 
 template <typename T>
 void forward(const T* qkv, const float* temperature, const float* table, T* out, float* logs, Shape s, int threads) {
-  int N = s.N(), R = s.R, wide = s.columns(), tokens = s.tokens(), line = s.line(), band = s.band();
+  int N = s.N(), R = s.R, wide = s.columns(), keys = up(s.N(), LANES), line = s.line(), band = s.band();
   Plan plan(s, table);
 #pragma omp parallel num_threads(threads) if (threads > 1)
   {
@@ -248,15 +248,15 @@ void forward(const T* qkv, const float* temperature, const float* table, T* out,
       prepare(k.data(), plan, temperature, 1);
       transpose(k.data(), s, kt.data());
       for (int n0 = 0; n0 < N; n0 += band) {
-        product<false>(q.data() + int64_t(n0) * wide, wide, 1, kt.data(), line, weights.data(), line, band, tokens, R);
+        product<false>(q.data() + int64_t(n0) * wide, wide, 1, kt.data(), line, weights.data(), line, band, keys, R);
         float inverse[48];
         int count = N - n0 < band ? N - n0 : band;
         for (int i = 0; i < count; i++) {
           float* row = weights.data() + int64_t(i) * line;
-          for (int j = N; j < tokens; j++) row[j] = -INFINITY;
-          float most = largest(row, tokens);
+          for (int j = N; j < keys; j++) row[j] = -INFINITY;
+          float most = largest(row, keys);
           Vector sum{};
-          for (int j = 0; j < tokens; j += LANES) {
+          for (int j = 0; j < keys; j += LANES) {
             Vector p = power(load(row + j) - most);
             store(row + j, p);
             sum += p;
