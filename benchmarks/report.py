@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import statistics
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,7 @@ def main() -> None:
     }
     lines = [INTRO, "## In short\n", *summary(found), ""]
     for name, content in found.items():
-        lines += [f"## {name.replace('-', ' ')}\n", f"`{content['command']}`\n", markdown(content)]
+        lines += [f"## {name.replace('-', ' ')}\n", f"`{content['command']}`\n", *growth(content), markdown(content)]
     (ROOT / "performance.md").write_text("\n".join(lines), encoding="utf-8")
 
 
@@ -56,6 +57,29 @@ def summary(found: dict[str, Any]) -> list[str]:
             + "."
         )
     return lines
+
+
+def growth(content: dict[str, Any]) -> list[str]:
+    """Exponents of time and memory in pixels, where the rows are of three sizes or more, each four times the last.
+
+    Time's is a least-squares slope of logarithms. Memory holds the weights, which do not grow: its exponent is that of
+    the differences between the three largest sizes.
+    """
+    series: dict[str, dict[int, dict[str, Any]]] = {}
+    for row in content["results"]:
+        side = int(row["work"].split(", ")[1].split("x")[0])
+        series.setdefault(row["subject"], {})[side] = row
+    if not all(len(rows) >= 3 for rows in series.values()):
+        return []
+    lines = ["| time and memory grow as pixels to the power of | time | memory |", "| --- | ---: | ---: |"]
+    for who, rows in series.items():
+        sides = sorted(rows)
+        slope = statistics.linear_regression(
+            [2 * math.log(side) for side in sides], [math.log(rows[side]["median"]) for side in sides]
+        ).slope
+        low, middle, high = (rows[side]["peak_bytes"] for side in sides[-3:])
+        lines.append(f"| {who} | {slope:.2f} | {math.log((high - middle) / (middle - low), 4):.2f} |")
+    return [*lines, ""]
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ from udit import rng
 from udit.config.parts import Downsampled, Mlp, RepConv
 from udit.config.udit import UDiTConfig
 from udit.errors import UserError
-from udit.models.build import configure, rebuild
+from udit.models.build import compile_blocks, configure, rebuild
 
 
 def forward(model: nn.Module, *args: Tensor) -> Tensor:
@@ -292,3 +292,13 @@ def test_saved_file_is_bit_identical_after_eval_and_forward(tiny: nn.Module, tmp
     forward(tiny.eval(), *batch(tiny))
     udit.fuse(tiny)
     assert save(tiny.state_dict()) == first
+
+
+@pytest.mark.slow
+def test_compiled_blocks_take_more_sizes_of_batches_than_dynamo_allows_by_itself() -> None:
+    model = compile_blocks(udit.fuse(udit.build("U-DiT-S", **TINY)))
+    x, t, y = batch(model, size=4)
+    with torch.no_grad():
+        whole = model(x, t, y)
+        for count in (1, 2, 3):  # of three levels: more than eight shapes of blocks
+            torch.testing.assert_close(model(x[:count], t[:count], y[:count]), whole[:count], atol=2e-5, rtol=1e-5)

@@ -92,7 +92,11 @@ def compile_blocks(model: nn.Module) -> nn.Module:
     Returns:
         The network itself; its weights and their names stay as they are.
     """
+    from torch._dynamo import config as dynamo  # takes a second to import
+
     native.describe()  # tracing takes the kernels that are loaded
+    # Blocks share their code: each shape of a block at each size of a batch is one compilation of it.
+    dynamo.recompile_limit = max(dynamo.recompile_limit, 128)
     for module in model.modules():
         for block in getattr(module, "blocks", ()):
             block.compile(fullgraph=True, dynamic=False)
