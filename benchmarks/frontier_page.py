@@ -153,7 +153,11 @@ def caching(record: dict[str, Any]) -> Iterator[str]:
     """Every run's three rows."""
     yield CACHES
     for section in record.values():
-        ways, clock = scored(section), section["clock"]["median"]
+        ways = scored(section)
+        if "clock" not in section:
+            yield from unfinished(section, ways)
+            continue
+        clock = section["clock"]["median"]
         yield f"{about(section)}; rounds of {section['clock']['batch']} pictures:\n"
         yield "| cache | deep part runs | distance | agreement | distance against none | ms a picture | speed |"
         yield "| --- | --- | --- | --- | ---: | ---: | ---: |"
@@ -170,6 +174,20 @@ def caching(record: dict[str, Any]) -> Iterator[str]:
         fast = [cache for cache, name in section["caches"].items() if name and clock["plain"] / clock[cache] >= CACHED]
         verdict = f"**reached** by {' and by '.join(fast)}" if fast else "**missed**"
         yield f"\nAt least {CACHED:g}x asked for: {verdict}.\n"
+
+
+def unfinished(section: dict[str, Any], ways: dict[str, Scored]) -> Iterator[str]:
+    """What there is of a run that was cut short."""
+    yield f"{about(section)}; cut short, so that milliseconds are those of scoring, one way after another:\n"
+    yield "| deep part runs | distance | agreement | distance against none | ms a picture | speed |"
+    yield "| --- | --- | --- | ---: | ---: | ---: |"
+    plain = next(each for each in ways.values() if not each.sampling.refresh)
+    for each in ways.values():
+        yield (
+            f"| {told(each.sampling)[2]} | {score(each)} | {100 * (each.distance / plain.distance - 1):+.1f} % | "
+            f"{1e3 * each.seconds:.1f} | {plain.seconds / each.seconds:.2f}x |"
+        )
+    yield ""
 
 
 def picture(ways: dict[str, Scored], slow: float) -> None:
