@@ -8,7 +8,7 @@ import statistics
 from pathlib import Path
 from typing import Any
 
-from udit.bench.report import markdown
+from udit.bench.report import comparisons, markdown
 
 ROOT = Path(__file__).parent.parent / "docs"
 INTRO = """# Performance
@@ -20,8 +20,10 @@ release computes it: channels first, complex RoPE, attention matrices written ou
 "Of peak" is arithmetic a second as a share of a matrix product's, measured in the same rounds; a training step counts
 as three forwards. "Peak MB" is weights, the optimiser's state and the most that lived at once beside them.
 
-A run made while the machine had other work shows it in its spread and in a literal U-DiT that stays below the 41 % of
-peak it reaches alone; take its ratios as provisional. `make performance` measures anew.
+A run made while the machine had other work shows it in its spread and in a literal U-DiT that stays below what it
+reaches alone, 41 % of peak forward, 31 % in training at width 96 and 15 % at width 32; below that its ratios are void.
+The present files were measured on one of two cores, at real-time priority, while the other was busy: the caches and the
+memory were shared. `make performance` measures anew.
 """
 
 
@@ -41,21 +43,15 @@ def summary(found: dict[str, Any]) -> list[str]:
     """One line a measurement: how much faster each row is than the first, over all works of the file."""
     lines = []
     for name, content in found.items():
-        works: dict[str, list[dict[str, Any]]] = {}
-        for row in content["results"]:
-            works.setdefault(row["work"], []).append(row)
         ratios: dict[str, list[float]] = {}
-        for rows in works.values():
+        for rows in comparisons(content):
             for row in rows[1:]:
                 ratios.setdefault(row["subject"], []).append(rows[0]["median"] / row["median"])
         first = content["results"][0]["subject"]
         told = (f"{who} {math.prod(r) ** (1 / len(r)):.2f}x" for who, r in ratios.items())
         threads = content["machine"]["threads"]
-        lines.append(
-            f"- **{name.replace('-', ' ')}** ({threads} threads), geometric mean speed against {first}: "
-            + ", ".join(told)
-            + "."
-        )
+        where = f"{name.replace('-', ' ')}** ({threads} thread{'s' * (threads > 1)})"
+        lines.append(f"- **{where}, geometric mean speed against {first}: {', '.join(told)}.")
     return lines
 
 

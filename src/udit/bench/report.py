@@ -48,14 +48,23 @@ def plain(results: Sequence[Result]) -> dict[str, Any]:
     return {"machine": machine(), "results": rows}
 
 
+def comparisons(found: dict[str, Any]) -> list[list[dict[str, Any]]]:
+    """Rows of ``plain``'s result that were timed together: one work of one model and its baselines."""
+    groups: list[list[dict[str, Any]]] = []
+    for row in found["results"]:
+        last = groups[-1] if groups else []
+        if not last or row["work"] != last[0]["work"] or row["subject"] == last[0]["subject"]:
+            groups.append([])
+        groups[-1].append(row)
+    return groups
+
+
 def markdown(found: dict[str, Any]) -> str:
-    """Tables of ``plain``'s result, one a work; speed is relative to the first row of each."""
+    """Tables of ``plain``'s result, one a comparison; speed is relative to the first row of each."""
     told = found["machine"]
     lines = [", ".join(f"{key} {value}" for key, value in told.items()) + "."]
-    works = list(dict.fromkeys(row["work"] for row in found["results"]))
-    for work in works:
-        rows = [row for row in found["results"] if row["work"] == work]
-        lines += ["", f"**{work}** (matrix product: {rows[0]['peak'] / 1e9:.0f} GFLOP/s)", ""]
+    for rows in comparisons(found):
+        lines += ["", f"**{rows[0]['work']}** (matrix product: {rows[0]['peak'] / 1e9:.0f} GFLOP/s)", ""]
         lines += ["| " + " | ".join(HEADER) + " |", "| --- |" + " ---: |" * (len(HEADER) - 1)]
         lines += ["| " + " | ".join(_cells(row, rows[0])) + " |" for row in rows]
         for key, title in (("kinds", "Where the time goes"), ("levels", "By part of the network")):
