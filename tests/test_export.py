@@ -22,7 +22,7 @@ from conftest import TINY, Told, perturb, succeeds
 from udit.assemble import System
 from udit.cli.export import parse_size
 from udit.config.catalog import CATALOG
-from udit.config.diffusion import SamplingConfig
+from udit.config.diffusion import FlowConfig, SamplingConfig
 from udit.config.export import ENGINES, MANIFEST, Check, Manifest, read_manifest
 from udit.config.sealed import seal
 from udit.config.system import SystemConfig
@@ -271,7 +271,11 @@ def test_every_family_exports_and_draws_the_same_pictures(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = perturb(udit.build(name))
-    system = System(SystemConfig(model=model.config, sampling=SamplingConfig(steps=2)), model)
+    config = SystemConfig(model=model.config, sampling=SamplingConfig(steps=2))
+    if model.config.reversed_flow:
+        sampling = SamplingConfig(sampler="flow-euler", steps=2)
+        config = SystemConfig(model=model.config, diffusion=FlowConfig(), sampling=sampling)
+    system = System(config, model)
     size = None if model.config.size_step else model.config.size
     traced = program.trace(system.fused().backbone, size)  # once for both kinds: it takes longest
     assert not [node for node in traced.graph.nodes if "udit" in str(node.target)]
