@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import os
 import signal
+import statistics
 import subprocess
 import sys
 from pathlib import Path
@@ -199,4 +200,6 @@ def test_memory_of_trainer_and_workers_is_flat_over_epochs_of_200_000_paths(tmp_
     _, *epochs = map(int, ended.stdout.split())  # the first one warms up: the second keeps two permutations
     assert len(epochs) == 4
     growths = [after / before - 1 for before, after in itertools.pairwise(epochs)]
-    assert max(growths) < 0.01, f"private memory, kB, after each epoch: {epochs}"
+    told = f"private memory, kB, after each epoch: {epochs}"
+    assert statistics.median(growths) < 0.005, told  # what leaks grows every time; an allocator's arena grows once
+    assert epochs[-1] < 1.05 * epochs[0], told

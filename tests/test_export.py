@@ -31,6 +31,7 @@ from udit.export import folder, program
 from udit.export.engines import Graph, Session
 from udit.models.build import fuse
 
+FLOW = SamplingConfig(sampler="flow-euler", steps=2)
 FAMILIES = [name for name in CATALOG if name.endswith("-tiny")]
 OneLine = Callable[[BaseException], str]
 
@@ -212,6 +213,13 @@ def test_a_size_step_is_the_smallest_side_of_which_every_multiple_will_do(name: 
             config.check_size(step + 1, step)
 
 
+def test_a_family_without_a_graph_is_refused(tmp_path: Path) -> None:
+    model = udit.build("DiMSUM-tiny")
+    system = System(SystemConfig(model=model.config, diffusion=FlowConfig(), sampling=FLOW), model)
+    with pytest.raises(UserError, match=r"^DiMSUM has no onnx form.*; sample with"):
+        folder.export(system, "onnx", tmp_path / "onnx")
+
+
 # -- the command line --------------------------------------------------------------------------------------------------
 
 
@@ -266,15 +274,14 @@ def test_a_graph_of_other_weights_is_not_drawn_with(exported: Path, system: Syst
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("name", [name for name in FAMILIES if CATALOG[name].config.has_graph])
 def test_every_family_exports_and_draws_the_same_pictures(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = perturb(udit.build(name))
     config = SystemConfig(model=model.config, sampling=SamplingConfig(steps=2))
     if model.config.reversed_flow:
-        sampling = SamplingConfig(sampler="flow-euler", steps=2)
-        config = SystemConfig(model=model.config, diffusion=FlowConfig(), sampling=sampling)
+        config = SystemConfig(model=model.config, diffusion=FlowConfig(), sampling=FLOW)
     system = System(config, model)
     size = None if model.config.size_step else model.config.size
     traced = program.trace(system.fused().backbone, size)  # once for both kinds: it takes longest

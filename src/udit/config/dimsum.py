@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Literal, Self
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, Self
 
 from pydantic import Field, PositiveInt, model_validator
 
@@ -19,6 +19,7 @@ class DiMSUMConfig(IsotropicConfig):
     is 0 at noise and 1 at data, along sines and cosines (``diffusion.path=gvp``).
     """
 
+    has_graph: ClassVar[bool] = False
     family: Literal["DiMSUM"] = "DiMSUM"
     width: PositiveInt = 1024
     depth: PositiveInt = 16

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Literal, Self
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, Self
 
 from pydantic import Field, NonNegativeInt, PositiveInt
 
@@ -37,6 +37,9 @@ class ModelConfig(Spec):
     def out_channels(self) -> int:
         """Channels of the output: the prediction, then the variance where it is learned."""
         return self.in_channels * (2 if self.learn_sigma else 1)
+
+    has_graph: ClassVar[bool] = True
+    """Whether ONNX and OpenVINO have counterparts of all its operators."""
 
     @property
     def null_label(self) -> int | None:

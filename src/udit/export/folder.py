@@ -55,6 +55,11 @@ def export(
         UserError: the network has no such graph, or the graph does not agree with it; or a package is missing.
         RunError: the disk refuses.
     """
+    if not system.config.model.has_graph:
+        raise UserError(
+            f"{system.config.model.family} has no {kind} form: its scan over tokens has no counterpart there; sample "
+            "with --engine torch"
+        )
     packages = (*PACKAGES[kind], "nncf") if calibration else PACKAGES[kind]
     with quiet():
         versions = {"udit": __version__, "torch": torch.__version__, **require(packages)}
