@@ -178,7 +178,8 @@ class System:
         codec = self.codec  # one that is not there is told before the first step
         cache = step_cache(self.config.model, how)
         sampler = make_sampler(how.sampler, eta=how.eta, clip=how.clip)
-        denoise = prepared(denoise, sampler, how.steps, labels, device)
+        if context is None:  # whose rows are every picture's own
+            denoise = prepared(denoise, sampler, how.steps, labels, device)
         shape = (self.config.model.in_channels, *self.config.model.size)
         was_training = self.backbone.training
         self.backbone.eval()
