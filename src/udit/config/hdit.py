@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
 
@@ -133,6 +133,7 @@ class HDiTConfig(ModelConfig):
     The network takes the noise level sigma; ``diffusion.edm`` has the preconditioning it was published with.
     """
 
+    has_graph: ClassVar[bool] = False
     family: Literal["HDiT"] = "HDiT"
     in_channels: PositiveInt = 3
     num_classes: NonNegativeInt = 10

@@ -39,7 +39,7 @@ class ModelConfig(Spec):
         return self.in_channels * (2 if self.learn_sigma else 1)
 
     has_graph: ClassVar[bool] = True
-    """Whether ONNX and OpenVINO have counterparts of all its operators."""
+    """Whether it has been shown that ONNX and OpenVINO have counterparts of all its operators."""
 
     @property
     def null_label(self) -> int | None:

@@ -57,8 +57,8 @@ def export(
     """
     if not system.config.model.has_graph:
         raise UserError(
-            f"{system.config.model.family} has no {kind} form: its scan over tokens has no counterpart there; sample "
-            "with --engine torch"
+            f"{system.config.model.family} has no {kind} form: not all of its operators are known to have "
+            "counterparts; sample with --engine torch"
         )
     packages = (*PACKAGES[kind], "nncf") if calibration else PACKAGES[kind]
     with quiet():
