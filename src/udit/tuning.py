@@ -22,7 +22,7 @@ from udit.diffusion.sample import SeededNoise, make_sampler
 from udit.errors import UserError
 from udit.evaluation import frechet, metrics
 from udit.evaluation.features import Judge
-from udit.evaluation.score import SEED, judge_of
+from udit.evaluation.score import SEED, chunks, judge_of
 from udit.evaluation.shards import labels_for
 from udit.store import fingerprint
 
@@ -75,8 +75,7 @@ class Scale:
         source = run.data.build()
         parts = parts_of(source, run.data)
         judge = judge_of(source, parts.judge, run.evaluation.judge_steps, judge_path)
-        chunks = (parts.train[i : i + 1024] for i in range(0, len(parts.train), 1024))
-        features = [judge.features(np.stack([source.image(int(i)) for i in chunk])) for chunk in chunks]
+        features = [judge.features(chunk) for chunk in chunks(source, parts.train)]
         reference = frechet.Statistics.of(np.concatenate(features))
         batch_size, first_seed = min(count, run.evaluation.batch_size), run.evaluation.first_seed
         return Scale(system.fused(), judge, reference, count, batch_size, first_seed)

@@ -40,7 +40,7 @@ def export(
     weights
         ema (averaged) or raw.
     """
-    extent = parse_size(size) if size not in (None, "free") else None
+    extent = parse_size(size) if size and size != "free" else None
     if out is None and not Path(model).is_dir():
         raise UserError(f"{model} is no folder to write beside; name one with --out")
     if int8 and kind != "openvino":
@@ -65,13 +65,13 @@ def export(
     return 0
 
 
-def parse_size(text: str | None) -> tuple[int, int]:
+def parse_size(text: str) -> tuple[int, int]:
     """(H, W) of ``32`` or ``32x64``.
 
     Raises:
         UserError: not such a size.
     """
-    sides = (text or "").split("x")
+    sides = text.split("x")
     if len(sides) > 2 or not all(side.isdecimal() and int(side) for side in sides):
         raise UserError(f"--size is {text!r}; write free, a side or HxW, e.g. 32 or 32x64")
     return int(sides[0]), int(sides[-1])

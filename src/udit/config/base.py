@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
 from typing import Any, Self, TypeVar, get_args
 
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
@@ -30,6 +32,12 @@ class Spec(BaseModel):
                 if kinds & {int, float} and isinstance(item, bool | str) and not kinds & {bool, str}:
                     raise ValueError(f"{key} is {item!r}; it takes a number")
         return values
+
+    def write(self, path: Path) -> None:
+        """Writes all fields as JSON; a half-written file never bears the name."""
+        part = path.with_name(f".{path.name}.{os.getpid()}")
+        part.write_text(self.model_dump_json(indent=2) + "\n", encoding="utf-8")
+        part.replace(path)
 
     def replace(self, **changes: Any) -> Self:
         """A checked copy with some fields changed; a section without a ``kind`` is of the kind that stands there.

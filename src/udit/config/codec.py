@@ -7,7 +7,6 @@ config and nowhere else.
 
 from __future__ import annotations
 
-import hashlib
 import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -16,6 +15,7 @@ from pydantic import Field, PositiveFloat, PositiveInt
 
 from udit.config.base import Spec, parse
 from udit.config.data import DataInfo
+from udit.config.sealed import file_sha256
 from udit.errors import UserError, nearest
 
 if TYPE_CHECKING:
@@ -266,8 +266,7 @@ def vae_sha256(folder: Path) -> str:
     """
     path = folder / VAE_WEIGHTS
     try:
-        with path.open("rb") as stream:
-            return hashlib.file_digest(stream, "sha256").hexdigest()
+        return file_sha256(path)
     except OSError as error:
         raise UserError(
             f"the VAE's weights {str(path)!r} cannot be read ({error.strerror}); pickled weights are not opened, ask "

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -10,7 +9,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, NonNegativeInt, PositiveInt
 
 from udit.config.base import Spec, parse
-from udit.config.sealed import seal, unseal
+from udit.config.sealed import file_sha256, seal, unseal
 from udit.errors import UserError
 
 Kind = Literal["onnx", "openvino"]
@@ -76,9 +75,7 @@ class Manifest(Spec):
 
 def describe_file(path: Path) -> GraphFile:
     """Size and digest of a file."""
-    with path.open("rb") as stream:
-        digest = hashlib.file_digest(stream, "sha256").hexdigest()
-    return GraphFile(bytes=path.stat().st_size, sha256=digest)
+    return GraphFile(bytes=path.stat().st_size, sha256=file_sha256(path))
 
 
 def write_manifest(manifest: Manifest, folder: Path) -> None:

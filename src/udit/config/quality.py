@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -63,15 +62,13 @@ class Quality(Spec):
     tried: tuple[Scored, ...]
 
     def write(self, path: Path) -> None:
-        """Writes everything as JSON; a half-written file never bears the name.
+        """As every spec.
 
         Raises:
             RunError: it could not be written.
         """
-        part = path.with_name(f".{path.name}.{os.getpid()}")
         try:
-            part.write_text(self.model_dump_json(indent=1) + "\n", encoding="utf-8")
-            part.replace(path)
+            super().write(path)
         except OSError as error:
             raise RunError(f"cannot write {path}: {error.strerror}; make room and tune again") from None
 

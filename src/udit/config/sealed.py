@@ -1,9 +1,10 @@
-"""JSON that carries its own digest: a torn or altered file does not pass for a whole one."""
+"""Digests: JSON that carries its own, so that a torn or altered file does not pass for a whole one, and any file's."""
 
 from __future__ import annotations
 
 import hashlib
 import json
+from pathlib import Path
 from typing import Any
 
 
@@ -27,6 +28,16 @@ def unseal(text: str) -> dict[str, Any]:
     if text != seal(unsealed):
         raise ValueError("it does not match its own digest")
     return unsealed
+
+
+def file_sha256(path: Path) -> str:
+    """Of a file's bytes, as hex.
+
+    Raises:
+        OSError: it cannot be read.
+    """
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def _canonical(values: dict[str, Any]) -> str:

@@ -61,6 +61,11 @@ def rewrap(denoise: Denoiser | Guided, change: Callable[[Backbone], Backbone]) -
     return dataclasses.replace(denoise, backbone=change(backbone))
 
 
+def fields_of(guided: Guided) -> dict[str, Any]:
+    """What a guided denoiser is made of, for one that does more."""
+    return {each.name: getattr(guided, each.name) for each in dataclasses.fields(guided)}
+
+
 @dataclass(frozen=True)
 class StepCache:
     """Which calls run the deep part, and what the others take in its place.
@@ -108,8 +113,7 @@ class StepCache:
         denoise = rewrap(denoise, self.attach)
         if not isinstance(denoise, Guided) or not self.guidance:
             return denoise
-        own = {each.name: getattr(denoise, each.name) for each in dataclasses.fields(denoise)}
-        return _Held(**own, policy=self, memory=Memory(self.forecast))
+        return _Held(**fields_of(denoise), policy=self, memory=Memory(self.forecast))
 
 
 class Memory:
@@ -126,7 +130,7 @@ class Memory:
         if self.forecast and before is not None and before[1].shape == value.shape:
             self.slope = (value - before[1]) * _rows(_inverse(t - before[0]), value)
 
-    def recall(self, t: Tensor, like: tuple[int, ...] | None = None) -> Tensor | None:
+    def recall(self, t: Tensor) -> Tensor | None:
         """What it is taken to say at times t [B]; None if it cannot be told.
 
         Of a batch twice as large it is the first half: the conditional one, which goes on where guidance ends.
@@ -134,7 +138,7 @@ class Memory:
         if self.last is None:
             return None
         then, value = self.last
-        if len(value) not in (len(t), 2 * len(t)) or (like is not None and value.shape[1:] != like[1:]):
+        if len(value) not in (len(t), 2 * len(t)):
             return None
         then, value = then[: len(t)], value[: len(t)]
         return value if self.slope is None else value + self.slope[: len(t)] * _rows(t - then, value)

@@ -12,7 +12,6 @@ follows from inner products; a dynamic programme over the last two refreshed cal
 
 from __future__ import annotations
 
-import dataclasses
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -20,7 +19,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from udit.diffusion.cache import Seamed, StepCache, rewrap, seamed
+from udit.diffusion.cache import Seamed, StepCache, fields_of, rewrap, seamed
 from udit.diffusion.guidance import Guided
 from udit.diffusion.sample import Denoise, Noise, Sampler, sample
 
@@ -120,8 +119,7 @@ class _Notes:
         denoise = rewrap(denoise, lambda backbone: _Watched(seamed(backbone), self))
         if not isinstance(denoise, Guided):
             return denoise
-        own = {each.name: getattr(denoise, each.name) for each in dataclasses.fields(denoise)}
-        return _WatchedGuided(**own, notes=self)
+        return _WatchedGuided(**fields_of(denoise), notes=self)
 
     def drift(self) -> Drift:
         """All of it as inner products."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -135,12 +134,6 @@ class Report(Spec):
             "reference": f"{self.reference_count} training pictures, sha256 {self.reference_sha256[:12]}",
         }
         return "\n".join([*lines, "", self.note, "", *(f"- {key}: {_plain(value)}" for key, value in facts.items())])
-
-    def write(self, path: Path) -> None:
-        """Writes everything as JSON; a half-written file never bears the name."""
-        part = path.with_name(f".{path.name}.{os.getpid()}")
-        part.write_text(self.model_dump_json(indent=2) + "\n", encoding="utf-8")
-        part.replace(path)
 
     @classmethod
     def read(cls, path: Path, protocol: dict[str, Any]) -> Report | None:

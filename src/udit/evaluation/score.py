@@ -61,12 +61,12 @@ def evaluate(
         )
     judge = judge_of(source, parts.judge, config.judge_steps, judge_path)
 
-    test = next(_chunks(source, parts.test, len(parts.test)))
+    test = next(chunks(source, parts.test, len(parts.test)))
     features, right = [], 0
     near_samples, near_test = np.full(len(images), np.inf), np.full(len(test), np.inf)
     digest = hashlib.sha256(repr(shape).encode())
     done = 0
-    for chunk in _chunks(source, parts.train):
+    for chunk in chunks(source, parts.train):
         features.append(judge.features(chunk))
         right += int((judge.predict(chunk) == source.labels[parts.train[done : done + len(chunk)]]).sum())
         near_samples = np.minimum(near_samples, metrics.nearest_distances(images, chunk))
@@ -123,7 +123,7 @@ def judge_of(source: Source, part: Labels, steps: int, path: Path | None) -> Jud
         else:
             if kept.origin == origin:
                 return kept
-    images = next(_chunks(source, part, len(part)))
+    images = next(chunks(source, part, len(part)))
     num_classes = int(source.labels.max()) + 1
     judge = train_judge(images, source.labels[part], num_classes, steps=steps, seed=SEED, origin=origin)
     if path is not None:
@@ -131,7 +131,7 @@ def judge_of(source: Source, part: Labels, steps: int, path: Path | None) -> Jud
     return judge
 
 
-def _chunks(source: Source, part: Labels, size: int = 1024) -> Iterator[Pixels]:
+def chunks(source: Source, part: Labels, size: int = 1024) -> Iterator[Pixels]:
     """The pictures of a part, [size, C, H, W] at a time: a reference set need not fit into memory."""
     with ThreadPoolExecutor() as pool:
         for start in range(0, len(part), size):

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from udit.config.sealed import file_sha256
 from udit.data.decode import decode
 from udit.data.sources import Pixels
 from udit.errors import UserError
@@ -93,7 +94,7 @@ def read_reference(path: Path, extractor: Extractor) -> Reference:
             f"{path} has statistics of {contents.facts.get('extractor')} with weights {str(made_by)[:12]}, and the "
             f"samples go through {extractor.name} with {extractor.sha256[:12]}; use one of them for both"
         )
-    digest = _file_sha256(path)
+    digest = file_sha256(path)
     if contents.images is None:
         assert contents.pool is not None, "npz.read lets nothing else through"
         count = contents.facts.get("count")
@@ -117,8 +118,3 @@ def reference_of(images: Pixels, extractor: Extractor) -> Reference:
     spatial = None if features.spatial is None else Statistics.of(features.spatial)
     digest = hashlib.sha256(repr(images.shape).encode() + np.ascontiguousarray(images).tobytes()).hexdigest()
     return Reference(digest, len(images), Statistics.of(features.pool), spatial, features.pool)
-
-
-def _file_sha256(path: Path) -> str:
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -45,12 +44,6 @@ class Scores(Spec):
     """What was scored; may differ between numbers that compare."""
     protocol: dict[str, Any]
     """How: number of samples, sampling, extractor, reference; plain values."""
-
-    def write(self, path: Path) -> None:
-        """Writes everything as JSON; a half-written file never bears the name."""
-        part = path.with_name(f".{path.name}.{os.getpid()}")
-        part.write_text(self.model_dump_json(indent=2) + "\n", encoding="utf-8")
-        part.replace(path)
 
     @classmethod
     def read(cls, path: Path) -> Scores:

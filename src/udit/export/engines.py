@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from udit.config.export import GRAPHS, Engine, Kind, Manifest
+from udit.config.export import ENGINES, GRAPHS, Engine, Kind, Manifest
 from udit.config.model import ModelConfig
 from udit.errors import UserError
 
@@ -42,7 +42,7 @@ def open_graph(kind: Kind, folder: Path) -> Session:
         UserError: the engine is not installed, or does not take the file.
     """
     opener: dict[Engine, Callable[[Path], Session]] = {"onnxruntime": _onnxruntime, "openvino": _openvino}
-    engine: Engine = "onnxruntime" if kind == "onnx" else "openvino"
+    engine = ENGINES[kind]
     require([engine])
     try:
         return opener[engine](folder / GRAPHS[kind])

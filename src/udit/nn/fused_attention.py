@@ -68,8 +68,8 @@ def _attention(
 ) -> tuple[Tensor, Tensor]:
     qkv = qkv.contiguous()
     out, logs = _empty(qkv, heads, factor)
-    sizes = (*qkv.shape[:3], heads, qkv.shape[3] // (3 * heads), factor)
-    native.call("fused_attention", "attention", qkv.dtype, qkv, _plain(temperature), _plain(table), out, logs, *sizes)
+    given = (qkv, _plain(temperature), _plain(table), out, logs)
+    native.call("fused_attention", "attention", qkv.dtype, *given, *_sizes(qkv, heads, factor))
     return out, logs
 
 
@@ -87,9 +87,15 @@ def _attention_backward(
     qkv = qkv.contiguous()
     of_qkv, of_temperature = torch.empty_like(qkv), torch.empty(logs.shape[:2])
     given = (grad.to(qkv.dtype).contiguous(), qkv, _plain(temperature), _plain(table), out, logs)
-    sizes = (*qkv.shape[:3], heads, qkv.shape[3] // (3 * heads), factor)
-    native.call("fused_attention", "attention_backward", qkv.dtype, *given, of_qkv, of_temperature, *sizes)
+    made = (of_qkv, of_temperature)
+    native.call("fused_attention", "attention_backward", qkv.dtype, *given, *made, *_sizes(qkv, heads, factor))
     return of_qkv, of_temperature.sum(0)
+
+
+def _sizes(qkv: Tensor, heads: int, factor: int) -> tuple[int, ...]:
+    """B, H, W, h, R, f."""
+    b, height, width, channels = qkv.shape
+    return b, height, width, heads, channels // (3 * heads), factor
 
 
 def _plain(x: Tensor | None) -> Tensor | None:

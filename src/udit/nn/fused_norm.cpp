@@ -17,10 +17,18 @@ struct Rows {
   const float* operator[](int b) const { return start + int64_t(b) * step; }
 };
 
+struct Band {
+  int b, first, last;
+};
+
 struct Shape {
   int B, N, D;
   int bands() const { return (N + BAND - 1) / BAND; }
   int wide() const { return (D + LANES - 1) / LANES * LANES; }
+  Band rows(int task) const {
+    int first = task % bands() * BAND;
+    return {task / bands(), first, first + BAND < N ? first + BAND : N};
+  }
 };
 
 template <typename T>
@@ -41,7 +49,7 @@ void norm(const T* x, Rows shift, Rows scale, T* out, float* moments, Shape s, i
     Floats row(wide), shifts(wide), scales(wide);
 #pragma omp for schedule(static)
     for (int task = 0; task < s.B * s.bands(); task++) {
-      int b = task / s.bands(), first = task % s.bands() * BAND, last = first + BAND < s.N ? first + BAND : s.N;
+      auto [b, first, last] = s.rows(task);
       for (int d = 0; d < s.D; d++) {
         shifts.data()[d] = shift[b][d];
         scales.data()[d] = 1 + scale[b][d];
@@ -81,7 +89,7 @@ void norm_backward(const T* grad, const T* x, Rows scale, const float* moments, 
     Floats g(wide), h(wide), scales(wide), shifted(wide), scaled(wide);
 #pragma omp for schedule(static)
     for (int task = 0; task < s.B * s.bands(); task++) {
-      int b = task / s.bands(), first = task % s.bands() * BAND, last = first + BAND < s.N ? first + BAND : s.N;
+      auto [b, first, last] = s.rows(task);
       for (int d = 0; d < s.D; d++) scales.data()[d] = 1 + scale[b][d];
       std::memset(shifted.data(), 0, wide * sizeof(float));
       std::memset(scaled.data(), 0, wide * sizeof(float));
@@ -118,7 +126,7 @@ template <typename T>
 void gate(const T* x, Rows gates, const T* y, T* out, Shape s, int threads) {
 #pragma omp parallel for schedule(static) num_threads(threads) if (threads > 1)
   for (int task = 0; task < s.B * s.bands(); task++) {
-    int b = task / s.bands(), first = task % s.bands() * BAND, last = first + BAND < s.N ? first + BAND : s.N;
+    auto [b, first, last] = s.rows(task);
     const float* row = gates[b];
     for (int n = first; n < last; n++) {
       int64_t place = (int64_t(b) * s.N + n) * s.D;
@@ -132,7 +140,7 @@ template <typename T>
 void gate_backward(const T* grad, Rows gates, const T* y, T* to, float* sums, Shape s, int threads) {
 #pragma omp parallel for schedule(static) num_threads(threads) if (threads > 1)
   for (int task = 0; task < s.B * s.bands(); task++) {
-    int b = task / s.bands(), first = task % s.bands() * BAND, last = first + BAND < s.N ? first + BAND : s.N;
+    auto [b, first, last] = s.rows(task);
     const float* row = gates[b];
     float* sum = sums + int64_t(task) * s.D;
     std::memset(sum, 0, s.D * sizeof(float));
