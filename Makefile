@@ -67,7 +67,7 @@ MEASURE := $(BIN)/python -m udit bench --threads 1
 LITERAL := --baseline benchmarks/literal.py:LiteralUDiT
 PAGE := docs/performance
 TINY := width=32 depths=[1,1,2,1,1] in_channels=1 num_classes=10
-performance: install  ## Measures what docs/performance.md tells, and writes it (half an hour alone on the machine)
+performance: install  ## Measures what docs/performance.md tells, and writes it (it takes long, and the machine alone)
 	$(MEASURE) U-DiT-S $(TINY) --batch 32 --work train --recompute --rounds 3 $(LITERAL) \
 	  --json $(PAGE)/training-2M-on-1x32x32.json
 	$(MEASURE) U-DiT-S --batch 8 --work train --recompute --rounds 3 $(LITERAL) --json $(PAGE)/training-S.json
@@ -88,7 +88,7 @@ bench-scan: install  ## Times DiMSUM's selective scan against the plain loop, wi
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/scan.py
 
 bench-export: export OMP_NUM_THREADS = 1
-bench-export: install-export  ## Exports every family, times and scores exports; what is measured already is not measured again
+bench-export: install-export  ## Exports the families that can be, times and scores exports; what is measured already is not measured again
 	$(BIN)/python -m udit train digits
 	$(BIN)/python benchmarks/export.py
 

@@ -50,9 +50,9 @@ TEXT = """# Export
 
 A graph is the network in its inference form, x_t, t and label to prediction; schedule, guidance, sampler and codec stay
 udit's own, so that the same seeds give the same pictures to one step of 255. The batch is free. H and W are free where
-every multiple of some side will do; learned positions, windows and HDiT's axial positions bind a graph to one size
-(`--size 32x64` fixes one of your choice). DiMSUM and HDiT have no graph, for an operator lacks its
-counterpart, nor has ADM, untried. The compiled CPU kernels are not part of a graph.
+every multiple of some side will do; learned positions and windows bind a graph to one size (`--size 32x64` fixes one of
+your choice). DiMSUM, whose scan ONNX lacks, HDiT, of which OpenVINO lacks an operator, and ADM, not tried, are refused.
+The compiled CPU kernels are not part of a graph.
 
 `udit export` runs the graph beside the network, at two batch sizes and, where sizes are free, two sizes, and refuses
 one that is off by more than 1e-4 of the output's largest value; an older export stays as it was then. `--int8`

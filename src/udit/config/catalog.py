@@ -113,7 +113,9 @@ _DIMSUM = About(
     attention="Mamba over space and over Haar wavelets, fused by attention; one shared global block every fourth",
     ffn="gated GELU",
     skips="none",
-    exact=f"{_SAME}; the scan is checked against a sequential one; no adaptive guidance",
+    exact="outputs, keys and parameters equal the official program's, and its MACs with the wavelets, cond_proj (which "
+    "does nothing) and the shared block's repeated adaLN added; the scan is checked against a sequential one; no "
+    "adaptive guidance",
 )
 
 
