@@ -30,6 +30,10 @@ def plain(x: Tensor, kernel: Tensor, bias: Tensor) -> Tensor:
     )
 
 
+def plain_behind_gelu(x: Tensor, kernel: Tensor, bias: Tensor) -> Tensor:
+    return plain(F.gelu(x), kernel, bias)
+
+
 def draw(shape: tuple[int, ...], side: int) -> tuple[Tensor, Tensor, Tensor]:
     width = shape[-1]
     return torch.randn(shape), torch.randn(width, 1, side, side), torch.randn(width)
@@ -53,16 +57,39 @@ def test_a_compiler_that_is_there_yields_a_kernel() -> None:
     [(1, 8, 8, 32), (2, 9, 7, 20), (3, 1, 1, 5), (1, 2, 19, 33), (2, 17, 16, 64), (1, 3, 40, 40)],
     ids=lambda shape: "x".join(map(str, shape)),
 )
-def test_values_and_gradients_are_those_of_torch_in_float64(shape: tuple[int, ...], side: int) -> None:
+@pytest.mark.parametrize("gelu", [False, True], ids=["", "gelu"])
+def test_values_and_gradients_are_those_of_torch_in_float64(shape: tuple[int, ...], side: int, gelu: bool) -> None:
     """Every odd end: maps smaller than the kernel, partial tiles, bands and lines of channels."""
     inputs, weights = draw(shape, side), torch.randn(shape)
-    ours = gradients(depthwise, *inputs, weights=weights)
-    truth = gradients(plain, *(tensor.double() for tensor in inputs), weights=weights)
-    torchs = gradients(plain, *inputs, weights=weights)
+    filtered = plain_behind_gelu if gelu else plain
+    ours = gradients(functools.partial(depthwise, gelu=gelu), *inputs, weights=weights)
+    truth = gradients(filtered, *(tensor.double() for tensor in inputs), weights=weights)
+    torchs = gradients(filtered, *inputs, weights=weights)
     for mine, theirs, exact in zip(ours, torchs, truth, strict=True):
         assert mine.dtype == torch.float32
         error = (mine - exact).abs().max()
         assert error <= 2 * (theirs - exact).abs().max() + 4e-7 * exact.abs().max()
+
+
+@needs_compiler
+def test_the_kernels_gelu_is_torchs_wherever_it_is_looked_at() -> None:
+    """Within the rounding of one minus one: values, slopes, both ends, infinity, not a number."""
+    points = torch.cat([torch.linspace(-12, 12, 24001), torch.tensor([0.0, -0.0, 1e-30, 3e38, -200.0])])
+    x = torch.zeros(len(points), 32)
+    x[:] = points[:, None]
+    x = x.view(1, 1, len(points), 32).requires_grad_()
+    kernel = torch.zeros(32, 1, 3, 3)
+    kernel[:, :, 1, 1] = 1
+    out = depthwise(x, kernel, torch.zeros(32), gelu=True)
+    out.sum().backward()
+    exact = points.double().requires_grad_()
+    F.gelu(exact).sum().backward()
+    close = 4e-7 * points.abs().clamp(1, 6)
+    assert ((out[0, 0, :, 0] - F.gelu(exact)).abs() <= close.where(points.abs() < 6, 1e-6 * points.abs())).all()
+    assert ((x.grad[0, 0, :, 0] - exact.grad).abs() <= 4e-7).all()
+    odd = torch.full((1, 1, 1, 32), float("nan"))
+    assert depthwise(odd, kernel, torch.zeros(32), gelu=True).isnan().all()
+    assert depthwise(-odd.fill_(-torch.inf), kernel, torch.zeros(32), gelu=True).isposinf().all()
 
 
 def test_bfloat16_rounds_once() -> None:

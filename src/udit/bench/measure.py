@@ -27,7 +27,14 @@ KINDS: Mapping[str, tuple[str, ...]] = {
         *("udit::fused_attention", "aten::_scaled_dot_product"),
         *("aten::bmm", "aten::baddbmm", "aten::softmax", "aten::_softmax"),
     ),
-    "matrix product": ("aten::addmm", "aten::mm", "aten::mkldnn", "aten::convolution", "aten::_slow_conv2d"),
+    "matrix product": (
+        "udit::linear",
+        "aten::addmm",
+        "aten::mm",
+        "aten::mkldnn",
+        "aten::convolution",
+        "aten::_slow_conv2d",
+    ),
     "normalisation and modulation": (
         *("udit::modulated_norm", "udit::gated_sum"),
         *("aten::native_layer_norm", "aten::native_group_norm", "aten::linalg_vector_norm", "aten::norm"),

@@ -18,6 +18,7 @@ from udit.nn import init
 from udit.nn.attention import Attention
 from udit.nn.blocks import run
 from udit.nn.conditioning import AdaLNBlock, Modulation, VectorConditioner, modulated_norm
+from udit.nn.linear import affine
 from udit.nn.tokens import Merge, Split, to_first, to_last
 
 Mods = Sequence[tuple[Modulation, Modulation]]
@@ -137,7 +138,7 @@ class UDiT(nn.Module):
 
     def join(self, x: Tensor, skip: Tensor, level: int) -> Tensor:
         """The map from below, then the encoder's, mixed to the decoder's width."""
-        return self.reduce[level](torch.cat([x, skip], dim=-1))
+        return affine(torch.cat([x, skip], dim=-1), self.reduce[level])
 
     def leave(self, x: Tensor, skip: Tensor | None, cond: Conditions) -> Tensor:
         """Full resolution out: [B, H, W, D] and the skip -> [B, out_channels, H, W]."""

@@ -14,6 +14,7 @@ from udit.errors import UserError
 from udit.nn import fused_attention as fused
 from udit.nn.depthwise import depthwise
 from udit.nn.fused_attention import fused_attention
+from udit.nn.linear import affine
 from udit.nn.tokens import rotary_table, rotate, to_first, to_last
 from udit.nn.window import join_windows, split_windows, wrap_mask
 
@@ -103,8 +104,10 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor, positions: Tensor | None = None) -> Tensor:
         """Tokens [B, N, D] or a map [B, H, W, D], to the same shape; ``positions`` as the method of that name makes."""
-        q, k, v = self.qkv(x).reshape(x.shape[0], -1, 3, self.heads, x.shape[-1] // self.heads).permute(2, 0, 3, 1, 4)
-        return self.out(attend(q, k, v, self.logit_scale, positions).transpose(1, 2).reshape(x.shape))
+        q, k, v = (
+            affine(x, self.qkv).reshape(x.shape[0], -1, 3, self.heads, x.shape[-1] // self.heads).permute(2, 0, 3, 1, 4)
+        )
+        return affine(attend(q, k, v, self.logit_scale, positions).transpose(1, 2).reshape(x.shape), self.out)
 
 
 class CrossFusion(nn.Module):
@@ -124,10 +127,14 @@ class CrossFusion(nn.Module):
 
     def forward(self, one: Tensor, two: Tensor) -> Tensor:
         """Two of [B, H, W, D] -> [B, H, W, 2 D]: first what the one asked of the other."""
-        q, k, v = torch.stack([self.qkv1(one), self.qkv2(two)], dim=1).unflatten(-1, (3, self.heads, -1)).unbind(-3)
+        q, k, v = (
+            torch.stack([affine(one, self.qkv1), affine(two, self.qkv2)], dim=1)
+            .unflatten(-1, (3, self.heads, -1))
+            .unbind(-3)
+        )
         q, k, v = (part.flatten(2, 3).transpose(2, 3) for part in (q, k, v))  # [B, 2, h, N, R]
         out = F.scaled_dot_product_attention(q, k.flip(1), v.flip(1))
-        return self.out(out.permute(0, 3, 1, 2, 4).reshape(*one.shape[:3], -1))
+        return affine(out.permute(0, 3, 1, 2, 4).reshape(*one.shape[:3], -1), self.out)
 
 
 def split_grids(x: Tensor, factor: int, groups: int, heads: int) -> Tensor:
@@ -218,13 +225,13 @@ class DownsampledAttention(nn.Module):
         _, height, width, _ = x.shape
         if self.filter is not None:
             x = self.filter(x)
-        qkv = self.qkv(x)
+        qkv = affine(x, self.qkv)
         if fused.available(qkv):
             warmth = None if self.logit_scale is None else temperature(self.logit_scale)
-            return self.out(fused_attention(qkv, warmth, positions, self.heads, self.spec.factor))
+            return affine(fused_attention(qkv, warmth, positions, self.heads, self.spec.factor), self.out)
         q, k, v = split_grids(qkv, self.spec.factor, 3, self.heads)
         out = attend(q, k, v, self.logit_scale, positions)
-        return self.out(join_grids(out, self.spec.factor, height, width))
+        return affine(join_grids(out, self.spec.factor, height, width), self.out)
 
 
 class KVDownsampledAttention(nn.Module):
@@ -254,11 +261,11 @@ class KVDownsampledAttention(nn.Module):
         b, height, width, _ = x.shape
         coarse = x if self.filter is None else self.filter(x)
         coarse = to_last(F.avg_pool2d(to_first(coarse), self.spec.factor))
-        q = self.q(x).view(b, height * width, self.heads, -1).transpose(1, 2)
-        k, v = self.kv(coarse).reshape(b, -1, 2, self.heads, q.shape[-1]).permute(2, 0, 3, 1, 4)
+        q = affine(x, self.q).view(b, height * width, self.heads, -1).transpose(1, 2)
+        k, v = affine(coarse, self.kv).reshape(b, -1, 2, self.heads, q.shape[-1]).permute(2, 0, 3, 1, 4)
         table, key_table = (None, None) if positions is None else positions.split([q.shape[2], k.shape[2]], dim=1)
         out = attend(q, k, v, self.logit_scale, table, key_table)
-        return self.out(out.transpose(1, 2).reshape(x.shape))
+        return affine(out.transpose(1, 2).reshape(x.shape), self.out)
 
 
 class WindowAttention(nn.Module):
@@ -289,7 +296,7 @@ class WindowAttention(nn.Module):
         b, height, width, _ = x.shape
         window = self.window(height, width)
         shift = self.shift * (window[0] < height), self.shift * (window[1] < width)
-        qkv = self.qkv(x)
+        qkv = affine(x, self.qkv)
         mask = None
         if any(shift):
             qkv = qkv.roll(shift, dims=(1, 2))
@@ -297,4 +304,4 @@ class WindowAttention(nn.Module):
         q, k, v = (split_windows(part, window) for part in qkv.unflatten(-1, (3, self.heads, -1)).unbind(-3))
         scale = None if self.logit_scale is None else self.logit_scale.repeat(b)  # heads of every sample in turn
         out = join_windows(attend(q, k, v, scale, positions, mask=mask), window, height, width, self.heads).flatten(-2)
-        return self.out(out.roll([-s for s in shift], dims=(1, 2)) if any(shift) else out)
+        return affine(out.roll([-s for s in shift], dims=(1, 2)) if any(shift) else out, self.out)

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from udit.errors import UserError
 from udit.nn.dropout import Dropout
+from udit.nn.linear import affine
 from udit.nn.window import join_windows, split_windows, wrap_mask
 
 
@@ -132,11 +133,11 @@ class AxialAttention(nn.Module):
 
     def forward(self, x: Tensor, positions: Tensor) -> Tensor:
         """[B, H, W, D] -> [B, H, W, D]; ``positions`` as the method of that name makes them."""
-        q, k, v = self.qkv(x).unflatten(-1, (3, self.heads, -1)).unbind(-3)
+        q, k, v = affine(x, self.qkv).unflatten(-1, (3, self.heads, -1)).unbind(-3)
         precise = torch.promote_types(q.dtype, torch.float32)
         root = self.scale.to(precise).sqrt()[:, None]
         q, k = (turn(unit(part.to(precise)) * root, positions).to(v.dtype) for part in (q, k))
-        return self.out(self.dropout(self.attend(q, k, v).flatten(-2)))
+        return affine(self.dropout(self.attend(q, k, v).flatten(-2)), self.out)
 
 
 def unit(x: Tensor) -> Tensor:

@@ -13,6 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 
+from udit.nn.linear import affine
+
 Recompute = bool | Literal["selective"]
 """Which activations of a block are made again in backward: none, those that are cheap, or all."""
 _DEAR = (
@@ -22,6 +24,7 @@ _DEAR = (
     "aten::convolution",
     "aten::_scaled_dot_product",
     "udit::fused_attention",
+    "udit::linear",
 )
 """Operators whose results a selective recomputation keeps: products and attention. Norms, modulation, GELU and
 depthwise convolutions are made again."""
@@ -71,4 +74,4 @@ class NormedJoin(nn.Module):
         both = torch.cat([x, skip], dim=-1)
         norm = self.norm  # in float32 whatever the model's dtype, as the release has it
         normed = F.layer_norm(both.float(), norm.normalized_shape, norm.weight.float(), norm.bias.float(), norm.eps)
-        return self.mix(normed.to(both.dtype))
+        return affine(normed.to(both.dtype), self.mix)

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from udit.config.parts import Mlp, RepConv
 from udit.nn.depthwise import depthwise
+from udit.nn.linear import affine, linear
 
 
 class MLP(nn.Module):
@@ -28,7 +29,7 @@ class MLP(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[..., D] -> [..., D]."""
-        return self.contract(F.gelu(self.expand(x), approximate=self.approximate))
+        return affine(F.gelu(affine(x, self.expand), approximate=self.approximate), self.contract)
 
     def folded(self) -> dict[str, Tensor]:
         """State of the inference form: its own."""
@@ -47,8 +48,8 @@ class GatedMLP(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[..., D] -> [..., D]."""
-        x, y = self.expand(x).chunk(2, dim=-1)
-        return self.contract(F.gelu(x, approximate=self.approximate) * y)
+        x, y = affine(x, self.expand).chunk(2, dim=-1)
+        return affine(F.gelu(x, approximate=self.approximate) * y, self.contract)
 
 
 def composed_linear(first: nn.Linear, second: nn.Linear) -> tuple[Tensor, Tensor]:
@@ -66,15 +67,15 @@ def composed_projection(part: nn.Module) -> tuple[Tensor, Tensor]:
 
 def projected(x: Tensor, part: nn.Module) -> Tensor:
     """x [..., in] through a matrix or a chain of two: their product's, unless few rows make one by one cheaper."""
-    if isinstance(part, nn.Linear):
-        return part(x)
-    first, second = (cast(nn.Linear, layer) for layer in cast(nn.Sequential, part))
+    if not isinstance(part, nn.Sequential):
+        return affine(x, part)
+    first, second = (cast(nn.Linear, layer) for layer in part)
     inner, middle, outer = first.in_features, first.out_features, second.out_features
     rows = x.numel() // inner
     few = not torch.compiler.is_exporting() and rows * middle * (inner + outer) < (rows + middle) * inner * outer
     if few:  # an exported program serves any number of rows
-        return second(first(x))
-    return F.linear(x, *composed_linear(first, second))
+        return affine(affine(x, first), second)
+    return linear(x, *composed_linear(first, second))
 
 
 def composed_depthwise(branches: Sequence[nn.Conv2d]) -> tuple[Tensor, Tensor]:
@@ -121,8 +122,7 @@ class DepthwiseFFN(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, H, W, D] -> [B, H, W, D]."""
-        x = F.gelu(projected(x, self.expand))
-        return projected(depthwise(x, *self.kernel()), self.contract)
+        return projected(depthwise(projected(x, self.expand), *self.kernel(), gelu=True), self.contract)
 
     def kernel(self) -> tuple[Tensor, Tensor]:
         """The folded depthwise kernel [E, 1, s, s] and its bias [E]."""

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from udit.nn.dropout import Dropout
+from udit.nn.linear import affine
 from udit.nn.tokens import to_last, unpatchify
 
 
@@ -43,8 +44,8 @@ class GEGLU(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[..., D] -> [..., D]."""
-        x, gate = self.expand(x).chunk(2, dim=-1)
-        return self.contract(self.dropout(x * F.gelu(gate)))
+        x, gate = affine(x, self.expand).chunk(2, dim=-1)
+        return affine(self.dropout(x * F.gelu(gate)), self.contract)
 
 
 def rms_norm(x: Tensor, scale: Tensor) -> Tensor:
@@ -120,7 +121,7 @@ class PatchMerge(nn.Module):
         """[B, H, W, C] -> [B, H / p, W / p, D]."""
         b, height, width, channels = x.shape
         x = x.reshape(b, height // self.patch, self.patch, width // self.patch, self.patch, channels)
-        return self.proj(x.transpose(2, 3).flatten(3))
+        return affine(x.transpose(2, 3).flatten(3), self.proj)
 
 
 class PatchSplit(nn.Module):
@@ -133,7 +134,7 @@ class PatchSplit(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, H, W, C] -> [B, H * p, W * p, D]."""
-        return to_last(unpatchify(self.proj(x), self.patch))
+        return to_last(unpatchify(affine(x, self.proj), self.patch))
 
 
 class Join(nn.Module):

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from udit.nn.conditioning import Modulation
+from udit.nn.linear import affine
 from udit.nn.scan import selective_scan
 
 
@@ -51,13 +52,13 @@ class Mamba(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, L, D] -> [B, L, D]; token l sees tokens up to l."""
-        x, gate = self.expand(x).chunk(2, dim=-1)
+        x, gate = affine(x, self.expand).chunk(2, dim=-1)
         x = F.silu(self.conv(x.transpose(1, 2))[..., : x.shape[1]].transpose(1, 2))
-        step, into, out_of = self.select(x).split(self.split, dim=-1)
+        step, into, out_of = affine(x, self.select).split(self.split, dim=-1)
         delta = F.softplus(self.step(step).to(torch.promote_types(x.dtype, torch.float32)))
         rates = -self.log_rate.to(delta.dtype).exp()
         y = selective_scan(x, delta, rates, into, out_of)
-        return self.contract(torch.addcmul(y, x, self.direct.to(x.dtype)) * F.silu(gate))
+        return affine(torch.addcmul(y, x, self.direct.to(x.dtype)) * F.silu(gate), self.contract)
 
 
 class ModulatedMamba(nn.Module):

@@ -24,7 +24,7 @@ from torch import Tensor
 
 log = logging.getLogger(__name__)
 
-KERNELS = ("depthwise", "fused_attention", "fused_norm", "scan")
+KERNELS = ("depthwise", "fused_attention", "fused_norm", "linear", "scan")
 """All there are: ``nn/NAME.cpp``."""
 SUFFIX = {torch.float32: "f32", torch.bfloat16: "bf16", torch.float64: "f64"}
 """What a function of a kernel ends in, by its element type. No kernel has all of them."""

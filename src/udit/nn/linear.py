@@ -1,0 +1,99 @@
+"""Matrix products of maps and tokens with weights, on the CPU by a kernel of our own.
+
+A U has many and small ones: with a bias this is a tenth faster than torch's, and half as fast again where the sides are
+as narrow as 32. Sums run in an order that depends on shapes alone, so the bits do not depend on the number of threads.
+
+Axes: I channels in, O channels out.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.flop_counter import register_flop_formula
+
+from udit.nn import native
+
+ROWS = 32
+"""Fewer rows are torch's: reading the weight is all their work."""
+
+NARROW = 1 << 14
+"""Elements of a weight: with more, torch's product is as fast in backward, where there is no bias to add."""
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """x W^T + b.
+
+    Args:
+        x: [..., I].
+        weight: [O, I].
+        bias: [O] or None.
+
+    Returns:
+        [..., O].
+    """
+    ours = x.device.type == "cpu" and x.dtype == weight.dtype == torch.float32 and x.numel() >= ROWS * x.shape[-1]
+    if ours and not torch.is_autocast_enabled("cpu") and native.compiled("linear"):
+        return torch.ops.udit.linear(x, weight, bias)
+    return F.linear(x, weight, bias)
+
+
+def affine(x: Tensor, layer: nn.Module) -> Tensor:
+    """``layer(x)`` through ``linear``, x [..., I] -> [..., O].
+
+    A layer that was put in another's place, for low-rank adaption or quantisation, or that has hooks is simply called.
+    """
+    watched = layer._forward_hooks or layer._forward_pre_hooks or layer._backward_hooks or layer._backward_pre_hooks
+    if type(layer) is not nn.Linear or watched:
+        out: Tensor = layer(x)
+        return out
+    return linear(x, layer.weight, layer.bias)
+
+
+torch.library.define("udit::linear", "(Tensor x, Tensor weight, Tensor? bias, bool across=True) -> Tensor")
+
+
+@torch.library.impl("udit::linear", "CPU")
+def _product(x: Tensor, weight: Tensor, bias: Tensor | None, across: bool = True) -> Tensor:
+    """Not ``across``, the weight is [I, O]: so a gradient of the output becomes that of the input."""
+    x, weight = x.contiguous(), weight.contiguous()
+    inner, outer = weight.shape[::-1] if across else weight.shape
+    out = x.new_empty(*x.shape[:-1], outer)
+    bias = None if bias is None else bias.contiguous()
+    native.call("linear", "linear", x.dtype, x, weight, bias, out, x.numel() // inner, outer, inner, int(across))
+    return out
+
+
+@torch.library.register_fake("udit::linear")  # type: ignore[untyped-decorator]
+def _product_shape(x: Tensor, weight: Tensor, bias: Tensor | None, across: bool = True) -> Tensor:
+    return x.new_empty(*x.shape[:-1], weight.shape[0 if across else 1])
+
+
+def _keep(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    x, weight, bias, _ = inputs
+    ctx.save_for_backward(x, weight)
+    ctx.biased = bias is not None
+
+
+def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    x, weight = ctx.saved_tensors
+    rows = grad.flatten(0, -2)
+    of_x = None
+    if ctx.needs_input_grad[0]:
+        narrow = weight.numel() <= NARROW
+        of_x = torch.ops.udit.linear(grad, weight, None, False) if narrow else grad @ weight
+    of_weight = rows.t() @ x.flatten(0, -2) if ctx.needs_input_grad[1] else None
+    of_bias = rows.sum(0) if ctx.biased and ctx.needs_input_grad[2] else None
+    return of_x, of_weight, of_bias, None
+
+
+torch.library.register_autograd("udit::linear", _backward, setup_context=_keep)
+
+
+@register_flop_formula(torch.ops.udit.linear)
+def _flops(x: Any, weight: Any, *args: Any, out_shape: Any = None, **_: Any) -> int:
+    rows = torch.Size(x[:-1]).numel()
+    return 2 * rows * weight[0] * weight[1]

@@ -1,0 +1,128 @@
+"""The compiled matrix product: torch's numbers and gradients, the same bits on any number of threads, doing without."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from udit.nn import linear as module
+from udit.nn import native
+from udit.nn.linear import ROWS, affine, linear
+
+needs_compiler = pytest.mark.skipif(native.find_compiler() is None, reason="no C++ compiler")
+
+
+def draw(rows: int, inner: int, outer: int) -> tuple[Tensor, Tensor, Tensor]:
+    return torch.randn(rows, inner), torch.randn(outer, inner), torch.randn(outer)
+
+
+def gradients(function: object, *inputs: Tensor, weights: Tensor) -> list[Tensor]:
+    inputs = tuple(tensor.detach().clone().requires_grad_() for tensor in inputs)
+    out = function(*inputs)  # type: ignore[operator]
+    (out * weights.to(out.dtype)).sum().backward()
+    return [out.detach(), *(tensor.grad for tensor in inputs)]
+
+
+@pytest.mark.parametrize(
+    "sizes",
+    [
+        (32, 1, 1),
+        (37, 5, 3),
+        (64, 96, 288),
+        (101, 33, 47),
+        (250, 1600, 20),
+        (33, 20, 1700),
+        (4100, 32, 40),
+        (32, 800, 80),
+    ],
+    ids=lambda sizes: "x".join(map(str, sizes)),
+)
+def test_values_and_gradients_are_those_of_torch_in_float64(sizes: tuple[int, int, int]) -> None:
+    """Every odd end: tiles, panels, stretches of the sum and groups of columns that are not full."""
+    inputs, weights = draw(*sizes), torch.randn(sizes[0], sizes[2])
+    ours = gradients(linear, *inputs, weights=weights)
+    truth = gradients(F.linear, *(tensor.double() for tensor in inputs), weights=weights)
+    torchs = gradients(F.linear, *inputs, weights=weights)
+    for mine, theirs, exact in zip(ours, torchs, truth, strict=True):
+        assert mine.dtype == torch.float32
+        assert mine.shape == exact.shape
+        assert (mine - exact).abs().max() <= 3 * (theirs - exact).abs().max() + 4e-7 * exact.abs().max()
+
+
+@needs_compiler
+def test_the_kernel_is_what_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else every other test here would compare torch with itself."""
+    called: list[str] = []
+    monkeypatch.setattr(native, "call", lambda name, *_: called.append(name))
+    x, weight, bias = draw(ROWS, 8, 8)
+    linear(x, weight, bias)
+    assert called == ["linear"]
+
+
+def test_maps_without_a_bias_are_taken_in_any_layout() -> None:
+    x, weight = torch.randn(2, 24, 5, 6).permute(0, 2, 3, 1), torch.randn(24, 40).t()
+    torch.testing.assert_close(linear(x, weight), F.linear(x, weight), atol=1e-5, rtol=1e-5)
+
+
+def test_not_a_number_stays_in_its_row() -> None:
+    x, weight, bias = draw(40, 12, 20)
+    x[7, 3] = float("nan")
+    out = linear(x, weight, bias)
+    assert out[7].isnan().all()
+    assert not out[[*range(7), *range(8, 40)]].isnan().any()
+
+
+def test_any_number_of_threads_gives_the_same_bits() -> None:
+    inputs, weights = draw(1000, 70, 90), torch.randn(1000, 90)
+    results = []
+    for threads in (1, 2, 5):
+        torch.set_num_threads(threads)
+        results.append(gradients(linear, *inputs, weights=weights)[:2])
+    torch.set_num_threads(1)
+    if native.kernel("linear"):
+        for other in results[1:]:
+            assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
+
+
+@pytest.mark.parametrize("rows", [ROWS - 1, ROWS])
+def test_other_element_types_and_autocast_are_torchs(rows: int) -> None:
+    layer = nn.Linear(8, 8)
+    x = torch.randn(rows, 8)
+    assert torch.equal(affine(x.double(), layer.double()), F.linear(x.double(), layer.weight, layer.bias))
+    layer.float()
+    with torch.autocast("cpu", torch.bfloat16):
+        assert affine(x, layer).dtype == torch.bfloat16
+
+
+def test_without_a_compiler_torchs_operator_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module.native, "kernel", lambda name: None)
+    x, weight, bias = draw(50, 8, 8)
+    assert torch.equal(linear(x, weight, bias), F.linear(x, weight, bias))
+
+
+def test_operations_are_counted_with_the_kernel_and_without() -> None:
+    for device in ("cpu", "meta"):
+        inputs = [tensor.to(device).requires_grad_() for tensor in draw(64, 16, 32)]
+        with FlopCounterMode(display=False) as counter:
+            out = linear(*inputs)
+            assert counter.get_total_flops() == 2 * 64 * 16 * 32
+            out.sum().backward()
+        assert counter.get_total_flops() == 3 * 2 * 64 * 16 * 32
+
+
+def test_a_layer_that_is_hooked_or_replaced_is_called() -> None:
+    """Low-rank adaption, quantisation and whoever looks at activations rely on it."""
+    x, seen = torch.randn(40, 8), []
+    layer = nn.Linear(8, 8)
+    handle = layer.register_forward_hook(lambda *given: seen.append(given[2]))
+    out = affine(x, layer)
+    assert seen[0] is out
+    handle.remove()
+    affine(x, layer)
+    assert len(seen) == 1
+    layer.register_forward_pre_hook(lambda _, given: (2 * given[0],))
+    torch.testing.assert_close(affine(x, layer), F.linear(2 * x, layer.weight, layer.bias))
+    assert affine(x, nn.Sequential(nn.Linear(8, 3), nn.Tanh())).shape == (40, 3)
