@@ -5,7 +5,7 @@ Axes: B batch, H and W side lengths, N tokens, D width.
 
 from __future__ import annotations
 
-from functools import partial
+import functools
 from typing import Any, Literal
 
 import torch
@@ -35,14 +35,18 @@ def run(block: nn.Module, recompute: Recompute, x: Tensor, *args: Any) -> Tensor
     if not recompute or not block.training:
         return block(x, *args)
     if recompute == "selective":
-        keep = partial(create_selective_checkpoint_contexts, _policy)
+        keep = functools.partial(create_selective_checkpoint_contexts, _policy)
         return checkpoint(block, x, *args, use_reentrant=False, context_fn=keep)
     return checkpoint(block, x, *args, use_reentrant=False)
 
 
 def _policy(_: Any, operator: Any, *args: Any, **kwargs: Any) -> CheckpointPolicy:
-    dear = str(operator.name()).startswith(_DEAR)
-    return CheckpointPolicy.MUST_SAVE if dear else CheckpointPolicy.PREFER_RECOMPUTE
+    return CheckpointPolicy.MUST_SAVE if _dear(operator) else CheckpointPolicy.PREFER_RECOMPUTE
+
+
+@functools.cache
+def _dear(operator: Any) -> bool:
+    return str(operator.name()).startswith(_DEAR)
 
 
 class PreNormBlock(nn.Module):
