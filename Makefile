@@ -79,6 +79,9 @@ performance: install  ## Measures what docs/performance.md tells, and writes it 
 	  --size 16,32,64,128 --rounds 2 --json $(PAGE)/growth-forward.json
 	$(MEASURE) U-DiT-S --baseline DiT-S/2 --baseline diffusers:DiTTransformer2DModel --work train \
 	  --size 16,32,64,128 --rounds 2 --json $(PAGE)/growth-training.json
+	$(MEASURE) U-DiT-B --compiled --work forward --work train --rounds 2 --json $(PAGE)/compiling-B.json
+	$(MEASURE) U-DiT-S width=32 heads=4 depths=[1,2,2,2,1] --data fashion-mnist --work train --batch 64 --workers 0,2 \
+	  --json $(PAGE)/training-fed-by-fashion-mnist.json
 	$(BIN)/python benchmarks/report.py
 
 bench-smoke: install  ## Counts operators, copies and allocated bytes against benchmarks/budget.json

@@ -19,6 +19,10 @@ The literal U-DiT ([benchmarks/literal.py](../benchmarks/literal.py)) is the pap
 release computes it: channels first, complex RoPE, attention matrices written out, the FFN unfolded in training.
 "Of peak" is arithmetic a second as a share of a matrix product's, measured in the same rounds; a training step counts
 as three forwards. "Peak MB" is weights, the optimiser's state and the most that lived at once beside them.
+"First call s" of a compiled network is with an empty cache of kernels, so it holds all of compiling (blocks are
+compiled, not the network around them); a graph break would be a place in a block that runs in Python. "Waited for data"
+is the share of the time of consecutive training steps that passed before their pictures were there; they are read as by
+`udit train`.
 
 A run made while the machine had other work shows it in its spread and in a literal U-DiT that stays below what it
 reaches alone, 41 % of peak forward, 31 % in training at width 96 and 15 % at width 32; below that its ratios are void.
@@ -48,11 +52,22 @@ def summary(found: dict[str, Any]) -> list[str]:
             for row in rows[1:]:
                 ratios.setdefault(row["subject"], []).append(rows[0]["median"] / row["median"])
         first = content["results"][0]["subject"]
-        told = (f"{who} {math.prod(r) ** (1 / len(r)):.2f}x" for who, r in ratios.items())
+        told = [f"{who} {math.prod(r) ** (1 / len(r)):.2f}x" for who, r in ratios.items()]
         threads = content["machine"]["threads"]
-        where = f"{name.replace('-', ' ')}** ({threads} thread{'s' * (threads > 1)})"
-        lines.append(f"- **{where}, geometric mean speed against {first}: {', '.join(told)}.")
+        where = f"- **{name.replace('-', ' ')}** ({threads} thread{'s' * (threads > 1)})"
+        lines += [f"{where}, geometric mean speed against {first}: {', '.join(told)}."] if told else []
+        lines += [f"{where}: {line}." for row in content["results"] for line in told_of(row)]
     return lines
+
+
+def told_of(row: dict[str, Any]) -> list[str]:
+    """What one row says by itself."""
+    if row.get("waited") is not None:
+        return [f"{row['subject']}, {row['work']}: waited for data {row['waited']:.2%} of the time"]
+    if row.get("graph_breaks") is not None:
+        found = f"{row['graphs']} graphs, {row['graph_breaks']} graph breaks"
+        return [f"{row['subject']}, {row['work']}: first call {row['first_call']:.0f} s, {found}"]
+    return []
 
 
 def growth(content: dict[str, Any]) -> list[str]:

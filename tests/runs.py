@@ -55,7 +55,7 @@ def train(out: Path, *overrides: str, curve: bool = False) -> Outcome:
 def metrics(out: Path) -> list[dict[str, object]]:
     """The lines of ``metrics.jsonl``, without the clock's."""
     lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
-    return [{key: value for key, value in line.items() if key != "images_per_second"} for line in lines]
+    return [{key: value for key, value in line.items() if key not in ("images_per_second", "waited")} for line in lines]
 
 
 def environment(**extra: str) -> dict[str, str]:

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import time
 from pathlib import Path
 from types import ModuleType
 
+import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 
 import udit
 import udit.analysis
@@ -18,6 +21,7 @@ from udit.bench import measure
 from udit.bench.foreign import MAKERS
 from udit.bench.subjects import baseline, ours
 from udit.config.udit import UDiTConfig
+from udit.data.sources import InMemory
 from udit.nn import native
 
 BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
@@ -99,6 +103,44 @@ def test_rounds_kinds_levels_and_memory_are_told(tmp_path: Path, capsys: pytest.
     assert mine["kinds"]["depthwise convolution"] > 0
 
 
+@pytest.mark.parametrize("workers", ["0", pytest.param("1", marks=pytest.mark.slow)])
+def test_steps_on_a_recipes_pictures_tell_how_long_they_waited(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, workers: str
+) -> None:
+    """Of a loader that is slower than the step: no pause may let it catch up."""
+    image = InMemory.image
+
+    def slow(self: InMemory, i: int) -> NDArray[np.uint8]:
+        time.sleep(0.05)
+        return image(self, i)
+
+    monkeypatch.setattr(InMemory, "image", slow)
+    file = tmp_path / "bench.json"
+    small = ("width=8", "heads=1", "depths=[1,1,1]")
+    feed = ("--data", "digits", "--work", "train", "--batch", "4", "--workers", workers, "--rounds", "1")
+    out = succeeds(capsys, "bench", "U-DiT-S", *small, *feed, "--json", str(file))
+    [row] = json.loads(file.read_text())["results"]
+    assert row["work"].startswith(f"training step, 8x8, batch 4, pictures of digits, {workers} reading process")
+    assert 0.3 < row["waited"] < 1
+    assert row["median"] > 0.15
+    assert f"{row['waited']:.2%}" in out
+
+
+@pytest.mark.slow
+def test_compiling_is_timed_with_nothing_kept_from_before_and_breaks_are_counted(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept = tmp_path / "kept"
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(kept))
+    out = succeeds(capsys, "bench", "DiT-tiny", "--compiled", "--rounds", "1", "--json", str(tmp_path / "bench.json"))
+    eager, compiled = json.loads((tmp_path / "bench.json").read_text())["results"]
+    assert (eager["graphs"], eager["graph_breaks"]) == (None, None)
+    assert (compiled["graphs"], compiled["graph_breaks"]) == (1, 0)
+    assert compiled["first_call"] > 5 * eager["first_call"]
+    assert "graph breaks" in out
+    assert not list(kept.rglob("*.cpp"))
+
+
 def test_depthwise_convolutions_are_told_from_dense_ones() -> None:
     assert measure.kind_of("aten::mkldnn_convolution", [[1, 8, 4, 4], [8, 1, 5, 5]]) == "depthwise convolution"
     assert measure.kind_of("aten::mkldnn_convolution", [[1, 8, 4, 4], [8, 8, 3, 3]]) == "matrix product"
@@ -119,6 +161,17 @@ def test_a_forward_and_a_step_keep_to_the_budget(capsys: pytest.CaptureFixture[s
         (("U-DiT-Z",), "no model 'U-DiT-Z'"),
         (("U-DiT-S", "--rounds", "0"), "--rounds is 0; at least 1"),
         (("U-DiT-S", "--batch", "1,x"), "--batch is '1,x'; write whole numbers"),
+        (("U-DiT-S", "--batch", "0"), "--batch is '0'; write whole numbers from 1"),
+        (("U-DiT-S", "--threads", "0"), "--threads is 0; at least 1"),
+        (("U-DiT-S", "--steps", "0", "--work", "image"), "images.steps is 0: input should be greater than 0"),
+        (("U-DiT-S", "--size", "32,30"), "--size 30: an input of 30x30 cannot pass 3 levels"),
+        (("U-ViT-tiny", "--size", "16"), "--size 16: an input is 16x16 and the learned positions are those of 8x8"),
+        (("U-DiT-S", "num_classes=0", "--guidance", "2", "--work", "image"), "U-DiT-S has no null label"),
+        (("U-DiT-S", "--json", "no/such/bench.json"), "no/such/bench.json cannot be written; name a file in a folder"),
+        (("U-DiT-S", "--data", "digit", "--work", "train"), "no recipe 'digit'; did you mean 'digits'"),
+        (("U-DiT-S", "--data", "digits"), "--data is for training steps, of its pictures' size; add --work train"),
+        (("U-DiT-S", "data.root=x"), "data.root=x is about pictures, and there are none"),
+        (("U-DiT-S", "--workers", "2"), "--workers is about pictures, and there are none"),
         (("U-DiT-S", "--baseline", "nothing.py:Class"), "no Python file nothing.py"),
         (("U-DiT-S", "--baseline", "diffusers:UNet3DModel"), "did you mean 'UNet2DModel'"),
     ],

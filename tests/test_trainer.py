@@ -6,6 +6,7 @@ import json
 import logging
 import os
 import signal
+import statistics
 import subprocess
 import sys
 import time
@@ -13,8 +14,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
@@ -23,10 +26,12 @@ from runs import environment, metrics, newest, pictures, small_run, state_hash, 
 from udit.checkpoint import CheckpointStore
 from udit.config.files import load_run, read_yaml
 from udit.data.batches import Batch
+from udit.data.sources import InMemory
 from udit.diffusion.objective import Losses
 from udit.errors import RunError, UserError
 from udit.nn import native
 from udit.pictures import read_settings
+from udit.training import preview
 from udit.training.ema import EMA, decay_at
 from udit.training.learner import Learner
 from udit.training.trainer import Outcome
@@ -246,6 +251,26 @@ def test_compiling_changes_losses_by_rounding_only(finished: Path, tmp_path: Pat
     train(tmp_path, "training.steps=3", "training.compile=true")
     for line, eager in zip(metrics(tmp_path), metrics(finished), strict=False):
         assert line["loss"] == pytest.approx(eager["loss"], rel=1e-3)
+
+
+def test_share_of_the_time_that_a_step_waited_for_its_pictures_is_told(
+    finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def paces(out: Path) -> list[tuple[float, float]]:
+        lines = map(json.loads, (out / "metrics.jsonl").read_text().splitlines())
+        return [(line["waited"], line["images_per_second"]) for line in lines]
+
+    image = InMemory.image
+
+    def slow(self: InMemory, i: int) -> NDArray[np.uint8]:
+        time.sleep(0.05)
+        return image(self, i)
+
+    monkeypatch.setattr(InMemory, "image", slow)
+    monkeypatch.setattr(preview, "validation_loss", lambda *_: None)
+    train(tmp_path, "training.steps=2")
+    assert paces(tmp_path)[-1][0] > 0.5 > statistics.median(waited for waited, _ in paces(finished))
+    assert all(rate < 20 for _, rate in paces(tmp_path))
 
 
 def test_data_is_read_before_anything_is_written(tmp_path: Path, one_line: OneLine) -> None:

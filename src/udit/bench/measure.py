@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
 
 from udit.assemble import System, denoiser_of
@@ -57,11 +57,13 @@ class Work:
     batch: int
     size: tuple[int, int]
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
+    feed: str = ""
+    """Where a training step's pictures come from; made up once if empty."""
 
     def __str__(self) -> str:
         shape = f"{self.size[0]}x{self.size[1]}, batch {self.batch}"
         if self.kind != "image":
-            return f"{'training step' if self.kind == 'train' else 'forward'}, {shape}"
+            return f"{'training step' if self.kind == 'train' else 'forward'}, {shape}" + self.feed
         how = self.sampling
         return f"images, {how.sampler}, {how.steps} steps, guidance {how.guidance:g}, {shape}"
 
@@ -74,7 +76,7 @@ class Result:
     work: str
     seconds: list[float]
     first_call: float
-    """Seconds of the first call, compiling included."""
+    """Seconds of the first call; of a compiled network, compiling with nothing kept from before included."""
     flops: int | None
     """Of one call: matrix products, convolutions, attention."""
     peak: float
@@ -85,6 +87,12 @@ class Result:
     """Share of the time a kind of work."""
     levels: dict[str, float]
     """Share of a forward's time by part of the network, in the order of the network."""
+    graphs: int | None = None
+    """Graphs that a compiled network's first call compiled."""
+    graph_breaks: int | None = None
+    """Places within them where it fell back to Python."""
+    waited: float | None = None
+    """Share of the time of steps fed by a loader that passed before their pictures were there."""
 
     @property
     def median(self) -> float:
@@ -102,6 +110,10 @@ class Result:
         return None if self.flops is None else self.flops / self.median / self.peak
 
 
+Pictures = Callable[[], tuple[Tensor, Tensor | None]]
+"""x0 [B, C, H, W] and y [B] of the next training step."""
+
+
 @dataclass(frozen=True)
 class Prepared:
     """A call to time, the network behind it, and the bytes that are there before."""
@@ -111,8 +123,8 @@ class Prepared:
     resident: int
 
 
-def prepare(subject: Subject, work: Work) -> Prepared:
-    """Builds the network and what it is given."""
+def prepare(subject: Subject, work: Work, pictures: Pictures | None = None) -> Prepared:
+    """Builds the network and what it is given: a training step ``pictures``, or the same made-up ones every time."""
     model = subject.training() if work.kind == "train" else subject.inference()
     weights = sum(tensor.numel() * tensor.element_size() for tensor in model.state_dict().values())
     arguments = inputs(subject.config, work.batch, work.size)
@@ -134,12 +146,14 @@ def prepare(subject: Subject, work: Work) -> Prepared:
         return Prepared(image, model, weights)
     denoiser = denoiser_of(config, model)
     optimizer = torch.optim.AdamW(model.parameters(), fused=True)
-    x0, t, *y = arguments
-    x0, noise = x0.clamp(-1, 1), torch.randn_like(x0)
+    x0, t, *y0 = arguments
+    noise = torch.randn_like(x0)
+    made_up: tuple[Tensor, Tensor | None] = (x0.clamp(-1, 1), y0[0] if y0 else None)
 
     def step() -> None:
         key_dropout(model, 0, range(work.batch))
-        hybrid_loss(denoiser, x0, t, noise, y[0] if y else None).loss.mean().backward()
+        x0, y = pictures() if pictures else made_up
+        hybrid_loss(denoiser, x0, t, noise, y).loss.mean().backward()
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
 
@@ -149,13 +163,13 @@ def prepare(subject: Subject, work: Work) -> Prepared:
 def matmul_peak(repeats: int = 2) -> float:
     """FLOP/s of a product of two square matrices, the best of some."""
     a, b = torch.randn(2, PEAK_SIDE, PEAK_SIDE)
-    return 2 * PEAK_SIDE**3 / min(_timed(lambda: a @ b) for _ in range(repeats + 1))
+    return 2 * PEAK_SIDE**3 / min(timed(lambda: a @ b) for _ in range(repeats + 1))
 
 
 def compare(subjects: list[Subject], work: Work, rounds: int) -> Iterator[Result]:
     """Times one work with several subjects in interleaved rounds, so that whatever else the machine does hits all."""
     cases = [prepare(subject, work) for subject in subjects]
-    firsts = [_timed(case.call) for case in cases]
+    firsts = [first_call(subject, case) for subject, case in zip(subjects, cases, strict=True)]
     for case in cases:  # the second call warms up what the first one built
         case.call()
     seconds: list[list[float]] = [[] for _ in cases]
@@ -163,16 +177,57 @@ def compare(subjects: list[Subject], work: Work, rounds: int) -> Iterator[Result
     for _ in range(rounds):
         peaks.append(matmul_peak())
         for case, times in zip(cases, seconds, strict=True):
-            times.append(_timed(case.call))
+            times.append(timed(case.call))
     peak = statistics.median(peaks)
     for subject, case, times, first in zip(subjects, cases, seconds, firsts, strict=True):
-        kinds, extra = dissect(case.call)
-        flops = None if work.kind == "image" else subject.flops(work.batch, work.size, work.kind == "train")
-        levels = {} if subject.compiled or work.kind != "forward" else parts(case)
-        yield Result(subject.name, str(work), times, first, flops, peak, case.resident + extra, kinds, levels)
+        yield told(subject, work, case, first, times, peak)
 
 
-def _timed(call: Callable[[], object]) -> float:
+@dataclass(frozen=True)
+class First:
+    """Seconds of a first call and, of a compiled network, how many graphs it made and where they break."""
+
+    seconds: float
+    graphs: int | None = None
+    breaks: int | None = None
+
+
+def first_call(subject: Subject, case: Prepared) -> First:
+    """Calls for the first time; what is compiled is compiled with nothing kept from an earlier run."""
+    if not subject.compiled:
+        return First(timed(case.call))
+    from torch._dynamo.utils import counters  # takes a second to import
+    from torch._inductor.utils import fresh_cache
+
+    torch._dynamo.reset()
+    counters.clear()
+    with fresh_cache():
+        seconds = timed(case.call)
+    return First(seconds, counters["stats"]["unique_graphs"], counters["graph_break"].total())
+
+
+def told(subject: Subject, work: Work, case: Prepared, first: First, seconds: list[float], peak: float) -> Result:
+    """The row of what was timed; two more calls say where the time goes."""
+    kinds, extra = dissect(case.call)
+    flops = None if work.kind == "image" else subject.flops(work.batch, work.size, work.kind == "train")
+    levels = {} if subject.compiled or work.kind != "forward" else parts(case)
+    return Result(
+        subject=subject.name,
+        work=str(work),
+        seconds=seconds,
+        first_call=first.seconds,
+        flops=flops,
+        peak=peak,
+        peak_bytes=case.resident + extra,
+        kinds=kinds,
+        levels=levels,
+        graphs=first.graphs,
+        graph_breaks=first.breaks,
+    )
+
+
+def timed(call: Callable[[], object]) -> float:
+    """Seconds of a call."""
     start = time.perf_counter()
     call()
     return time.perf_counter() - start
@@ -215,7 +270,7 @@ def parts(case: Prepared) -> dict[str, float]:
             for label, stage in stages.items():
                 for module in stage if isinstance(stage, nn.ModuleList) else [stage]:
                     _clock(module, label, spent, hooks)
-        total = _timed(case.call)
+        total = timed(case.call)
     return {name: seconds / total for name, seconds in spent.items()}
 
 

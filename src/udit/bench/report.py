@@ -16,6 +16,8 @@ from udit.bench.measure import Result
 from udit.nn import native
 
 HEADER = ("", "median ms", "spread", "speed", "TFLOP", "of peak", "peak MB", "first call s")
+EXTRA = {"graphs": "graphs", "graph_breaks": "graph breaks", "waited": "waited for data"}
+"""Columns of tables that have something to say there."""
 
 
 def machine() -> dict[str, Any]:
@@ -65,8 +67,10 @@ def markdown(found: dict[str, Any]) -> str:
     lines = [", ".join(f"{key} {value}" for key, value in told.items()) + "."]
     for rows in comparisons(found):
         lines += ["", f"**{rows[0]['work']}** (matrix product: {rows[0]['peak'] / 1e9:.0f} GFLOP/s)", ""]
-        lines += ["| " + " | ".join(HEADER) + " |", "| --- |" + " ---: |" * (len(HEADER) - 1)]
-        lines += ["| " + " | ".join(_cells(row, rows[0])) + " |" for row in rows]
+        extra = [key for key in EXTRA if any(row.get(key) is not None for row in rows)]
+        header = [*HEADER, *(EXTRA[key] for key in extra)]
+        lines += ["| " + " | ".join(header) + " |", "| --- |" + " ---: |" * (len(header) - 1)]
+        lines += ["| " + " | ".join(_cells(row, rows[0], extra)) + " |" for row in rows]
         for key, title in (("kinds", "Where the time goes"), ("levels", "By part of the network")):
             told_rows = [row for row in rows if row[key]]
             if told_rows:
@@ -75,7 +79,7 @@ def markdown(found: dict[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _cells(row: dict[str, Any], first: dict[str, Any]) -> list[str]:
+def _cells(row: dict[str, Any], first: dict[str, Any], extra: Sequence[str]) -> list[str]:
     spread = (max(row["seconds"]) - min(row["seconds"])) / row["median"]
     share = row["share_of_peak"]
     return [
@@ -87,7 +91,12 @@ def _cells(row: dict[str, Any], first: dict[str, Any]) -> list[str]:
         "-" if share is None else f"{share:.0%}",
         f"{row['peak_bytes'] / 1e6:.0f}",
         f"{row['first_call']:.1f}",
+        *(_extra(row.get(key)) for key in extra),
     ]
+
+
+def _extra(value: float | None) -> str:
+    return "-" if value is None else f"{value:.2%}" if isinstance(value, float) else str(value)
 
 
 def _shares(shares: dict[str, float]) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import atexit
 import signal
 import sys
+import warnings
 import weakref
 from collections.abc import Generator, Iterator
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from udit.config.run import Run
 from udit.data.latents import LatentCache
 from udit.data.order import Order, flips
 from udit.data.sources import Labels, Source
@@ -36,6 +38,10 @@ class Batch:
     """Places in the run's stream: the keys of everything drawn for a sample."""
 
 
+Batches = Generator[list[Batch]]
+"""The micro-batches of step after step; closing it ends the workers."""
+
+
 def batches(
     source: Source,
     part: Labels,
@@ -49,7 +55,7 @@ def batches(
     accumulation: int = 1,
     flip: bool = False,
     workers: int = 0,
-) -> Iterator[list[Batch]]:
+) -> Batches:
     """One rank's micro-batches of every step.
 
     Args:
@@ -82,6 +88,23 @@ def batches(
         alive = weakref.ref(steps)
         atexit.register(lambda: steps.close() if (steps := alive()) else None)
     return steps
+
+
+def batches_of(run: Run, source: Source, part: Labels, start: int = 0, rank: int = 0, world: int = 1) -> Batches:
+    """``batches`` of all steps of a run that are left."""
+    return batches(
+        source,
+        part,
+        seed=run.seed,
+        start=start,
+        stop=run.training.steps,
+        global_batch=run.training.batch_size,
+        rank=rank,
+        world=world,
+        accumulation=run.training.accumulation,
+        flip=bool(getattr(run.data, "flip", False)),
+        workers=run.training.workers,
+    )
 
 
 def share_of(global_batch: int, accumulation: int, world: int) -> int:
@@ -145,7 +168,7 @@ class _Reader(Dataset["Batch | UserError"]):
         return x
 
 
-def _steps(reader: _Reader, jobs: _Jobs, workers: int) -> Generator[list[Batch]]:
+def _steps(reader: _Reader, jobs: _Jobs, workers: int) -> Batches:
     read: Any = iter(_loader(reader, jobs, workers)) if workers else map(reader.__getitem__, jobs)
     try:
         for _ in jobs.steps:
@@ -169,6 +192,8 @@ def _next(read: Iterator[Batch | UserError]) -> Batch:
 
 
 def _loader(reader: _Reader, jobs: _Jobs, workers: int) -> DataLoader[Batch | UserError]:
+    # where there are fewer cores; readers mostly wait for the trainer
+    warnings.filterwarnings("ignore", message="This DataLoader will create")
     return DataLoader(
         reader,
         batch_size=None,  # a job is a whole micro-batch

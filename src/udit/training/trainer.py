@@ -19,7 +19,7 @@ from udit.assemble import System
 from udit.checkpoint import Checkpoint, CheckpointStore
 from udit.config.run import Run
 from udit.config.system import SystemConfig
-from udit.data.batches import batches
+from udit.data.batches import batches_of
 from udit.data.latents import source_of
 from udit.data.sources import Source, parts_of
 from udit.errors import PeerError, RunError, UserError
@@ -43,6 +43,21 @@ class Outcome:
     """Optimiser steps done, in all."""
     signal: int = 0
     """The signal that asked to stop, or 0: the run is finished."""
+
+
+@dataclass(frozen=True)
+class Pace:
+    """How fast a step was on this rank."""
+
+    rate: float
+    """Pictures a second over all ranks, waiting for them included."""
+    waited: float
+    """Share of the step's time that passed before its pictures were there."""
+
+    @classmethod
+    def of(cls, count: int, began: float, read: float, ended: float) -> Pace:
+        """Of ``count`` pictures and the seconds of a clock when they were asked for, there, and learnt from."""
+        return cls(count / (ended - began), (read - began) / (ended - began))
 
 
 class Trainer:
@@ -163,39 +178,29 @@ class Trainer:
 
     def _loop(self, start: int, progress: bool) -> Outcome:
         run, config, world = self.run, self.run.training, self.world
-        stream = batches(
-            self.source,
-            self.parts.train,
-            seed=run.seed,
-            start=start,
-            stop=config.steps,
-            global_batch=config.batch_size,
-            rank=world.rank,
-            world=world.size,
-            accumulation=config.accumulation,
-            flip=bool(getattr(run.data, "flip", False)),
-            workers=config.workers,
-        )
+        stream = batches_of(run, self.source, self.parts.train, start, world.rank, world.size)
         step = start
         with contextlib.ExitStack() as stack:
             stop = stack.enter_context(StopFlag())
             self._on_main(lambda: self._open_logs(stack, start))
             off = None if progress else True
             bar = stack.enter_context(tqdm(total=config.steps, initial=start, desc="train", unit="step", disable=off))
+            began = time.perf_counter()
             for micro_batches in stream:
-                began = time.perf_counter()
+                read = time.perf_counter()
                 report = self.learner.step(step, micro_batches, stop.signal)
                 step += 1
-                rate = config.batch_size / (time.perf_counter() - began)
-                bar.set_postfix(loss=f"{report.loss:.4f}", images_s=f"{rate:.0f}", refresh=False)
+                pace = Pace.of(config.batch_size, began, read, time.perf_counter())
+                bar.set_postfix(loss=f"{report.loss:.4f}", images_s=f"{pace.rate:.0f}", refresh=False)
                 bar.update()
-                self._after(step, report, rate)
+                self._after(step, report, pace)
                 if report.signal:
                     return Outcome(step, report.signal)
+                began = time.perf_counter()
         self._on_main(lambda: self._finish(step))
         return Outcome(step)
 
-    def _after(self, step: int, report: StepReport, rate: float) -> None:
+    def _after(self, step: int, report: StepReport, pace: Pace) -> None:
         """What follows a step: log, pictures, checkpoint; and the end, if losses stay non-finite."""
         config = self.run.training
         last = step == config.steps
@@ -207,7 +212,7 @@ class Trainer:
             log.warning("step %d skipped: no finite loss or gradient with samples %s", step, self._names(report))
         values = self._on_main(lambda: self._show(step)) if shows else None
         if shows or skipped or step % config.log_every == 0:
-            self._on_main(lambda: self._log(step, report, rate, values or {}))
+            self._on_main(lambda: self._log(step, report, pace, values or {}))
         if step % config.check_every == 0:
             self._check_ranks(step)
         if config.posthoc_ema and (step % config.posthoc_ema.every == 0 or last):
@@ -244,7 +249,7 @@ class Trainer:
         self.events = EventLog(self.run.out / "tensorboard", start)
         stack.callback(self.events.close)
 
-    def _log(self, step: int, report: StepReport, rate: float, values: dict[str, Any]) -> None:
+    def _log(self, step: int, report: StepReport, pace: Pace, values: dict[str, Any]) -> None:
         line: dict[str, Any] = {"step": step, "lr": self.learner.learning_rate(step - 1)}
         if report.bad_samples is None:
             line |= {"loss": report.loss, "mse": report.mse, "grad_norm": report.grad_norm}
@@ -252,7 +257,7 @@ class Trainer:
         else:
             line["skipped_samples"] = [str(self.source.names[i]) for i in report.bad_samples]
         line |= values
-        self.metrics.write(line | {"images_per_second": round(rate, 1)})
+        self.metrics.write(line | {"images_per_second": round(pace.rate, 1), "waited": round(pace.waited, 4)})
         self.events.write(step, {key: value for key, value in line.items() if isinstance(value, float)})
 
     def _averaged(self, step: int) -> System:
