@@ -19,7 +19,8 @@ SHAPES = [
     ((2, 4, 4), 1, 12, 1),
     ((1, 16, 16), 4, 24, 2),
     ((1, 2, 2), 2, 8, 2),  # one token a sub-grid
-    ((1, 36, 36), 1, 8, 1),  # more tokens than a band of rows
+    ((1, 36, 36), 1, 8, 1),  # more tokens than a piece of the matrix has
+    ((1, 17, 19), 2, 20, 1),  # and no whole number of pieces, tiles or vectors
 ]
 
 
@@ -39,20 +40,38 @@ def outcome(
     return [out.detach(), *(x.grad for x in given if x is not None)]
 
 
+def check(qkv: Tensor, temperature: Tensor | None, *rest: object) -> None:
+    """As near to float64 as torch's own float32 is, to a factor of three."""
+    mine, theirs = (outcome(function, qkv, temperature, *rest) for function in (fused_attention, by_torch))
+    exact = outcome(by_torch, qkv, temperature, *rest, dtype=torch.float64)
+    for ours, torchs, true in zip(mine, theirs, exact, strict=True):
+        assert (ours - true).abs().max() <= 3 * (torchs - true).abs().max() + 1e-6 * true.abs().max()
+
+
 @pytest.mark.parametrize("cosine", [True, False])
 @pytest.mark.parametrize("rope", [True, False])
 @pytest.mark.parametrize(("shape", "heads", "channels", "factor"), SHAPES)
 def test_values_and_gradients_are_those_of_torch(
     shape: tuple[int, int, int], heads: int, channels: int, factor: int, rope: bool, cosine: bool
 ) -> None:
-    """As near to float64 as torch's own float32 is, to a factor of three."""
     qkv, temperature = torch.randn(*shape, 3 * heads * channels), torch.linspace(1, 90, heads) if cosine else None
     table = rotary_table(shape[1] // factor, shape[2] // factor, channels) if rope else None
-    rest = (table, heads, factor)
-    mine, theirs = (outcome(function, qkv, temperature, *rest) for function in (fused_attention, by_torch))
-    exact = outcome(by_torch, qkv, temperature, *rest, dtype=torch.float64)
-    for ours, torchs, true in zip(mine, theirs, exact, strict=True):
-        assert (ours - true).abs().max() <= 3 * (torchs - true).abs().max() + 1e-6 * true.abs().max()
+    check(qkv, temperature, table, heads, factor)
+
+
+@pytest.mark.parametrize("channels", [1, 5, 17])
+def test_heads_of_odd_width_are_those_of_torch(channels: int) -> None:
+    check(torch.randn(1, 6, 10, 3 * 2 * channels), torch.tensor([1.0, 20.0]), None, 2, 2)
+
+
+@pytest.mark.parametrize("aligned", [1.0, -1.0])
+def test_temperatures_from_cold_to_the_bound_underflow_nothing(aligned: float) -> None:
+    """All logits near the bound, or all near minus the bound: what the largest is does not matter to weights."""
+    q = torch.nn.functional.normalize(torch.randn(8), dim=0)
+    qkv = torch.randn(1, 20, 15, 3, 2, 8)
+    qkv[..., 0, :, :] = q + 0.1 * torch.randn(1, 20, 15, 2, 8)
+    qkv[..., 1, :, :] = aligned * (q + 0.1 * torch.randn(1, 20, 15, 2, 8))
+    check(qkv.flatten(3), torch.tensor([1e-3, 100.0]), None, 2, 1)
 
 
 @pytest.mark.parametrize("size", [0.0, 1e-30, 1e-18, 1e18])
@@ -74,13 +93,18 @@ def test_sharp_attention_finds_its_token() -> None:
         assert (ours - true).abs().max() <= 1e-3 * true.abs().max()
 
 
+@pytest.mark.parametrize("bits", [0x7FC00000, 0x7FC00001, -0x00400000])
+@pytest.mark.parametrize("cosine", [True, False])
 @pytest.mark.parametrize("part", range(3))
-def test_not_a_number_reaches_the_output(part: int) -> None:
+def test_not_a_number_reaches_output_and_gradient_of_its_sub_grid_alone(part: int, cosine: bool, bits: int) -> None:
+    """Whatever its sign and payload."""
     qkv = torch.randn(1, 4, 4, 3 * 8)
-    qkv[0, 0, 0, 8 * part] = torch.nan
-    out = fused_attention(qkv, None, None, 1, 2)
-    assert out[0, 0, 0].isnan().any()
-    assert out[0, 1].isfinite().all()
+    qkv[0, 0, 0, 8 * part] = torch.tensor(bits, dtype=torch.int32).view(torch.float32)
+    out, grad = outcome(fused_attention, qkv, torch.ones(1) if cosine else None, None, 1, 2)[:2]
+    for x in (out, grad):
+        assert x[0, 0, 0].isnan().any()
+        assert x[0, 1].isfinite().all()
+        assert x[0, :, 1].isfinite().all()
 
 
 def test_bfloat16_is_computed_in_float32() -> None:

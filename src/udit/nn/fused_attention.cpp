@@ -1,153 +1,74 @@
-// Attention within the interleaved sub-grids of a map, from the product of queries, keys and values to what the heads say.
+// Attention within the interleaved sub-grids of a map, from the product of queries, keys and values to what heads say.
 //
-// qkv is [B, H, W, 3, h, R], out [B, H, W, h, R]; a sub-grid's N = H / f * W / f pixels (i * f + a, j * f + e) attend to
-// one another. A task is one head of one sub-grid: it gathers its rows, turns and normalises them, and works in a scratch
-// of floats. No more than BAND rows of an attention matrix are there at once. Every sum runs in an order that depends on
-// shapes alone.
+// qkv is [B, H, W, 3, h, R], out [B, H, W, h, R]; a sub-grid's N = H / f * W / f pixels (i * f + a, j * f + e) attend
+// to one another. A task is one head of one sub-grid. It works in columns, [R, N]: with tokens along a vector's lanes
+// rotation, norms and softmax need no sum across lanes. No more than a piece of an attention matrix is there at once.
+// Every sum runs in an order that depends on shapes alone.
 
-#include "vectors.h"
+#include "columns.h"
+#include "products.h"
 
 namespace {
 
-constexpr float LOG2E = 1.44269504f;  // logits count in powers of two
-constexpr int ROWS = 6;  // tiles of 6 x 2 or 12 x 1 vectors of sums, with what they multiply, fill AVX2's 16 registers
-
-constexpr int AHEAD = 12;  // tokens
-
-inline int up(int n, int step) { return (n + step - 1) / step * step; }
-
-// M x (V vectors) of C (+)= A B; A by strides, B and C by rows.
-template <int M, int V, bool ADD>
-__attribute__((noinline)) void tile(const float* a, int64_t row, int64_t column, const float* b, int64_t ldb, float* c,
-                                    int64_t ldc, int K) {
-  Vector sum[M][V];
-#pragma GCC unroll 12
-  for (int i = 0; i < M; i++)
-#pragma GCC unroll 2
-    for (int v = 0; v < V; v++) sum[i][v] = ADD ? load(c + i * ldc + v * LANES) : Vector{};
-  for (int k = 0; k < K; k++) {
-    Vector right[V];
-#pragma GCC unroll 2
-    for (int v = 0; v < V; v++) right[v] = load(b + k * ldb + v * LANES);
-#pragma GCC unroll 12
-    for (int i = 0; i < M; i++) {
-      float left = a[i * row + k * column];
-#pragma GCC unroll 2
-      for (int v = 0; v < V; v++) sum[i][v] += left * right[v];
-    }
-  }
-#pragma GCC unroll 12
-  for (int i = 0; i < M; i++)
-#pragma GCC unroll 2
-    for (int v = 0; v < V; v++) store(c + i * ldc + v * LANES, sum[i][v]);
-}
-
-// C [M, n] (+)= A [M, K] B [K, n]; M a multiple of ROWS, n one of LANES.
-template <bool ADD>
-void product(const float* a, int64_t row, int64_t column, const float* b, int64_t ldb, float* c, int64_t ldc, int M,
-             int n, int K) {
-  int j = 0, i = 0;
-  for (; j + 2 * LANES <= n; j += 2 * LANES)
-    for (i = 0; i < M; i += ROWS) tile<ROWS, 2, ADD>(a + i * row, row, column, b + j, ldb, c + i * ldc + j, ldc, K);
-  if (j == n) return;
-  for (i = 0; i + 2 * ROWS <= M; i += 2 * ROWS)
-    tile<2 * ROWS, 1, ADD>(a + i * row, row, column, b + j, ldb, c + i * ldc + j, ldc, K);
-  if (i < M) tile<ROWS, 1, ADD>(a + i * row, row, column, b + j, ldb, c + i * ldc + j, ldc, K);
-}
+constexpr float LOG2E = 1.44269504f;              // logits count in powers of two
+constexpr int KEYS = 256;                         // of a piece of the matrix, by two vectors of queries
+constexpr int BACK_KEYS = 64, BACK_QUERIES = 96;  // of a piece on the way back
 
 // 2**x for x <= 127 to about one unit in the last place, x at least -126; NaN stays NaN.
 inline Vector power(Vector x) {
-  x = x < -126.0f ? Vector{} - 126.0f : x;
-  Vector shifted = x + 12582912.0f;  // 1.5 * 2**23: the nearest whole number is in the low bits
-  Vector r = x - (shifted - 12582912.0f);
-  Vector p = r * 1.5353359913e-04f + 1.3398874540e-03f;
-  p = p * r + 9.6184373667e-03f;
-  p = p * r + 5.5503324707e-02f;
-  p = p * r + 2.4022647914e-01f;
-  p = p * r + 6.9314720286e-01f;
-  p = p * r + 1.0f;
+  Vector least = Vector{} - 126.0f;
+  x = larger(least, x);
+  constexpr float SHIFT = 12583039.0f;  // 1.5 * 2**23 + 127: the nearest whole number's exponent is in the low bits
+  Vector shifted = x + SHIFT;
+  Vector r = x - (shifted - SHIFT);
+  Vector square = r * r;
+  Vector p = (r * 1.3400432e-03f + 9.6699884e-03f) * square + (r * 5.5502915e-02f + 2.4022181e-01f);
+  p = p * square + (r * 6.9314722e-01f + 1.0f);
   Integers bits;
   std::memcpy(&bits, &shifted, sizeof bits);
-  bits = (bits + 127) << 23;
+  bits <<= 23;
   Vector scale;
   std::memcpy(&scale, &bits, sizeof scale);
   return p * scale;
 }
 
-inline float largest(const float* row, int count) {
-  Vector most = load(row);
-  for (int j = LANES; j < count; j += LANES) {
-    Vector next = load(row + j);
-    most = next > most ? next : most;
-  }
-  float out = most[0];
-  for (int i = 1; i < LANES; i++) out = most[i] > out ? most[i] : out;
-  return out;
-}
-
-inline float dot(const float* a, const float* b, int wide) {
-  Vector sum{};
-  for (int r = 0; r < wide; r += LANES) sum += load(a + r) * load(b + r);
-  return total(sum);
-}
-
-inline Vector swapped(Vector x) {
-#if defined(__AVX512F__)
-  return __builtin_shuffle(x, Integers{1, 0, 3, 2, 5, 4, 7, 6, 9, 8, 11, 10, 13, 12, 15, 14});
-#else
-  return __builtin_shuffle(x, Integers{1, 0, 3, 2, 5, 4, 7, 6});
-#endif
-}
-
-// (a, b) -> (a cos - b sin, b cos + a sin); the table's sines are signed, so that the way back takes them off.
-inline void turn(const float* x, const float* cosine, const float* sine, float sign, int wide, float* out) {
-  for (int r = 0; r < wide; r += LANES)
-    store(out + r, load(x + r) * load(cosine + r) + sign * swapped(load(x + r)) * load(sine + r));
-}
-
-// The larger of the norm and 1e-12, and whether it is the norm; in double where squares leave the range of float.
-inline float length(const float* x, int wide, bool* above) {
-  float square = dot(x, x, wide), out;
-  if (square > 1e-30f && square < 1e37f) {
-    out = std::sqrt(square);
-  } else {
-    double sum = 0;
-    for (int r = 0; r < wide; r++) sum += double(x[r]) * x[r];
-    out = float(std::sqrt(sum));
-  }
-  *above = !(out <= 1e-12f);
-  return *above ? out : 1e-12f;
+// log2 of x, positive and normal: its bits tell it to 0.05, and Newton's steps double the digits.
+inline Vector logarithm(Vector x) {
+  Integers bits;
+  std::memcpy(&bits, &x, sizeof bits);
+  Vector y = __builtin_convertvector(bits - 0x3f7a0000, Vector) * 0x1p-23f;
+  for (int step = 0; step < 3; step++) y += (x * power(-y) - 1.0f) * LOG2E;
+  return y;
 }
 
 struct Shape {
   int B, H, W, heads, R, f;
-  int N() const { return H / f * (W / f); }
-  int tasks() const { return B * f * f * heads; }
-  int columns() const { return up(R, LANES); }           // of a row of queries, keys or values
-  int tokens() const { return up(up(N(), ROWS), LANES); }  // that all tiles can have, as rows or as columns
-  int line() const { return tokens() + 2 * LANES; }  // of a row of tokens: no power of two, which would share cache sets
-  int band() const {  // rows of the attention matrix at once: two of them stay in the second cache
-    int rows = 32768 / tokens() / ROWS * ROWS, most = up(N(), ROWS);
-    rows = rows < ROWS ? ROWS : rows > 48 ? 48 : rows;
-    return rows < most ? rows : most;
-  }
+  int N = H / f * (W / f);
+  int tasks = B * f * f * heads;
+  int wide = up(R, LANES), tokens = up(N, LANES);  // in whole vectors; tokens past N repeat the last
+  int64_t line = up(N, 16) | 16;  // from a row of tokens to the next: an odd number of cache lines spreads over sets
+  Shape(int B, int H, int W, int heads, int R, int f) : B(B), H(H), W(W), heads(heads), R(R), f(f) {}
 };
 
 // What all tasks of a call share.
 struct Plan {
   Shape s;
   std::vector<int64_t> pixels;  // token n's pixel in a map, less that of the sub-grid's first
-  Floats turns;                 // the rotary table, its rows of whole vectors
+  std::vector<int64_t> plain;   // n, for rows that lie one after the other
+  Floats table;                 // rotary: cosines and signed sines of channels by tokens
   bool turned;
-  Plan(const Shape& shape, const float* table)
-      : s(shape), pixels(s.N()), turns(table ? 2 * int64_t(s.N()) * s.columns() : 0), turned(table) {
-    int w = s.W / s.f;
-    for (int n = 0; n < s.N(); n++) pixels[n] = int64_t(n / w) * s.f * s.W + n % w * s.f;
-    for (int row = 0; table && row < 2 * s.N(); row++)
-      std::memcpy(turns.data() + int64_t(row) * s.columns(), table + int64_t(row) * s.R, s.R * sizeof(float));
+  Plan(const Shape& shape, const float* given)
+      : s(shape), table(given ? 2 * size_t(s.wide) * s.line : 0), turned(given) {
+    for (int n = 0, w = s.W / s.f; n < s.tokens + AHEAD; n++) {
+      int at = n < s.N ? n : s.N - 1;
+      plain.push_back(n);
+      pixels.push_back(int64_t(at / w) * s.f * s.W + at % w * s.f);
+      for (int part = 0; given && n < s.tokens && part < 2; part++)
+        for (int r = 0; r < s.R; r++)
+          table.data()[(part * s.wide + r) * s.line + n] = given[(int64_t(part) * s.N + at) * s.R + r];
+    }
   }
-  const float* cosine(int n) const { return turns.data() + int64_t(n) * s.columns(); }
-  const float* sine(int n) const { return cosine(s.N() + n); }
+  const float* turns(int n) const { return turned ? table.data() + n : nullptr; }
 };
 
 // One head of one sub-grid.
@@ -161,68 +82,58 @@ struct Task {
     int grid = index / s.heads, b = grid / (s.f * s.f), a = grid / s.f % s.f, e = grid % s.f;
     first = (int64_t(b) * s.H + a) * s.W + e;
   }
-  // Token n's channels in a map whose pixels have some parts of h * R.
-  int64_t place(int n, int parts, int part) const {
-    return ((first + plan.pixels[n]) * parts + part) * plan.s.heads * plan.s.R + int64_t(head) * plan.s.R;
+  // Of a map whose pixels have some parts of h * R.
+  template <typename T>
+  Rows<T> rows(T* map, int parts, int part) const {
+    int64_t all = int64_t(plan.s.heads) * plan.s.R;
+    return {map + first * parts * all + part * all + head * plan.s.R, plan.pixels.data(), parts * all};
   }
 };
 
+// The larger of a column's norm and 1e-12; in double where squares leave the range of float.
+inline Vector length(Vector square, const float* columns, const Shape& s) {
+  Vector out;
+  Integers plain = (square > 1e-30f) & (square < 1e37f);
+  int all = -1;
+#pragma GCC unroll 16
+  for (int i = 0; i < LANES; i++) all &= plain[i];
+  if (all) {
+#pragma GCC unroll 16
+    for (int i = 0; i < LANES; i++) out[i] = std::sqrt(square[i]);
+    return out;
+  }
+  for (int i = 0; i < LANES; i++) {
+    double sum = 0;
+    for (int r = 0; r < s.R; r++) sum += double(columns[r * s.line + i]) * columns[r * s.line + i];
+    out[i] = sum <= 1e-24 ? 1e-12f : float(std::sqrt(sum));
+  }
+  return out;
+}
+
+// Queries or keys to columns: turned, and with cosine of the given length; returns what they were divided by.
 template <typename T>
-void gather(const Task& task, const T* map, int parts, int part, float* rows) {
-  int R = task.plan.s.R, wide = task.plan.s.columns(), N = task.plan.s.N();
-  for (int n = 0; n < N; n++) {
-    const T* from = map + task.place(n, parts, part);
-    if (n + AHEAD < N) {  // strides this long the processor does not foresee
-      const T* soon = map + task.place(n + AHEAD, parts, part);
-      for (int r = 0; r < R; r += 64 / int(sizeof(T))) __builtin_prefetch(soon + r);
-    }
-    float* to = rows + n * int64_t(wide);
-    for (int r = 0; r < R; r++) to[r] = widen(from[r]);
-  }
+inline Vector prepare(Rows<const T> rows, const Plan& plan, int n, bool cosine, float size, float* columns) {
+  const Shape& s = plan.s;
+  Vector square = gather(rows.from(n), s.R, s.line, plan.turns(n), columns), norm = Vector{} + 1;
+  if (cosine) norm = length(square, columns, s);
+  Vector scale = size / norm;
+  if (cosine || size != 1)
+    for (int r = 0; r < s.R; r++) store(columns + r * s.line, load(columns + r * s.line) * scale);
+  return norm;
 }
 
-void transpose(const float* rows, const Shape& s, float* out) {
-  int wide = s.columns(), N = s.N();
-  int64_t line = s.line();
-  for (int r = 0; r < s.R; r++)
-    for (int n = 0; n < N; n++) out[r * line + n] = rows[n * int64_t(wide) + r];
-}
-
-// Rows in place: turned, and with cosine of the given length.
-void prepare(float* rows, const Plan& plan, bool cosine, float size) {
-  int wide = plan.s.columns(), N = plan.s.N();
-  for (int n = 0; n < N; n++) {
-    float* row = rows + n * int64_t(wide);
-    if (plan.turned) turn(row, plan.cosine(n), plan.sine(n), 1, wide, row);
-    bool above;
-    float scale = cosine ? size / length(row, wide, &above) : size;
-    for (int r = 0; r < wide; r += LANES) store(row + r, load(row + r) * scale);
-  }
-}
-
-// Gradients of prepared rows to those of the rows as they came, in place; returns the gradient of ``size``.
-float unprepare(float* grads, const float* given, const Plan& plan, bool cosine, float size, float* scratch) {
-  int wide = plan.s.columns(), N = plan.s.N();
-  double sum = 0;
-  for (int n = 0; n < N; n++) {
-    float* grad = grads + n * int64_t(wide);
-    const float* now = given + n * int64_t(wide);
-    float scale = size, back = 0;
-    if (cosine) {
-      if (plan.turned) {
-        turn(now, plan.cosine(n), plan.sine(n), 1, wide, scratch);
-        now = scratch;
-      }
-      bool above;
-      float norm = length(now, wide, &above), along = dot(grad, now, wide) / norm;
-      sum += along;
-      scale = size / norm;
-      back = above ? along / norm : 0.0f;
-    }
-    for (int r = 0; r < wide; r += LANES) store(grad + r, scale * (load(grad + r) - load(now + r) * back));
-    if (plan.turned) turn(grad, plan.cosine(n), plan.sine(n), -1, wide, grad);
-  }
-  return float(sum);
+// Gradients of LANES prepared columns, whose length is ``size``, to ``scale`` times those of the rows as they came;
+// returns their parts along the columns.
+template <typename T>
+inline Vector unprepare(const float* grads, const float* columns, const Plan& plan, int n, bool cosine, float size,
+                        float scale, Vector norm, int count, Rows<T> rows) {
+  const Shape& s = plan.s;
+  Vector along{}, none{};
+  float inverse = size == 0 ? 0 : 1 / size;
+  if (cosine) along = dot(grads, columns, s.R, s.line) * inverse;
+  Vector back = norm == 1e-12f ? none : along * inverse;
+  scatter(grads, s.R, s.line, plan.turns(n), scale / norm, cosine ? columns : nullptr, back, count, rows.from(n));
+  return along;
 }
 
 inline float size_of(const float* temperature, int head, int R) {
@@ -231,45 +142,57 @@ inline float size_of(const float* temperature, int head, int R) {
 
 template <typename T>
 void forward(const T* qkv, const float* temperature, const float* table, T* out, float* logs, Shape s, int threads) {
-  int N = s.N(), R = s.R, wide = s.columns(), keys = up(s.N(), LANES), line = s.line(), band = s.band();
+  int N = s.N, R = s.R, tokens = s.tokens;
+  int64_t line = s.line;
   Plan plan(s, table);
 #pragma omp parallel num_threads(threads) if (threads > 1)
   {
-    size_t rows = size_t(up(N, band)) * wide;
-    Floats q(rows), k(size_t(N) * wide), kt(size_t(R) * line), v(size_t(N) * wide);
-    Floats weights(size_t(band) * line), said(size_t(band) * wide);
+    size_t columns = size_t(s.wide) * line;
+    Floats q(columns), k(columns), v(columns), said(columns), most(line), all(line), weights(KEYS * 2 * LANES);
 #pragma omp for schedule(static)
-    for (int index = 0; index < s.tasks(); index++) {
+    for (int index = 0; index < s.tasks; index++) {
       Task task(plan, index);
-      gather(task, qkv, 3, 0, q.data());
-      gather(task, qkv, 3, 1, k.data());
-      gather(task, qkv, 3, 2, v.data());
-      prepare(q.data(), plan, temperature, LOG2E * size_of(temperature, task.head, R));
-      prepare(k.data(), plan, temperature, 1);
-      transpose(k.data(), s, kt.data());
-      for (int n0 = 0; n0 < N; n0 += band) {
-        product<false>(q.data() + int64_t(n0) * wide, wide, 1, kt.data(), line, weights.data(), line, band, keys, R);
-        float inverse[48];
-        int count = N - n0 < band ? N - n0 : band;
-        for (int i = 0; i < count; i++) {
-          float* row = weights.data() + int64_t(i) * line;
-          for (int j = N; j < keys; j++) row[j] = -INFINITY;
-          float most = largest(row, keys);
-          Vector sum{};
-          for (int j = 0; j < keys; j += LANES) {
-            Vector p = power(load(row + j) - most);
-            store(row + j, p);
-            sum += p;
+      float size = LOG2E * size_of(temperature, task.head, R);
+      for (int n = 0; n < tokens; n += LANES) {
+        prepare(task.rows(qkv, 3, 0), plan, n, temperature, size, q.data() + n);
+        prepare(task.rows(qkv, 3, 1), plan, n, temperature, 1, k.data() + n);
+        gather(task.rows(qkv, 3, 2).from(n), R, line, nullptr, v.data() + n);
+        store(most.data() + n, Vector{} - INFINITY);
+      }
+      for (int j0 = 0; j0 < N; j0 += KEYS) {
+        int keys = N - j0 < KEYS ? N - j0 : KEYS;
+        for (int n = 0; n < tokens; n += 2 * LANES) {
+          int vectors = n + LANES < tokens ? 2 : 1;
+          float* piece = weights.data();
+          Vector old[2] = {load(most.data() + n), load(most.data() + n + (vectors - 1) * LANES)};
+          product(k.data() + j0, 1, line, q.data() + n, line, keys, vectors, R,
+                  {piece, 2 * LANES, false, most.data() + n});
+          for (int u = 0; u < vectors; u++) {
+            float *sum = all.data() + n + u * LANES, *p = piece + u * LANES;
+            Vector now = load(most.data() + n + u * LANES), more{};
+            for (int i = 0; i < keys; i++) {
+              Vector weight = power(load(p + i * 2 * LANES) - now);
+              store(p + i * 2 * LANES, weight);
+              more += weight;
+            }
+            if (j0) {
+              Vector shrink = power(old[u] - now);
+              more += load(sum) * shrink;
+              for (int r = 0; r < R; r++) {
+                float* c = said.data() + r * line + n + u * LANES;
+                store(c, load(c) * shrink);
+              }
+            }
+            store(sum, more);
           }
-          float all = total(sum);
-          inverse[i] = 1 / all;
-          logs[int64_t(index) * N + n0 + i] = most + std::log2(all);
+          product(v.data() + j0, line, 1, piece, 2 * LANES, R, vectors, keys, {said.data() + n, line, j0 > 0});
         }
-        product<false>(weights.data(), line, 1, v.data(), wide, said.data(), wide, band, wide, N);
-        for (int i = 0; i < count; i++) {
-          T* to = out + task.place(n0 + i, 1, 0);
-          for (int r = 0; r < R; r++) narrow(said.data()[i * wide + r] * inverse[i], to + r);
-        }
+      }
+      for (int n = 0; n < tokens; n += LANES) {
+        int count = N - n < LANES ? N - n : LANES;
+        Vector sum = load(all.data() + n), log = load(most.data() + n) + logarithm(sum);
+        std::memcpy(logs + int64_t(index) * N + n, &log, count * sizeof(float));
+        scatter(said.data() + n, R, line, nullptr, 1 / sum, nullptr, sum, count, task.rows(out, 1, 0).from(n));
       }
     }
   }
@@ -277,64 +200,66 @@ void forward(const T* qkv, const float* temperature, const float* table, T* out,
 
 // gradients is [B, f, f, h], of the temperatures.
 template <typename T>
-void backward(const T* grad, const T* qkv, const float* temperature, const float* table, const T* out, const float* logs,
-              T* to, float* gradients, Shape s, int threads) {
-  int N = s.N(), R = s.R, wide = s.columns(), tokens = s.tokens(), line = s.line(), band = s.band();
+void backward(const T* grad, const T* qkv, const float* temperature, const float* table, const T* out,
+              const float* logs, T* to, float* gradients, Shape s, int threads) {
+  int N = s.N, R = s.R, tokens = s.tokens, wide = s.wide;
+  int64_t line = s.line;
   Plan plan(s, table);
+  Vector one = Vector{} + 1;
 #pragma omp parallel num_threads(threads) if (threads > 1)
   {
-    size_t rows = size_t(up(tokens, band)) * wide, columns = size_t(R) * line;
-    Floats q(rows), k(rows), v(rows), g(rows), o(rows), kt(columns), vt(columns), dq(rows), dk(rows), dv(rows);
-    Floats weights(size_t(band) * line), slopes(size_t(band) * line), scratch(wide);
+    size_t columns = size_t(wide) * line, rows = size_t(tokens) * wide;
+    Floats q(columns), k(columns), v(columns), g(columns), dq(columns), dk(columns), dv(columns);
+    Floats q_norms(line), k_norms(line), means(line), keys(rows), of_q(rows);
+    Floats weights(BACK_QUERIES * BACK_KEYS), slopes(BACK_QUERIES * BACK_KEYS);
+    Rows<float> key_rows{keys.data(), plan.plain.data(), wide};
+    Rows<const float> of_q_rows{of_q.data(), plan.plain.data(), wide};
 #pragma omp for schedule(static)
-    for (int index = 0; index < s.tasks(); index++) {
+    for (int index = 0; index < s.tasks; index++) {
       Task task(plan, index);
-      float size = size_of(temperature, task.head, R);
-      gather(task, qkv, 3, 0, q.data());
-      gather(task, qkv, 3, 1, k.data());
-      gather(task, qkv, 3, 2, v.data());
-      gather(task, grad, 1, 0, g.data());
-      gather(task, out, 1, 0, o.data());
-      prepare(q.data(), plan, temperature, LOG2E * size);
-      prepare(k.data(), plan, temperature, 1);
-      transpose(k.data(), s, kt.data());
-      transpose(v.data(), s, vt.data());
-      std::memset(dk.data(), 0, rows * sizeof(float));
-      std::memset(dv.data(), 0, rows * sizeof(float));
-      for (int n0 = 0; n0 < N; n0 += band) {
-        const float *queries = q.data() + int64_t(n0) * wide, *grads = g.data() + int64_t(n0) * wide;
-        product<false>(queries, wide, 1, kt.data(), line, weights.data(), line, band, tokens, R);
-        product<false>(grads, wide, 1, vt.data(), line, slopes.data(), line, band, tokens, R);
-        for (int i = 0; i < band; i++) {
-          float *p = weights.data() + int64_t(i) * line, *slope = slopes.data() + int64_t(i) * line;
-          if (n0 + i >= N) {
-            std::memset(p, 0, tokens * sizeof(float));
-            std::memset(slope, 0, tokens * sizeof(float));
-            continue;
-          }
-          float log = logs[int64_t(index) * N + n0 + i];
-          float mean = dot(grads + i * wide, o.data() + (int64_t(n0) + i) * wide, wide);
-          for (int j = N; j < tokens; j++) p[j] = -INFINITY;
-          for (int j = 0; j < tokens; j += LANES) {
-            Vector weight = power(load(p + j) - log);
-            store(p + j, weight);
-            store(slope + j, weight * (load(slope + j) - mean));
-          }
-        }
-        product<false>(slopes.data(), line, 1, k.data(), wide, dq.data() + int64_t(n0) * wide, wide, band, wide, N);
-        product<true>(slopes.data(), 1, line, queries, wide, dk.data(), wide, up(N, ROWS), wide, band);
-        product<true>(weights.data(), 1, line, grads, wide, dv.data(), wide, up(N, ROWS), wide, band);
+      float size = size_of(temperature, task.head, R), length = LOG2E * size;
+      const float* log = logs + int64_t(index) * N;
+      for (int n = 0; n < tokens; n += LANES) {
+        store(q_norms.data() + n, prepare(task.rows(qkv, 3, 0), plan, n, temperature, length, q.data() + n));
+        store(k_norms.data() + n, prepare(task.rows(qkv, 3, 1), plan, n, temperature, 1, k.data() + n));
+        gather(task.rows(qkv, 3, 2).from(n), R, line, nullptr, v.data() + n);
+        gather(task.rows(grad, 1, 0).from(n), R, line, nullptr, g.data() + n);
+        gather(task.rows(out, 1, 0).from(n), R, line, nullptr, dq.data() + n);
+        store(means.data() + n, dot(g.data() + n, dq.data() + n, R, line));
+        scatter(k.data() + n, R, line, nullptr, one, nullptr, one, LANES, key_rows.from(n));
       }
-      gather(task, qkv, 3, 0, q.data());
-      gather(task, qkv, 3, 1, k.data());
-      gradients[index] = unprepare(dq.data(), q.data(), plan, temperature, size, scratch.data());
-      unprepare(dk.data(), k.data(), plan, temperature, 1 / LOG2E, scratch.data());
-      const float* parts[3] = {dq.data(), dk.data(), dv.data()};
-      for (int part = 0; part < 3; part++)
-        for (int n = 0; n < N; n++) {
-          T* row = to + task.place(n, 3, part);
-          for (int r = 0; r < R; r++) narrow(parts[part][n * int64_t(wide) + r], row + r);
+      for (int j0 = 0; j0 < N; j0 += BACK_KEYS) {
+        int count = N - j0 < BACK_KEYS ? N - j0 : BACK_KEYS, vectors = up(count, LANES) / LANES;
+        for (int n0 = 0; n0 < N; n0 += BACK_QUERIES) {
+          int queries = N - n0 < BACK_QUERIES ? N - n0 : BACK_QUERIES;
+          float *weight = weights.data(), *slope = slopes.data();
+          product(q.data() + n0, 1, line, k.data() + j0, line, queries, vectors, R, {weight, BACK_KEYS});
+          product(g.data() + n0, 1, line, v.data() + j0, line, queries, vectors, R, {slope, BACK_KEYS});
+          for (int i = 0; i < queries; i++) {
+            float minus = log[n0 + i], mean = means.data()[n0 + i];
+            for (int u = i * BACK_KEYS; u < i * BACK_KEYS + vectors * LANES; u += LANES) {
+              Vector p = power(load(weight + u) - minus);
+              store(weight + u, p);
+              store(slope + u, p * (load(slope + u) - mean));
+            }
+          }
+          product(q.data() + n0, line, 1, slope, BACK_KEYS, R, vectors, queries, {dk.data() + j0, line, n0 > 0});
+          product(g.data() + n0, line, 1, weight, BACK_KEYS, R, vectors, queries, {dv.data() + j0, line, n0 > 0});
+          product(slope, BACK_KEYS, 1, keys.data() + int64_t(j0) * wide, wide, queries, wide / LANES, count,
+                  {of_q.data() + int64_t(n0) * wide, wide, j0 > 0});
         }
+      }
+      Vector warmer{};
+      for (int n = 0; n < tokens; n += LANES) {
+        int count = N - n < LANES ? N - n : LANES;
+        gather(of_q_rows.from(n), R, line, nullptr, dq.data() + n);
+        warmer += unprepare(dq.data() + n, q.data() + n, plan, n, temperature, length, size, load(q_norms.data() + n),
+                            count, task.rows(to, 3, 0));
+        unprepare(dk.data() + n, k.data() + n, plan, n, temperature, 1, 1 / LOG2E, load(k_norms.data() + n), count,
+                  task.rows(to, 3, 1));
+        scatter(dv.data() + n, R, line, nullptr, one, nullptr, one, count, task.rows(to, 3, 2).from(n));
+      }
+      gradients[index] = total(warmer);
     }
   }
 }
@@ -347,13 +272,13 @@ extern "C" {
   void attention_##NAME(const void* qkv, const void* temperature, const void* table, void* out, void* logs, int B,     \
                         int H, int W, int heads, int R, int f, int threads) {                                          \
     forward((const T*)qkv, (const float*)temperature, (const float*)table, (T*)out, (float*)logs,                      \
-            Shape{B, H, W, heads, R, f}, threads);                                                                     \
+            Shape(B, H, W, heads, R, f), threads);                                                                     \
   }                                                                                                                    \
   void attention_backward_##NAME(const void* grad, const void* qkv, const void* temperature, const void* table,        \
                                  const void* out, const void* logs, void* to, void* gradients, int B, int H, int W,    \
                                  int heads, int R, int f, int threads) {                                               \
     backward((const T*)grad, (const T*)qkv, (const float*)temperature, (const float*)table, (const T*)out,             \
-             (const float*)logs, (T*)to, (float*)gradients, Shape{B, H, W, heads, R, f}, threads);                     \
+             (const float*)logs, (T*)to, (float*)gradients, Shape(B, H, W, heads, R, f), threads);                     \
   }
 
 ATTENTION(f32, float)

@@ -30,7 +30,7 @@ SUFFIX = {torch.float32: "f32", torch.bfloat16: "bf16", torch.float64: "f64"}
 """What a function of a kernel ends in, by its element type. No kernel has all of them."""
 _LOADED: set[str] = set()
 """Kernels that this process has asked for and got."""
-FLAGS = ("-O3", "-march=native", "-std=c++17", "-fPIC")
+FLAGS = ("-O3", "-march=native", "-fno-math-errno", "-std=c++17", "-fPIC")
 THREADED = ("-fopenmp",)
 """Compiled in but not linked: torch has loaded the one OpenMP runtime that a process should have, and its symbols are
 found when the kernel is loaded. A compiler that speaks to another runtime builds a kernel of one thread instead."""

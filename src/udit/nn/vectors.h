@@ -1,5 +1,7 @@
 // What the kernels share: element types, vectors of floats, memory on cache lines.
 
+#pragma once
+
 #include <cmath>
 #include <cstdint>
 #include <cstring>
