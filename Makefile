@@ -50,8 +50,9 @@ digits: install  ## Trains every family on the digits and scores it; what is mea
 test: install  ## Runs the fast tests on two processes
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
 
-test-slow: install-export  ## Runs the slow tests: kills, disk faults, full sizes (some need strace)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slow --timeout 900
+# A file's tests stay in one process: they share runs, traces and models that take long to make.
+test-slow: install-export  ## Runs the slow tests on two processes: kills, disk faults, full sizes (some need strace)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slow -n 2 --dist loadfile --timeout 900
 
 check: install  ## Lints, checks the format and the types
 	$(BIN)/ruff check

@@ -6,12 +6,12 @@ A family's tiny row (``NAME-tiny``) runs; every row is built at full size on the
 from __future__ import annotations
 
 import copy
+import functools
 import json
 import os
 import re
 import subprocess
 import sys
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,7 @@ from udit.config.model import ModelConfig
 from udit.config.run import model_from
 from udit.diffusion.cache import StepCache
 from udit.diffusion.conditions import gather
-from udit.models.build import checkpoint_activations
+from udit.models.build import checkpoint_activations, compile_blocks
 
 TINY = [name for name in CATALOG if name.endswith("-tiny")]
 FULL = [name for name in CATALOG if name not in TINY]
@@ -154,6 +154,25 @@ def test_exported_program_takes_any_batch(model: nn.Module) -> None:
     torch.testing.assert_close(program.module()(*two), model(*two))
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("form", ["infers", "trains"])
+def test_blocks_compile_without_a_graph_break(model: nn.Module, form: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    from torch._dynamo.utils import counters
+
+    # tracing alone finds breaks, and is a tenth of compiling
+    monkeypatch.setattr(nn.Module, "compile", functools.partialmethod(nn.Module.compile, backend="eager"))
+    model = udit.fuse(model) if form == "infers" else model.train()
+    given = inputs(model.config)
+    with torch.set_grad_enabled(form == "trains"):
+        expected = model(*given)
+        torch._dynamo.reset()
+        counters.clear()
+        out = compile_blocks(model)(*given)
+    torch.testing.assert_close(out, expected, atol=1e-5, rtol=1e-5)
+    assert counters["stats"]["unique_graphs"] > 0
+    assert not counters["graph_break"]
+
+
 @pytest.mark.parametrize("size", [(8, 16), (16, 8), (9, 8), (7, 7)], ids=str)
 @torch.no_grad()
 def test_other_sizes_run_or_are_told_in_one_line(model: nn.Module, size: tuple[int, int]) -> None:
@@ -255,7 +274,7 @@ SLOW += ("U-DiT-L", "U-DiT-L-vanilla", "U-DiT-B-vanilla", "U-ViT-L/4", "U-ViT-L/
 """Rows like a quicker one."""
 
 
-@cache
+@functools.cache
 def counted(name: str) -> Cost:
     return cost(CATALOG[name].config)
 

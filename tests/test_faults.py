@@ -144,9 +144,9 @@ def test_frozen_rank_ends_the_run_within_the_timeout(tmp_path: Path, data: list[
     wait_for_steps(tmp_path, 3, processes)
     processes[1].send_signal(signal.SIGSTOP)
     _, errors = processes[0].communicate(timeout=60)
-    assert "rank 0 of 2 lost a peer" in one_error(errors)
     processes[1].kill()
     finish(processes)
+    assert "rank 0 of 2 lost a peer" in one_error(errors)
 
 
 def test_second_trainer_in_the_same_folder_is_kept_out(tmp_path: Path, data: list[str]) -> None:
