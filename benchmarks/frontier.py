@@ -1,34 +1,34 @@
 """Scores and times ways of drawing from a flow-matching run of a U-DiT: from 250 ancestral steps to a few cached ones.
 
-python benchmarks/frontier.py RUN [--beside RUN ...]    measures what frontier.json lacks; cut it anywhere, run it again
-python benchmarks/frontier.py --page                    writes docs/sampling.md and its picture from frontier.json
+python benchmarks/frontier.py RUN [--beside RUN ...]            scores what frontier.json lacks; cut it, run it again
+python benchmarks/frontier.py RUN [--beside RUN ...] --clock    one more round of the clock over all that is scored
+python benchmarks/frontier.py --page                            writes docs/sampling.md and its picture from the record
 
 Scores are ``udit tune``'s: all ways draw pictures of the same seeds. The ancestral steps are DDPM's, walked by the very
 same weights: where a variance-preserving x_t has the ratio of noise to signal r, the linear path's at t = r / (1 + r)
 is the same picture scaled, and the network is handed that. Each run named with --beside is drawn from by a 50-step
-solver, without a cache and with two calibrated ones. Seconds are of one processor thread; those of the clock's section
-are from interleaved rounds of one batch, and the baseline's from a few steps of the literal network, multiplied.
+solver, without a cache and with calibrated ones. Seconds are of one processor thread, medians of the rounds; the
+baseline's are a few steps of the literal network, multiplied.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import platform
 import time
 from collections.abc import Callable
 from datetime import date
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 import torch
-from frontier_page import ANCESTRAL, write_page
+from frontier_page import ANCESTRAL, LITERAL, OURS, write_page
 from literal import LiteralUDiT
 from torch import Tensor
 
 import udit
 from udit.assemble import System
+from udit.bench.report import machine
 from udit.config.diffusion import SamplingConfig
 from udit.config.quality import LOSSES, Scored, fastest
 from udit.diffusion.denoise import Backbone, Denoiser
@@ -41,7 +41,6 @@ from udit.tuning import STEPS, Scale, ways
 
 RECORD = Path(__file__).with_suffix(".json")
 LOSS = LOSSES["best"]
-ROUNDS = 3
 
 
 class OnTheFlowPath:
@@ -74,6 +73,7 @@ def main() -> None:
     parser.add_argument("--steps", default=",".join(map(str, STEPS)), help="evaluations of few-step solvers, e.g. 5,9")
     parser.add_argument("--batch", type=int, default=16, help="pictures of the clock's rounds")
     parser.add_argument("--beside", type=Path, action="append", default=[], help="runs whose cache is shown beside")
+    parser.add_argument("--clock", action="store_true", help="time what is scored, once more")
     parser.add_argument("--page", action="store_true", help="write the page")
     asked = parser.parse_args()
     if asked.page:
@@ -82,10 +82,13 @@ def main() -> None:
     if asked.run is None and not asked.beside:
         parser.error("name a run, or --page")
     torch.set_num_threads(1)
-    if asked.run is not None:
-        measure(asked.run, asked.n, [int(count) for count in asked.steps.split(",")], asked.batch)
-    for run in asked.beside:
-        caching(run.name, run, asked.n, asked.batch)
+    few = [int(count) for count in asked.steps.split(",")]
+    runs = [("frontier", asked.run, few)] if asked.run is not None else []
+    for section, run, steps in [*runs, *((run.name, run, []) for run in asked.beside)]:
+        if asked.clock:
+            clock(section, run, asked.batch)
+        else:
+            measure(section, run, asked.n, steps)
 
 
 def read() -> dict[str, Any]:
@@ -122,6 +125,7 @@ class Rows:
             raise SystemExit(f"{RECORD} holds {section} of other weights or another protocol; remove it to begin anew")
         facts = {
             "model": scale.system.config.model.family,
+            "run": run.name,
             "step": scale.system.config.steps,
             "date": str(date.today()),
         }
@@ -165,48 +169,36 @@ def fifty(system: System) -> SamplingConfig:
     return SamplingConfig(sampler="flow-euler", steps=50, guidance=system.config.sampling.guidance)
 
 
-def caches(scale: Remembering, plain: Scored) -> dict[str, Any]:
-    """The plain way, one with the deep part cached, and one with the guidance kept as well."""
+def caches(scale: Remembering) -> dict[str, str | None]:
+    """A 50-step solver: the plain way, one with the deep part cached, and one with the guidance kept as well."""
+    plain = scale.weigh(fifty(scale.system))
     deep, both = (scale.cache(plain, LOSS, guidance=guidance) for guidance in (False, True))
     found = {"plain": plain, "deep": deep, "deep and guidance": both}
     return {name: None if scored is None else named(scored.sampling) for name, scored in found.items()}
 
 
-def caching(section: str, run: Path, n: int, batch: int) -> None:
-    """A 50-step solver with and without caches, and the clock of these three."""
+def measure(section: str, run: Path, n: int, steps: list[int]) -> None:
+    """Scores of the first run, for which steps are given: every way; of one beside it: its caches."""
     scale = remembering(scale_of(run, n), section, run)
-    found = caches(scale, scale.weigh(fifty(scale.system)))
-    keep(section, {"caches": found})
-    if "clock" not in read()[section]:
-        keep(section, {"clock": clock(scale.system, batch, {name: way for name, way in found.items() if way})})
-
-
-def measure(run: Path, n: int, steps: list[int], batch: int) -> None:
-    """Everything of the first run."""
-    scale = remembering(scale_of(run, n), "frontier", run)
-    found = caches(scale, scale.weigh(fifty(scale.system)))
-    keep("frontier", {"caches": found})
+    keep(section, {"caches": caches(scale)})
+    if not steps:
+        return
     tried = [scale.weigh(how) for how in ways(scale.system.config.sampling, "flow", steps)]
     scale.rows.get(ANCESTRAL, lambda: _ancestral(scale))
     best = min(tried, key=lambda each: each.distance)
     for loss in LOSSES.values():
         if scored := scale.cache(fastest(tried, loss, best), LOSS, guidance=True):
             tried.append(scored)
-    picks = {level: named(fastest(tried, loss, best).sampling) for level, loss in LOSSES.items()}
-    keep("frontier", {"picks": picks})
-    if "clock" not in read()["frontier"]:
-        timed = {name: way for name, way in (found | picks).items() if way}
-        keep("frontier", {"clock": clock(scale.system, batch, timed, *reference_of(run))})
 
 
 def reference_of(run: Path) -> tuple[str, Backbone]:
     """The literal network with a run's weights, folded; ours where there is no literal one, which has three levels."""
     system = udit.load(run)
     if getattr(system.config.model, "levels", 0) != 3:
-        return "our fused network", system.fused().backbone
+        return OURS, system.fused().backbone
     literal = LiteralUDiT(system.config.model)
     literal.load_state_dict(export_published(system.backbone))
-    return "the literal U-DiT", literal.fold()
+    return LITERAL, literal.fold()
 
 
 def _ancestral(scale: Scale) -> Scored:
@@ -230,39 +222,38 @@ def _ancestral(scale: Scale) -> Scored:
     )
 
 
-def clock(
-    system: System, batch: int, timed: dict[str, str], name: str = "", network: Backbone | None = None
-) -> dict[str, Any]:
-    """Processor seconds a picture, medians of interleaved rounds; of a network 250 times a guided step's."""
-    classes = system.config.model.num_classes
-    labels = [i % classes for i in range(batch)]
-    seconds: dict[str, list[float]] = {}
+def clock(section: str, run: Path, batch: int) -> None:
+    """One more round of a section's clock: processor seconds a picture of every way, once each.
 
-    def took(name: str, work: Callable[[], object], times: float = 1) -> None:
-        start = time.process_time()
-        work()
-        seconds.setdefault(name, []).append((time.process_time() - start) * times / batch)
-
-    model, y = system.config.model, torch.tensor(labels)
-    given, doubled = torch.randn(2 * batch, model.in_channels, *model.size), torch.cat([y, torch.full_like(y, classes)])
-    t = torch.full((2 * batch,), 500.0)
-    for _ in range(ROUNDS):
-        if network is not None:
-            with torch.no_grad():
-                took(ANCESTRAL, lambda: [network(given, t, doubled) for _ in range(2)], 250 / 2)
-        for label, way in timed.items():
-            how = SamplingConfig(**json.loads(way))
-            took(label, lambda how=how: list(system.generate(range(batch), labels, sampling=how, batch_size=batch)))
-    return {
-        "median": {name: median(each) for name, each in seconds.items()},
-        "rounds": seconds,
-        "baseline": name,
-        "batch": batch,
-        "machine": platform.machine(),
-        "threads": torch.get_num_threads(),
-        "torch": torch.__version__,
-        "date": str(date.today()),
-    }
+    The ancestral steps' are 250 times those of a guided step of the literal network, the mean of two.
+    """
+    record, system = read()[section], udit.load(run).fused()
+    if record["about"]["weights"] != fingerprint(system.backbone):
+        raise SystemExit(f"{RECORD} holds {section} of other weights than those of {run}")
+    about = {"batch": batch, "machine": machine(), "baseline": ""}
+    model = system.config.model
+    labels = [i % model.num_classes for i in range(batch)]
+    work: dict[str, tuple[Callable[[], object], float]] = {}
+    for name, row in record["rows"].items():
+        how = Scored.model_validate(row).sampling
+        work[name] = lambda how=how: list(system.generate(range(batch), labels, sampling=how, batch_size=batch)), 1
+    if ANCESTRAL in work:
+        about["baseline"], network = reference_of(run)
+        given, t = torch.randn(2 * batch, model.in_channels, *model.size), torch.full((2 * batch,), 500.0)
+        y = torch.tensor([*labels, *[model.num_classes] * batch])
+        work[ANCESTRAL] = lambda: [network(given, t, y) for _ in range(2)], 250 / 2
+    found = record.get("clock", {"rounds": {}, **about})
+    if any(found[name] != value for name, value in about.items()):
+        raise SystemExit(f"{RECORD} holds other rounds of {section}; remove its clock to begin anew")
+    with torch.no_grad():
+        for do, _ in list(work.values())[-2:]:  # warms up
+            do()
+        for name, (do, times) in work.items():
+            start = time.process_time()
+            do()
+            found["rounds"].setdefault(name, []).append((time.process_time() - start) * times / batch)
+            print(f"{section}, {name}: {1e3 * found['rounds'][name][-1]:.1f} ms a picture", flush=True)
+    keep(section, {"clock": found})
 
 
 if __name__ == "__main__":

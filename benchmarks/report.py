@@ -1,4 +1,4 @@
-"""Writes docs/performance.md from the measurements in docs/performance/*.json; ``make performance`` makes both."""
+"""Writes docs/performance.md from docs/performance/*.json, which ``make performance`` makes, and from frontier.json."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ import math
 import statistics
 from pathlib import Path
 from typing import Any
+
+from frontier_page import whole_images
 
 from udit.bench.report import comparisons, markdown
 
@@ -37,7 +39,8 @@ def main() -> None:
         path.stem: json.loads(path.read_text(encoding="utf-8"))
         for path in sorted((ROOT / "performance").glob("*.json"))
     }
-    lines = [INTRO, "## In short\n", *summary(found), ""]
+    drawn = json.loads((Path(__file__).parent / "frontier.json").read_text(encoding="utf-8"))
+    lines = [INTRO, "## In short\n", *summary(found), "", "## Whole images\n", *whole_images(drawn), ""]
     for name, content in found.items():
         lines += [f"## {name.replace('-', ' ')}\n", f"`{content['command']}`\n", *growth(content), markdown(content)]
     (ROOT / "performance.md").write_text("\n".join(lines), encoding="utf-8")
