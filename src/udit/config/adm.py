@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
@@ -15,7 +15,6 @@ if TYPE_CHECKING:
 class ADMConfig(ModelConfig):
     """ADM of any size; the defaults are the class-conditional model of 64x64 pixels."""
 
-    has_graph: ClassVar[bool] = False
     family: Literal["ADM"] = "ADM"
     in_channels: PositiveInt = 3
     input_size: PositiveInt | tuple[PositiveInt, PositiveInt] = 64
