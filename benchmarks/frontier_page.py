@@ -57,7 +57,10 @@ The other three rows are the quickest ways within 50, 10 and 2 % of the best sco
 """
 CACHES = """\
 Euler's 50 steps, guided at all of them. Caches are calibrated to a loss of 2 % of the score: distance at most so
-much larger, agreement at most so much smaller, on the same seeds. Speed is of interleaved rounds.
+much larger, agreement at most so much smaller, on the same seeds. Speed is the median of the rounds' own ratios and
+their ends. The rule is the same for all networks; the DiT has 2.5 million weights and 110 million MACs beside
+the U-DiT's 2.4 and 85, and is the run of `udit train fashion-mnist training.batch_size=32
+'model={family: DiT, width: 128, depth: 8, heads: 4, patch: 2}'`, stopped at the step that is given with its table.
 """
 MEASURED = """\
 The rest of this page is written by `python benchmarks/frontier.py --page` from
@@ -203,17 +206,29 @@ def caching(record: dict[str, Any]) -> Iterator[str]:
             yield (
                 f"| {'none' if cache == 'plain' else cache} | {told(each.sampling)[2]} | {score(each)} | "
                 f"{100 * (each.distance / plain.distance - 1):+.1f} % | {1e3 * each.seconds:.1f} | "
-                f"{plain.seconds / each.seconds:.2f}x |"
+                f"{span(cached(section)[cache])} |"
             )
-        fast = " and by ".join(cache for cache, speed in cached(section).items() if speed >= CACHED)
-        yield f"\nAt least {CACHED:g}x asked for: {f'**reached** by {fast}' if fast else '**missed**'}.\n"
+        fast = [cache for cache, speeds in cached(section).items() if min(speeds) >= CACHED]
+        yield (
+            f"\nAt least {CACHED:g}x asked for, in every round: "
+            f"{f'**reached** by {fast[-1]}' if fast else '**missed**'}.\n"
+        )
 
 
-def cached(section: dict[str, Any]) -> dict[str, float]:
-    """How much faster the 50-step solver is by each cache that keeps within the loss."""
-    ways = scored(section)
-    plain = ways[section["caches"]["plain"]].seconds
-    return {cache: plain / ways[name].seconds for cache, name in section["caches"].items() if name and cache != "plain"}
+def cached(section: dict[str, Any]) -> dict[str, list[float]]:
+    """How much faster the 50-step solver is by each cache that keeps within the loss, round by round."""
+    rounds = section.get("clock", {}).get("rounds") or {name: [row["seconds"]] for name, row in section["rows"].items()}
+    plain = rounds[section["caches"]["plain"]]
+    return {
+        cache: [slow / quick for slow, quick in zip(plain, rounds[name], strict=True)]
+        for cache, name in section["caches"].items()
+        if name
+    }
+
+
+def span(speeds: list[float]) -> str:
+    """Median and ends."""
+    return f"{median(speeds):.2f}x ({min(speeds):.2f} to {max(speeds):.2f})"
 
 
 def whole_images(record: dict[str, Any]) -> Iterator[str]:
@@ -228,9 +243,8 @@ def whole_images(record: dict[str, Any]) -> Iterator[str]:
         + " (`udit sample --quality`), one thread."
     )
     for each in record.values():
-        speeds = (
-            ", ".join(f"{cache} {speed:.2f}x" for cache, speed in cached(each).items()) or "nothing within the loss"
-        )
+        found = {cache: span(speeds) for cache, speeds in cached(each).items() if cache != "plain"}
+        speeds = ", ".join(map(" ".join, found.items())) or "no cache"
         yield (
             f"- Step caching on top of 50 steps, {each['facts']['model']} of the run {each['facts']['run']}, within "
             f"2 % of the score: {speeds}; {CACHED:g}x was asked for."
