@@ -126,3 +126,19 @@ def test_a_layer_that_is_hooked_or_replaced_is_called() -> None:
     layer.register_forward_pre_hook(lambda _, given: (2 * given[0],))
     torch.testing.assert_close(affine(x, layer), F.linear(2 * x, layer.weight, layer.bias))
     assert affine(x, nn.Sequential(nn.Linear(8, 3), nn.Tanh())).shape == (40, 3)
+
+
+def test_an_exported_program_is_not_bound_to_a_number_of_rows() -> None:
+    batch = torch.export.Dim("batch", min=2)
+    program = torch.export.export(_Affine(), (torch.randn(4, 8),), dynamic_shapes=({0: batch},))
+    assert program.module()(torch.randn(2 * ROWS, 8)).shape == (2 * ROWS, 8)
+    assert not any("udit" in str(node.target) for node in program.graph.nodes)
+
+
+class _Affine(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(8, 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return affine(x, self.layer)

@@ -35,8 +35,8 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     Returns:
         [..., O].
     """
-    ours = x.device.type == "cpu" and x.dtype == weight.dtype == torch.float32 and x.numel() >= ROWS * x.shape[-1]
-    if ours and not torch.is_autocast_enabled("cpu") and native.compiled("linear"):
+    ours = x.device.type == "cpu" and x.dtype == weight.dtype == torch.float32 and native.compiled("linear")
+    if ours and not torch.is_autocast_enabled("cpu") and x.numel() >= ROWS * x.shape[-1]:
         return torch.ops.udit.linear(x, weight, bias)
     return F.linear(x, weight, bias)
 
