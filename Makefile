@@ -77,7 +77,9 @@ performance: install  ## Measures what docs/performance.md tells, and writes it 
 	$(MEASURE) U-DiT-B --batch 1,4,16 $(LITERAL) --compiled --rounds 2 --json $(PAGE)/forward-B.json
 	$(MEASURE) U-DiT-L --batch 1,4 $(LITERAL) --compiled --rounds 1 --json $(PAGE)/forward-L.json
 	$(MEASURE) U-DiT-S $(LITERAL) --baseline DiT-S/2 --baseline diffusers:DiTTransformer2DModel \
-	  --size 16,32,64,128 --rounds 2 --json $(PAGE)/growth-forward.json
+	  --size 16,32,64 --rounds 3 --json $(PAGE)/growth-forward.json
+	$(MEASURE) U-DiT-S --baseline DiT-S/2 --baseline diffusers:DiTTransformer2DModel \
+	  --size 32,64,128 --rounds 2 --json $(PAGE)/growth-forward-to-128.json
 	$(MEASURE) U-DiT-S --baseline DiT-S/2 --baseline diffusers:DiTTransformer2DModel --work train \
 	  --size 16,32,64,128 --rounds 2 --json $(PAGE)/growth-training.json
 	$(MEASURE) U-DiT-B --compiled --work forward --work train --rounds 2 --json $(PAGE)/compiling-B.json
