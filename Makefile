@@ -63,7 +63,8 @@ bench: install  ## Times U-DiT-S against a literal U-DiT and diffusers' DiT, for
 	$(BIN)/python -m udit bench U-DiT-S --work forward --work train --compiled --baseline benchmarks/literal.py:LiteralUDiT \
 	  --baseline diffusers:DiTTransformer2DModel
 
-# One thread: on a machine with other work a second one mostly waits for the first.
+# One thread: on a machine with other work a second one mostly waits for the first. The literal network is left out at
+# 128x128, where its attention matrices ask for more than 24 GB while they are profiled.
 MEASURE := $(BIN)/python -m udit bench --threads 1
 LITERAL := --baseline benchmarks/literal.py:LiteralUDiT
 PAGE := docs/performance

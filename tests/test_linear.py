@@ -6,6 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.modules.module import register_module_forward_pre_hook
 from torch.utils.flop_counter import FlopCounterMode
 
 from udit.nn import linear as module
@@ -126,6 +127,10 @@ def test_a_layer_that_is_hooked_or_replaced_is_called() -> None:
     layer.register_forward_pre_hook(lambda _, given: (2 * given[0],))
     torch.testing.assert_close(affine(x, layer), F.linear(2 * x, layer.weight, layer.bias))
     assert affine(x, nn.Sequential(nn.Linear(8, 3), nn.Tanh())).shape == (40, 3)
+    layer, calls = nn.Linear(8, 8), []
+    with register_module_forward_pre_hook(lambda module, _: calls.append(module)):
+        affine(x, layer)
+    assert calls == [layer]
 
 
 def test_an_exported_program_is_not_bound_to_a_number_of_rows() -> None:

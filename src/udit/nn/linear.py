@@ -13,6 +13,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.modules.module import _has_any_global_hook
 from torch.utils.flop_counter import register_flop_formula
 
 from udit.nn import native
@@ -44,10 +45,11 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 def affine(x: Tensor, layer: nn.Module) -> Tensor:
     """``layer(x)`` through ``linear``, x [..., I] -> [..., O].
 
-    A layer that was put in another's place, for low-rank adaption or quantisation, or that has hooks is simply called.
+    A layer that was put in another's place, for low-rank adaption or quantisation, or that somebody watches by hooks,
+    its own or those of all modules, is simply called.
     """
-    watched = layer._forward_hooks or layer._forward_pre_hooks or layer._backward_hooks or layer._backward_pre_hooks
-    if type(layer) is not nn.Linear or watched:
+    hooks = layer._forward_hooks, layer._forward_pre_hooks, layer._backward_hooks, layer._backward_pre_hooks
+    if type(layer) is not nn.Linear or any(hooks) or _has_any_global_hook():
         out: Tensor = layer(x)
         return out
     return linear(x, layer.weight, layer.bias)
