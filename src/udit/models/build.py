@@ -78,7 +78,7 @@ def checkpoint_activations(model: nn.Module, recompute: Recompute = True) -> Non
     Args:
         model: a network of the catalogue.
         recompute: false keeps all; selective makes norms, modulation, GELU and depthwise convolutions again, about a
-            third less memory for a tenth more time; true makes whole blocks again, the least memory for a third more
+            quarter less memory for a tenth more time; true makes whole blocks again, the least memory for a third more
             time.
     """
     for module in model.modules():
