@@ -25,6 +25,8 @@ settings.load_profile("tests")
 
 DATA = Path(__file__).parent / "data"
 Told = Callable[..., str]
+needs_compiler = pytest.mark.skipif(native.find_compiler() is None, reason="no C++ compiler")
+"""For what compares a kernel with itself; without a compiler, all else must still pass."""
 LAUNCHER = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 """What a launcher of several processes sets."""
 
@@ -128,3 +130,11 @@ def succeeds(capsys: pytest.CaptureFixture[str], *words: str) -> str:
 def release_keys(size: str) -> dict[str, list[int]]:
     """{key: shape} of the U-DiT release's state dict, in its order; ``size`` is s, b or l."""
     return json.loads(gzip.decompress((DATA / f"udit-{size}-keys.json.gz").read_bytes()))
+
+
+def gradients(function: object, *inputs: Tensor, weights: Tensor) -> list[Tensor]:
+    """The function's output, and every input's gradient of its sum weighted so."""
+    inputs = tuple(tensor.detach().clone().requires_grad_() for tensor in inputs)
+    out = function(*inputs)  # type: ignore[operator]
+    (out * weights.to(out.dtype)).sum().backward()
+    return [out.detach(), *(tensor.grad for tensor in inputs)]

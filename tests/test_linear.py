@@ -9,22 +9,14 @@ from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_pre_hook
 from torch.utils.flop_counter import FlopCounterMode
 
+from conftest import gradients, needs_compiler
 from udit.nn import linear as module
 from udit.nn import native
 from udit.nn.linear import ROWS, affine, linear
 
-needs_compiler = pytest.mark.skipif(native.find_compiler() is None, reason="no C++ compiler")
-
 
 def draw(rows: int, inner: int, outer: int) -> tuple[Tensor, Tensor, Tensor]:
     return torch.randn(rows, inner), torch.randn(outer, inner), torch.randn(outer)
-
-
-def gradients(function: object, *inputs: Tensor, weights: Tensor) -> list[Tensor]:
-    inputs = tuple(tensor.detach().clone().requires_grad_() for tensor in inputs)
-    out = function(*inputs)  # type: ignore[operator]
-    (out * weights.to(out.dtype)).sum().backward()
-    return [out.detach(), *(tensor.grad for tensor in inputs)]
 
 
 @pytest.mark.parametrize(
@@ -76,6 +68,7 @@ def test_not_a_number_stays_in_its_row() -> None:
     assert not out[[*range(7), *range(8, 40)]].isnan().any()
 
 
+@needs_compiler
 def test_any_number_of_threads_gives_the_same_bits() -> None:
     inputs, weights = draw(1000, 70, 90), torch.randn(1000, 90)
     results = []
@@ -83,9 +76,8 @@ def test_any_number_of_threads_gives_the_same_bits() -> None:
         torch.set_num_threads(threads)
         results.append(gradients(linear, *inputs, weights=weights)[:2])
     torch.set_num_threads(1)
-    if native.kernel("linear"):
-        for other in results[1:]:
-            assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
+    for other in results[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
 
 
 @pytest.mark.parametrize("rows", [ROWS - 1, ROWS])
