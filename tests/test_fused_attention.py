@@ -40,12 +40,17 @@ def outcome(
     return [out.detach(), *(x.grad for x in given if x is not None)]
 
 
-def check(qkv: Tensor, temperature: Tensor | None, *rest: object) -> None:
-    """As near to float64 as torch's own float32 is, to a factor of three."""
-    mine, theirs = (outcome(function, qkv, temperature, *rest) for function in (fused_attention, by_torch))
-    exact = outcome(by_torch, qkv, temperature, *rest, dtype=torch.float64)
-    for ours, torchs, true in zip(mine, theirs, exact, strict=True):
-        assert (ours - true).abs().max() <= 3 * (torchs - true).abs().max() + 1e-6 * true.abs().max()
+def check(qkv: Tensor | list[Tensor], temperature: Tensor | None, *rest: object) -> None:
+    """As near to float64 as torch's own float32 is, to a factor of three, the worst of some draws compared."""
+    errors: list[list[tuple[float, float, float]]] = []
+    for drawn in [qkv] if isinstance(qkv, Tensor) else qkv:
+        mine, theirs = (outcome(function, drawn, temperature, *rest) for function in (fused_attention, by_torch))
+        exact = outcome(by_torch, drawn, temperature, *rest, dtype=torch.float64)
+        off = ((ours - true, torchs - true, true) for ours, torchs, true in zip(mine, theirs, exact, strict=True))
+        errors.append([(float(a.abs().max()), float(b.abs().max()), float(c.abs().max())) for a, b, c in off])
+    for draws in zip(*errors, strict=True):
+        ours, torchs, true = (max(values) for values in zip(*draws, strict=True))
+        assert ours <= 3 * torchs + 1e-6 * true
 
 
 @pytest.mark.parametrize("cosine", [True, False])
@@ -66,12 +71,19 @@ def test_heads_of_odd_width_are_those_of_torch(channels: int) -> None:
 
 @pytest.mark.parametrize("aligned", [1.0, -1.0])
 def test_temperatures_from_cold_to_the_bound_underflow_nothing(aligned: float) -> None:
-    """All logits near the bound, or all near minus the bound: what the largest is does not matter to weights."""
-    q = torch.nn.functional.normalize(torch.randn(8), dim=0)
-    qkv = torch.randn(1, 20, 15, 3, 2, 8)
-    qkv[..., 0, :, :] = q + 0.1 * torch.randn(1, 20, 15, 2, 8)
-    qkv[..., 1, :, :] = aligned * (q + 0.1 * torch.randn(1, 20, 15, 2, 8))
-    check(qkv.flatten(3), torch.tensor([1e-3, 100.0]), None, 2, 1)
+    """All logits near the bound, or all near minus the bound: what the largest is does not matter to weights.
+
+    40 is near the most that does without the largest. Of several draws: a cold head's gradient of the temperature is a
+    sum that cancels, and one float32 answer may be right by luck.
+    """
+    draws = []
+    for _ in range(8):
+        q = torch.nn.functional.normalize(torch.randn(8), dim=0)
+        qkv = torch.randn(1, 20, 15, 3, 3, 8)
+        qkv[..., 0, :, :] = q + 0.1 * torch.randn(1, 20, 15, 3, 8)
+        qkv[..., 1, :, :] = aligned * (q + 0.1 * torch.randn(1, 20, 15, 3, 8))
+        draws.append(qkv.flatten(3))
+    check(draws, torch.tensor([1e-3, 40.0, 100.0]), None, 3, 1)
 
 
 @pytest.mark.parametrize("size", [0.0, 1e-30, 1e-18, 1e18])

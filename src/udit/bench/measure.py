@@ -29,6 +29,7 @@ KINDS: Mapping[str, tuple[str, ...]] = {
     ),
     "matrix product": (
         "udit::linear",
+        "udit::convolution",
         "aten::addmm",
         "aten::mm",
         "aten::mkldnn",

@@ -16,8 +16,9 @@ from udit.config.dic import DiCConfig
 from udit.nn import init
 from udit.nn.blocks import run
 from udit.nn.conditioning import Modulation, VectorConditioner, modulated_norm
-from udit.nn.conv import GatedConvBlock
-from udit.nn.tokens import Merge, Split, to_first, to_last
+from udit.nn.conv import GatedConvBlock, Merge, Split
+from udit.nn.convolution import convolved
+from udit.nn.tokens import to_first, to_last
 
 
 class Stage(nn.Module):
@@ -125,5 +126,5 @@ class DiC(nn.Module):
         """Full resolution out: [B, H, W, D] and the skips -> [B, out_channels, H, W]."""
         if skips is not None:
             x = cast(Stage, self.decoder[0]).decode(x, cond.decoder[0], skips)
-        x = to_last(self.mix(to_first(x)))
-        return self.out(to_first(modulated_norm(x, *cond.out)))
+        x = convolved(x, self.mix)
+        return to_first(convolved(modulated_norm(x, *cond.out), self.out))

@@ -18,8 +18,10 @@ from udit.nn import init
 from udit.nn.attention import Attention
 from udit.nn.blocks import run
 from udit.nn.conditioning import AdaLNBlock, Modulation, VectorConditioner, modulated_norm
+from udit.nn.conv import Merge, Split
+from udit.nn.convolution import convolved
 from udit.nn.linear import affine
-from udit.nn.tokens import Merge, Split, to_first, to_last
+from udit.nn.tokens import to_first, to_last
 
 Mods = Sequence[tuple[Modulation, Modulation]]
 
@@ -144,5 +146,5 @@ class UDiT(nn.Module):
         """Full resolution out: [B, H, W, D] and the skip -> [B, out_channels, H, W]."""
         if skip is not None:
             x = self.decoder[0](self.join(x, skip, 0), cond.decoder[0])
-        x = to_last(self.mix(to_first(x)))
-        return self.out(to_first(modulated_norm(x, *cond.out)))
+        x = convolved(x, self.mix)
+        return to_first(convolved(modulated_norm(x, *cond.out), self.out))

@@ -22,6 +22,7 @@ _DEAR = (
     "aten::addmm",
     "aten::bmm",
     "aten::convolution",
+    "udit::convolution",
     "aten::_scaled_dot_product",
     "udit::fused_attention",
     "udit::linear",

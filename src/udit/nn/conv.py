@@ -1,4 +1,4 @@
-"""Convolutional blocks under a condition.
+"""Convolutional blocks.
 
 Axes: B batch, H and W side lengths, D width, C width of the input. Maps are [B, H, W, D]; the convolutions see them as
 channels-first views.
@@ -11,8 +11,33 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from udit.nn.conditioning import Modulation
+from udit.nn.convolution import convolved
 from udit.nn.dropout import Dropout
 from udit.nn.tokens import to_first, to_last
+
+
+class Merge(nn.Module):
+    """Halves a map: 3x3 convolution to half the channels, then each 2x2 of pixels becomes channels (D -> 2 D)."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(width, width // 2, 3, padding=1, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, H, W, D] -> [B, H / 2, W / 2, 2 D]."""
+        return to_last(F.pixel_unshuffle(to_first(convolved(x, self.conv)), 2))
+
+
+class Split(nn.Module):
+    """Doubles a map: 3x3 convolution to twice the channels, then each four channels become 2x2 pixels (D -> D / 2)."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(width, 2 * width, 3, padding=1, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, H, W, D] -> [B, 2 H, 2 W, D / 2]."""
+        return to_last(F.pixel_shuffle(to_first(convolved(x, self.conv)), 2))
 
 
 def group_norm(width: int) -> nn.GroupNorm:
@@ -40,9 +65,9 @@ class GatedConvBlock(nn.Module):
     def forward(self, x: Tensor, mod: Modulation) -> Tensor:
         """x [B, H, W, C], ``condition``'s result -> [B, H, W, D]."""
         residual = x if self.shortcut is None else self.shortcut(x)
-        x = self.conv_in(F.gelu(self.norm_in(to_first(x))))
-        x = F.gelu(torch.addcmul(mod.shift, to_last(self.norm_out(x)), 1 + mod.scale))
-        return torch.addcmul(residual, mod.gate, to_last(self.conv_out(to_first(x))))
+        x = convolved(to_last(F.gelu(self.norm_in(to_first(x)))), self.conv_in)
+        x = F.gelu(torch.addcmul(mod.shift, to_last(self.norm_out(to_first(x))), 1 + mod.scale))
+        return torch.addcmul(residual, mod.gate, convolved(x, self.conv_out))
 
 
 class ResBlock(nn.Module):
@@ -80,13 +105,13 @@ class ResBlock(nn.Module):
         h = F.silu(self.norm_in(to_first(x)))
         if self.resample is not None:
             h, x = self.resample(h), to_last(self.resample(to_first(x)))
-        h = to_last(self.conv_in(h))
+        h = convolved(to_last(h), self.conv_in)
         if self.scale_shift:
             scale, shift = mod
             h = torch.addcmul(shift, to_last(self.norm_out(to_first(h))), 1 + scale)
         else:
             h = to_last(self.norm_out(to_first(h + mod[0])))
-        h = to_last(self.conv_out(to_first(self.dropout(F.silu(h)))))
+        h = convolved(self.dropout(F.silu(h)), self.conv_out)
         return (x if self.shortcut is None else self.shortcut(x)) + h
 
 
@@ -114,7 +139,7 @@ class ConvResample(nn.Module):
 
     def forward(self, x: Tensor, mod: tuple[Tensor, ...] = ()) -> Tensor:
         """[B, H, W, D] -> [B, H / 2, W / 2, D], or twice H and W."""
-        return to_last(self.conv(doubled(to_first(x)) if self.up else to_first(x)))
+        return convolved(to_last(doubled(to_first(x))) if self.up else x, self.conv)
 
 
 class ResidualAttention(nn.Module):

@@ -38,7 +38,7 @@ def depthwise(x: Tensor, kernel: Tensor, bias: Tensor, gelu: bool = False) -> Te
     """
     on_cpu = x.device.type == "cpu" and x.dtype in DTYPES
     if on_cpu and kernel.shape[-1] in SIDES and native.compiled("depthwise"):
-        return torch.ops.udit.depthwise(x, kernel, bias, gelu)
+        return _filtered(x, kernel, bias, gelu)
     x = to_first(F.gelu(x) if gelu else x)
     return to_last(F.conv2d(x, kernel, bias, padding=kernel.shape[-1] // 2, groups=kernel.shape[0]))
 
@@ -59,19 +59,19 @@ def _filter(x: Tensor, kernel: Tensor, bias: Tensor | None, *how: Tensor | int |
     return out
 
 
-@torch.library.impl("udit::depthwise", "CPU")
+@native.operator("depthwise")
 def _filtered(x: Tensor, kernel: Tensor, bias: Tensor | None, gelu: bool = False) -> Tensor:
     return _filter(x, kernel, bias, 0, int(gelu), None)
 
 
-@torch.library.impl("udit::depthwise_input", "CPU")
+@native.operator("depthwise_input")
 def _input(grad: Tensor, kernel: Tensor, activated: Tensor | None) -> Tensor:
     """The input's gradient; ``activated`` is the input where its GELU was filtered."""
     slopes = None if activated is None else activated.contiguous()
     return _filter(grad if slopes is None else grad.to(slopes.dtype), kernel, None, 1, 0, slopes)
 
 
-@torch.library.impl("udit::depthwise_weights", "CPU")
+@native.operator("depthwise_weights")
 def _weighed(x: Tensor, grad: Tensor, side: int, gelu: bool = False) -> tuple[Tensor, Tensor]:
     """Gradients of kernel and bias, float32: one sum an image, then over images."""
     x, grad = x.contiguous(), grad.to(x.dtype).contiguous()
@@ -107,10 +107,10 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     x, kernel = ctx.saved_tensors
     of_x = None
     if ctx.needs_input_grad[0]:
-        of_x = torch.ops.udit.depthwise_input(grad, kernel, x if ctx.gelu else None)
+        of_x = _input(grad, kernel, x if ctx.gelu else None)
     if not ctx.needs_input_grad[1]:
         return of_x, None, None, None
-    of_kernel, of_bias = torch.ops.udit.depthwise_weights(x, grad, kernel.shape[-1], ctx.gelu)
+    of_kernel, of_bias = _weighed(x, grad, kernel.shape[-1], ctx.gelu)
     return of_x, of_kernel.to(kernel.dtype), None if ctx.bias_dtype is None else of_bias.to(ctx.bias_dtype), None
 
 

@@ -11,6 +11,7 @@
 namespace {
 
 constexpr float LOG2E = 1.44269504f;              // logits count in powers of two
+constexpr float BOUND = 60;                       // of logits that need not be told from the largest of their row
 constexpr int KEYS = 256;                         // of a piece of the matrix, by two vectors of queries
 constexpr int BACK_KEYS = 64, BACK_QUERIES = 96;  // of a piece on the way back
 
@@ -136,6 +137,41 @@ inline Vector unprepare(const float* grads, const float* columns, const Plan& pl
   return along;
 }
 
+// Columns of logits, and the largest of each column.
+struct Largest {
+  float* most;
+  template <int M, int V>
+  void operator()(const Vector (&sum)[M][V], int i, int j, float* c, int64_t ldc) const {
+    Put{}(sum, i, j, c, ldc);
+#pragma GCC unroll 2
+    for (int v = 0; v < V; v++) {
+      Vector largest = load(most + j + v * LANES);
+#pragma GCC unroll 12
+      for (int m = 0; m < M; m++) largest = larger(sum[m][v], largest);
+      store(most + j + v * LANES, largest);
+    }
+  }
+};
+
+// Columns of logits to those of weights, and the sum of each column.
+struct Weigh {
+  float* all;
+  template <int M, int V>
+  void operator()(const Vector (&sum)[M][V], int, int j, float* c, int64_t ldc) const {
+#pragma GCC unroll 2
+    for (int v = 0; v < V; v++) {
+      Vector more = load(all + j + v * LANES);
+#pragma GCC unroll 12
+      for (int m = 0; m < M; m++) {
+        Vector weight = power(sum[m][v]);
+        store(c + m * ldc + v * LANES, weight);
+        more += weight;
+      }
+      store(all + j + v * LANES, more);
+    }
+  }
+};
+
 inline float size_of(const float* temperature, int head, int R) {
   return temperature ? temperature[head] : 1.0f / std::sqrt(float(R));
 }
@@ -153,39 +189,38 @@ void forward(const T* qkv, const float* temperature, const float* table, T* out,
     for (int index = 0; index < s.tasks; index++) {
       Task task(plan, index);
       float size = LOG2E * size_of(temperature, task.head, R);
+      bool bounded = temperature && std::abs(size) <= BOUND;
       for (int n = 0; n < tokens; n += LANES) {
         prepare(task.rows(qkv, 3, 0), plan, n, temperature, size, q.data() + n);
         prepare(task.rows(qkv, 3, 1), plan, n, temperature, 1, k.data() + n);
         gather(task.rows(qkv, 3, 2).from(n), R, line, nullptr, v.data() + n);
-        store(most.data() + n, Vector{} - INFINITY);
+        store(most.data() + n, bounded ? Vector{} : Vector{} - INFINITY);
+        store(all.data() + n, Vector{});
       }
       for (int j0 = 0; j0 < N; j0 += KEYS) {
         int keys = N - j0 < KEYS ? N - j0 : KEYS;
         for (int n = 0; n < tokens; n += 2 * LANES) {
           int vectors = n + LANES < tokens ? 2 : 1;
-          float* piece = weights.data();
-          Vector old[2] = {load(most.data() + n), load(most.data() + n + (vectors - 1) * LANES)};
-          product(k.data() + j0, 1, line, q.data() + n, line, keys, vectors, R,
-                  {piece, 2 * LANES, false, most.data() + n});
-          for (int u = 0; u < vectors; u++) {
-            float *sum = all.data() + n + u * LANES, *p = piece + u * LANES;
-            Vector now = load(most.data() + n + u * LANES), more{};
-            for (int i = 0; i < keys; i++) {
-              Vector weight = power(load(p + i * 2 * LANES) - now);
-              store(p + i * 2 * LANES, weight);
-              more += weight;
-            }
-            if (j0) {
-              Vector shrink = power(old[u] - now);
-              more += load(sum) * shrink;
-              for (int r = 0; r < R; r++) {
-                float* c = said.data() + r * line + n + u * LANES;
-                store(c, load(c) * shrink);
+          float *piece = weights.data(), *sums = all.data() + n;
+          if (bounded) {
+            product(k.data() + j0, 1, line, q.data() + n, line, keys, vectors, R, piece, 2 * LANES, Weigh{sums});
+          } else {
+            float* largest = most.data() + n;
+            Vector old[2] = {load(largest), load(largest + (vectors - 1) * LANES)};
+            product(k.data() + j0, 1, line, q.data() + n, line, keys, vectors, R, piece, 2 * LANES, Largest{largest});
+            for (int u = 0; u < vectors; u++) {
+              float *p = piece + u * LANES, *c = said.data() + n + u * LANES;
+              Vector now = load(largest + u * LANES), more{}, shrink = power(old[u] - now);
+              for (int i = 0; i < keys; i++) {
+                Vector weight = power(load(p + i * 2 * LANES) - now);
+                store(p + i * 2 * LANES, weight);
+                more += weight;
               }
+              for (int r = 0; j0 && r < R; r++) store(c + r * line, load(c + r * line) * shrink);
+              store(sums + u * LANES, j0 ? more + load(sums + u * LANES) * shrink : more);
             }
-            store(sum, more);
           }
-          product(v.data() + j0, line, 1, piece, 2 * LANES, R, vectors, keys, {said.data() + n, line, j0 > 0});
+          product(v.data() + j0, line, 1, piece, 2 * LANES, R, vectors, keys, said.data() + n, line, Put{j0 > 0});
         }
       }
       for (int n = 0; n < tokens; n += LANES) {
@@ -233,8 +268,8 @@ void backward(const T* grad, const T* qkv, const float* temperature, const float
         for (int n0 = 0; n0 < N; n0 += BACK_QUERIES) {
           int queries = N - n0 < BACK_QUERIES ? N - n0 : BACK_QUERIES;
           float *weight = weights.data(), *slope = slopes.data();
-          product(q.data() + n0, 1, line, k.data() + j0, line, queries, vectors, R, {weight, BACK_KEYS});
-          product(g.data() + n0, 1, line, v.data() + j0, line, queries, vectors, R, {slope, BACK_KEYS});
+          product(q.data() + n0, 1, line, k.data() + j0, line, queries, vectors, R, weight, BACK_KEYS, Put{});
+          product(g.data() + n0, 1, line, v.data() + j0, line, queries, vectors, R, slope, BACK_KEYS, Put{});
           for (int i = 0; i < queries; i++) {
             float minus = log[n0 + i], mean = means.data()[n0 + i];
             for (int u = i * BACK_KEYS; u < i * BACK_KEYS + vectors * LANES; u += LANES) {
@@ -243,10 +278,12 @@ void backward(const T* grad, const T* qkv, const float* temperature, const float
               store(slope + u, p * (load(slope + u) - mean));
             }
           }
-          product(q.data() + n0, line, 1, slope, BACK_KEYS, R, vectors, queries, {dk.data() + j0, line, n0 > 0});
-          product(g.data() + n0, line, 1, weight, BACK_KEYS, R, vectors, queries, {dv.data() + j0, line, n0 > 0});
+          product(q.data() + n0, line, 1, slope, BACK_KEYS, R, vectors, queries, dk.data() + j0, line,
+                  Put{n0 > 0});
+          product(g.data() + n0, line, 1, weight, BACK_KEYS, R, vectors, queries, dv.data() + j0, line,
+                  Put{n0 > 0});
           product(slope, BACK_KEYS, 1, keys.data() + int64_t(j0) * wide, wide, queries, wide / LANES, count,
-                  {of_q.data() + int64_t(n0) * wide, wide, j0 > 0});
+                  of_q.data() + int64_t(n0) * wide, wide, Put{j0 > 0});
         }
       }
       Vector warmer{};

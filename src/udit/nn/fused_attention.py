@@ -40,7 +40,7 @@ def fused_attention(qkv: Tensor, temperature: Tensor | None, table: Tensor | Non
     Returns:
         [B, H, W, h * R].
     """
-    out, _ = torch.ops.udit.fused_attention(qkv, temperature, table, heads, factor)
+    out, _ = _attention(qkv, temperature, table, heads, factor)
     return out
 
 
@@ -62,7 +62,7 @@ def _empty(qkv: Tensor, heads: int, factor: int) -> tuple[Tensor, Tensor]:
     return qkv.new_empty(b, height, width, channels // 3), qkv.new_empty(rows, dtype=torch.float32)
 
 
-@torch.library.impl("udit::fused_attention", "CPU")
+@native.operator("fused_attention")
 def _attention(
     qkv: Tensor, temperature: Tensor | None, table: Tensor | None, heads: int, factor: int
 ) -> tuple[Tensor, Tensor]:
@@ -73,7 +73,7 @@ def _attention(
     return out, logs
 
 
-@torch.library.impl("udit::fused_attention_backward", "CPU")
+@native.operator("fused_attention_backward")
 def _attention_backward(
     grad: Tensor,
     qkv: Tensor,
@@ -130,9 +130,10 @@ def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> N
 
 
 def _backward(ctx: Any, grad: Tensor, _: Any) -> tuple[Tensor | None, ...]:
-    saved = ctx.saved_tensors
-    of_qkv, of_temperature = torch.ops.udit.fused_attention_backward(grad, *saved, ctx.heads, ctx.factor)
-    return of_qkv, None if saved[1] is None else of_temperature, None, None, None
+    qkv, temperature, table, out, logs = ctx.saved_tensors
+    given = grad, qkv, temperature, table, out, logs, ctx.heads, ctx.factor
+    of_qkv, of_temperature = _attention_backward(*given)
+    return of_qkv, None if temperature is None else of_temperature, None, None, None
 
 
 torch.library.register_autograd("udit::fused_attention", _backward, setup_context=_keep)

@@ -35,13 +35,13 @@ def modulated_norm(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
     Returns:
         As x.
     """
-    out, _ = torch.ops.udit.modulated_norm(x, shift.reshape(len(x), -1), scale.reshape(len(x), -1))
+    out, _ = _norm(x, shift.reshape(len(x), -1), scale.reshape(len(x), -1))
     return out
 
 
 def gated_sum(x: Tensor, gate: Tensor, y: Tensor) -> Tensor:
     """x + gate * y; x and y [B, ..., D], x ``available``, gate of B * D elements."""
-    return torch.ops.udit.gated_sum(x, gate.reshape(len(x), -1), y.to(x.dtype))
+    return _gate(x, gate.reshape(len(x), -1), y.to(x.dtype))
 
 
 torch.library.define("udit::modulated_norm", "(Tensor x, Tensor shift, Tensor scale) -> (Tensor, Tensor)")
@@ -69,7 +69,7 @@ def _sums(x: Tensor, count: int) -> Tensor:
     return torch.empty(count, b, -(-n // BAND), d)
 
 
-@torch.library.impl("udit::modulated_norm", "CPU")
+@native.operator("modulated_norm")
 def _norm(x: Tensor, shift: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
     """And mean and inverse deviation of every row."""
     x = x.contiguous()
@@ -78,7 +78,7 @@ def _norm(x: Tensor, shift: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
     return out, moments
 
 
-@torch.library.impl("udit::modulated_norm_backward", "CPU")
+@native.operator("modulated_norm_backward")
 def _norm_backward(grad: Tensor, x: Tensor, scale: Tensor, moments: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     x, grad = x.contiguous(), grad.to(x.dtype).contiguous()
     to, sums = torch.empty_like(x), _sums(x, 2)
@@ -87,7 +87,7 @@ def _norm_backward(grad: Tensor, x: Tensor, scale: Tensor, moments: Tensor) -> t
     return to, of_shift.clone(), of_scale.clone()
 
 
-@torch.library.impl("udit::gated_sum", "CPU")
+@native.operator("gated_sum")
 def _gate(x: Tensor, gate: Tensor, y: Tensor) -> Tensor:
     x, y = x.contiguous(), y.contiguous()
     out = torch.empty_like(x)
@@ -95,7 +95,7 @@ def _gate(x: Tensor, gate: Tensor, y: Tensor) -> Tensor:
     return out
 
 
-@torch.library.impl("udit::gated_sum_backward", "CPU")
+@native.operator("gated_sum_backward")
 def _gate_backward(grad: Tensor, gate: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
     y, grad = y.contiguous(), grad.to(y.dtype).contiguous()
     to, sums = torch.empty_like(y), _sums(y, 1)
@@ -134,7 +134,7 @@ def _keep_norm(ctx: Any, inputs: tuple[Tensor, ...], output: tuple[Tensor, Tenso
 
 
 def _norm_gradients(ctx: Any, grad: Tensor, _: Any) -> tuple[Tensor, ...]:
-    gradients: tuple[Tensor, ...] = torch.ops.udit.modulated_norm_backward(grad, *ctx.saved_tensors)
+    gradients: tuple[Tensor, ...] = _norm_backward(grad, *ctx.saved_tensors)
     return gradients
 
 
@@ -144,7 +144,7 @@ def _keep_gate(ctx: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
 
 
 def _gate_gradients(ctx: Any, grad: Tensor) -> tuple[Tensor, ...]:
-    return grad, *torch.ops.udit.gated_sum_backward(grad, *ctx.saved_tensors)
+    return grad, *_gate_backward(grad, *ctx.saved_tensors)
 
 
 torch.library.register_autograd("udit::modulated_norm", _norm_gradients, setup_context=_keep_norm)

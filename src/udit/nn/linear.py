@@ -8,7 +8,7 @@ Axes: I channels in, O channels out.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, TypeGuard, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -17,6 +17,8 @@ from torch.nn.modules.module import _has_any_global_hook
 from torch.utils.flop_counter import register_flop_formula
 
 from udit.nn import native
+
+L = TypeVar("L", bound=nn.Module)
 
 ROWS = 32
 """Fewer rows are torch's: reading the weight is all their work."""
@@ -38,7 +40,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """
     ours = x.device.type == "cpu" and x.dtype == weight.dtype == torch.float32 and native.compiled("linear")
     if ours and not torch.is_autocast_enabled("cpu") and x.numel() >= ROWS * x.shape[-1]:
-        return torch.ops.udit.linear(x, weight, bias)
+        return _product(x, weight, bias)
     return F.linear(x, weight, bias)
 
 
@@ -48,17 +50,22 @@ def affine(x: Tensor, layer: nn.Module) -> Tensor:
     A layer that was put in another's place, for low-rank adaption or quantisation, or that somebody watches by hooks,
     its own or those of all modules, is simply called.
     """
+    if plain(layer, nn.Linear):
+        return linear(x, layer.weight, layer.bias)
+    out: Tensor = layer(x)
+    return out
+
+
+def plain(layer: nn.Module, kind: type[L]) -> TypeGuard[L]:
+    """Whether a layer is just of that kind and nobody watches it, so that its weight may be used without a call."""
     hooks = layer._forward_hooks, layer._forward_pre_hooks, layer._backward_hooks, layer._backward_pre_hooks
-    if type(layer) is not nn.Linear or any(hooks) or _has_any_global_hook():
-        out: Tensor = layer(x)
-        return out
-    return linear(x, layer.weight, layer.bias)
+    return type(layer) is kind and not any(hooks) and not _has_any_global_hook()
 
 
 torch.library.define("udit::linear", "(Tensor x, Tensor weight, Tensor? bias, bool across=True) -> Tensor")
 
 
-@torch.library.impl("udit::linear", "CPU")
+@native.operator("linear")
 def _product(x: Tensor, weight: Tensor, bias: Tensor | None, across: bool = True) -> Tensor:
     """Not ``across``, the weight is [I, O]: so a gradient of the output becomes that of the input."""
     x, weight = x.contiguous(), weight.contiguous()
@@ -86,7 +93,7 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     of_x = None
     if ctx.needs_input_grad[0]:
         narrow = weight.numel() <= NARROW
-        of_x = torch.ops.udit.linear(grad, weight, None, False) if narrow else grad @ weight
+        of_x = _product(grad, weight, None, False) if narrow else grad @ weight
     of_weight = rows.t() @ x.flatten(0, -2) if ctx.needs_input_grad[1] else None
     of_bias = rows.sum(0) if ctx.biased and ctx.needs_input_grad[2] else None
     return of_x, of_weight, of_bias, None

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 
 def to_last(x: Tensor) -> Tensor:
@@ -18,30 +18,6 @@ def to_last(x: Tensor) -> Tensor:
 def to_first(x: Tensor) -> Tensor:
     """[B, H, W, C] -> [B, C, H, W], a view (channels_last where x is contiguous)."""
     return x.permute(0, 3, 1, 2)
-
-
-class Merge(nn.Module):
-    """Halves a map: 3x3 convolution to half the channels, then each 2x2 of pixels becomes channels (D -> 2 D)."""
-
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        self.conv = nn.Conv2d(width, width // 2, 3, padding=1, bias=False)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """[B, H, W, D] -> [B, H / 2, W / 2, 2 D]."""
-        return to_last(F.pixel_unshuffle(self.conv(to_first(x)), 2))
-
-
-class Split(nn.Module):
-    """Doubles a map: 3x3 convolution to twice the channels, then each four channels become 2x2 pixels (D -> D / 2)."""
-
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        self.conv = nn.Conv2d(width, 2 * width, 3, padding=1, bias=False)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """[B, H, W, D] -> [B, 2 H, 2 W, D / 2]."""
-        return to_last(F.pixel_shuffle(self.conv(to_first(x)), 2))
 
 
 def rotary_table(height: int, width: int, channels: int, device: torch.device | None = None, step: int = 1) -> Tensor:

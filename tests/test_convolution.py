@@ -1,0 +1,112 @@
+"""The compiled gradient of a convolution's weight: torch's numbers, the same bits on any number of threads."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.module import register_module_forward_pre_hook
+from torch.utils.flop_counter import FlopCounterMode
+
+from conftest import gradients, needs_compiler
+from udit.nn import native
+from udit.nn.convolution import NARROW, convolved
+from udit.nn.tokens import to_first, to_last
+
+
+def plainly(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    return to_last(torch.conv2d(to_first(x), weight, bias, padding=1))
+
+
+def draw(size: tuple[int, int, int], inner: int, outer: int) -> tuple[Tensor, Tensor, Tensor]:
+    return torch.randn(*size, inner), torch.randn(outer, inner, 3, 3), torch.randn(outer)
+
+
+@needs_compiler
+@pytest.mark.parametrize(
+    ("size", "inner", "outer"),
+    [
+        ((1, 1, 1), 16, 1),
+        ((3, 7, 9), 20, 13),
+        ((2, 33, 32), 16, 2),
+        ((1, 2, 600), 17, 7),
+        ((21, 5, 5), 40, 12),
+        ((2, 24, 31), 33, 64),
+    ],
+    ids=str,
+)
+def test_gradients_are_those_of_torch_in_float64(size: tuple[int, int, int], inner: int, outer: int) -> None:
+    """Every odd end: chunks of rows and of maps, panels and tiles that are not full."""
+    inputs, weights = draw(size, inner, outer), torch.randn(*size, outer)
+    ours = gradients(torch.ops.udit.convolution, *inputs, weights=weights)
+    torchs = gradients(plainly, *inputs, weights=weights)
+    truth = gradients(plainly, *(tensor.double() for tensor in inputs), weights=weights)
+    for mine, theirs, exact in zip(ours, torchs, truth, strict=True):
+        assert mine.shape == exact.shape
+        assert (mine - exact).abs().max() <= 3 * (theirs - exact).abs().max() + 4e-7 * exact.abs().max()
+
+
+@needs_compiler
+def test_the_kernel_makes_the_weight_s_gradient_of_a_layer_that_learns(monkeypatch: pytest.MonkeyPatch) -> None:
+    called: list[str] = []
+    monkeypatch.setattr(native, "call", lambda name, *_: called.append(name))
+    layer = nn.Conv2d(NARROW, 8, 3, padding=1)
+    x = torch.randn(2, 4, 4, NARROW)
+    convolved(x, layer).sum().backward()
+    assert called == ["convolution"]
+    with torch.no_grad():
+        convolved(x, layer)
+    convolved(x, layer.requires_grad_(False))
+    assert called == ["convolution"]
+
+
+@pytest.mark.parametrize(
+    "layer",
+    [
+        nn.Conv2d(32, 32, 3, padding=1, stride=2),
+        nn.Conv2d(32, 32, 3, padding=2, dilation=2),
+        nn.Conv2d(32, 32, 3, padding=1, groups=32),
+        nn.Conv2d(32, 32, 3, padding=1, padding_mode="circular"),
+        nn.Conv2d(32, 32, 1),
+        nn.Conv2d(32, 8, 3),
+        nn.Identity(),
+    ],
+    ids=str,
+)
+def test_any_other_layer_is_called(layer: nn.Module, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(native, "call")
+    x = torch.randn(2, 8, 8, 32, requires_grad=True)
+    out = convolved(x, layer)
+    assert torch.equal(out, to_last(layer(to_first(x))))
+    out.sum().backward()
+
+
+def test_hooks_see_a_layer_that_is_watched() -> None:
+    layer, x, seen = nn.Conv2d(16, 16, 3, padding=1), torch.randn(1, 4, 4, 16), []
+    with layer.register_forward_hook(lambda *_: seen.append("its own")):
+        convolved(x, layer)
+    with register_module_forward_pre_hook(lambda *_: seen.append("all")):
+        convolved(x, layer)
+    assert seen == ["its own", "all"]
+
+
+@needs_compiler
+def test_any_number_of_threads_gives_the_same_bits() -> None:
+    inputs, weights = draw((5, 20, 20), 50, 30), torch.randn(5, 20, 20, 30)
+    results = []
+    for threads in (1, 2, 7):
+        torch.set_num_threads(threads)
+        results.append(gradients(torch.ops.udit.convolution, *inputs, weights=weights)[2])
+    torch.set_num_threads(1)
+    assert all(torch.equal(results[0], other) for other in results[1:])
+
+
+@needs_compiler
+def test_work_is_counted_as_torch_s() -> None:
+    layer, x = nn.Conv2d(16, 24, 3, padding=1), torch.randn(2, 6, 5, 16, requires_grad=True)
+    counts = []
+    for call in (lambda: convolved(x, layer), lambda: to_last(layer(to_first(x)))):
+        with FlopCounterMode(display=False) as counter:
+            call().sum().backward()
+        counts.append(counter.get_total_flops())
+    assert counts[0] == counts[1] == 3 * 2 * 60 * 9 * 16 * 24
