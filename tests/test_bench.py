@@ -72,6 +72,14 @@ def test_networks_of_diffusers_come_at_about_the_same_arithmetic(name: str) -> N
     assert abs(macs / udit.analysis.cost(config).macs - 1) < 0.15
 
 
+@pytest.mark.parametrize("side", [16, 32, 64, 128])
+def test_a_dit_of_equal_macs_is_within_two_hundredths_at_every_size(side: int) -> None:
+    config = udit.config.catalog.find("U-DiT-S").config.replace(input_size=side)
+    subject = baseline("equal:DiT", config)
+    assert abs(subject.flops(1, (side, side), training=False) / (2 * udit.analysis.cost(config).macs) - 1) < 0.02
+    assert subject.config.input_size == side
+
+
 @pytest.mark.slow
 def test_rounds_kinds_levels_and_memory_are_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file, page = tmp_path / "bench.json", tmp_path / "bench.md"

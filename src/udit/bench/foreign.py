@@ -8,7 +8,7 @@ from typing import cast
 from torch import Tensor, nn
 
 from udit.analysis import cost
-from udit.bench.subjects import Subject
+from udit.bench.subjects import Subject, dit_of_equal_macs
 from udit.config.model import ModelConfig
 
 
@@ -26,14 +26,7 @@ class Foreign(nn.Module):
 
 
 def _dit(config: ModelConfig) -> Subject:
-    """The depth and width, in the proportions of DiT's own sizes, of the nearest MACs."""
-    wanted, tokens = cost(config).macs, config.size[0] * config.size[1] // 4
-
-    def macs(layers: int, width: int) -> int:
-        return layers * (12 * tokens * width**2 + 2 * tokens**2 * width + 6 * width**2)
-
-    sizes = [(n, 64 * heads) for heads in range(1, 19) for n in range(heads, min(4 * heads, 28) + 1, 2)]
-    layers, width = min(sizes, key=lambda size: abs(macs(*size) - wanted))
+    layers, width = dit_of_equal_macs(config)
 
     def make() -> nn.Module:
         from diffusers import DiTTransformer2DModel

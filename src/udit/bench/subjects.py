@@ -12,6 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from udit.analysis import cost
+from udit.config.catalog import find
 from udit.config.model import ModelConfig
 from udit.errors import UserError, nearest
 from udit.models.build import build, checkpoint_activations, compile_blocks, fuse
@@ -78,7 +80,7 @@ def baseline(word: str, config: ModelConfig) -> Subject:
 
     Args:
         word: ``FILE.py:Class``, built from the config with the weights of ours under their published names;
-            ``diffusers:Class``, of about the same MACs; or a name of the catalogue.
+            ``diffusers:Class`` or ``equal:DiT``, of about the same MACs; or a name of the catalogue.
         config: of ours.
 
     Raises:
@@ -86,10 +88,11 @@ def baseline(word: str, config: ModelConfig) -> Subject:
     """
     source, colon, name = word.rpartition(":")
     if not colon:
-        from udit.config.catalog import find
-
-        theirs = find(word).config
-        return ours(word, theirs.replace(in_channels=config.in_channels, input_size=config.input_size))
+        return ours(word, _of_data(find(word).config, config))
+    if word == "equal:DiT":
+        layers, width = dit_of_equal_macs(config)
+        theirs = find("DiT-S/2").config.replace(depth=layers, width=width, heads=width // 64)
+        return ours(f"DiT/2, {layers} layers of {width}", _of_data(theirs, config))
     if source == "diffusers":
         from udit.bench.foreign import MAKERS
 
@@ -105,6 +108,21 @@ def baseline(word: str, config: ModelConfig) -> Subject:
         return model
 
     return Subject(name, config, make, lambda model: model.fold() if hasattr(model, "fold") else model)  # type: ignore[operator]
+
+
+def _of_data(config: ModelConfig, like: ModelConfig) -> ModelConfig:
+    return config.replace(in_channels=like.in_channels, input_size=like.input_size)
+
+
+def dit_of_equal_macs(config: ModelConfig) -> tuple[int, int]:
+    """Depth and width of the DiT/2, in the proportions of the published ones, nearest in MACs at the input's size."""
+    wanted, tokens = cost(config).macs, config.size[0] * config.size[1] // 4
+
+    def macs(layers: int, width: int) -> int:
+        return layers * (12 * tokens * width**2 + 2 * tokens**2 * width + 6 * width**2)
+
+    sizes = [(n, 64 * heads) for heads in range(1, 19) for n in range(heads, min(4 * heads, 28) + 1)]
+    return min(sizes, key=lambda size: abs(macs(*size) - wanted))
 
 
 def _class_of(path: Path, name: str) -> Any:

@@ -18,7 +18,8 @@ constexpr int ROWS = 6;
 #endif
 constexpr int PANEL = 2 * LANES;
 constexpr int STRETCH = 768;     // of K: a panel and a tile's rows stay near
-constexpr int PACKED = 1 << 16;  // floats of B's columns at once
+constexpr int PACKED = 1 << 15;  // floats of B's columns at once: these and the next ones fit the second cache
+constexpr int LINE = 16;         // floats of a cache line
 constexpr int READ = 1 << 14;    // floats of A's rows at once
 
 typedef float Quad __attribute__((vector_size(16)));
@@ -127,15 +128,21 @@ void multiply(const float* a, const float* b, const float* bias, float* c, int M
       int first = task / shares * together * PANEL, columns = std::min(together * PANEL, panels * PANEL - first);
       int from = task % shares * share, to = std::min(from + share, M);
       pack(b, across, N, K, first, columns, packed.get());
+      // The next columns come from memory while these are multiplied, some lines by a tile.
+      const float *ahead = b + int64_t(first + columns) * K, *last = b + int64_t(std::min(N, first + 2 * columns)) * K;
+      int64_t calls = int64_t((to - from + ROWS - 1) / ROWS) * (columns / PANEL) * stretches;
+      int64_t lines = across && last > ahead ? ((last - ahead) / LINE + calls) / calls : 0;
       for (int m0 = from; m0 < to; m0 += block)
         for (int k0 = 0; k0 < K; k0 += stretch)
           for (int j = 0; j < columns; j += PANEL) {
             int wide = std::min(stretch, K - k0), n = std::min(PANEL, N - first - j), end = std::min(m0 + block, to);
             const float* panel = packed.get() + int64_t(j) * K + int64_t(k0) * PANEL;
             for (int i = 0; i < PANEL; i++) start[i] = bias && i < n ? bias[first + j + i] : 0.0f;
-            for (int m = m0; m < end; m += ROWS)
+            for (int m = m0; m < end; m += ROWS) {
+              for (int64_t line = 0; line < lines; line++, ahead += LINE) __builtin_prefetch(ahead, 0, 2);
               product(std::min(ROWS, end - m), a + int64_t(m) * K + k0, K, panel, k0 ? nullptr : start,
                       c + int64_t(m) * N + first + j, N, n, wide);
+            }
           }
     }
   }
