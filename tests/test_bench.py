@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import gc
 import importlib.util
 import json
 import time
+import weakref
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
+from torch import nn
 
 import udit
 import udit.analysis
@@ -111,6 +115,30 @@ def test_rounds_kinds_levels_and_memory_are_told(tmp_path: Path, capsys: pytest.
     assert mine["kinds"]["depthwise convolution"] > 0
 
 
+def test_networks_too_large_together_are_in_memory_one_at_a_time(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    alive: weakref.WeakSet[nn.Module] = weakref.WeakSet()
+    prepare = measure.prepare
+
+    def counted(*given: Any) -> measure.Prepared:
+        gc.collect()  # what the profiler of the last row holds
+        assert not alive
+        case = prepare(*given)
+        alive.add(case.model)
+        return case
+
+    monkeypatch.setattr(measure, "prepare", counted)
+    file = tmp_path / "bench.json"
+    succeeds(
+        capsys,
+        *("bench", "U-DiT-tiny", "--work", "train", "--apart", "--baseline", "DiT-tiny", "--rounds", "2"),
+        *("--json", str(file)),
+    )
+    rows = json.loads(file.read_text())["results"]
+    assert [(row["subject"], len(row["seconds"])) for row in rows] == [("DiT-tiny", 2), ("U-DiT-tiny", 2)]
+
+
 @pytest.mark.parametrize("workers", ["0", pytest.param("1", marks=pytest.mark.slow)])
 def test_steps_on_a_recipes_pictures_tell_how_long_they_waited(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, workers: str
@@ -178,6 +206,7 @@ def test_a_forward_and_a_step_keep_to_the_budget(capsys: pytest.CaptureFixture[s
         (("U-DiT-S", "--json", "no/such/bench.json"), "no/such/bench.json cannot be written; name a file in a folder"),
         (("U-DiT-S", "--data", "digit", "--work", "train"), "no recipe 'digit'; did you mean 'digits'"),
         (("U-DiT-S", "--data", "digits"), "--data is for training steps, of its pictures' size; add --work train"),
+        (("U-DiT-S", "--data", "digits", "--work", "train", "--apart"), "--apart is for made-up pictures"),
         (("U-DiT-S", "data.root=x"), "data.root=x is about pictures, and there are none"),
         (("U-DiT-S", "--workers", "2"), "--workers is about pictures, and there are none"),
         (("U-DiT-S", "--baseline", "nothing.py:Class"), "no Python file nothing.py"),

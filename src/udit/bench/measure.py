@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import statistics
 import time
 from collections import defaultdict
@@ -165,6 +166,25 @@ def matmul_peak(repeats: int = 2) -> float:
     """FLOP/s of a product of two square matrices, the best of some."""
     a, b = torch.randn(2, PEAK_SIDE, PEAK_SIDE)
     return 2 * PEAK_SIDE**3 / min(timed(lambda: a @ b) for _ in range(repeats + 1))
+
+
+def compare_apart(subjects: list[Subject], work: Work, rounds: int) -> Iterator[Result]:
+    """As ``compare`` with one subject in memory at a time, built anew in every round, for those too large together."""
+    seconds: list[list[float]] = [[] for _ in subjects]
+    peaks = []
+    for _ in range(rounds):
+        peaks.append(matmul_peak())
+        for subject, times in zip(subjects, seconds, strict=True):
+            case = prepare(subject, work)
+            case.call()
+            times.append(timed(case.call))
+            del case
+            gc.collect()  # an optimiser refers to itself
+    for subject, times in zip(subjects, seconds, strict=True):
+        case = prepare(subject, work)
+        yield told(subject, work, case, first_call(subject, case), times, statistics.median(peaks))
+        del case
+        gc.collect()
 
 
 def compare(subjects: list[Subject], work: Work, rounds: int) -> Iterator[Result]:

@@ -31,6 +31,7 @@ def bench(
     size: Annotated[str, Parameter(help="Sides of the input, e.g. 32,64; the model's own if left out.")] = "",
     compiled: Annotated[bool, Flag] = False,
     recompute: Annotated[bool, Flag] = False,
+    apart: Annotated[bool, Flag] = False,
     sampler: Sampler = "ddim",
     steps: int = 20,
     guidance: float = 1.0,
@@ -61,6 +62,8 @@ def bench(
         Also times the models with their blocks compiled.
     recompute
         Also times training with cheap activations made again (training.checkpoint_activations=selective).
+    apart
+        Keeps one network in memory at a time and builds each anew in every round: for those too large together.
     sampler
         Of images; with --steps and --guidance.
     rounds
@@ -104,6 +107,8 @@ def bench(
         raise UserError(
             f"{(*of_pictures, '--workers')[0]} is about pictures, and there are none; name a recipe: --data"
         )
+    if apart and runs:
+        raise UserError("--apart is for made-up pictures; leave it out, or --data")
     configs = {name: runs[name][0].model if runs else model_from({"name": name, **fields}) for name in models}
     for name, config in configs.items():
         _check_sizes(config, sizes)
@@ -120,6 +125,7 @@ def bench(
         torch.set_num_threads(threads)
     everyone = {name: [subjects.baseline(word, config) for word in baseline] for name, config in configs.items()}
     results: list[measure.Result] = []
+    compare = measure.compare_apart if apart else measure.compare
 
     def keep(result: measure.Result) -> None:
         results.append(result)
@@ -137,7 +143,7 @@ def bench(
                 continue
             extents = [(side, side) for side in sizes] or [config.size]
             for extent, count in itertools.product(extents, batches):
-                for result in measure.compare(told, measure.Work(kind, count, extent, sampling), rounds):
+                for result in compare(told, measure.Work(kind, count, extent, sampling), rounds):
                     keep(result)
     found = {"command": shlex.join(["udit", *sys.argv[1:]])} | report.plain(results)
     if json_file:

@@ -27,8 +27,8 @@ _DEAR = (
     "udit::fused_attention",
     "udit::linear",
 )
-"""Operators whose results a selective recomputation keeps: products and attention. Norms, modulation, GELU and
-depthwise convolutions are made again."""
+"""Operators whose results a selective recomputation keeps: products and attention. Norms, modulation, GELU and the
+depthwise convolution of one, twice as wide as other maps, are made again."""
 
 
 def run(block: nn.Module, recompute: Recompute, x: Tensor, *args: Any) -> Tensor:
@@ -42,7 +42,14 @@ def run(block: nn.Module, recompute: Recompute, x: Tensor, *args: Any) -> Tensor
 
 
 def _policy(_: Any, operator: Any, *args: Any, **kwargs: Any) -> CheckpointPolicy:
-    return CheckpointPolicy.MUST_SAVE if _dear(operator) else CheckpointPolicy.PREFER_RECOMPUTE
+    plain = _depthwise(operator) and not any(args[3:])
+    return CheckpointPolicy.MUST_SAVE if plain or _dear(operator) else CheckpointPolicy.PREFER_RECOMPUTE
+
+
+@functools.cache
+def _depthwise(operator: Any) -> bool:
+    """Whether it is a depthwise convolution; its fourth argument says that of a GELU."""
+    return str(operator.name()).startswith("udit::depthwise")
 
 
 @functools.cache

@@ -7,7 +7,7 @@
 #include <algorithm>
 #include <memory>
 
-#include "vectors.h"
+#include "columns.h"
 
 namespace {
 
@@ -21,25 +21,6 @@ constexpr int STRETCH = 768;     // of K: a panel and a tile's rows stay near
 constexpr int PACKED = 1 << 15;  // floats of B's columns at once: these and the next ones fit the second cache
 constexpr int LINE = 16;         // floats of a cache line
 constexpr int READ = 1 << 14;    // floats of A's rows at once
-
-typedef float Quad __attribute__((vector_size(16)));
-
-inline Quad load4(const float* p) {
-  Quad q;
-  std::memcpy(&q, p, sizeof q);
-  return q;
-}
-
-// Four rows, a step apart, of four floats to four columns of PANEL floats.
-inline void turn4(const float* from, int64_t step, float* to) {
-  Quad a = load4(from), b = load4(from + step), c = load4(from + 2 * step), d = load4(from + 3 * step);
-  typedef int32_t Places __attribute__((vector_size(16)));
-  Quad ab = __builtin_shuffle(a, b, Places{0, 4, 1, 5}), cd = __builtin_shuffle(c, d, Places{0, 4, 1, 5});
-  Quad AB = __builtin_shuffle(a, b, Places{2, 6, 3, 7}), CD = __builtin_shuffle(c, d, Places{2, 6, 3, 7});
-  Quad rows[4] = {__builtin_shuffle(ab, cd, Places{0, 1, 4, 5}), __builtin_shuffle(ab, cd, Places{2, 3, 6, 7}),
-                  __builtin_shuffle(AB, CD, Places{0, 1, 4, 5}), __builtin_shuffle(AB, CD, Places{2, 3, 6, 7})};
-  for (int k = 0; k < 4; k++) std::memcpy(to + k * PANEL, &rows[k], sizeof(Quad));
-}
 
 // ``columns`` of B from the ``first`` on into panels [K, PANEL], zeros where B ends.
 void pack(const float* b, bool across, int N, int K, int first, int columns, float* out) {
@@ -59,8 +40,15 @@ void pack(const float* b, bool across, int N, int K, int first, int columns, flo
     const float* from = b + int64_t(first + j) * K;
     int k = 0;
     if (n == PANEL)
-      for (; k + 4 <= K; k += 4)
-        for (int i = 0; i < PANEL; i += 4) turn4(from + int64_t(i) * K + k, K, out + int64_t(k) * PANEL + i);
+      for (; k + LANES <= K; k += LANES)
+        for (int i = 0; i < PANEL; i += LANES) {
+          Vector x[LANES];
+#pragma GCC unroll 16
+          for (int l = 0; l < LANES; l++) x[l] = load(from + int64_t(i + l) * K + k);
+          exchange(x);
+#pragma GCC unroll 16
+          for (int l = 0; l < LANES; l++) store(out + int64_t(k + l) * PANEL + i, x[l]);
+        }
     for (; k < K; k++)
       for (int i = 0; i < PANEL; i++) out[int64_t(k) * PANEL + i] = i < n ? from[int64_t(i) * K + k] : 0.0f;
   }
