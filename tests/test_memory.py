@@ -10,6 +10,7 @@ import torch
 from conftest import Told, succeeds
 from runs import RECIPE, SMALL
 from udit.bench.measure import dissect
+from udit.config.catalog import CATALOG
 from udit.config.files import load_run, parse_yaml
 from udit.config.run import Run
 from udit.data.batches import Batch
@@ -18,6 +19,7 @@ from udit.errors import UserError
 from udit.training.learner import Learner
 from udit.training.memory import Memory, estimate
 
+TINY = [name for name in CATALOG if name.endswith("-tiny")]
 WORDS = ["diffusion={kind: ddpm}", "sampling.sampler=ddim"]
 ERROR = 0.08
 """Share of the measured peak by which the estimate may miss it: scratch memory within operators is not seen."""
@@ -74,6 +76,15 @@ def test_parts_are_those_of_the_weights_and_of_the_batch() -> None:
     assert estimate(tiny("training.batch_size=8", "training.checkpoint_activations=true")).activations < (
         one.activations / 2
     )
+
+
+@pytest.mark.parametrize("name", TINY)
+def test_selective_recomputation_keeps_less_in_every_family(name: str) -> None:
+    kept, lean = (
+        estimate(digits(f"model={name}", f"training.checkpoint_activations={how}")).activations
+        for how in ("false", "selective")
+    )
+    assert 0.3 * kept < lean < 0.8 * kept
 
 
 def test_ranks_share_the_batch_and_send_gradients() -> None:

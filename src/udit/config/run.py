@@ -59,7 +59,7 @@ class TrainingConfig(Spec):
     """torch.compile; the first steps are slow."""
     checkpoint_activations: bool | Literal["selective"] = False
     """Makes activations again in backward: true those of whole blocks, the least memory for about a third more time;
-    selective those that are cheap, about a quarter less memory for a tenth more time."""
+    selective those that are cheap, of a U-DiT a third for a few hundredths more time."""
     deterministic: bool = False
     """Asks torch for deterministic CUDA kernels: slower, and what exact resuming on a GPU needs. CPUs always are."""
     device: str = "auto"

@@ -20,6 +20,7 @@ from udit.nn.conditioning import AdaLNBlock, Modulation, VectorConditioner, modu
 from udit.nn.dropout import Dropout
 from udit.nn.ffn import GatedMLP
 from udit.nn.mamba import ModulatedMamba
+from udit.nn.recompute import cheap
 from udit.nn.tokens import patchify, sincos_table, unpatchify
 from udit.nn.wavelet import from_lines, from_windows, inverse_wavelets, to_lines, to_windows, wavelets
 
@@ -68,7 +69,7 @@ class Block(nn.Module):
         space, frequency = x.chunk(2, dim=-1)
         x = x + self.fuse(self.scan_space(space, mods[0]), self.scan_frequency(frequency, mods[1]))
         shift, scale, gate = mods[2]
-        x = torch.addcmul(x, gate, self.ffn(torch.addcmul(shift, rms(x, self.norm2), 1 + scale)))
+        x = torch.addcmul(x, gate, self.ffn(cheap(torch.addcmul, shift, rms(x, self.norm2), 1 + scale)))
         return x, residual
 
     def scan_space(self, x: Tensor, mod: Modulation) -> Tensor:
@@ -84,7 +85,7 @@ class Block(nn.Module):
 
 def rms(x: Tensor, norm: nn.RMSNorm) -> Tensor:
     """The norm of x [..., D] in x's own dtype, whatever the weight's."""
-    return F.rms_norm(x, norm.normalized_shape, norm.weight.to(x.dtype), norm.eps)
+    return cheap(F.rms_norm, x, norm.normalized_shape, norm.weight.to(x.dtype), norm.eps)
 
 
 class DiMSUM(nn.Module):

@@ -15,6 +15,7 @@ from udit.nn import fused_attention as fused
 from udit.nn.depthwise import depthwise
 from udit.nn.fused_attention import fused_attention
 from udit.nn.linear import affine
+from udit.nn.recompute import cheap
 from udit.nn.tokens import rotary_table, rotate, to_first, to_last
 from udit.nn.window import join_windows, split_windows, wrap_mask
 
@@ -53,9 +54,10 @@ def cosine_attention(
     precise = torch.promote_types(q.dtype, torch.float32)
     q, k = q.to(precise), k.to(precise)
     if table is not None:  # before the norm, which takes the table's float32 rounding out again
-        q, k = rotate(q, table), rotate(k, table if key_table is None else key_table)
+        q, k = cheap(rotate, q, table), cheap(rotate, k, table if key_table is None else key_table)
     warmth = temperature(logit_scale, precise)[:, None, None]
-    q, k = F.normalize(q, dim=-1, eps=1e-12) * warmth, F.normalize(k, dim=-1, eps=1e-12)
+    q, k = (cheap(F.normalize, part, 2.0, -1, 1e-12) for part in (q, k))
+    q = cheap(torch.mul, q, warmth)
     return F.scaled_dot_product_attention(q.to(v.dtype), k.to(v.dtype), v, attn_mask=mask, scale=1.0)
 
 
@@ -72,7 +74,7 @@ def attend(
     if logit_scale is not None:
         return cosine_attention(q, k, v, logit_scale, table, key_table, mask)
     if table is not None:
-        q, k = rotate(q, table), rotate(k, table if key_table is None else key_table)
+        q, k = cheap(rotate, q, table), cheap(rotate, k, table if key_table is None else key_table)
     return F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
 
 

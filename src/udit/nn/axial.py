@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from udit.errors import UserError
 from udit.nn.dropout import Dropout
 from udit.nn.linear import affine
+from udit.nn.recompute import cheap
 from udit.nn.window import join_windows, split_windows, wrap_mask
 
 
@@ -136,7 +137,8 @@ class AxialAttention(nn.Module):
         q, k, v = affine(x, self.qkv).unflatten(-1, (3, self.heads, -1)).unbind(-3)
         precise = torch.promote_types(q.dtype, torch.float32)
         root = self.scale.to(precise).sqrt()[:, None]
-        q, k = (turn(unit(part.to(precise)) * root, positions).to(v.dtype) for part in (q, k))
+        q, k = (cheap(torch.mul, cheap(unit, part.to(precise)), root) for part in (q, k))
+        q, k = (cheap(turn, part, positions).to(v.dtype) for part in (q, k))
         return affine(self.dropout(self.attend(q, k, v).flatten(-2)), self.out)
 
 

@@ -5,30 +5,18 @@ Axes: B batch, H and W side lengths, N tokens, D width.
 
 from __future__ import annotations
 
-import functools
 from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
+from torch.utils.checkpoint import checkpoint
 
 from udit.nn.linear import affine
+from udit.nn.recompute import cheap, forgetting
 
 Recompute = bool | Literal["selective"]
 """Which activations of a block are made again in backward: none, those that are cheap, or all."""
-_DEAR = (
-    "aten::mm",
-    "aten::addmm",
-    "aten::bmm",
-    "aten::convolution",
-    "udit::convolution",
-    "aten::_scaled_dot_product",
-    "udit::fused_attention",
-    "udit::linear",
-)
-"""Operators whose results a selective recomputation keeps: products and attention. Norms, modulation, GELU and the
-depthwise convolution of one, twice as wide as other maps, are made again."""
 
 
 def run(block: nn.Module, recompute: Recompute, x: Tensor, *args: Any) -> Tensor:
@@ -36,25 +24,9 @@ def run(block: nn.Module, recompute: Recompute, x: Tensor, *args: Any) -> Tensor
     if not recompute or not block.training:
         return block(x, *args)
     if recompute == "selective":
-        keep = functools.partial(create_selective_checkpoint_contexts, _policy)
-        return checkpoint(block, x, *args, use_reentrant=False, context_fn=keep)
+        with forgetting():
+            return block(x, *args)
     return checkpoint(block, x, *args, use_reentrant=False)
-
-
-def _policy(_: Any, operator: Any, *args: Any, **kwargs: Any) -> CheckpointPolicy:
-    plain = _depthwise(operator) and not any(args[3:])
-    return CheckpointPolicy.MUST_SAVE if plain or _dear(operator) else CheckpointPolicy.PREFER_RECOMPUTE
-
-
-@functools.cache
-def _depthwise(operator: Any) -> bool:
-    """Whether it is a depthwise convolution; its fourth argument says that of a GELU."""
-    return str(operator.name()).startswith("udit::depthwise")
-
-
-@functools.cache
-def _dear(operator: Any) -> bool:
-    return str(operator.name()).startswith(_DEAR)
 
 
 class PreNormBlock(nn.Module):
@@ -69,8 +41,8 @@ class PreNormBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, N, D] -> [B, N, D]."""
-        x = x + self.attention(self.norm1(x))
-        return x + self.ffn(self.norm2(x))
+        x = x + self.attention(cheap(self.norm1, x))
+        return x + self.ffn(cheap(self.norm2, x))
 
 
 class NormedJoin(nn.Module):

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from udit.config.parts import Context
 from udit.errors import UserError
 from udit.nn import fused_norm
+from udit.nn.recompute import cheap
 
 
 def timestep_features(t: Tensor, dim: int = 256) -> Tensor:
@@ -151,15 +152,13 @@ class Modulation(NamedTuple):
 def modulated_norm(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
     """LayerNorm without affine (eps 1e-6), then x * (1 + scale) + shift. x [B, H, W, D], the others [B, 1, 1, D]."""
     if fused_norm.available(x):
-        return fused_norm.modulated_norm(x, shift, scale)
-    return torch.addcmul(shift, F.layer_norm(x, x.shape[-1:], eps=1e-6), 1 + scale)
+        return cheap(fused_norm.modulated_norm, x, shift, scale)
+    return cheap(torch.addcmul, shift, cheap(F.layer_norm, x, x.shape[-1:], None, None, 1e-6), 1 + scale)
 
 
 def gated_sum(x: Tensor, gate: Tensor, y: Tensor) -> Tensor:
     """x + gate * y. x and y [B, H, W, D], gate [B, 1, 1, D]."""
-    if fused_norm.available(x):
-        return fused_norm.gated_sum(x, gate, y)
-    return torch.addcmul(x, gate, y)
+    return cheap(fused_norm.gated_sum if fused_norm.available(x) else torch.addcmul, x, gate, y)
 
 
 class AdaLNBlock(nn.Module):

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from udit.nn.conditioning import Modulation
 from udit.nn.convolution import convolved
 from udit.nn.dropout import Dropout
+from udit.nn.recompute import cheap
 from udit.nn.tokens import to_first, to_last
 
 
@@ -65,8 +66,8 @@ class GatedConvBlock(nn.Module):
     def forward(self, x: Tensor, mod: Modulation) -> Tensor:
         """x [B, H, W, C], ``condition``'s result -> [B, H, W, D]."""
         residual = x if self.shortcut is None else self.shortcut(x)
-        x = convolved(to_last(F.gelu(self.norm_in(to_first(x)))), self.conv_in)
-        x = F.gelu(torch.addcmul(mod.shift, to_last(self.norm_out(to_first(x))), 1 + mod.scale))
+        x = convolved(cheap(F.gelu, cheap(_normed, self.norm_in, x)), self.conv_in)
+        x = cheap(F.gelu, cheap(torch.addcmul, mod.shift, cheap(_normed, self.norm_out, x), 1 + mod.scale))
         return torch.addcmul(residual, mod.gate, convolved(x, self.conv_out))
 
 
@@ -102,17 +103,22 @@ class ResBlock(nn.Module):
 
     def forward(self, x: Tensor, mod: tuple[Tensor, ...]) -> Tensor:
         """x [B, H, W, C], ``condition``'s result -> [B, H', W', D]."""
-        h = F.silu(self.norm_in(to_first(x)))
+        h = cheap(F.silu, cheap(_normed, self.norm_in, x))
         if self.resample is not None:
-            h, x = self.resample(h), to_last(self.resample(to_first(x)))
-        h = convolved(to_last(h), self.conv_in)
+            h, x = (to_last(self.resample(to_first(part))) for part in (h, x))
+        h = convolved(h, self.conv_in)
         if self.scale_shift:
             scale, shift = mod
-            h = torch.addcmul(shift, to_last(self.norm_out(to_first(h))), 1 + scale)
+            h = cheap(torch.addcmul, shift, cheap(_normed, self.norm_out, h), 1 + scale)
         else:
-            h = to_last(self.norm_out(to_first(h + mod[0])))
-        h = convolved(self.dropout(F.silu(h)), self.conv_out)
+            h = cheap(_normed, self.norm_out, h + mod[0])
+        h = convolved(self.dropout(cheap(F.silu, h)), self.conv_out)
         return (x if self.shortcut is None else self.shortcut(x)) + h
+
+
+def _normed(norm: nn.GroupNorm, x: Tensor) -> Tensor:
+    """[B, H, W, D] -> [B, H, W, D]."""
+    return to_last(norm(to_first(x)))
 
 
 def halved(x: Tensor) -> Tensor:

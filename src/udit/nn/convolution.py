@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import register_flop_formula
 
 from udit.nn import native
-from udit.nn.linear import plain
+from udit.nn.linear import lowered, plain
 from udit.nn.tokens import to_first, to_last
 
 NARROW = 16
@@ -27,7 +27,7 @@ def convolved(x: Tensor, layer: nn.Module) -> Tensor:
     """``layer(x)`` of a map, x [B, H, W, I] -> [B, H, W, O]; anything but a plain convolution is simply called."""
     if plain(layer, nn.Conv2d) and _ours(x, layer):
         return _convolution(x, layer.weight, layer.bias)
-    return to_last(layer(to_first(x)))
+    return to_last(layer(to_first(lowered(x))))
 
 
 def _ours(x: Tensor, layer: nn.Conv2d) -> bool:

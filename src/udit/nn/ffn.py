@@ -5,6 +5,7 @@ Axes: B batch, H and W side lengths, D width, E hidden channels (ratio * D).
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from typing import cast
 
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 from udit.config.parts import Mlp, RepConv
 from udit.nn.depthwise import depthwise
 from udit.nn.linear import affine, linear
+from udit.nn.recompute import cheap
 
 
 class MLP(nn.Module):
@@ -23,13 +25,13 @@ class MLP(nn.Module):
     def __init__(self, spec: Mlp, width: int) -> None:
         super().__init__()
         hidden = round(spec.ratio * width)
-        self.approximate = "tanh" if spec.gelu == "tanh" else "none"
+        self.gelu = functools.partial(F.gelu, approximate="tanh" if spec.gelu == "tanh" else "none")
         self.expand = nn.Linear(width, hidden)
         self.contract = nn.Linear(hidden, width)
 
     def forward(self, x: Tensor) -> Tensor:
         """[..., D] -> [..., D]."""
-        return affine(F.gelu(affine(x, self.expand), approximate=self.approximate), self.contract)
+        return affine(cheap(self.gelu, affine(x, self.expand)), self.contract)
 
     def folded(self) -> dict[str, Tensor]:
         """State of the inference form: its own."""
@@ -42,14 +44,14 @@ class GatedMLP(nn.Module):
     def __init__(self, spec: Mlp, width: int) -> None:
         super().__init__()
         hidden = round(spec.ratio * width)
-        self.approximate = "tanh" if spec.gelu == "tanh" else "none"
+        self.gelu = functools.partial(F.gelu, approximate="tanh" if spec.gelu == "tanh" else "none")
         self.expand = nn.Linear(width, 2 * hidden)
         self.contract = nn.Linear(hidden, width)
 
     def forward(self, x: Tensor) -> Tensor:
         """[..., D] -> [..., D]."""
         x, y = affine(x, self.expand).chunk(2, dim=-1)
-        return affine(F.gelu(x, approximate=self.approximate) * y, self.contract)
+        return affine(cheap(torch.mul, cheap(self.gelu, x), y), self.contract)
 
 
 def composed_linear(first: nn.Linear, second: nn.Linear) -> tuple[Tensor, Tensor]:
@@ -122,7 +124,7 @@ class DepthwiseFFN(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, H, W, D] -> [B, H, W, D]."""
-        return projected(depthwise(projected(x, self.expand), *self.kernel(), gelu=True), self.contract)
+        return projected(cheap(depthwise, projected(x, self.expand), *self.kernel(), True), self.contract)
 
     def kernel(self) -> tuple[Tensor, Tensor]:
         """The folded depthwise kernel [E, 1, s, s] and its bias [E]."""

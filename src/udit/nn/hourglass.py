@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from udit.nn.dropout import Dropout
 from udit.nn.linear import affine
+from udit.nn.recompute import cheap
 from udit.nn.tokens import to_last, unpatchify
 
 
@@ -45,12 +46,12 @@ class GEGLU(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """[..., D] -> [..., D]."""
         x, gate = affine(x, self.expand).chunk(2, dim=-1)
-        return affine(self.dropout(x * F.gelu(gate)), self.contract)
+        return affine(self.dropout(cheap(torch.mul, x, cheap(F.gelu, gate))), self.contract)
 
 
 def rms_norm(x: Tensor, scale: Tensor) -> Tensor:
     """x [..., D] over its root mean square, times ``scale`` (Zhang & Sennrich 2019)."""
-    return F.rms_norm(x, x.shape[-1:], eps=1e-6) * scale
+    return cheap(torch.mul, cheap(F.rms_norm, x, x.shape[-1:], None, 1e-6), scale)
 
 
 class ScaledNorm(nn.Module):

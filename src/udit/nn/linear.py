@@ -17,6 +17,7 @@ from torch.nn.modules.module import _has_any_global_hook
 from torch.utils.flop_counter import register_flop_formula
 
 from udit.nn import native
+from udit.nn.recompute import cheap
 
 L = TypeVar("L", bound=nn.Module)
 
@@ -41,7 +42,15 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     ours = x.device.type == "cpu" and x.dtype == weight.dtype == torch.float32 and native.compiled("linear")
     if ours and not torch.is_autocast_enabled("cpu") and x.numel() >= ROWS * x.shape[-1]:
         return _product(x, weight, bias)
-    return F.linear(x, weight, bias)
+    return F.linear(lowered(x), weight, bias)
+
+
+def lowered(x: Tensor) -> Tensor:
+    """x as autocast hands it to a product: said here, so that backward need not keep it if it is cheap."""
+    device = x.device.type
+    if x.dtype != torch.float32 or not torch.amp.is_autocast_available(device) or not torch.is_autocast_enabled(device):
+        return x
+    return cheap(Tensor.to, x, torch.get_autocast_dtype(device))
 
 
 def affine(x: Tensor, layer: nn.Module) -> Tensor:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from udit.nn.conditioning import Modulation
 from udit.nn.linear import affine
+from udit.nn.recompute import cheap
 from udit.nn.scan import selective_scan
 
 
@@ -53,12 +54,14 @@ class Mamba(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """[B, L, D] -> [B, L, D]; token l sees tokens up to l."""
         x, gate = affine(x, self.expand).chunk(2, dim=-1)
-        x = F.silu(self.conv(x.transpose(1, 2))[..., : x.shape[1]].transpose(1, 2))
+        x = cheap(F.silu, self.conv(x.transpose(1, 2))[..., : x.shape[1]].transpose(1, 2))
         step, into, out_of = affine(x, self.select).split(self.split, dim=-1)
-        delta = F.softplus(self.step(step).to(torch.promote_types(x.dtype, torch.float32)))
+        delta = cheap(F.softplus, self.step(step).to(torch.promote_types(x.dtype, torch.float32)))
         rates = -self.log_rate.to(delta.dtype).exp()
         y = selective_scan(x, delta, rates, into, out_of)
-        return affine(torch.addcmul(y, x, self.direct.to(x.dtype)) * F.silu(gate), self.contract)
+        return affine(
+            cheap(torch.mul, cheap(torch.addcmul, y, x, self.direct.to(x.dtype)), cheap(F.silu, gate)), self.contract
+        )
 
 
 class ModulatedMamba(nn.Module):

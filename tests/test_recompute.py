@@ -1,0 +1,127 @@
+"""Selective recomputation: less is kept, and every gradient has the bits it has without."""
+
+from __future__ import annotations
+
+import gc
+import weakref
+from collections.abc import Callable
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+import udit
+from conftest import batch, perturb
+from udit.config.catalog import CATALOG
+from udit.models.build import checkpoint_activations
+from udit.nn.dropout import key_dropout
+from udit.nn.linear import lowered
+from udit.nn.recompute import cheap, forgetting
+
+TINY = sorted(name for name in CATALOG if name.endswith("-tiny"))
+
+
+@pytest.mark.parametrize("cast", [False, True])
+@pytest.mark.parametrize("name", TINY)
+def test_gradients_have_the_same_bits_in_every_family(name: str, cast: bool) -> None:
+    model = perturb(udit.build(name)).train()
+    x, t, y = batch(model)
+
+    def gradients(recompute: str | bool) -> list[Tensor | None]:
+        checkpoint_activations(model, recompute)  # type: ignore[arg-type]
+        model.zero_grad()
+        key_dropout(model, 0, range(len(x)))
+        with torch.autocast("cpu", torch.bfloat16, enabled=cast):
+            out = model(
+                x, t.float() / 1000 if model.config.time == "unit" else t, y if model.config.num_classes else None
+            )
+        out.float().square().mean().backward()
+        return [None if p.grad is None else p.grad.clone() for p in model.parameters()]
+
+    for one, other in zip(gradients(False), gradients("selective"), strict=True):
+        assert (one is None and other is None) or torch.equal(one, other)  # type: ignore[arg-type]
+
+
+class Counted:
+    """GELU, and how often it was computed."""
+
+    def __init__(self) -> None:
+        self.calls = 0
+        self.last: weakref.ref[Tensor] | None = None
+
+    def __call__(self, x: Tensor) -> Tensor:
+        self.calls += 1
+        out = F.gelu(x)
+        self.last = weakref.ref(out)
+        return out
+
+
+def test_a_cheap_result_goes_and_is_made_again_once_for_all_who_need_it() -> None:
+    gelu, x, w = Counted(), torch.randn(8, 8, requires_grad=True), torch.randn(8, 8, requires_grad=True)
+    with forgetting():
+        h = cheap(gelu, x)
+        out = (h @ w).sum() + (h * w).sum()
+        del h
+    gc.collect()
+    assert gelu.calls == 1
+    assert gelu.last is not None
+    assert gelu.last() is None
+    out.backward()
+    gc.collect()
+    assert gelu.calls == 2
+    assert gelu.last() is None, "what was made again is let go after backward"
+    mine = x.grad, w.grad
+    x.grad = w.grad = None
+    ((F.gelu(x) @ w).sum() + (F.gelu(x) * w).sum()).backward()
+    torch.testing.assert_close(mine, (x.grad, w.grad))
+
+
+def test_results_of_results_and_views_are_made_again() -> None:
+    first, second = Counted(), Counted()
+    x, w = torch.randn(4, 6, requires_grad=True), torch.randn(6, 6, requires_grad=True)
+    with forgetting():
+        out = cheap(second, cheap(first, x)).t().reshape(3, 8).t()[:6, :]
+        out = out.contiguous().view(3, 6) @ w
+        loss = (cheap(second, x).t() @ cheap(first, x)).sum() + out.sum()
+    loss.backward()
+    mine = x.grad, w.grad
+    x.grad = w.grad = None
+    out = F.gelu(F.gelu(x)).t().reshape(3, 8).t()[:6, :].contiguous().view(3, 6) @ w
+    ((F.gelu(x).t() @ F.gelu(x)).sum() + out.sum()).backward()
+    assert torch.equal(mine[0], x.grad)
+    assert torch.equal(mine[1], w.grad)
+
+
+def test_a_result_changed_in_place_is_kept_as_it_is() -> None:
+    x, w = torch.randn(3, 3, requires_grad=True), torch.randn(3, 3, requires_grad=True)
+    with forgetting():
+        h = cheap(torch.mul, x, 2.0)
+        h.add_(1)
+        out = (h @ w).sum()
+    out.backward()
+    torch.testing.assert_close(w.grad, (2 * x + 1).detach().t() @ torch.ones(3, 3))
+
+
+def test_autocast_is_as_it_was() -> None:
+    """A norm of bfloat16 is float32 under autocast alone, and backward runs outside of it."""
+    x, w = torch.randn(64, 64, requires_grad=True), torch.randn(64, 64, requires_grad=True)
+
+    def gradient(norm: Callable[[Tensor], Tensor]) -> Tensor:
+        x.grad = None
+        with torch.autocast("cpu", torch.bfloat16), forgetting():
+            out = F.linear(lowered(norm(x @ w)), w)
+        out.float().square().sum().backward()
+        assert x.grad is not None
+        return x.grad
+
+    assert torch.equal(gradient(lambda h: cheap(F.layer_norm, h, (64,))), gradient(lambda h: F.layer_norm(h, (64,))))
+
+
+def test_outside_nothing_is_remembered() -> None:
+    x = torch.randn(3, requires_grad=True)
+    gelu = Counted()
+    cheap(gelu, x).square().sum().backward()
+    with forgetting(), torch.no_grad():
+        cheap(gelu, x)
+    assert gelu.calls == 2
