@@ -77,8 +77,8 @@ def checkpoint_activations(model: nn.Module, recompute: Recompute = True) -> Non
 
     Args:
         model: a network of the catalogue.
-        recompute: false keeps all; selective makes norms, modulation, GELU and what is as cheap again (``recompute``), of
-            a U-DiT a third of the activations for a few hundredths more time; true makes whole blocks again, the least
+        recompute: false keeps all; selective makes norms, modulation, GELU and what is as cheap again (``recompute``),
+            a third of a U-DiT's activations for a few hundredths more time; true makes whole blocks again, the least
             memory for a third more time.
     """
     for module in model.modules():
