@@ -67,16 +67,24 @@ bench: install  ## Times U-DiT-S against a literal U-DiT and diffusers' DiT, for
 # 128x128, where its attention matrices ask for more than 24 GB while they are profiled.
 MEASURE := $(BIN)/python -m udit bench --threads 1
 LITERAL := --baseline benchmarks/literal.py:LiteralUDiT
+EQUAL := --baseline equal:DiT --baseline diffusers:DiTTransformer2DModel --work forward --work train
 PAGE := docs/performance
 TINY := width=32 depths=[1,1,2,1,1] in_channels=1 num_classes=10
 performance: install  ## Measures what docs/performance.md tells, and writes it (it takes long, and the machine alone)
-	$(MEASURE) U-DiT-S $(TINY) --batch 32 --work train --recompute --rounds 3 $(LITERAL) \
+	$(MEASURE) U-DiT-S $(TINY) --batch 32 --work train --recompute --rounds 5 $(LITERAL) \
 	  --json $(PAGE)/training-2M-on-1x32x32.json
 	$(MEASURE) U-DiT-S --batch 8 --work train --recompute --rounds 3 $(LITERAL) --json $(PAGE)/training-S.json
-	$(MEASURE) U-DiT-B U-DiT-L --rounds 3 --baseline DiT-XL/2 --json $(PAGE)/forward-against-DiT-XL.json
 	$(MEASURE) U-DiT-S --batch 1,4,16 $(LITERAL) --compiled --rounds 3 --json $(PAGE)/forward-S.json
 	$(MEASURE) U-DiT-B --batch 1,4,16 $(LITERAL) --compiled --rounds 2 --json $(PAGE)/forward-B.json
-	$(MEASURE) U-DiT-L --batch 1,4 $(LITERAL) --compiled --rounds 1 --json $(PAGE)/forward-L.json
+	$(MEASURE) U-DiT-L --batch 1,4,16 $(LITERAL) --compiled --rounds 1 --json $(PAGE)/forward-L.json
+	$(MEASURE) U-DiT-S input_size=16 --batch 1,16 $(EQUAL) --rounds 3 --json $(PAGE)/equal-MACs-16x16.json
+	$(MEASURE) U-DiT-S input_size=32 --batch 1,4 $(EQUAL) --rounds 3 --json $(PAGE)/equal-MACs-32x32.json
+	$(MEASURE) U-DiT-S input_size=64 $(EQUAL) --rounds 3 --json $(PAGE)/equal-MACs-64x64.json
+	$(MEASURE) U-DiT-S input_size=128 $(EQUAL) --rounds 1 --json $(PAGE)/equal-MACs-128x128.json
+	$(MEASURE) U-DiT-B --batch 1,4,16 --rounds 2 --baseline DiT-XL/2 --json $(PAGE)/forward-B-against-DiT-XL.json
+	$(MEASURE) U-DiT-L --batch 1,4 --rounds 2 --baseline DiT-XL/2 --json $(PAGE)/forward-L-against-DiT-XL.json
+	$(MEASURE) U-DiT-L --batch 1,4 --work train --apart --rounds 2 --baseline DiT-XL/2 \
+	  --json $(PAGE)/training-L-against-DiT-XL.json
 	$(MEASURE) U-DiT-S $(LITERAL) --baseline DiT-S/2 --baseline diffusers:DiTTransformer2DModel \
 	  --size 16,32,64 --rounds 3 --json $(PAGE)/growth-forward.json
 	$(MEASURE) U-DiT-S --baseline DiT-S/2 --baseline diffusers:DiTTransformer2DModel \

@@ -17,7 +17,7 @@ from torch.nn.modules.module import _has_any_global_hook
 from torch.utils.flop_counter import register_flop_formula
 
 from udit.nn import native
-from udit.nn.recompute import cheap
+from udit.nn.recompute import autocast_dtype, cheap
 
 L = TypeVar("L", bound=nn.Module)
 
@@ -47,10 +47,8 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 
 def lowered(x: Tensor) -> Tensor:
     """x as autocast hands it to a product: said here, so that backward need not keep it if it is cheap."""
-    device = x.device.type
-    if x.dtype != torch.float32 or not torch.amp.is_autocast_available(device) or not torch.is_autocast_enabled(device):
-        return x
-    return cheap(Tensor.to, x, torch.get_autocast_dtype(device))
+    dtype = autocast_dtype(x.device.type) if x.dtype == torch.float32 else None
+    return x if dtype is None else cheap(Tensor.to, x, dtype)
 
 
 def affine(x: Tensor, layer: nn.Module) -> Tensor:

@@ -23,7 +23,7 @@ class _Recipe:
         self.function = function
         self.arguments = arguments
         self.device = device
-        self.cast = _autocast(device)
+        self.cast = autocast_dtype(device)
         self.made: Tensor | None = None
 
     def make(self) -> Tensor:
@@ -31,7 +31,7 @@ class _Recipe:
         if self.made is None:
             arguments = map(_unpack, self.arguments)
             with torch.no_grad():
-                if self.cast == _autocast(self.device):
+                if self.cast == autocast_dtype(self.device):
                     self.made = self.function(*arguments)
                 else:
                     dtype, enabled = self.cast or torch.float32, self.cast is not None
@@ -84,6 +84,13 @@ def forgetting() -> Iterator[None]:
         _made = before
 
 
+def autocast_dtype(device: str) -> torch.dtype | None:
+    """To which products are cast on a type of device, if they are."""
+    if not torch.amp.is_autocast_available(device) or not torch.is_autocast_enabled(device):
+        return None
+    return torch.get_autocast_dtype(device)
+
+
 def _place(tensor: Tensor) -> int:
     return int(tensor.untyped_storage()._cdata)
 
@@ -91,13 +98,6 @@ def _place(tensor: Tensor) -> int:
 def _pack(tensor: Tensor) -> Tensor | _Recipe:
     made = _made.get(_place(tensor)) if _made else None
     return (made and made.recipe_of(tensor)) or tensor
-
-
-def _autocast(device: str) -> torch.dtype | None:
-    """To which products are cast, if they are."""
-    if not torch.amp.is_autocast_available(device) or not torch.is_autocast_enabled(device):
-        return None
-    return torch.get_autocast_dtype(device)
 
 
 def _packed(argument: Any) -> Any:
