@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_pre_hook
+from torch.profiler import ProfilerActivity, profile
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from conftest import gradients, needs_compiler
@@ -104,6 +108,32 @@ def test_operations_are_counted_with_the_kernel_and_without() -> None:
             assert counter.get_total_flops() == 2 * 64 * 16 * 32
             out.sum().backward()
         assert counter.get_total_flops() == 3 * 2 * 64 * 16 * 32
+
+
+@needs_compiler
+@torch.no_grad()
+def test_whoever_watches_sees_the_operator() -> None:
+    """Without gradients the kernel is called at once, but only where nobody could tell."""
+    x, weight, _ = draw(64, 8, 8)
+    expected, seen = linear(x, weight), []
+
+    class Watch(TorchDispatchMode):
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            seen.append(func.name())
+            return func(*args, **(kwargs or {}))
+
+    with Watch():
+        out = linear(x, weight)
+    assert torch.equal(out, expected)
+    assert seen == ["udit::linear"]
+    with FlopCounterMode(display=False) as counter:
+        linear(x, weight)
+    assert counter.get_total_flops() == 2 * 64 * 8 * 8
+    with profile(activities=[ProfilerActivity.CPU]) as trace:
+        linear(x, weight)
+    assert "udit::linear" in {event.name for event in trace.events()}
+    traced = torch.jit.trace(lambda given: linear(given, weight), x, check_trace=False)
+    assert torch.equal(traced(2 * x), linear(2 * x, weight))
 
 
 def test_a_layer_that_is_hooked_or_replaced_is_called() -> None:
