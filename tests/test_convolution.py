@@ -56,7 +56,9 @@ def test_the_kernel_makes_the_weight_s_gradient_of_a_layer_that_learns(monkeypat
     assert called == ["convolution"]
     with torch.no_grad():
         convolved(x, layer)
-    convolved(x, layer.requires_grad_(False))
+    x.requires_grad_()
+    convolved(x, layer.requires_grad_(False)).sum().backward()
+    assert x.grad is not None
     assert called == ["convolution"]
 
 
@@ -81,6 +83,14 @@ def test_any_other_layer_is_called(layer: nn.Module, monkeypatch: pytest.MonkeyP
     out.sum().backward()
 
 
+@needs_compiler
+def test_no_pictures_have_a_gradient_of_zero() -> None:
+    layer = nn.Conv2d(NARROW, 8, 3, padding=1)
+    convolved(torch.randn(0, 8, 8, NARROW), layer).sum().backward()
+    assert layer.weight.grad is not None
+    assert not layer.weight.grad.any()
+
+
 def test_hooks_see_a_layer_that_is_watched() -> None:
     layer, x, seen = nn.Conv2d(16, 16, 3, padding=1), torch.randn(1, 4, 4, 16), []
     with layer.register_forward_hook(lambda *_: seen.append("its own")):
@@ -88,6 +98,8 @@ def test_hooks_see_a_layer_that_is_watched() -> None:
     with register_module_forward_pre_hook(lambda *_: seen.append("all")):
         convolved(x, layer)
     assert seen == ["its own", "all"]
+    with torch.autocast("cpu", torch.bfloat16):
+        assert convolved(x, nn.Identity()).dtype == torch.float32
 
 
 @needs_compiler

@@ -111,6 +111,25 @@ def test_operations_are_counted_with_the_kernel_and_without() -> None:
 
 
 @needs_compiler
+@pytest.mark.parametrize(("rows", "threads"), [(896, 8), (588, 6), (980, 8), (4000, 16)])
+def test_more_threads_than_rows_fill_are_idle(rows: int, threads: int) -> None:
+    x, weight, bias = draw(rows, 256, 256)
+    torch.set_num_threads(threads)
+    out = linear(x, weight, bias)
+    torch.set_num_threads(1)
+    assert torch.equal(out, linear(x, weight, bias))
+
+
+@needs_compiler
+@torch.no_grad()
+def test_a_weight_elsewhere_is_told() -> None:
+    """Its address is none of the kernel's."""
+    x, weight, _ = draw(64, 8, 8)
+    with pytest.raises(RuntimeError, match="linear runs on the CPU and was handed a tensor on meta"):
+        linear(x, weight.to("meta"))
+
+
+@needs_compiler
 @torch.no_grad()
 def test_whoever_watches_sees_the_operator() -> None:
     """Without gradients the kernel is called at once, but only where nobody could tell."""

@@ -15,9 +15,10 @@ import udit
 from conftest import batch, perturb
 from udit.config.catalog import CATALOG
 from udit.models.build import checkpoint_activations
+from udit.nn import recompute
 from udit.nn.dropout import key_dropout
 from udit.nn.linear import lowered
-from udit.nn.recompute import cheap, forgetting
+from udit.nn.recompute import autocast_dtype, cheap, forgetting
 
 TINY = sorted(name for name in CATALOG if name.endswith("-tiny"))
 
@@ -84,7 +85,9 @@ def test_results_of_results_and_views_are_made_again() -> None:
         out = cheap(second, cheap(first, x)).t().reshape(3, 8).t()[:6, :]
         out = out.contiguous().view(3, 6) @ w
         loss = (cheap(second, x).t() @ cheap(first, x)).sum() + out.sum()
+    assert (first.calls, second.calls) == (2, 2)
     loss.backward()
+    assert (first.calls, second.calls) == (4, 3), "what nobody asks for is not made again"
     mine = x.grad, w.grad
     x.grad = w.grad = None
     out = F.gelu(F.gelu(x)).t().reshape(3, 8).t()[:6, :].contiguous().view(3, 6) @ w
@@ -103,25 +106,69 @@ def test_a_result_changed_in_place_is_kept_as_it_is() -> None:
     torch.testing.assert_close(w.grad, (2 * x + 1).detach().t() @ torch.ones(3, 3))
 
 
+def test_parts_of_one_result_are_told_apart() -> None:
+    x, w = torch.randn(6, 4, requires_grad=True), torch.randn(4, 4, requires_grad=True)
+
+    def gradient(call: Callable[..., Tensor]) -> Tensor:
+        w.grad = None
+        with forgetting():
+            (one, other) = (call(_half, x, i) for i in range(2))
+            loss = (one @ w).sum() + 2 * (other @ w).sum() + (call(F.gelu, x).chunk(2)[1] @ w).sum()
+        loss.backward()
+        assert w.grad is not None
+        return w.grad
+
+    assert torch.equal(gradient(cheap), gradient(lambda function, *given: function(*given)))
+
+
+def _half(x: Tensor, index: int) -> Tensor:
+    return F.silu(x).chunk(2)[index]
+
+
+def test_what_backward_needs_may_not_change_before_it() -> None:
+    """As without recomputation, whether it is needed itself or to make something again."""
+    w = torch.randn(3, 3, requires_grad=True)
+    for function in (F.gelu, torch.clone):
+        x = torch.randn(3, 3)
+        with forgetting():
+            loss = (cheap(function, x) @ w).sum() + (x @ w).sum()
+        x.add_(1)
+        with pytest.raises(RuntimeError, match=r"shape \[3, 3\] that backward needs was changed in place"):
+            loss.backward()
+
+
+def test_a_graph_without_a_backward_goes() -> None:
+    """``exp`` keeps its own result, which must not hold itself."""
+    x = torch.randn(3, requires_grad=True)
+    with forgetting():
+        out = x.exp()
+    gone = weakref.ref(out)
+    del out
+    gc.collect()
+    assert gone() is None
+
+
 def test_autocast_is_as_it_was() -> None:
-    """A norm of bfloat16 is float32 under autocast alone, and backward runs outside of it."""
-    x, w = torch.randn(64, 64, requires_grad=True), torch.randn(64, 64, requires_grad=True)
+    """Backward runs outside of it."""
+    x, w, seen = torch.randn(64, 64, requires_grad=True), torch.randn(64, 64, requires_grad=True), []
 
-    def gradient(norm: Callable[[Tensor], Tensor]) -> Tensor:
-        x.grad = None
-        with torch.autocast("cpu", torch.bfloat16), forgetting():
-            out = F.linear(lowered(norm(x @ w)), w)
-        out.float().square().sum().backward()
-        assert x.grad is not None
-        return x.grad
+    def norm(h: Tensor) -> Tensor:
+        seen.append(autocast_dtype("cpu"))
+        return F.layer_norm(h, (64,))
 
-    assert torch.equal(gradient(lambda h: cheap(F.layer_norm, h, (64,))), gradient(lambda h: F.layer_norm(h, (64,))))
+    with torch.autocast("cpu", torch.bfloat16), forgetting():
+        out = F.linear(lowered(cheap(norm, x @ w)), w)
+    out.float().square().sum().backward()
+    assert seen == [torch.bfloat16, torch.bfloat16]
 
 
 def test_outside_nothing_is_remembered() -> None:
     x = torch.randn(3, requires_grad=True)
-    gelu = Counted()
-    cheap(gelu, x).square().sum().backward()
-    with forgetting(), torch.no_grad():
-        cheap(gelu, x)
-    assert gelu.calls == 2
+    assert recompute._known is None
+    with forgetting():
+        with torch.no_grad():
+            cheap(F.gelu, x)
+        assert recompute._known == {}
+        cheap(F.gelu, x)
+        assert len(recompute._known) == 1
+    assert recompute._known is None

@@ -59,7 +59,7 @@ class TrainingConfig(Spec):
     """torch.compile; the first steps are slow."""
     checkpoint_activations: bool | Literal["selective"] = False
     """Makes activations again in backward: true those of whole blocks, the least memory for about a third more time;
-    selective those that are cheap, of a U-DiT a third for a few hundredths more time."""
+    selective those that are cheap: a U-DiT keeps a third less, for a few hundredths more time."""
     deterministic: bool = False
     """Asks torch for deterministic CUDA kernels: slower, and what exact resuming on a GPU needs. CPUs always are."""
     device: str = "auto"
@@ -355,8 +355,8 @@ def _check(run: Run, info: DataInfo) -> None:
         )
     if run.training.checkpoint_activations == "selective" and run.training.compile:
         raise UserError(
-            "training.checkpoint_activations is selective and training.compile hides what could be chosen; set one to "
-            "false"
+            "training.checkpoint_activations is selective and training.compile true, and compiled blocks keep what they "
+            "like; set one to false"
         )
     if run.training.batch_size % run.training.accumulation:
         raise UserError(

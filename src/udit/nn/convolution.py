@@ -20,14 +20,17 @@ from udit.nn.linear import lowered, plain
 from udit.nn.tokens import to_first, to_last
 
 NARROW = 16
-"""Fewer channels in are torch's: the kernel takes so many at a time."""
+"""Fewer channels in are torch's: the kernel takes two vectors of them at a time."""
 
 
 def convolved(x: Tensor, layer: nn.Module) -> Tensor:
-    """``layer(x)`` of a map, x [B, H, W, I] -> [B, H, W, O]; anything but a plain convolution is simply called."""
+    """``layer(x)`` of a map, x [B, H, W, I] -> [B, H, W, O]; anything but a plain 3x3 convolution is simply called.
+
+    Where the kernel runs, gradients have no gradients of their own.
+    """
     if plain(layer, nn.Conv2d) and _ours(x, layer):
         return _convolution(x, layer.weight, layer.bias)
-    return to_last(layer(to_first(lowered(x))))
+    return to_last(layer(to_first(lowered(x) if plain(layer, nn.Conv2d) else x)))
 
 
 def _ours(x: Tensor, layer: nn.Conv2d) -> bool:
@@ -54,6 +57,8 @@ def _weights(x: Tensor, grad: Tensor) -> Tensor:
     """[O, I, 3, 3]."""
     x, grad = x.contiguous(), grad.contiguous()
     to = x.new_empty(grad.shape[-1], x.shape[-1], 3, 3)
+    if not grad.numel():
+        return to.zero_()
     native.call("convolution", "weights", x.dtype, x, grad, to, *x.shape, grad.shape[-1])
     return to
 

@@ -11,7 +11,7 @@
 namespace {
 
 constexpr float LOG2E = 1.44269504f;              // logits count in powers of two
-constexpr float BOUND = 60;                       // of logits that need not be told from the largest of their row
+constexpr float BOUND = 60;                       // of logits: sums of 2**60 stay floats without the largest taken out
 constexpr int KEYS = 256;                         // of a piece of the matrix, by two vectors of queries
 constexpr int BACK_KEYS = 64, BACK_QUERIES = 96;  // of a piece on the way back
 
@@ -141,8 +141,8 @@ inline Vector unprepare(const float* grads, const float* columns, const Plan& pl
 struct Largest {
   float* most;
   template <int M, int V>
-  void operator()(const Vector (&sum)[M][V], int i, int j, float* c, int64_t ldc) const {
-    Put{}(sum, i, j, c, ldc);
+  void operator()(const Vector (&sum)[M][V], int j, float* c, int64_t ldc) const {
+    Put{}(sum, j, c, ldc);
 #pragma GCC unroll 2
     for (int v = 0; v < V; v++) {
       Vector largest = load(most + j + v * LANES);
@@ -157,7 +157,7 @@ struct Largest {
 struct Weigh {
   float* all;
   template <int M, int V>
-  void operator()(const Vector (&sum)[M][V], int, int j, float* c, int64_t ldc) const {
+  void operator()(const Vector (&sum)[M][V], int j, float* c, int64_t ldc) const {
 #pragma GCC unroll 2
     for (int v = 0; v < V; v++) {
       Vector more = load(all + j + v * LANES);

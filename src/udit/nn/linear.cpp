@@ -115,6 +115,7 @@ void multiply(const float* a, const float* b, const float* bias, float* c, int M
     for (int task = 0; task < groups * shares; task++) {
       int first = task / shares * together * PANEL, columns = std::min(together * PANEL, panels * PANEL - first);
       int from = task % shares * share, to = std::min(from + share, M);
+      if (from >= to) continue;
       pack(b, across, N, K, first, columns, packed.get());
       // The next columns come from memory while these are multiplied, some lines by a tile.
       const float *ahead = b + int64_t(first + columns) * K, *last = b + int64_t(std::min(N, first + 2 * columns)) * K;

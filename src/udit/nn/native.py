@@ -91,7 +91,7 @@ def operator(name: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
 
         @functools.wraps(function)
         def run(*args: P.args, **kwargs: P.kwargs) -> R:
-            return function(*args, **kwargs) if _unseen(args) else through(*args, **kwargs)
+            return function(*args, **kwargs) if not kwargs and _unseen(args) else through(*args, **kwargs)
 
         return run
 
@@ -99,7 +99,7 @@ def operator(name: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
 
 
 def _unseen(arguments: tuple[object, ...]) -> bool:
-    """Whether a call needs no gradient and nothing follows it: compilers, tracers, profilers, modes, subclasses."""
+    """Whether tensors are plain, need no gradient, and no compiler, tracer, profiler or mode looks on."""
     return not (
         torch.is_grad_enabled()
         or torch.compiler.is_compiling()
@@ -114,6 +114,9 @@ def _unseen(arguments: tuple[object, ...]) -> bool:
 
 def call(name: str, function: str, dtype: torch.dtype, *arguments: Tensor | int | None) -> None:
     """A function of a kernel for elements of a type; tensors are contiguous and go in by address, threads last."""
+    for a in arguments:
+        if isinstance(a, Tensor) and not a.is_cpu:
+            raise RuntimeError(f"{function} runs on the CPU and was handed a tensor on {a.device}")
     library = kernel(name)
     assert library is not None
     raw = (ctypes.c_void_p(a.data_ptr()) if isinstance(a, Tensor) else a for a in arguments)

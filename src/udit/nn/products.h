@@ -15,11 +15,11 @@ inline Vector larger(Vector a, Vector b) {
 #endif
 }
 
-// What becomes of M x V sums, those of C's rows i on and columns j on: they go to ``c``, or on top of what is there.
+// What becomes of M x V sums, those of C's columns j on: they go to ``c``, or on top of what is there.
 struct Put {
   bool add = false;
   template <int M, int V>
-  void operator()(const Vector (&sum)[M][V], int, int, float* c, int64_t ldc) const {
+  void operator()(const Vector (&sum)[M][V], int, float* c, int64_t ldc) const {
 #pragma GCC unroll 2
     for (int v = 0; v < V; v++)
 #pragma GCC unroll 12
@@ -49,7 +49,7 @@ __attribute__((noinline)) void strip(int i0, int times, const float* a, int64_t 
         for (int v = 0; v < V; v++) sum[m][v] += y * x[v];
       }
     }
-    finish(sum, i, j, c + i * ldc, ldc);
+    finish(sum, j, c + i * ldc, ldc);
   }
 }
 

@@ -8,43 +8,58 @@ are those of the first time.
 from __future__ import annotations
 
 import contextlib
-import weakref
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils.weak import TensorWeakRef
+
+
+class _Kept:
+    """A tensor that backward needs as it is."""
+
+    def __init__(self, tensor: Tensor) -> None:
+        self.tensor = tensor.detach()  # the tensor itself would hold the graph that holds this
+        self.version = tensor._version
+
+    def get(self) -> Tensor:
+        """The tensor; RuntimeError if it was changed since."""
+        if self.tensor._version != self.version:
+            raise RuntimeError(f"a tensor of shape {list(self.tensor.shape)} that backward needs was changed in place")
+        return self.tensor
 
 
 class _Recipe:
-    """A function, its arguments, autocast as it was, and for a while what it returns."""
+    """A function, its arguments and autocast as it was, until the result is made."""
 
     def __init__(self, function: Callable[..., Tensor], arguments: tuple[Any, ...], device: str) -> None:
         self.function = function
         self.arguments = arguments
         self.device = device
         self.cast = autocast_dtype(device)
-        self.made: Tensor | None = None
+        self.result: Tensor | None = None
 
-    def make(self) -> Tensor:
+    def get(self) -> Tensor:
         """The result, from arguments that may have to be made themselves."""
-        if self.made is None:
-            arguments = map(_unpack, self.arguments)
+        if self.result is None:
+            arguments = [_get(argument) for argument in self.arguments]
             with torch.no_grad():
                 if self.cast == autocast_dtype(self.device):
-                    self.made = self.function(*arguments)
+                    self.result = self.function(*arguments)
                 else:
                     dtype, enabled = self.cast or torch.float32, self.cast is not None
                     with torch.autocast(self.device, dtype, enabled, cache_enabled=False):
-                        self.made = self.function(*arguments)
-        return self.made
+                        self.result = self.function(*arguments)
+            self.arguments = ()
+        return self.result
 
 
-class _Made:
-    """A cheap result that is there."""
+class _Known:
+    """A cheap result that is there, and how to make it."""
 
     def __init__(self, tensor: Tensor, recipe: _Recipe) -> None:
-        self.tensor = weakref.ref(tensor)
+        self.tensor = TensorWeakRef(tensor)
         self.version = tensor._version
         self.recipe = recipe
 
@@ -53,35 +68,34 @@ class _Made:
         mine = self.tensor()
         if mine is None or tensor._version != self.version or tensor.dtype != mine.dtype:
             return None
-        if (mine.shape, mine.stride()) == (tensor.shape, tensor.stride()):
+        if _layout(mine) == _layout(tensor):
             return self.recipe
-        view = self.recipe, tensor.shape, tensor.stride(), tensor.storage_offset()
-        return _Recipe(torch.as_strided, view, self.recipe.device)
+        return _Recipe(torch.as_strided, (self.recipe, *_layout(tensor)), self.recipe.device)
 
 
-_made: dict[int, _Made] | None = None
-"""By storage, the cheap results of the block that runs; None outside ``forgetting``."""
+_known: dict[int, _Known] | None = None
+"""By memory, the cheap results of the block that runs; None outside ``forgetting``."""
 
 
 def cheap(function: Callable[..., Tensor], *arguments: Any) -> Tensor:
     """``function(*arguments)``, which backward may ask for again: no randomness, nothing changed in place."""
     out = function(*arguments)
-    if _made is not None and torch.is_grad_enabled():
-        recipe = _Recipe(function, tuple(map(_packed, arguments)), out.device.type)
-        _made[_place(out)] = _Made(out, recipe)
+    if not torch.compiler.is_compiling() and _known is not None and torch.is_grad_enabled():
+        kept = tuple(_keep(a) if isinstance(a, Tensor) else a for a in arguments)
+        _known[_memory(out)] = _Known(out, _Recipe(function, kept, out.device.type))
     return out
 
 
 @contextlib.contextmanager
 def forgetting() -> Iterator[None]:
-    """Autograd keeps no cheap result of what runs within. Backward must follow outside."""
-    global _made
-    before, _made = _made, {}
+    """Autograd keeps no cheap result of what runs within, unless it is compiled."""
+    global _known
+    before, _known = _known, {}
     try:
-        with torch.autograd.graph.saved_tensors_hooks(_pack, _unpack):
+        with torch.autograd.graph.saved_tensors_hooks(_keep, _get):
             yield
     finally:
-        _made = before
+        _known = before
 
 
 def autocast_dtype(device: str) -> torch.dtype | None:
@@ -91,19 +105,19 @@ def autocast_dtype(device: str) -> torch.dtype | None:
     return torch.get_autocast_dtype(device)
 
 
-def _place(tensor: Tensor) -> int:
+def _keep(tensor: Tensor) -> _Kept | _Recipe:
+    known = _known.get(_memory(tensor)) if _known else None
+    return (known and known.recipe_of(tensor)) or _Kept(tensor)
+
+
+def _get(kept: Any) -> Any:
+    return kept.get() if isinstance(kept, (_Kept, _Recipe)) else kept
+
+
+def _memory(tensor: Tensor) -> int:
     return int(tensor.untyped_storage()._cdata)
 
 
-def _pack(tensor: Tensor) -> Tensor | _Recipe:
-    made = _made.get(_place(tensor)) if _made else None
-    return (made and made.recipe_of(tensor)) or tensor
-
-
-def _packed(argument: Any) -> Any:
-    kept = _pack(argument) if isinstance(argument, Tensor) else argument
-    return kept.detach() if isinstance(kept, Tensor) else kept
-
-
-def _unpack(kept: Any) -> Any:
-    return kept.make() if isinstance(kept, _Recipe) else kept
+def _layout(tensor: Tensor) -> tuple[Any, ...]:
+    """Shape, strides and offset, as ``torch.as_strided`` takes them."""
+    return tensor.shape, tensor.stride(), tensor.storage_offset()
