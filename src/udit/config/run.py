@@ -355,8 +355,8 @@ def _check(run: Run, info: DataInfo) -> None:
         )
     if run.training.checkpoint_activations == "selective" and run.training.compile:
         raise UserError(
-            "training.checkpoint_activations is selective and training.compile true, and compiled blocks keep what they "
-            "like; set one to false"
+            "training.checkpoint_activations is selective and training.compile true; compiled blocks keep all: set "
+            "one to false"
         )
     if run.training.batch_size % run.training.accumulation:
         raise UserError(
