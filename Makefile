@@ -83,7 +83,7 @@ performance: install  ## Measures what docs/performance.md tells, and writes it 
 	$(MEASURE) U-DiT-S input_size=128 $(EQUAL) --rounds 1 --json $(PAGE)/equal-MACs-128x128.json
 	$(MEASURE) U-DiT-B --batch 1,4,16 --rounds 2 --baseline DiT-XL/2 --json $(PAGE)/forward-B-against-DiT-XL.json
 	$(MEASURE) U-DiT-L --batch 1,4 --rounds 2 --baseline DiT-XL/2 --json $(PAGE)/forward-L-against-DiT-XL.json
-	$(MEASURE) U-DiT-L --batch 1,4 --work train --apart --rounds 2 --baseline DiT-XL/2 \
+	$(MEASURE) U-DiT-L --batch 2 --work train --apart --rounds 2 --baseline DiT-XL/2 \
 	  --json $(PAGE)/training-L-against-DiT-XL.json
 	$(MEASURE) U-DiT-S $(LITERAL) --baseline DiT-S/2 --baseline diffusers:DiTTransformer2DModel \
 	  --size 16,32,64 --rounds 3 --json $(PAGE)/growth-forward.json

@@ -28,8 +28,9 @@ is the share of the time of consecutive training steps that passed before their 
 
 A run made while the machine had other work shows it in its spread and in a literal U-DiT that stays below what it
 reaches alone, 41 % of peak forward, 31 % in training at width 96 and 15 % at width 32; below that its ratios are void.
-The present files were measured on one of two cores, at real-time priority, while the other was busy: the caches and the
-memory were shared. `make performance` measures anew.
+The present files were measured on one of two cores, at real-time priority: those of training and of equal MACs up to
+64x64 (but for what is fed by Fashion-MNIST) while the other core was idle, the others while it was busy, which shares
+caches and memory. `make performance` measures anew.
 """
 
 
@@ -47,18 +48,20 @@ def main() -> None:
 
 
 def summary(found: dict[str, Any]) -> list[str]:
-    """One line a measurement: how much faster each row is than the first, over all works of the file."""
+    """How much faster each row of a file is than the first, over all its forwards, training steps or images."""
     lines = []
     for name, content in found.items():
-        ratios: dict[str, list[float]] = {}
+        ratios: dict[str, dict[str, list[float]]] = {}
         for rows in comparisons(content):
             for row in rows[1:]:
-                ratios.setdefault(row["subject"], []).append(rows[0]["median"] / row["median"])
+                of = ratios.setdefault(row["work"].split(",")[0], {}).setdefault(row["subject"], [])
+                of.append(rows[0]["median"] / row["median"])
         first = content["results"][0]["subject"]
-        told = [f"{who} {math.prod(r) ** (1 / len(r)):.2f}x" for who, r in ratios.items()]
         threads = content["machine"]["threads"]
         where = f"- **{name.replace('-', ' ')}** ({threads} thread{'s' * (threads > 1)})"
-        lines += [f"{where}, geometric mean speed against {first}: {', '.join(told)}."] if told else []
+        for work, subjects in ratios.items():
+            told = [f"{who} {math.prod(r) ** (1 / len(r)):.2f}x" for who, r in subjects.items()]
+            lines += [f"{where}, {work}, geometric mean speed against {first}: {', '.join(told)}."]
         lines += [f"{where}: {line}." for row in content["results"] for line in told_of(row)]
     return lines
 
