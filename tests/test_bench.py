@@ -147,7 +147,7 @@ def test_steps_on_a_recipes_pictures_tell_how_long_they_waited(
     image = InMemory.image
 
     def slow(self: InMemory, i: int) -> NDArray[np.uint8]:
-        time.sleep(0.05)
+        time.sleep(0.15)
         return image(self, i)
 
     monkeypatch.setattr(InMemory, "image", slow)
