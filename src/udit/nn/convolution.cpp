@@ -9,16 +9,10 @@
 #include <algorithm>
 #include <memory>
 
-#include "vectors.h"
+#include "panels.h"
 
 namespace {
 
-#if defined(__AVX512F__)
-constexpr int ROWS = 12;  // of a tile of sums: with what it multiplies it fills the registers
-#else
-constexpr int ROWS = 6;
-#endif
-constexpr int PANEL = 2 * LANES;
 constexpr int PIXELS = 512;  // of a chunk: a panel of the gradient stays in the first cache
 
 struct Shape {
@@ -69,38 +63,12 @@ void pack_map(const float* x, const Shape& s, const Chunk& chunk, int first, flo
         }
 }
 
-// Adds M channels of the gradient times PANEL of the map to c, over the pixels of some maps, ``step`` floats apart in x.
+// Adds M channels of the gradient times PANEL of the map to c, over the pixels of some maps, ``step`` floats apart.
 template <int M>
 __attribute__((noinline)) void tile(const float* grad, const float* x, int64_t step, int maps, int pixels, float* c) {
-  Vector one[M], two[M];
-#pragma GCC unroll 12
-  for (int i = 0; i < M; i++) {
-    one[i] = load(c + i * PANEL);
-    two[i] = load(c + i * PANEL + LANES);
-  }
-  for (; maps > 0; maps--, x += step) {
-    const float* b = x;
-    for (int n = 0; n < pixels; n++, grad += M, b += PANEL) {
-      Vector left = load(b), right = load(b + LANES);
-#pragma GCC unroll 12
-      for (int i = 0; i < M; i++) {
-        float y = grad[i];
-        one[i] += y * left;
-        two[i] += y * right;
-      }
-    }
-  }
-#pragma GCC unroll 12
-  for (int i = 0; i < M; i++) {
-    store(c + i * PANEL, one[i]);
-    store(c + i * PANEL + LANES, two[i]);
-  }
-}
-
-template <int M = ROWS, typename... Rest>
-void tile_of(int m, Rest... rest) {
-  if (m == M) return tile<M>(rest...);
-  if constexpr (M > 1) tile_of<M - 1>(m, rest...);
+  Tile<M> sums(c, PANEL);
+  for (; maps > 0; maps--, grad += pixels * M, x += step) sums.add(grad, 1, M, x, pixels);
+  sums.put(c, PANEL);
 }
 
 void weights(const float* x, const float* grad, float* to, Shape s, int threads) {
@@ -132,8 +100,10 @@ void weights(const float* x, const float* grad, float* to, Shape s, int threads)
             int from = s.channel(panel), count = s.channel(panel + 1) - from;
             const float* g = gradient.get() + chunk.first(s) * s.O + int64_t(chunk.maps) * pixels * from;
             for (int row = 0; row < 3; row++)
-              tile_of(count, g, map.data() + column * chunk.maps * step + int64_t(row) * s.W * PANEL, step, chunk.maps,
-                      pixels, sums.data() + (int64_t(row * 3 + column) * channels + from - lowest) * PANEL);
+              constant<ROWS>(count, [&](auto m) {
+                tile<m>(g, map.data() + column * chunk.maps * step + int64_t(row) * s.W * PANEL, step, chunk.maps,
+                        pixels, sums.data() + (int64_t(row * 3 + column) * channels + from - lowest) * PANEL);
+              });
           }
       }
       for (int o = 0; o < channels; o++)

@@ -8,15 +8,10 @@
 #include <memory>
 
 #include "columns.h"
+#include "panels.h"
 
 namespace {
 
-#if defined(__AVX512F__)
-constexpr int ROWS = 12;  // of a tile of sums: with what it multiplies it fills the registers
-#else
-constexpr int ROWS = 6;
-#endif
-constexpr int PANEL = 2 * LANES;
 constexpr int STRETCH = 768;     // of K: a panel and a tile's rows stay near
 constexpr int PACKED = 1 << 15;  // floats of B's columns at once: these and the next ones fit the second cache
 constexpr int LINE = 16;         // floats of a cache line
@@ -56,37 +51,16 @@ void pack(const float* b, bool across, int N, int K, int first, int columns, flo
 
 // M rows of a panel; sums begin as ``start``, or where ``start`` is null as C.
 template <int M>
-__attribute__((noinline)) void tile(const float* a, int64_t row, const float* b, const float* start,
-                                    float* c, int64_t ldc, int K) {
-  Vector one[M], two[M];
-#pragma GCC unroll 12
-  for (int i = 0; i < M; i++) {
-    const float* from = start ? start : c + i * ldc;
-    one[i] = load(from);
-    two[i] = load(from + LANES);
-  }
-  for (int k = 0; k < K; k++, b += PANEL) {
-    Vector left = load(b), right = load(b + LANES);
-#pragma GCC unroll 12
-    for (int i = 0; i < M; i++) {
-      float x = a[i * row + k];
-      one[i] += x * left;
-      two[i] += x * right;
-    }
-  }
-#pragma GCC unroll 12
-  for (int i = 0; i < M; i++) {
-    store(c + i * ldc, one[i]);
-    store(c + i * ldc + LANES, two[i]);
-  }
+__attribute__((noinline)) void tile(const float* a, int64_t row, const float* b, const float* start, float* c,
+                                    int64_t ldc, int K) {
+  Tile<M> sums(start ? start : c, start ? 0 : ldc);
+  sums.add(a, row, 1, b, K);
+  sums.put(c, ldc);
 }
 
-// As ``tile``, of M <= ROWS rows.
-template <int M = ROWS>
-void tiles(int rows, const float* a, int64_t row, const float* b, const float* start, float* c,
-           int64_t ldc, int K) {
-  if (rows == M) return tile<M>(a, row, b, start, c, ldc, K);
-  if constexpr (M > 1) tiles<M - 1>(rows, a, row, b, start, c, ldc, K);
+// As ``tile``, of no more than ROWS rows.
+void tiles(int rows, const float* a, int64_t row, const float* b, const float* start, float* c, int64_t ldc, int K) {
+  constant<ROWS>(rows, [&](auto m) { tile<m>(a, row, b, start, c, ldc, K); });
 }
 
 // As ``tiles`` for a panel of which C has ``n`` columns.

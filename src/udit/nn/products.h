@@ -2,7 +2,7 @@
 
 #pragma once
 
-#include "vectors.h"
+#include "panels.h"
 
 namespace {
 
@@ -53,14 +53,6 @@ __attribute__((noinline)) void strip(int i0, int times, const float* a, int64_t 
   }
 }
 
-template <int M, int V, typename... Rest>
-void strip_of(int m, Rest&&... rest) {
-  if (m == M)
-    strip<M, V>(rest...);
-  else if constexpr (M > 1)
-    strip_of<M - 1, V>(m, rest...);
-}
-
 // C [M, n vectors] of A [M, K] B [K, n vectors], in tiles of two heights, one more than the other; their sums fill
 // AVX2's registers, and ``finish`` takes them from there.
 template <typename Finish>
@@ -73,9 +65,9 @@ void product(const float* a, int64_t row, int64_t column, const float* b, int64_
       int m = part ? low : low + 1, i0 = part ? high * (low + 1) : 0, times = part ? tiles - high : high;
       if (times == 0) continue;
       if (pair)
-        strip_of<6, 2>(m, i0, times, a, row, column, b + j, ldb, j, K, c + j, ldc, finish);
+        constant<6>(m, [&](auto h) { strip<h, 2>(i0, times, a, row, column, b + j, ldb, j, K, c + j, ldc, finish); });
       else
-        strip_of<12, 1>(m, i0, times, a, row, column, b + j, ldb, j, K, c + j, ldc, finish);
+        constant<12>(m, [&](auto h) { strip<h, 1>(i0, times, a, row, column, b + j, ldb, j, K, c + j, ldc, finish); });
     }
   }
 }
