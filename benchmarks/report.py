@@ -28,7 +28,7 @@ is the share of the time of consecutive training steps that passed before their 
 
 A run made while the machine had other work shows it in its spread and in a literal U-DiT that stays below what it
 reaches alone, 41 % of peak forward, 31 % in training at width 96 and 15 % at width 32; below that its ratios are void.
-The present files were measured on one of two cores, at real-time priority: "training 2M", "training S", "training L" and
+The present files were measured on one of two cores, at real-time priority: training 2M, training S, training L and
 those of equal MACs up to 64x64 while the other core was idle, the others while it was busy, which shares caches and
 memory. `make performance` measures anew.
 """
