@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import os
 import signal
-import statistics
 import subprocess
 import sys
 from pathlib import Path
@@ -168,7 +167,7 @@ import numpy as np
 import udit.data.folder
 from udit.data.batches import batches
 
-COUNT, BATCH, EPOCHS = 200_000, 500, 5
+COUNT, BATCH, EPOCHS = 200_000, 500, 6
 root = Path(sys.argv[1])
 for i in range(10):
     (root / f"class {i}").mkdir()
@@ -179,7 +178,7 @@ source = udit.data.folder.ImageFolder(root, 2, 1)
 
 def private(process):
     lines = Path(f"/proc/{process}/smaps_rollup").read_text().splitlines()
-    return sum(int(line.split()[1]) for line in lines if line.startswith("Private_"))
+    return next(int(line.split()[1]) for line in lines if line.startswith("Private_Dirty"))
 
 stop = EPOCHS * COUNT // BATCH
 stream = batches(source, np.arange(COUNT), seed=0, start=0, stop=stop, global_batch=BATCH, flip=True, workers=2)
@@ -196,10 +195,11 @@ for step, _ in enumerate(stream, 1):
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_memory_of_trainer_and_workers_is_flat_over_epochs_of_200_000_paths(tmp_path: Path) -> None:
     words = [sys.executable, "-c", FLAT, str(tmp_path)]
-    ended = subprocess.run(words, env=environment(), capture_output=True, text=True, check=True)
-    _, *epochs = map(int, ended.stdout.split())  # the first one warms up: the second keeps two permutations
+    # a freed permutation goes back to the system at once, else it stays now and then, as the heap happens to lie
+    given = environment(MALLOC_MMAP_THRESHOLD_="131072")
+    ended = subprocess.run(words, env=given, capture_output=True, text=True, check=True)
+    _, _, *epochs = map(int, ended.stdout.split())  # the first two warm up
     assert len(epochs) == 4
-    growths = [after / before - 1 for before, after in itertools.pairwise(epochs)]
-    told = f"private memory, kB, after each epoch: {epochs}"
-    assert statistics.median(growths) < 0.005, told  # what leaks grows every time; an allocator's arena grows once
-    assert epochs[-1] < 1.05 * epochs[0], told
+    # only pages written to: those of a library's file are private or not as other processes come and go
+    told = f"private dirty memory, kB, after each epoch: {epochs}"
+    assert all(after < 1.01 * before for before, after in itertools.pairwise(epochs)), told
