@@ -168,40 +168,39 @@ def matmul_peak(repeats: int = 2) -> float:
     return 2 * PEAK_SIDE**3 / min(timed(lambda: a @ b) for _ in range(repeats + 1))
 
 
-def compare_apart(subjects: list[Subject], work: Work, rounds: int) -> Iterator[Result]:
-    """As ``compare`` with one subject in memory at a time, built anew in every round, for those too large together."""
-    seconds: list[list[float]] = [[] for _ in subjects]
+def compare(subjects: list[Subject], work: Work, rounds: int, *, apart: bool = False) -> Iterator[Result]:
+    """Times one work with several subjects in interleaved rounds, so that whatever else the machine does hits all.
+
+    Apart, one subject is in memory at a time, built anew in every round, for those too large together.
+    """
+    kept: dict[int, Prepared] = {}
+    firsts: dict[int, First] = {}
+
+    def warm(i: int) -> Prepared:
+        if i in kept:
+            return kept[i]
+        gc.collect()  # an optimiser of before refers to itself
+        case = prepare(subjects[i], work)
+        firsts[i] = first_call(subjects[i], case)
+        case.call()  # what the first call built is warm after the second
+        if not apart:
+            kept[i] = case
+        return case
+
+    numbers = range(len(subjects))
+    if not apart:
+        for i in numbers:
+            warm(i)
+    seconds: list[list[float]] = [[] for _ in numbers]
     peaks = []
     for _ in range(rounds):
         peaks.append(matmul_peak())
-        for subject, times in zip(subjects, seconds, strict=True):
-            case = prepare(subject, work)
-            case.call()
-            times.append(timed(case.call))
-            del case
-            gc.collect()  # an optimiser refers to itself
-    for subject, times in zip(subjects, seconds, strict=True):
-        case = prepare(subject, work)
-        yield told(subject, work, case, first_call(subject, case), times, statistics.median(peaks))
+        for i in numbers:
+            seconds[i].append(timed(warm(i).call))
+    for i in numbers:
+        case = warm(i)
+        yield told(subjects[i], work, case, firsts[i], seconds[i], statistics.median(peaks))
         del case
-        gc.collect()
-
-
-def compare(subjects: list[Subject], work: Work, rounds: int) -> Iterator[Result]:
-    """Times one work with several subjects in interleaved rounds, so that whatever else the machine does hits all."""
-    cases = [prepare(subject, work) for subject in subjects]
-    firsts = [first_call(subject, case) for subject, case in zip(subjects, cases, strict=True)]
-    for case in cases:  # the second call warms up what the first one built
-        case.call()
-    seconds: list[list[float]] = [[] for _ in cases]
-    peaks = []
-    for _ in range(rounds):
-        peaks.append(matmul_peak())
-        for case, times in zip(cases, seconds, strict=True):
-            times.append(timed(case.call))
-    peak = statistics.median(peaks)
-    for subject, case, times, first in zip(subjects, cases, seconds, firsts, strict=True):
-        yield told(subject, work, case, first, times, peak)
 
 
 @dataclass(frozen=True)

@@ -125,7 +125,6 @@ def bench(
         torch.set_num_threads(threads)
     everyone = {name: [subjects.baseline(word, config) for word in baseline] for name, config in configs.items()}
     results: list[measure.Result] = []
-    compare = measure.compare_apart if apart else measure.compare
 
     def keep(result: measure.Result) -> None:
         results.append(result)
@@ -143,7 +142,7 @@ def bench(
                 continue
             extents = [(side, side) for side in sizes] or [config.size]
             for extent, count in itertools.product(extents, batches):
-                for result in compare(told, measure.Work(kind, count, extent, sampling), rounds):
+                for result in measure.compare(told, measure.Work(kind, count, extent, sampling), rounds, apart=apart):
                     keep(result)
     found = {"command": shlex.join(["udit", *sys.argv[1:]])} | report.plain(results)
     if json_file:

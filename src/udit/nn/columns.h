@@ -3,6 +3,8 @@
 
 #pragma once
 
+#include <utility>
+
 #include "vectors.h"
 
 namespace {
@@ -21,19 +23,27 @@ struct Rows {
   Rows from(int n) const { return {first, pixels + n, step}; }
 };
 
+// Lanes of a and b in turn, BIT of each at a time: every other such group, beginning with lane FIRST.
+template <int BIT, int FIRST, int... J>
+inline Vector in_turn(Vector a, Vector b, std::integer_sequence<int, J...>) {
+#if defined(__clang__)
+  return __builtin_shufflevector(a, b, (FIRST + (J & BIT ? LANES + J - BIT : J))...);
+#else
+  return __builtin_shuffle(a, b, Integers{(FIRST + (J & BIT ? LANES + J - BIT : J))...});
+#endif
+}
+
 // Transposes LANES x LANES, bit by bit of a lane's number.
 template <int BIT = 1>
 inline void exchange(Vector (&x)[LANES]) {
   if constexpr (BIT < LANES) {
-    Integers low;
-#pragma GCC unroll 16
-    for (int j = 0; j < LANES; j++) low[j] = j & BIT ? LANES + j - BIT : j;
+    constexpr auto all = std::make_integer_sequence<int, LANES>();
 #pragma GCC unroll 16
     for (int i = 0; i < LANES; i++)
       if (!(i & BIT)) {
         Vector a = x[i], b = x[i + BIT];
-        x[i] = __builtin_shuffle(a, b, low);
-        x[i + BIT] = __builtin_shuffle(a, b, low + BIT);
+        x[i] = in_turn<BIT, 0>(a, b, all);
+        x[i + BIT] = in_turn<BIT, BIT>(a, b, all);
       }
     exchange<2 * BIT>(x);
   }
