@@ -23,7 +23,8 @@ import udit.config.catalog
 from conftest import Told, batch, perturb, succeeds
 from udit.bench import measure
 from udit.bench.foreign import MAKERS
-from udit.bench.subjects import baseline, ours
+from udit.bench.subjects import Subject, baseline, ours
+from udit.cli import main
 from udit.config.udit import UDiTConfig
 from udit.data.sources import InMemory
 from udit.nn import native
@@ -137,6 +138,27 @@ def test_networks_too_large_together_are_in_memory_one_at_a_time(
     )
     rows = json.loads(file.read_text())["results"]
     assert [(row["subject"], len(row["seconds"])) for row in rows] == [("DiT-tiny", 2), ("U-DiT-tiny", 2)]
+
+
+def test_rows_before_an_interruption_are_in_the_files(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    told = measure.told
+
+    def interrupted(subject: Subject, *rest: Any) -> measure.Result:
+        if subject.name == "U-DiT-tiny":
+            raise KeyboardInterrupt
+        return told(subject, *rest)
+
+    monkeypatch.setattr(measure, "told", interrupted)
+    file, page = tmp_path / "bench.json", tmp_path / "bench.md"
+    where = ("--json", str(file), "--markdown", str(page))
+    with pytest.raises(SystemExit, match="130"):
+        main(["bench", "U-DiT-tiny", "--baseline", "DiT-tiny", "--rounds", "1", *where])
+    [row] = json.loads(file.read_text())["results"]
+    assert row["subject"] == "DiT-tiny"
+    assert "DiT-tiny" in page.read_text()
+    assert "forward, 8x8, batch 1: DiT-tiny" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("workers", ["0", pytest.param("1", marks=pytest.mark.slow)])

@@ -74,9 +74,9 @@ def bench(
     threads
         Of torch; its own choice if left out.
     json_file
-        Writes all numbers there.
+        Writes all numbers there, after each row.
     markdown
-        Writes the tables there.
+        Writes the tables there, after each row.
     """
     from udit.config.base import parse
     from udit.config.diffusion import SamplingConfig
@@ -119,6 +119,7 @@ def bench(
 
     from udit.bench import feed, measure, report, subjects
     from udit.dist import keep_freed_memory
+    from udit.training.folder import replace_text
 
     keep_freed_memory()  # as ``udit train`` does, for all alike
     if threads:
@@ -126,9 +127,16 @@ def bench(
     everyone = {name: [subjects.baseline(word, config) for word in baseline] for name, config in configs.items()}
     results: list[measure.Result] = []
 
-    def keep(result: measure.Result) -> None:
+    def found() -> dict[str, Any]:
+        return {"command": shlex.join(["udit", *sys.argv[1:]])} | report.plain(results)
+
+    def keep(result: measure.Result) -> None:  # written at once: the next one may be killed for its memory
         results.append(result)
         say(f"{result.work}: {result.subject} {result.median * 1e3:.1f} ms")
+        if json_file:
+            replace_text(json_file, json.dumps(found(), indent=1) + "\n")
+        if markdown:
+            replace_text(markdown, report.markdown(found()))
 
     for name, config in configs.items():
         rows = [*everyone[name], subjects.ours(name, config)]
@@ -144,12 +152,7 @@ def bench(
             for extent, count in itertools.product(extents, batches):
                 for result in measure.compare(told, measure.Work(kind, count, extent, sampling), rounds, apart=apart):
                     keep(result)
-    found = {"command": shlex.join(["udit", *sys.argv[1:]])} | report.plain(results)
-    if json_file:
-        json_file.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
-    if markdown:
-        markdown.write_text(report.markdown(found), encoding="utf-8")
-    say(f"\n{report.markdown(found)}")
+    say(f"\n{report.markdown(found())}")
     return 0
 
 
