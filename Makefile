@@ -68,6 +68,7 @@ bench: install  ## Times U-DiT-S against a literal U-DiT and diffusers' DiT, for
 MEASURE := $(BIN)/python -m udit bench --threads 1
 LITERAL := --baseline benchmarks/literal.py:LiteralUDiT
 EQUAL := --baseline equal:DiT --baseline diffusers:DiTTransformer2DModel --work forward --work train
+OTHERS := --baseline diffusers:UNet2DModel --baseline diffusers:UVit2DModel
 PAGE := docs/performance
 TINY := width=32 depths=[1,1,2,1,1] in_channels=1 num_classes=10
 performance: install  ## Measures what docs/performance.md tells, and writes it (it takes long, and the machine alone)
@@ -78,9 +79,9 @@ performance: install  ## Measures what docs/performance.md tells, and writes it 
 	$(MEASURE) U-DiT-B --batch 1,4,16 $(LITERAL) --compiled --rounds 2 --json $(PAGE)/forward-B.json
 	$(MEASURE) U-DiT-L --batch 1,4 $(LITERAL) --compiled --rounds 2 --json $(PAGE)/forward-L.json
 	$(MEASURE) U-DiT-L --batch 16 $(LITERAL) --apart --rounds 2 --json $(PAGE)/forward-L-at-batch-16.json
-	$(MEASURE) U-DiT-S input_size=16 --batch 1,16 $(EQUAL) --rounds 3 --json $(PAGE)/equal-MACs-16x16.json
-	$(MEASURE) U-DiT-S input_size=32 --batch 1,4 $(EQUAL) --rounds 3 --json $(PAGE)/equal-MACs-32x32.json
-	$(MEASURE) U-DiT-S input_size=64 $(EQUAL) --rounds 3 --json $(PAGE)/equal-MACs-64x64.json
+	$(MEASURE) U-DiT-S input_size=16 --batch 1,16 $(EQUAL) $(OTHERS) --rounds 3 --json $(PAGE)/equal-MACs-16x16.json
+	$(MEASURE) U-DiT-S input_size=32 --batch 1,4 $(EQUAL) $(OTHERS) --rounds 3 --json $(PAGE)/equal-MACs-32x32.json
+	$(MEASURE) U-DiT-S input_size=64 $(EQUAL) $(OTHERS) --rounds 3 --json $(PAGE)/equal-MACs-64x64.json
 	$(MEASURE) U-DiT-S input_size=128 $(EQUAL) --rounds 1 --json $(PAGE)/equal-MACs-128x128.json
 	$(MEASURE) U-DiT-B --batch 1,4,16 --rounds 2 --baseline DiT-XL/2 --json $(PAGE)/forward-B-against-DiT-XL.json
 	$(MEASURE) U-DiT-L --batch 1,4 --rounds 2 --baseline DiT-XL/2 --json $(PAGE)/forward-L-against-DiT-XL.json

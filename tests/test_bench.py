@@ -73,8 +73,11 @@ def test_arithmetic_is_counted_alike_and_unfolded_training_costs_the_literal_mor
 @pytest.mark.parametrize("name", MAKERS)
 def test_networks_of_diffusers_come_at_about_the_same_arithmetic(name: str) -> None:
     config = udit.config.catalog.find("U-DiT-S").config
-    macs = MAKERS[name](config).flops(1, (32, 32), training=False) / 2
+    subject = MAKERS[name](config)
+    macs = subject.flops(1, (32, 32), training=False) / 2
     assert abs(macs / udit.analysis.cost(config).macs - 1) < 0.15
+    model = subject.make()
+    assert model(*batch(model)).shape == (3, 8, 32, 32)
 
 
 @pytest.mark.parametrize("side", [16, 32, 64, 128])

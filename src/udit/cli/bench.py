@@ -56,8 +56,8 @@ def bench(
         What is timed; may be given more than once, as --baseline.
     baseline
         FILE.py:Class, built from each model's config with its weights; diffusers:DiTTransformer2DModel,
-        diffusers:UNet2DModel or equal:DiT (ours), of about each model's MACs at its own input_size; or a name of the
-        catalogue. The first is the reference.
+        diffusers:UNet2DModel, diffusers:UVit2DModel or equal:DiT (ours), of about each model's MACs at its own
+        input_size; or a name of the catalogue. The first is the reference.
     compiled
         Also times the models with their blocks compiled.
     recompute
