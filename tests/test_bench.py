@@ -5,6 +5,8 @@ from __future__ import annotations
 import gc
 import importlib.util
 import json
+import subprocess
+import sys
 import time
 import weakref
 from pathlib import Path
@@ -21,6 +23,7 @@ import udit
 import udit.analysis
 import udit.config.catalog
 from conftest import Told, batch, perturb, succeeds
+from runs import environment
 from udit.bench import measure
 from udit.bench.foreign import MAKERS
 from udit.bench.subjects import Subject, baseline, ours
@@ -162,6 +165,13 @@ def test_rows_before_an_interruption_are_in_the_files(
     assert row["subject"] == "DiT-tiny"
     assert "DiT-tiny" in page.read_text()
     assert "forward, 8x8, batch 1: DiT-tiny" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_beside_the_table_nothing_is_said() -> None:
+    words = [sys.executable, "-m", "udit", "bench", "U-DiT-tiny", "--rounds", "1"]
+    ended = subprocess.run(words, env=environment(), capture_output=True, text=True, check=True)
+    assert ended.stderr == "", "torch's profiler announces itself unless it is told not to"
 
 
 @pytest.mark.parametrize("workers", ["0", pytest.param("1", marks=pytest.mark.slow)])

@@ -53,6 +53,7 @@ app.command(bench)
 def main(arguments: list[str] | None = None) -> NoReturn:
     """Runs a command; errors of the user's are one line, exit code 2; runs that cannot go on, 1."""
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # its warnings are for those who program torch
+    os.environ.setdefault("KINETO_LOG_LEVEL", "6")  # the profiler of `udit bench` tells when it starts and stops
     os.environ.setdefault("DATASETS_VERBOSITY", "critical")  # what it says of an error, the error says again
     if not sys.stderr.isatty():
         os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
