@@ -171,7 +171,7 @@ def matmul_peak(repeats: int = 2) -> float:
 def compare(subjects: list[Subject], work: Work, rounds: int, *, apart: bool = False) -> Iterator[Result]:
     """Times one work with several subjects in interleaved rounds, so that whatever else the machine does hits all.
 
-    Apart, one subject is in memory at a time, built anew in every round, for those too large together.
+    Every round begins with another subject: a core is slower behind hot work than behind idle. Apart, one subject is in memory at a time, built anew in every round, for those too large together.
     """
     kept: dict[int, Prepared] = {}
     firsts: dict[int, First] = {}
@@ -193,9 +193,9 @@ def compare(subjects: list[Subject], work: Work, rounds: int, *, apart: bool = F
             warm(i)
     seconds: list[list[float]] = [[] for _ in numbers]
     peaks = []
-    for _ in range(rounds):
+    for r in range(rounds):
         peaks.append(matmul_peak())
-        for i in numbers:
+        for i in [*numbers[r % len(subjects) :], *numbers[: r % len(subjects)]]:
             seconds[i].append(timed(warm(i).call))
     for i in numbers:
         case = warm(i)
