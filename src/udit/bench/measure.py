@@ -171,7 +171,8 @@ def matmul_peak(repeats: int = 2) -> float:
 def compare(subjects: list[Subject], work: Work, rounds: int, *, apart: bool = False) -> Iterator[Result]:
     """Times one work with several subjects in interleaved rounds, so that whatever else the machine does hits all.
 
-    Every round begins with another subject: a core is slower behind hot work than behind idle. Apart, one subject is in memory at a time, built anew in every round, for those too large together.
+    Every round begins with another subject: whoever runs last may find the core hot. Apart, one subject is in memory at
+    a time, built anew in every round, for those too large together.
     """
     kept: dict[int, Prepared] = {}
     firsts: dict[int, First] = {}
@@ -195,7 +196,7 @@ def compare(subjects: list[Subject], work: Work, rounds: int, *, apart: bool = F
     peaks = []
     for r in range(rounds):
         peaks.append(matmul_peak())
-        for i in [*numbers[r % len(subjects) :], *numbers[: r % len(subjects)]]:
+        for i in ((r + place) % len(subjects) for place in numbers):
             seconds[i].append(timed(warm(i).call))
     for i in numbers:
         case = warm(i)
