@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from frontier_page import whole_images
+from targets import targets
 
-from udit.bench.report import comparisons, markdown
+from udit.bench.report import markdown
 
 ROOT = Path(__file__).parent.parent / "docs"
 INTRO = """# Performance
@@ -28,9 +29,11 @@ is the share of the time of consecutive training steps that passed before their 
 
 A run made while the machine had other work shows it in its spread and in a literal U-DiT that stays below what it
 reaches alone, 41 % of peak forward, 31 % in training at width 96 and 15 % at width 32; below that its ratios are void.
-The present files were measured on one of two cores, at real-time priority: training 2M, training S, training L and
-those of equal MACs up to 64x64 while the other core was idle, the others while it was busy, which shares caches and
-memory. `make performance` measures anew.
+The present files were measured on one of two cores of a virtual machine, at real-time priority, with the other core
+idle, except forward S, those against DiT-XL/2 forward, 128x128, growth in training and fed by Fashion-MNIST: then it
+had other work, which shares caches and memory. Compiling B could use both. The neighbours on the host are not known:
+the matrix product's speed drifts between 65 and 95 GFLOP/s, and one forward of batch 1 by a third. `make performance`
+measures anew.
 """
 
 
@@ -41,39 +44,10 @@ def main() -> None:
         for path in sorted((ROOT / "performance").glob("*.json"))
     }
     drawn = json.loads((Path(__file__).parent / "frontier.json").read_text(encoding="utf-8"))
-    lines = [INTRO, "## In short\n", *summary(found), "", "## Whole images\n", *whole_images(drawn), ""]
+    lines = [INTRO, "## Asked and measured\n", *targets(found), "", "## Whole images\n", *whole_images(drawn), ""]
     for name, content in found.items():
         lines += [f"## {name.replace('-', ' ')}\n", f"`{content['command']}`\n", *growth(content), markdown(content)]
     (ROOT / "performance.md").write_text("\n".join(lines), encoding="utf-8")
-
-
-def summary(found: dict[str, Any]) -> list[str]:
-    """How much faster each row of a file is than the first, over all its forwards, training steps or images."""
-    lines = []
-    for name, content in found.items():
-        ratios: dict[str, dict[str, list[float]]] = {}
-        for rows in comparisons(content):
-            for row in rows[1:]:
-                of = ratios.setdefault(row["work"].split(",")[0], {}).setdefault(row["subject"], [])
-                of.append(rows[0]["median"] / row["median"])
-        first = content["results"][0]["subject"]
-        threads = content["machine"]["threads"]
-        where = f"- **{name.replace('-', ' ')}** ({threads} thread{'s' * (threads > 1)})"
-        for work, subjects in ratios.items():
-            told = [f"{who} {math.prod(r) ** (1 / len(r)):.2f}x" for who, r in subjects.items()]
-            lines += [f"{where}, {work}, geometric mean speed against {first}: {', '.join(told)}."]
-        lines += [f"{where}: {line}." for row in content["results"] for line in told_of(row)]
-    return lines
-
-
-def told_of(row: dict[str, Any]) -> list[str]:
-    """What one row says by itself."""
-    if row.get("waited") is not None:
-        return [f"{row['subject']}, {row['work']}: waited for data {row['waited']:.2%} of the time"]
-    if row.get("graph_breaks") is not None:
-        found = f"{row['graphs']} graphs, {row['graph_breaks']} graph breaks"
-        return [f"{row['subject']}, {row['work']}: first call {row['first_call']:.0f} s, {found}"]
-    return []
 
 
 def growth(content: dict[str, Any]) -> list[str]:

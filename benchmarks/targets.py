@@ -1,0 +1,143 @@
+"""How fast it was asked to be, beside what docs/performance/*.json measured: a table."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+from udit.bench.report import comparisons
+
+Row = dict[str, Any]
+Found = dict[str, Any]
+
+
+class Measured(NamedTuple):
+    """One figure of a target."""
+
+    where: str
+    """What tells it from the target's other figures."""
+    told: str
+    reached: bool
+
+
+class Target(NamedTuple):
+    """A row of the table."""
+
+    what: str
+    asked: str
+    figures: list[Measured]
+    either: bool = False
+    """One figure that reaches it will do."""
+
+
+def targets(found: Found) -> list[str]:
+    """The table's lines; a target whose files are not there is left out."""
+    lines = ["| | asked | measured | |", "| --- | --- | --- | --- |"]
+    for what, asked, figures, either in _all(found):
+        if figures:
+            reached = sum(figure.reached for figure in figures)
+            verdict = "in part" if reached else "missed"
+            if reached == len(figures) or (reached and either):
+                verdict = "reached"
+            told = "; ".join(_told(figure, 0 < reached < len(figures)) for figure in figures)
+            lines.append(f"| {what} | {asked} | {told} | {verdict} |")
+    return lines
+
+
+def _told(figure: Measured, mark: bool) -> str:
+    value = f"**{figure.told}**" if mark and figure.reached else figure.told
+    return f"{figure.where} {value}".strip()
+
+
+def _all(found: Found) -> Iterator[Target]:
+    against_literal = [("U-DiT-" + size, list(_groups(found, f"forward-{size}"))) for size in "SBL"]
+    for form, least in (("", 1.3), (", compiled", 1.6)):
+        by_size = {
+            name: [_ratio(rows, rows[0]["subject"], name + form) for rows in groups if _row(rows, name + form)]
+            for name, groups in against_literal
+        }
+        every = [ratio for ratios in by_size.values() for ratio in ratios]
+        each = ", ".join(f"{name} {_mean(ratios):.2f}" for name, ratios in by_size.items() if ratios)
+        figures = [Measured("", f"{_mean(every):.2f}x ({each})", _mean(every) >= least)] if every else []
+        what = f"forward{form}, times as fast as the literal network, geometric mean of batches 1, 4 and 16"
+        yield Target(what, f"at least {least}x", figures)
+
+    shares = [
+        Measured("", f"{row['share_of_peak']:.0%}", row["share_of_peak"] >= 0.85)
+        for rows in _groups(found, "forward-B")
+        if (row := _row(rows, "U-DiT-B, compiled")) and _batch(rows) == "batch 4"
+    ]
+    yield Target("forward, U-DiT-B compiled, batch 4, share of the matrix product's peak", "at least 85 %", shares)
+
+    for what, name, least in (("U-DiT-S", "training-S", 2), ("2 M weights on 1x32x32", "training-2M", 3)):
+        figures = []
+        for rows in _groups(found, name):
+            for row in rows[1:]:
+                faster = rows[0]["median"] / row["median"]
+                memory = row["peak_bytes"] / rows[0]["peak_bytes"]
+                how = "selective recomputation" if "recomputation" in row["subject"] else "all kept"
+                told = f"{faster:.2f}x at {memory:.0%}"
+                figures.append(Measured(how, told, faster >= least and memory <= 0.5))
+        yield Target(
+            f"training step of {what}, against the literal network",
+            f"at least {least}x at half its memory",
+            figures,
+            either=True,
+        )
+
+    for name, ours, work, least in (
+        ("forward-B-against-DiT-XL", "U-DiT-B", "forward", 5.0),
+        ("forward-L-against-DiT-XL", "U-DiT-L", "forward", 1.0),
+        ("training-L-against-DiT-XL", "U-DiT-L", "training step", 1.0),
+    ):
+        ratios = [(_batch(rows), _ratio(rows, "DiT-XL/2", ours)) for rows in _groups(found, name, exact=True)]
+        figures = [Measured(batch, f"{ratio:.2f}x", ratio >= least) for batch, ratio in ratios]
+        yield Target(f"{work} of {ours}, times as fast as DiT-XL/2", f"at least {least}x", figures)
+
+    for side in (16, 32, 64, 128):
+        for work in ("forward", "training step"):
+            figures, most = [], 1.2 if side <= 32 else 1.0
+            for rows in _groups(found, f"equal-MACs-{side}x{side}"):
+                if not rows[0]["work"].startswith(work):
+                    continue
+                for whose, row in (("ours", rows[0]), ("diffusers'", rows[1])):
+                    times = _ratio(rows, "U-DiT-S", row["subject"])
+                    figures.append(Measured(f"{_batch(rows)}, {whose}", f"{times:.2f}", times <= most))
+            what = f"{work} of U-DiT-S at {side}x{side}, its time over a DiT's of equal MACs"
+            yield Target(what, f"at most {most}", figures)
+
+    compiled = [row for content in found.values() for row in content["results"] if row.get("graph_breaks") is not None]
+    of_b = [row["first_call"] for rows in _groups(found, "compiling-B") for row in rows if row in compiled]
+    breaks = sum(row["graph_breaks"] for row in compiled)
+    figures = [Measured("", f"{max(of_b):.0f} s, {breaks}", max(of_b) < 60 and not breaks)] if of_b else []
+    yield Target(
+        "compiling U-DiT-B cold on two cores, the longest; graph breaks of all compiled", "below 60 s; none", figures
+    )
+
+
+def _groups(found: Found, name: str, exact: bool = False) -> Iterator[list[Row]]:
+    """Rows that were timed together, of the file of a name and those that go on with it."""
+    for stem, content in found.items():
+        if stem == name or (not exact and stem.startswith(name + "-") and "against" not in stem):
+            yield from comparisons(content)
+
+
+def _row(rows: Sequence[Row], subject: str) -> Row | None:
+    return next((row for row in rows if row["subject"] == subject), None)
+
+
+def _ratio(rows: Sequence[Row], one: str, two: str) -> float:
+    """Seconds of one over those of two."""
+    seconds = {row["subject"]: float(row["median"]) for row in rows}
+    return seconds[one] / seconds[two]
+
+
+def _batch(rows: Sequence[Row]) -> str:
+    return str(rows[0]["work"]).split(", ")[2]
+
+
+def _mean(ratios: Iterable[float]) -> float:
+    """Geometric."""
+    logs = [math.log(ratio) for ratio in ratios]
+    return math.exp(sum(logs) / len(logs))
