@@ -79,8 +79,8 @@ performance: install  ## Measures what docs/performance.md tells, and writes it 
 	$(MEASURE) U-DiT-B --batch 1,4,16 $(LITERAL) --compiled --rounds 2 --json $(PAGE)/forward-B.json
 	$(MEASURE) U-DiT-L --batch 1,4 $(LITERAL) --compiled --rounds 2 --json $(PAGE)/forward-L.json
 	$(MEASURE) U-DiT-L --batch 16 $(LITERAL) --apart --rounds 2 --json $(PAGE)/forward-L-at-batch-16.json
-	$(MEASURE) U-DiT-S input_size=16 --batch 1,16 $(EQUAL) $(OTHERS) --rounds 3 --json $(PAGE)/equal-MACs-16x16.json
-	$(MEASURE) U-DiT-S input_size=32 --batch 1,4 $(EQUAL) $(OTHERS) --rounds 3 --json $(PAGE)/equal-MACs-32x32.json
+	$(MEASURE) U-DiT-S input_size=16 --batch 1,16 $(EQUAL) $(OTHERS) --rounds 7 --json $(PAGE)/equal-MACs-16x16.json
+	$(MEASURE) U-DiT-S input_size=32 --batch 1,4 $(EQUAL) $(OTHERS) --rounds 7 --json $(PAGE)/equal-MACs-32x32.json
 	$(MEASURE) U-DiT-S input_size=64 $(EQUAL) $(OTHERS) --rounds 3 --json $(PAGE)/equal-MACs-64x64.json
 	$(MEASURE) U-DiT-S input_size=128 $(EQUAL) --rounds 1 --json $(PAGE)/equal-MACs-128x128.json
 	$(MEASURE) U-DiT-B --batch 1,4,16 --rounds 2 --baseline DiT-XL/2 --json $(PAGE)/forward-B-against-DiT-XL.json

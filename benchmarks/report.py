@@ -32,8 +32,9 @@ reaches alone, 41 % of peak forward, 31 % in training at width 96 and 15 % at wi
 The present files were measured on one of two cores of a virtual machine, at real-time priority, with the other core
 idle, except forward S, those against DiT-XL/2 forward, 128x128, growth in training and fed by Fashion-MNIST: then it
 had other work, which shares caches and memory. Compiling B could use both. The neighbours on the host are not known:
-the matrix product's speed drifts between 65 and 95 GFLOP/s, and one forward of batch 1 by a third. `make performance`
-measures anew.
+the matrix product's speed drifts between 65 and 95 GFLOP/s, and one forward of batch 1 by a third. At 16x16 and 32x32
+a run of seven rounds was ended before its last training steps, which are of a run of three. `make performance` measures
+anew.
 """
 
 
