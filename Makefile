@@ -76,12 +76,13 @@ performance: install  ## Measures what docs/performance.md tells, and writes it 
 	  --json $(PAGE)/training-2M-on-1x32x32.json
 	$(MEASURE) U-DiT-S --batch 8 --work train --recompute --rounds 3 $(LITERAL) --json $(PAGE)/training-S.json
 	$(MEASURE) U-DiT-S --batch 1,4,16 $(LITERAL) --compiled --rounds 3 --json $(PAGE)/forward-S.json
-	$(MEASURE) U-DiT-B --batch 1,4,16 $(LITERAL) --compiled --rounds 2 --json $(PAGE)/forward-B.json
-	$(MEASURE) U-DiT-L --batch 1,4 $(LITERAL) --compiled --rounds 2 --json $(PAGE)/forward-L.json
+	$(MEASURE) U-DiT-B --batch 1,4,16 $(LITERAL) --compiled --rounds 3 --json $(PAGE)/forward-B.json
+	$(MEASURE) U-DiT-L --batch 1,4 $(LITERAL) --compiled --rounds 3 --json $(PAGE)/forward-L.json
 	$(MEASURE) U-DiT-L --batch 16 $(LITERAL) --rounds 1 --json $(PAGE)/forward-L-at-batch-16.json
 	$(MEASURE) U-DiT-S input_size=16 --batch 1,16 $(EQUAL) $(OTHERS) --rounds 7 --json $(PAGE)/equal-MACs-16x16.json
 	$(MEASURE) U-DiT-S input_size=32 --batch 1,4 $(EQUAL) $(OTHERS) --rounds 7 --json $(PAGE)/equal-MACs-32x32.json
 	$(MEASURE) U-DiT-S input_size=64 $(EQUAL) $(OTHERS) --rounds 3 --json $(PAGE)/equal-MACs-64x64.json
+	rm -f $(PAGE)/equal-MACs-*-training-batch-*.json  # of a run that was ended early: the two files before hold all
 	$(MEASURE) U-DiT-S input_size=128 $(EQUAL) --rounds 1 --json $(PAGE)/equal-MACs-128x128.json
 	$(MEASURE) U-DiT-B --batch 1,4,16 --rounds 2 --baseline DiT-XL/2 --json $(PAGE)/forward-B-against-DiT-XL.json
 	$(MEASURE) U-DiT-L --batch 1,4 --rounds 2 --baseline DiT-XL/2 --json $(PAGE)/forward-L-against-DiT-XL.json
