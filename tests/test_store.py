@@ -19,10 +19,10 @@ from conftest import TINY, perturb, same_bits
 from runs import train
 from udit import store
 from udit.assemble import System
-from udit.config.catalog import find
-from udit.config.diffusion import FlowConfig, SamplingConfig
-from udit.config.system import SystemConfig
+from udit.diffusion.config import FlowConfig, SamplingConfig
 from udit.errors import RunError, UserError
+from udit.models.catalog import find
+from udit.run.system import SystemConfig
 
 OneLine = Callable[[BaseException], str]
 

@@ -21,8 +21,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from udit.config.sealed import seal, unseal
 from udit.errors import RunError, UserError
+from udit.files import seal, unseal
 
 SCHEMA = 1
 MANIFEST = "manifest.json"

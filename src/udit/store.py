@@ -16,14 +16,13 @@ from torch import Tensor, nn
 
 from udit.assemble import System
 from udit.checkpoint import CheckpointStore, sync, write_tensors
-from udit.config.base import parse
-from udit.config.codec import VAECodec
-from udit.config.export import is_exported
-from udit.config.files import read_yaml
-from udit.config.run import Run
-from udit.config.system import SystemConfig
+from udit.data.codec_config import VAECodec
 from udit.errors import RunError, UserError
 from udit.models.build import rebuild
+from udit.run.config import Run
+from udit.run.recipes import read_yaml
+from udit.run.system import EXPORTED, SystemConfig
+from udit.spec.base import parse
 
 Weights = Literal["ema", "raw"]
 
@@ -93,7 +92,7 @@ def load(
         raise UserError(
             f"{folder} holds neither config.json nor run.yaml; give a model folder, a run folder or a hub id"
         )
-    if is_exported(folder):
+    if (folder / EXPORTED).is_file():
         raise UserError(f"{folder} holds an exported graph and no weights; `udit sample` draws from it")
     config = _with_vae_beside(read_config(folder / "config.json"), folder)
     return System(config, network(config, read_tensors(file), file)).to(device)

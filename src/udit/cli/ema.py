@@ -32,7 +32,7 @@ def make(run: Path, out: Path, /, *, sigma_rel: float, step: int | None = None) 
         At which step it ends; the last snapshot's if not given.
     """
     from udit.assemble import System
-    from udit.config.system import SystemConfig
+    from udit.run.system import SystemConfig
     from udit.store import network, read_run_config, save
     from udit.training.posthoc import Snapshots
 
@@ -81,12 +81,12 @@ def sweep(
     from udit import dist
     from udit.assemble import System
     from udit.cli.evaluate import draw, drawing_of
-    from udit.config.system import SystemConfig
     from udit.data.sources import parts_of
     from udit.evaluation.features import JudgeFeatures
     from udit.evaluation.score import judge_of
     from udit.evaluation.sets import reference_of
     from udit.evaluation.standard import Scores, save_sweep, score, tables
+    from udit.run.system import SystemConfig
     from udit.store import fingerprint, network, read_run_config
     from udit.training.posthoc import Snapshots
 

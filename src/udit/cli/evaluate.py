@@ -13,10 +13,10 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from udit.assemble import System
-    from udit.config.diffusion import SamplingConfig
-    from udit.config.run import EvaluationConfig
+    from udit.diffusion.config import SamplingConfig
     from udit.dist import World
     from udit.evaluation.shards import Shards
+    from udit.run.config import EvaluationConfig
 
 
 def evaluate(
@@ -136,7 +136,7 @@ def _standard(
     progress: bool,
 ) -> int:
     """A run under the field's scores."""
-    from udit.config.protocol import check_model, find_protocol
+    from udit.evaluation.protocol import check_model, find_protocol
     from udit.store import read_run_config
 
     values = read_run_config(run)
@@ -310,7 +310,7 @@ def _given(**values: Any) -> dict[str, Any]:
 def _write(target: Path, report: Any, images: Tensor, labels: list[int], names: tuple[str, ...]) -> None:
     import numpy as np
 
-    from udit.pictures import grid, save_png
+    from udit.images import grid, save_png
 
     target.mkdir(parents=True, exist_ok=True)
     np.savez(target / "samples.npz", arr_0=images.permute(0, 2, 3, 1).numpy(), arr_1=np.array(labels))

@@ -20,27 +20,33 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from udit.checkpoint import sync, write_tensors
-from udit.config.base import parse
-from udit.config.latents import INDEX, MANIFEST, PLAN, LatentManifest, LatentPlan, read_sealed, shard_name
-from udit.config.run import Run, changed_keys
-from udit.config.sealed import seal
+from udit.data.cache_config import INDEX, MANIFEST, PLAN, LatentManifest, LatentPlan, read_sealed, shard_name
 from udit.data.codec import Codec, LatentVAE
+from udit.data.config import DataConfig
 from udit.data.latents import Raw, file_facts, index_arrays, shard_layout, shard_wanted
 from udit.data.sources import Source
 from udit.dist import World
 from udit.errors import PeerError, RunError, UserError
+from udit.files import seal
+from udit.spec.base import differing_keys, parse
 
 KEY = "udit"
 """Of a shard's metadata: a JSON object with the digests of plan and payload."""
 
 
 def plan_of(
-    run: Run, source: Source, codec: Codec, *, dtype: str = "float16", measured: bool = False, shard_size: int = 1024
+    data: DataConfig,
+    source: Source,
+    codec: Codec,
+    *,
+    dtype: str = "float16",
+    measured: bool = False,
+    shard_size: int = 1024,
 ) -> LatentPlan:
     """What the pictures of a run become.
 
     Args:
-        run: says pictures and mirroring.
+        data: the run's section; says images and mirroring.
         source: the pictures.
         codec: the run's.
         dtype: of a posterior's moments, float16 or float32; pixels stay uint8.
@@ -55,22 +61,22 @@ def plan_of(
         raise UserError(f"the {codec.config.kind} codec has nothing to measure; it maps pixels to [-1, 1]")
     first = torch.from_numpy(np.array(source.image(0)))
     raw = codec.raw(first[None])
-    data = run.data.model_dump(mode="json")
-    if "root" in data:
-        data["root"] = str(Path(data["root"]).expanduser().resolve())
+    section = data.model_dump(mode="json")
+    if "root" in section:
+        section["root"] = str(Path(section["root"]).expanduser().resolve())
     return parse(
         LatentPlan,
         {
-            "data": data,
+            "data": section,
             "fingerprint": source.fingerprint,
             "count": len(source),
-            "id2label": list(run.data.info().id2label),
+            "id2label": list(data.info().id2label),
             "pixels": list(first.shape),
             "codec": codec.config.model_dump(mode="json"),
             "measured": measured,
             "shape": list(raw.shape[1:]),
             "dtype": dtype if vae else "uint8",
-            "mirrored": bool(getattr(run.data, "flip", False)),
+            "mirrored": bool(getattr(data, "flip", False)),
             "shard_size": shard_size,
         },
         where="the cache",
@@ -137,7 +143,7 @@ def _open_folder(root: Path, plan: LatentPlan) -> None:
         root.mkdir(parents=True, exist_ok=True)
         if (root / PLAN).exists():
             old = parse(LatentPlan, read_sealed(root / PLAN), where=str(root / PLAN)).comparable()
-            changed = changed_keys(old, plan.comparable())
+            changed = differing_keys(old, plan.comparable(), frozenset({"data.verify"}))
             if changed:
                 raise UserError(
                     f"{root} holds a latent cache with another {changed[0]}: {_look(old, changed[0])!r}, and "

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from tqdm import tqdm
 
-from udit.config.data import HubData
+from udit.data.config import HubData
 from udit.data.decode import Budget, decode, peek
 from udit.data.names import Names
 from udit.data.sources import InMemory, Labels, Pixels

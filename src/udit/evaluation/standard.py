@@ -10,13 +10,13 @@ from typing import Any
 import numpy as np
 from pydantic import ValidationError
 
-from udit.config.base import Spec
 from udit.data.sources import Pixels
 from udit.errors import UserError
 from udit.evaluation import metrics
 from udit.evaluation.fidelity import Extractor, inception_score, kernel_distance
 from udit.evaluation.frechet import Array, Statistics, distance, measure
 from udit.evaluation.sets import Reference
+from udit.spec.base import Spec
 
 GROUPS = 5
 """Parts of the samples, with seeds of their own, whose scores show the spread."""

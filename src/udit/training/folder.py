@@ -11,11 +11,11 @@ import socket
 from pathlib import Path
 from typing import Any, TextIO
 
-from udit.config.base import parse
-from udit.config.files import read_yaml, to_yaml
-from udit.config.run import Run, changed_keys
 from udit.data.sources import Source
 from udit.errors import RunError, UserError
+from udit.run.config import Run, changed_keys
+from udit.run.recipes import read_yaml, to_yaml
+from udit.spec.base import parse
 
 PICTURES = "pictures.txt"
 """The names of the pictures that a run started with, one JSON string a line."""

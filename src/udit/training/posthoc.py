@@ -18,8 +18,8 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from udit.checkpoint import sync, write_tensors
-from udit.config.run import PosthocConfig
 from udit.errors import RunError, UserError
+from udit.run.config import PosthocConfig
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 LONGEST = 12**-0.5

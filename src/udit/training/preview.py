@@ -14,7 +14,7 @@ from udit.data.latents import LatentCache
 from udit.data.sources import Labels, Source
 from udit.diffusion.denoise import Denoiser
 from udit.diffusion.objective import Loss, draw
-from udit.pictures import grid, save_png
+from udit.images import grid, save_png
 
 GRID_ROWS = 4
 VALIDATION_SIZE = 256
