@@ -30,10 +30,10 @@ import udit
 from udit.assemble import System
 from udit.benchmarking.report import machine
 from udit.diffusion.config import SamplingConfig
-from udit.diffusion.denoise import Backbone, Denoiser
+from udit.diffusion.ddpm import DDPM
+from udit.diffusion.denoiser import Backbone, Denoiser
 from udit.diffusion.guidance import Guided
 from udit.diffusion.sample import SeededNoise, sample
-from udit.diffusion.schedule import DDPM
 from udit.models.published import export_published
 from udit.store import fingerprint, read_run_config
 from udit.tuning.quality import LOSSES, Scored, fastest
@@ -208,7 +208,7 @@ def _ancestral(scale: Scale) -> Scored:
     for start in range(0, scale.count, scale.batch_size):
         end = min(start + scale.batch_size, scale.count)
         noise = SeededNoise(range(scale.first_seed + start, scale.first_seed + end), shape)
-        steps = sample(ancestral(system), noise(0), scheduler="ddpm", steps=250, y=labels[start:end], noise=noise)
+        steps = sample(ancestral(system), noise(0), sampler="ddpm", steps=250, y=labels[start:end], noise=noise)
         for k, step in enumerate(steps, start=1):
             last = step.x
             if k % 25 == 0:

@@ -11,8 +11,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from udit.diffusion.denoise import Denoiser, Target, encode
-from udit.diffusion.schedule import DDPM, EDM, Flow
+from udit.diffusion.ddpm import DDPM
+from udit.diffusion.denoiser import Denoiser
+from udit.diffusion.edm import EDM
+from udit.diffusion.flow import Flow
+from udit.diffusion.targets import Target, encode
 
 
 @dataclass(frozen=True)

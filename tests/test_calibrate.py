@@ -12,10 +12,10 @@ import udit
 from conftest import TINY, perturb
 from udit.diffusion.cache import Memory
 from udit.diffusion.calibrate import Drift, watch
-from udit.diffusion.denoise import Denoiser
+from udit.diffusion.denoiser import Denoiser
+from udit.diffusion.flow import Flow
 from udit.diffusion.guidance import Guided
 from udit.diffusion.sample import SeededNoise, sample
-from udit.diffusion.schedule import Flow
 
 
 def drift_of(deep: np.ndarray, times: np.ndarray, slopes: np.ndarray | None = None) -> Drift:
@@ -76,7 +76,7 @@ def test_a_run_is_watched_without_being_changed() -> None:
     network = perturb(udit.build("U-DiT-S", **TINY | {"in_channels": 1, "learn_sigma": False})).eval()
     steered = Guided(Denoiser(network, Flow(), "flow", null_label=5, num_classes=5), 3.0, interval=(0.0, 0.85))
     noise, y = SeededNoise([0, 1], (1, 8, 8)), torch.tensor([1, 4])
-    drift = watch(steered, noise(0), scheduler="flow-euler", steps=5, y=y)
+    drift = watch(steered, noise(0), sampler="flow-euler", steps=5, y=y)
     assert drift.times.tolist() == pytest.approx([1000, 800, 600, 400, 200])
     assert (drift.slopes[1:] > 0).all()
     assert (np.diag(drift.led) > 0).tolist() == [False, True, True, True, True]
@@ -85,7 +85,7 @@ def test_a_run_is_watched_without_being_changed() -> None:
             network.deep(network.enter(x, cond)[0], cond).flatten().double()
             for x, t in (
                 (noise(0), 1.0),
-                (next(iter(sample(steered, noise(0), scheduler="flow-euler", steps=5, y=y))).x, 0.8),
+                (next(iter(sample(steered, noise(0), sampler="flow-euler", steps=5, y=y))).x, 0.8),
             )
             for cond in [network.condition(torch.full((2,), 1000 * t), y)]
         )

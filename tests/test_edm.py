@@ -18,12 +18,13 @@ from gaussian import Gaussian
 from runs import RECIPE, train
 from udit.assemble import System
 from udit.diffusion.config import EDMConfig, SamplingConfig
-from udit.diffusion.denoise import Denoiser
-from udit.diffusion.edm import Preconditioned, WeightedLoss
+from udit.diffusion.ddpm import DDPM
+from udit.diffusion.denoiser import Denoiser
+from udit.diffusion.edm import EDM, Preconditioned, WeightedLoss
+from udit.diffusion.flow import Flow
 from udit.diffusion.guidance import Guided
 from udit.diffusion.objective import draw
 from udit.diffusion.sample import sample
-from udit.diffusion.schedule import DDPM, EDM, Flow
 from udit.errors import UserError
 from udit.images import read_pixels
 from udit.run.recipes import load_run
@@ -234,7 +235,7 @@ def test_samplers_of_other_schedules_are_told(
     schedule: DDPM | Flow | EDM, sampler: str, said: str, one_line: Callable[[BaseException], str]
 ) -> None:
     with pytest.raises(UserError) as caught:
-        list(sample(Gaussian().denoiser(schedule), torch.zeros(1, 1, 2, 2), scheduler=sampler, steps=4))
+        list(sample(Gaussian().denoiser(schedule), torch.zeros(1, 1, 2, 2), sampler=sampler, steps=4))
     assert said in one_line(caught.value)
 
 

@@ -10,10 +10,11 @@ from torch import Tensor, nn
 
 import udit
 from conftest import batch, perturb
-from udit.diffusion.denoise import Denoiser
+from udit.diffusion.ddpm import DDPM
+from udit.diffusion.denoiser import Denoiser
+from udit.diffusion.flow import Flow
 from udit.diffusion.guidance import Guided, guide
 from udit.diffusion.sample import sample
-from udit.diffusion.schedule import DDPM, Flow
 from udit.errors import UserError
 
 SCHEDULE = DDPM.linear(1000)
@@ -154,7 +155,7 @@ def test_text_model_is_guided_by_the_null_condition_it_is_handed(name: str) -> N
     assert not torch.allclose(cond, null, atol=1e-3)
     steered = Guided(denoiser, 2.5, null=empty)
     torch.testing.assert_close(steered(x, t, text).eps, null + 2.5 * (cond - null), atol=1e-4, rtol=1e-4)
-    *_, step = sample(steered, x, scheduler="ddim", steps=2, y=text)
+    *_, step = sample(steered, x, sampler="ddim", steps=2, y=text)
     assert step.x.isfinite().all()
 
 
