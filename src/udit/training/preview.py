@@ -13,6 +13,7 @@ from udit.assemble import System, denoiser_of
 from udit.data.latents import LatentCache
 from udit.data.sources import Labels, Source
 from udit.diffusion.objective import draw
+from udit.files import whole_file
 from udit.images import grid, save_png
 
 GRID_ROWS = 4
@@ -101,5 +102,6 @@ def save_curve(metrics: Path, path: Path) -> None:
     axes.set(xlabel="step", ylabel="loss", yscale="log")
     axes.legend()
     axes.grid(alpha=0.3)
-    figure.savefig(path)
+    with whole_file(path, durable=False) as temporary:
+        figure.savefig(temporary)
     plt.close(figure)
