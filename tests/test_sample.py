@@ -162,11 +162,11 @@ def test_respacing_strings_choose_the_steps() -> None:
     assert heard == list(range(960, -1, -40))
 
 
-@pytest.mark.parametrize("scheduler", ["ddpm", "ddim"])
-def test_image_of_a_seed_is_the_same_in_any_batch(scheduler: str) -> None:
+@pytest.mark.parametrize("sampler", ["ddpm", "ddim"])
+def test_image_of_a_seed_is_the_same_in_any_batch(sampler: str) -> None:
     def images(seeds: list[int]) -> Tensor:
         noise = SeededNoise(seeds, (2, 4, 4))
-        return last(DATA.denoiser(SCHEDULE), noise(0), sampler=make_sampler(scheduler), steps=5, noise=noise).x
+        return last(DATA.denoiser(SCHEDULE), noise(0), sampler=make_sampler(sampler), steps=5, noise=noise).x
 
     together = images([10, 11, 12, 13])
     for i in range(4):
@@ -210,19 +210,19 @@ def test_labels_reach_the_network() -> None:
 @pytest.mark.parametrize(
     ("schedule", "options", "said"),
     [
-        (SCHEDULE, {"scheduler": "dimm"}, "no sampler 'dimm'; did you mean 'ddim'?"),
-        (SCHEDULE, {"scheduler": "flow-eular"}, "did you mean 'flow-euler'?"),
-        (SCHEDULE, {"scheduler": "flow-euler"}, "walks the flow path"),
-        (SCHEDULE, {"scheduler": "flow-heun"}, "walks the flow path"),
-        (Flow(), {"scheduler": "ddim"}, "a flow model has no discrete steps"),
-        (Flow(), {"scheduler": "ddpm"}, "a flow model has no discrete steps"),
-        (SCHEDULE, {"scheduler": "ddim", "steps": 1001}, "cannot give 1001"),
-        (SCHEDULE, {"scheduler": "ddim", "steps": 0}, "give a count"),
-        (SCHEDULE, {"scheduler": "dpmpp", "steps": "ddim50"}, "takes a count of at least 1"),
-        (SCHEDULE, {"scheduler": "unipc", "steps": 0}, "takes a count of at least 1"),
-        (SCHEDULE, {"scheduler": "dpmpp", "steps": 1001}, "the schedule has 1000"),
-        (SCHEDULE, {"scheduler": "ddpm", "steps": 5}, "step 1 draws fresh noise; pass noise="),
-        (SCHEDULE, {"scheduler": DDIM(0.5), "steps": 5}, "step 1 draws fresh noise; pass noise="),
+        (SCHEDULE, {"sampler": "dimm"}, "no sampler 'dimm'; did you mean 'ddim'?"),
+        (SCHEDULE, {"sampler": "flow-eular"}, "did you mean 'flow-euler'?"),
+        (SCHEDULE, {"sampler": "flow-euler"}, "flow-euler does not fit a model that was trained with DDPM; use ddim"),
+        (SCHEDULE, {"sampler": "flow-heun"}, "flow-heun does not fit a model that was trained with DDPM; use ddim"),
+        (Flow(), {"sampler": "ddim"}, "ddim does not fit a model that was trained with flow matching; use flow-euler"),
+        (Flow(), {"sampler": "ddpm"}, "ddpm does not fit a model that was trained with flow matching; use flow-euler"),
+        (SCHEDULE, {"sampler": "ddim", "steps": 1001}, "cannot give 1001"),
+        (SCHEDULE, {"sampler": "ddim", "steps": 0}, "give a count"),
+        (SCHEDULE, {"sampler": "dpmpp", "steps": "ddim50"}, "takes a count of at least 1"),
+        (SCHEDULE, {"sampler": "unipc", "steps": 0}, "takes a count of at least 1"),
+        (SCHEDULE, {"sampler": "dpmpp", "steps": 1001}, "the schedule has 1000"),
+        (SCHEDULE, {"sampler": "ddpm", "steps": 5}, "step 1 draws fresh noise; pass noise="),
+        (SCHEDULE, {"sampler": DDIM(0.5), "steps": 5}, "step 1 draws fresh noise; pass noise="),
         (SCHEDULE, {"y": torch.tensor([0])}, "unconditional model"),
     ],
 )
@@ -242,5 +242,5 @@ def test_names_make_samplers() -> None:
 def test_guided_denoiser_is_respaced_inside() -> None:
     guided = Guided(Denoiser(lambda x, t, y=None: x, SCHEDULE, null_label=0, num_classes=1), 2.0)
     assert len(guided.respaced(10).schedule) == 10
-    assert guided.respaced(10).scale == 2.0
+    assert guided.respaced(10).guidance == 2.0
     np.testing.assert_array_equal(guided.respaced(10).schedule.timesteps, SCHEDULE.respaced(10).timesteps)

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from cyclopts import Parameter
 
 from udit.cli.output import say
-from udit.diffusion.config import DDPMConfig, SamplingConfig, check_sampler, listed
+from udit.diffusion.config import DDPMConfig, SamplingConfig, check_sampler
+from udit.diffusion.samplers import listed
 from udit.errors import UserError
 
 if TYPE_CHECKING:

@@ -6,7 +6,7 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
-from udit.diffusion.config import SAMPLERS, listed
+from udit.diffusion.samplers import SAMPLERS, listed
 
 SamplerOption = Annotated[
     str | None,

@@ -1,14 +1,10 @@
-"""Configs of noising processes and of sampling, and the table of samplers; free of torch.
+"""Configs of noising processes and of sampling, free of torch.
 
-A noising process is one ``ProcessConfig`` here, a row of ``PROCESSES``, and the module that ``build`` imports. A
-sampler is a row of ``SAMPLERS`` and the class that the row builds. Validation, errors, command-line help and the tables
-of docs/sampling.md follow from the two tables.
+A noising process is one ``ProcessConfig`` here, a row of ``PROCESSES``, and the module that ``build`` imports.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import (
@@ -22,6 +18,7 @@ from pydantic import (
     model_validator,
 )
 
+from udit.diffusion.samplers import SAMPLERS, listed
 from udit.errors import UserError, nearest
 from udit.spec.base import Spec, parse
 
@@ -29,7 +26,6 @@ if TYPE_CHECKING:
     from udit.diffusion.ddpm import DDPM
     from udit.diffusion.edm import EDM
     from udit.diffusion.flow import Flow
-    from udit.diffusion.sample import Sampler
     from udit.diffusion.schedule import Schedule
 
 Level = Literal["draft", "good", "best"]
@@ -202,80 +198,7 @@ def process_from(values: Any) -> Any:
 DiffusionConfig = Annotated[SerializeAsAny[ProcessConfig], BeforeValidator(process_from)]
 
 
-# ---- samplers --------------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class SamplerRow:
-    """What the library knows of a sampler before torch is imported."""
-
-    about: str
-    """What it is, with its source."""
-    processes: tuple[str, ...]
-    """Kinds of the processes it serves."""
-    build: Callable[[str, float, bool], Sampler]
-    """(name, eta, clip) -> the sampler."""
-    respaces: bool = False
-    """Whether steps may also be ADM's respacing string, e.g. "ddim50" or "10,20,20"; else a count only."""
-    eta: bool = False
-    """Whether it takes ``eta``."""
-    clip: bool = False
-    """Whether it takes ``clip``."""
-
-
-def build_ancestral(name: str, eta: float, clip: bool) -> Sampler:
-    """DDPM's ancestral step."""
-    from udit.diffusion.ddpm import Ancestral
-
-    return Ancestral(clip)
-
-
-def build_ddim(name: str, eta: float, clip: bool) -> Sampler:
-    """DDIM's step."""
-    from udit.diffusion.ddpm import DDIM
-
-    return DDIM(eta, clip)
-
-
-def build_karras(name: str, eta: float, clip: bool) -> Sampler:
-    """One of EDM's two."""
-    from udit.diffusion.edm import Karras
-
-    return Karras(heun=name.endswith("heun"))
-
-
-def build_solver(name: str, eta: float, clip: bool) -> Sampler:
-    """One of diffusers' solvers."""
-    from udit.diffusion.solvers import Solver
-
-    return Solver(name)
-
-
-SAMPLERS: dict[str, SamplerRow] = {
-    "ddim": SamplerRow(
-        "DDIM, the implicit step (Song et al. 2021)", ("ddpm",), build_ddim, respaces=True, eta=True, clip=True
-    ),
-    "ddpm": SamplerRow(
-        "the ancestral step (Ho et al. 2020; Dhariwal & Nichol 2021)",
-        ("ddpm",),
-        build_ancestral,
-        respaces=True,
-        clip=True,
-    ),
-    "flow-euler": SamplerRow("Euler's method along the path, by diffusers", ("flow",), build_solver),
-    "flow-heun": SamplerRow("Heun's method along the path, by diffusers", ("flow",), build_solver),
-    "edm-heun": SamplerRow("Heun's method over noise levels (Karras et al. 2022, Alg. 1)", ("edm",), build_karras),
-    "edm-euler": SamplerRow("Euler's method over noise levels (Karras et al. 2022)", ("edm",), build_karras),
-    "dpmpp": SamplerRow("DPM-Solver++ 2M (Lu et al. 2022), by diffusers", ("ddpm", "flow"), build_solver),
-    "unipc": SamplerRow("UniPC of order 2 (Zhao et al. 2023), by diffusers", ("ddpm", "flow"), build_solver),
-}
-"""Every sampler by name. Of those that serve a process the first is its default."""
-
-
-def listed(names: Iterable[str], last: str = "or") -> str:
-    """``"a, b or c"``."""
-    *others, end = names
-    return f"{', '.join(others)} {last} {end}" if others else end
+# ---- sampling --------------------------------------------------------------------------------------------------------
 
 
 def known_sampler(name: str) -> str:

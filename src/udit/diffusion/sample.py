@@ -1,6 +1,6 @@
 """The way from noise to data: one loop that yields every step, whatever the sampler.
 
-Samplers are rows of ``config.SAMPLERS``: DDPM's two are in ``ddpm``, EDM's two in ``edm``, diffusers' in ``solvers``.
+Samplers are rows of ``samplers.SAMPLERS``: DDPM's two are in ``ddpm``, EDM's two in ``edm``, diffusers' in ``solvers``.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from torch import Tensor
 
 from udit import rng
 from udit.diffusion.cache import StepCache
-from udit.diffusion.config import SAMPLERS
 from udit.diffusion.guidance import AnyDenoiser
+from udit.diffusion.samplers import SAMPLERS
 from udit.errors import UserError, nearest
 
 Noise = Callable[[int], Tensor]
@@ -127,4 +127,4 @@ def make_sampler(name: str, *, eta: float = 0.0, clip: bool = False) -> Sampler:
     """
     if name not in SAMPLERS:
         raise UserError(f"no sampler {name!r}{nearest(name, SAMPLERS)}")
-    return SAMPLERS[name].build(name, eta, clip)
+    return SAMPLERS[name].build(eta, clip)

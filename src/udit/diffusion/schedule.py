@@ -13,7 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from udit.diffusion.config import ProcessConfig, listed
+from udit.diffusion.config import ProcessConfig
+from udit.diffusion.samplers import listed
 from udit.diffusion.targets import Target
 from udit.errors import UserError
 
