@@ -8,8 +8,9 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from udit.diffusion.config import SamplingConfig
-from udit.tuning.quality import DEFAULTS, LOSSES, Scored, fastest
+from udit.diffusion.config import PROCESSES, SamplingConfig
+from udit.diffusion.samplers import SAMPLERS
+from udit.tuning.quality import LOSSES, Scored, fastest
 
 DOCS = Path(__file__).parent.parent / "docs"
 ANCESTRAL = "ancestral 250"
@@ -31,20 +32,27 @@ says:
 | --- | --- | --- | --- |
 {defaults}
 
+Samplers, and the noising processes (`diffusion.kind`) whose models they serve; the first that serves a process is its
+default. A count is one of network evaluations; respacing is ADM's (`"ddim50"`, `"10,20,20"`), from Python only.
+
+| sampler | what it is | serves | steps | options |
+| --- | --- | --- | --- | --- |
+{samplers}
+
 By hand, under `sampling` of a recipe: `sampler` and `steps`; then `guidance_interval: [0.2, 0.8]`, which guides in the
 middle only, saves time and here scored better; then a cache (`refresh: [0, 3]` and `keep_guidance: true` at 9 steps).
 
 Steps may be **cached**: the deep part of a network (in a U all below full resolution, in a DiT the middle half of
-the blocks) is run at some evaluations only, the outer parts at all of them. A network without long skips keeps what
-the deep part added. `sampling.cache=N` runs it at every N-th evaluation; `sampling.refresh=[0,3,...]` at those
-named. The others take its last output, or with `sampling.forecast=true` the line through its last two; with
-`sampling.keep_guidance=true` they also take guidance's step from the null prediction to the label's as it was, and
-run the label's half alone. `udit tune` watches one run of 16 pictures, derives from it which evaluations to refresh
-for any number of them (`diffusion/calibrate.py`), and takes the smallest number whose score is within 2 %. What is
-kept lives in one sampling call.
+the blocks) runs at some evaluations only, the outer parts at all of them. Of a network without long skips, what the
+deep part adds is kept. `sampling.cache=N` runs it at every N-th evaluation; `sampling.refresh=[0,3,...]` at those
+listed. The others reuse its last output, or with `sampling.forecast=true` extrapolate from its last two; with
+`sampling.keep_guidance=true` they also reuse the last difference between conditional and null prediction, and run the
+conditional half alone. `udit tune` records one run of 16 images, estimates from it which evaluations to refresh for
+any number of them (the formula is derived in `diffusion/calibrate.py`), and takes the smallest number whose score is
+within 2 %. What is kept belongs to one sampling call.
 
-What time and label decide, the products of adaLN above all, is made once a call for all steps, labels and batches
-(`diffusion/conditions.py`).
+What depends on time and label alone, the products of adaLN above all, is computed once per call for all steps, labels
+and batches (`diffusion/conditions.py`).
 """
 
 BASELINE = """\
@@ -73,11 +81,7 @@ two ways differ by less than their intervals say. Seconds are a processor thread
 
 def write_page(record: dict[str, Any]) -> None:
     """Page and picture."""
-    defaults = "\n".join(
-        f"| {kind} | " + " | ".join(f"{sampler}, {steps} steps" for sampler, steps in levels.values()) + " |"
-        for kind, levels in DEFAULTS.items()
-    )
-    lines = [INTRO.format(defaults=defaults)]
+    lines = [intro()]
     if record:
         lines += [MEASURED]
     if "frontier" in record:
@@ -85,6 +89,20 @@ def write_page(record: dict[str, Any]) -> None:
     if record:
         lines += ["\n## Caching on top of a 50-step solver\n", *caching(record)]
     (DOCS / "sampling.md").write_text("\n".join(lines).rstrip("\n") + "\n", encoding="utf-8")
+
+
+def intro() -> str:
+    """The part of the page that measures nothing, with the tables of processes and samplers."""
+    defaults = [
+        f"| {kind} | " + " | ".join(f"{sampler}, {steps} steps" for sampler, steps in config.quality.values()) + " |"
+        for kind, config in PROCESSES.items()
+    ]
+    samplers = []
+    for name, row in SAMPLERS.items():
+        options = " ".join(f"`{option}`" for option in ("eta", "clip") if getattr(row, option)) or "none"
+        steps = "a count, or respacing" if row.respaces else "a count"
+        samplers.append(f"| `{name}` | {row.about} | {', '.join(row.processes)} | {steps} | {options} |")
+    return INTRO.format(defaults="\n".join(defaults), samplers="\n".join(samplers))
 
 
 def scored(section: dict[str, Any]) -> dict[str, Scored]:

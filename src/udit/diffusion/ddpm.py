@@ -85,7 +85,17 @@ class DDPM(Schedule):
     @cached_property
     def posterior_log_variance(self) -> Table:
         """[T] its logarithm; at t = 0, where the variance is 0, that of t = 1 (ADM)."""
-        return np.log(np.append(self.posterior_variance[1], self.posterior_variance[1:]))
+        return np.log(np.append(self._first_variance, self.posterior_variance[1:]))
+
+    @cached_property
+    def large_log_variance(self) -> Table:
+        """[T] the logarithm of beta_t, the larger fixed variance; at t = 0 as ``posterior_log_variance`` (ADM)."""
+        return np.log(np.append(self._first_variance, self.betas[1:]))
+
+    @property
+    def _first_variance(self) -> float:
+        """In place of the variance at t = 0. A schedule of one step has no t = 1, and its sampler draws no noise."""
+        return float(self.posterior_variance[1] if len(self) > 1 else self.betas[0])
 
     @cached_property
     def posterior_coefficients(self) -> tuple[Table, Table]:
@@ -295,9 +305,8 @@ class Ancestral:
             if prediction.variance is not None:
                 mean, log_variance = ancestral_moments(schedule, x0, prediction.variance.to(x0.dtype), x, t)
             else:
-                large = np.append(schedule.posterior_variance[1:2], schedule.betas[1:])
                 mean, _ = ancestral_moments(schedule, x0, torch.zeros_like(x), x, t)
-                log_variance = gather(np.log(large), t, x)
+                log_variance = gather(schedule.large_log_variance, t, x)
             x = mean + (0.5 * log_variance).exp() * noise(k) if i else mean
             yield Step(k, len(schedule), x, x0)
 
