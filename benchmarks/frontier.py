@@ -29,7 +29,7 @@ from torch import Tensor
 import udit
 from udit.assemble import System
 from udit.benchmarking.report import machine
-from udit.diffusion.config import SamplingConfig
+from udit.diffusion.config import FlowConfig, SamplingConfig
 from udit.diffusion.ddpm import DDPM
 from udit.diffusion.denoiser import Backbone, Denoiser
 from udit.diffusion.guidance import Guided
@@ -183,7 +183,7 @@ def measure(section: str, run: Path, n: int, steps: list[int]) -> None:
     keep(section, {"caches": caches(scale)})
     if not steps:
         return
-    tried = [scale.weigh(how) for how in ways(scale.system.config.sampling, "flow", steps)]
+    tried = [scale.weigh(how) for how in ways(scale.system.config.sampling, FlowConfig.few_step_samplers, steps)]
     scale.rows.get(ANCESTRAL, lambda: _ancestral(scale))
     best = min(tried, key=lambda each: each.distance)
     for loss in LOSSES.values():
