@@ -17,7 +17,7 @@ LITERAL, OURS = "the literal U-DiT", "our fused network, not of the literal U-Di
 """What the baseline's seconds may be of."""
 SPEED, CACHED = 40.0, 1.8
 """Targets: for an image of no worse score, and for step caching on top of a 50-step solver."""
-INTRO = """# Quick sampling
+INTRO = """# Fast sampling
 
     udit tune RUN                     # once, after training: scores and times ways of drawing, writes RUN/quality.json
     udit sample RUN --quality good    # from then on
