@@ -47,9 +47,9 @@ the blocks) at some steps only, and the outer parts at every step. For a network
 what the deep part added. `sampling.cache=N` runs the deep part at every N-th step; `sampling.refresh=[0,3,...]` at the
 steps named. The other steps reuse its last output, or with `sampling.forecast=true` extrapolate linearly from its last
 two. With `sampling.keep_guidance=true` they also reuse the difference between the conditional and the null prediction,
-so that only the conditional half of the batch runs. `udit tune` records one run of 16 images, estimates from it
-which steps to refresh for each number of refreshes (`diffusion/calibrate.py` derives the formula), and takes the smallest number whose score is
-within 2 %. A cache lives for one sampling call.
+so that only the conditional half of the batch runs. `udit tune` records one run of 16 images, estimates from it which
+steps to refresh for each number of refreshes (`diffusion/calibrate.py` derives the formula), and takes the smallest
+number whose score is within 2 %. A cache lives for one sampling call.
 
 What depends on time and label alone, mostly the matrix products of adaLN, is computed once per call for all steps,
 labels and batches (`diffusion/conditions.py`).
