@@ -10,17 +10,16 @@ from pickle import UnpicklingError
 from typing import Any
 
 import torch
+from pydantic import TypeAdapter
 from torch import Tensor
 
 from udit.assemble import System
 from udit.data.codec_config import IdentityCodec, VAECodec
-from udit.diffusion.config import DDPMConfig, DiffusionConfig, EDMConfig, FlowConfig, SamplingConfig
+from udit.diffusion.config import DiffusionConfig, SamplingConfig
 from udit.errors import UserError
 from udit.models.build import build
 from udit.models.config import ModelConfig
-from udit.models.dimsum.config import DiMSUMConfig
 from udit.models.published import import_published
-from udit.models.uvit.config import UViTConfig
 from udit.run.system import SystemConfig
 from udit.store import read_tensors
 
@@ -92,15 +91,6 @@ def from_published(path: Path, config: ModelConfig, *, repair: bool = False, vae
 
 
 def native_diffusion(config: ModelConfig) -> DiffusionConfig:
-    """What a release's weights were trained on.
-
-    Returns:
-        The linear flow for SiT, that of sines and cosines (GVP) for DiMSUM, noise levels for HDiT, Stable Diffusion's
-        betas for U-ViT's latent models, else linear betas.
-    """
-    if config.reversed_flow:
-        return FlowConfig(path="gvp" if isinstance(config, DiMSUMConfig) else "linear")
-    if config.time == "sigma":
-        return EDMConfig()
-    latent = isinstance(config, UViTConfig) and config.in_channels == 4
-    return DDPMConfig(betas="scaled-linear" if latent else "linear")
+    """The noising process that a release's weights were trained with, as the model's config says."""
+    native: DiffusionConfig = TypeAdapter(DiffusionConfig).validate_python(config.native_diffusion)
+    return native

@@ -13,11 +13,11 @@ from udit.models.config import ModelConfig
 from udit.models.dic.config import DiCConfig
 from udit.models.dimsum.config import DiMSUMConfig
 from udit.models.dit.config import DiTConfig
-from udit.models.hdit.config import AxialNeighborhood, AxialWindow, HDiTConfig, HourglassLevel, Mapping
+from udit.models.hdit.config import HDiTConfig, HourglassLevel, Mapping
 from udit.models.skipdit.config import SkipDiTConfig
 from udit.models.udit.config import UDiTConfig
 from udit.models.uvit.config import UViTConfig
-from udit.nn.specs import Context, Downsampled, Full, Mlp
+from udit.nn.specs import AxialNeighborhood, AxialWindow, Context, Downsampled, Full, Mlp
 from udit.spec.base import Spec
 
 

@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar, Literal, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 from pydantic import NonNegativeInt, PositiveInt
 
+from udit.errors import UserError
 from udit.spec.base import Spec
 
 if TYPE_CHECKING:
-    from torch import nn
+    from torch import Tensor, nn
+
+    from udit.models.fixed import Keys
+    from udit.models.parity import Systems
 
 
 class ModelConfig(Spec):
     """The boundary of a backbone: x [B, in_channels, H, W] -> [B, out_channels, H, W].
 
-    A subclass is one architecture family: its own fields, ``build`` and ``folded``.
+    A subclass is one architecture family: its own fields and ``build``; the other methods have defaults.
     """
 
     family: str
@@ -52,6 +56,18 @@ class ModelConfig(Spec):
         return () if self.num_classes else None
 
     @property
+    def label_levels(self) -> int | None:
+        """How many labels a sample may have, one for each level that embeds the label; None: one for the network."""
+        return None
+
+    @property
+    def native_diffusion(self) -> dict[str, Any]:
+        """The noising process of the release's weights, as the keys of a run's ``diffusion`` section."""
+        if self.reversed_flow:
+            return {"kind": "flow"}
+        return {"kind": "edm" if self.time == "sigma" else "ddpm"}
+
+    @property
     def size_step(self) -> int | None:
         """H and W may be any multiples of it; None where positions or windows bind the network to one size."""
         return None
@@ -69,5 +85,29 @@ class ModelConfig(Spec):
         raise NotImplementedError(f"{type(self).__name__} names no network")
 
     def folded(self) -> Self:
-        """The config of the inference form that ``udit.fuse`` returns."""
+        """The config of the fused network that ``udit.fuse`` returns."""
         return self
+
+    def published_keys(self) -> Keys:
+        """The release's key names in its order, each with our key (or the table we compute) and the release's shape.
+
+        Raises:
+            UserError: the model has no published form (it is fused, or an ablation, or there is no release).
+        """
+        raise UserError(f"{self.family} has no published key names")
+
+    def check_published(self, state: dict[str, Tensor], repair: bool) -> None:
+        """Looks for damage that the release's own code may have done to a state dict.
+
+        Args:
+            state: the release's state dict; with ``repair``, repaired in place (new tensors).
+            repair: undo what is certain instead of refusing it.
+
+        Raises:
+            UserError: the damage is certain, and ``repair`` is off.
+        """
+
+    @classmethod
+    def parity_systems(cls) -> Systems:
+        """Builders of the networks that reference files (``udit parity``) describe, by their name there."""
+        return {}

@@ -8,50 +8,15 @@ is an ``nn.Linear`` here). Nothing is downloaded and no code of a release is nee
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
-from typing import Any, cast
+from collections.abc import Mapping
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 
 from udit.errors import UserError
-from udit.models.adm import published as adm
 from udit.models.config import ModelConfig
-from udit.models.dic import published as dic
-from udit.models.dimsum import published as dimsum
-from udit.models.dit import published as dit
-from udit.models.fixed import Fixed, Keys, Unused
-from udit.models.hdit import published as hdit
-from udit.models.skipdit import published as skipdit
-from udit.models.udit import published as udit
-from udit.models.uvit import published as uvit
-
-KeyMap = Callable[[Any], Keys]
-"""Config -> {published key: (our key or fixed table, published shape)} in the release's order."""
-
-KEY_MAPS: dict[str, KeyMap] = {
-    "U-DiT": udit.key_map,
-    "DiT": dit.key_map,
-    "Skip-DiT": skipdit.key_map,
-    "U-ViT": uvit.key_map,
-    "DiC": dic.key_map,
-    "ADM": adm.key_map,
-    "HDiT": hdit.key_map,
-    "DiMSUM": dimsum.key_map,
-}
-INSPECT: dict[str, Callable[[dict[str, Tensor], bool], None]] = {"U-DiT": udit.inspect}
-
-
-def key_map(config: ModelConfig) -> Keys:
-    """The release's keys in its order, each with our key (or the table we compute) and the release's shape.
-
-    Raises:
-        UserError: the model has no published form (a fused or ablated config).
-    """
-    family = config.family
-    if family not in KEY_MAPS:
-        raise UserError(f"{family} has no published key names")
-    return KEY_MAPS[family](config)
+from udit.models.fixed import Fixed, Unused
 
 
 def frozen_parameters(config: ModelConfig) -> int:
@@ -60,7 +25,7 @@ def frozen_parameters(config: ModelConfig) -> int:
     0 without a release.
     """
     try:
-        rows = key_map(config).values()
+        rows = config.published_keys().values()
     except UserError:
         return 0
     return sum(math.prod(shape) for name, shape in rows if is_frozen(name))
@@ -94,7 +59,8 @@ def import_published(model: nn.Module, state: Mapping[str, Tensor], *, repair: b
             that is not the one this library computes, or a U-DiT checkpoint that was saved after the release's
             ``eval()`` spoiled it.
     """
-    wanted = key_map(cast(ModelConfig, model.config))
+    config = cast(ModelConfig, model.config)
+    wanted = config.published_keys()
     state = clean_keys(state)
     missing = [key for key in wanted if key not in state]
     unexpected = [key for key in state if key not in wanted]
@@ -116,8 +82,7 @@ def import_published(model: nn.Module, state: Mapping[str, Tensor], *, repair: b
     for key, (name, shape) in wanted.items():
         if isinstance(name, Fixed):
             name.check(key, state[key].reshape(shape))
-    if (inspect := INSPECT.get(model.config.family)) is not None:  # type: ignore[union-attr, arg-type]
-        inspect(state, repair)
+    config.check_published(state, repair)
     own = dict(model.state_dict())
     with torch.no_grad():
         for key, (name, _) in wanted.items():
@@ -130,5 +95,5 @@ def export_published(model: nn.Module) -> dict[str, Tensor]:
     own = model.state_dict()
     return {
         key: (name.value() if isinstance(name, Fixed) else own[name].detach().clone()).reshape(shape)
-        for key, (name, shape) in key_map(cast(ModelConfig, model.config)).items()
+        for key, (name, shape) in cast(ModelConfig, model.config).published_keys().items()
     }

@@ -11,6 +11,9 @@ from udit.models.config import ModelConfig
 if TYPE_CHECKING:
     from torch import nn
 
+    from udit.models.fixed import Keys
+    from udit.models.parity import Systems
+
 
 class ADMConfig(ModelConfig):
     """ADM of any size; the defaults are the class-conditional model of 64x64 pixels."""
@@ -124,7 +127,20 @@ class ADMConfig(ModelConfig):
             )
 
     def build(self) -> nn.Module:
-        """The network, uninitialised."""
+        """See ``ModelConfig``."""
         from udit.models.adm.network import ADM
 
         return ADM(self)
+
+    def published_keys(self) -> Keys:
+        """See ``ModelConfig``."""
+        from udit.models.adm.published import key_map
+
+        return key_map(self)
+
+    @classmethod
+    def parity_systems(cls) -> Systems:
+        """See ``ModelConfig``."""
+        from udit.models.adm.parity import SYSTEMS
+
+        return SYSTEMS

@@ -11,6 +11,9 @@ from udit.models.config import ModelConfig
 if TYPE_CHECKING:
     from torch import nn
 
+    from udit.models.fixed import Keys
+    from udit.models.parity import Systems
+
 
 class DiCConfig(ModelConfig):
     """DiC of any size; the defaults are DiC-S on 32x32 latents."""
@@ -64,7 +67,20 @@ class DiCConfig(ModelConfig):
             )
 
     def build(self) -> nn.Module:
-        """The network, uninitialised."""
+        """See ``ModelConfig``."""
         from udit.models.dic.network import DiC
 
         return DiC(self)
+
+    def published_keys(self) -> Keys:
+        """See ``ModelConfig``."""
+        from udit.models.dic.published import key_map
+
+        return key_map(self)
+
+    @classmethod
+    def parity_systems(cls) -> Systems:
+        """See ``ModelConfig``."""
+        from udit.models.dic.parity import SYSTEMS
+
+        return SYSTEMS

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Field, PositiveInt, model_validator
 
@@ -10,6 +10,9 @@ from udit.models.isotropic import IsotropicConfig, check_table
 
 if TYPE_CHECKING:
     from torch import nn
+
+    from udit.models.fixed import Keys
+    from udit.models.parity import Systems
 
 
 class DiMSUMConfig(IsotropicConfig):
@@ -72,6 +75,11 @@ class DiMSUMConfig(IsotropicConfig):
         return self.drop_path * max(0, block - 1) / max(1, self.depth - 1)
 
     @property
+    def native_diffusion(self) -> dict[str, Any]:
+        """The flow along a cosine and a sine."""
+        return {**super().native_diffusion, "path": "gvp"} if self.reversed_flow else super().native_diffusion
+
+    @property
     def null_label(self) -> int | None:
         """The label that means "no class", behind the others; None without one."""
         return self.num_classes if self.num_classes and self.null_class else None
@@ -93,7 +101,20 @@ class DiMSUMConfig(IsotropicConfig):
             )
 
     def build(self) -> nn.Module:
-        """The network, uninitialised."""
+        """See ``ModelConfig``."""
         from udit.models.dimsum.network import DiMSUM
 
         return DiMSUM(self)
+
+    def published_keys(self) -> Keys:
+        """See ``ModelConfig``."""
+        from udit.models.dimsum.published import key_map
+
+        return key_map(self)
+
+    @classmethod
+    def parity_systems(cls) -> Systems:
+        """See ``ModelConfig``."""
+        from udit.models.dimsum.parity import SYSTEMS
+
+        return SYSTEMS

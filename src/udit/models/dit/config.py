@@ -12,6 +12,9 @@ from udit.nn.specs import Attention, Full
 if TYPE_CHECKING:
     from torch import nn
 
+    from udit.models.fixed import Keys
+    from udit.models.parity import Systems
+
 
 class DiTConfig(IsotropicConfig):
     """DiT of any size; the defaults are DiT-S/2 on 32x32 latents.
@@ -60,10 +63,23 @@ class DiTConfig(IsotropicConfig):
         self.attention.check_map(rows, columns)
 
     def build(self) -> nn.Module:
-        """The network, uninitialised."""
+        """See ``ModelConfig``."""
         from udit.models.dit.network import DiT
 
         return DiT(self)
+
+    def published_keys(self) -> Keys:
+        """See ``ModelConfig``."""
+        from udit.models.dit.published import key_map
+
+        return key_map(self)
+
+    @classmethod
+    def parity_systems(cls) -> Systems:
+        """See ``ModelConfig``."""
+        from udit.models.dit.parity import SYSTEMS
+
+        return SYSTEMS
 
     def folded(self) -> Self:
         """The inference form: the attention's shortcut lives in its filter."""

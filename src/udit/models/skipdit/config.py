@@ -11,6 +11,9 @@ from udit.models.isotropic import IsotropicConfig, check_even_depth, check_table
 if TYPE_CHECKING:
     from torch import nn
 
+    from udit.models.fixed import Keys
+    from udit.models.parity import Systems
+
 
 class SkipDiTConfig(IsotropicConfig):
     """Skip-DiT of any size; the defaults are Skip-DiT-XL/2 on 32x32 latents."""
@@ -39,7 +42,20 @@ class SkipDiTConfig(IsotropicConfig):
         return min(self.shallow, self.depth // 2)
 
     def build(self) -> nn.Module:
-        """The network, uninitialised."""
+        """See ``ModelConfig``."""
         from udit.models.skipdit.network import SkipDiT
 
         return SkipDiT(self)
+
+    def published_keys(self) -> Keys:
+        """See ``ModelConfig``."""
+        from udit.models.skipdit.published import key_map
+
+        return key_map(self)
+
+    @classmethod
+    def parity_systems(cls) -> Systems:
+        """See ``ModelConfig``."""
+        from udit.models.skipdit.parity import SYSTEMS
+
+        return SYSTEMS

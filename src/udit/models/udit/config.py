@@ -10,7 +10,10 @@ from udit.models.config import ModelConfig
 from udit.nn.specs import Attention, Context, Downsampled, Ffn, RepConv, check_context
 
 if TYPE_CHECKING:
-    from torch import nn
+    from torch import Tensor, nn
+
+    from udit.models.fixed import Keys
+    from udit.models.parity import Systems
 
 
 class UDiTConfig(ModelConfig):
@@ -54,6 +57,11 @@ class UDiTConfig(ModelConfig):
         return (len(self.depths) + 1) // 2
 
     @property
+    def label_levels(self) -> int:
+        """One label for each level."""
+        return self.levels
+
+    @property
     def size_step(self) -> int | None:
         """What every level can halve and the attention split, unless that has windows."""
         return 2 ** (self.levels - 1) * self.attention.step if self.attention.any_map else None
@@ -71,10 +79,29 @@ class UDiTConfig(ModelConfig):
             self.attention.check_map(height >> level, width >> level)
 
     def build(self) -> nn.Module:
-        """The network, uninitialised."""
+        """See ``ModelConfig``."""
         from udit.models.udit.network import UDiT
 
         return UDiT(self)
+
+    def published_keys(self) -> Keys:
+        """See ``ModelConfig``."""
+        from udit.models.udit.published import key_map
+
+        return key_map(self)
+
+    def check_published(self, state: dict[str, Tensor], repair: bool) -> None:
+        """Looks for what the release's ``eval()`` does to the weights; see ``ModelConfig``."""
+        from udit.models.udit.published import check_eval
+
+        check_eval(state, repair)
+
+    @classmethod
+    def parity_systems(cls) -> Systems:
+        """See ``ModelConfig``."""
+        from udit.models.udit.parity import SYSTEMS
+
+        return SYSTEMS
 
     def folded(self) -> UDiTConfig:
         """The inference form: depthwise branches, products and shortcuts folded into single weights."""

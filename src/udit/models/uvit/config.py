@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal, Self
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 from pydantic import PositiveInt, model_validator
 
@@ -11,6 +11,9 @@ from udit.nn.specs import Context, Mlp, check_context
 
 if TYPE_CHECKING:
     from torch import nn
+
+    from udit.models.fixed import Keys
+    from udit.models.parity import Systems
 
 
 class UViTConfig(IsotropicConfig):
@@ -49,6 +52,12 @@ class UViTConfig(IsotropicConfig):
         return self.num_classes if self.num_classes and self.null_class else None
 
     @property
+    def native_diffusion(self) -> dict[str, Any]:
+        """DDPM, for latents with Stable Diffusion's betas."""
+        native = super().native_diffusion
+        return {**native, "betas": "scaled-linear"} if native["kind"] == "ddpm" and self.in_channels == 4 else native
+
+    @property
     def condition_shape(self) -> tuple[int, ...] | None:
         """Shape of one sample's y: (tokens, width) of vectors, () of a label, None without condition."""
         return (self.context.tokens, self.context.width) if self.context else super().condition_shape
@@ -73,7 +82,20 @@ class UViTConfig(IsotropicConfig):
             )
 
     def build(self) -> nn.Module:
-        """The network, uninitialised."""
+        """See ``ModelConfig``."""
         from udit.models.uvit.network import UViT
 
         return UViT(self)
+
+    def published_keys(self) -> Keys:
+        """See ``ModelConfig``."""
+        from udit.models.uvit.published import key_map
+
+        return key_map(self)
+
+    @classmethod
+    def parity_systems(cls) -> Systems:
+        """See ``ModelConfig``."""
+        from udit.models.uvit.parity import SYSTEMS
+
+        return SYSTEMS
