@@ -46,10 +46,16 @@ CONFIGURATION = {
 """Modules that are free of torch, beside ``models/<family>/config.py``."""
 BUILDERS = {
     ("udit.run.config", "source", "udit.data.latents"),
-    *(("udit.models.hdit.config", "build", f"udit.nn.{name}") for name in ("axial", "neighborhood", "window")),
     *(("udit.data.config", "info", f"udit.data.{name}") for name in ("idx", "npz", "folder", "hub")),
 }
 """(module, function, target) of a spec that builds what another package holds."""
+OF_A_FAMILY = {
+    "build": "network",
+    "published_keys": "published",
+    "check_published": "published",
+    "parity_systems": "parity",
+}
+"""Methods of a family's config, and the one module of its folder that each may import."""
 
 
 @dataclass(frozen=True)
@@ -163,14 +169,20 @@ def test_imports_make_no_circle() -> None:
 
 @pytest.mark.parametrize("path", [p for p in FILES if is_configuration(module(p))], ids=module)
 def test_configuration_imports_no_torch(path: Path) -> None:
-    """A spec builds itself: ``build`` alone imports what it builds, from the spec's own package."""
+    """A spec builds itself: ``build`` alone imports what it builds, from the spec's own package.
+
+    A family's config has further such methods; each may import one module of its folder.
+    """
     own = module(path).rpartition(".")[0]
     for found in imports(tree(path)):
         heavy = found.target.split(".")[0] in ("torch", "numpy", "diffusers", "safetensors", "PIL", "sklearn")
         assert not heavy or found.for_types, f"line {found.line}: {found.target}"
         if not found.target.startswith("udit.") or found.for_types or is_configuration(found.target):
             continue
-        builds = found.function == "build" and found.target.startswith(f"{own}.")
+        if own.startswith("udit.models."):
+            builds = found.target == f"{own}.{OF_A_FAMILY.get(found.function or '')}"
+        else:
+            builds = found.function == "build" and found.target.startswith(f"{own}.")
         assert builds or (module(path), found.function, found.target) in BUILDERS, f"line {found.line}: {found.target}"
 
 

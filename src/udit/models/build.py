@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from udit.models.catalog import find
 from udit.models.config import ModelConfig
 from udit.nn import native
-from udit.nn.blocks import Recompute
+from udit.nn.blocks import Checkpointing, Foldable, Recompute
 from udit.nn.init import fill
 
 
@@ -65,10 +65,9 @@ def fuse(model: nn.Module) -> nn.Module:
     state = dict(model.state_dict())
     with torch.no_grad():
         for name, module in model.named_modules():
-            if hasattr(module, "folded"):
-                for key in module.state_dict():
-                    del state[f"{name}.{key}"]
-                state |= {f"{name}.{key}": value for key, value in module.folded().items()}
+            if isinstance(module, Foldable):
+                kept = {key: value for key, value in state.items() if not key.startswith(f"{name}.")}
+                state = kept | {f"{name}.{key}": value for key, value in module.folded().items()}
     return rebuild(config.folded(), {key: value.detach().clone() for key, value in state.items()}).eval()
 
 
@@ -82,8 +81,8 @@ def checkpoint_activations(model: nn.Module, recompute: Recompute = True) -> Non
             memory for a third more time.
     """
     for module in model.modules():
-        if hasattr(module, "checkpointing"):
-            module.checkpointing = recompute  # type: ignore[assignment]
+        if isinstance(module, Checkpointing):
+            module.checkpointing = recompute
 
 
 def compile_blocks(model: nn.Module) -> nn.Module:

@@ -364,7 +364,7 @@ def _check(run: Run, info: DataInfo) -> None:
         raise UserError(
             f"sampling.steps is {run.sampling.steps}; the schedule has {run.diffusion.steps}, ask for at most so many"
         )
-    if run.training.independent_level_dropout and not hasattr(model, "levels"):
+    if run.training.independent_level_dropout and model.label_levels is None:
         raise UserError(
             "training.independent_level_dropout needs a U-DiT, which embeds the label at every level; set it to false"
         )
