@@ -1,4 +1,4 @@
-"""Weights of other programs become model folders. The only place that opens a pickle, and only as plain tensors."""
+"""Turns weights of other programs into model folders. Only this module opens pickles, and it reads tensors alone."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from udit.store import read_tensors
 
 
 def read_published(path: Path) -> dict[str, Tensor]:
-    """The state dict in a release's file: its EMA where it holds several.
+    """The state dict in a release's file; its EMA if there are several.
 
     Args:
         path: ``.safetensors``, or a ``.pt``/``.pth``/``.ckpt``/``.bin`` pickle, which is read as tensors and plain
@@ -63,11 +63,11 @@ def _state_dict(content: Any, path: Path) -> dict[str, Tensor]:
 
 
 SD_VAE = VAECodec(source="stabilityai/sd-vae-ft-ema", channels=4, factor=8, scale=0.18215, shift=0.0)
-"""The VAE of the releases on four-channel latents; -mse, another decoder to the same latents, is as common."""
+"""The VAE of the releases on four-channel latents; sd-vae-ft-mse, another decoder of the same latents, is as common."""
 
 
 def from_published(path: Path, config: ModelConfig, *, repair: bool = False, vae: str | None = None) -> System:
-    """A system around a release's weights, on the noising process they were trained for.
+    """A system with a release's weights and the noising process that they were trained with.
 
     Args:
         path: see ``read_published``.
@@ -91,6 +91,6 @@ def from_published(path: Path, config: ModelConfig, *, repair: bool = False, vae
 
 
 def native_diffusion(config: ModelConfig) -> DiffusionConfig:
-    """The noising process that a release's weights were trained with, as the model's config says."""
+    """The noising process that a release's weights were trained with (``ModelConfig.native_diffusion``)."""
     native: DiffusionConfig = TypeAdapter(DiffusionConfig).validate_python(config.native_diffusion)
     return native

@@ -1,4 +1,4 @@
-"""What every backbone's config says, whatever its architecture."""
+"""The config that those of all families derive from."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ class ModelConfig(Spec):
     """
 
     family: str
-    """Names the architecture; a subclass says it with a Literal and a default."""
+    """Name of the family; a subclass gives it as a Literal with a default."""
     in_channels: PositiveInt = 4
     """Channels of the noisy input: 4 for the latents of SD's VAE, 1 or 3 for pixels."""
     num_classes: NonNegativeInt = 1000
     """Classes without the null class; 0 is unconditional."""
     input_size: PositiveInt | tuple[PositiveInt, PositiveInt] = 32
-    """H = W, or (H, W), of the input the model is meant for; other sizes run where the levels can halve them."""
+    """H = W, or (H, W), of the input the model is meant for; others run where ``check_size`` allows them."""
     learn_sigma: bool = True
     """Predicts the variance beside eps (Nichol & Dhariwal 2021): twice the output channels."""
     time: Literal["index", "unit", "sigma"] = "index"
@@ -43,7 +43,7 @@ class ModelConfig(Spec):
         return self.in_channels * (2 if self.learn_sigma else 1)
 
     has_graph: ClassVar[bool] = True
-    """Whether it has been shown that ONNX and OpenVINO have counterparts of all its operators."""
+    """Whether ONNX and OpenVINO are known to have all its operators."""
 
     @property
     def null_label(self) -> int | None:
@@ -52,7 +52,7 @@ class ModelConfig(Spec):
 
     @property
     def condition_shape(self) -> tuple[int, ...] | None:
-        """Shape of one sample's y: () of a label, that of float vectors where the model takes them, None without y."""
+        """Shape of one sample's y: () for a label, that of the float vectors of a model that takes them; or None."""
         return () if self.num_classes else None
 
     @property
@@ -69,7 +69,7 @@ class ModelConfig(Spec):
 
     @property
     def size_step(self) -> int | None:
-        """H and W may be any multiples of it; None where positions or windows bind the network to one size."""
+        """H and W may be any multiples of it; None if positions or windows allow one size only."""
         return None
 
     @property

@@ -1,7 +1,7 @@
-"""What the families' ``parity.py`` share: from the words of a reference file to a config.
+"""What the families' ``parity.py`` share: from the description in a reference file to a config.
 
-A reference file describes its network in words that no program owns ("width", "depth", "label_rows"). A builder takes
-out of them what it uses; a word that is left over is an error of the caller's.
+A reference file describes its network in neutral words ("width", "depth", "label_rows"), whatever its program calls
+them. A builder removes the words that it uses; if any are left, ``udit parity`` refuses the file.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ Draw = Callable[[int, int], "Tensor"]
 
 
 def label_alone(y: Tensor | None, draw: Draw) -> Any:
-    """The condition of most networks: the file's y as it is."""
+    """The condition of most networks: the file's y, unchanged."""
     return y
 
 
@@ -34,7 +34,7 @@ class Described:
 
     config: ModelConfig
     condition: Callable[[Tensor | None, Draw], Any] = label_alone
-    """From the file's y to what the network takes in its place; further inputs are drawn."""
+    """(y of the file, a way to draw further inputs) -> the condition that the network takes."""
 
 
 Builder = Callable[[Words, tuple[int, int]], Described]

@@ -1,8 +1,8 @@
 """Weights under the names of their releases, in and out.
 
-Every family's map is a bijection between the release's keys and ours, but for fixed tables, which releases store and
-this library computes. The numbers of a tensor keep their order, its shape may differ (a 1x1 or patch convolution there
-is an ``nn.Linear`` here). Nothing is downloaded and no code of a release is needed.
+Every family's map (``ModelConfig.published_keys``) is a bijection between the release's keys and ours, except for fixed
+tables, which releases store and this library computes. The numbers of a tensor keep their order; its shape may differ
+(a 1x1 or patch convolution there is an ``nn.Linear`` here). Nothing is downloaded and no code of a release is needed.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ from udit.models.fixed import Fixed, Unused
 
 
 def frozen_parameters(config: ModelConfig) -> int:
-    """How many numbers the release counts as parameters that here are none: tables we compute, layers no one reads.
+    """How many parameters of the release are none here: tables that we compute, layers that are never used.
 
-    0 without a release.
+    0 if there is no release.
     """
     try:
         rows = config.published_keys().values()
@@ -32,7 +32,7 @@ def frozen_parameters(config: ModelConfig) -> int:
 
 
 def is_frozen(name: str | Fixed) -> bool:
-    """Whether the release holds as a parameter what is none here."""
+    """Whether a tensor is a parameter in the release and not here."""
     return name.parameter if isinstance(name, Fixed) else isinstance(name, Unused)
 
 
@@ -50,14 +50,13 @@ def import_published(model: nn.Module, state: Mapping[str, Tensor], *, repair: b
     """Fills ``model`` in place from a state under the release's own key names: all of it, or nothing.
 
     Args:
-        model: a network of ``udit.build``, in training form.
+        model: a network of ``udit.build``, unfused.
         state: the release's state dict.
-        repair: undo what the release's ``eval()`` did to a U-DiT checkpoint, where that is recognised.
+        repair: undo damage by the release's own code where it is recognised (``ModelConfig.check_published``).
 
     Raises:
         UserError: missing or unexpected keys or shapes (the first five are named), non-finite weights, a stored table
-            that is not the one this library computes, or a U-DiT checkpoint that was saved after the release's
-            ``eval()`` spoiled it.
+            that is not the one this library computes, or a checkpoint that the release's own code has damaged.
     """
     config = cast(ModelConfig, model.config)
     wanted = config.published_keys()

@@ -37,17 +37,17 @@ class Check:
 
 @dataclass(frozen=True)
 class Floor:
-    """What a file says of its own rounding, beside our error: a fact for the reader, no check.
+    """Our error beside the rounding of the program that wrote the file: printed, never checked.
 
-    The last digit of a constant table decides it, so that a correct network need not reproduce it.
+    The last digit of constant tables decides that rounding, so a correct network need not reproduce it.
     """
 
     name: str
     """The output."""
     error: float
-    """Ours against the file's, over max|reference|."""
+    """Ours: max|d| / max|reference|."""
     reference: float
-    """Of the file's program in float32 against itself in float64, over max|reference|; NaN if it is no number."""
+    """Of that program in float32 against itself in float64, over max|reference|; NaN if the file has no number."""
 
     def __str__(self) -> str:
         return f"{self.name}: error {self.error:.1e}, the reference's own in float32 {self.reference:.1e}"

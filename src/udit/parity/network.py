@@ -30,7 +30,7 @@ INPUTS = {"seed", "x_shape", "t", "y", "std", "model", "config", "weights_recipe
 INPUTS |= {"cache_t", "cache_x_seed"}
 INPUTS |= {f"base_{part}{recipe}" for part in ("keys", "values") for recipe in ("", "B")}
 FLOOR = "f64_max_abs_err"
-"""How far the float32 output of the program that wrote the file was from its own in float64: told, never judged."""
+"""How far the program that wrote the file was in float32 from itself in float64: printed, never checked."""
 
 
 def check(
@@ -39,7 +39,7 @@ def check(
     """Compares every array of a network file, of the unfused and the fused network, for each recipe it holds.
 
     Returns:
-        The checks, and what the file says of its own rounding.
+        The checks, and our errors beside the rounding that the file reports.
 
     Raises:
         UserError: the file's system is unknown or described in words this version does not know.
@@ -91,7 +91,7 @@ def describe(arrays: Mapping[str, np.ndarray], path: Path) -> tuple[Described, i
 
 
 class _Case:
-    """One file's inputs, and the network they ask for."""
+    """One file's inputs, and the network that it describes."""
 
     def __init__(
         self,
@@ -119,7 +119,7 @@ class _Case:
         self.y = described.condition(y, lambda offset, length: _normal(self.seed + offset, (len(self.x), length)))
 
     def facts(self) -> list[Check]:
-        """What a file states of its model: counts, and which keys keep their constructor's value."""
+        """What a file says about its model: counts, and which keys keep their constructor's value."""
         model = build(self.config, device="meta")
         facts: dict[str, list[object]] = {
             "n_params": [sum(p.numel() for p in model.parameters()) + frozen_parameters(self.config)],
@@ -176,7 +176,7 @@ class _Case:
         return checks
 
     def _guided(self, model: nn.Module) -> np.ndarray:
-        """The release's ``forward_with_cfg``: both halves guided, unguided channels left to each half."""
+        """As the release's ``forward_with_cfg``: both halves are guided; unguided channels stay those of each half."""
         assert isinstance(self.y, Tensor) and self.config.null_label is not None
         labels = torch.cat([self.y, torch.full_like(self.y, self.config.null_label)])
         output = self.run(model, self.input(torch.cat([self.x, self.x])), labels, torch.cat([self.t, self.t]))
@@ -187,7 +187,7 @@ class _Case:
         return _numpy(torch.cat(halves))
 
     def _cached(self, model: nn.Module, interval: int) -> np.ndarray:
-        """One run of calls with a step cache; of each, the first sample's prediction channels."""
+        """A sequence of calls with a step cache; of each, the prediction channels of the first sample."""
         seed, times = seed_of("cache_x_seed", self.arrays["cache_x_seed"]), self.arrays["cache_t"]
         if not self.t.is_floating_point():
             times = whole("cache_t", times)
@@ -211,8 +211,8 @@ class _Case:
         loss = product.mean()
         loss.backward()
         scale = float(np.abs(_numpy(product)).mean())
-        # The limit on the loss is measured by mean|out * probe|, which hides a wrong loss that is small: so the stored
-        # one must also be the mean of the stored output.
+        # The error of the loss is relative to mean|out * probe|, which would hide a wrong loss that is small: so the
+        # stored loss must also be the mean of the stored output.
         own = (torch.from_numpy(stored) * probe).mean().item()
         loss_error = abs(own - float(a[f"loss{recipe}"])) / (abs(own) + 1e-3 * scale)
         checks.append(Check(f"loss{recipe} (of the stored output)", loss_error, LIMIT))
@@ -253,7 +253,7 @@ def _follow(part: Any, x: Tensor) -> Any:
 
 
 def _relative(floor: np.ndarray, out: np.ndarray) -> float:
-    """The noise floor as the errors are told, over max|out|; NaN where the file gives no number."""
+    """A noise floor over max|out|, as errors are; NaN if the file has no number."""
     if floor.size != 1 or floor.dtype.kind not in "iuf":
         return np.nan
     return float(floor.ravel()[0]) / (float(np.abs(out).max(initial=0.0)) or 1.0)

@@ -24,7 +24,7 @@ class DiCConfig(ModelConfig):
     depths: Annotated[tuple[PositiveInt, ...], Field(min_length=1)] = (6, 6, 5, 6, 6)
     """Blocks per stage, encoder to bottleneck to decoder."""
     skip_stride: PositiveInt = 3
-    """Every so many blocks of an encoder stage, counted from its end, a skip crosses over to the decoder."""
+    """Every ``skip_stride``-th block of an encoder stage, counted from its end, has a skip to the decoder."""
 
     @model_validator(mode="after")
     def _check(self) -> DiCConfig:

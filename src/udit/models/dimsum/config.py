@@ -29,7 +29,7 @@ class DiMSUMConfig(IsotropicConfig):
     heads: PositiveInt = 16
     """Attention heads of the shared block."""
     attention_every: PositiveInt = 4
-    """The shared attention block, one set of weights, follows every so many blocks."""
+    """The shared attention block (one set of weights) follows every ``attention_every``-th block."""
     fusion_heads: PositiveInt = 8
     """Heads of the attention that joins the two halves of the channels."""
     states: PositiveInt = 16
@@ -37,8 +37,8 @@ class DiMSUMConfig(IsotropicConfig):
     kernel: PositiveInt = 4
     """Length of the causal convolution in front of a scan."""
     drop_path: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    """Share of samples whose last block is left out of the running sum in training (stochastic depth); it rises
-    linearly from 0 at the second block. The release has 0.1."""
+    """Share of samples for which, in training, a block's output is left out of the residual sum (stochastic depth); it
+    rises linearly from 0 at the second block. The release has 0.1."""
     learn_sigma: bool = False
     time: Literal["index", "unit", "sigma"] = "unit"
     reversed_flow: bool = True
@@ -67,11 +67,11 @@ class DiMSUMConfig(IsotropicConfig):
 
     @property
     def step_rank(self) -> int:
-        """Channels that the step sizes of a scan come from."""
+        """Rank of the projection that gives a scan its step sizes."""
         return -(-self.half // 16)
 
     def drop_rate(self, block: int) -> float:
-        """``drop_path``'s share in front of a block."""
+        """Share of samples for which a block's input is left out of the residual sum."""
         return self.drop_path * max(0, block - 1) / max(1, self.depth - 1)
 
     @property

@@ -143,7 +143,7 @@ class DiMSUM(nn.Module):
         return x + self.positions.to(x.dtype), None
 
     def deep(self, x: Tensor, cond: Conditions) -> Tensor:
-        """Every block, and after every few the shared one, which the sum does not see. [B, H / p, W / p, D]."""
+        """All blocks, and after every few of them the shared one, which takes x alone. [B, H / p, W / p, D]."""
         residual = torch.zeros_like(x, dtype=torch.promote_types(x.dtype, torch.float32))
         for i, (block, mods) in enumerate(zip(self.blocks, cond.blocks, strict=True), start=1):
             x, residual = run(block, self.checkpointing, x, residual, mods)

@@ -1,4 +1,4 @@
-"""HDiT (Crowson et al. 2024, arXiv 2401.11605): an hourglass of transformer levels straight on pixels."""
+"""HDiT (Crowson et al. 2024, arXiv 2401.11605): an hourglass of transformer levels on pixels."""
 
 from __future__ import annotations
 

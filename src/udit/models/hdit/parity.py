@@ -22,7 +22,7 @@ def hdit(words: Words, size: tuple[int, int]) -> Described:
     if len(set(patch)) != 1:
         raise UserError(f"HDiT's patches are square here; the file has {patch}")
     if words.pop("null_label") != (rows - 1 if rows else None):
-        raise UserError(f"HDiT's null label is the last of its {rows} rows; the file says another")
+        raise UserError(f"HDiT's null label is the last of its {rows} rows; the file says otherwise")
     mapping = words.pop("mapping")
     values = {
         **take(words, "in_channels", "learn_sigma", "time"),

@@ -1,4 +1,4 @@
-"""Skip-DiT (Chen et al. 2024, arXiv 2411.17616): DiT with long skips, made to be cached."""
+"""Skip-DiT (Chen et al. 2024, arXiv 2411.17616): DiT with long skips, designed for step caching."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class SkipDiTConfig(IsotropicConfig):
     depth: PositiveInt = 28
     heads: PositiveInt = 16
     shallow: PositiveInt = 4
-    """Blocks at either end that a cached step still runs, at most half of all. It changes no full step."""
+    """Blocks at either end that run on cached steps too, at most half of all. Full steps do not depend on it."""
 
     @model_validator(mode="after")
     def _check(self) -> Self:

@@ -88,7 +88,7 @@ class SkipDiT(nn.Module):
         return unpatchify(self.out(modulated_norm(x, *cond.out)), self.config.patch)
 
     def first_half(self, x: Tensor, cond: Conditions, blocks: range) -> tuple[Tensor, list[Tensor]]:
-        """Runs blocks and keeps what each said."""
+        """Runs blocks and keeps the output of each."""
         skips = []
         for i in blocks:
             x = run(self.blocks[i], self.checkpointing, x, cond.blocks[i])

@@ -63,7 +63,7 @@ class Conditions(NamedTuple):
 class UDiT(nn.Module):
     """Backbone: x [B, C, H, W], t [B], y as ``condition_shape`` says or None (= null) -> [B, out_channels, H, W].
 
-    Labels may also be [B, K], one a level (the release's independent label dropout, see ``diffusion.objective``).
+    Labels may also be [B, K], one per level (the release's independent label dropout, see ``diffusion.objective``).
     """
 
     INIT: ClassVar[Mapping[str, init.Fill]] = {

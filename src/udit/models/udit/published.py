@@ -1,4 +1,4 @@
-"""Key names of the U-DiT release, and the mark its ``eval()`` leaves in a checkpoint."""
+"""Key names of the U-DiT release, and the damage that its ``eval()`` does to a checkpoint."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def key_map(config: UDiTConfig) -> Keys:
     if not isinstance(attention, Downsampled):
         raise UserError(f"the release has downsampled attention only, not {attention.kind!r}")
     if not isinstance(config.ffn, Mlp) and not config.ffn.reparam and attention.kernel and not attention.shortcut:
-        raise UserError("a fused U-DiT has no published form; import into, or export from, the training form")
+        raise UserError("a fused U-DiT has no published form; import into, or export from, the unfused network")
     if attention.factor != 2 or attention.dense:
         found = f"factor {attention.factor}" if attention.factor != 2 else "a dense filter"
         raise UserError(f"the release has attention factor 2 and depthwise filters only, not {found}")
@@ -96,13 +96,13 @@ def _ffn(config: UDiTConfig, key: str, name: str, width: int) -> Iterator[Row]:
 
 
 def check_eval(state: dict[str, Tensor], repair: bool) -> None:
-    """Looks for the mark of the release's ``eval()``, which adds the folded branches to ``dwconv.0`` in place.
+    """Looks for the damage of the release's ``eval()``, which adds the folded branches to ``dwconv.0`` in place.
 
     The branches see the same input, so under Adam without weight decay they receive the same updates where their
-    kernels overlap: K5 - K3 stays what it was at initialisation, within the two Xavier bounds. A spoiled K5 is
+    kernels overlap: K5 - K3 stays what it was at initialisation, within the two Xavier bounds. A damaged K5 is
     K5 + n (K3 + K1 + identity), which leaves those bounds; taking n of them away brings it back. Where that is so for
     every kernel of the file, the damage is certain and can be undone. An average centre above the clean one without
-    such a proof (an early EMA, which starts from a spoiled copy and decays as 0.9999 ** step) is warned about.
+    such a proof (an early EMA, which starts from a damaged copy and decays as 0.9999 ** step) is warned about.
 
     Args:
         state: the release's state dict; repaired in place (new tensors) if asked.

@@ -32,11 +32,11 @@ class UViTConfig(IsotropicConfig):
     null_class: bool = True
     """The label table has a row for "no class"; the release's ImageNet-64 models have none."""
     context: Context | None = None
-    """Takes vectors as y; ``num_classes`` is 0 then."""
+    """Takes vectors as y; ``num_classes`` must be 0."""
     final_conv: bool = True
     """A 3x3 convolution over the pixels comes last; the release's H models have none."""
     shallow: PositiveInt = 4
-    """Blocks at either end that a cached step still runs, at most half of all. It changes no full step."""
+    """Blocks at either end that run on cached steps too, at most half of all. Full steps do not depend on it."""
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -59,7 +59,7 @@ class UViTConfig(IsotropicConfig):
 
     @property
     def condition_shape(self) -> tuple[int, ...] | None:
-        """Shape of one sample's y: (tokens, width) of vectors, () of a label, None without condition."""
+        """Shape of one sample's y: (tokens, width) for vectors, () for a label, None without a condition."""
         return (self.context.tokens, self.context.width) if self.context else super().condition_shape
 
     @property
