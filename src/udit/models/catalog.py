@@ -113,7 +113,7 @@ _DIMSUM = About(
     attention="Mamba over space and over Haar wavelets, fused by attention; one shared global block every fourth",
     ffn="gated GELU",
     skips="none",
-    exact="outputs, keys and parameters equal the official program's; so do MACs, once the wavelets, cond_proj (which has "
+    exact="outputs, keys and parameters equal the official program's; so do MACs, once wavelets, cond_proj (which has "
     "no effect) and the shared block's repeated adaLN are added; scans and wavelets are not in the MACs; the scan is "
     "checked against a sequential one; adaptive guidance is not implemented",
 )
