@@ -186,6 +186,21 @@ def test_configuration_imports_no_torch(path: Path) -> None:
         assert builds or (module(path), found.function, found.target) in BUILDERS, f"line {found.line}: {found.target}"
 
 
+def test_a_family_is_named_by_its_folder_and_the_catalogue_alone() -> None:
+    """So a new one is a folder and a row; a family may build on another's folder."""
+    folders = {path.parent.name for path in ROOT.glob("models/*/config.py")}
+    assert len(folders) >= 8
+    for folder in folders:
+        names = {path.stem for path in (ROOT / "models" / folder).glob("*.py")}
+        assert names == {"__init__", "config", "network", "published", "parity"}, folder
+    for path in FILES:
+        if module(path) in ("udit.models.catalog", "udit.models.ablation") or path.parent.parent == ROOT / "models":
+            continue
+        for found in own_imports(path):
+            named = set(found.target.split(".")[2:3]) & folders
+            assert not named or not found.target.startswith("udit.models."), f"{path.name}:{found.line}: {found.target}"
+
+
 def test_configuration_loads_without_torch() -> None:
     names = sorted(name for name in MODULES if is_configuration(name))
     code = f"import importlib, sys; [importlib.import_module(n) for n in {names}]; "

@@ -52,7 +52,8 @@ def check(
         if f"out{recipe}" in arrays:
             compared = case.recipe(recipe)
             if (name := f"{FLOOR}{recipe}") in arrays:
-                floors.append(Floor(f"out{recipe}", compared[0].error, _relative(arrays[name], arrays[f"out{recipe}"])))
+                ours = next(c.error for c in compared if c.name.split(" ")[0] == f"out{recipe}")
+                floors.append(Floor(f"out{recipe}", ours, _relative(arrays[name], arrays[f"out{recipe}"])))
                 known.add(name)
             checks += compared
     known |= {c.name.split(" ")[0] for c in checks}
