@@ -366,7 +366,8 @@ def _check(run: Run, info: DataInfo) -> None:
         )
     if run.training.independent_level_dropout and model.label_levels is None:
         raise UserError(
-            "training.independent_level_dropout needs a U-DiT, which embeds the label at every level; set it to false"
+            f"training.independent_level_dropout is true and {model.family} embeds the label once, not at every level; set "
+            "it to false"
         )
     if run.training.checkpoint_activations == "selective" and run.training.compile:
         raise UserError(
