@@ -51,14 +51,14 @@ class ModelConfig(Spec):
         return self.num_classes if self.num_classes else None
 
     @property
+    def label_levels(self) -> int | None:
+        """Levels of the network that embed the label each by itself; None where it is embedded once."""
+        return None
+
+    @property
     def condition_shape(self) -> tuple[int, ...] | None:
         """Shape of one sample's y: () for a label, that of the float vectors of a model that takes them; or None."""
         return () if self.num_classes else None
-
-    @property
-    def label_levels(self) -> int | None:
-        """How many labels a sample may have, one for each level that embeds the label; None: one for the network."""
-        return None
 
     @property
     def native_diffusion(self) -> dict[str, Any]:

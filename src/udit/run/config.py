@@ -364,10 +364,9 @@ def _check(run: Run, info: DataInfo) -> None:
         raise UserError(
             f"sampling.steps is {run.sampling.steps}; the schedule has {run.diffusion.steps}, ask for at most so many"
         )
-    if run.training.independent_level_dropout and model.label_levels is None:
+    if run.training.independent_level_dropout and not hasattr(model, "levels"):
         raise UserError(
-            f"training.independent_level_dropout is true and {model.family} embeds the label once, not at every level; set "
-            "it to false"
+            "training.independent_level_dropout needs a U-DiT, which embeds the label at every level; set it to false"
         )
     if run.training.checkpoint_activations == "selective" and run.training.compile:
         raise UserError(

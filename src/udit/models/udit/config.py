@@ -58,7 +58,7 @@ class UDiTConfig(ModelConfig):
 
     @property
     def label_levels(self) -> int:
-        """One label for each level."""
+        """All of them."""
         return self.levels
 
     @property
