@@ -19,7 +19,7 @@ from udit.analysis import cost
 from udit.assemble import denoiser_of
 from udit.convert import native_diffusion
 from udit.diffusion.config import FlowConfig
-from udit.diffusion.objective import flow_loss
+from udit.diffusion.flow import flow_loss
 from udit.errors import UserError
 from udit.models.catalog import find
 from udit.models.dimsum.config import DiMSUMConfig

@@ -15,10 +15,10 @@ from torch import Tensor, nn
 import udit
 from conftest import DATA, batch, perturb
 from peers import assert_golden, golden_input, golden_model, learns
-from udit.diffusion.denoise import Denoiser
+from udit.diffusion.ddpm import DDPM
+from udit.diffusion.denoiser import Denoiser
 from udit.diffusion.edm import Preconditioned
 from udit.diffusion.sample import sample
-from udit.diffusion.schedule import DDPM
 from udit.errors import UserError
 from udit.models.hdit.config import HDiTConfig, HourglassLevel, Mapping
 from udit.models.parity import seed_offset
@@ -234,7 +234,7 @@ def test_a_silent_network_denoises_a_gaussian_exactly() -> None:
     silent = Preconditioned(lambda x, sigma, y=None, /: torch.zeros_like(x), sigma_data=0.3, path="preserving")
     denoiser = Denoiser(silent, DDPM.linear(), target="x0", time="sigma")
     x = torch.randn(1, 1, 32, 32, generator=torch.Generator().manual_seed(0))
-    *_, last = sample(denoiser, x, scheduler="ddim", steps=250)
+    *_, last = sample(denoiser, x, sampler="ddim", steps=250)
     torch.testing.assert_close(last.x, 0.3 * x, rtol=0.02, atol=0)
 
 

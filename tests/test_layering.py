@@ -37,7 +37,15 @@ FORBIDDEN = {
 }
 """What comes before and is none of its business all the same."""
 CONFIGURATION = {
-    *("udit.spec", "udit.spec.base", "udit.errors", "udit.nn.specs", "udit.diffusion.config", "udit.data.config"),
+    *(
+        "udit.spec",
+        "udit.spec.base",
+        "udit.errors",
+        "udit.nn.specs",
+        "udit.diffusion.config",
+        "udit.diffusion.samplers",
+        "udit.data.config",
+    ),
     *("udit.data.codec_config", "udit.data.cache_config", "udit.models.catalog", "udit.models.config"),
     *("udit.models.ablation", "udit.models.isotropic", "udit.run", "udit.run.config", "udit.run.recipes"),
     *("udit.run.start", "udit.run.system", "udit.evaluation.protocol", "udit.tuning.quality", "udit.files"),

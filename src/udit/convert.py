@@ -81,7 +81,7 @@ def from_published(path: Path, config: ModelConfig, *, repair: bool = False, vae
     model = build(config)
     import_published(model, read_published(path), repair=repair)
     diffusion = native_diffusion(config)
-    sampling = SamplingConfig.model_validate({"sampler": diffusion.SAMPLERS[0]})
+    sampling = SamplingConfig(sampler=diffusion.samplers()[0])
     codec = SD_VAE if config.in_channels == 4 else IdentityCodec()
     if vae is not None:
         if config.in_channels != 4:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from udit.diffusion.cache import StepCache
-from udit.diffusion.denoise import Backbone
+from udit.diffusion.denoiser import Backbone
 from udit.diffusion.guidance import guide
 from udit.errors import UserError, nearest
 from udit.models.build import build, fuse
