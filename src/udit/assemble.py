@@ -45,7 +45,7 @@ def denoiser_of(config: SystemConfig, backbone: Any) -> Denoiser:
 def objective_of(run: Run) -> Objective:
     """The training loss of a run."""
     training = run.training
-    levels = getattr(run.model, "levels", 1) if training.independent_level_dropout else 1
+    levels = (run.model.label_levels or 1) if training.independent_level_dropout else 1
     return Objective(run.seed, training.label_dropout, levels, training.precision)
 
 

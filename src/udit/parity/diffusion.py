@@ -18,7 +18,7 @@ SHAPE = (2, 4, 8, 8)
 
 
 def backbone(x: Tensor, t: Tensor, y: Tensor | None = None) -> Tensor:
-    """The reference's stand-in network: eps = tanh(...), variance = sin(...), both of x and t / 1000."""
+    """The closed form in place of a network: eps = tanh(...), variance = sin(...), both of x and t / 1000."""
     s = (t.float() / 1000).view(-1, 1, 1, 1)
     eps = torch.tanh(0.9 * x + 0.3 * x.roll(1, dims=-1) - 0.2 * s)
     return torch.cat([eps, torch.sin(2 * x + s)], dim=1)
