@@ -463,7 +463,7 @@ def test_several_ranks_train_from_one_cache(cases: Cases, tmp_path: Path) -> Non
         for rank in range(2)
     ]
     assert torch.equal(torch.cat([half.x for half in halves]), whole.x)
-    assert Trainer(small_run(tmp_path / "run", *words), dist.World()).fit(progress=False).step == 2
+    assert Trainer(small_run(tmp_path / "run", *words), dist.World()).train(progress=False).step == 2
 
 
 def test_papers_recipe_resolves_without_the_vae_or_a_network(tmp_path: Path) -> None:

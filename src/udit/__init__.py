@@ -19,9 +19,13 @@ if TYPE_CHECKING:
     from udit.models.published import export_published as export_published
     from udit.models.published import import_published as import_published
     from udit.run.config import Run as Run
+    from udit.run.recipes import load_run as load_run
     from udit.store import load as load
     from udit.store import save as save
+    from udit.training.encoding import encode as encode
+    from udit.training.posthoc import posthoc_ema as posthoc_ema
     from udit.training.trainer import Trainer as Trainer
+    from udit.training.trainer import train as train
 
 __version__ = "0.1.0"
 
@@ -32,13 +36,17 @@ _HOME = {
     "System": "udit.assemble",
     "Trainer": "udit.training.trainer",
     "build": "udit.models.build",
+    "encode": "udit.training.encoding",
     "export_published": "udit.models.published",
     "fuse": "udit.models.build",
     "import_published": "udit.models.published",
     "list_models": "udit.models.catalog",
     "load": "udit.store",
+    "load_run": "udit.run.recipes",
+    "posthoc_ema": "udit.training.posthoc",
     "sample": "udit.diffusion.sample",
     "save": "udit.store",
+    "train": "udit.training.trainer",
 }
 __all__ = ["__version__", *_HOME]
 

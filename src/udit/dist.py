@@ -7,15 +7,19 @@ import ctypes
 import os
 import socket
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from datetime import timedelta
+from typing import ParamSpec, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from udit.errors import RunError, UserError
+from udit.errors import PeerError, RunError, UserError
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 _GLOO = ("gloo", "Application timeout caused pair closure")
 """In what gloo says of a lost peer; the second is what an operation hears when another one's timeout came first."""
@@ -60,6 +64,25 @@ class World:
         tensor = torch.tensor(value)
         self.broadcast([tensor])
         return int(tensor)
+
+    def on_main(self, action: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T | None:
+        """Calls ``action`` on rank 0 alone and returns its result there, None on the other ranks.
+
+        Every rank takes part, so that an error on rank 0 is an error everywhere and no rank waits for one that is gone.
+
+        Raises:
+            UserError, RunError, OSError: on rank 0, what the action raised.
+            PeerError: on the other ranks, then.
+        """
+        result, error = None, None
+        if self.is_main:
+            try:
+                result = action(*args, **kwargs)
+            except (UserError, RunError, OSError) as caught:
+                error = caught
+        if self.agree(int(error is not None)):
+            raise error or PeerError("rank 0 gave up; its message says why")
+        return result
 
     def barrier(self) -> None:
         """Waits for every rank."""

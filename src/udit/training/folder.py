@@ -17,8 +17,8 @@ from udit.run.config import Run, changed_keys
 from udit.run.recipes import read_yaml, to_yaml
 from udit.spec.base import parse
 
-PICTURES = "pictures.txt"
-"""The names of the pictures that a run started with, one JSON string a line."""
+NAMES = "pictures.txt"
+"""The names of the images that a run started with, one JSON string per line."""
 
 
 class RunLock:
@@ -118,19 +118,19 @@ def _look(values: Any, key: str) -> Any:
     return values
 
 
-def write_pictures(folder: Path, source: Source) -> None:
+def write_names(folder: Path, source: Source) -> None:
     """Lists the pictures that a run starts with, so that a change can be named when it is resumed.
 
     Raises:
         RunError: the list could not be written.
     """
-    replace_text(folder / PICTURES, "".join(f"{json.dumps(name)}\n" for name in source.names))
+    replace_text(folder / NAMES, "".join(f"{json.dumps(name)}\n" for name in source.names))
 
 
 def what_changed(folder: Path, source: Source) -> str:
-    """How the pictures differ from those of ``write_pictures``, in words."""
+    """How the pictures differ from those of ``write_names``, in words."""
     try:
-        before = {json.loads(line) for line in (folder / PICTURES).read_text(encoding="ascii").splitlines()}
+        before = {json.loads(line) for line in (folder / NAMES).read_text(encoding="ascii").splitlines()}
     except (OSError, ValueError, TypeError):  # TypeError: a line that holds a list
         return "pictures were added, removed or altered"
     now = set(source.names)

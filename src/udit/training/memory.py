@@ -15,6 +15,8 @@ from torch.utils._pytree import tree_leaves
 
 from udit.assemble import denoiser_of, loss_of
 from udit.data.batches import share_of
+from udit.dist import launched
+from udit.errors import UserError
 from udit.models.build import checkpoint_activations
 from udit.nn.dropout import key_dropout
 from udit.run.config import Run
@@ -84,6 +86,41 @@ def estimate(run: Run, ranks: int = 1) -> Memory:
         activations=activations,
         total=weights + 2 * trained + averages + kept + living.most,
     )
+
+
+@dataclass(frozen=True)
+class DryRun:
+    """What a training would need, found out without starting it."""
+
+    memory: Memory
+    """Of a step on one rank."""
+    ranks: int
+    """Processes that would share a batch."""
+    missing_data: str | None
+    """Why the data cannot be read yet; the model's own number of classes was taken then."""
+    loads_vae: bool
+    """Whether a VAE would be in memory too, because images are encoded while training."""
+
+
+def dry_run(run: Run, ranks: int | None = None) -> DryRun:
+    """Looks for a run's data and estimates its memory.
+
+    Args:
+        run: what would be trained.
+        ranks: over how many processes; as many as a launcher has started if None.
+
+    Raises:
+        UserError: the batch does not split over the ranks.
+    """
+    missing = None
+    if run.latents is None:
+        try:
+            run.data.info()
+        except UserError as error:
+            missing = str(error)
+    ranks = launched() if ranks is None else ranks
+    vae = run.codec.kind == "vae" and run.latents is None
+    return DryRun(estimate(run, ranks), ranks, missing_data=missing, loads_vae=vae)
 
 
 def _bytes(tensors: Iterable[Tensor]) -> int:

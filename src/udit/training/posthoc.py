@@ -17,13 +17,18 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
+from udit.assemble import System
 from udit.checkpoint import sync, write_tensors
 from udit.errors import RunError, UserError
 from udit.run.config import PosthocConfig
+from udit.run.system import SystemConfig
+from udit.store import network, read_run_config
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 LONGEST = 12**-0.5
 """sigma_rel of the plain mean over all steps, gamma 0."""
+MAX_ERROR = 0.05
+"""Share of a profile's norm that snapshots may miss before they no longer represent its length."""
 _NAME = re.compile(r"step-(\d{8,})\.safetensors")
 
 
@@ -202,6 +207,44 @@ class Snapshots:
                     total[name] = total[name] + value if name in total else value
         state = {name: value.float() for name, value in total.items()}
         return Rebuilt(state, self.last if step is None else step, mixture.error)
+
+
+@dataclass(frozen=True)
+class PosthocAverage:
+    """A model with an averaged network that was not kept while training."""
+
+    system: System
+    """Samples as any other; ``udit.save`` writes its model folder."""
+    sigma_rel: float
+    """Length of the average: the standard deviation of its profile over the steps."""
+    step: int
+    """Where the average ends."""
+    error: float
+    """Norm of the profile's part that the snapshots cannot represent, over the profile's norm."""
+
+    @property
+    def spanned(self) -> bool:
+        """Whether the snapshots represent this length well."""
+        return self.error <= MAX_ERROR
+
+
+def posthoc_ema(run: Path | str, sigma_rel: float, step: int | None = None) -> PosthocAverage:
+    """The model of a run folder with an EMA of any length, from the snapshots of ``training.posthoc_ema``.
+
+    Args:
+        run: the run folder.
+        sigma_rel: length of the average, above 0 and below 0.2887 (the mean over all steps), e.g. 0.07.
+        step: at which step it ends; the last snapshot's if None.
+
+    Raises:
+        UserError: no run folder, no snapshots in it or none that early, or a length out of range.
+    """
+    folder = Path(run)
+    values = read_run_config(folder)
+    rebuilt = Snapshots(folder / "posthoc").rebuild(sigma_rel, step)
+    config = SystemConfig.of(values, rebuilt.step)
+    system = System(config, network(config, rebuilt.state, folder / "posthoc"))
+    return PosthocAverage(system, sigma_rel, rebuilt.step, rebuilt.error)
 
 
 def _open(path: Path) -> safe_open:
