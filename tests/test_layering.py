@@ -276,6 +276,45 @@ def test_modules_are_subclassed_once_and_never_twice() -> None:
             assert above == ["nn.Module"], name
 
 
+JOB_WORDS = re.compile(r"steps|batch|sampler|generate|shards|chunks|sigma_rels|seeds|update|losses")
+"""What a loop over the work of a job iterates over, or calls."""
+
+
+def job_loops(node: ast.AST) -> Iterator[str]:
+    """Loops of a command that do the work of a job: they iterate over steps, batches or samples, or count them."""
+    for child in ast.walk(node):
+        iterated = [child.iter] if isinstance(child, ast.For | ast.AsyncFor | ast.comprehension) else []
+        for expression in iterated:
+            if found := JOB_WORDS.search(ast.unparse(expression)):
+                yield f"loop over {found[0]}: {ast.unparse(expression)}"
+        if isinstance(child, ast.While):
+            yield f"line {child.lineno}: while"
+    for found in imports(node):
+        if found.target.split(".")[0] in ("torch", "numpy", "tqdm") or "progress" in found.target:
+            yield f"line {found.line}: {found.target}"
+
+
+@pytest.mark.parametrize("name", ["train", "encode", "ema", "data"])
+def test_commands_around_training_parse_and_print(name: str) -> None:
+    """The work is done by library functions, in Python as well; tables are formatted here, numbers are not made."""
+    assert list(job_loops(tree(ROOT / "cli" / f"{name}.py"))) == []
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "for record in trainer.steps():\n    say(record)",
+        "def f():\n    from torch import Tensor",
+        "losses = [loss(batch) for batch in batches(run)]",
+        "for sigma_rel in sigma_rels:\n    rebuild(sigma_rel)",
+        "while step < steps:\n    step += 1",
+        "from tqdm.auto import tqdm",
+    ],
+)
+def test_the_search_for_jobs_in_commands_finds_them(source: str) -> None:
+    assert list(job_loops(ast.parse(source)))
+
+
 def test_every_package_is_described() -> None:
     for path in FILES:
         if path.name == "__init__.py":

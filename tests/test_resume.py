@@ -275,10 +275,10 @@ def test_changed_pictures_are_refused_and_named(tmp_path: Path, one_line: OneLin
     train(tmp_path / "out", "training.steps=3", *data)
     with (cats / "0.png").open("ab") as stream:
         stream.write(b"more")
-    with pytest.raises(UserError, match=r"\(the same names, but pictures or labels were altered\)"):
+    with pytest.raises(UserError, match=r"\(the same names, but images or labels were altered\)"):
         train(tmp_path / "out", "training.steps=4", *data)
     (tmp_path / "out" / "pictures.txt").unlink()
-    with pytest.raises(UserError, match=r"\(pictures were added, removed or altered\)"):
+    with pytest.raises(UserError, match=r"\(images were added, removed or altered\)"):
         train(tmp_path / "out", "training.steps=4", *data)
 
 
@@ -300,7 +300,7 @@ def test_another_machine_is_told_and_goes_on(half: Path, unbroken: Path, caplog:
     CheckpointStore(half / "checkpoints").save(9, tensors, facts)
     train(half, STEPS)
     assert (
-        "threads was 64 and is 1 now: samples and noise stay the same, weights are equal to rounding only"
+        "threads was 64 and is 1 now: samples and noise stay the same, weights are equal up to rounding"
         in caplog.text
     )
     assert_same_run(half, unbroken)

@@ -1,4 +1,4 @@
-"""Ranks, reductions and devices; with one process there is no process group and every call is a no-op."""
+"""Ranks, reductions and devices; a single process has no process group, and its reductions return their input."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 _GLOO = ("gloo", "Application timeout caused pair closure")
-"""In what gloo says of a lost peer; the second is what an operation hears when another one's timeout came first."""
+"""Parts of gloo's error when a peer is lost; the second is that of an operation after another one timed out."""
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class World:
 
     @property
     def is_main(self) -> bool:
-        """Whether this rank writes files and speaks."""
+        """Whether this is rank 0, which writes files and prints."""
         return self.rank == 0
 
     def sum(self, values: Iterable[float]) -> list[float]:
@@ -46,7 +46,7 @@ class World:
         return tensor.tolist()
 
     def gather(self, values: Tensor) -> Tensor:
-        """[n] of every rank as [size, n]; CPU tensors of one shape."""
+        """Stacks a CPU tensor [n] of every rank to [size, n]."""
         if self.size == 1:
             return values[None]
         parts = [torch.empty_like(values) for _ in range(self.size)]
@@ -90,10 +90,10 @@ class World:
 
     @contextlib.contextmanager
     def together(self) -> Iterator[None]:
-        """Context in which a peer that dies or falls silent is an error of ours.
+        """Context in which a peer that dies or no longer answers is a RunError.
 
         Raises:
-            RunError: instead of what torch says of it.
+            RunError: in place of torch's error.
         """
         try:
             yield
@@ -113,7 +113,7 @@ class World:
 
 
 def launched() -> int:
-    """How many processes a launcher has started; 1 without one.
+    """Number of processes that a launcher has started; 1 without a launcher.
 
     Raises:
         UserError: WORLD_SIZE is no number.
@@ -122,11 +122,11 @@ def launched() -> int:
 
 
 def start(device: str = "auto", timeout: float = 600) -> World:
-    """Joins the peers that ``torchrun`` or ``accelerate launch`` started, or stands alone.
+    """Joins the peers that ``torchrun`` or ``accelerate launch`` started, or is the only process.
 
     Args:
         device: auto, cpu, cuda, cuda:N or mps.
-        timeout: seconds after which a silent peer is an error.
+        timeout: seconds after which a peer that does not answer is an error.
 
     Raises:
         UserError: no such device, or WORLD_SIZE is set but the peers cannot be met.
@@ -163,19 +163,19 @@ def start(device: str = "auto", timeout: float = 600) -> World:
 
 
 def keep_freed_memory() -> None:
-    """Asks the C library to keep what this process frees, for the tensors to come.
+    """Makes the C library keep freed memory, for the next tensors.
 
-    By default glibc gives large blocks back to the system and asks for the same pages again, zeroed, at every step: up
-    to a third of a training step on a CPU. Elsewhere than under glibc this does nothing.
+    By default glibc returns large blocks to the system and requests the same pages again, zeroed, at every step, which
+    takes up to a third of a training step on a CPU. Without glibc this does nothing.
     """
     with contextlib.suppress(OSError, AttributeError):
         mallopt = ctypes.CDLL("libc.so.6").mallopt
-        for option, value in ((-4, 0), (-1, -1)):  # M_MMAP_MAX: no blocks of their own; M_TRIM_THRESHOLD: never back
+        for option, value in ((-4, 0), (-1, -1)):  # M_MMAP_MAX: no separate mappings; M_TRIM_THRESHOLD: never return memory
             mallopt(option, value)
 
 
 def _await_main(timeout: float) -> None:
-    """Waits for rank 0's store to answer; torch's own waiting fills the screen with C++ stack traces."""
+    """Waits for rank 0's store to answer; torch's own waiting prints C++ stack traces."""
     address = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
     deadline = time.monotonic() + timeout
     while True:

@@ -10,15 +10,13 @@ from udit.cli.output import say, table
 from udit.errors import UserError
 
 SIGMA_RELS = (0.03, 0.05, 0.075, 0.10, 0.15, 0.20, 0.25)
-FAR = 0.05
-"""Of the profile's norm: beyond it the snapshots do not span a length, and the command says so."""
 
-ema = App(name="ema", help="Averages of weights of any length, from a run with training.posthoc_ema.")
+ema = App(name="ema", help="EMA weights of any length, from a run with training.posthoc_ema.")
 
 
 @ema.command
 def make(run: Path, out: Path, /, *, sigma_rel: float, step: int | None = None) -> int:
-    """Write a model folder with an average of any length.
+    """Write a model folder with an EMA of any length.
 
     Parameters
     ----------
@@ -27,22 +25,18 @@ def make(run: Path, out: Path, /, *, sigma_rel: float, step: int | None = None) 
     out
         The model folder to write.
     sigma_rel
-        Length of the average: the deviation of its profile over the steps, e.g. 0.07.
+        Length of the average: the standard deviation of its profile over the steps, e.g. 0.07.
     step
         At which step it ends; the last snapshot's if not given.
     """
-    from udit.assemble import System
-    from udit.run.system import SystemConfig
-    from udit.store import network, read_run_config, save
-    from udit.training.posthoc import Snapshots
+    from udit.store import save
+    from udit.training.posthoc import posthoc_ema
 
-    values = read_run_config(run)
-    rebuilt = Snapshots(run / "posthoc").rebuild(sigma_rel, step)
-    config = SystemConfig.of(values, rebuilt.step)
-    save(System(config, network(config, rebuilt.state, run / "posthoc")), out)
-    say(f"wrote {out}: sigma_rel {sigma_rel:g} at step {rebuilt.step}, profile off by {rebuilt.error:.2%}")
-    if rebuilt.error > FAR:
-        say("the snapshots hardly span that length: take one between theirs, or snapshots more often")
+    average = posthoc_ema(run, sigma_rel, step)
+    save(average.system, out)
+    say(f"wrote {out}: sigma_rel {sigma_rel:g} at step {average.step}, error of the profile {average.error:.2%}")
+    if not average.spanned:
+        say("the snapshots hardly represent that length: take one between theirs, or save snapshots more often")
     return 0
 
 

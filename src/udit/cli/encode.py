@@ -49,7 +49,8 @@ def encode(
     progress
         Show the progress bar.
     """
-    for name, count in (("shard-size", shard_size), ("batch-size", batch_size)):
+    sizes = {"shard-size": shard_size, "batch-size": batch_size}
+    for name, count in sizes.items():
         if count < 1:
             raise UserError(f"--{name} is {count}; it counts images, at least 1")
     from udit.run.recipes import load_run

@@ -85,7 +85,7 @@ class RunFiles:
         if found.manifest["data"] != self.source.fingerprint:
             raise UserError(
                 f"the data is not what {found.path} was trained on ({folder.what_changed(self.run.out, self.source)}); "
-                "put it back, or start anew with out=DIR"
+                "put it back, or start a new run with out=DIR"
             )
         self.learner.restore(found)
         log.info("resuming from step %d", found.step)
@@ -93,7 +93,7 @@ class RunFiles:
         for name in now:
             if before.get(name) != now[name]:
                 log.warning(
-                    "%s was %s and is %s now: samples and noise stay the same, weights are equal to rounding only",
+                    "%s was %s and is %s now: samples and noise stay the same, weights are equal up to rounding",
                     *(name, before.get(name), now[name]),
                 )
         return found
@@ -179,4 +179,4 @@ def disk_errors_as_run_errors(out: Path) -> Iterator[None]:
         yield
     except OSError as error:
         cause = f"{error.strerror or error}" + (f" ({error.filename})" if error.filename else "")
-        raise RunError(f"cannot write to {out}: {cause}; mend that and run the same command again") from None
+        raise RunError(f"cannot write to {out}: {cause}; fix that and run the same command again") from None

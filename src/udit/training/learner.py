@@ -1,4 +1,4 @@
-"""What a run learns with: network, optimiser, averaged weights, and the step that changes them."""
+"""Network, optimiser and averaged weights of a run, and the training step that changes them."""
 
 from __future__ import annotations
 
@@ -67,14 +67,14 @@ class Learner:
         """Steps that weights, optimiser and averages have behind them; None while a step changes them."""
 
     def bytes(self) -> int:
-        """Size of a checkpoint: weights, average, two moments, and the averages for later."""
+        """Size of a checkpoint: weights, EMA, two moments, and the averages of ``posthoc_ema``."""
         posthoc = self.run.training.posthoc_ema
         return (4 + len(posthoc.sigma_rels if posthoc else ())) * sum(
             p.numel() * p.element_size() for p in self.model.parameters()
         )
 
     def restore(self, found: Checkpoint) -> None:
-        """Takes a checkpoint; rank 0 only, for ``share`` gives it to the others.
+        """Loads a checkpoint; on rank 0 only, as ``share`` sends it to the others.
 
         Raises:
             UserError: the checkpoint holds another model.
@@ -88,7 +88,7 @@ class Learner:
         except RuntimeError as error:
             detail = " ".join(str(error).split())[:200]
             raise UserError(
-                f"{found.path} holds another model than this run's ({detail}); remove it, or start anew with out=DIR"
+                f"{found.path} holds another model than this run's ({detail}); remove it, or start a new run with out=DIR"
             ) from None
         moments = found.tensors("optim")
         for name, parameter in self.model.named_parameters():
@@ -98,7 +98,7 @@ class Learner:
                     tensor.copy_(moments[f"{key}.{name}"])
 
     def start_from_trained(self) -> None:
-        """Begins with the weights of ``run.init_from``; rank 0 only, for ``share`` gives them to the others.
+        """Initialises the weights from ``run.init_from``; on rank 0 only, as ``share`` sends them to the others.
 
         Raises:
             UserError: see ``start_from``.
@@ -108,7 +108,7 @@ class Learner:
         self.ema = EMA(self.model)
 
     def share(self, step: int) -> None:
-        """Gives rank 0's state to every rank and makes the network ready to train.
+        """Sends rank 0's state to every rank and makes the network ready to train.
 
         Args:
             step: steps done; the same on every rank.
@@ -143,7 +143,7 @@ class Learner:
         return tensors | ({"posthoc": self.posthoc.tensors()} if self.posthoc is not None else {})
 
     def learning_rate(self, step: int) -> float:
-        """Of the step that follows ``step`` done ones: linear warm-up, then constant."""
+        """Learning rate of the step after the first ``step`` ones: linear warm-up, then constant."""
         config = self.run.training
         return config.lr * min(1.0, (step + 1) / config.lr_warmup) if config.lr_warmup else config.lr
 
@@ -163,7 +163,7 @@ class Learner:
         return losses_of(self.run, self.loss, self.denoiser, x0, batch.y, batch.positions)
 
     def step(self, step: int, micro_batches: list[Batch], stop_signal: int = 0) -> StepReport:
-        """One optimiser step, or none where any rank's loss or gradient is not finite.
+        """One optimiser step; skipped on every rank if a loss or gradient of any rank is not finite.
 
         Args:
             step: steps done before it.
