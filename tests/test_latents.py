@@ -16,9 +16,9 @@ import pytest
 import torch
 from safetensors.numpy import load_file
 
+import udit
 from conftest import Told, succeeds
 from runs import RECIPE, SMALL, metrics, pictures, small_run, state_hash, train
-import udit
 from udit import dist
 from udit.data.batches import batches
 from udit.data.cache_config import MANIFEST, PLAN, follow_cache, read_manifest
@@ -392,7 +392,9 @@ def test_python_writes_the_bytes_of_the_command_and_tells_what_it_wrote(
     shape = (4, 4, 4) if kind != "identity" else (1, 8, 8)
     dtype = "float16" if kind == "vae" else "uint8"
     size = sum(path.stat().st_size for path in (tmp_path / "python").glob("shard-*"))
-    assert found == EncodedCache(tmp_path / "python", COUNT, mirrored=True, shape=shape, dtype=dtype, shards=4, bytes=size)
+    assert found == EncodedCache(
+        tmp_path / "python", COUNT, mirrored=True, shape=shape, dtype=dtype, shards=4, bytes=size
+    )
 
 
 def test_python_refuses_what_the_command_refuses(cases: Cases, tmp_path: Path) -> None:

@@ -300,7 +300,6 @@ def test_another_machine_is_told_and_goes_on(half: Path, unbroken: Path, caplog:
     CheckpointStore(half / "checkpoints").save(9, tensors, facts)
     train(half, STEPS)
     assert (
-        "threads was 64 and is 1 now: samples and noise stay the same, weights are equal up to rounding"
-        in caplog.text
+        "threads was 64 and is 1 now: samples and noise stay the same, weights are equal up to rounding" in caplog.text
     )
     assert_same_run(half, unbroken)

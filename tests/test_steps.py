@@ -95,9 +95,7 @@ def test_every_step_is_yielded_as_the_log_has_it(tmp_path: Path) -> None:
         assert 0 < record.waited < 1
 
 
-def test_skipped_step_is_yielded_with_the_names_of_its_samples(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_skipped_step_is_yielded_with_the_names_of_its_samples(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     honest = Learner.losses
 
     def losses(self: Learner, batch: Batch) -> Losses:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import logging
 import platform
-import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -17,6 +16,7 @@ from udit.assemble import System
 from udit.checkpoint import Checkpoint, CheckpointStore
 from udit.data.sources import Parts, Source
 from udit.errors import RunError, UserError
+from udit.files import sweep
 from udit.nn import native
 from udit.run.config import Run
 from udit.run.system import SystemConfig
@@ -66,8 +66,7 @@ class RunFiles:
             folder.check_resumable(old, self.run.plain(), self.run.out / "run.yaml")
         folder.write_run(self.run)
         self.store.sweep()
-        for left in self.run.out.glob(".tmp-model-*"):  # of a ``finish`` that was killed
-            shutil.rmtree(left, ignore_errors=True)
+        sweep(self.run.out)
 
     def resume(self) -> Checkpoint | None:
         """Loads the newest whole checkpoint into the learner; None, and the run's first weights, without one.

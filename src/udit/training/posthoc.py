@@ -20,8 +20,9 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from udit.assemble import System
-from udit.checkpoint import sync, write_tensors
+from udit.checkpoint import write_tensors
 from udit.errors import RunError, UserError
+from udit.files import whole_file
 from udit.run.config import PosthocConfig
 from udit.run.system import SystemConfig
 from udit.store import network, read_run_config
@@ -126,12 +127,10 @@ class PowerAverages:
         """
         dtype = DTYPES[self.config.precision]
         path = folder / f"step-{step:08d}.safetensors"
-        part = folder / f".tmp-{path.name}"
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            write_tensors({name: value.to(dtype) for name, value in self.tensors().items()}, part)
-            part.replace(path)
-            sync(folder)
+            with whole_file(path) as temporary:
+                write_tensors({name: value.to(dtype) for name, value in self.tensors().items()}, temporary)
         except (OSError, SafetensorError) as error:
             raise RunError(f"cannot write {path}: {error}; make room and run the same command again") from None
 
