@@ -392,9 +392,8 @@ def test_python_writes_the_bytes_of_the_command_and_tells_what_it_wrote(
     shape = (4, 4, 4) if kind != "identity" else (1, 8, 8)
     dtype = "float16" if kind == "vae" else "uint8"
     size = sum(path.stat().st_size for path in (tmp_path / "python").glob("shard-*"))
-    assert found == EncodedCache(
-        tmp_path / "python", COUNT, mirrored=True, shape=shape, dtype=dtype, shards=4, bytes=size
-    )
+    wanted = EncodedCache(tmp_path / "python", COUNT, mirrored=True, shape=shape, dtype=dtype, shards=4, bytes=size)
+    assert found == wanted
 
 
 def test_python_refuses_what_the_command_refuses(cases: Cases, tmp_path: Path) -> None:

@@ -24,7 +24,7 @@ from udit.training import preview
 from udit.training.ema import EMA
 from udit.training.folder import RunLock
 from udit.training.learner import Learner
-from udit.training.records import Outcome, StepRecord
+from udit.training.records import Outcome
 from udit.training.signals import StopFlag
 
 STEPS = 5
@@ -130,13 +130,13 @@ def test_break_saves_and_frees_the_lock(tmp_path: Path, unbroken: Path, data: st
 
 
 def test_exception_in_the_loop_saves_and_frees_the_lock(tmp_path: Path, unbroken: Path) -> None:
-    def look(record: StepRecord) -> None:
-        if record.step == 2:
-            raise KeyError("a slip of one's own")
+    def notebook() -> None:
+        for record in udit.Trainer(run(tmp_path), World()).steps():
+            if record.step == 2:
+                raise KeyError("a slip of one's own")
 
     with pytest.raises(KeyError, match="a slip"):
-        for record in udit.Trainer(run(tmp_path), World()).steps():
-            look(record)
+        notebook()
     assert_left_at(tmp_path, 2, unbroken)
 
 

@@ -170,10 +170,8 @@ def keep_freed_memory() -> None:
     """
     with contextlib.suppress(OSError, AttributeError):
         mallopt = ctypes.CDLL("libc.so.6").mallopt
-        for option, value in (
-            (-4, 0),
-            (-1, -1),
-        ):  # M_MMAP_MAX: no separate mappings; M_TRIM_THRESHOLD: never return memory
+        # M_MMAP_MAX: no separate mappings; M_TRIM_THRESHOLD: never return memory
+        for option, value in ((-4, 0), (-1, -1)):
             mallopt(option, value)
 
 

@@ -95,8 +95,9 @@ def read_run(folder: Path) -> dict[str, Any] | None:
 
 
 def check_resumable(old: dict[str, Any], new: dict[str, Any], where: Path) -> None:
-    """Refuses a run with changed keys that may not change on resuming; keys that an older version did not write count as
-    their defaults.
+    """Refuses a run with changed keys that may not change on resuming.
+
+    Keys that an older version did not write count as their defaults.
 
     Raises:
         UserError: names the first such key with both values.

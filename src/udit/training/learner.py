@@ -88,7 +88,8 @@ class Learner:
         except RuntimeError as error:
             detail = " ".join(str(error).split())[:200]
             raise UserError(
-                f"{found.path} holds another model than this run's ({detail}); remove it, or start a new run with out=DIR"
+                f"{found.path} holds another model than this run's ({detail}); remove it, or start a new run with "
+                "out=DIR"
             ) from None
         moments = found.tensors("optim")
         for name, parameter in self.model.named_parameters():

@@ -1,5 +1,4 @@
-"""Post-hoc EMA (Karras et al. 2024, Sec. 3.2 and App. C): two averages are kept while training, from which EMAs of
-other lengths are computed later.
+"""Post-hoc EMA (Karras et al. 2024, Sec. 3.2 and App. C): EMAs of any length, from two that training keeps.
 
 A power-function average at step t weighs the weights of step tau by p(tau) = (gamma + 1) tau^gamma / t^(gamma + 1).
 Its length is given as sigma_rel, the standard deviation of that profile divided by t. Snapshots of two lengths at many

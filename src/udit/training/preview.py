@@ -56,7 +56,7 @@ def spread(part: Labels, count: int, seed: int) -> Labels:
 def validation_loss(
     system: System, loss: Loss, source: Source, part: Labels, seed: int, batch_size: int = 64
 ) -> float | None:
-    """Mean loss of held-out images at fixed times and noise, so that it depends on the weights alone; None without images.
+    """Mean loss of held-out images, None without any; times and noise are fixed, so that the weights alone decide it.
 
     Args:
         system: with the averaged weights.

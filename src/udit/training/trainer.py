@@ -143,10 +143,9 @@ class Trainer:
             return
         self._on_main(files.open_logs, start)
         off = None if progress and world.is_main else True
+        reading = batches_of(self.run, self.source, self.parts.train, start, world.rank, world.size)
         with (
-            contextlib.closing(
-                batches_of(self.run, self.source, self.parts.train, start, world.rank, world.size)
-            ) as stream,
+            contextlib.closing(reading) as stream,
             tqdm(total=config.steps, initial=start, desc="train", unit="step", disable=off) as bar,
         ):
             began = time.perf_counter()
