@@ -244,6 +244,25 @@ def test_make_writes_a_model_of_any_length(run: Path, tmp_path: Path, capsys: py
     assert system.config.steps == 9
 
 
+def test_python_gives_the_model_that_make_writes(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for step in (6, None):
+        average = udit.posthoc_ema(run, 0.07, step)
+        out = tmp_path / f"model-{step}"
+        words = ["ema", "make", str(run), str(out), "--sigma-rel", "0.07", *(["--step", str(step)] if step else [])]
+        said = succeeds(capsys, *words)
+        assert average.step == (step or 9)
+        assert f"sigma_rel 0.07 at step {average.step}, error of the profile {average.error:.2%}" in said
+        written = udit.load(out)
+        assert same_bits(average.system.backbone.state_dict(), written.backbone.state_dict())
+        assert average.system.config == written.config
+    assert udit.posthoc_ema(run, 0.1).spanned
+    short = udit.posthoc_ema(run, 0.01)
+    assert not short.spanned
+    assert short.error > 0.05
+
+
 def test_sweep_scores_lengths_on_one_protocol(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = ["ema", "sweep", str(run), "--sigma-rels", "0.05", "--sigma-rels", "0.1", "--n", "20", "--no-progress"]
     said = succeeds(capsys, *words)

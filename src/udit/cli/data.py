@@ -12,22 +12,22 @@ from udit.cli.output import say, table
 if TYPE_CHECKING:
     from udit.data.check import Contents
 
-data = App(name="data", help="Check data before training on it.", help_format="plaintext")
+data = App(name="data", help="Look at data before it is trained on.", help_format="plaintext")
 
 
 @data.command
 def check(path: Path, /, *, size: int = 64) -> int:
-    """Name everything in a data set that training would refuse, one line each, and count what it holds.
+    """Name everything in a data set that training would refuse, in one line each, and count what it holds.
 
-    Every image is decoded as training would decode it. The exit code is 1 if something is bad. A folder that passes is
-    not decoded again before a run at this size, as long as its files do not change.
+    Every picture is decoded as training would decode it. Exit code 1 where something is bad. A folder that passes is
+    not decoded again before a run at this size while its files stay as they are.
 
     Parameters
     ----------
     path
-        A folder of class folders of images, a folder of IDX files, or an .npz file.
+        A folder of class folders of pictures, a folder of IDX files, or an .npz file.
     size
-        Side of the square that training would crop from an image of a folder.
+        Side of the square that training would cut from a picture of a folder.
     """
     from udit.data.check import Contents
     from udit.data.check import check as lines_of
@@ -42,7 +42,7 @@ def check(path: Path, /, *, size: int = 64) -> int:
 def _tell(contents: Contents) -> None:
     rows = [(name if name.isprintable() else repr(name), count, bad) for name, (count, bad) in contents.classes.items()]
     rows.append(("all", sum(count for _, count, _ in rows), sum(bad for _, _, bad in rows)))
-    say(table(("class", "images", "bad"), rows))
+    say(table(("class", "pictures", "bad"), rows))
     if contents.formats:
         say("formats: " + ", ".join(f"{count} {name}" for name, count in contents.formats.most_common()))
     if contents.sizes:

@@ -23,10 +23,10 @@ def encode(
     device: str = "auto",
     progress: bool = True,
 ) -> int:
-    """Write the latent cache of a recipe's images; then train on it with latents=FOLDER.
+    """Encode a recipe's images once and cache the latents; then train on them with latents=FOLDER.
 
-    Run the same command again to go on after a stop; shards that are whole are kept, and the bytes are the same on any
-    number of ranks. Several processes: torchrun --nproc_per_node=N -m udit encode ...
+    Run the same command again to go on after an interruption; finished shards are kept, and the bytes are the same on
+    any number of ranks. Several processes: torchrun --nproc_per_node=N -m udit encode ...
 
     Parameters
     ----------
@@ -37,11 +37,11 @@ def encode(
     out
         The folder of the cache.
     dtype
-        Of a VAE's moments; pixels stay uint8.
+        Of a VAE's posteriors; pixels stay uint8.
     measure
-        Normalise each latent channel by its own mean and standard deviation over these images, not by the VAE's factor.
+        Normalise each latent channel with its mean and standard deviation over these images, not with the VAE's factor.
     shard_size
-        Images per shard; a kill loses at most one shard on each rank.
+        Images per shard; an interruption loses at most one shard on each rank.
     batch_size
         Images encoded at a time.
     device
@@ -57,7 +57,7 @@ def encode(
 
     run = load_run(recipe, overrides)
     if run.latents is not None:
-        raise UserError(f"latents is {str(run.latents)!r} and is being written here, to --out; leave latents out")
+        raise UserError(f"latents is {str(run.latents)!r} and a new cache is written to --out; leave latents out")
 
     from udit import dist
     from udit.training.encoding import encode as write
@@ -74,7 +74,7 @@ def encode(
         progress=progress,
     )
     if world.is_main:
-        shape, mirrored = "x".join(map(str, cache.shape)), ", also mirrored," if cache.mirrored else ""
+        shape, mirrored = "x".join(map(str, cache.shape)), " and their mirror images" if cache.mirrored else ""
         say(
             f"wrote {out}: {cache.images:,} images{mirrored} as {cache.dtype} {shape} in {cache.shards} shards, "
             f"{cache.bytes / 1e6:,.1f} MB; next: udit train {recipe} latents={out}"

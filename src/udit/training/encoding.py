@@ -52,10 +52,10 @@ def encode(
     Args:
         run: names the data and the codec, e.g. of ``udit.load_run("folder", ["data.root=images"])``.
         out: the folder of the cache.
-        dtype: of a VAE's moments; pixels stay uint8.
-        measure: normalise each latent channel by its own mean and standard deviation over these images, not by the
+        dtype: of a VAE's posteriors; pixels stay uint8.
+        measure: normalise each latent channel with its mean and standard deviation over these images, not with the
             VAE's factor.
-        shard_size: images per shard; a kill loses at most one shard on each rank.
+        shard_size: images per shard; an interruption loses at most one shard on each rank.
         batch_size: images encoded at a time.
         device: auto, cpu, cuda, cuda:N or mps.
         world: this process's place among its peers; joins those of ``torchrun`` on ``device`` if not given.
@@ -72,7 +72,7 @@ def encode(
         if count < 1:
             raise UserError(f"{name} is {count}; it counts images, at least 1")
     if run.latents is not None:
-        raise UserError(f"latents is {str(run.latents)!r} and is being written here, to {out}; leave latents out")
+        raise UserError(f"latents is {str(run.latents)!r} and a new cache is written to {out}; leave latents out")
     root, world = Path(out).expanduser(), world or dist.start(device)
     with world.together():
         source, codec = run.data.build(), run.codec.build()
