@@ -76,17 +76,16 @@ def sweep(
     if not sigma_rels:
         raise UserError("--sigma-rels is empty; give at least one length, e.g. 0.05")
 
-    import numpy as np
-
     from udit import dist
     from udit.assemble import System
-    from udit.cli.evaluate import draw, drawing_of
     from udit.data.sources import parts_of
     from udit.evaluation.features import JudgeFeatures
+    from udit.evaluation.image_set import ImageSet
     from udit.evaluation.score import judge_of
     from udit.evaluation.sets import reference_of
     from udit.evaluation.standard import Scores, save_sweep, score, tables
     from udit.run.system import SystemConfig
+    from udit.scoring import draw_samples, drawing_of, shards_of
     from udit.store import fingerprint, network, read_run_config
     from udit.training.posthoc import Snapshots
 
@@ -99,7 +98,7 @@ def sweep(
     source = values.data.build()
     parts = parts_of(source, values.data)
     judge = JudgeFeatures(judge_of(source, parts.judge, config.judge_steps, target / "judge.safetensors"))
-    reference = reference_of(np.stack([source.image(int(i)) for i in parts.train]), judge)
+    reference = reference_of(ImageSet.of_source(source, parts.train), judge)
     named: list[tuple[str, Scores]] = []
     rows = []
     for sigma_rel in sigma_rels:
@@ -107,11 +106,11 @@ def sweep(
         system_config = SystemConfig.of(values, rebuilt.step)
         system = System(system_config, network(system_config, rebuilt.state, run / "posthoc"))
         weights = fingerprint(system.backbone)
-        images, shards = draw(system, weights, config, values.sampling, target, world, progress)
-        assert images is not None, "one process is rank 0"
+        shards = shards_of(weights, config, values.sampling, target)
+        draw_samples(system, shards, config, values.sampling, world, progress)
         subject = {"run": str(run), "weights": weights, "step": rebuilt.step, "sigma_rel": sigma_rel}
         drawing = {"name": None, **drawing_of(config, values.sampling)}
-        found = score(images.numpy(), judge, reference, subject=subject, protocol=drawing)
+        found = score(shards.images(), judge, reference, subject=subject, protocol=drawing)
         found.write(target / f"metrics-ema-{sigma_rel:g}.json")
         shards.remove()
         named.append((f"{sigma_rel:g}", found))
@@ -120,6 +119,6 @@ def sweep(
         rows.append((f"{sigma_rel:g}", f"{rebuilt.error:.2%}", f"{fid.value:.4f}", ends))
     save_sweep(named, target / "ema-sweep.png")
     (target / "ema-sweep.md").write_text(tables(named) + "\n", encoding="utf-8")
-    say(table(("sigma_rel", "profile off by", "distance (judge, not FID)", "95 %, endless samples"), rows))
+    say(table(("sigma_rel", "profile off by", "distance (judge, not FID)", "95 %, unlimited samples"), rows))
     say(f"\nwrote {target}/: ema-sweep.md, ema-sweep.png, a metrics-ema-*.json a length")
     return 0
