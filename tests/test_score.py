@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+
 from udit.data.sources import InMemory, digits, split
 from udit.errors import UserError
 from udit.evaluation.features import Judge

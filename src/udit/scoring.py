@@ -26,6 +26,7 @@ from udit.evaluation.score import score_with_judge
 from udit.evaluation.sets import read_images, read_reference, reference_of
 from udit.evaluation.shards import Shards, labels_for
 from udit.evaluation.standard import Scores, score
+from udit.files import write_text
 from udit.images import grid, save_png
 from udit.progress import progress_bar
 from udit.store import fingerprint, load, read_run_config
@@ -278,5 +279,5 @@ def _write(folder: Path, report: Report, images: ImageSet, labels: list[int], na
     shown = min(columns * 10, len(images))
     first = torch.from_numpy(images.read(np.arange(shown)))
     save_png(grid(first, [names[label] for label in labels[:shown]], columns), folder / "grid.png", report.protocol)
-    (folder / "report.md").write_text(report.table() + "\n", encoding="utf-8")
+    write_text(folder / "report.md", report.table() + "\n")
     report.write(folder / "metrics.json")

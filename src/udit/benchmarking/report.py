@@ -14,8 +14,8 @@ import torch
 
 from udit import __version__
 from udit.benchmarking.measure import Result
+from udit.files import write_text
 from udit.nn import native
-from udit.training.folder import replace_text
 
 HEADER = ("", "median ms", "spread", "speed", "TFLOP", "of peak", "peak MB", "first call s")
 EXTRA = {"graphs": "graphs", "graph_breaks": "graph breaks", "waited": "waited for data"}
@@ -63,9 +63,9 @@ class Record:
         self.results.append(result)
         self.found = {"command": self.command} | plain(self.results)
         if self.json_file:
-            replace_text(self.json_file, json.dumps(self.found, indent=1) + "\n")
+            write_text(self.json_file, json.dumps(self.found, indent=1) + "\n")
         if self.markdown_file:
-            replace_text(self.markdown_file, self.markdown())
+            write_text(self.markdown_file, self.markdown())
 
     def markdown(self) -> str:
         """Tables of all rows."""

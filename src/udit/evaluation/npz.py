@@ -6,7 +6,6 @@ Arrays are read as plain numbers only, and only where a header's shape agrees wi
 from __future__ import annotations
 
 import json
-import os
 import struct
 import tokenize
 import zipfile
@@ -21,6 +20,7 @@ from numpy.typing import NDArray
 
 from udit.errors import RunError, UserError
 from udit.evaluation.frechet import Statistics
+from udit.files import whole_file
 
 MAX_BYTES = 1 << 35
 """Of one array, uncompressed: 50,000 images of 256x256 take a third."""
@@ -182,22 +182,16 @@ def write(
             arrays |= {mu: statistics.mean, sigma: statistics.cov}
     if facts:
         arrays[FACTS] = np.array(json.dumps(facts))
-    part = path.with_name(f".{path.name}.{os.getpid()}.npz")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with part.open("wb") as stream:
-            with zipfile.ZipFile(stream, "w") as archive:  # the format of np.savez
-                if images is not None:
-                    with archive.open("arr_0.npy", "w", force_zip64=True) as member:
-                        _write_images(member, images)
-                for name, array in arrays.items():
-                    with archive.open(f"{name}.npy", "w", force_zip64=True) as member:
-                        np.lib.format.write_array(member, np.asarray(array), allow_pickle=False)
-            stream.flush()
-            os.fsync(stream.fileno())
-        part.replace(path)
+        with whole_file(path) as temporary, zipfile.ZipFile(temporary, "w") as archive:  # the format of np.savez
+            if images is not None:
+                with archive.open("arr_0.npy", "w", force_zip64=True) as member:
+                    _write_images(member, images)
+            for name, array in arrays.items():
+                with archive.open(f"{name}.npy", "w", force_zip64=True) as member:
+                    np.lib.format.write_array(member, np.asarray(array), allow_pickle=False)
     except OSError as error:
-        part.unlink(missing_ok=True)
         raise RunError(f"cannot write {path}: {error.strerror}; make room or take another place") from None
 
 

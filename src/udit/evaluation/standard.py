@@ -17,6 +17,7 @@ from udit.evaluation.fidelity import Extractor, extract, inception_score, kernel
 from udit.evaluation.frechet import Array, Statistics, distance, measure
 from udit.evaluation.image_set import ImageSet
 from udit.evaluation.sets import Reference
+from udit.files import whole_file
 from udit.spec.base import Spec
 
 GROUPS = 5
@@ -190,7 +191,8 @@ def save_sweep(named: Sequence[tuple[str, Scores]], path: Path) -> None:
     axes.set(
         xlabel="sigma_rel", ylabel="Fréchet distance", title=f"{protocol['extractor']}, N = {protocol['num_samples']}"
     )
-    figure.savefig(path, dpi=120)
+    with whole_file(path, durable=False) as temporary:
+        figure.savefig(temporary, dpi=120)
 
 
 def _table(group: Sequence[tuple[str, Scores]]) -> str:

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, NonNegativeInt, PositiveInt
 
 from udit.errors import UserError
-from udit.files import file_sha256, seal, unseal
+from udit.files import file_sha256, seal, unseal, write_text
 from udit.run.system import EXPORTED
 from udit.spec.base import Spec, parse
 
@@ -80,7 +80,7 @@ def describe_file(path: Path) -> GraphFile:
 
 def write_manifest(manifest: Manifest, folder: Path) -> None:
     """Writes ``export.json``, sealed."""
-    (folder / EXPORTED).write_text(seal(manifest.model_dump(mode="json")), encoding="utf-8")
+    write_text(folder / EXPORTED, seal(manifest.model_dump(mode="json")))
 
 
 def is_exported(folder: Path) -> bool:
