@@ -61,8 +61,9 @@ class ImageSet:
         """What a function returns for all images, [N, ...]; it is called with some of them at a time."""
         return np.concatenate([function(chunk) for chunk in self.chunks()])
 
-    def kept(self, max_bytes: int = MAX_KEPT_BYTES) -> ImageSet:
-        """The same set, read into memory unless it takes more than ``max_bytes`` there."""
-        if not self.count or self.count * int(np.prod(self.shape)) > max_bytes:
+    def kept(self, max_bytes: int | None = None) -> ImageSet:
+        """The same set, read into memory unless it takes more than ``max_bytes`` (``MAX_KEPT_BYTES`` if None)."""
+        limit = MAX_KEPT_BYTES if max_bytes is None else max_bytes
+        if not self.count or self.count * int(np.prod(self.shape)) > limit:
             return self
         return ImageSet.of(np.concatenate(list(self.chunks())))
