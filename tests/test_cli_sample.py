@@ -100,7 +100,7 @@ def test_settings_of_a_picture_draw_it_again_alone(
     model: str, one_by_one: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     words = ["sample", model, "--seeds", "7", "--labels", "cow", "--out", str(tmp_path), "--no-progress"]
-    assert succeeds(capsys, *words) == f"wrote 1 pictures and grid.png to {tmp_path}\n"
+    assert succeeds(capsys, *words) == f"wrote 1 images and grid.png to {tmp_path}\n"
     assert np.abs(pixels(tmp_path)[0] - pixels(one_by_one)[7]).max() <= 1
 
 

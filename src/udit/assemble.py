@@ -94,6 +94,11 @@ class System:
         """
         return self.loaded_codec or self.config.codec.build()
 
+    @property
+    def num_parameters(self) -> int:
+        """Number of weights of the network."""
+        return sum(p.numel() for p in self.backbone.parameters())
+
     def fused(self) -> System:
         """The same with the network's inference form."""
         backbone = fuse(self.backbone)

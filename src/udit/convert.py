@@ -10,16 +10,19 @@ from pickle import UnpicklingError
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import save_file
 from torch import Tensor
 
 from udit.assemble import System
 from udit.data.codec_config import IdentityCodec, VAECodec
 from udit.diffusion.config import DDPMConfig, DiffusionConfig, EDMConfig, FlowConfig, SamplingConfig
-from udit.errors import UserError
+from udit.errors import RunError, UserError
+from udit.files import whole_file
 from udit.models.build import build
 from udit.models.config import ModelConfig
 from udit.models.dimsum.config import DiMSUMConfig
-from udit.models.published import import_published
+from udit.models.published import export_published, import_published
 from udit.models.uvit.config import UViTConfig
 from udit.run.system import SystemConfig
 from udit.store import read_tensors
@@ -89,6 +92,21 @@ def from_published(path: Path, config: ModelConfig, *, repair: bool = False, vae
             raise UserError(f"a VAE was named and the model takes {config.in_channels} channels, not latents; drop it")
         codec = SD_VAE.replace(source=vae).resolved()
     return System(SystemConfig(model=config, diffusion=diffusion, sampling=sampling, codec=codec), model)
+
+
+def to_published(system: System, path: Path) -> None:
+    """Writes a system's weights as a safetensors file with the release's own key names.
+
+    Raises:
+        UserError: the model has no published form.
+        RunError: the file cannot be written.
+    """
+    state = {key: value.contiguous() for key, value in export_published(system.backbone).items()}
+    try:
+        with whole_file(path) as temporary:
+            save_file(state, temporary)
+    except (OSError, SafetensorError) as error:
+        raise RunError(f"cannot write {path}: {error}") from None
 
 
 def native_diffusion(config: ModelConfig) -> DiffusionConfig:

@@ -124,6 +124,8 @@ def launched() -> int:
 def start(device: str = "auto", timeout: float = 600) -> World:
     """Joins the peers that ``torchrun`` or ``accelerate launch`` started, or is the only process.
 
+    A process that has joined them already stays in their group.
+
     Args:
         device: auto, cpu, cuda, cuda:N or mps.
         timeout: seconds after which a peer that does not answer is an error.
@@ -147,6 +149,8 @@ def start(device: str = "auto", timeout: float = 600) -> World:
     rank = _environment("RANK", 0)
     if not 0 <= rank < size:
         raise UserError(f"RANK is {rank} and WORLD_SIZE is {size}; ranks count from 0 to {size - 1}")
+    if dist.is_initialized():
+        return World(dist.get_rank(), dist.get_world_size(), where)
     backend = "cpu:gloo,cuda:nccl" if where.type == "cuda" else "gloo"
     try:
         if rank:
@@ -160,6 +164,25 @@ def start(device: str = "auto", timeout: float = 600) -> World:
             "torchrun, or unset WORLD_SIZE for one process"
         ) from None
     return World(rank, size, where)
+
+
+@contextlib.contextmanager
+def joined(device: str = "auto", timeout: float = 600) -> Iterator[World]:
+    """The world of a job: as ``start``, and left again once every rank is done. A group that is there already stays.
+
+    Args:
+        device: auto, cpu, cuda, cuda:N or mps.
+        timeout: seconds after which a silent peer is an error.
+
+    Raises:
+        UserError: as ``start``.
+    """
+    own = not dist.is_initialized()
+    world = start(device, timeout)
+    yield world
+    if own:
+        world.barrier()
+        world.close()
 
 
 def keep_freed_memory() -> None:

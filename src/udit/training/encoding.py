@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from tqdm.auto import tqdm
-
 from udit import dist
 from udit.data.encode import plan_of, write_cache
 from udit.errors import UserError
+from udit.progress import progress_bar
 from udit.run.config import Run
 
 
@@ -73,13 +73,13 @@ def encode(
             raise UserError(f"{name} is {count}; it counts images, at least 1")
     if run.latents is not None:
         raise UserError(f"latents is {str(run.latents)!r} and a new cache is written to {out}; leave latents out")
-    root, world = Path(out).expanduser(), world or dist.start(device)
-    with world.together():
+    root = Path(out).expanduser()
+    joined: AbstractContextManager[dist.World] = nullcontext(world) if world else dist.joined(device)
+    with joined as world, world.together():
         source, codec = run.data.build(), run.codec.build()
         plan = plan_of(run.data, source, codec, dtype=dtype, measured=measure, shard_size=shard_size)
         mine = sum(plan.shard_sizes()[world.rank :: world.size])
-        off = None if progress and world.is_main else True
-        with tqdm(total=mine, desc="encode", unit="image", disable=off) as bar:
+        with progress_bar(mine, "encode", "image", show=progress and world.is_main) as bar:
             manifest = write_cache(root, plan, source, codec, world, batch_size=batch_size, on_images=bar.update)
     return EncodedCache(
         root=root,

@@ -9,11 +9,10 @@ import time
 from collections.abc import Callable, Generator
 from typing import NoReturn, ParamSpec, TypeVar
 
-from tqdm.auto import tqdm
-
 from udit import dist
 from udit.data.sources import Source, parts_of
 from udit.errors import RunError
+from udit.progress import progress_bar
 from udit.run.config import Run
 from udit.training.batches import batches_of
 from udit.training.files import RunFiles, disk_errors_as_run_errors
@@ -142,11 +141,10 @@ class Trainer:
             self.outcome = dataclasses.replace(self.outcome, signal=asked)
             return
         self._on_main(files.open_logs, start)
-        off = None if progress and world.is_main else True
         reading = batches_of(self.run, self.source, self.parts.train, start, world.rank, world.size)
         with (
             contextlib.closing(reading) as stream,
-            tqdm(total=config.steps, initial=start, desc="train", unit="step", disable=off) as bar,
+            progress_bar(config.steps, "train", "step", initial=start, show=progress and world.is_main) as bar,
         ):
             began = time.perf_counter()
             try:
