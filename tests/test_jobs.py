@@ -39,7 +39,9 @@ def system() -> System:
     network = perturb(udit.build("U-DiT-S", **TINY | {"in_channels": 1, "learn_sigma": False}), 0.05)
     sampling = SamplingConfig(sampler="flow-euler", steps=2, guidance=1.5)
     names = ("ant", "bee", "cow", "dog", "elk")
-    return System(SystemConfig(model=network.config, diffusion=FlowConfig(), sampling=sampling, id2label=names), network)
+    return System(
+        SystemConfig(model=network.config, diffusion=FlowConfig(), sampling=sampling, id2label=names), network
+    )
 
 
 @pytest.fixture(scope="module")
