@@ -1,4 +1,4 @@
-"""Saves and loads model folders (``config.json``, ``model.safetensors``, ``README.md``), from the hub too; reads runs."""
+"""Model folders (``config.json``, ``model.safetensors``, ``README.md``) and the hub: save, load, and read a run."""
 
 from __future__ import annotations
 
