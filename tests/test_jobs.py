@@ -47,7 +47,7 @@ def system() -> System:
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("run") / "run"
-    small = ("evaluation.num_samples=20", "evaluation.judge_steps=5", "evaluation.bootstrap=5", "sampling.steps=2")
+    small = ("evaluation.num_samples=20", "evaluation.judge_steps=5", "evaluation.bootstrap=10", "sampling.steps=2")
     train(out, "training.steps=3", *small)
     return out
 
