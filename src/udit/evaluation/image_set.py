@@ -35,7 +35,12 @@ class ImageSet:
         if isinstance(images, ImageSet):
             return images
         channels, height, width = images.shape[1:]
-        return cls(len(images), (channels, height, width), lambda ids: images[ids])
+
+        def read(ids: NDArray[np.int64]) -> Pixels:
+            consecutive = np.array_equal(ids, np.arange(ids[0], ids[0] + len(ids)))
+            return images[ids[0] : ids[0] + len(ids)] if consecutive else images[ids]  # a view where it can be one
+
+        return cls(len(images), (channels, height, width), read)
 
     @classmethod
     def of_source(cls, source: Source, part: Labels) -> ImageSet:
