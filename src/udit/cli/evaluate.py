@@ -6,7 +6,7 @@ from pathlib import Path
 
 from udit.cli.output import say
 from udit.errors import UserError
-from udit.evaluation.protocol import FeaturesName
+from udit.evaluation import FeaturesName
 
 
 def evaluate(
