@@ -28,7 +28,6 @@ from udit.generation import Context
 from udit.images import grid, read_pixels, read_settings
 from udit.run.system import SystemConfig
 from udit.store import fingerprint
-from udit.tuning.quality import DEFAULTS
 
 OneLine = Callable[[BaseException], str]
 README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
@@ -92,7 +91,7 @@ def test_a_setting_is_whole_or_changes_or_a_quality(system: System) -> None:
     other = SamplingConfig(sampler="flow-heun", steps=3)
     assert udit.generate(system, sampling=other).sampling == other
     draft = udit.generate(system, quality="draft").sampling
-    assert (draft.sampler, draft.steps) == DEFAULTS["flow"]["draft"]
+    assert (draft.sampler, draft.steps) == FlowConfig.quality["draft"]
     assert draft.guidance == 1.5
 
 

@@ -17,10 +17,10 @@ from udit import dist
 from udit.data.sources import parts_of
 from udit.dist import World
 from udit.errors import UserError
-from udit.evaluation import npz
+from udit.evaluation import FeaturesName, npz
 from udit.evaluation.extractors import load_extractor
 from udit.evaluation.image_set import ImageSet
-from udit.evaluation.protocol import FeaturesName, check_model, find_protocol
+from udit.evaluation.protocol import check_model, find_protocol
 from udit.evaluation.report import Report
 from udit.evaluation.score import score_with_judge
 from udit.evaluation.sets import read_images, read_reference, reference_of

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from cyclopts import Parameter
 
 from udit.cli.output import say
+from udit.diffusion.config import DDPMConfig, SamplingConfig, check_sampler
+from udit.diffusion.samplers import listed
 from udit.errors import UserError
 
 if TYPE_CHECKING:
@@ -18,7 +20,7 @@ if TYPE_CHECKING:
     from udit.run.config import Run
 
 Flag = Parameter(negative="")
-Sampler = Literal["ddpm", "ddim", "dpmpp", "unipc"]
+SAMPLER_HELP = f"Of images: {listed(DDPMConfig.samplers())}; with --steps and --guidance."
 
 
 def bench(
@@ -30,7 +32,7 @@ def bench(
     compiled: Annotated[bool, Flag] = False,
     recompute: Annotated[bool, Flag] = False,
     apart: Annotated[bool, Flag] = False,
-    sampler: Sampler = "ddim",
+    sampler: Annotated[str, Parameter(help=SAMPLER_HELP)] = DDPMConfig.samplers()[0],
     steps: int = 20,
     guidance: float = 1.0,
     rounds: int = 5,
@@ -63,8 +65,6 @@ def bench(
     apart
         Keeps one network in memory at a time and builds each again in every round, for networks that are too large
         together.
-    sampler
-        For images; with --steps and --guidance.
     rounds
         Timed calls of each.
     data
@@ -78,7 +78,6 @@ def bench(
         Writes the tables there, after each row.
     """
     from udit.benchmarking.runs import runs_on_data
-    from udit.diffusion.config import SamplingConfig
     from udit.run.config import model_from
     from udit.run.recipes import parse_overrides
     from udit.spec.base import parse
@@ -93,6 +92,7 @@ def bench(
         if path and (path.is_dir() or not os.access(path.absolute().parent, os.W_OK)):
             raise UserError(f"{path} cannot be written; name a file in a folder that is there and may be written to")
     sampling = parse(SamplingConfig, {"sampler": sampler, "steps": steps, "guidance": guidance}, where="images")
+    check_sampler(sampler, DDPMConfig, steps)
     batches, sizes = _numbers(batch, "--batch"), _numbers(size, "--size") if size else []
     of_data = [word for word in overrides if word.partition("=")[0].partition(".")[0] in ("data", "codec", "latents")]
     fields = parse_overrides([word for word in overrides if word not in of_data])

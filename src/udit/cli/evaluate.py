@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from udit.cli.options import SamplerOption
 from udit.cli.output import say
 from udit.errors import UserError
-from udit.evaluation.protocol import FeaturesName
+from udit.evaluation import FeaturesName
 
 
 def evaluate(
@@ -16,7 +17,7 @@ def evaluate(
     n: int | None = None,
     steps: int | None = None,
     guidance: float | None = None,
-    sampler: str | None = None,
+    sampler: SamplerOption = None,
     features: FeaturesName = "judge",
     weights_file: Path | None = None,
     reference: Path | None = None,
@@ -46,8 +47,6 @@ def evaluate(
         Network evaluations per image.
     guidance
         Guidance scale; 1 means no guidance.
-    sampler
-        ddpm, ddim, dpmpp, unipc, flow-euler, flow-heun, edm-heun or edm-euler.
     features
         judge, inception, clip or dinov2.
     weights_file

@@ -8,7 +8,7 @@ from cyclopts import App
 
 from udit.cli.output import say, table
 from udit.errors import UserError
-from udit.evaluation.protocol import FeaturesName
+from udit.evaluation import FeaturesName
 
 ref = App(name="ref", help="References that generated images are scored against: make one, or look into one.")
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
+from udit.cli.options import SamplerOption
 from udit.cli.output import say
 from udit.errors import UserError
 from udit.exporting.find import EngineName
@@ -24,7 +25,7 @@ def sample(
     quality: Level | None = None,
     steps: int | None = None,
     guidance: float | None = None,
-    sampler: str | None = None,
+    sampler: SamplerOption = None,
     guidance_channels: int | None = None,
     eta: float | None = None,
     cache: int | None = None,
@@ -60,8 +61,6 @@ def sample(
         Network evaluations per image; the model's own setting if not given, as for the next five.
     guidance
         Guidance scale w of u + w (c - u); 1 means no guidance.
-    sampler
-        ddpm, ddim, dpmpp, unipc, flow-euler, flow-heun, edm-heun or edm-euler.
     guidance_channels
         Guide only the first so many channels; 3 is the published DiT protocol.
     eta
@@ -100,7 +99,7 @@ def sample(
     if quality and changes:
         option = next(iter(changes)).replace("_", "-")
         raise UserError(f"--{option} is given and --quality {quality} sets it; leave one of them out")
-    SamplingConfig().replace(**{"sampler": "ddim", **changes} if "eta" in changes else changes)
+    SamplingConfig().replace(**changes)
 
     from udit.generation import generate
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from udit.errors import UserError
+from udit.evaluation import FeaturesName
 from udit.evaluation.fidelity import Extractor
-from udit.evaluation.protocol import FeaturesName
 
 
 def load_extractor(features: FeaturesName, weights_file: Path | None = None, device: str = "cpu") -> Extractor:

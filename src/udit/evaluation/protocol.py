@@ -11,9 +11,6 @@ from udit.diffusion.config import SamplingConfig
 from udit.errors import UserError, nearest
 from udit.spec.base import Spec
 
-FeaturesName = Literal["judge", "inception", "clip", "dinov2"]
-"""Whose features a score compares: a classifier of the data set's own classes, or a published network."""
-
 
 class Protocol(Spec):
     """How images are generated and scored."""

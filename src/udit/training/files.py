@@ -127,7 +127,7 @@ class RunFiles:
         """Draws the sample grid of a step and returns the validation loss, None without held-out images."""
         run, system = self.run, self._averaged(step)
         preview.save_grid(system, run.out / "samples" / f"step-{step:08d}.png", run.seed)
-        return preview.validation_loss(system, self.learner.loss, self.source, self.parts.test, run.seed)
+        return preview.validation_loss(system, self.source, self.parts.test, run.seed)
 
     def snapshot(self, step: int) -> None:
         """Writes the power-function averages of a step."""

@@ -37,11 +37,6 @@ SHARES = (0.04, 0.06, 0.08, 0.1, 0.125, 0.16, 0.2, 0.25, 0.33, 0.5)
 """Of all evaluations, at which a cache may recompute the deep part of the network."""
 RESAMPLES = 200
 """Bootstrap resamples of the images behind a distance's interval; the reference is held fixed."""
-FEW_STEPS: dict[str, tuple[str, ...]] = {
-    "flow": ("dpmpp", "unipc", "flow-heun"),
-    "ddpm": ("dpmpp", "unipc", "ddim"),
-    "edm": ("edm-heun", "edm-euler"),
-}
 STEPS = (5, 9, 13, 21)
 """Odd: each of Heun's steps takes two evaluations, except the last, which takes one."""
 INTERVAL = (0.2, 0.8)
@@ -124,7 +119,7 @@ class Scorer:
         denoise = self.system.guided(sampling)
         y = torch.tensor(labels_for(WATCHED, config.model.num_classes, "balanced", 0), device=device)
         sampler = make_sampler(sampling.sampler, eta=sampling.eta, clip=sampling.clip)
-        return watch(denoise, noise(0), scheduler=sampler, steps=sampling.steps, y=y, noise=noise)
+        return watch(denoise, noise(0), sampler=sampler, steps=sampling.steps, y=y, noise=noise)
 
     def cache(
         self, plain: Scored, loss: float, *, guidance: bool, on_scored: Callable[[Scored], object] = lambda _: None
@@ -169,11 +164,11 @@ def _clock(system: System) -> Callable[[], float]:
     return time.process_time if on_cpu and torch.get_num_threads() == 1 else time.perf_counter
 
 
-def candidates(own: SamplingConfig, kind: str, counts: Sequence[int]) -> Iterator[SamplingConfig]:
+def candidates(own: SamplingConfig, samplers: Sequence[str], counts: Sequence[int]) -> Iterator[SamplingConfig]:
     """Few-step solvers at some numbers of steps, with the run's own guidance and with guidance within an interval."""
     intervals = [own.guidance_interval] + ([INTERVAL] if own.guidance != 1 else [])
     guided = {"guidance": own.guidance, "guidance_channels": own.guidance_channels}
-    for sampler in FEW_STEPS[kind]:
+    for sampler in samplers:
         for steps in counts:
             for interval in dict.fromkeys(intervals):
                 yield SamplingConfig().replace(sampler=sampler, steps=steps, guidance_interval=interval, **guided)
@@ -194,7 +189,7 @@ def search(scorer: Scorer, steps_done: int | None, on_scored: Callable[[Scored],
         tried.append(scored)
         on_scored(scored)
 
-    for sampling in candidates(config.sampling, config.diffusion.kind, STEPS):
+    for sampling in candidates(config.sampling, config.diffusion.few_step_samplers, STEPS):
         keep(scorer.measure(sampling))
     best = min(tried, key=lambda each: each.distance)
     plain = {pick.sampling: pick for pick in (fastest(tried, loss, best) for loss in LOSSES.values())}
