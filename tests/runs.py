@@ -20,7 +20,9 @@ from udit import dist
 from udit.run.config import Run
 from udit.run.recipes import load_run
 from udit.training import preview
-from udit.training.trainer import Outcome, Trainer
+from udit.training.records import Outcome
+from udit.training.signals import StopFlag
+from udit.training.trainer import Trainer
 
 RECIPE = str(Path(__file__).parent / "data" / "tiny.yaml")
 """A small run that saves every seven steps; its batches split over 1, 2 and 3 ranks."""
@@ -46,10 +48,15 @@ def small_run(out: Path, *overrides: str) -> Run:
     return load_run(RECIPE, [*SMALL, f"out={out}", *overrides])
 
 
-def train(out: Path, *overrides: str, curve: bool = False) -> Outcome:
+def train(out: Path, *overrides: str, curve: bool = False, stop: StopFlag | None = None) -> Outcome:
     """Trains the run of ``SMALL`` in this process; its loss is drawn on demand, for that takes as long as the rest."""
     with contextlib.nullcontext() if curve else mock.patch.object(preview, "save_curve"):
-        return Trainer(small_run(out, *overrides), dist.World()).fit(progress=False)
+        return Trainer(small_run(out, *overrides), dist.World()).train(progress=False, stop=stop)
+
+
+def finished_at(out: Path, step: int) -> Outcome:
+    """The outcome of a run that is through."""
+    return Outcome(step, finished=True, out=out)
 
 
 def metrics(out: Path) -> list[dict[str, object]]:

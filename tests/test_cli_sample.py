@@ -18,7 +18,7 @@ from runs import environment, finish, free_port
 from udit.assemble import System
 from udit.cli.sample import parse_seeds
 from udit.diffusion.config import FlowConfig, SamplingConfig
-from udit.images import read_pixels
+from udit.images import grid, read_pixels
 from udit.run.system import SystemConfig
 
 NAMES = ("ant", "bee", "cow", "dog", "elk")
@@ -100,15 +100,16 @@ def test_settings_of_a_picture_draw_it_again_alone(
     model: str, one_by_one: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     words = ["sample", model, "--seeds", "7", "--labels", "cow", "--out", str(tmp_path), "--no-progress"]
-    assert succeeds(capsys, *words) == f"wrote 1 pictures and grid.png to {tmp_path}\n"
+    assert succeeds(capsys, *words) == f"wrote 1 images and grid.png to {tmp_path}\n"
     assert np.abs(pixels(tmp_path)[0] - pixels(one_by_one)[7]).max() <= 1
 
 
 def test_grid_shows_every_picture_and_npz_holds_the_same(
     model: str, one_by_one: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    shown = Image.open(one_by_one / "grid.png")
-    assert shown.width * shown.height >= 35 * 64
+    images = torch.from_numpy(pixels(one_by_one).astype(np.uint8))
+    wanted = np.array(grid(images, [NAMES[i % 5] for i in range(35)]))
+    assert np.array_equal(np.array(Image.open(one_by_one / "grid.png")), wanted)
     words = ["sample", model, "--n", "35", "--output", "npz", "--out", str(tmp_path), "--no-progress"]
     assert "arr_0 uint8 [35, 8, 8, 1]" in succeeds(capsys, *words)
     batch = np.load(tmp_path / "samples.npz")
@@ -152,7 +153,7 @@ def test_mistakes_are_told_and_nothing_is_drawn(model: str, tmp_path: Path, told
     assert "no model" in line("nowhere")
     (tmp_path / "weights.pt").write_bytes(b"PK")
     assert "is a pickle" in line(str(tmp_path / "weights.pt"))
-    assert line(model, "--weights", "raw")
+    assert "model.raw.safetensors is missing; the folder is incomplete" in line(model, "--weights", "raw")
     assert not list(tmp_path.glob("out/*.png"))
     (tmp_path / "file").write_text("mine")
     assert "cannot write to" in told("sample", model, "--out", str(tmp_path / "file"))

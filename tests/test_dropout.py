@@ -157,7 +157,7 @@ def trained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Pa
     def run(name: str, *words: str) -> Path:
         small = ["model=ADM-tiny", "model.dropout=0.2", "training.batch_size=4", "sampling.steps=1"]
         small += ["sampling.guidance=1", f"out={tmp_path / name}", *data, *words]
-        Trainer(load_run("digits", small), dist.World()).fit(progress=False)
+        Trainer(load_run("digits", small), dist.World()).train(progress=False)
         return tmp_path / name
 
     return run
