@@ -13,8 +13,8 @@ from torch import Tensor
 
 import udit
 from conftest import batch, perturb
-from udit.config.catalog import CATALOG
 from udit.models.build import checkpoint_activations
+from udit.models.catalog import CATALOG
 from udit.nn import recompute
 from udit.nn.dropout import key_dropout
 from udit.nn.linear import lowered

@@ -24,13 +24,13 @@ from torch import Tensor
 import udit
 from runs import environment, metrics, newest, pictures, small_run, state_hash, train
 from udit.checkpoint import CheckpointStore
-from udit.config.files import load_run, read_yaml
 from udit.data.batches import Batch
 from udit.data.sources import InMemory
 from udit.diffusion.objective import Losses
 from udit.errors import RunError, UserError
+from udit.images import read_settings
 from udit.nn import native
-from udit.pictures import read_settings
+from udit.run.recipes import load_run, read_yaml
 from udit.training import preview
 from udit.training.ema import EMA, decay_at
 from udit.training.learner import Learner

@@ -17,16 +17,16 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import udit
 from conftest import DATA, TINY, batch, perturb, same_bits, snapshot
-from udit.bench.measure import dissect
-from udit.config.parts import Downsampled, Mlp
-from udit.config.udit import UDiTConfig
+from udit.benchmarking.measure import dissect
 from udit.diffusion.guidance import guide
 from udit.errors import UserError
 from udit.models.build import checkpoint_activations
-from udit.models.udit import UDiT
+from udit.models.udit.config import UDiTConfig
+from udit.models.udit.network import UDiT
 from udit.nn.attention import DownsampledAttention, cosine_attention, join_grids, split_grids
 from udit.nn.conditioning import timestep_features
 from udit.nn.ffn import projected
+from udit.nn.specs import Downsampled, Mlp
 from udit.nn.tokens import rotary_table, rotate
 
 # ---- numbers of the official program -------------------------------------------------------------------------------

@@ -7,8 +7,8 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from udit.config.catalog import find
-from udit.config.model import ModelConfig
+from udit.models.catalog import find
+from udit.models.config import ModelConfig
 from udit.nn import native
 from udit.nn.blocks import Recompute
 from udit.nn.init import fill

@@ -9,13 +9,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from udit.config.parts import Downsampled, KVDownsampled, Window
 from udit.errors import UserError
 from udit.nn import fused_attention as fused
 from udit.nn.depthwise import depthwise
 from udit.nn.fused_attention import fused_attention
 from udit.nn.linear import affine
 from udit.nn.recompute import cheap
+from udit.nn.specs import Downsampled, KVDownsampled, Window
 from udit.nn.tokens import rotary_table, rotate, to_first, to_last
 from udit.nn.window import join_windows, split_windows, wrap_mask
 

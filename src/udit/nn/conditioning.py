@@ -15,10 +15,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from udit.config.parts import Context
 from udit.errors import UserError
 from udit.nn import fused_norm
 from udit.nn.recompute import cheap
+from udit.nn.specs import Context
 
 
 def timestep_features(t: Tensor, dim: int = 256) -> Tensor:

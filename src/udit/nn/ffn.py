@@ -13,10 +13,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from udit.config.parts import Mlp, RepConv
 from udit.nn.depthwise import depthwise
 from udit.nn.linear import affine, linear
 from udit.nn.recompute import cheap
+from udit.nn.specs import Mlp, RepConv
 
 
 class MLP(nn.Module):
