@@ -152,14 +152,14 @@ def test_clipping_bounds_every_guess() -> None:
 
 
 def test_respacing_strings_choose_the_steps() -> None:
-    heard = []
+    told = []
 
     def backbone(x: Tensor, t: Tensor, y: Tensor | None = None) -> Tensor:
-        heard.append(int(t[0]))
+        told.append(int(t[0]))
         return torch.zeros_like(x)
 
     last(Denoiser(backbone, SCHEDULE), torch.zeros(1, 1, 2, 2), sampler="ddim", steps="ddim25")
-    assert heard == list(range(960, -1, -40))
+    assert told == list(range(960, -1, -40))
 
 
 @pytest.mark.parametrize("sampler", ["ddpm", "ddim"])
@@ -193,15 +193,15 @@ def test_sampling_builds_no_graph_and_leaves_the_global_generator_alone() -> Non
 
 
 def test_labels_reach_the_network() -> None:
-    heard = []
+    told = []
 
     def backbone(x: Tensor, t: Tensor, y: Tensor | None = None) -> Tensor:
-        heard.append(y)
+        told.append(y)
         return torch.zeros_like(x)
 
     y = torch.tensor([2])
     last(Denoiser(backbone, SCHEDULE, null_label=3, num_classes=3), torch.zeros(1, 1, 2, 2), steps=2, y=y)
-    assert all(label is y for label in heard)
+    assert all(label is y for label in told)
 
 
 # ---- errors ----------------------------------------------------------------------------------------------------------
