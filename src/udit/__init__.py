@@ -22,10 +22,14 @@ if TYPE_CHECKING:
     from udit.models.published import export_published as export_published
     from udit.models.published import import_published as import_published
     from udit.run.config import Run as Run
+    from udit.run.recipes import load_run as load_run
     from udit.scoring import evaluate as evaluate
     from udit.store import load as load
     from udit.store import save as save
+    from udit.training.encoding import encode as encode
+    from udit.training.posthoc import posthoc_ema as posthoc_ema
     from udit.training.trainer import Trainer as Trainer
+    from udit.training.trainer import train as train
     from udit.tuning.search import tune as tune
 
 __version__ = "0.1.0"
@@ -38,6 +42,7 @@ _HOME = {
     "Trainer": "udit.training.trainer",
     "bench": "udit.benchmarking.job",
     "build": "udit.models.build",
+    "encode": "udit.training.encoding",
     "evaluate": "udit.scoring",
     "export": "udit.exporting.folder",
     "export_published": "udit.models.published",
@@ -46,8 +51,11 @@ _HOME = {
     "import_published": "udit.models.published",
     "list_models": "udit.models.catalog",
     "load": "udit.store",
+    "load_run": "udit.run.recipes",
+    "posthoc_ema": "udit.training.posthoc",
     "sample": "udit.diffusion.sample",
     "save": "udit.store",
+    "train": "udit.training.trainer",
     "tune": "udit.tuning.search",
 }
 __all__ = ["__version__", *_HOME]
