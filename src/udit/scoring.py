@@ -171,8 +171,8 @@ def score_run(
             source = values.data.build()
             against = reference_of(ImageSet.of_source(source, parts_of(source, values.data).train), extractor)
         subject = {"run": str(run), "weights": weights, "checkpoint_step": system.config.steps}
-        how = {"name": protocol, **drawing_of(config, chosen)}
-        found = score(shards.images(), extractor, against, subject=subject, protocol=how)
+        facts = {"name": protocol, **drawing_of(config, chosen)}
+        found = score(shards.images(), extractor, against, subject=subject, protocol=facts)
         found.write(folder / f"metrics-{protocol or features}.json")
         shards.remove()
         return found
@@ -239,7 +239,7 @@ def draw_samples(
         system: not fused.
         shards: of ``shards_of``.
         config: labels, seeds and batch size.
-        sampling: how.
+        sampling: the sampling setting.
         world: the ranks.
         progress: shows a progress bar.
 

@@ -1,4 +1,4 @@
-"""Runs whose training steps ``bench`` times on the images of a recipe; free of torch, so that errors are told early."""
+"""Runs whose training steps ``bench`` times on a recipe's images; free of torch, so that errors are reported early."""
 
 from __future__ import annotations
 
