@@ -16,13 +16,15 @@ from hypothesis import strategies as st
 
 from pictures import folder, garments
 from udit.data.config import DigitsData
+from udit.data.describe import describe
 from udit.diffusion.config import DDPMConfig, SamplingConfig
 from udit.errors import UserError, nearest
 from udit.models.catalog import CATALOG
 from udit.models.udit.config import UDiTConfig
 from udit.nn.specs import Downsampled, Mlp, RepConv
-from udit.run.config import Run, changed_keys, resolve
+from udit.run.config import Run, changed_keys
 from udit.run.recipes import list_recipes, load_run, parse_yaml, read_recipe, to_yaml
+from udit.run.resolve import resolve
 from udit.spec.base import Spec
 
 Path_ = tuple[str, ...]
@@ -354,7 +356,7 @@ def test_folded_config_is_its_own_folded_config() -> None:
 
 
 def test_digits_are_described_without_being_loaded() -> None:
-    info = DigitsData().info()
+    info = describe(DigitsData())
     assert (info.channels, info.height, info.width, len(info.id2label)) == (1, 8, 8, 10)
 
 

@@ -13,6 +13,7 @@ import pytest
 
 from pictures import mutated
 from udit.data.config import NpzData
+from udit.data.describe import describe
 from udit.data.npz import npz_file
 from udit.data.sources import parts_of
 from udit.errors import UserError
@@ -41,7 +42,7 @@ def test_pictures_come_back_as_they_were_written(tmp_path: Path, images: str, la
 def test_grey_pictures_have_one_channel(tmp_path: Path, shape: tuple[int, ...]) -> None:
     path = saved(tmp_path, images=COLOUR[..., 0].reshape(shape), labels=LABELS)
     assert np.array_equal(npz_file(path).pixels[:, 0], COLOUR[..., 0])
-    info = NpzData(path=path).info()
+    info = describe(NpzData(path=path))
     assert (info.channels, info.height, info.width, info.id2label) == (1, 4, 5, ("0", "1", "2"))
 
 
@@ -49,7 +50,7 @@ def test_its_own_test_pictures_are_held_out(tmp_path: Path) -> None:
     path = saved(tmp_path, train_images=COLOUR, train_labels=LABELS, test_images=COLOUR[:2], test_labels=LABELS[:2])
     data = NpzData(path=path, test_share=None, classes=("a", "b", "c"))
     assert parts_of(data.build(), data).test.tolist() == [6, 7]
-    assert data.info().id2label == ("a", "b", "c")
+    assert describe(data).id2label == ("a", "b", "c")
 
 
 BAD: dict[str, tuple[dict[str, Any], str]] = {
@@ -83,7 +84,7 @@ def test_header_that_promises_more_than_there_is_is_refused_before_memory_is_tak
         with zipfile.ZipFile(tmp_path / "x.npz", "w") as archive:
             archive.writestr("images.npy", stream.getvalue() + body)
             archive.writestr("labels.npy", b"")
-        for read in (npz_file, lambda path: NpzData(path=path).info()):
+        for read in (npz_file, lambda path: describe(NpzData(path=path))):
             with pytest.raises(UserError, match=r"header promises uint8 \[1099511627776, 8, 8\]"):
                 read(tmp_path / "x.npz")
 

@@ -26,13 +26,14 @@ import json, sys
 import numpy as np
 from udit.cli import main
 from udit.data.config import HubData
+from udit.data.describe import describe
 from udit.data.sources import parts_of
 from udit.errors import UserError
 told = []
 for values in json.loads(sys.argv[1]):
     try:
         data = HubData(**values)
-        info, source = data.info(), data.build()
+        info, source = describe(data), data.build()
         source.verify()
         parts = parts_of(source, data)
         told.append({

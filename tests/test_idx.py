@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from pictures import garments, idx
 from udit.data.config import FashionMnistData, IdxData
+from udit.data.describe import describe
 from udit.data.idx import idx_files, read
 from udit.errors import UserError
 from udit.run.recipes import load_run
@@ -49,10 +50,10 @@ def test_padding_puts_the_picture_in_the_middle_of_black(tmp_path: Path) -> None
 
 def test_config_says_what_the_files_hold_without_reading_a_picture(tmp_path: Path) -> None:
     garments(tmp_path)
-    info = IdxData(root=tmp_path).info()
+    info = describe(IdxData(root=tmp_path))
     assert (info.channels, info.height, info.width, info.id2label) == (1, 28, 28, tuple("0123456789"))
-    assert FashionMnistData(root=tmp_path, size=32).info().height == 32
-    assert FashionMnistData(root=tmp_path).info().id2label[9] == "ankle boot"
+    assert describe(FashionMnistData(root=tmp_path, size=32)).height == 32
+    assert describe(FashionMnistData(root=tmp_path)).id2label[9] == "ankle boot"
     assert FashionMnistData(root=tmp_path, size=32).build().image(0).shape == (1, 32, 32)
 
 
@@ -71,7 +72,7 @@ def test_fashion_mnist_that_is_not_installed_names_the_package(monkeypatch: pyte
 
 def test_fashion_mnists_classes_at_a_given_size_are_known_without_its_files(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Path, "is_dir", lambda path: False)
-    info = load_run("fashion-mnist").data.info()
+    info = describe(load_run("fashion-mnist").data)
     assert (info.height, info.width, len(info.id2label)) == (32, 32, 10)
 
 

@@ -20,9 +20,9 @@ from conftest import Told, succeeds
 from runs import RECIPE, SMALL, metrics, pictures, small_run, state_hash, train
 from udit import dist
 from udit.data.batches import batches
-from udit.data.cache_config import MANIFEST, PLAN, follow_cache, read_manifest
+from udit.data.cache_config import MANIFEST, PLAN, follow_cache
 from udit.data.encode import plan_of, write_cache
-from udit.data.latents import LatentCache
+from udit.data.latents import LatentCache, read_manifest
 from udit.errors import RunError, UserError
 from udit.files import seal, unseal
 from udit.run.config import Run
@@ -219,8 +219,8 @@ def test_every_key_that_does_not_fit_the_cache_is_named(cases: Cases, tmp_path: 
 
 def load_with_data_left_out(words: list[str]) -> Run:
     """The tiny run without its data section, so that only the words speak of data."""
-    from udit.run.config import resolve
     from udit.run.recipes import parse_overrides, read_recipe
+    from udit.run.resolve import resolve
 
     values = {key: value for key, value in read_recipe(RECIPE).items() if key != "data"}
     overrides = parse_overrides(words)
@@ -427,7 +427,7 @@ def test_ten_thousand_mutated_manifests_get_an_answer_or_one_clear_line(cases: C
         path.write_text(mutated, encoding="utf-8")
         began = time.perf_counter()
         try:
-            follow_cache({}, cache)
+            follow_cache({}, read_manifest(cache), cache)
             LatentCache(cache)
             answers += 1
         except UserError as error:

@@ -20,7 +20,22 @@ ROOT = Path(udit.__file__).parent
 FILES = sorted(ROOT.rglob("*.py"))
 
 ORDER = (
-    *("errors", "spec", "rng", "files", "dist", "images", "checkpoint", "ops", "nn", "models", "diffusion", "data"),
+    *(
+        "errors",
+        "spec",
+        "hub",
+        "record",
+        "rng",
+        "files",
+        "dist",
+        "images",
+        "checkpoint",
+        "ops",
+        "nn",
+        "models",
+        "diffusion",
+        "data",
+    ),
     *("run", "assemble", "analysis", "store", "exporting", "convert", "parity", "training", "evaluation", "tuning"),
     *("benchmarking", "studio", "cli", "__main__"),
 )

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from udit.assemble import System
 from udit.data.codec_config import IdentityCodec, VAECodec
+from udit.data.vae import complete
 from udit.diffusion.config import DDPMConfig, DiffusionConfig, EDMConfig, FlowConfig, SamplingConfig
 from udit.errors import UserError
 from udit.models.build import build
@@ -87,7 +88,7 @@ def from_published(path: Path, config: ModelConfig, *, repair: bool = False, vae
     if vae is not None:
         if config.in_channels != 4:
             raise UserError(f"a VAE was named and the model takes {config.in_channels} channels, not latents; drop it")
-        codec = SD_VAE.replace(source=vae).resolved()
+        codec = complete(SD_VAE.replace(source=vae))
     return System(SystemConfig(model=config, diffusion=diffusion, sampling=sampling, codec=codec), model)
 
 

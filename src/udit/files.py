@@ -7,6 +7,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+from udit.spec.digest import FileFacts
+
 
 def seal(manifest: dict[str, Any]) -> str:
     """The manifest's text, its own sha256 last."""
@@ -38,6 +40,15 @@ def file_sha256(path: Path) -> str:
     """
     with path.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def file_facts(path: Path) -> FileFacts:
+    """Size and digest of a file.
+
+    Raises:
+        OSError: it cannot be read.
+    """
+    return FileFacts(bytes=path.stat().st_size, sha256=file_sha256(path))
 
 
 def _canonical(values: dict[str, Any]) -> str:

@@ -165,8 +165,8 @@ def _runs(
     workers: list[int],
 ) -> dict[str, list[Run]]:
     """{model: a run on the recipe's pictures for each size of a batch and number of reading processes}."""
-    from udit.run.config import resolve
     from udit.run.recipes import load_run
+    from udit.run.resolve import resolve
 
     given = load_run(recipe, of_pictures)
     values = {"name": given.name, "data": given.data, "codec": given.codec, "latents": given.latents}

@@ -136,6 +136,7 @@ def _standard(
     progress: bool,
 ) -> int:
     """A run under the field's scores."""
+    from udit.data.vae import cached_sha256
     from udit.evaluation.protocol import check_model, find_protocol
     from udit.store import read_run_config
 
@@ -149,7 +150,14 @@ def _standard(
         if reference is None:
             raise UserError(f"protocol {name} scores against {pinned.reference}; give that file with --reference")
         shape = (values.model.in_channels, *values.model.size)
-        check_model(name, pinned, shape=shape, num_classes=values.model.num_classes, codec=values.codec)
+        check_model(
+            name,
+            pinned,
+            shape=shape,
+            num_classes=values.model.num_classes,
+            codec=values.codec,
+            cached_sha256=cached_sha256,
+        )
         config = config.replace(
             num_samples=pinned.num_samples,
             labels=pinned.labels,

@@ -79,8 +79,10 @@ def train(
 def _notes(run: Run) -> Iterator[str]:
     """What a dry run says beside the run: data that is not there, and the memory of a step."""
     if run.latents is None:
+        from udit.data.describe import describe
+
         try:
-            run.data.info()
+            describe(run.data)
         except UserError as error:
             yield f"{error}; until then {run.model.num_classes} classes are taken for granted"
 

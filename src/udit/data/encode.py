@@ -20,14 +20,15 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from udit.checkpoint import sync, write_tensors
-from udit.data.cache_config import INDEX, MANIFEST, PLAN, LatentManifest, LatentPlan, read_sealed, shard_name
+from udit.data.cache_config import INDEX, MANIFEST, PLAN, LatentManifest, LatentPlan, shard_name
 from udit.data.codec import Codec, LatentVAE
 from udit.data.config import DataConfig
-from udit.data.latents import Raw, file_facts, index_arrays, shard_layout, shard_wanted
+from udit.data.describe import describe
+from udit.data.latents import Raw, index_arrays, read_sealed, shard_layout, shard_wanted
 from udit.data.sources import Source
 from udit.dist import World
 from udit.errors import PeerError, RunError, UserError
-from udit.files import seal
+from udit.files import file_facts, seal
 from udit.spec.base import differing_keys, parse
 
 KEY = "udit"
@@ -70,13 +71,13 @@ def plan_of(
             "data": section,
             "fingerprint": source.fingerprint,
             "count": len(source),
-            "id2label": list(data.info().id2label),
+            "id2label": list(describe(data).id2label),
             "pixels": list(first.shape),
             "codec": codec.config.model_dump(mode="json"),
             "measured": measured,
             "shape": list(raw.shape[1:]),
             "dtype": dtype if vae else "uint8",
-            "mirrored": bool(getattr(data, "flip", False)),
+            "mirrored": data.mirrored,
             "shard_size": shard_size,
         },
         where="the cache",

@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from tqdm import tqdm
 
-from udit.data.config import HubData
+from udit import hub
+from udit.data.config import DataInfo, HubData
 from udit.data.decode import Budget, decode, peek
 from udit.data.names import Names
 from udit.data.sources import InMemory, Labels, Pixels
@@ -23,6 +24,15 @@ from udit.errors import UserError
 
 if TYPE_CHECKING:
     from datasets import Dataset
+
+
+def describe(data: HubData) -> DataInfo:
+    """Class names from the data set's own description.
+
+    Raises:
+        UserError: see ``class_names``.
+    """
+    return DataInfo(channels=data.channels, height=data.size, width=data.size, id2label=class_names(data))
 
 
 def class_names(data: HubData) -> tuple[str, ...]:
@@ -216,17 +226,12 @@ def streamed(data: HubData) -> InMemory:
 
 def _commit(data: HubData) -> str:
     """The commit that a revision of a hub's data set names."""
-    from huggingface_hub import HfApi
-    from huggingface_hub.errors import HFValidationError
-
-    try:
-        return str(HfApi().dataset_info(data.path, revision=data.revision).sha)
-    except (OSError, HFValidationError) as error:
-        detail = " ".join(str(error).split())[:160]
-        raise UserError(
-            f"data.path {data.path!r} cannot be streamed ({detail}); only data sets of the hub are, set "
-            "data.streaming=false"
-        ) from None
+    return hub.dataset_commit(
+        data.path,
+        data.revision,
+        what=f"data.path {data.path!r} cannot be streamed",
+        remedy="only data sets of the hub can be streamed, set data.streaming=false",
+    )
 
 
 def _receive(data: HubData, place: Path) -> None:

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 from pydantic import Field, NonNegativeFloat, PositiveInt, ValidationError
 
 from udit.evaluation.features import NAME
-from udit.spec.base import Spec
+from udit.record import Record
 
 NOTE = (
     "Distances and classes come from a small classifier that this project trained on the data set's judge part, which "
@@ -19,7 +19,7 @@ NOTE = (
 Share = Annotated[float, Field(ge=0, le=1)]
 
 
-class Report(Spec):
+class Report(Record):
     """Scores of one set of samples. Distances are squared Frechet distances of the judge's features."""
 
     num_samples: PositiveInt

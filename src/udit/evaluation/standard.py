@@ -16,6 +16,7 @@ from udit.evaluation import metrics
 from udit.evaluation.fidelity import Extractor, inception_score, kernel_distance
 from udit.evaluation.frechet import Array, Statistics, distance, measure
 from udit.evaluation.sets import Reference
+from udit.record import Record
 from udit.spec.base import Spec
 
 GROUPS = 5
@@ -36,7 +37,7 @@ class Score(Spec):
     """What to read it with."""
 
 
-class Scores(Spec):
+class Scores(Record):
     """What was found of one set of samples. Numbers of two of these compare only if ``protocol`` is the same."""
 
     scores: dict[str, Score]

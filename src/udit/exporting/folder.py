@@ -23,13 +23,13 @@ from udit.exporting.manifest import (
     Check,
     Kind,
     Manifest,
-    describe_file,
     is_exported,
     read_manifest,
     write_manifest,
 )
 from udit.exporting.program import inputs, trace
 from udit.exporting.write import quiet, write_graph
+from udit.files import file_facts
 from udit.store import fingerprint, read_config
 
 Size = tuple[int, int]
@@ -88,7 +88,7 @@ def export(
             weights=fingerprint(system.backbone),
             checks=checks,
             versions=versions,
-            files={path.name: describe_file(path) for path in sorted(temporary.iterdir())},
+            files={path.name: file_facts(path) for path in sorted(temporary.iterdir())},
         )
         write_manifest(manifest, temporary)
         shutil.rmtree(folder, ignore_errors=True)

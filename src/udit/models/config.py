@@ -47,6 +47,11 @@ class ModelConfig(Spec):
         return self.num_classes if self.num_classes else None
 
     @property
+    def label_levels(self) -> int | None:
+        """Levels of the network that embed the label each by itself; None where it is embedded once."""
+        return None
+
+    @property
     def condition_shape(self) -> tuple[int, ...] | None:
         """Shape of one sample's y: () of a label, that of float vectors where the model takes them, None without y."""
         return () if self.num_classes else None

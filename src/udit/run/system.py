@@ -1,4 +1,4 @@
-"""What a saved model says of itself."""
+"""``config.json`` of a model folder."""
 
 from __future__ import annotations
 
@@ -13,22 +13,22 @@ from udit.run.config import Run, model_from
 from udit.spec.base import Spec
 
 EXPORTED = "export.json"
-"""Marks a folder as an exported graph, which holds its weights itself (``exporting``)."""
+"""The file that marks a folder as an exported graph, which holds its own weights (``exporting``)."""
 
 
 class SystemConfig(Spec):
-    """``config.json`` of a model folder: enough to sample from the weights beside it."""
+    """``config.json`` of a model folder: all that sampling from the weights beside it takes."""
 
     format: Literal[1] = 1
     model: SerializeAsAny[ModelConfig]
     diffusion: DiffusionConfig = DDPMConfig()
     sampling: SamplingConfig = SamplingConfig()
     codec: CodecConfig = IdentityCodec()
-    """How the model's data becomes pixels."""
+    """Converts what the model generates to pixels."""
     id2label: tuple[str, ...] = ()
     """Class names in label order."""
     steps: PositiveInt | None = None
-    """Optimiser steps behind the weights."""
+    """Optimiser steps that the weights were trained for."""
 
     @field_validator("model", mode="before")
     @classmethod
@@ -42,7 +42,7 @@ class SystemConfig(Spec):
 
     @staticmethod
     def of(run: Run, steps: int | None = None) -> SystemConfig:
-        """What a run trains."""
+        """The config of the model that a run trains."""
         return SystemConfig(
             model=run.model,
             diffusion=run.diffusion,

@@ -244,7 +244,7 @@ def losses_of(run: Run, loss: Loss, denoiser: Denoiser, x0: Tensor, labels: Tens
         positions: places in the run's stream.
     """
     config, model, device = run.training, run.model, x0.device
-    levels = getattr(model, "levels", 1) if config.independent_level_dropout else 1
+    levels = (model.label_levels or 1) if config.independent_level_dropout else 1
     keys = [(position,) for position in positions]
     draws = draw(denoiser.schedule, x0.shape[1:], run.seed, "train", keys, levels)
     y = None

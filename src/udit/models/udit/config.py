@@ -54,6 +54,11 @@ class UDiTConfig(ModelConfig):
         return (len(self.depths) + 1) // 2
 
     @property
+    def label_levels(self) -> int:
+        """All of them."""
+        return self.levels
+
+    @property
     def size_step(self) -> int | None:
         """What every level can halve and the attention split, unless that has windows."""
         return 2 ** (self.levels - 1) * self.attention.step if self.attention.any_map else None
