@@ -165,7 +165,7 @@ def test_another_vae_is_refused_by_name(folder: Path, vae: LatentVAE, tmp_path: 
         with pytest.raises(UserError) as error:
             attempt()
         assert str(vae.config.sha256)[:12] in one_line(error.value)
-        assert "a decode by another VAE is noise" in one_line(error.value)
+        assert "decoding with another VAE gives noise" in one_line(error.value)
 
 
 @pytest.mark.parametrize(
@@ -216,7 +216,7 @@ def test_broken_vae_folders_are_told_in_one_line(folder: Path, tmp_path: Path, o
 
 def test_vae_for_colour_refuses_grey_pictures(tmp_path: Path, one_line: OneLine) -> None:
     codec = complete(VAECodec(source=str(tiny_vae(tmp_path / "v", channels=3)))).build()
-    with pytest.raises(UserError, match="the pictures have 1 channels and the VAE at"):
+    with pytest.raises(UserError, match="the images have 1 channels and the VAE at"):
         codec.raw(some_pixels())
 
 
@@ -237,7 +237,7 @@ def test_unreachable_hub_is_told_in_one_line(
     ("words", "wanted"),
     [
         (["codec=space-to-deph"], "codec.kind is 'space-to-deph'; did you mean 'space-to-depth'?"),
-        (["codec=space-to-depth", "codec.factor=3"], "pictures of 8x8 do not split into squares of 3"),
+        (["codec=space-to-depth", "codec.factor=3"], "images of 8x8 do not split into squares of 3"),
         (["codec=space-to-depth", "codec.fator=2"], "unknown key 'codec.fator'; did you mean 'factor'?"),
         (["codec=7"], "codec.kind is 7"),
         (["codec=vae"], "codec.source is missing"),
@@ -299,7 +299,9 @@ def test_model_folder_finds_its_vae_where_it_says_or_beside_itself(
     assert np.load(tmp_path / "s" / "samples.npz")["arr_0"].shape == (1, 8, 8, 1)
     shutil.rmtree(model / "vae")
     tiny_vae(model / "vae", seed=1)
-    assert "a decode by another VAE is noise" in told("sample", str(model), "--n", "1", "--out", str(tmp_path / "t"))
+    assert "decoding with another VAE gives noise" in told(
+        "sample", str(model), "--n", "1", "--out", str(tmp_path / "t")
+    )
     shutil.rmtree(model / "vae")
     assert "is no folder" in told("sample", str(model), "--n", "1", "--out", str(tmp_path / "t"))
 

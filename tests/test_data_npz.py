@@ -54,16 +54,16 @@ def test_its_own_test_pictures_are_held_out(tmp_path: Path) -> None:
 
 
 BAD: dict[str, tuple[dict[str, Any], str]] = {
-    "other names": ({"pictures": COLOUR, "labels": LABELS}, "holds labels, pictures; needed are arrays called"),
-    "floats": ({"images": COLOUR / 255, "labels": LABELS}, "is float64; pictures are uint8"),
-    "two channels": ({"images": COLOUR[..., :2], "labels": LABELS}, "is [6, 4, 5, 2]; pictures are"),
-    "no pictures": ({"images": COLOUR[:0], "labels": LABELS[:0]}, "promises uint8 [0, 4, 5, 3]"),
-    "too few labels": ({"images": COLOUR, "labels": LABELS[:5]}, "holds 6 pictures in images and 5 labels"),
+    "other names": ({"pictures": COLOUR, "labels": LABELS}, "holds labels, pictures; it needs arrays named"),
+    "floats": ({"images": COLOUR / 255, "labels": LABELS}, "is float64; images are uint8"),
+    "two channels": ({"images": COLOUR[..., :2], "labels": LABELS}, "is [6, 4, 5, 2]; images are"),
+    "no pictures": ({"images": COLOUR[:0], "labels": LABELS[:0]}, "its header says uint8 [0, 4, 5, 3]"),
+    "too few labels": ({"images": COLOUR, "labels": LABELS[:5]}, "holds 6 images in images and 5 labels"),
     "real labels": ({"images": COLOUR, "labels": LABELS / 2}, "labels are whole numbers"),
     "one hot": ({"images": COLOUR, "labels": np.eye(6, dtype=int)}, "labels are whole numbers [N] or [N, 1]"),
     "negative": ({"images": COLOUR, "labels": LABELS - 1}, "has a label -1; labels count from 0"),
     "many classes": ({"images": COLOUR, "labels": LABELS + 1}, "has a label 3 in labels where there are 3 classes"),
-    "objects": ({"images": COLOUR, "labels": np.array([object()] * 6)}, "promises object [6]"),
+    "objects": ({"images": COLOUR, "labels": np.array([object()] * 6)}, "its header says object [6]"),
 }
 
 
@@ -85,7 +85,7 @@ def test_header_that_promises_more_than_there_is_is_refused_before_memory_is_tak
             archive.writestr("images.npy", stream.getvalue() + body)
             archive.writestr("labels.npy", b"")
         for read in (npz_file, lambda path: describe(NpzData(path=path))):
-            with pytest.raises(UserError, match=r"header promises uint8 \[1099511627776, 8, 8\]"):
+            with pytest.raises(UserError, match=r"header says uint8 \[1099511627776, 8, 8\]"):
                 read(tmp_path / "x.npz")
 
 

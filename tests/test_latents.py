@@ -268,8 +268,8 @@ def test_damage_to_a_cache_is_found_before_the_first_step(cases: Cases, tmp_path
         "index": ("index.safetensors", lambda b: b[:-1] + bytes([b[-1] ^ 1]), "index.safetensors does not match"),
         "no manifest": (MANIFEST, None, "is unfinished; run the same `udit encode` again"),
         "torn manifest": (MANIFEST, lambda b: b[:100], "manifest.json is torn or altered"),
-        "count": (MANIFEST, facts(lambda v: v["plan"].update(count=27)), "lists 24 pictures and the manifest 27"),
-        "counts": (MANIFEST, facts(lambda v: v["plan"].update(count=99)), "shards are 4 and 99 pictures"),
+        "count": (MANIFEST, facts(lambda v: v["plan"].update(count=27)), "lists 24 images and the manifest 27"),
+        "counts": (MANIFEST, facts(lambda v: v["plan"].update(count=99)), "shards are 4 and 99 images"),
         "shape": (MANIFEST, facts(lambda v: v["plan"].update(shape=[1, 4, 4])), "shape is (1, 4, 4) and the codec"),
         "type": (MANIFEST, facts(lambda v: v["plan"].update(dtype="float32")), "dtype is float32"),
         "flips": (
@@ -360,7 +360,7 @@ def test_command_writes_goes_on_and_names_what_changed(
     plain = ["encode", RECIPE, *SMALL, *cases.words("vae"), "--no-progress", "--out", str(cache)]
     words = [*plain, "--shard-size", "7"]
     said = succeeds(capsys, *words)
-    assert said.startswith(f"wrote {cache}: 24 pictures, also mirrored, as float16 4x4x4 in 4 shards, ")
+    assert said.startswith(f"wrote {cache}: 24 images and their mirror images as float16 4x4x4 in 4 shards, ")
     assert said.endswith(f"next: udit train {RECIPE} latents={cache}\n")
     assert contents(cache) == contents(cases.cache("vae"))
     assert succeeds(capsys, *words) == said

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from udit.assemble import System
-from udit.data.codec_config import IdentityCodec, VAECodec
+from udit.data.codec_config import CodecConfig, IdentityCodec, VAECodec
 from udit.data.vae import complete
 from udit.diffusion.config import DDPMConfig, DiffusionConfig, EDMConfig, FlowConfig, SamplingConfig
 from udit.errors import UserError
@@ -84,7 +84,7 @@ def from_published(path: Path, config: ModelConfig, *, repair: bool = False, vae
     import_published(model, read_published(path), repair=repair)
     diffusion = native_diffusion(config)
     sampling = SamplingConfig.model_validate({"sampler": diffusion.SAMPLERS[0]})
-    codec = SD_VAE if config.in_channels == 4 else IdentityCodec()
+    codec: CodecConfig = SD_VAE if config.in_channels == 4 else IdentityCodec()
     if vae is not None:
         if config.in_channels != 4:
             raise UserError(f"a VAE was named and the model takes {config.in_channels} channels, not latents; drop it")

@@ -64,7 +64,7 @@ def dataset_commit(name: str, revision: str | None, *, what: str, remedy: str) -
 
 @contextmanager
 def _hub_errors_told(what: str, remedy: str) -> Iterator[None]:
-    """Raises the errors of the hub's client as a ``UserError`` of one line: ``what``, the client's words, ``remedy``."""
+    """Turns errors of the hub's client into a ``UserError`` of one line: ``what``, the client's words, ``remedy``."""
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     try:

@@ -104,9 +104,7 @@ class LatentManifest(Spec):
             )
         channels = self.codec.seen(plan.info).channels
         if plan.measured and (self.mean is None or self.std is None or {len(self.mean), len(self.std)} != {channels}):
-            raise ValueError(
-                f"mean and std must have {channels} numbers each, because the plan is measured; encode again"
-            )
+            raise ValueError(f"mean and std must have {channels} numbers each, the plan is measured; encode again")
         return self
 
     @property

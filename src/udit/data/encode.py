@@ -1,7 +1,8 @@
-"""Writes the latent cache: any process, killed at any moment and started again, on any number of ranks, the same bytes.
+"""Writes the latent cache: the same bytes on any number of ranks, and after any number of interruptions.
 
-A shard depends on the plan alone, is written to a temporary sibling, fsynced and renamed, and carries the digests of
-plan and payload; one that is there and matches both is kept. Two writers of one plan write the same, so nothing locks.
+A shard depends on the plan alone, is written to a temporary sibling, fsynced and renamed, and holds the digests of
+plan and payload; one that exists and matches both is kept. Two writers of one plan write the same bytes, so nothing is
+locked.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ from udit.files import file_facts, seal
 from udit.spec.base import differing_keys, parse
 
 KEY = "udit"
-"""Of a shard's metadata: a JSON object with the digests of plan and payload."""
+"""Key of a shard's metadata that holds a JSON object with the digests of plan and payload."""
 
 
 def plan_of(
@@ -44,18 +45,18 @@ def plan_of(
     measured: bool = False,
     shard_size: int = 1024,
 ) -> LatentPlan:
-    """What the pictures of a run become.
+    """The plan of a cache.
 
     Args:
-        data: the run's section; says images and mirroring.
-        source: the pictures.
+        data: the run's section; says which images, and whether they are mirrored.
+        source: the images.
         codec: the run's.
         dtype: of a posterior's moments, float16 or float32; pixels stay uint8.
-        measured: normalise every channel by this cache's own mean and deviation in place of the VAE's factor.
-        shard_size: pictures a shard.
+        measured: normalise every channel with this cache's own mean and standard deviation, not with the VAE's factor.
+        shard_size: images per shard.
 
     Raises:
-        UserError: statistics of a codec that has no latents to measure.
+        UserError: ``measured`` for a codec that is not a VAE.
     """
     vae = isinstance(codec, LatentVAE)
     if measured and not vae:
@@ -92,22 +93,22 @@ def write_cache(
     world: World,
     *,
     batch_size: int = 32,
-    on_pictures: Callable[[int], object] | None = None,
+    on_images: Callable[[int], object] | None = None,
 ) -> LatentManifest:
-    """Writes what is missing of a cache, this rank's shards; rank 0 ends it with the manifest.
+    """Writes the missing shards of a cache, each rank its own; rank 0 writes the manifest last.
 
     Args:
         root: the folder.
         plan: of ``plan_of``.
-        source: the pictures.
+        source: the images.
         codec: the plan's.
         world: rank and device.
-        batch_size: pictures at a time.
-        on_pictures: called with the number of pictures that are done.
+        batch_size: images encoded at a time.
+        on_images: called with the number of images of each finished shard.
 
     Raises:
-        UserError: the folder holds a cache of another plan, or a picture cannot be decoded.
-        RunError: the disk refuses it.
+        UserError: the folder holds a cache of another plan, or an image cannot be decoded.
+        RunError: it cannot be written.
     """
     _on_main(world, lambda: _open_folder(root, plan))
     try:
@@ -117,8 +118,8 @@ def write_cache(
                 if not _is_whole(path, plan, size):
                     raw = _encode(source, codec, plan, number, size, world.device, batch_size)
                     _write(path, {"raw": raw}, {"plan": plan.digest, "payload": _payload(raw)})
-                if on_pictures:
-                    on_pictures(size)
+                if on_images:
+                    on_images(size)
     except (OSError, SafetensorError) as error:
         raise _refused(root, error) from None
     world.barrier()
@@ -139,7 +140,7 @@ def _on_main(world: World, action: Callable[[], object]) -> None:
 
 
 def _open_folder(root: Path, plan: LatentPlan) -> None:
-    """Makes the folder, or finds it made for the same plan; sweeps what killed writers left."""
+    """Makes the folder, or checks that it was made for the same plan; removes what interrupted writers left."""
     try:
         root.mkdir(parents=True, exist_ok=True)
         if (root / PLAN).exists():
@@ -151,7 +152,7 @@ def _open_folder(root: Path, plan: LatentPlan) -> None:
                     f"{_look(plan.comparable(), changed[0])!r} now; take another --out, or remove it"
                 )
         elif any(entry for entry in root.iterdir() if not entry.name.startswith(".tmp-")):
-            raise UserError(f"{root} is not empty and no latent cache; take another --out")
+            raise UserError(f"{root} is not empty and not a latent cache; take another --out")
         else:
             _write_text(root / PLAN, seal(plan.model_dump(mode="json")))
         for left in root.glob(".tmp-*"):
@@ -167,7 +168,7 @@ def _look(values: Any, key: str) -> Any:
 
 
 def _is_whole(path: Path, plan: LatentPlan, size: int) -> bool:
-    """Whether a shard is there, of this plan, and as it was written."""
+    """Whether a shard exists, is of this plan, and is undamaged."""
     if not path.is_file():
         return False
     try:
@@ -208,7 +209,7 @@ def _encode(
 def _write(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str] | None = None) -> None:
     temporary = path.with_name(f".tmp-{path.name}-{os.getpid()}")
     try:
-        # one key, for the order of several is not fixed
+        # one key: the order of several is not fixed
         write_tensors(tensors, temporary, {KEY: json.dumps(metadata)} if metadata else None)
         temporary.rename(path)
         sync(path.parent)
@@ -228,7 +229,7 @@ def _write_text(path: Path, text: str) -> None:
 
 
 def _finish(root: Path, plan: LatentPlan, source: Source) -> None:
-    """Index and manifest, after every shard has been read back."""
+    """Writes index and manifest, after reading every shard."""
     try:
         _write(root / INDEX, {key: torch.from_numpy(np.array(value)) for key, value in index_arrays(source).items()})
         sums = [np.zeros(0), np.zeros(0)]
@@ -254,7 +255,7 @@ def _finish(root: Path, plan: LatentPlan, source: Source) -> None:
 
 
 def _sums(raw: Raw) -> tuple[Raw, Raw]:
-    """Sums of z and z squared over everything but channels, of the posterior's draws z."""
+    """Expected sums of z and z squared over all axes but channels, for draws z from the posteriors."""
     mean, log_variance = np.split(raw.astype(np.float64), 2, axis=2)
     axes = (0, 1, 3, 4)
     return mean.sum(axes), (mean**2 + np.exp(log_variance)).sum(axes)

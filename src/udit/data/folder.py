@@ -49,7 +49,7 @@ def class_folders(root: Path) -> list[str]:
         raise UserError(f"data.root {str(root)!r} cannot be listed ({error.strerror}); check its permissions") from None
     if not names:
         raise UserError(
-            f"data.root {str(root)!r} holds no folders; put the images of each class into a folder of its own"
+            f"data.root {str(root)!r} holds no class folders; put the images of each class into a folder of its own"
         )
     return names
 

@@ -28,9 +28,8 @@ def describe(data: IdxFiles) -> DataInfo:
     Raises:
         UserError: files that are missing or are not IDX files.
     """
-    root = _root(data)
-    height, width = (data.size, data.size) if data.size else shape_of(root)
-    names = data.classes or tuple(str(label) for label in range(count_classes(root)))
+    height, width = (data.size, data.size) if data.size else shape_of(_root(data))
+    names = data.classes or tuple(str(label) for label in range(count_classes(_root(data))))
     return DataInfo(channels=1, height=height, width=width, id2label=names)
 
 
@@ -172,7 +171,8 @@ def _header(stream: BinaryIO, path: Path, dimensions: int) -> tuple[int, ...]:
     shape = struct.unpack(f">{dimensions}I", head[4:])
     if not 0 < int(np.prod(shape, dtype=object)) <= MAX_BYTES:
         raise UserError(
-            f"{path} has a header for {'x'.join(map(str, shape))} bytes; files of 1 byte to {MAX_BYTES // 2**30} GB are read"
+            f"{path} has a header for {'x'.join(map(str, shape))} bytes; files of 1 byte to {MAX_BYTES // 2**30} GB "
+            "are read"
         )
     return shape
 

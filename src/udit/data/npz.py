@@ -58,18 +58,14 @@ def npz_file(path: Path, num_classes: int | None = None) -> InMemory:
         labels = [_labels(_array(archive, path, key), path, key) for _, key in pairs]
     for x, y, (images, key) in zip(pixels, labels, pairs, strict=True):
         if len(x) != len(y):
-            raise UserError(
-                f"{path} holds {len(x)} images in {images} and {len(y)} labels in {key}; the numbers must match"
-            )
+            raise UserError(f"{path} holds {len(x)} images in {images} and {len(y)} labels in {key}; they must match")
         if num_classes is not None and y.max() >= num_classes:
             raise UserError(
                 f"{path} has a label {y.max()} in {key} where there are {num_classes} classes; labels count from 0, "
                 "name all classes in data.classes"
             )
     if pixels[0].shape[1:] != pixels[-1].shape[1:]:
-        raise UserError(
-            f"{path} holds test images whose shape does not match that of its training images; they must match"
-        )
+        raise UserError(f"{path} holds test images of another shape than its training images; they must match")
     names = Names(f"{images} {i}" for x, (images, _) in zip(pixels, pairs, strict=True) for i in range(len(x)))
     held_out = range(len(pixels[0]), len(names))
     return InMemory(np.concatenate(pixels), np.concatenate(labels), names, held_out)

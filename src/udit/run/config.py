@@ -1,4 +1,4 @@
-"""The Run: everything one training depends on, resolved from a recipe and overrides without importing torch."""
+"""The Run: everything that a training depends on; free of torch. ``resolve.py`` makes a complete one of a recipe."""
 
 from __future__ import annotations
 
@@ -20,21 +20,21 @@ if TYPE_CHECKING:
 
 
 class PosthocConfig(Spec):
-    """Power-function averages kept beside the usual one, from which any length is rebuilt (Karras et al. 2024)."""
+    """Power-function EMAs from which `udit ema` rebuilds an EMA of any length (Karras et al. 2024)."""
 
     every: PositiveInt = 5_000
-    """Steps between snapshots; one more is of the last step."""
+    """Steps between snapshots; there is one more after the last step."""
     sigma_rels: Annotated[tuple[Annotated[float, Field(gt=0, lt=0.2886)], ...], Field(min_length=1)] = (0.05, 0.10)
-    """Lengths that are kept, as deviations of their profiles over the steps."""
+    """Lengths of the EMAs: the relative standard deviations of their profiles over the steps."""
     precision: Literal["float16", "bfloat16", "float32"] = "float16"
-    """Of snapshots; the averages themselves are float32."""
+    """Of snapshots; the EMAs themselves are float32."""
 
 
 class TrainingConfig(Spec):
     """The optimiser, its schedule, and what is written when."""
 
     steps: PositiveInt = 400_000
-    """Optimiser steps in all."""
+    """Optimiser steps in total."""
     batch_size: PositiveInt = 256
     """Images per step over all ranks and accumulation; ranks times accumulation must divide it."""
     accumulation: PositiveInt = 1
@@ -45,58 +45,58 @@ class TrainingConfig(Spec):
     betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = (0.9, 0.999)
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
     clip_norm: PositiveFloat | None = None
-    """Largest gradient norm; None leaves gradients as they are."""
+    """Largest gradient norm; None does not clip."""
     ema_decay: Annotated[float, Field(ge=0, lt=1)] = 0.9999
-    """Of the weights' moving average; while step < about 9 / (1 - decay) it is (1 + step) / (10 + step)."""
+    """Of the weights' moving average; it is (1 + step) / (10 + step) where that is less."""
     label_dropout: Annotated[float, Field(ge=0, le=1)] = 0.1
     """Share of labels replaced by the null label, for guidance; 0 by default where the model has none."""
     independent_level_dropout: bool = False
-    """Drops labels independently at every level of the U, as the U-DiT release does; off is one decision a sample."""
+    """Drops labels independently at every level of the U, as the U-DiT release does; off decides once per image."""
     posthoc_ema: PosthocConfig | None = None
-    """Keeps averages for `udit ema`; None keeps none."""
+    """Keeps EMAs for `udit ema`; None keeps none."""
     precision: Literal["float32", "bfloat16"] = "float32"
-    """bfloat16 is autocast; weights, optimiser and EMA stay float32."""
+    """bfloat16 uses autocast; weights, optimiser and EMA stay float32."""
     compile: bool = False
-    """torch.compile; the first steps are slow."""
+    """Uses torch.compile; the first steps are slow."""
     checkpoint_activations: bool | Literal["selective"] = False
-    """Makes activations again in backward: true those of whole blocks, the least memory for about a third more time;
-    selective those that are cheap: a U-DiT keeps a third less, for a few hundredths more time."""
+    """Recomputes activations in backward. true: those of whole blocks; least memory, about a third more time. selective:
+    those of cheap operators; a U-DiT needs a third less memory for activations, and a few per cent more time."""
     deterministic: bool = False
-    """Asks torch for deterministic CUDA kernels: slower, and what exact resuming on a GPU needs. CPUs always are."""
+    """Uses deterministic CUDA kernels: slower, and needed for bit-identical resuming on a GPU. CPU kernels always are."""
     device: str = "auto"
-    """auto takes CUDA, then MPS, then the CPU; or cpu, cuda, cuda:1, mps."""
+    """auto (CUDA, else MPS, else the CPU), cpu, cuda, cuda:1 or mps."""
     workers: NonNegativeInt = 0
-    """Processes that decode pictures, per rank; 0 decodes in the trainer."""
+    """Processes per rank that decode images; 0 decodes in the trainer."""
     log_every: PositiveInt = 1
     """Steps between lines of metrics.jsonl."""
     save_every: PositiveInt = 5_000
     keep: Annotated[int, Field(ge=2)] = 2
-    """Newest checkpoints kept."""
+    """Number of newest checkpoints that are kept."""
     sample_every: PositiveInt = 5_000
     """Steps between sample grids and validation losses."""
     check_every: PositiveInt = 500
-    """Steps between comparisons of all ranks' weights."""
+    """Steps between checks that all ranks have the same weights."""
     timeout: PositiveInt = 600
-    """Seconds after which a rank that does not answer ends the run."""
+    """Seconds without an answer of a rank after which the run ends."""
 
 
 class EvaluationConfig(Spec):
-    """How samples are scored."""
+    """How generated images are scored."""
 
     num_samples: Annotated[int, Field(ge=20)] = 1000
     batch_size: PositiveInt = 250
     first_seed: Seed = 0
     """Image i has seed first_seed + i."""
     labels: Literal["balanced", "random"] = "balanced"
-    """balanced: all classes in turn; random: uniform ones, each keyed by its picture's seed."""
+    """balanced: all classes in turn; random: uniform, keyed by the image's seed."""
     bootstrap: Annotated[int, Field(ge=10)] = 200
-    """Resamplings behind the confidence interval."""
+    """Resamplings for the confidence interval."""
     judge_steps: PositiveInt = 600
-    """Training steps of the classifier that judges."""
+    """Training steps of the classifier that judges samples."""
 
 
 class Run(Spec):
-    """A training and what follows from it, complete."""
+    """A training with sampling and evaluation, complete."""
 
     name: str
     out: Path
@@ -104,11 +104,11 @@ class Run(Spec):
     seed: Seed = 0
     data: DataConfig
     codec: CodecConfig = IdentityCodec()
-    """Between pictures and what the network sees."""
+    """Converts images to what the network sees, and back."""
     latents: Path | None = None
-    """A latent cache that ``udit encode`` wrote of this data and codec: training reads it and decodes no picture."""
+    """A latent cache that ``udit encode`` wrote with this data and codec; training reads it and decodes no image."""
     init_from: str | None = None
-    """A model folder, a run folder or a hub id whose weights begin this run, with new rows for new classes."""
+    """A model folder, a run folder or a hub id with the initial weights; embeddings of new classes are initialised."""
     model: SerializeAsAny[ModelConfig]
     diffusion: DiffusionConfig = DDPMConfig()
     training: TrainingConfig = TrainingConfig()
@@ -128,10 +128,10 @@ class Run(Spec):
         return codec_from(value)
 
     def source(self) -> Source:
-        """The run's images, or the latent cache in their place.
+        """The run's images, or its latent cache.
 
         Raises:
-            UserError: there are none, or they cannot be read.
+            UserError: there is none, or it cannot be read.
         """
         if self.latents is None:
             return self.data.build()
@@ -149,7 +149,7 @@ MAY_CHANGE = frozenset(
     | {f"training.{key}" for key in ("steps", "log_every", "save_every", "sample_every", "check_every")}
     | {f"training.{key}" for key in ("keep", "workers", "device", "timeout")}
 )
-"""Keys that resuming may find changed; any other change is refused. Data that moved is known by its fingerprint."""
+"""Keys that may change when a run is resumed; any other change is refused. Data may move if its fingerprint matches."""
 
 
 def model_from(values: dict[str, Any]) -> ModelConfig:
@@ -167,13 +167,13 @@ def model_from(values: dict[str, Any]) -> ModelConfig:
     else:
         family, known = values.pop("family", None), families()
         if not isinstance(family, str) or family not in known:
-            raise UserError(f"model.family is {family!r}, no family known{nearest(str(family), known)}")
+            raise UserError(f"model.family is {family!r}, not a known family{nearest(str(family), known)}")
         base = known[family].model_validate({})
     return parse(type(base), _merge(base.model_dump(), values), where="model")
 
 
 def _merge(base: dict[str, Any], values: dict[str, Any]) -> dict[str, Any]:
-    """``base`` with ``values`` laid over it; a section of another kind replaces the whole section."""
+    """``base`` with ``values`` on top; a section of another kind replaces the whole section."""
     merged = dict(base)
     for key, value in values.items():
         below = base.get(key)

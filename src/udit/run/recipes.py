@@ -1,4 +1,4 @@
-"""Reads recipes, ``run.yaml`` and ``config.json``, and lays overrides over them; no other configuration opens a file."""
+"""Reads recipes, ``run.yaml`` and ``config.json``: the only module of configuration that opens files."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """From a recipe's plain values to a complete ``Run``: the steps in their order, and what each of them decides.
 
-A step may read what earlier steps found and calls what reads data sets, latent caches, VAEs and initial weights; torch is
-not imported on the way, so that a wrong key or value is told within a second.
+A step uses what earlier steps found, and calls the modules that read data sets, latent caches, VAEs and initial
+weights. None of them imports torch, so that a wrong key or value is told within a second.
 """
 
 from __future__ import annotations

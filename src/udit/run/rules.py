@@ -48,8 +48,8 @@ def all_classes_have_a_label(run: Run, seen: DataInfo) -> str | None:
     if not run.model.num_classes or run.model.num_classes >= len(seen.id2label):
         return None
     return (
-        f"model.num_classes is {run.model.num_classes} and the data has {len(seen.id2label)} classes; leave num_classes "
-        "out, or set it to 0 for an unconditional model"
+        f"model.num_classes is {run.model.num_classes} and the data has {len(seen.id2label)} classes; leave "
+        "num_classes out, or set it to 0 for an unconditional model"
     )
 
 
@@ -103,11 +103,9 @@ def caching_needs_the_usual_direction(run: Run, seen: DataInfo) -> str | None:
 
 def data_gives_labels(run: Run, seen: DataInfo) -> str | None:
     """Data sets have labels, and no vectors for a model with ``context``."""
-    return (
-        "model.context takes vectors and the data gives labels; leave context out"
-        if run.model.condition_shape
-        else None
-    )
+    if not run.model.condition_shape:
+        return None
+    return "model.context takes vectors and the data gives labels; leave context out"
 
 
 def reversed_flow_is_trained_as_flow(run: Run, seen: DataInfo) -> str | None:

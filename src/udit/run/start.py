@@ -1,4 +1,4 @@
-"""A run that starts from trained weights: model, noising process and codec are those of the weights; free of torch."""
+"""A run with initial weights: model, noising process and codec are those of the weights; free of torch."""
 
 from __future__ import annotations
 
@@ -8,20 +8,20 @@ from udit.errors import UserError, nearest
 from udit.spec.base import Spec
 
 BOUNDARY = frozenset({"in_channels", "num_classes", "input_size", "learn_sigma"})
-"""Of a model's config: what may differ from the weights'. Parameters of another shape begin anew."""
+"""Of a model's config: keys that may differ from the weights'. Parameters of another shape are initialised."""
 DECIDED = ("model", "diffusion", "codec", "sampling")
-"""Sections that the weights decide; a recipe's own give way to them."""
+"""Sections that the weights decide; they replace a recipe's own."""
 
 
 def follow_start(values: dict[str, Any], origin: dict[str, Any]) -> dict[str, Any]:
-    """A run's plain values with the sections that its initial weights decide, where it leaves them out.
+    """A run's plain values, with the sections that its initial weights decide where the run does not give them.
 
     Args:
         values: of the run.
-        origin: plain ``model``, ``diffusion``, ``codec`` and ``sampling`` of the weights, see ``read_origin``.
+        origin: plain ``model``, ``diffusion``, ``codec`` and ``sampling`` of the weights, see ``recipes.read_origin``.
 
     Raises:
-        UserError: a key of model or diffusion says otherwise than the weights; names it with both values.
+        UserError: a key of model or diffusion does not match the weights; names it with both values.
     """
     source = values["init_from"]
     old = dict(origin["model"])
@@ -34,7 +34,7 @@ def follow_start(values: dict[str, Any], origin: dict[str, Any]) -> dict[str, An
             raise UserError(
                 f"model.{key} is {value!r} and the weights of init_from={source} have {old[key]!r}; leave it out"
             )
-    free = BOUNDARY - {"learn_sigma"}  # which the data decides
+    free = BOUNDARY - {"learn_sigma"}  # decided by the data
     model = {key: value for key, value in old.items() if key not in free} | given
     kind = (values.get("diffusion") or {}).get("kind", origin["diffusion"]["kind"])
     if kind != origin["diffusion"]["kind"]:

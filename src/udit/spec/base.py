@@ -109,7 +109,7 @@ def _strict(schema: Any, owner: type[BaseModel]) -> Any:
         case "bool" | "float":
             return {**schema, "strict": True}
         case "int":  # not strict: YAML's 1e5 is a float, and a whole number
-            return core_schema.no_info_before_validator_function(_number, schema)  # type: ignore[arg-type]
+            return core_schema.no_info_before_validator_function(_number, schema)
     return {key: value if key == "metadata" else _strict(value, owner) for key, value in schema.items()}
 
 
@@ -146,7 +146,7 @@ def _one_line(problems: Sequence[ErrorDetails], values: Any, where: str) -> str:
         return message if not dotted or message.startswith(dotted) else f"{dotted}: {message}"
     if kind.startswith("bool_"):
         words = [p["ctx"]["expected"] for p in problems if p["type"] == "literal_error" and p["input"] is value]
-        return f"{dotted} is {value!r}; it takes true, false{' or ' if words else ''}{' or '.join(words)}"
+        return f"{dotted} is {value!r}; it takes {f'true, false or {words[0]}' if words else 'true or false'}"
     if kind in NOT_A_NUMBER:
         return f"{dotted} is {value!r}; it takes a number"
     return f"{dotted} is {value!r}: {message[0].lower()}{message[1:]}"
