@@ -59,10 +59,10 @@ class TrainingConfig(Spec):
     compile: bool = False
     """Uses torch.compile; the first steps are slow."""
     checkpoint_activations: bool | Literal["selective"] = False
-    """Recomputes activations in backward. true: those of whole blocks; least memory, about a third more time. selective:
-    those of cheap operators; a U-DiT needs a third less memory for activations, and a few per cent more time."""
+    """Recomputes activations in backward. true: those of whole blocks; least memory, about a third more time.
+    selective: those of cheap operators; a U-DiT keeps a third less, and takes a few per cent more time."""
     deterministic: bool = False
-    """Uses deterministic CUDA kernels: slower, and needed for bit-identical resuming on a GPU. CPU kernels always are."""
+    """Uses deterministic CUDA kernels: slower; bit-identical resuming on a GPU needs it. CPU kernels always are."""
     device: str = "auto"
     """auto (CUDA, else MPS, else the CPU), cpu, cuda, cuda:1 or mps."""
     workers: NonNegativeInt = 0
