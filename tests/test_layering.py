@@ -20,24 +20,9 @@ ROOT = Path(udit.__file__).parent
 FILES = sorted(ROOT.rglob("*.py"))
 
 ORDER = (
-    *(
-        "errors",
-        "spec",
-        "hub",
-        "record",
-        "rng",
-        "files",
-        "dist",
-        "images",
-        "checkpoint",
-        "ops",
-        "nn",
-        "models",
-        "diffusion",
-        "data",
-    ),
-    *("run", "assemble", "analysis", "store", "exporting", "convert", "parity", "training", "evaluation", "tuning"),
-    *("benchmarking", "studio", "cli", "__main__"),
+    *("errors", "spec", "rng", "files", "record", "hub", "dist", "images", "checkpoint", "ops", "nn", "models"),
+    *("diffusion", "data", "run", "assemble", "analysis", "store", "exporting", "convert", "parity", "training"),
+    *("evaluation", "tuning", "benchmarking", "studio", "cli", "__main__"),
 )
 """Packages and modules of the library, each of which may import those before it: no circle leaves a package."""
 FORBIDDEN = {
@@ -52,19 +37,35 @@ FORBIDDEN = {
 }
 """What comes before and is none of its business all the same."""
 CONFIGURATION = {
-    *("udit.spec", "udit.spec.base", "udit.errors", "udit.nn.specs", "udit.diffusion.config", "udit.data.config"),
-    *("udit.data.codec_config", "udit.data.cache_config", "udit.models.catalog", "udit.models.config"),
-    *("udit.models.ablation", "udit.models.isotropic", "udit.run", "udit.run.config", "udit.run.recipes"),
-    *("udit.run.start", "udit.run.system", "udit.evaluation.protocol", "udit.tuning.quality", "udit.files"),
-    *("udit.exporting.manifest", "udit.recipes"),
+    *("udit.errors", "udit.spec", "udit.spec.base", "udit.spec.digest", "udit.nn.specs", "udit.diffusion.config"),
+    *("udit.data.config", "udit.data.codec_config", "udit.data.cache_config", "udit.models.catalog"),
+    *("udit.models.config", "udit.models.ablation", "udit.models.isotropic", "udit.evaluation.protocol"),
+    *("udit.run", "udit.run.config", "udit.run.rules", "udit.run.start", "udit.run.system", "udit.run.resolve"),
+    *("udit.run.recipes", "udit.recipes"),
 }
-"""Modules that are free of torch, beside ``models/<family>/config.py``."""
-BUILDERS = {
+"""Modules of configuration, beside ``models/<family>/config.py``: free of torch, and none opens a file but ``READER``."""
+READER = "udit.run.recipes"
+"""Reads recipes, ``run.yaml`` and ``config.json``."""
+TORCH_FREE = {
+    *("udit.files", "udit.record", "udit.hub", "udit.exporting.manifest", "udit.tuning.quality"),
+    *(f"udit.data.{name}" for name in ("describe", "vae", "latents", "sources", "names", "verify", "decode")),
+    *(f"udit.data.{name}" for name in ("folder", "idx", "npz", "hub")),
+}
+"""No configuration, and free of torch all the same: what is read before torch is imported."""
+CALLS = {
     ("udit.run.config", "source", "udit.data.latents"),
+    ("udit.run.resolve", "latent_cache", "udit.data.latents"),
+    ("udit.run.resolve", "codec", "udit.data.vae"),
+    ("udit.run.resolve", "_described", "udit.data.describe"),
+    (READER, None, "udit.hub"),
     *(("udit.models.hdit.config", "build", f"udit.nn.{name}") for name in ("axial", "neighborhood", "window")),
-    *(("udit.data.config", "info", f"udit.data.{name}") for name in ("idx", "npz", "folder", "hub")),
 }
-"""(module, function, target) of a spec that builds what another package holds."""
+"""(module, function, target): where configuration calls what is not configuration, beside each spec's ``build``."""
+OPENS = {
+    *("open", "read_text", "read_bytes", "write_text", "write_bytes", "iterdir", "glob", "rglob", "is_file", "is_dir"),
+    *("exists", "stat", "lstat", "touch", "mkdir", "unlink", "scandir", "listdir", "walk"),
+}
+"""Names of functions and methods that open or look at files."""
 
 
 @dataclass(frozen=True)
@@ -176,8 +177,11 @@ def test_imports_make_no_circle() -> None:
     assert set(TopologicalSorter(graph).static_order()) >= MODULES
 
 
-@pytest.mark.parametrize("path", [p for p in FILES if is_configuration(module(p))], ids=module)
-def test_configuration_imports_no_torch(path: Path) -> None:
+CONFIGURATION_FILES = [path for path in FILES if is_configuration(module(path))]
+
+
+@pytest.mark.parametrize("path", CONFIGURATION_FILES, ids=module)
+def test_configuration_imports_configuration(path: Path) -> None:
     """A spec builds itself: ``build`` alone imports what it builds, from the spec's own package."""
     own = module(path).rpartition(".")[0]
     for found in imports(tree(path)):
@@ -186,14 +190,61 @@ def test_configuration_imports_no_torch(path: Path) -> None:
         if not found.target.startswith("udit.") or found.for_types or is_configuration(found.target):
             continue
         builds = found.function == "build" and found.target.startswith(f"{own}.")
-        assert builds or (module(path), found.function, found.target) in BUILDERS, f"line {found.line}: {found.target}"
+        texts = found.target == "udit.files"  # of which test_configuration_opens_no_file lets digests of texts pass
+        listed = (module(path), found.function, found.target) in CALLS
+        assert builds or texts or listed, f"line {found.line}: {found.target}"
+
+
+def test_tables_of_configuration_list_only_what_is_there() -> None:
+    assert MODULES >= CONFIGURATION | TORCH_FREE
+    there = {
+        (module(path), found.function, found.target) for path in CONFIGURATION_FILES for found in imports(tree(path))
+    }
+    assert there >= CALLS
+
+
+def openings(path: Path) -> Iterator[str]:
+    """Where a module opens or looks at a file, or imports from ``files`` what does."""
+    for node in ast.walk(tree(path)):
+        if isinstance(node, ast.Call):
+            name = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
+            if name in OPENS or ast.unparse(node.func) == "json.load":
+                yield f"line {node.lineno}: {ast.unparse(node.func)}"
+        if isinstance(node, ast.ImportFrom) and node.module == "udit.files":
+            yield from (f"line {node.lineno}: {a.name}" for a in node.names if a.name not in ("seal", "unseal"))
+
+
+@pytest.mark.parametrize("path", CONFIGURATION_FILES, ids=module)
+def test_configuration_opens_no_file(path: Path) -> None:
+    """One module reads recipes, ``run.yaml`` and ``config.json``; the others take values."""
+    assert bool(list(openings(path))) == (module(path) == READER), list(openings(path))
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "open('x')",
+        "Path('x').read_text()",
+        "Path('x').is_file()",
+        "json.load(stream)",
+        "from udit.files import write_text",
+    ],
+)
+def test_openings_of_files_are_seen(source: str, tmp_path: Path) -> None:
+    (tmp_path / "code.py").write_text(source)
+    assert list(openings(tmp_path / "code.py"))
 
 
 def test_configuration_loads_without_torch() -> None:
-    names = sorted(name for name in MODULES if is_configuration(name))
-    code = f"import importlib, sys; [importlib.import_module(n) for n in {names}]; "
-    code += "sys.exit(len({'torch', 'diffusers', 'numpy', 'sklearn', 'PIL'} & set(sys.modules)))"
-    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+    """And what resolving a run reads, which may take numpy."""
+    configuration = sorted(name for name in MODULES if is_configuration(name))
+    for names, heavy in (
+        (configuration, "{'torch', 'diffusers', 'numpy', 'sklearn', 'PIL'}"),
+        (sorted(TORCH_FREE), "{'torch', 'diffusers', 'sklearn'}"),
+    ):
+        code = f"import importlib, sys; [importlib.import_module(n) for n in {names}]; "
+        code += f"sys.exit(len({heavy} & set(sys.modules)))"
+        assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
 def test_nothing_below_the_jobs_loads_what_only_some_calls_need() -> None:
@@ -216,6 +267,10 @@ def test_nothing_below_the_jobs_loads_what_only_some_calls_need() -> None:
                 assert found.function is not None or found.for_types, f"{path.name}:{found.line}: {found.target}"
 
 
+RENAMES = {"files.py", "checkpoint.py"}
+"""The one way to write a file or folder whole; a checkpoint is also renamed when it is damaged or to be removed."""
+
+
 def offences(path: Path) -> Iterator[str]:
     """What the house bans."""
     for node in ast.walk(tree(path)):
@@ -232,6 +287,12 @@ def offences(path: Path) -> Iterator[str]:
                 yield f"line {line}: torch.load without weights_only=True"
         if isinstance(node, ast.keyword) and node.arg == "allow_pickle" and ast.unparse(node.value) != "False":
             yield f"line {line}: allow_pickle"
+        if (
+            isinstance(node, ast.Attribute)
+            and node.attr in ("rename", "mkstemp", "mkdtemp")
+            and path.name not in RENAMES
+        ):
+            yield f"line {line}: {node.attr}; write through files.py"
     for found in imports(tree(path)):
         if found.target.split(".")[0] in ("pickle", "cPickle", "dill", "cloudpickle", "joblib", "marshal", "shelve"):
             text = path.read_text(encoding="utf-8").splitlines()[found.line - 1].strip()
@@ -254,6 +315,7 @@ def test_nothing_banned_is_written(path: Path) -> None:
         ("def f():\n    from pickle import loads", "pickle"),
         ("import torch\ntorch.load('x', weights_only=True)", "torch.load"),
         ("import numpy as np\nnp.load('x', allow_pickle=True)", "allow_pickle"),
+        ("part.rename(path)", "rename"),
     ],
 )
 def test_the_ban_sees_what_it_bans(source: str, offence: str, tmp_path: Path) -> None:

@@ -21,6 +21,7 @@ from udit import store
 from udit.assemble import System
 from udit.diffusion.config import FlowConfig, SamplingConfig
 from udit.errors import RunError, UserError
+from udit.files import temporary_sibling
 from udit.models.catalog import find
 from udit.run.system import SystemConfig
 
@@ -126,7 +127,7 @@ def perturbed(system: System) -> System:
 
 
 def test_leftover_of_a_killed_save_is_no_obstacle(system: System, tmp_path: Path) -> None:
-    left = tmp_path / f".tmp-model-{os.getpid()}"
+    left = temporary_sibling(tmp_path / "model")
     left.mkdir()
     (left / "model.safetensors").write_bytes(b"half")
     udit.save(system, tmp_path / "model")

@@ -1,17 +1,117 @@
-"""Digests: JSON that carries its own, so that a torn or altered file does not pass for a whole one, and any file's."""
+"""Files and folders that are whole or not there, and digests that tell a torn or altered one."""
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
+import os
+import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from udit.spec.digest import FileFacts
 
+TEMPORARY = ".tmp-"
+"""Prefix of what is being written; ``sweep`` removes what a killed process left of it."""
+
+
+@contextlib.contextmanager
+def whole_file(path: Path, *, durable: bool = True) -> Iterator[Path]:
+    """A temporary sibling to write, which takes the name ``path`` on leaving; after an error it is removed.
+
+    Args:
+        path: the file; one that is there is replaced, and intact until then. Its folder must exist.
+        durable: wait until bytes and name are on disk, so that a power cut cannot tear the file either.
+
+    Raises:
+        OSError: the disk refuses it.
+    """
+    temporary = temporary_sibling(path)
+    try:
+        yield temporary
+        if durable:
+            sync(temporary)
+        temporary.replace(path)
+        if durable:
+            sync(path.parent)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def whole_folder(path: Path, *, replace: bool = False) -> Iterator[Path]:
+    """A new temporary sibling folder to fill, which takes the name ``path`` on leaving; after an error it is removed.
+
+    Every file in it is on disk before the folder has its name.
+
+    Args:
+        path: the folder; its parents are made.
+        replace: one that is there gives way; without, a folder that is not empty is an OSError.
+
+    Raises:
+        OSError: the disk refuses it.
+    """
+    temporary = temporary_sibling(path)
+    shutil.rmtree(temporary, ignore_errors=True)
+    try:
+        temporary.mkdir(parents=True)
+        yield temporary
+        for entry in temporary.rglob("*"):
+            sync(entry)
+        sync(temporary)
+        if replace and path.exists():
+            before = temporary_sibling(path.with_name(f"old-{path.name}"))
+            path.rename(before)
+            temporary.rename(path)
+            shutil.rmtree(before, ignore_errors=True)
+        else:
+            temporary.rename(path)
+        sync(path.parent)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes a UTF-8 text file, whole and durable.
+
+    Raises:
+        OSError: the disk refuses it.
+    """
+    with whole_file(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def temporary_sibling(path: Path) -> Path:
+    """Where this process writes what becomes ``path``; the suffix is kept, which some writers go by."""
+    return path.with_name(f"{TEMPORARY}{os.getpid()}-{path.name}")
+
+
+def sweep(folder: Path) -> None:
+    """Removes what killed writers left in a folder that only this process writes to."""
+    for entry in folder.glob(f"{TEMPORARY}*"):
+        if entry.is_dir() and not entry.is_symlink():
+            shutil.rmtree(entry, ignore_errors=True)
+        else:
+            entry.unlink(missing_ok=True)
+
+
+def sync(path: Path) -> None:
+    """Waits until a file's bytes, or a folder's names, are on disk.
+
+    Raises:
+        OSError: the disk refuses it.
+    """
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
 
 def seal(manifest: dict[str, Any]) -> str:
-    """The manifest's text, its own sha256 last."""
+    """A manifest as JSON text with its own sha256 as the last key."""
     digest = hashlib.sha256(_canonical(manifest).encode()).hexdigest()
     return _canonical({**manifest, "digest": digest})
 
@@ -20,7 +120,7 @@ def unseal(text: str) -> dict[str, Any]:
     """The manifest in a text of ``seal``.
 
     Raises:
-        ValueError: no JSON object, or not what was sealed.
+        ValueError: not a JSON object, or changed after it was sealed.
         RecursionError: nested too deeply to be one.
     """
     manifest = json.loads(text)
@@ -33,7 +133,7 @@ def unseal(text: str) -> dict[str, Any]:
 
 
 def file_sha256(path: Path) -> str:
-    """Of a file's bytes, as hex.
+    """sha256 of a file's bytes, in hex.
 
     Raises:
         OSError: it cannot be read.

@@ -15,6 +15,7 @@ from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 
 from udit.errors import RunError
+from udit.files import whole_file
 
 PNG_KEY = "udit"
 """The PNG text chunk that holds a picture's settings as JSON."""
@@ -46,7 +47,8 @@ def save_png(image: Image.Image, path: Path, settings: dict[str, Any] | None = N
         info.add_itxt(PNG_KEY, json.dumps(settings))
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        image.save(path, format="PNG", pnginfo=info)
+        with whole_file(path, durable=False) as temporary:
+            image.save(temporary, format="PNG", pnginfo=info)
     except OSError as error:
         raise RunError(
             f"cannot write {path}: {error.strerror or error}; give a writable place with enough room"

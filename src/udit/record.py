@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
+from udit.files import write_text
 from udit.spec.base import Spec
 
 
@@ -17,6 +17,4 @@ class Record(Spec):
         Raises:
             OSError: the disk refuses it.
         """
-        part = path.with_name(f".{path.name}.{os.getpid()}")
-        part.write_text(self.model_dump_json(indent=2) + "\n", encoding="utf-8")
-        part.replace(path)
+        write_text(path, self.model_dump_json(indent=2) + "\n")

@@ -73,10 +73,12 @@ def convert(
         from safetensors import SafetensorError
         from safetensors.torch import save_file
 
+        from udit.files import whole_file
         from udit.models.published import export_published
 
         try:
-            save_file({k: v.contiguous() for k, v in export_published(system.backbone).items()}, target)
+            with whole_file(target) as temporary:
+                save_file({k: v.contiguous() for k, v in export_published(system.backbone).items()}, temporary)
         except (OSError, SafetensorError) as error:
             raise RunError(f"cannot write {target}: {error}") from None
     else:

@@ -86,6 +86,7 @@ def sweep(
     from udit.evaluation.score import judge_of
     from udit.evaluation.sets import reference_of
     from udit.evaluation.standard import Scores, save_sweep, score, tables
+    from udit.files import write_text
     from udit.run.system import SystemConfig
     from udit.store import fingerprint, network, read_run_config
     from udit.training.posthoc import Snapshots
@@ -119,7 +120,7 @@ def sweep(
         ends = "-" if fid.interval is None else f"{fid.interval[0]:.4f} to {fid.interval[1]:.4f}"
         rows.append((f"{sigma_rel:g}", f"{rebuilt.error:.2%}", f"{fid.value:.4f}", ends))
     save_sweep(named, target / "ema-sweep.png")
-    (target / "ema-sweep.md").write_text(tables(named) + "\n", encoding="utf-8")
+    write_text(target / "ema-sweep.md", tables(named) + "\n")
     say(table(("sigma_rel", "profile off by", "distance (judge, not FID)", "95 %, endless samples"), rows))
     say(f"\nwrote {target}/: ema-sweep.md, ema-sweep.png, a metrics-ema-*.json a length")
     return 0

@@ -318,14 +318,16 @@ def _given(**values: Any) -> dict[str, Any]:
 def _write(target: Path, report: Any, images: Tensor, labels: list[int], names: tuple[str, ...]) -> None:
     import numpy as np
 
+    from udit.files import whole_file, write_text
     from udit.images import grid, save_png
 
     target.mkdir(parents=True, exist_ok=True)
-    np.savez(target / "samples.npz", arr_0=images.permute(0, 2, 3, 1).numpy(), arr_1=np.array(labels))
+    with whole_file(target / "samples.npz") as temporary, temporary.open("wb") as stream:
+        np.savez(stream, arr_0=images.permute(0, 2, 3, 1).numpy(), arr_1=np.array(labels))
     columns = min(10, len(set(labels)))
     shown = columns * 10
     save_png(
         grid(images[:shown], [names[label] for label in labels[:shown]], columns), target / "grid.png", report.protocol
     )
-    (target / "report.md").write_text(report.table() + "\n", encoding="utf-8")
+    write_text(target / "report.md", report.table() + "\n")
     report.write(target / "metrics.json")

@@ -308,6 +308,8 @@ def _write_npz(
     import numpy as np
     import torch
 
+    from udit.files import whole_file
+
     parts = list(batches)
     per_rank = -(-count // world.size)
     shape = next((images.shape[1:] for _, images in parts), None)
@@ -324,7 +326,8 @@ def _write_npz(
     if labels is not None:
         arrays["arr_1"] = np.array(labels, dtype=np.int64)
     try:
-        np.savez(path, **arrays)  # type: ignore[arg-type]
+        with whole_file(path) as temporary, temporary.open("wb") as stream:
+            np.savez(stream, **arrays)  # type: ignore[arg-type]
     except OSError as error:
         raise RunError(f"cannot write {path}: {error.strerror}; make room or take another --out") from None
     say(f"wrote {count} pictures to {path} (arr_0 uint8 {list(arrays['arr_0'].shape)})")

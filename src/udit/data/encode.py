@@ -20,7 +20,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from udit.checkpoint import sync, write_tensors
+from udit.checkpoint import write_tensors
 from udit.data.cache_config import INDEX, MANIFEST, PLAN, LatentManifest, LatentPlan, shard_name
 from udit.data.codec import Codec, LatentVAE
 from udit.data.config import DataConfig
@@ -29,7 +29,7 @@ from udit.data.latents import Raw, index_arrays, read_sealed, shard_layout, shar
 from udit.data.sources import Source
 from udit.dist import World
 from udit.errors import PeerError, RunError, UserError
-from udit.files import file_facts, seal
+from udit.files import TEMPORARY, file_facts, seal, sweep, whole_file, write_text
 from udit.spec.base import differing_keys, parse
 
 KEY = "udit"
@@ -151,12 +151,11 @@ def _open_folder(root: Path, plan: LatentPlan) -> None:
                     f"{root} holds a latent cache with another {changed[0]}: {_look(old, changed[0])!r}, and "
                     f"{_look(plan.comparable(), changed[0])!r} now; take another --out, or remove it"
                 )
-        elif any(entry for entry in root.iterdir() if not entry.name.startswith(".tmp-")):
+        elif any(entry for entry in root.iterdir() if not entry.name.startswith(TEMPORARY)):
             raise UserError(f"{root} is not empty and not a latent cache; take another --out")
         else:
-            _write_text(root / PLAN, seal(plan.model_dump(mode="json")))
-        for left in root.glob(".tmp-*"):
-            left.unlink(missing_ok=True)
+            write_text(root / PLAN, seal(plan.model_dump(mode="json")))
+        sweep(root)
     except OSError as error:
         raise _refused(root, error) from None
 
@@ -207,25 +206,9 @@ def _encode(
 
 
 def _write(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str] | None = None) -> None:
-    temporary = path.with_name(f".tmp-{path.name}-{os.getpid()}")
-    try:
+    with whole_file(path) as temporary:
         # one key: the order of several is not fixed
         write_tensors(tensors, temporary, {KEY: json.dumps(metadata)} if metadata else None)
-        temporary.rename(path)
-        sync(path.parent)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def _write_text(path: Path, text: str) -> None:
-    temporary = path.with_name(f".tmp-{path.name}-{os.getpid()}")
-    try:
-        temporary.write_text(text, encoding="utf-8")
-        sync(temporary)
-        temporary.rename(path)
-        sync(path.parent)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _finish(root: Path, plan: LatentPlan, source: Source) -> None:
@@ -249,7 +232,7 @@ def _finish(root: Path, plan: LatentPlan, source: Source) -> None:
         manifest = LatentManifest.model_validate(
             {"plan": plan.model_dump(), "index": file_facts(root / INDEX), "shards": facts, "mean": mean, "std": std}
         )
-        _write_text(root / MANIFEST, seal(manifest.model_dump(mode="json")))
+        write_text(root / MANIFEST, seal(manifest.model_dump(mode="json")))
     except (OSError, SafetensorError) as error:
         raise _refused(root, error) from None
 

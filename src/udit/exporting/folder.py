@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -29,7 +27,7 @@ from udit.exporting.manifest import (
 )
 from udit.exporting.program import inputs, trace
 from udit.exporting.write import quiet, write_graph
-from udit.files import file_facts
+from udit.files import file_facts, whole_folder
 from udit.store import fingerprint, read_config
 
 Size = tuple[int, int]
@@ -66,37 +64,31 @@ def export(
     system = _checked(system.fused(), size)
     if folder.exists() and not is_exported(folder) and (folder.is_file() or any(folder.iterdir())):
         raise UserError(f"{folder} exists and is no exported folder; choose another place with --out")
-    temporary = folder.with_name(f".tmp-{folder.name}-{os.getpid()}")
     try:
-        shutil.rmtree(temporary, ignore_errors=True)
-        temporary.mkdir(parents=True)
-        write_graph(kind, trace(system.backbone, size), temporary, calibration)
-        checks = compare(system, open_graph(kind, temporary), size)
-        if (worst := max(check.error for check in checks)) > TOLERANCE and not calibration:
-            raise UserError(
-                f"the {kind} graph differs from the network by {worst:.1e} of its output, more than {TOLERANCE:.0e}; "
-                f"{folder} is as it was"
+        with whole_folder(folder, replace=True) as temporary:
+            write_graph(kind, trace(system.backbone, size), temporary, calibration)
+            checks = compare(system, open_graph(kind, temporary), size)
+            if (worst := max(check.error for check in checks)) > TOLERANCE and not calibration:
+                raise UserError(
+                    f"the {kind} graph differs from the network by {worst:.1e} of its output, more than "
+                    f"{TOLERANCE:.0e}; {folder} is as it was"
+                )
+            (temporary / "config.json").write_text(
+                json.dumps(system.config.model_dump(mode="json"), indent=2) + "\n", encoding="utf-8"
             )
-        (temporary / "config.json").write_text(
-            json.dumps(system.config.model_dump(mode="json"), indent=2) + "\n", encoding="utf-8"
-        )
-        manifest = Manifest(
-            kind=kind,
-            precision="int8" if calibration else "float32",
-            calibration=len(calibration),
-            size=size,
-            weights=fingerprint(system.backbone),
-            checks=checks,
-            versions=versions,
-            files={path.name: file_facts(path) for path in sorted(temporary.iterdir())},
-        )
-        write_manifest(manifest, temporary)
-        shutil.rmtree(folder, ignore_errors=True)
-        temporary.rename(folder)
+            manifest = Manifest(
+                kind=kind,
+                precision="int8" if calibration else "float32",
+                calibration=len(calibration),
+                size=size,
+                weights=fingerprint(system.backbone),
+                checks=checks,
+                versions=versions,
+                files={path.name: file_facts(path) for path in sorted(temporary.iterdir())},
+            )
+            write_manifest(manifest, temporary)
     except OSError as error:
         raise RunError(f"cannot write {folder}: {error.strerror or error}") from None
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
     return manifest
 
 

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, NonNegativeInt, PositiveInt
 
 from udit.errors import UserError
-from udit.files import file_facts, seal, unseal
+from udit.files import file_facts, seal, unseal, write_text
 from udit.run.system import EXPORTED
 from udit.spec.base import Spec, parse
 from udit.spec.digest import FileFacts
@@ -69,7 +69,7 @@ class Manifest(Spec):
 
 def write_manifest(manifest: Manifest, folder: Path) -> None:
     """Writes ``export.json``, sealed."""
-    (folder / EXPORTED).write_text(seal(manifest.model_dump(mode="json")), encoding="utf-8")
+    write_text(folder / EXPORTED, seal(manifest.model_dump(mode="json")))
 
 
 def is_exported(folder: Path) -> bool:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import logging
 import platform
-import shutil
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ from udit.assemble import System
 from udit.checkpoint import Checkpoint, CheckpointStore
 from udit.data.sources import Source, parts_of
 from udit.errors import PeerError, RunError, UserError
+from udit.files import sweep
 from udit.nn import native
 from udit.run.config import Run
 from udit.run.system import SystemConfig
@@ -121,8 +121,7 @@ class Trainer:
             folder.write_run(self.run)
             self.store = CheckpointStore(self.run.out / "checkpoints", self.run.training.keep)
             self.store.sweep()
-            for left in self.run.out.glob(".tmp-model-*"):  # of a killed ``_finish``
-                shutil.rmtree(left, ignore_errors=True)
+            sweep(self.run.out)
         except BaseException:
             lock.release()
             raise
