@@ -43,7 +43,7 @@ CONFIGURATION = {
     *("udit.run", "udit.run.config", "udit.run.rules", "udit.run.start", "udit.run.system", "udit.run.resolve"),
     *("udit.run.recipes", "udit.recipes"),
 }
-"""Modules of configuration, beside ``models/<family>/config.py``: free of torch, and none opens a file but ``READER``."""
+"""Modules of configuration, beside ``models/<family>/config.py``: free of torch; only ``READER`` opens files."""
 READER = "udit.run.recipes"
 """Reads recipes, ``run.yaml`` and ``config.json``."""
 TORCH_FREE = {
@@ -58,7 +58,7 @@ CALLS = {
     ("udit.run.resolve", "codec", "udit.data.vae"),
     ("udit.run.resolve", "_described", "udit.data.describe"),
     (READER, None, "udit.hub"),
-    *(("udit.models.hdit.config", "build", f"udit.nn.{name}") for name in ("axial", "neighborhood", "window")),
+    *(("udit.models.hdit.config", "build", f"udit.nn.{name}") for name in ("axial", "neighborhood")),
 }
 """(module, function, target): where configuration calls what is not configuration, beside each spec's ``build``."""
 OPENS = {

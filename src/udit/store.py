@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Protocol, runtime_checkable
 
 import torch
 from safetensors import SafetensorError
@@ -177,10 +177,17 @@ def _file_advice(path: Path) -> str:
     return f"{path} is a file; give the model folder that holds it"
 
 
+@runtime_checkable
+class Fingerprinted(Protocol):
+    """A backbone that holds no weights itself and knows the fingerprint of those it was made of: an exported graph."""
+
+    fingerprint: str
+
+
 def fingerprint(model: nn.Module) -> str:
-    """First 16 hex digits of a sha256 over all weights, by name; an exported graph says whose it holds."""
-    if isinstance(told := getattr(model, "fingerprint", None), str):
-        return told
+    """First 16 hex digits of a sha256 over all weights, by name; of an exported graph, of the weights it was made of."""
+    if isinstance(model, Fingerprinted):
+        return model.fingerprint
     digest = hashlib.sha256()
     for name, tensor in sorted(model.state_dict().items()):
         digest.update(name.encode())
