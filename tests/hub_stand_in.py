@@ -59,7 +59,7 @@ class _Answers(BaseHTTPRequestHandler):
 
     def _answer(self) -> None:
         body = self.rfile.read(int(self.headers.get("Content-Length") or 0)).decode()
-        path = self.path.split("?")[0]
+        path, _, query = self.path.partition("?")
         self.server.asked.append(f"{self.command} {path}")
         files = self.server.files
         api = "/api/models/o/m" if path.startswith("/api/models/o/m") else "/api/datasets/o/d"
@@ -67,7 +67,7 @@ class _Answers(BaseHTTPRequestHandler):
             self._send_file(files.get(path.split("/resolve/", 1)[1].split("/", 1)[1]))
         elif path.startswith(f"{api}/tree/"):
             folder = path.removeprefix(f"{api}/tree/").partition("/")[2]
-            self._send(json.dumps(self._entries(folder)).encode())
+            self._send(json.dumps(self._entries(folder, "recursive=True" in query)).encode())
         elif path.startswith(f"{api}/paths-info/"):
             self._send(json.dumps([self._entry(name) for name in files if name in body]).encode())
         elif path == api or path.startswith(f"{api}/revision/"):
@@ -79,9 +79,11 @@ class _Answers(BaseHTTPRequestHandler):
     def _entry(self, name: str) -> dict[str, object]:
         return {"type": "file", "path": name, "size": len(self.server.files[name]), "oid": "b" * 40}
 
-    def _entries(self, folder: str) -> list[dict[str, object]]:
+    def _entries(self, folder: str, recursive: bool) -> list[dict[str, object]]:
         here = f"{folder}/" if folder else ""
         inside = [name for name in self.server.files if name.startswith(here)]
+        if recursive:
+            return [self._entry(name) for name in inside]
         folders = {here + name[len(here) :].split("/")[0] for name in inside if "/" in name[len(here) :]}
         found: list[dict[str, object]] = [
             {"type": "directory", "path": name, "size": 0, "oid": "c" * 40} for name in sorted(folders)

@@ -65,7 +65,7 @@ def test_recipe_pads_to_what_its_model_takes(tmp_path: Path) -> None:
 
 def test_fashion_mnist_that_is_not_installed_names_the_package(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Path, "is_dir", lambda path: False)
-    for asks in (FashionMnistData().info, FashionMnistData(size=32).build):
+    for asks in (lambda: describe(FashionMnistData()), FashionMnistData(size=32).build):
         with pytest.raises(UserError, match="apt-get install dataset-fashion-mnist"):
             asks()
 

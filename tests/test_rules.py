@@ -20,7 +20,7 @@ BROKEN: dict[Rule, tuple[str, str]] = {
     rules.all_classes_have_a_label: ("model.num_classes=5", "is 5 and the data has 10 classes"),
     rules.guidance_needs_a_null_label: (
         "model.num_classes=0",
-        "sampling.guidance is 2 and the model has no null label",
+        "guidance is 2 and the model has no null label",
     ),
     rules.label_dropout_needs_a_null_label: (
         f"{UVIT} + sampling.guidance=1 + training.label_dropout=0.2",
@@ -42,7 +42,7 @@ BROKEN: dict[Rule, tuple[str, str]] = {
     ),
     rules.sampler_is_the_process_s: (
         "sampling.sampler=ddim",
-        "sampling.sampler is 'ddim'; a flow model takes flow-euler",
+        "is 'ddim'; a flow model takes flow-euler",
     ),
     rules.steps_are_within_the_schedule: (f"{DDPM} + diffusion.steps=10", "is 15 and the schedule has 10"),
     rules.level_dropout_needs_labels_at_levels: (
@@ -55,7 +55,7 @@ BROKEN: dict[Rule, tuple[str, str]] = {
     ),
     rules.batch_splits_into_accumulated_parts: (
         "training.accumulation=7",
-        "32 does not split into 7 accumulated parts",
+        "32 does not split into 7 accumulated",
     ),
 }
 """Rule -> overrides of the digits' recipe that break it and no other, and what is said."""

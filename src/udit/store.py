@@ -185,7 +185,7 @@ class Fingerprinted(Protocol):
 
 
 def fingerprint(model: nn.Module) -> str:
-    """First 16 hex digits of a sha256 over all weights, by name; of an exported graph, of the weights it was made of."""
+    """First 16 hex digits of a sha256 over all weights, by name; of an exported graph, that of its model's weights."""
     if isinstance(model, Fingerprinted):
         return model.fingerprint
     digest = hashlib.sha256()
