@@ -67,7 +67,7 @@ class _Answers(BaseHTTPRequestHandler):
             self._send_file(files.get(path.split("/resolve/", 1)[1].split("/", 1)[1]))
         elif path.startswith(f"{api}/tree/"):
             folder = path.removeprefix(f"{api}/tree/").partition("/")[2]
-            self._send(json.dumps(self._entries(folder, "recursive=True" in query)).encode())
+            self._send(json.dumps(self._entries(folder, "recursive=true" in query.lower())).encode())
         elif path.startswith(f"{api}/paths-info/"):
             self._send(json.dumps([self._entry(name) for name in files if name in body]).encode())
         elif path == api or path.startswith(f"{api}/revision/"):

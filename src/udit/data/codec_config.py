@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import Field, PositiveFloat, PositiveInt
+from pydantic import BeforeValidator, Field, PositiveFloat, PositiveInt
 
 from udit.data.config import DataInfo
 from udit.errors import UserError
@@ -123,6 +123,10 @@ def codec_from(values: Any) -> CodecConfig:
     if not isinstance(values, dict):
         values = {"kind": values}
     return parse_kind(CodecConfig, {"kind": "identity", **values}, where="codec")
+
+
+AnyCodec = Annotated[CodecConfig, BeforeValidator(codec_from)]
+"""A codec's config, also from plain values or from its kind alone."""
 
 
 def _divided(pixels: DataInfo, factor: int, what: str) -> tuple[int, int]:

@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, SerializeAsAny, field_validator
+from pydantic import BeforeValidator, Field, NonNegativeInt, PositiveFloat, PositiveInt, SerializeAsAny
 
-from udit.data.codec_config import CodecConfig, IdentityCodec, codec_from
+from udit.data.codec_config import AnyCodec, IdentityCodec
 from udit.data.config import DataConfig
 from udit.diffusion.config import DDPMConfig, DiffusionConfig, SamplingConfig
 from udit.errors import UserError, nearest
@@ -95,69 +95,14 @@ class EvaluationConfig(Spec):
     """Training steps of the classifier that judges samples."""
 
 
-class Run(Spec):
-    """A training with sampling and evaluation, complete."""
-
-    name: str
-    out: Path
-    """The run folder."""
-    seed: Seed = 0
-    data: DataConfig
-    codec: CodecConfig = IdentityCodec()
-    """Converts images to what the network sees, and back."""
-    latents: Path | None = None
-    """A latent cache that ``udit encode`` wrote with this data and codec; training reads it and decodes no image."""
-    init_from: str | None = None
-    """A model folder, a run folder or a hub id with the initial weights; embeddings of new classes are initialised."""
-    model: SerializeAsAny[ModelConfig]
-    diffusion: DiffusionConfig = DDPMConfig()
-    training: TrainingConfig = TrainingConfig()
-    sampling: SamplingConfig = SamplingConfig()
-    evaluation: EvaluationConfig = EvaluationConfig()
-    id2label: tuple[str, ...] = ()
-    """Class names in label order, from the data; empty for an unconditional model."""
-
-    @field_validator("model", mode="before")
-    @classmethod
-    def _family(cls, value: Any) -> Any:
-        return model_from(value) if isinstance(value, dict) else value
-
-    @field_validator("codec", mode="before")
-    @classmethod
-    def _codec(cls, value: Any) -> Any:
-        return codec_from(value)
-
-    def source(self) -> Source:
-        """The run's images, or its latent cache.
-
-        Raises:
-            UserError: there is none, or it cannot be read.
-        """
-        if self.latents is None:
-            return self.data.build()
-        from udit.data.latents import LatentCache
-
-        return LatentCache(self.latents)
-
-    def plain(self) -> dict[str, Any]:
-        """As nested dicts, lists and scalars, for YAML and JSON."""
-        return self.model_dump(mode="json")
-
-
-MAY_CHANGE = frozenset(
-    {"name", "out", "sampling", "evaluation", "latents", "data.root", "data.verify"}
-    | {f"training.{key}" for key in ("steps", "log_every", "save_every", "sample_every", "check_every")}
-    | {f"training.{key}" for key in ("keep", "workers", "device", "timeout")}
-)
-"""Keys that may change when a run is resumed; any other change is refused. Data may move if its fingerprint matches."""
-
-
-def model_from(values: dict[str, Any]) -> ModelConfig:
-    """A model config from plain values with a ``name`` of the catalogue or a ``family``.
+def model_from(values: Any) -> Any:
+    """A model config from plain values with a ``name`` of the catalogue or a ``family``; other values as they are.
 
     Raises:
         UserError: unknown name, family or key, or a value out of range.
     """
+    if not isinstance(values, dict):
+        return values
     values = dict(values)
     if "name" in values:
         name = str(values.pop("name"))
@@ -186,6 +131,57 @@ def _merge(base: dict[str, Any], values: dict[str, Any]) -> dict[str, Any]:
         else:
             merged[key] = value
     return merged
+
+
+AnyModel = Annotated[SerializeAsAny[ModelConfig], BeforeValidator(model_from)]
+"""A model config of any family, also from plain values."""
+
+
+class Run(Spec):
+    """A training with sampling and evaluation, complete."""
+
+    name: str
+    out: Path
+    """The run folder."""
+    seed: Seed = 0
+    data: DataConfig
+    codec: AnyCodec = IdentityCodec()
+    """Converts images to what the network sees, and back."""
+    latents: Path | None = None
+    """A latent cache that ``udit encode`` wrote with this data and codec; training reads it and decodes no image."""
+    init_from: str | None = None
+    """A model folder, a run folder or a hub id with the initial weights; embeddings of new classes are initialised."""
+    model: AnyModel
+    diffusion: DiffusionConfig = DDPMConfig()
+    training: TrainingConfig = TrainingConfig()
+    sampling: SamplingConfig = SamplingConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
+    id2label: tuple[str, ...] = ()
+    """Class names in label order, from the data; empty for an unconditional model."""
+
+    def source(self) -> Source:
+        """The run's images, or its latent cache.
+
+        Raises:
+            UserError: there is none, or it cannot be read.
+        """
+        if self.latents is None:
+            return self.data.build()
+        from udit.data.latents import LatentCache
+
+        return LatentCache(self.latents)
+
+    def plain(self) -> dict[str, Any]:
+        """As nested dicts, lists and scalars, for YAML and JSON."""
+        return self.model_dump(mode="json")
+
+
+MAY_CHANGE = frozenset(
+    {"name", "out", "sampling", "evaluation", "latents", "data.root", "data.verify"}
+    | {f"training.{key}" for key in ("steps", "log_every", "save_every", "sample_every", "check_every")}
+    | {f"training.{key}" for key in ("keep", "workers", "device", "timeout")}
+)
+"""Keys that may change when a run is resumed; any other change is refused. Data may move if its fingerprint matches."""
 
 
 def changed_keys(old: Any, new: Any) -> list[str]:
