@@ -197,7 +197,7 @@ def test_every_key_that_does_not_fit_the_cache_is_named(cases: Cases, tmp_path: 
         "codec.channels=4": "codec.channels is 4 and",
         "codec.tiling=true": "codec.tiling is True and",
         "codec=identity": "codec.kind is 'identity' and",
-        f"codec.source={other}": "a decode by another VAE is noise",
+        f"codec.source={other}": "decoding with another VAE gives noise",
         "data.size=16": "data.size is 16 and",
         "data.channels=3": "data.channels is 3 and",
         "data.kind=digits": "data.kind is 'digits' and",
@@ -267,7 +267,7 @@ def test_damage_to_a_cache_is_found_before_the_first_step(cases: Cases, tmp_path
         "gone": (shard, None, f"{shard} of the latent cache cannot be read (No such file or directory)"),
         "index": ("index.safetensors", lambda b: b[:-1] + bytes([b[-1] ^ 1]), "index.safetensors does not match"),
         "no manifest": (MANIFEST, None, "is unfinished; run the same `udit encode` again"),
-        "torn manifest": (MANIFEST, lambda b: b[:100], "manifest.json is torn or altered"),
+        "torn manifest": (MANIFEST, lambda b: b[:100], "manifest.json is damaged or altered"),
         "count": (MANIFEST, facts(lambda v: v["plan"].update(count=27)), "lists 24 images and the manifest 27"),
         "counts": (MANIFEST, facts(lambda v: v["plan"].update(count=99)), "shards are 4 and 99 images"),
         "shape": (MANIFEST, facts(lambda v: v["plan"].update(shape=[1, 4, 4])), "shape is (1, 4, 4) and the codec"),
@@ -318,7 +318,7 @@ def test_bytes_depend_on_neither_ranks_nor_batches(cases: Cases, tmp_path: Path,
 
     with pytest.raises(RunError, match=r"No such file"):  # the other rank's shards are not there yet
         write_cache(tmp_path / "ranks", plan, source, codec, Alone(rank=0, size=2), batch_size=5)
-    with pytest.raises(UserError, match=r"manifest.json is torn or altered"):  # which rank 0 has yet to write
+    with pytest.raises(UserError, match=r"manifest.json is damaged or altered"):  # which rank 0 has yet to write
         write_cache(tmp_path / "ranks", plan, source, codec, Alone(rank=1, size=2), batch_size=5)
     assert not (tmp_path / "ranks" / MANIFEST).exists()
     write_cache(tmp_path / "ranks", plan, source, codec, dist.World(), batch_size=5)
@@ -373,7 +373,7 @@ def test_command_writes_goes_on_and_names_what_changed(
         assert "another fingerprint" in told(*words)
     finally:
         (cases.root / "data" / "cat" / "new.png").unlink()
-    assert "is not empty and no latent cache; take another --out" in told(*plain[:-1], str(cases.root / "data"))
+    assert "is not empty and not a latent cache; take another --out" in told(*plain[:-1], str(cases.root / "data"))
     assert "--shard-size is 0" in told(*plain, "--shard-size", "0")
     assert "leave latents out" in told(*words, f"latents={cache}")
 
@@ -442,7 +442,7 @@ def test_ten_thousand_mutated_manifests_get_an_answer_or_one_clear_line(cases: C
 
 def test_manifest_without_end_is_refused_unread(cases: Cases, tmp_path: Path, one_line: OneLine) -> None:
     cache = Path(shutil.copytree(cases.cache("identity"), tmp_path / "cache"))
-    for text, wanted in (("[" * 200_000, "torn or altered"), (" " * 65_000_000, "more than any manifest")):
+    for text, wanted in (("[" * 200_000, "damaged or altered"), (" " * 65_000_000, "more than any manifest")):
         (cache / MANIFEST).write_text(text)
         with pytest.raises(UserError) as error:
             LatentCache(cache)
