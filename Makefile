@@ -71,7 +71,7 @@ EQUAL := --baseline equal:DiT --baseline diffusers:DiTTransformer2DModel --work 
 OTHERS := --baseline diffusers:UNet2DModel --baseline diffusers:UVit2DModel
 PAGE := docs/performance
 TINY := width=32 depths=[1,1,2,1,1] in_channels=1 num_classes=10
-performance: install  ## Measures what docs/performance.md tells, and writes it (it takes long, and the machine alone)
+performance: install  ## Measures what docs/performance.md reports, and writes it (hours, on an idle machine)
 	$(MEASURE) U-DiT-S $(TINY) --batch 32 --work train --recompute --rounds 5 $(LITERAL) \
 	  --json $(PAGE)/training-2M-on-1x32x32.json
 	$(MEASURE) U-DiT-S --batch 8 --work train --recompute --rounds 3 $(LITERAL) --json $(PAGE)/training-S.json
@@ -97,7 +97,7 @@ performance: install  ## Measures what docs/performance.md tells, and writes it 
 	$(MEASURE) U-DiT-B --compiled --work forward --work train --rounds 2 --json $(PAGE)/compiling-B.json
 	$(MEASURE) U-DiT-S width=32 heads=4 depths=[1,2,2,2,1] --data fashion-mnist --work train --batch 64 --workers 0,2 \
 	  --json $(PAGE)/training-fed-by-fashion-mnist.json
-	$(BIN)/python benchmarks/report.py
+	$(BIN)/python benchmarks/report.py --page
 
 bench-smoke: install  ## Counts operators, copies and allocated bytes against benchmarks/budget.json
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/budget.py

@@ -13,10 +13,10 @@ SIZES = ("model", "input", "parameters", "inference", "MACs", "paper", "weights"
 SYSTEMS = ("models", "paper", "attention", "FFN", "skips", "code", "what is exact")
 PAGE = """# Systems
 
-Made by `make docs`. Parameters and MACs are counted on the meta device from the networks of this library.
-"Inference" is the fused form, whose MACs (matrix products, convolutions, attention; papers print them as "FLOPs") are
-those of one forward at batch 1; DiMSUM's scan and wavelets are not in them. "Code" is the licence of the official
-program, none of which is in this library. Rows whose name ends in -tiny are ours, at the size of the digits.
+Written by `make docs`. Parameters and MACs are counted on the meta device from the networks of this library.
+"Inference" is the fused network. Its MACs (matrix products, convolutions, attention; papers print them as "FLOPs") are
+those of one forward at batch 1, without DiMSUM's scan and wavelets. "Code" is the licence of the official program, none
+of which is in this library. Rows ending in -tiny are ours, at the size of the digits.
 
 {systems}
 

@@ -12,8 +12,8 @@ from udit.evaluation.features import NAME
 from udit.record import Record
 
 NOTE = (
-    "Distances and classes come from a small classifier that this project trained on the data set's judge part, which "
-    "the generator never saw. Its features are not Inception's: no number here compares with a published FID."
+    "Distances and classes come from a small classifier that udit trained on your data, on the judge part, which the "
+    "generator never saw. Its features are not Inception's: no number here compares with a published FID."
 )
 
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -28,7 +28,7 @@ class Report(Record):
     distance_interval: tuple[float, float]
     """95 %, basic bootstrap."""
     distance_debiased: NonNegativeFloat | None
-    """What endless samples would have; None where samples are too few to say, as in the next."""
+    """Extrapolated to infinitely many samples; None where samples are too few to say, as in the next."""
     debiased_interval: tuple[float, float] | None
     """95 %, of the distance between the generator's distribution and the reference as it stands."""
     distance_spread: tuple[float, ...]
@@ -69,7 +69,7 @@ class Report(Record):
     note: str = NOTE
 
     def rows(self) -> list[tuple[str, str, str]]:
-        """(what, number, beside what to read it) for each number."""
+        """(what, number, context in which to read it) for each number."""
         low, high = self.distance_interval
         sure, surer = self.agreement_interval
         n = self.matched_count
@@ -79,20 +79,20 @@ class Report(Record):
                 _percent(self.agreement),
                 f"95 %: {_percent(sure)} to {_percent(surer)}",
             ),
-            ("judge right on real test pictures", _percent(self.judge_on_test), "the agreement real pictures get"),
-            ("judge right on real training pictures", _percent(self.judge_on_train), "not seen by the judge"),
+            ("judge accuracy on real test images", _percent(self.judge_on_test), "the agreement real images get"),
+            ("judge accuracy on real training images", _percent(self.judge_on_train), "not seen by the judge"),
             (
                 f"Fréchet distance, N = {self.num_samples}",
                 f"{self.distance:.4f}",
                 f"judge features, not FID; 95 %: {low:.4f} to {high:.4f}",
             ),
             (
-                "Fréchet distance, endless samples",
+                "Fréchet distance, infinitely many samples",
                 "-" if self.distance_debiased is None else f"{self.distance_debiased:.4f}",
                 f"judge features; {_interval(self.debiased_interval)}",
             ),
             (
-                f"Fréchet distance of fifths, N = {self.num_samples // 5}",
+                f"Fréchet distance of five disjoint subsets, N = {self.num_samples // 5}",
                 f"{sum(self.distance_spread) / max(1, len(self.distance_spread)):.4f}",
                 f"judge features; {min(self.distance_spread):.4f} to {max(self.distance_spread):.4f} over seeds",
             ),
@@ -108,20 +108,20 @@ class Report(Record):
                 "judge features; compare with the next line",
             ),
             (
-                f"Fréchet distance, {n} real test pictures",
+                f"Fréchet distance, {n} real test images",
                 f"{self.distance_real:.4f}",
-                "judge features; what real pictures get",
+                "judge features; what real images get",
             ),
             (
-                "near to a training picture",
+                "close to a training image",
                 _percent(self.memorised),
-                f"real test pictures: {_percent(self.memorised_real)}",
+                f"real test images: {_percent(self.memorised_real)}",
             ),
         ]
 
     def table(self) -> str:
         """Numbers and protocol as Markdown that also reads well as it is."""
-        cells = [("score", "value", "beside"), *self.rows()]
+        cells = [("score", "value", "context"), *self.rows()]
         widths = [max(len(row[i]) for row in cells) for i in range(3)]
         lines = [
             f"| {what.ljust(widths[0])} | {value.rjust(widths[1])} | {beside.ljust(widths[2])} |"
@@ -131,7 +131,7 @@ class Report(Record):
         facts = {
             **self.protocol,
             "judge": f"{self.judge}, weights {self.judge_sha256[:12]}",
-            "reference": f"{self.reference_count} training pictures, sha256 {self.reference_sha256[:12]}",
+            "reference": f"{self.reference_count} training images, sha256 {self.reference_sha256[:12]}",
         }
         return "\n".join([*lines, "", self.note, "", *(f"- {key}: {plain(value)}" for key, value in facts.items())])
 

@@ -52,7 +52,7 @@ _UDIT = About(
     code="CC BY-NC 4.0",
     attention="cosine, RoPE, within 2x2 interleaved sub-grids behind a depthwise filter",
     ffn="GELU with re-parameterised depthwise convolutions",
-    skips="concatenated, one a level",
+    skips="concatenated, one per level",
     exact=_SAME,
 )
 _VANILLA = _UDIT.replace(
@@ -102,7 +102,7 @@ _HDIT = About(
     code="MIT",
     attention="cosine, axial RoPE; neighbourhoods or shifted windows at fine levels, global at the coarsest",
     ffn="GEGLU",
-    skips="learned mixture, one a level",
+    skips="learned mixture, one per level",
     exact=f"{_SAME}; neighbourhood attention by its definition",
 )
 

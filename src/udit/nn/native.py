@@ -34,7 +34,7 @@ SUFFIX = {torch.float32: "f32", torch.bfloat16: "bf16", torch.float64: "f64"}
 """What a function of a kernel ends in, by its element type. No kernel has all of them."""
 _LOADED: set[str] = set()
 """Kernels that this process has asked for and got."""
-FLAGS = ("-O3", "-march=native", "-fno-math-errno", "-std=c++17", "-fPIC")
+FLAGS = ("-O3", "-fno-math-errno", "-std=c++17", "-fPIC")
 THREADED = ("-fopenmp",)
 """Compiled in but not linked: torch has loaded the one OpenMP runtime that a process should have, and its symbols are
 found when the kernel is loaded. A compiler that speaks to another runtime builds a kernel of one thread instead."""
@@ -137,6 +137,15 @@ def cache_folder() -> Path:
     return (Path(base) if base else Path.home() / ".cache") / "udit"
 
 
+def architecture() -> str:
+    """The instruction set that kernels are compiled for: ``$UDIT_MARCH``, a value of ``-march``, or this processor's."""
+    return os.environ.get("UDIT_MARCH") or "native"
+
+
+def _flags() -> tuple[str, ...]:
+    return *FLAGS, f"-march={architecture()}"
+
+
 def load(name: str, compiler: str, folder: Path) -> ctypes.CDLL:
     """The library from ``folder``, where it is built first if it is not there.
 
@@ -170,7 +179,7 @@ def _build(source: Path, compiler: str, folder: Path) -> Path:
     for extra in (THREADED, ()):
         part, library = folder / "kernel.o", folder / f"kernel{len(extra)}.so"
         try:
-            _run(compiler, *FLAGS, *extra, "-c", str(source), "-o", str(part))
+            _run(compiler, *_flags(), *extra, "-c", str(source), "-o", str(part))
             _run(compiler, "-shared", str(part), "-o", str(library))
             ctypes.CDLL(str(library))
         except (OSError, subprocess.SubprocessError):
@@ -192,5 +201,5 @@ def _key(source: Path, compiler: str) -> str:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
         cpu += "".join(sorted({line for line in lines if line.startswith(("model name", "flags", "Features"))}))
     shared = "".join(path.read_text(encoding="utf-8") for path in sorted(source.parent.glob("*.h")))
-    parts = [source.read_text(encoding="utf-8"), shared, _run(compiler, "--version"), " ".join(FLAGS), cpu]
+    parts = [source.read_text(encoding="utf-8"), shared, _run(compiler, "--version"), " ".join(_flags()), cpu]
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
