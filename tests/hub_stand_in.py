@@ -16,6 +16,8 @@ MISSING = b'{"error": "not found"}'
 class Hub(ThreadingHTTPServer):
     """Serves the same files as the data set ``o/d`` and as the model ``o/m``, and remembers what was asked for."""
 
+    block_on_close = False  # connections that clients keep open end with their process
+
     def __init__(self, files: dict[str, bytes]) -> None:
         super().__init__(("127.0.0.1", 0), _Answers)
         self.files = files
@@ -37,8 +39,10 @@ def serving(files: dict[str, bytes]) -> Iterator[Hub]:
     """A hub that answers as long as the context lasts."""
     with Hub(files) as hub:
         Thread(target=hub.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
-        yield hub
-        hub.shutdown()
+        try:
+            yield hub
+        finally:
+            hub.shutdown()
 
 
 class _Answers(BaseHTTPRequestHandler):
