@@ -29,11 +29,11 @@ from torch import Tensor
 import udit
 from udit.assemble import System
 from udit.benchmarking.report import machine
-from udit.diffusion.config import SamplingConfig
-from udit.diffusion.denoise import Backbone, Denoiser
+from udit.diffusion.config import FlowConfig, SamplingConfig
+from udit.diffusion.ddpm import DDPM
+from udit.diffusion.denoiser import Backbone, Denoiser
 from udit.diffusion.guidance import Guided
 from udit.diffusion.sample import SeededNoise, sample
-from udit.diffusion.schedule import DDPM
 from udit.models.published import export_published
 from udit.store import fingerprint, read_run_config
 from udit.tuning.quality import LOSSES, Scored, fastest
@@ -183,7 +183,7 @@ def measure(section: str, run: Path, n: int, steps: list[int]) -> None:
     keep(section, {"caches": caches(scale)})
     if not steps:
         return
-    tried = [scale.weigh(how) for how in ways(scale.system.config.sampling, "flow", steps)]
+    tried = [scale.weigh(how) for how in ways(scale.system.config.sampling, FlowConfig.few_step_samplers, steps)]
     scale.rows.get(ANCESTRAL, lambda: _ancestral(scale))
     best = min(tried, key=lambda each: each.distance)
     for loss in LOSSES.values():
@@ -208,7 +208,7 @@ def _ancestral(scale: Scale) -> Scored:
     for start in range(0, scale.count, scale.batch_size):
         end = min(start + scale.batch_size, scale.count)
         noise = SeededNoise(range(scale.first_seed + start, scale.first_seed + end), shape)
-        steps = sample(ancestral(system), noise(0), scheduler="ddpm", steps=250, y=labels[start:end], noise=noise)
+        steps = sample(ancestral(system), noise(0), sampler="ddpm", steps=250, y=labels[start:end], noise=noise)
         for k, step in enumerate(steps, start=1):
             last = step.x
             if k % 25 == 0:

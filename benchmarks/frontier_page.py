@@ -8,8 +8,9 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from udit.diffusion.config import SamplingConfig
-from udit.tuning.quality import DEFAULTS, LOSSES, Scored, fastest
+from udit.diffusion.config import PROCESSES, SamplingConfig
+from udit.diffusion.samplers import SAMPLERS
+from udit.tuning.quality import LOSSES, Scored, fastest
 
 DOCS = Path(__file__).parent.parent / "docs"
 ANCESTRAL = "ancestral 250"
@@ -30,6 +31,13 @@ Without a `quality.json` in the run or model folder, `--quality` uses this table
 | --- | --- | --- | --- |
 {defaults}
 
+Samplers, and the noising processes (`diffusion.kind`) whose models they serve; the first that serves a process is its
+default. A count is one of network evaluations; respacing is ADM's (`"ddim50"`, `"10,20,20"`), from Python only.
+
+| sampler | what it is | serves | steps | options |
+| --- | --- | --- | --- | --- |
+{samplers}
+
 To choose by hand, under `sampling` of a recipe: first `sampler` and `steps`; then `guidance_interval: [0.2, 0.8]`,
 which applies guidance only in the middle of sampling, saves time and scored better here; then a cache
 (`refresh: [0, 3]` and `keep_guidance: true` at 9 steps).
@@ -39,9 +47,9 @@ the blocks) at some steps only, and the outer parts at every step. For a network
 what the deep part added. `sampling.cache=N` runs the deep part at every N-th step; `sampling.refresh=[0,3,...]` at the
 steps named. The other steps reuse its last output, or with `sampling.forecast=true` extrapolate linearly from its last
 two. With `sampling.keep_guidance=true` they also reuse the difference between the conditional and the null prediction,
-so that only the conditional half of the batch runs. `udit tune` records one run of 16 images, derives from it which
-steps to refresh for each number of refreshes (`diffusion/calibrate.py`), and takes the smallest number whose score is
-within 2 %. A cache lives for one sampling call.
+so that only the conditional half of the batch runs. `udit tune` records one run of 16 images, estimates from it which
+steps to refresh for each number of refreshes (`diffusion/calibrate.py` derives the formula), and takes the smallest
+number whose score is within 2 %. A cache lives for one sampling call.
 
 What depends on time and label alone, mostly the matrix products of adaLN, is computed once per call for all steps,
 labels and batches (`diffusion/conditions.py`).
@@ -73,11 +81,7 @@ settings differ by less than their intervals suggest. Seconds are processor time
 
 def write_page(record: dict[str, Any]) -> None:
     """Page and picture."""
-    defaults = "\n".join(
-        f"| {kind} | " + " | ".join(f"{sampler}, {steps} steps" for sampler, steps in levels.values()) + " |"
-        for kind, levels in DEFAULTS.items()
-    )
-    lines = [INTRO.format(defaults=defaults)]
+    lines = [intro()]
     if record:
         lines += [MEASURED]
     if "frontier" in record:
@@ -85,6 +89,20 @@ def write_page(record: dict[str, Any]) -> None:
     if record:
         lines += ["\n## Caching on top of a 50-step solver\n", *caching(record)]
     (DOCS / "sampling.md").write_text("\n".join(lines).rstrip("\n") + "\n", encoding="utf-8")
+
+
+def intro() -> str:
+    """The part of the page that measures nothing, with the tables of processes and samplers."""
+    defaults = [
+        f"| {kind} | " + " | ".join(f"{sampler}, {steps} steps" for sampler, steps in config.quality.values()) + " |"
+        for kind, config in PROCESSES.items()
+    ]
+    samplers = []
+    for name, row in SAMPLERS.items():
+        options = " ".join(f"`{option}`" for option in ("eta", "clip") if getattr(row, option)) or "none"
+        steps = "a count, or respacing" if row.respaces else "a count"
+        samplers.append(f"| `{name}` | {row.about} | {', '.join(row.processes)} | {steps} | {options} |")
+    return INTRO.format(defaults="\n".join(defaults), samplers="\n".join(samplers))
 
 
 def scored(section: dict[str, Any]) -> dict[str, Scored]:

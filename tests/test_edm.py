@@ -18,12 +18,13 @@ from gaussian import Gaussian
 from runs import RECIPE, train
 from udit.assemble import System
 from udit.diffusion.config import EDMConfig, SamplingConfig
-from udit.diffusion.denoise import Denoiser
-from udit.diffusion.edm import Preconditioned, WeightedLoss
+from udit.diffusion.ddpm import DDPM
+from udit.diffusion.denoiser import Denoiser
+from udit.diffusion.edm import EDM, Preconditioned, WeightedLoss
+from udit.diffusion.flow import Flow
 from udit.diffusion.guidance import Guided
 from udit.diffusion.objective import draw
 from udit.diffusion.sample import sample
-from udit.diffusion.schedule import DDPM, EDM, Flow
 from udit.errors import UserError
 from udit.images import read_pixels
 from udit.run.recipes import load_run
@@ -191,8 +192,8 @@ def test_misfits_of_sampling_are_told_in_one_line(hourglass: Path, tmp_path: Pat
     def line(model: Path, *words: str) -> str:
         return told("sample", str(model), *words, "--out", str(tmp_path / "out"), "--no-progress")
 
-    assert "an EDM model has no discrete steps to respace; use edm-heun" in line(hourglass, "--sampler", "ddim")
-    assert "does not know EDM's noise levels" in line(hourglass, "--sampler", "flow-euler")
+    assert "ddim does not fit a model that was trained with EDM; use edm-heun" in line(hourglass, "--sampler", "ddim")
+    assert "flow-euler does not fit a model that was trained with EDM" in line(hourglass, "--sampler", "flow-euler")
     assert "sampler is 'edm-huen'" in line(hourglass, "--sampler", "edm-huen")
     network = udit.build("HDiT-tiny", num_classes=0)
     config = SystemConfig(model=network.config, diffusion=EDMConfig(), sampling=SamplingConfig(sampler="edm-heun"))
@@ -224,8 +225,8 @@ def test_misfits_are_told_in_one_line(words: list[str], said: str, told: Told) -
 @pytest.mark.parametrize(
     ("schedule", "sampler", "said"),
     [
-        (EDM(), "ddim", "an EDM model has no discrete steps"),
-        (EDM(), "dpmpp", "dpmpp does not know EDM's noise levels; use edm-heun"),
+        (EDM(), "ddim", "trained with EDM; use edm-heun"),
+        (EDM(), "dpmpp", "dpmpp does not fit a model that was trained with EDM; use edm-heun"),
         (Flow(), "edm-heun", "trained with flow matching; use flow-euler"),
         (DDPM.linear(), "edm-euler", "trained with DDPM; use ddim"),
     ],
@@ -234,7 +235,7 @@ def test_samplers_of_other_schedules_are_told(
     schedule: DDPM | Flow | EDM, sampler: str, said: str, one_line: Callable[[BaseException], str]
 ) -> None:
     with pytest.raises(UserError) as caught:
-        list(sample(Gaussian().denoiser(schedule), torch.zeros(1, 1, 2, 2), scheduler=sampler, steps=4))
+        list(sample(Gaussian().denoiser(schedule), torch.zeros(1, 1, 2, 2), sampler=sampler, steps=4))
     assert said in one_line(caught.value)
 
 

@@ -38,6 +38,7 @@ FORBIDDEN = {
 """What comes before and is none of its business all the same."""
 CONFIGURATION = {
     *("udit.errors", "udit.spec", "udit.spec.base", "udit.spec.digest", "udit.nn.specs", "udit.diffusion.config"),
+    *("udit.diffusion.samplers",),
     *("udit.data.config", "udit.data.codec_config", "udit.data.cache_config", "udit.models.catalog"),
     *("udit.models.config", "udit.models.ablation", "udit.models.isotropic", "udit.evaluation.protocol"),
     *("udit.run", "udit.run.config", "udit.run.rules", "udit.run.start", "udit.run.system", "udit.run.resolve"),
@@ -66,6 +67,13 @@ OPENS = {
     *("exists", "stat", "lstat", "touch", "mkdir", "unlink", "scandir", "listdir", "walk"),
 }
 """Names of functions and methods that open or look at files."""
+OF_A_FAMILY = {
+    "build": "network",
+    "published_keys": "published",
+    "check_published": "published",
+    "parity_systems": "parity",
+}
+"""Methods of a family's config, and the one module of its folder that each may import."""
 
 
 @dataclass(frozen=True)
@@ -182,14 +190,20 @@ CONFIGURATION_FILES = [path for path in FILES if is_configuration(module(path))]
 
 @pytest.mark.parametrize("path", CONFIGURATION_FILES, ids=module)
 def test_configuration_imports_configuration(path: Path) -> None:
-    """A spec builds itself: ``build`` alone imports what it builds, from the spec's own package."""
+    """A spec builds itself: ``build`` alone imports what it builds, from the spec's own package.
+
+    A family's config has further such methods; each may import one module of its folder.
+    """
     own = module(path).rpartition(".")[0]
     for found in imports(tree(path)):
         heavy = found.target.split(".")[0] in ("torch", "numpy", "diffusers", "safetensors", "PIL", "sklearn")
         assert not heavy or found.for_types, f"line {found.line}: {found.target}"
         if not found.target.startswith("udit.") or found.for_types or is_configuration(found.target):
             continue
-        builds = found.function == "build" and found.target.startswith(f"{own}.")
+        if own.startswith("udit.models."):
+            builds = found.target == f"{own}.{OF_A_FAMILY.get(found.function or '')}"
+        else:
+            builds = found.function == "build" and found.target.startswith(f"{own}.")
         texts = found.target == "udit.files"  # of which test_configuration_opens_no_file lets digests of texts pass
         listed = (module(path), found.function, found.target) in CALLS
         assert builds or texts or listed, f"line {found.line}: {found.target}"
@@ -233,6 +247,21 @@ def test_configuration_opens_no_file(path: Path) -> None:
 def test_openings_of_files_are_seen(source: str, tmp_path: Path) -> None:
     (tmp_path / "code.py").write_text(source)
     assert list(openings(tmp_path / "code.py"))
+
+
+def test_a_family_is_named_by_its_folder_and_the_catalogue_alone() -> None:
+    """So a new one is a folder and a row; a family may build on another's folder."""
+    folders = {path.parent.name for path in ROOT.glob("models/*/config.py")}
+    assert len(folders) >= 8
+    for folder in folders:
+        names = {path.stem for path in (ROOT / "models" / folder).glob("*.py")}
+        assert names == {"__init__", "config", "network", "published", "parity"}, folder
+    for path in FILES:
+        if module(path) in ("udit.models.catalog", "udit.models.ablation") or path.parent.parent == ROOT / "models":
+            continue
+        for found in own_imports(path):
+            named = set(found.target.split(".")[2:3]) & folders
+            assert not named or not found.target.startswith("udit.models."), f"{path.name}:{found.line}: {found.target}"
 
 
 def test_configuration_loads_without_torch() -> None:

@@ -13,17 +13,11 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from gaussian import Gaussian
-from udit.diffusion.denoise import Denoiser, Prediction, Target, decode, encode, mix, null_labels
-from udit.diffusion.objective import (
-    Losses,
-    ancestral_moments,
-    draw,
-    drop_labels,
-    flow_loss,
-    hybrid_loss,
-    pixel_log_likelihood,
-)
-from udit.diffusion.schedule import DDPM, Flow
+from udit.diffusion.ddpm import DDPM, ancestral_moments, hybrid_loss, pixel_log_likelihood
+from udit.diffusion.denoiser import Denoiser, Prediction, mix, null_labels
+from udit.diffusion.flow import Flow, flow_loss
+from udit.diffusion.objective import Losses, draw, drop_labels
+from udit.diffusion.targets import Target, decode, encode
 from udit.errors import UserError
 
 DDPM_1000 = DDPM.linear(1000)

@@ -27,10 +27,10 @@ BROKEN: dict[Rule, tuple[str, str]] = {
         "training.label_dropout is 0.2 and the model has no null label",
     ),
     rules.guided_channels_are_predicted: ("sampling.guidance_channels=3", "is 3 and the model predicts 1"),
-    rules.variance_is_learned_by_ddpm_alone: ("model.learn_sigma=true", "flow matching learns no variance"),
+    rules.variance_is_the_process_s: ("model.learn_sigma=true", "flow matching learns no variance"),
     rules.caching_needs_the_usual_direction: (
         f"{SIT} + sampling.cache=2",
-        "sampling.cache is 2 and DiT predicts a reversed flow",
+        "sampling.cache is 2 and DiT counts time from noise to data",
     ),
     rules.data_gives_labels: (
         "model.num_classes=0 + model.context={width: 8, tokens: 2} + sampling.guidance=1",

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from udit.assemble import System as System
-    from udit.diffusion.denoise import Denoiser as Denoiser
+    from udit.diffusion.denoiser import Denoiser as Denoiser
     from udit.diffusion.guidance import Guided as Guided
     from udit.diffusion.sample import sample as sample
     from udit.models.build import build as build
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOME = {
-    "Denoiser": "udit.diffusion.denoise",
+    "Denoiser": "udit.diffusion.denoiser",
     "Guided": "udit.diffusion.guidance",
     "Run": "udit.run.config",
     "System": "udit.assemble",

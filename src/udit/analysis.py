@@ -17,15 +17,15 @@ class Cost:
     """Counts of one config."""
 
     parameters: int
-    """In training form. As in papers, the fixed position table that DiT's release holds as a parameter counts."""
+    """Of the unfused network. As in papers, fixed tables that a release has as parameters are counted."""
     inference_parameters: int
-    """In the form that ``fuse`` returns."""
+    """Of the fused network."""
     macs: int
-    """Multiply-accumulates of one forward at batch 1, inference form: matrix products, convolutions, attention."""
+    """Multiply-accumulates of one forward of the fused network at batch 1: matrix products, convolutions, attention."""
 
 
 def cost(config: ModelConfig, size: tuple[int, int] | None = None) -> Cost:
-    """Counts a config's parameters and MACs; nothing is allocated.
+    """Counts a config's parameters and MACs without allocating them.
 
     Args:
         config: of the model.

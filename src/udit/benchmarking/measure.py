@@ -17,7 +17,6 @@ from torch.profiler import ProfilerActivity, profile
 from udit.assemble import System, denoiser_of
 from udit.benchmarking.subjects import Subject, inputs
 from udit.diffusion.config import SamplingConfig
-from udit.diffusion.objective import hybrid_loss
 from udit.nn.dropout import key_dropout
 from udit.run.system import SystemConfig
 
@@ -155,7 +154,7 @@ def prepare(subject: Subject, work: Work, pictures: Pictures | None = None) -> P
     def step() -> None:
         key_dropout(model, 0, range(work.batch))
         x0, y = pictures() if pictures else made_up
-        hybrid_loss(denoiser, x0, t, noise, y).loss.mean().backward()
+        denoiser.schedule.loss(denoiser, x0, t, noise, y).loss.mean().backward()
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
 

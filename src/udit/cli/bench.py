@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from cyclopts import Parameter
 
 from udit.cli.output import say
+from udit.diffusion.config import DDPMConfig, SamplingConfig, check_sampler
+from udit.diffusion.samplers import listed
 from udit.errors import UserError
 
 if TYPE_CHECKING:
@@ -20,7 +22,7 @@ if TYPE_CHECKING:
     from udit.run.config import Run
 
 Flag = Parameter(negative="")
-Sampler = Literal["ddpm", "ddim", "dpmpp", "unipc"]
+SAMPLER_HELP = f"Of images: {listed(DDPMConfig.samplers())}; with --steps and --guidance."
 
 
 def bench(
@@ -32,7 +34,7 @@ def bench(
     compiled: Annotated[bool, Flag] = False,
     recompute: Annotated[bool, Flag] = False,
     apart: Annotated[bool, Flag] = False,
-    sampler: Sampler = "ddim",
+    sampler: Annotated[str, Parameter(help=SAMPLER_HELP)] = DDPMConfig.samplers()[0],
     steps: int = 20,
     guidance: float = 1.0,
     rounds: int = 5,
@@ -64,8 +66,6 @@ def bench(
         Also times training with cheap activations made again (training.checkpoint_activations=selective).
     apart
         Keeps one network in memory at a time and builds each anew in every round: for those too large together.
-    sampler
-        Of images; with --steps and --guidance.
     rounds
         Timed calls of each.
     data
@@ -78,7 +78,6 @@ def bench(
     markdown
         Writes the tables there, after each row.
     """
-    from udit.diffusion.config import SamplingConfig
     from udit.run.config import model_from
     from udit.run.recipes import parse_overrides
     from udit.spec.base import parse
@@ -93,6 +92,7 @@ def bench(
         if path and (path.is_dir() or not os.access(path.absolute().parent, os.W_OK)):
             raise UserError(f"{path} cannot be written; name a file in a folder that is there and may be written to")
     sampling = parse(SamplingConfig, {"sampler": sampler, "steps": steps, "guidance": guidance}, where="images")
+    check_sampler(sampler, DDPMConfig, steps)
     batches, sizes = _numbers(batch, "--batch"), _numbers(size, "--size") if size else []
     of_pictures = [
         word for word in overrides if word.partition("=")[0].partition(".")[0] in ("data", "codec", "latents")

@@ -24,8 +24,8 @@ def convert(
 ) -> int:
     """Turn weights into a model folder, or a model into a release's weights.
 
-    A release's .pt, .pth, .ckpt, .bin or .safetensors file needs --model; a run or model folder or a hub id says itself
-    what it is.
+    A release's .pt, .pth, .ckpt, .bin or .safetensors file needs --model; a run folder, a model folder or a hub id
+    describes itself.
 
     Parameters
     ----------
@@ -40,13 +40,13 @@ def convert(
     to
         "published" writes the release's own key names.
     fuse
-        Write the inference form.
+        Write the fused network, for inference.
     repair
-        Undo what the U-DiT release's eval() did to a checkpoint, where it is recognised.
+        Undo damage to a checkpoint by the release's own code (U-DiT's eval()), where it is recognised.
     weights
         Which weights of a run or model folder.
     vae
-        Folder or hub id of the VAE behind a release on latents; stabilityai/sd-vae-ft-ema if not given.
+        Folder or hub id of the VAE of a release on latents; stabilityai/sd-vae-ft-ema if not given.
     """
     from udit.run.config import model_from
     from udit.run.recipes import parse_overrides
@@ -85,5 +85,5 @@ def convert(
         system = system.fused() if fuse else system
         store.save(system, target)
     count = sum(p.numel() for p in system.backbone.parameters())
-    say(f"wrote {target}: {count:,} parameters in {'inference' if fuse else 'training'} form")
+    say(f"wrote {target}: {count:,} parameters, {'fused' if fuse else 'unfused'}")
     return 0

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from udit.cli.extractor import FeaturesName
+from udit.cli.options import SamplerOption
 from udit.cli.output import say
 from udit.errors import UserError
 
@@ -26,7 +27,7 @@ def evaluate(
     n: int | None = None,
     steps: int | None = None,
     guidance: float | None = None,
-    sampler: str | None = None,
+    sampler: SamplerOption = None,
     features: FeaturesName = "judge",
     weights_file: Path | None = None,
     reference: Path | None = None,
@@ -56,8 +57,6 @@ def evaluate(
         Network evaluations per sample.
     guidance
         Guidance scale; 1 is none.
-    sampler
-        ddpm, ddim, dpmpp, unipc, flow-euler, flow-heun, edm-heun or edm-euler.
     features
         judge, inception, clip or dinov2.
     weights_file

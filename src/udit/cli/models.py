@@ -14,9 +14,9 @@ SYSTEMS = ("models", "paper", "attention", "FFN", "skips", "code", "what is exac
 PAGE = """# Systems
 
 Written by `make docs`. Parameters and MACs are counted on the meta device from the networks of this library.
-"Inference" is the fused network. Its MACs (matrix products, convolutions, attention; papers print them as "FLOPs") are
-those of one forward at batch 1, without DiMSUM's scan and wavelets. "Code" is the licence of the official program, none
-of which is in this library. Rows ending in -tiny are ours, at the size of the digits.
+"Inference" counts the parameters of the fused network. MACs are those of one forward of it at batch 1: matrix products,
+convolutions and attention (papers print them as "FLOPs"). "Code" is the licence of the official program; none of its
+code is in this library. Rows whose names end in -tiny are ours, at the size of the digits.
 
 {systems}
 
@@ -30,9 +30,9 @@ def models(
 ) -> int:
     """List the catalogue with parameters and MACs, counted now.
 
-    "inference" is the fused form; MACs are its multiply-accumulates (matrix products, convolutions, attention) for one
-    input. Papers of this field print the same number as "FLOPs". With names given, what these are made of follows, and
-    what of it is checked against the official program.
+    "inference" counts the parameters of the fused network; MACs are its multiply-accumulates (matrix products,
+    convolutions, attention) for one input, which papers of this field print as "FLOPs". If names are given, a second
+    table lists the parts of these models, and what is checked against the official programs.
 
     Parameters
     ----------
@@ -41,7 +41,7 @@ def models(
     markdown
         As a Markdown table.
     as_json
-        As JSON, one object a model.
+        As JSON, one object for each model.
     """
     from udit.models.catalog import CATALOG, find
 

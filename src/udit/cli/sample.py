@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from udit.cli.engines import Choice, find_graph, load_graph
+from udit.cli.options import SamplerOption
 from udit.cli.output import say
 from udit.errors import RunError, UserError
 from udit.tuning.quality import Level
@@ -37,7 +38,7 @@ def sample(
     quality: Level | None = None,
     steps: int | None = None,
     guidance: float | None = None,
-    sampler: str | None = None,
+    sampler: SamplerOption = None,
     guidance_channels: int | None = None,
     eta: float | None = None,
     cache: int | None = None,
@@ -73,8 +74,6 @@ def sample(
         Network evaluations per picture; the model's own setting if not given, as for the next five.
     guidance
         Guidance scale w of u + w (c - u); 1 is none.
-    sampler
-        ddpm, ddim, dpmpp, unipc, flow-euler, flow-heun, edm-heun or edm-euler.
     guidance_channels
         Guide only the first so many channels; 3 is the published DiT protocol.
     eta
@@ -113,7 +112,7 @@ def sample(
     if quality and changes:
         option = next(iter(changes)).replace("_", "-")
         raise UserError(f"--{option} is given and --quality {quality} sets it; leave one of them out")
-    SamplingConfig().replace(**{"sampler": "ddim", **changes} if "eta" in changes else changes)
+    SamplingConfig().replace(**changes)
 
     graph = find_graph(model, engine)
     if graph and device not in ("auto", "cpu"):

@@ -11,7 +11,7 @@ from torch import Tensor
 from udit.assemble import denoiser_of
 from udit.data.batches import batches
 from udit.data.sources import parts_of
-from udit.diffusion.denoise import mix
+from udit.diffusion.denoiser import mix
 from udit.diffusion.objective import draw, drop_labels
 from udit.run.config import Run
 from udit.run.system import SystemConfig

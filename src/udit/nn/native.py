@@ -138,7 +138,7 @@ def cache_folder() -> Path:
 
 
 def architecture() -> str:
-    """The instruction set that kernels are compiled for: ``$UDIT_MARCH``, a value of ``-march``, or this processor's."""
+    """The instruction set that kernels are compiled for: ``UDIT_MARCH``, a value of ``-march``, or this machine's."""
     return os.environ.get("UDIT_MARCH") or "native"
 
 

@@ -14,7 +14,6 @@ from typing import Any
 from udit.data.cache_config import follow_cache
 from udit.data.codec_config import codec_from
 from udit.data.config import DataConfig, DataInfo, FolderData
-from udit.diffusion.config import DDPMConfig, DiffusionConfig
 from udit.errors import UserError, nearest
 from udit.models.catalog import find
 from udit.run.config import Run, model_from
@@ -131,9 +130,7 @@ def data_set(draft: Draft) -> None:
 
 def noising_process(draft: Draft) -> None:
     """The noising process's config."""
-    draft.values["diffusion"] = parse_kind(
-        DiffusionConfig, draft.values.get("diffusion", {"kind": "ddpm"}), "diffusion"
-    )
+    draft.values["diffusion"] = process_from(draft.values.get("diffusion", DDPMConfig()))
 
 
 def codec(draft: Draft) -> None:
@@ -155,7 +152,7 @@ def model(draft: Draft) -> None:
     boundary: dict[str, Any] = {"in_channels": seen.channels, "input_size": [seen.height, seen.width]}
     if seen.id2label:
         boundary["num_classes"] = len(seen.id2label)
-    if not isinstance(draft.values["diffusion"], DDPMConfig):
+    if not draft.values["diffusion"].learns_variance:
         boundary["learn_sigma"] = False
     draft.values["model"] = model_from(boundary | section)
 
@@ -171,7 +168,7 @@ def class_names(draft: Draft) -> None:
 
 def sampler(draft: Draft) -> None:
     """The sampler is the noising process's first where none is given."""
-    _default(draft, "sampling", "sampler", draft.values["diffusion"].SAMPLERS[0])
+    _default(draft, "sampling", "sampler", draft.values["diffusion"].samplers()[0])
 
 
 def label_dropout(draft: Draft) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from udit.data.config import DataInfo
-from udit.diffusion.config import DDPMConfig
 from udit.errors import UserError
 from udit.run.config import Run
 
@@ -83,12 +82,11 @@ def guided_channels_are_predicted(run: Run, seen: DataInfo) -> str | None:
     )
 
 
-def variance_is_learned_by_ddpm_alone(run: Run, seen: DataInfo) -> str | None:
-    """Flow matching and EDM have no variance to learn."""
-    if isinstance(run.diffusion, DDPMConfig) or not run.model.learn_sigma:
+def variance_is_the_process_s(run: Run, seen: DataInfo) -> str | None:
+    """A variance is learned where the process has one to learn."""
+    if run.diffusion.learns_variance or not run.model.learn_sigma:
         return None
-    objective = {"flow": "flow matching", "edm": "EDM"}[run.diffusion.kind]
-    return f"model.learn_sigma is true; {objective} learns no variance, set it to false"
+    return f"model.learn_sigma is true; {run.diffusion.title} learns no variance, set it to false"
 
 
 def caching_needs_the_usual_direction(run: Run, seen: DataInfo) -> str | None:
@@ -96,8 +94,8 @@ def caching_needs_the_usual_direction(run: Run, seen: DataInfo) -> str | None:
     if run.sampling.cache == 1 or not run.model.reversed_flow:
         return None
     return (
-        f"sampling.cache is {run.sampling.cache} and {run.model.family} predicts a reversed flow, which step caching "
-        "does not support; set sampling.cache=1"
+        f"sampling.cache is {run.sampling.cache} and {run.model.family} counts time from noise to data (reversed "
+        "flow), so that its last steps cannot be told by a time near 0; set it to 1, or name evaluations in sampling.refresh"
     )
 
 
@@ -110,29 +108,27 @@ def data_gives_labels(run: Run, seen: DataInfo) -> str | None:
 
 def reversed_flow_is_trained_as_flow(run: Run, seen: DataInfo) -> str | None:
     """A model of a reversed flow is trained by flow matching."""
-    if not run.model.reversed_flow or run.diffusion.kind == "flow":
+    if not run.model.reversed_flow or run.diffusion.reversible:
         return None
     return f"diffusion.kind is {run.diffusion.kind} and the model predicts a reversed flow; set diffusion.kind=flow"
 
 
 def sampler_is_the_process_s(run: Run, seen: DataInfo) -> str | None:
     """The sampler is one of the noising process's."""
-    if run.sampling.sampler in run.diffusion.SAMPLERS:
+    if run.sampling.sampler in run.diffusion.samplers():
         return None
     return (
         f"sampling.sampler is {run.sampling.sampler!r}; a {run.diffusion.kind} model takes "
-        f"{', '.join(run.diffusion.SAMPLERS)}"
+        f"{', '.join(run.diffusion.samplers())}"
     )
 
 
 def steps_are_within_the_schedule(run: Run, seen: DataInfo) -> str | None:
     """A discrete schedule has no more sampling steps than steps."""
-    if not isinstance(run.diffusion, DDPMConfig) or run.sampling.steps <= run.diffusion.steps:
+    most = run.diffusion.max_steps
+    if most is None or run.sampling.steps <= most:
         return None
-    return (
-        f"sampling.steps is {run.sampling.steps} and the schedule has {run.diffusion.steps}; set it to "
-        f"{run.diffusion.steps} or fewer"
-    )
+    return f"sampling.steps is {run.sampling.steps} and the schedule has {most}; set it to {most} or fewer"
 
 
 def level_dropout_needs_labels_at_levels(run: Run, seen: DataInfo) -> str | None:
@@ -169,7 +165,7 @@ RULES: tuple[Rule, ...] = (
     guidance_needs_a_null_label,
     label_dropout_needs_a_null_label,
     guided_channels_are_predicted,
-    variance_is_learned_by_ddpm_alone,
+    variance_is_the_process_s,
     caching_needs_the_usual_direction,
     data_gives_labels,
     reversed_flow_is_trained_as_flow,

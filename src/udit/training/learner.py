@@ -7,18 +7,17 @@ import logging
 import math
 import signal
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from udit.assemble import denoiser_of, loss_of
+from udit.assemble import denoiser_of, objective_of
 from udit.checkpoint import Checkpoint
 from udit.data.batches import Batch
-from udit.diffusion.denoise import Denoiser
-from udit.diffusion.objective import Loss, Losses, draw, drop_labels
+from udit.diffusion.objective import Losses
 from udit.dist import World
 from udit.errors import UserError
 from udit.models.build import build, checkpoint_activations, compile_blocks
@@ -56,7 +55,7 @@ class Learner:
         config, device = run.training, world.device
         self.run, self.world = run, world
         self.codec = run.codec.build()
-        self.loss = loss_of(run.diffusion)
+        self.objective = objective_of(run)
         self.model = build(run.model, seed=run.seed, device=device)
         checkpoint_activations(self.model, config.checkpoint_activations)
         self.optimizer = torch.optim.AdamW(
@@ -173,7 +172,7 @@ class Learner:
         raw = x if self.run.latents else self.codec.raw(x)
         x0 = self.codec.normalise(raw, [(self.run.seed, position) for position in batch.positions])
         key_dropout(self.model, self.run.seed, batch.positions)
-        return losses_of(self.run, self.loss, self.denoiser, x0, batch.y, batch.positions)
+        return self.objective(self.denoiser, x0, batch.y, batch.positions)
 
     def step(self, step: int, micro_batches: list[Batch], stop_signal: int = 0) -> StepReport:
         """One optimiser step, or none where any rank's loss or gradient is not finite.
@@ -230,32 +229,6 @@ class Learner:
         """[1] float64 on the CPU: equal on all ranks as long as their weights are."""
         with torch.no_grad():
             return torch.stack([p.double().sum() for p in self.model.parameters()]).sum()[None].cpu()
-
-
-def losses_of(run: Run, loss: Loss, denoiser: Denoiser, x0: Tensor, labels: Tensor, positions: Sequence[int]) -> Losses:
-    """Per-sample losses of what the network sees; every random number is keyed by (seed, position in the run).
-
-    Args:
-        run: says how labels are dropped, and the precision.
-        loss: the run's.
-        denoiser: around the network.
-        x0: [B, c, h, w] on the network's device.
-        labels: [B] int64 on the CPU; not looked at by an unconditional model.
-        positions: places in the run's stream.
-    """
-    config, model, device = run.training, run.model, x0.device
-    levels = (model.label_levels or 1) if config.independent_level_dropout else 1
-    keys = [(position,) for position in positions]
-    draws = draw(denoiser.schedule, x0.shape[1:], run.seed, "train", keys, levels)
-    y = None
-    if model.num_classes:
-        y = labels
-        if config.label_dropout:
-            assert model.null_label is not None, "the run's check let a label be dropped for nothing"
-            y = drop_labels(y, model.null_label, config.label_dropout, draws.uniform)
-        y = y.to(device)
-    with torch.autocast(device.type, dtype=torch.bfloat16, enabled=config.precision == "bfloat16"):
-        return loss(denoiser, x0, draws.t.to(device), draws.noise.to(device), y)
 
 
 def _total(parts: Iterable[Tensor]) -> float:

@@ -13,13 +13,12 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from udit.assemble import denoiser_of, loss_of
+from udit.assemble import denoiser_of, objective_of
 from udit.data.batches import share_of
 from udit.models.build import checkpoint_activations
 from udit.nn.dropout import key_dropout
 from udit.run.config import Run
 from udit.run.system import SystemConfig
-from udit.training.learner import losses_of
 
 
 @dataclass(frozen=True)
@@ -69,7 +68,7 @@ def estimate(run: Run, ranks: int = 1) -> Memory:
                 there.append(parameter.grad)
         key_dropout(model, run.seed, range(batch))
         with _Living(there) as living:
-            loss = losses_of(run, loss_of(run.diffusion), denoiser, x0, y, range(batch)).loss.mean()
+            loss = objective_of(run)(denoiser, x0, y, range(batch)).loss.mean()
             activations = living.bytes
             loss.backward()
     weights, trained = _bytes(model.state_dict().values()), _bytes(parameters)

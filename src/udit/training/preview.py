@@ -12,8 +12,7 @@ from udit import rng
 from udit.assemble import System, denoiser_of
 from udit.data.latents import LatentCache
 from udit.data.sources import Labels, Source
-from udit.diffusion.denoise import Denoiser
-from udit.diffusion.objective import Loss, draw
+from udit.diffusion.objective import draw
 from udit.files import whole_file
 from udit.images import grid, save_png
 
@@ -53,14 +52,11 @@ def spread(part: Labels, count: int, seed: int) -> Labels:
 
 
 @torch.no_grad()
-def validation_loss(
-    system: System, loss: Loss, source: Source, part: Labels, seed: int, batch_size: int = 64
-) -> float | None:
+def validation_loss(system: System, source: Source, part: Labels, seed: int, batch_size: int = 64) -> float | None:
     """Mean loss of held-out pictures at fixed times and noise, the weights alone decide it; None without pictures.
 
     Args:
         system: with the averaged weights.
-        loss: the run's.
         source: the pictures.
         part: indices of those that are held out.
         seed: of the run; decides which of many are taken.
@@ -70,7 +66,7 @@ def validation_loss(
     if not len(part):
         return None
     device = next(system.backbone.parameters()).device
-    denoiser: Denoiser = denoiser_of(system.config, system.backbone)
+    denoiser = denoiser_of(system.config, system.backbone)
     total = 0.0
     for start in range(0, len(part), batch_size):
         ids = [int(i) for i in part[start : start + batch_size]]
@@ -78,7 +74,7 @@ def validation_loss(
         x0 = system.codec.normalise(x if isinstance(source, LatentCache) else system.codec.raw(x))
         draws = draw(denoiser.schedule, x0.shape[1:], 0, "validation", [(start + k,) for k in range(len(ids))])
         y = torch.tensor([int(source.labels[i]) for i in ids]).to(device) if system.config.model.num_classes else None
-        losses = loss(denoiser, x0, draws.t.to(device), draws.noise.to(device), y)
+        losses = denoiser.schedule.loss(denoiser, x0, draws.t.to(device), draws.noise.to(device), y)
         total += float(losses.loss.double().sum())
     return total / len(part)
 

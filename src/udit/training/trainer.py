@@ -267,7 +267,7 @@ class Trainer:
     def _show(self, step: int) -> dict[str, Any]:
         run, system = self.run, self._averaged(step)
         preview.save_grid(system, run.out / "samples" / f"step-{step:08d}.png", run.seed)
-        loss = preview.validation_loss(system, self.learner.loss, self.source, self.parts.test, run.seed)
+        loss = preview.validation_loss(system, self.source, self.parts.test, run.seed)
         return {} if loss is None else {"val_loss": loss}
 
     def _snapshot(self, step: int) -> None:

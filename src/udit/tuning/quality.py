@@ -8,21 +8,15 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, ValidationError
 
-from udit.diffusion.config import DDPMConfig, DiffusionConfig, SamplingConfig
+from udit.diffusion.config import DiffusionConfig, SamplingConfig
+from udit.diffusion.config import Level as Level
 from udit.errors import RunError, UserError
 from udit.record import Record
 from udit.spec.base import Spec
 
-Level = Literal["draft", "good", "best"]
 FILE = "quality.json"
 LOSSES: dict[Level, float] = {"best": 0.02, "good": 0.10, "draft": 0.50}
 """By how much a score may fall behind the best one that was reached: the distance grow, the agreement fall."""
-DEFAULTS: dict[str, dict[Level, tuple[str, int]]] = {
-    "flow": {"draft": ("dpmpp", 6), "good": ("dpmpp", 12), "best": ("dpmpp", 30)},
-    "ddpm": {"draft": ("dpmpp", 8), "good": ("dpmpp", 20), "best": ("ddim", 100)},
-    "edm": {"draft": ("edm-heun", 9), "good": ("edm-heun", 19), "best": ("edm-heun", 39)},
-}
-"""Sampler and steps where nothing has been tuned, by kind of noising process."""
 
 Share = Annotated[float, Field(ge=0, le=1)]
 
@@ -96,10 +90,9 @@ def fastest(tried: Sequence[Scored], loss: float, best: Scored) -> Scored:
 
 
 def default(level: Level, own: SamplingConfig, diffusion: DiffusionConfig) -> SamplingConfig:
-    """The table's way for a model, guided as the model's own setting is."""
-    sampler, steps = DEFAULTS[diffusion.kind][level]
-    if isinstance(diffusion, DDPMConfig):
-        steps = min(steps, diffusion.steps)
+    """The noising process's own setting for a level, guided as the model's own setting is."""
+    sampler, steps = diffusion.quality[level]
+    steps = min(steps, diffusion.max_steps or steps)
     return SamplingConfig().replace(
         sampler=sampler,
         steps=steps,

@@ -32,11 +32,6 @@ SHARES = (0.04, 0.06, 0.08, 0.1, 0.125, 0.16, 0.2, 0.25, 0.33, 0.5)
 """Of a run's evaluations that a cache may refresh."""
 RESAMPLES = 200
 """Behind a distance's interval, which is of the pictures alone: the reference stays as it is."""
-FEW_STEPS: dict[str, tuple[str, ...]] = {
-    "flow": ("dpmpp", "unipc", "flow-heun"),
-    "ddpm": ("dpmpp", "unipc", "ddim"),
-    "edm": ("edm-heun", "edm-euler"),
-}
 STEPS = (5, 9, 13, 21)
 """Odd: Heun's steps take two evaluations each and the last one takes one."""
 INTERVAL = (0.2, 0.8)
@@ -119,7 +114,7 @@ class Scale:
         denoise = self.system.guided(how)
         y = torch.tensor(labels_for(WATCHED, config.model.num_classes, "balanced", 0), device=device)
         sampler = make_sampler(how.sampler, eta=how.eta, clip=how.clip)
-        return watch(denoise, noise(0), scheduler=sampler, steps=how.steps, y=y, noise=noise)
+        return watch(denoise, noise(0), sampler=sampler, steps=how.steps, y=y, noise=noise)
 
     def cache(
         self, plain: Scored, loss: float, *, guidance: bool, tell: Callable[[Scored], object] = lambda _: None
@@ -164,11 +159,11 @@ def _clock(system: System) -> Callable[[], float]:
     return time.process_time if on_cpu and torch.get_num_threads() == 1 else time.perf_counter
 
 
-def ways(own: SamplingConfig, kind: str, counts: Sequence[int]) -> Iterator[SamplingConfig]:
+def ways(own: SamplingConfig, samplers: Sequence[str], counts: Sequence[int]) -> Iterator[SamplingConfig]:
     """Few-step solvers at some numbers of steps, guided as the run says and within an interval."""
     intervals = [own.guidance_interval] + ([INTERVAL] if own.guidance != 1 else [])
     guided = {"guidance": own.guidance, "guidance_channels": own.guidance_channels}
-    for sampler in FEW_STEPS[kind]:
+    for sampler in samplers:
         for steps in counts:
             for interval in dict.fromkeys(intervals):
                 yield SamplingConfig().replace(sampler=sampler, steps=steps, guidance_interval=interval, **guided)
@@ -183,7 +178,7 @@ def tune(scale: Scale, steps_done: int | None, tell: Callable[[Scored], object] 
         tried.append(scored)
         tell(scored)
 
-    for how in ways(config.sampling, config.diffusion.kind, STEPS):
+    for how in ways(config.sampling, config.diffusion.few_step_samplers, STEPS):
         told(scale.weigh(how))
     best = min(tried, key=lambda each: each.distance)
     plain = {pick.sampling: pick for pick in (fastest(tried, loss, best) for loss in LOSSES.values())}
