@@ -59,7 +59,6 @@ CALLS = {
     ("udit.run.resolve", "codec", "udit.data.vae"),
     ("udit.run.resolve", "_described", "udit.data.describe"),
     (READER, None, "udit.hub"),
-    *(("udit.models.hdit.config", "build", f"udit.nn.{name}") for name in ("axial", "neighborhood")),
 }
 """(module, function, target): where configuration calls what is not configuration, beside each spec's ``build``."""
 OPENS = {

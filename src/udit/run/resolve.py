@@ -14,6 +14,7 @@ from typing import Any
 from udit.data.cache_config import follow_cache
 from udit.data.codec_config import codec_from
 from udit.data.config import DataConfig, DataInfo, FolderData
+from udit.diffusion.config import DDPMConfig, process_from
 from udit.errors import UserError, nearest
 from udit.models.catalog import find
 from udit.run.config import Run, model_from
