@@ -22,11 +22,11 @@ import udit
 from udit.assemble import System
 from udit.benchmarking.report import machine
 from udit.data.sources import parts_of
-from udit.evaluation.score import evaluate
+from udit.evaluation.score import score_with_judge
 from udit.evaluation.shards import labels_for
-from udit.exporting.calibrate import calibration
+from udit.exporting.calibrate import calibration_inputs
 from udit.exporting.engines import open_graph
-from udit.exporting.folder import compare, export, load
+from udit.exporting.folder import compare, load, write_graph_folder
 from udit.exporting.manifest import ENGINES, Manifest
 from udit.exporting.program import inputs, trace
 from udit.exporting.write import write_graph
@@ -132,7 +132,7 @@ def graphs(system: System, folder: Path, given: list[Any]) -> Iterator[tuple[str
     size = system.config.model.size
     for engine, kind, quantity in zip(SUBJECTS[1:], ("onnx", "openvino", "openvino"), ([], [], given), strict=True):
         where = folder / engine.replace(" ", "-")
-        manifest = export(system, kind, where, size=size, calibration=quantity)  # type: ignore[arg-type]
+        manifest = write_graph_folder(system, kind, where, size=size, calibration=quantity)  # type: ignore[arg-type]
         yield engine, load(where, manifest), manifest
 
 
@@ -140,7 +140,7 @@ def graphs(system: System, folder: Path, given: list[Any]) -> Iterator[tuple[str
 def speed(name: str, run: Path) -> dict[str, Any]:
     """Seconds of a forward by engine and batch, in interleaved rounds; U-DiT-S's int8 ranges are measured on noise."""
     if name == "digits":
-        system, given = udit.load(run), calibration(read_run_config(run))
+        system, given = udit.load(run), calibration_inputs(read_run_config(run))
     else:
         system = perturbed(name)
         noise = inputs(system.config.model, 4, system.config.model.size)
@@ -174,10 +174,11 @@ def score(run: Path) -> dict[str, Any]:
     found: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as folder:
         reference = None
-        for engine, system, manifest in graphs(udit.load(run), Path(folder), calibration(values)):
+        for engine, system, manifest in graphs(udit.load(run), Path(folder), calibration_inputs(values)):
             drawn = torch.cat(list(system.generate(seeds, labels, sampling=how, batch_size=64)))
             reference = drawn if reference is None else reference
-            report = evaluate(drawn, labels, source, parts_of(source, values.data), config, {}, Path(folder) / "judge")
+            parts, judge = parts_of(source, values.data), Path(folder) / "judge"
+            report = score_with_judge(drawn.numpy(), labels, source, parts, config, {}, judge)
             found[engine] = {
                 "error": manifest.error if manifest else 0.0,
                 "pixels": int((drawn.int() - reference.int()).abs().max()),

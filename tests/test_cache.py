@@ -135,7 +135,7 @@ def test_forecast_continues_the_line_of_the_last_two() -> None:
 
 
 @pytest.mark.parametrize("forecast", [False, True])
-def test_a_picture_is_the_same_in_any_batch_and_call(network: nn.Module, forecast: bool) -> None:
+def test_an_image_is_the_same_in_any_batch_and_call(network: nn.Module, forecast: bool) -> None:
     before, attributes = snapshot(network), set(vars(network))
     denoise = Guided(denoiser(network), 2.0)
     cache = StepCache(refresh=SPARSE, forecast=forecast, guidance=True)
@@ -156,7 +156,7 @@ def test_compiled_blocks_are_cached_alike() -> None:
     torch.testing.assert_close(compiled, eager, atol=1e-4, rtol=1e-4)
 
 
-def test_generated_pictures_follow_the_sampling_config(network: nn.Module) -> None:
+def test_generated_images_follow_the_sampling_config(network: nn.Module) -> None:
     flow = network.config.replace(learn_sigma=False)
     config = SystemConfig(model=flow, diffusion=FlowConfig(), sampling=SamplingConfig(sampler="flow-euler", steps=8))
     system = System(config, perturb(udit.build(flow)).eval())

@@ -74,7 +74,7 @@ def trained(out: Path, *overrides: str) -> Run:
     """Trains one step by the finished run's recipe."""
     run = load_run(str(FIXTURES / "finished.yaml"), [*overrides, f"out={out}", "training.steps=1"])
     with mock.patch.object(preview, "save_curve"):
-        Trainer(run, dist.World()).fit(progress=False)
+        Trainer(run, dist.World()).train(progress=False)
     return run
 
 

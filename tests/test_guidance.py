@@ -98,23 +98,23 @@ def test_guidance_acts_within_its_interval_ends_included() -> None:
 
 def test_outside_the_interval_costs_one_pass() -> None:
     backbone = Counting()
-    steered = guided(backbone, interval=(0.5, 0.8))
-    steered(X, torch.tensor([100, 400]), Y)
-    steered(X, torch.tensor([600, 700]), Y)
+    wrapped = guided(backbone, interval=(0.5, 0.8))
+    wrapped(X, torch.tensor([100, 400]), Y)
+    wrapped(X, torch.tensor([600, 700]), Y)
     assert backbone.batches == [2, 4]
 
 
 def test_interval_counts_training_time_under_respacing() -> None:
-    steered = guided(interval=(0.5, 1.0)).respaced(10)
-    eps = steered(torch.zeros(2, 4, 2, 2), torch.tensor([4, 5]), torch.tensor([1, 1])).eps[:, 0, 0, 0]
+    wrapped = guided(interval=(0.5, 1.0)).respaced(10)
+    eps = wrapped(torch.zeros(2, 4, 2, 2), torch.tensor([4, 5]), torch.tensor([1, 1])).eps[:, 0, 0, 0]
     assert eps.tolist() == pytest.approx([1.0, -15.0])  # steps 444 and 555 of 999
 
 
 def test_interval_counts_the_flow_path_too() -> None:
     denoiser = Denoiser(lambda x, t, y: y.view(-1, 1, 1, 1) + 0 * x, Flow(), "flow", null_label=9, num_classes=9)
-    steered = Guided(denoiser, 3.0, interval=(0.25, 0.75))
+    wrapped = Guided(denoiser, 3.0, interval=(0.25, 0.75))
     x, t = torch.zeros(3, 1, 2, 2), torch.tensor([0.2, 0.25, 0.8])
-    prediction = steered(x, t, torch.tensor([1, 1, 1]))
+    prediction = wrapped(x, t, torch.tensor([1, 1, 1]))
     assert (prediction.eps - prediction.x0)[:, 0, 0, 0].tolist() == pytest.approx([1, -15, 1])
 
 
@@ -153,9 +153,9 @@ def test_text_model_is_guided_by_the_null_condition_it_is_handed(name: str) -> N
     text, empty = torch.randn(3, 3, 6), torch.randn(3, 6)
     cond, null = denoiser(x, t, text).eps, denoiser(x, t, empty.expand(3, 3, 6)).eps
     assert not torch.allclose(cond, null, atol=1e-3)
-    steered = Guided(denoiser, 2.5, null=empty)
-    torch.testing.assert_close(steered(x, t, text).eps, null + 2.5 * (cond - null), atol=1e-4, rtol=1e-4)
-    *_, step = sample(steered, x, sampler="ddim", steps=2, y=text)
+    wrapped = Guided(denoiser, 2.5, null=empty)
+    torch.testing.assert_close(wrapped(x, t, text).eps, null + 2.5 * (cond - null), atol=1e-4, rtol=1e-4)
+    *_, step = sample(wrapped, x, sampler="ddim", steps=2, y=text)
     assert step.x.isfinite().all()
 
 

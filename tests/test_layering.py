@@ -20,9 +20,9 @@ ROOT = Path(udit.__file__).parent
 FILES = sorted(ROOT.rglob("*.py"))
 
 ORDER = (
-    *("errors", "spec", "rng", "files", "record", "hub", "dist", "images", "checkpoint", "ops", "nn", "models"),
-    *("diffusion", "data", "run", "assemble", "analysis", "store", "exporting", "convert", "parity", "training"),
-    *("evaluation", "tuning", "benchmarking", "studio", "cli", "__main__"),
+    *("errors", "progress", "spec", "rng", "files", "record", "hub", "dist", "images", "checkpoint", "ops", "nn"),
+    *("models", "diffusion", "data", "run", "assemble", "analysis", "store", "exporting", "convert", "parity"),
+    *("training", "evaluation", "scoring", "tuning", "generation", "benchmarking", "studio", "cli", "__main__"),
 )
 """Packages and modules of the library, each of which may import those before it: no circle leaves a package."""
 FORBIDDEN = {
@@ -379,6 +379,57 @@ def test_modules_are_subclassed_once_and_never_twice() -> None:
         assert not networks & {base.split(".")[-1] for base in above}, name
         if name in networks:
             assert above == ["nn.Module"], name
+
+
+JOB_WORDS = re.compile(r"steps|batch|sampler|generate|shards|chunks|sigma_rels|seeds|update|losses")
+"""What a loop over the work of a job iterates over, or calls."""
+
+
+def job_loops(node: ast.AST) -> Iterator[str]:
+    """Loops of a command that do the work of a job: they iterate over steps, batches or samples, or count them."""
+    for child in ast.walk(node):
+        iterated = [child.iter] if isinstance(child, ast.For | ast.AsyncFor | ast.comprehension) else []
+        for expression in iterated:
+            if found := JOB_WORDS.search(ast.unparse(expression)):
+                yield f"loop over {found[0]}: {ast.unparse(expression)}"
+        if isinstance(child, ast.While):
+            yield f"line {child.lineno}: while"
+    for found in imports(node):
+        heavy = found.target.split(".")[0] in ("torch", "numpy", "tqdm", "safetensors", "PIL", "time", "statistics")
+        if heavy or "progress" in found.target:
+            yield f"line {found.line}: {found.target}"
+
+
+COMMANDS = [path.stem for path in FILES if path.parent.name == "cli" and path.stem not in ("__init__", "output")]
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_commands_parse_and_print(name: str) -> None:
+    """The work is done by library functions, in Python as well; tables are formatted here, numbers are not made."""
+    assert list(job_loops(tree(ROOT / "cli" / f"{name}.py"))) == []
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "for record in trainer.steps():\n    say(record)",
+        "def f():\n    from torch import Tensor",
+        "losses = [loss(batch) for batch in batches(run)]",
+        "for sigma_rel in sigma_rels:\n    rebuild(sigma_rel)",
+        "images = torch.cat(list(part for part in system.generate(range(8))))",
+        "while step < steps:\n    step += 1",
+        "from tqdm.auto import tqdm",
+        "import time",
+    ],
+)
+def test_the_search_for_jobs_in_commands_finds_them(source: str) -> None:
+    assert list(job_loops(ast.parse(source)))
+
+
+def test_no_command_imports_another() -> None:
+    for path in (path for path in FILES if unit(module(path)) == "cli" and path.name != "__init__.py"):
+        others = {found.target for found in own_imports(path) if unit(found.target) == "cli"}
+        assert others <= {"udit.cli.output", "udit.cli.options"}, f"{path.name} imports {others}"
 
 
 def test_every_package_is_described() -> None:

@@ -17,7 +17,7 @@ from udit.diffusion.sample import make_sampler
 from udit.images import read_settings
 from udit.run.system import SystemConfig
 from udit.store import fingerprint, read_run_config
-from udit.tuning import search as tuning
+from udit.tuning import search
 from udit.tuning.quality import FILE, Quality, Scored, default, fastest
 
 LEVELS = ("draft", "good", "best")
@@ -115,8 +115,8 @@ def test_mistakes_are_told_in_one_line(model: Path, tmp_path: Path, told: Told) 
     for text in ("{", '{"format": 2}'):
         (broken / FILE).write_text(text)
         words = ("sample", str(broken), "--quality", "best", "--out", str(tmp_path / "out"), "--no-progress")
-        assert "make it anew with `udit tune`" in told(*words)
-    assert "needs at least 20 pictures" in told("tune", str(model), "--n", "3")
+        assert "write it again with `udit tune`" in told(*words)
+    assert "needs at least 20 images" in told("tune", str(model), "--n", "3")
     assert "is no run folder" in told("tune", str(model))
 
 
@@ -127,7 +127,7 @@ def test_a_run_is_tuned_and_drawn_from(
     words = [*pictures(tmp_path / "pictures"), "diffusion={kind: flow}", "training.steps=3", "evaluation.judge_steps=2"]
     train(run, *words, "model.depths=[1,1,1]", "sampling={sampler: flow-euler, steps: 2, guidance: 2.0}")
     for name, value in {"STEPS": (2, 4), "RESAMPLES": 4, "WATCHED": 2}.items():
-        monkeypatch.setattr(tuning, name, value)
+        monkeypatch.setattr(search, name, value)
     monkeypatch.setattr(FlowConfig, "few_step_samplers", ("dpmpp",))
     said = succeeds(capsys, "tune", str(run), "--n", "20")
     assert said.count("dpmpp 2") >= 2
@@ -135,7 +135,7 @@ def test_a_run_is_tuned_and_drawn_from(
     assert found is not None
     plain = [each for each in found.tried if not each.sampling.refresh]
     assert {(each.sampling.steps, each.sampling.guidance_interval) for each in plain} == {
-        (steps, interval) for steps in (2, 4) for interval in ((0.0, 1.0), tuning.INTERVAL)
+        (steps, interval) for steps in (2, 4) for interval in ((0.0, 1.0), search.INTERVAL)
     }
     assert any(each.sampling.refresh for each in found.tried)
     best = min(plain, key=lambda each: each.distance)

@@ -102,6 +102,11 @@ class System:
         """
         return self.loaded_codec or self.config.codec.build()
 
+    @property
+    def num_parameters(self) -> int:
+        """Number of weights of the network."""
+        return sum(p.numel() for p in self.backbone.parameters())
+
     def fused(self) -> System:
         """The same with the fused network (``udit.fuse``)."""
         backbone = fuse(self.backbone)

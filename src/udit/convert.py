@@ -11,16 +11,19 @@ from typing import Any
 
 import torch
 from pydantic import TypeAdapter
+from safetensors import SafetensorError
+from safetensors.torch import save_file
 from torch import Tensor
 
 from udit.assemble import System
 from udit.data.codec_config import CodecConfig, IdentityCodec, VAECodec
 from udit.data.vae import complete
 from udit.diffusion.config import DiffusionConfig, SamplingConfig
-from udit.errors import UserError
+from udit.errors import RunError, UserError
+from udit.files import whole_file
 from udit.models.build import build
 from udit.models.config import ModelConfig
-from udit.models.published import import_published
+from udit.models.published import export_published, import_published
 from udit.run.system import SystemConfig
 from udit.store import read_tensors
 
@@ -89,6 +92,21 @@ def from_published(path: Path, config: ModelConfig, *, repair: bool = False, vae
             raise UserError(f"a VAE was named and the model takes {config.in_channels} channels, not latents; drop it")
         codec = complete(SD_VAE.replace(source=vae))
     return System(SystemConfig(model=config, diffusion=diffusion, sampling=sampling, codec=codec), model)
+
+
+def to_published(system: System, path: Path) -> None:
+    """Writes a system's weights as a safetensors file with the release's own key names.
+
+    Raises:
+        UserError: the model has no published form.
+        RunError: the file cannot be written.
+    """
+    state = {key: value.contiguous() for key, value in export_published(system.backbone).items()}
+    try:
+        with whole_file(path) as temporary:
+            save_file(state, temporary)
+    except (OSError, SafetensorError) as error:
+        raise RunError(f"cannot write {path}: {error}") from None
 
 
 def native_diffusion(config: ModelConfig) -> DiffusionConfig:

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 from cyclopts import Parameter
 
 from udit.cli.output import say
-from udit.errors import RunError, UserError
+from udit.errors import UserError
 
 
 def convert(
@@ -64,26 +64,15 @@ def convert(
         raise UserError(f"{target} exists; choose another name")
 
     from udit import store
-    from udit.convert import from_published
+    from udit.convert import from_published, to_published
 
     system = (
         from_published(Path(source), config, repair=repair, vae=vae) if config else store.load(source, weights=weights)
     )
     if to == "published":
-        from safetensors import SafetensorError
-        from safetensors.torch import save_file
-
-        from udit.files import whole_file
-        from udit.models.published import export_published
-
-        try:
-            with whole_file(target) as temporary:
-                save_file({k: v.contiguous() for k, v in export_published(system.backbone).items()}, temporary)
-        except (OSError, SafetensorError) as error:
-            raise RunError(f"cannot write {target}: {error}") from None
+        to_published(system, target)
     else:
         system = system.fused() if fuse else system
         store.save(system, target)
-    count = sum(p.numel() for p in system.backbone.parameters())
-    say(f"wrote {target}: {count:,} parameters, {'fused' if fuse else 'unfused'}")
+    say(f"wrote {target}: {system.num_parameters:,} parameters, {'fused' if fuse else 'unfused'}")
     return 0

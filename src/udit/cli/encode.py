@@ -33,7 +33,7 @@ def encode(
     recipe
         A shipped recipe's name or a YAML file.
     overrides
-        KEY.PATH=VALUE laid over the recipe, e.g. data.root=photos codec.kind=vae codec.source=FOLDER
+        KEY.PATH=VALUE in place of the recipe's values, e.g. data.root=images codec.kind=vae codec.source=FOLDER
     out
         The folder of the cache.
     dtype
@@ -49,7 +49,8 @@ def encode(
     progress
         Show the progress bar.
     """
-    for name, count in (("shard-size", shard_size), ("batch-size", batch_size)):
+    sizes = {"shard-size": shard_size, "batch-size": batch_size}
+    for name, count in sizes.items():
         if count < 1:
             raise UserError(f"--{name} is {count}; it counts images, at least 1")
     from udit.run.recipes import load_run
@@ -58,28 +59,25 @@ def encode(
     if run.latents is not None:
         raise UserError(f"latents is {str(run.latents)!r} and a new cache is written to --out; leave latents out")
 
-    from tqdm.auto import tqdm
-
     from udit import dist
-    from udit.data.encode import plan_of, write_cache
+    from udit.training.encoding import encode as write
 
     world = dist.start(device)
-    with world.together():
-        source = run.data.build()
-        codec = run.codec.build()
-        plan = plan_of(run.data, source, codec, dtype=dtype, measured=measure, shard_size=shard_size)
-        mine = sum(plan.shard_sizes()[world.rank :: world.size])
-        off = None if progress and world.is_main else True
-        with tqdm(total=mine, desc="encode", unit="image", disable=off) as bar:
-            manifest = write_cache(
-                out.expanduser(), plan, source, codec, world, batch_size=batch_size, on_images=bar.update
-            )
+    cache = write(
+        run,
+        out,
+        dtype=dtype,
+        measure=measure,
+        shard_size=shard_size,
+        batch_size=batch_size,
+        world=world,
+        progress=progress,
+    )
     if world.is_main:
-        total = sum(facts.bytes for facts in manifest.shards)
-        shape = "x".join(map(str, plan.shape))
+        shape, mirrored = "x".join(map(str, cache.shape)), " and their mirror images" if cache.mirrored else ""
         say(
-            f"wrote {out}: {plan.count:,} images{' and their mirror images' if plan.mirrored else ''} as {plan.dtype} "
-            f"{shape} in {len(manifest.shards)} shards, {total / 1e6:,.1f} MB; next: udit train {recipe} latents={out}"
+            f"wrote {out}: {cache.images:,} images{mirrored} as {cache.dtype} {shape} in {cache.shards} shards, "
+            f"{cache.bytes / 1e6:,.1f} MB; next: udit train {recipe} latents={out}"
         )
     world.close()
     return 0

@@ -43,23 +43,20 @@ def models(
     as_json
         As JSON, one object for each model.
     """
-    from udit.models.catalog import CATALOG, find
+    from udit.models.catalog import find
 
     for name in names:
         find(name)
 
-    from tqdm.auto import tqdm
-
-    from udit.analysis import cost
+    from udit.analysis import costs
 
     rows: list[tuple[str, str, tuple[int, int, int], str, str]] = []
     systems: dict[tuple[str, ...], list[str]] = {}
-    for name in tqdm(names or CATALOG, desc="count", unit="model", leave=False, disable=None):
-        entry, about = find(name), find(name).about
-        counted = cost(entry.config)
+    for counted in costs(names, progress=True):
+        name, entry, about = counted.name, counted.entry, counted.entry.about
         weights = entry.weights + (f" [unverified: {entry.unverified}]" if entry.unverified else "")
         size = "x".join(map(str, (entry.config.in_channels, *entry.config.size)))
-        numbers = (counted.parameters, counted.inference_parameters, counted.macs)
+        numbers = (counted.cost.parameters, counted.cost.inference_parameters, counted.cost.macs)
         rows.append((name, size, numbers, about.paper, weights))
         parts = (about.paper, about.attention, about.ffn, about.skips, about.code, about.exact)
         systems.setdefault(parts, []).append(name)

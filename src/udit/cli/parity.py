@@ -30,8 +30,6 @@ def parity(
     """
     if not files:
         raise UserError("name one or more reference .npz files")
-    import torch
-
     from udit import dist
     from udit.parity import check_file
 
@@ -39,7 +37,7 @@ def parity(
     code = 0
     for path in files:
         try:
-            report = check_file(path, str(where), getattr(torch, dtype))
+            report = check_file(path, str(where), dtype)
         except UserError as error:
             say(f"ERROR  {error}")
             code = 2

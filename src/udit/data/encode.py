@@ -28,7 +28,7 @@ from udit.data.describe import describe
 from udit.data.latents import Raw, index_arrays, read_sealed, shard_layout, shard_wanted
 from udit.data.sources import Source
 from udit.dist import World
-from udit.errors import PeerError, RunError, UserError
+from udit.errors import RunError, UserError
 from udit.files import TEMPORARY, file_facts, seal, sweep, whole_file, write_text
 from udit.spec.base import differing_keys, parse
 
@@ -110,7 +110,7 @@ def write_cache(
         UserError: the folder holds a cache of another plan, or an image cannot be decoded.
         RunError: it cannot be written.
     """
-    _on_main(world, lambda: _open_folder(root, plan))
+    world.on_main(_open_folder, root, plan)
     try:
         for number, size in enumerate(plan.shard_sizes()):
             if number % world.size == world.rank:
@@ -123,20 +123,8 @@ def write_cache(
     except (OSError, SafetensorError) as error:
         raise _refused(root, error) from None
     world.barrier()
-    _on_main(world, lambda: _finish(root, plan, source))
+    world.on_main(_finish, root, plan, source)
     return parse(LatentManifest, read_sealed(root / MANIFEST), where=str(root / MANIFEST))
-
-
-def _on_main(world: World, action: Callable[[], object]) -> None:
-    """Runs ``action`` on rank 0; an error there is an error everywhere."""
-    error: UserError | RunError | None = None
-    if world.is_main:
-        try:
-            action()
-        except (UserError, RunError) as caught:
-            error = caught
-    if world.agree(int(error is not None)):
-        raise error or PeerError("rank 0 gave up; its message says why")
 
 
 def _open_folder(root: Path, plan: LatentPlan) -> None:

@@ -1,4 +1,4 @@
-"""What an evaluation found, and under which protocol."""
+"""The scores of an evaluation, with their protocol."""
 
 from __future__ import annotations
 
@@ -20,19 +20,19 @@ Share = Annotated[float, Field(ge=0, le=1)]
 
 
 class Report(Record):
-    """Scores of one set of samples. Distances are squared Frechet distances of the judge's features."""
+    """Scores of one set of generated images. Distances are squared Fréchet distances of the judge's features."""
 
     num_samples: PositiveInt
     distance: NonNegativeFloat
-    """Samples to reference."""
+    """From the samples to the reference."""
     distance_interval: tuple[float, float]
     """95 %, basic bootstrap."""
     distance_debiased: NonNegativeFloat | None
     """Extrapolated to infinitely many samples; None where samples are too few to say, as in the next."""
     debiased_interval: tuple[float, float] | None
-    """95 %, of the distance between the generator's distribution and the reference as it stands."""
+    """95 %, of the distance between the generator's distribution and this reference."""
     distance_spread: tuple[float, ...]
-    """Of five parts of the samples, with seeds of their own; each has a fifth of them and so looks farther."""
+    """Of five disjoint subsets of the samples; each is smaller, so its distance is biased upwards more."""
     precision: Share
     """Samples within the reference's manifold."""
     precision_interval: tuple[float, float]
@@ -40,31 +40,31 @@ class Report(Record):
     recall: Share
     """The reference within the samples' manifold."""
     matched_count: PositiveInt
-    """At most the number of test pictures: the size at which samples and real pictures compare."""
+    """At most the number of test images: the sample size at which generated and real images can be compared."""
     distance_matched: NonNegativeFloat
-    """Random subsets of samples of ``matched_count`` to reference, averaged."""
+    """From random subsets of ``matched_count`` samples to the reference, averaged."""
     distance_real: NonNegativeFloat
-    """Test pictures, ``matched_count`` of them, to reference: what a perfect generator would get."""
+    """From ``matched_count`` test images to the reference: what a perfect generator would get."""
     agreement: Share
-    """Samples that the judge takes for the class that was asked for."""
+    """Samples that the judge classifies as the requested class."""
     agreement_interval: tuple[float, float]
     """95 %, Wilson."""
     judge_on_test: Share
-    """The judge's accuracy on test pictures: about the agreement that real pictures get."""
+    """The judge's accuracy on test images: about the agreement that real images get."""
     judge_on_train: Share
-    """The same on the generator's training pictures, which the judge has not seen either."""
+    """The same on the generator's training images, which the judge was not trained on either."""
     memorised: Share
-    """Samples nearer to a training picture than the nearest twentieth of test pictures are."""
+    """Samples that are nearer to a training image than all but the nearest 5 % of test images."""
     memorised_real: Share
-    """The same of test pictures, about 5 %: what fresh pictures get."""
+    """The same of test images, about 5 %: what a perfect generator would get."""
     protocol: dict[str, Any]
-    """What the caller says of model and sampling; plain values."""
+    """How the images were generated, as given by the caller; plain values."""
     judge: str
-    """Name of network and recipe."""
+    """Name of the classifier and its training recipe."""
     judge_sha256: str
-    """Of its weights."""
+    """Of the classifier's weights."""
     reference_sha256: str
-    """Of the reference pictures: the generator's training part."""
+    """Of the reference images: the generator's training part."""
     reference_count: PositiveInt
     note: str = NOTE
 
@@ -94,7 +94,7 @@ class Report(Record):
             (
                 f"Fréchet distance of five disjoint subsets, N = {self.num_samples // 5}",
                 f"{sum(self.distance_spread) / max(1, len(self.distance_spread)):.4f}",
-                f"judge features; {min(self.distance_spread):.4f} to {max(self.distance_spread):.4f} over seeds",
+                f"judge features; {min(self.distance_spread):.4f} to {max(self.distance_spread):.4f}",
             ),
             (
                 "precision",
@@ -124,8 +124,8 @@ class Report(Record):
         cells = [("score", "value", "context"), *self.rows()]
         widths = [max(len(row[i]) for row in cells) for i in range(3)]
         lines = [
-            f"| {what.ljust(widths[0])} | {value.rjust(widths[1])} | {beside.ljust(widths[2])} |"
-            for what, value, beside in cells
+            f"| {what.ljust(widths[0])} | {value.rjust(widths[1])} | {note.ljust(widths[2])} |"
+            for what, value, note in cells
         ]
         lines.insert(1, f"| {'-' * widths[0]} | {'-' * (widths[1] - 1)}: | {'-' * widths[2]} |")
         facts = {
@@ -137,7 +137,7 @@ class Report(Record):
 
     @classmethod
     def read(cls, path: Path, protocol: dict[str, Any]) -> Report | None:
-        """The written report if it is one of this protocol and of this version's judge; else None."""
+        """The report in a file if it is of this protocol and this version of the judge; otherwise None."""
         try:
             report = cls.model_validate_json(path.read_text(encoding="utf-8"))
         except (OSError, UnicodeDecodeError, ValidationError):
@@ -147,7 +147,7 @@ class Report(Record):
 
 
 def _interval(ends: tuple[float, float] | None) -> str:
-    return "too few samples for it" if ends is None else f"95 %: {ends[0]:.4f} to {ends[1]:.4f}"
+    return "too few samples" if ends is None else f"95 %: {ends[0]:.4f} to {ends[1]:.4f}"
 
 
 def _percent(share: float) -> str:

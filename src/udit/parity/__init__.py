@@ -126,26 +126,27 @@ def seed_of(name: str, array: np.ndarray) -> int:
     return int(seeds[0])
 
 
-def check_file(path: Path, device: str = "cpu", dtype: torch.dtype = torch.float32) -> Report:
+def check_file(path: Path, device: str = "cpu", dtype: torch.dtype | str = torch.float32) -> Report:
     """Rebuilds the system of a reference file and compares every array.
 
     Args:
         path: ``.npz`` in the format of docs/parity.md.
         device: where the network runs.
-        dtype: of the network; the limits are for float32.
+        dtype: of the network, or its name; the limits are for float32.
 
     Raises:
         UserError: the file cannot be read, or its system is unknown.
     """
     from udit.parity import diffusion, network
 
+    kind: torch.dtype = getattr(torch, dtype) if isinstance(dtype, str) else dtype
     arrays = read(path)
     floors: list[Floor] = []
     try:
         if "loss_x0_seed" in arrays:
             checks = diffusion.check(arrays)
         else:
-            checks, floors = network.check(arrays, path, device, dtype)
+            checks, floors = network.check(arrays, path, device, kind)
     except Disagreement as error:
         checks = [Check(str(error), np.inf, 0.0)]
     except UserError:

@@ -1,4 +1,4 @@
-"""``udit sample --quality``: three ways of drawing from a model, tuned (``quality.json``) or by default."""
+"""``udit sample --quality``: three sampling settings of a model, tuned (``quality.json``) or by default."""
 
 from __future__ import annotations
 
@@ -16,28 +16,28 @@ from udit.spec.base import Spec
 
 FILE = "quality.json"
 LOSSES: dict[Level, float] = {"best": 0.02, "good": 0.10, "draft": 0.50}
-"""By how much a score may fall behind the best one that was reached: the distance grow, the agreement fall."""
+"""How much worse a score may be than the best that was reached: the distance larger, the agreement smaller."""
 
 Share = Annotated[float, Field(ge=0, le=1)]
 
 
 class Scored(Spec):
-    """One way of drawing, and what it gave."""
+    """One sampling setting and its scores."""
 
     sampling: SamplingConfig
     distance: NonNegativeFloat
-    """Squared Fréchet distance of the judge's features to the training pictures."""
+    """Squared Fréchet distance of the judge's features to the training images."""
     distance_interval: tuple[float, float]
     """95 %, basic bootstrap."""
     agreement: Share
-    """Pictures that the judge takes for the class that was asked for."""
+    """Images that the judge classifies as the requested class."""
     agreement_interval: tuple[float, float]
     """95 %, Wilson."""
     seconds: PositiveFloat
-    """Of one picture, in batches as the protocol says."""
+    """Per image, in batches of the size that the protocol names."""
 
     def within(self, loss: float, other: Scored) -> bool:
-        """Whether this is at most by a share ``loss`` worse than another, in distance and in agreement."""
+        """Whether this is worse than another by at most a share ``loss``, in distance and in agreement."""
         return self.distance <= (1 + loss) * other.distance and self.agreement >= (1 - loss) * other.agreement
 
 
@@ -50,14 +50,14 @@ class Quality(Record):
     step: PositiveInt | None
     """Of the checkpoint."""
     protocol: dict[str, Any]
-    """Pictures, seeds, judge, reference, clock, machine."""
+    """Images, seeds, judge, reference, clock, machine."""
     draft: Scored
     good: Scored
     best: Scored
     tried: tuple[Scored, ...]
 
     def write(self, path: Path) -> None:
-        """As every spec.
+        """Writes it as JSON.
 
         Raises:
             RunError: it could not be written.
@@ -69,7 +69,7 @@ class Quality(Record):
 
     @staticmethod
     def read(folder: Path) -> Quality | None:
-        """The one beside a model or a run; None where there is none.
+        """The file in a model or run folder; None where there is none.
 
         Raises:
             UserError: it cannot be read.
@@ -81,11 +81,13 @@ class Quality(Record):
             return Quality.model_validate_json(path.read_text(encoding="utf-8"))
         except (OSError, UnicodeDecodeError, ValidationError) as error:
             detail = " ".join(str(error).split())[:120]
-            raise UserError(f"{path} cannot be used ({detail}); make it anew with `udit tune`, or remove it") from None
+            raise UserError(
+                f"{path} cannot be used ({detail}); write it again with `udit tune`, or remove it"
+            ) from None
 
 
 def fastest(tried: Sequence[Scored], loss: float, best: Scored) -> Scored:
-    """The quickest way that is within a loss of the best one."""
+    """The fastest setting whose scores are within a loss of the best."""
     return min((each for each in tried if each.within(loss, best)), key=lambda each: each.seconds)
 
 
