@@ -15,6 +15,7 @@ import torch
 
 from udit import dist
 from udit.data.sources import parts_of
+from udit.data.vae import cached_sha256
 from udit.dist import World
 from udit.errors import UserError
 from udit.evaluation import FeaturesName, npz
@@ -146,7 +147,14 @@ def score_run(
         if reference is None:
             raise UserError(f"protocol {protocol} scores against {pinned.reference}; give that file with --reference")
         shape = (values.model.in_channels, *values.model.size)
-        check_model(protocol, pinned, shape=shape, num_classes=values.model.num_classes, codec=values.codec)
+        check_model(
+            protocol,
+            pinned,
+            shape=shape,
+            num_classes=values.model.num_classes,
+            codec=values.codec,
+            cached_sha256=cached_sha256,
+        )
         config = config.replace(
             num_samples=pinned.num_samples,
             labels=pinned.labels,

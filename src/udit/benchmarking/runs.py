@@ -6,8 +6,9 @@ import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from udit.run.config import Run, resolve
+from udit.run.config import Run
 from udit.run.recipes import load_run
+from udit.run.resolve import resolve
 
 
 def runs_on_data(
