@@ -25,7 +25,7 @@ PEAK_SIDE = 1536
 KINDS: Mapping[str, tuple[str, ...]] = {
     "depthwise convolution": ("udit::depthwise", "udit::depthwise_weights"),
     "attention": (
-        *("udit::fused_attention", "aten::_scaled_dot_product"),
+        *("udit::grid_attention", "aten::_scaled_dot_product"),
         *("aten::bmm", "aten::baddbmm", "aten::softmax", "aten::_softmax"),
     ),
     "matrix product": (

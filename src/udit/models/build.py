@@ -7,9 +7,9 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
+from udit import ops
 from udit.config.catalog import find
 from udit.config.model import ModelConfig
-from udit.nn import native
 from udit.nn.blocks import Recompute
 from udit.nn.init import fill
 
@@ -73,13 +73,13 @@ def fuse(model: nn.Module) -> nn.Module:
 
 
 def checkpoint_activations(model: nn.Module, recompute: Recompute = True) -> None:
-    """Makes activations again in backward instead of keeping them.
+    """Computes activations again in backward instead of keeping them.
 
     Args:
         model: a network of the catalogue.
-        recompute: false keeps all; selective makes norms, modulation, GELU and what is as cheap again (``recompute``),
-            a third of a U-DiT's activations for a few hundredths more time; true makes whole blocks again, the least
-            memory for a third more time.
+        recompute: false keeps all; "selective" computes norms, modulation, GELU and other functions that cost little
+            again (``ops.recomputable``), a third of a U-DiT's activations for a few hundredths more time; true computes
+            whole blocks again, the least memory for a third more time.
     """
     for module in model.modules():
         if hasattr(module, "checkpointing"):
@@ -94,7 +94,7 @@ def compile_blocks(model: nn.Module) -> nn.Module:
     """
     from torch._dynamo import config as dynamo  # takes a second to import
 
-    native.describe()  # tracing takes the kernels that are loaded
+    ops.describe()  # builds the kernels: tracing takes those that are there
     # Blocks share their code: each shape of a block at each size of a batch is one compilation of it.
     dynamo.recompile_limit = max(dynamo.recompile_limit, 128)
     for module in model.modules():

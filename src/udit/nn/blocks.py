@@ -1,4 +1,4 @@
-"""Running blocks, with their activations kept for backward or made again, and joining what two of them said.
+"""Running blocks, with their activations kept for backward or computed again, and joining two of their outputs.
 
 Axes: B batch, H and W side lengths, N tokens, D width.
 """
@@ -12,19 +12,18 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from udit.nn.linear import affine
-from udit.nn.recompute import cheap, forgetting
+from udit import ops
 
 Recompute = bool | Literal["selective"]
-"""Which activations of a block are made again in backward: none, those that are cheap, or all."""
+"""Which activations of a block are computed again in backward: none, those that cost little, or all."""
 
 
 def run(block: nn.Module, recompute: Recompute, x: Tensor, *args: Any) -> Tensor:
-    """``block(x, *args)``; while it trains, its activations are kept for backward or made again."""
+    """``block(x, *args)``; while it trains, its activations are kept for backward or computed again."""
     if not recompute or not block.training:
         return block(x, *args)
     if recompute == "selective":
-        with forgetting():
+        with ops.recomputing():
             return block(x, *args)
     return checkpoint(block, x, *args, use_reentrant=False)
 
@@ -41,8 +40,8 @@ class PreNormBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, N, D] -> [B, N, D]."""
-        x = x + self.attention(cheap(self.norm1, x))
-        return x + self.ffn(cheap(self.norm2, x))
+        x = x + self.attention(ops.recomputable(self.norm1, x))
+        return x + self.ffn(ops.recomputable(self.norm2, x))
 
 
 class NormedJoin(nn.Module):
@@ -58,4 +57,4 @@ class NormedJoin(nn.Module):
         both = torch.cat([x, skip], dim=-1)
         norm = self.norm  # in float32 whatever the model's dtype, as the release has it
         normed = F.layer_norm(both.float(), norm.normalized_shape, norm.weight.float(), norm.bias.float(), norm.eps)
-        return affine(normed.to(both.dtype), self.mix)
+        return ops.apply(self.mix, normed.to(both.dtype))

@@ -14,7 +14,7 @@ from typing import Any, NoReturn, TypeVar
 import torch
 from tqdm.auto import tqdm
 
-from udit import __version__, dist
+from udit import __version__, dist, ops
 from udit.assemble import System
 from udit.checkpoint import Checkpoint, CheckpointStore
 from udit.config.run import Run
@@ -23,7 +23,7 @@ from udit.data.batches import batches_of
 from udit.data.latents import source_of
 from udit.data.sources import Source, parts_of
 from udit.errors import PeerError, RunError, UserError
-from udit.nn import native
+from udit.ops.operator import current_names
 from udit.store import read_config, save
 from udit.training import folder, preview
 from udit.training.learner import Learner, StepReport
@@ -146,6 +146,8 @@ class Trainer:
         self.learner.restore(found)
         log.info("resuming from step %d", found.step)
         before, now = found.manifest["machine"], self._machine()
+        if "kernels" in before:
+            before = before | {"kernels": current_names(before["kernels"])}
         for name in now:
             if before.get(name) != now[name]:
                 log.warning(
@@ -156,8 +158,8 @@ class Trainer:
 
     def _machine(self) -> dict[str, Any]:
         facts = {"torch": torch.__version__, "ranks": self.world.size, "threads": torch.get_num_threads()}
-        on_cpu = self.world.device.type == "cpu"
-        return facts | ({"kernels": native.describe()} if on_cpu else {})
+        kernels = ops.describe(self.world.device)
+        return facts | ({"kernels": kernels} if kernels else {})
 
     def _on_main(self, action: Callable[[], T]) -> T | None:
         """Runs ``action`` on rank 0; an error there is an error everywhere, so that no rank waits for a dead one."""
