@@ -13,9 +13,9 @@ from pathlib import Path
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-from udit.bench.measure import Work, prepare
-from udit.bench.subjects import ours
-from udit.config.udit import UDiTConfig
+from udit.benchmarking.measure import Work, prepare
+from udit.benchmarking.subjects import ours
+from udit.models.udit.config import UDiTConfig
 
 BUDGET = Path(__file__).with_name("budget.json")
 CONFIG = UDiTConfig(width=32, heads=2, depths=(1, 1, 1, 1, 1), num_classes=10, input_size=16)

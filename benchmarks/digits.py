@@ -19,8 +19,8 @@ import torch
 
 import udit
 from udit.analysis import cost
-from udit.config.files import load_run
 from udit.evaluation.report import Report
+from udit.run.recipes import load_run
 
 RECORD = Path(__file__).with_suffix(".json")
 CASES = {

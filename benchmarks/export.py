@@ -20,19 +20,18 @@ import torch
 
 import udit
 from udit.assemble import System
-from udit.bench.report import machine
-from udit.config.catalog import CATALOG
-from udit.config.export import ENGINES, Manifest
-from udit.config.system import SystemConfig
-from udit.data.latents import source_of
+from udit.benchmarking.report import machine
 from udit.data.sources import parts_of
 from udit.evaluation.score import evaluate
 from udit.evaluation.shards import labels_for
-from udit.export.calibrate import calibration
-from udit.export.engines import open_graph
-from udit.export.folder import compare, export, load
-from udit.export.program import inputs, trace
-from udit.export.write import write_graph
+from udit.exporting.calibrate import calibration
+from udit.exporting.engines import open_graph
+from udit.exporting.folder import compare, export, load
+from udit.exporting.manifest import ENGINES, Manifest
+from udit.exporting.program import inputs, trace
+from udit.exporting.write import write_graph
+from udit.models.catalog import CATALOG
+from udit.run.system import SystemConfig
 from udit.store import read_run_config
 
 RECORD = Path(__file__).with_suffix(".json")
@@ -169,7 +168,7 @@ def score(run: Path) -> dict[str, Any]:
     """The judge's scores of the same seeds under every engine."""
     values = read_run_config(run)
     config, how = values.evaluation, values.sampling
-    source = source_of(values)
+    source = values.source()
     labels = labels_for(config.num_samples, values.model.num_classes, config.labels, config.first_seed)
     seeds = [config.first_seed + i for i in range(config.num_samples)]
     found: dict[str, Any] = {}

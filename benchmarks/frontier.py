@@ -28,16 +28,16 @@ from torch import Tensor
 
 import udit
 from udit.assemble import System
-from udit.bench.report import machine
-from udit.config.diffusion import SamplingConfig
-from udit.config.quality import LOSSES, Scored, fastest
+from udit.benchmarking.report import machine
+from udit.diffusion.config import SamplingConfig
 from udit.diffusion.denoise import Backbone, Denoiser
 from udit.diffusion.guidance import Guided
 from udit.diffusion.sample import SeededNoise, sample
 from udit.diffusion.schedule import DDPM
-from udit.published import export_published
+from udit.models.published import export_published
 from udit.store import fingerprint, read_run_config
-from udit.tuning import STEPS, Scale, ways
+from udit.tuning.quality import LOSSES, Scored, fastest
+from udit.tuning.search import STEPS, Scale, ways
 
 RECORD = Path(__file__).with_suffix(".json")
 LOSS = LOSSES["best"]

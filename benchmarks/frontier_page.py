@@ -8,8 +8,8 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from udit.config.diffusion import SamplingConfig
-from udit.config.quality import DEFAULTS, LOSSES, Scored, fastest
+from udit.diffusion.config import SamplingConfig
+from udit.tuning.quality import DEFAULTS, LOSSES, Scored, fastest
 
 DOCS = Path(__file__).parent.parent / "docs"
 ANCESTRAL = "ancestral 250"

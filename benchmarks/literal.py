@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from udit.config.udit import UDiTConfig
+from udit.models.udit.config import UDiTConfig
 
 
 class TimestepEmbedder(nn.Module):

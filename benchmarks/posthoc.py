@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from udit.config.run import PosthocConfig
+from udit.run.config import PosthocConfig
 from udit.training.posthoc import PowerAverages, Snapshots
 
 LENGTHS = (0.03, 0.05, 0.07, 0.1, 0.15, 0.2, 0.25)

@@ -11,7 +11,7 @@ from typing import Any
 from frontier_page import whole_images
 from targets import targets
 
-from udit.bench.report import markdown
+from udit.benchmarking.report import markdown
 
 ROOT = Path(__file__).parent.parent / "docs"
 INTRO = """# Performance

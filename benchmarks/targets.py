@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from statistics import geometric_mean
 from typing import Any, NamedTuple
 
-from udit.bench.report import comparisons
+from udit.benchmarking.report import comparisons
 
 Row = dict[str, Any]
 Found = dict[str, Any]

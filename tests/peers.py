@@ -12,9 +12,9 @@ from torch import Tensor, nn
 
 import udit
 from conftest import DATA, batch
-from udit.config.model import ModelConfig
-from udit.published import key_map
-from udit.published.fixed import Unused
+from udit.models.config import ModelConfig
+from udit.models.fixed import Unused
+from udit.models.published import key_map
 
 
 def _keys(file: str) -> dict[str, Any]:

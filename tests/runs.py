@@ -17,8 +17,8 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from udit import dist
-from udit.config.files import load_run
-from udit.config.run import Run
+from udit.run.config import Run
+from udit.run.recipes import load_run
 from udit.training import preview
 from udit.training.trainer import Outcome, Trainer
 

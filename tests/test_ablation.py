@@ -17,14 +17,14 @@ import udit
 from conftest import TINY, batch, perturb, same_bits, snapshot
 from peers import learns
 from udit.analysis import cost
-from udit.config.ablation import ABLATIONS, DIT_UNETS
-from udit.config.catalog import find
-from udit.config.parts import Downsampled, Full, KVDownsampled, Mlp, RepConv, Window
-from udit.config.run import model_from
-from udit.config.udit import UDiTConfig
 from udit.errors import UserError
+from udit.models.ablation import ABLATIONS, DIT_UNETS
 from udit.models.build import checkpoint_activations
-from udit.published import key_map
+from udit.models.catalog import find
+from udit.models.published import key_map
+from udit.models.udit.config import UDiTConfig
+from udit.nn.specs import Downsampled, Full, KVDownsampled, Mlp, RepConv, Window
+from udit.run.config import model_from
 
 U_SHELL = UDiTConfig(**TINY)
 DIT_SHELL = find("DiT-S/2").config.replace(

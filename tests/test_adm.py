@@ -14,10 +14,10 @@ from torch import nn
 import udit
 from conftest import DATA, batch, perturb
 from peers import assert_golden, golden_input, golden_model, learns
-from udit.config.adm import ADMConfig
 from udit.errors import UserError
+from udit.models.adm.config import ADMConfig
+from udit.models.published import key_map
 from udit.nn.conv import ResidualAttention
-from udit.published import key_map
 
 GOLDEN = json.loads((DATA / "adm-goldens.json").read_text())
 TINY: dict[str, Any] = {

@@ -9,7 +9,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import udit
 from udit.analysis import cost
-from udit.config.catalog import CATALOG
+from udit.models.catalog import CATALOG
 
 
 def count(model: nn.Module, batch: int = 1) -> dict[str, float]:

@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from conftest import perturb
-from udit.config.parts import Downsampled, Full, KVDownsampled, MapAttention, Window
 from udit.errors import UserError
 from udit.nn.attention import LowPass, WindowAttention
+from udit.nn.specs import Downsampled, Full, KVDownsampled, MapAttention, Window
 
 WIDTH, HEADS = 16, 2
 LIMIT = 1e-5  # of numbers up to 7: the tables of angles are float32, all else is float64

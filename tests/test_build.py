@@ -17,10 +17,10 @@ from torch import Tensor, nn
 import udit
 from conftest import TINY, batch, perturb, same_bits, snapshot
 from udit import rng
-from udit.config.parts import Downsampled, Mlp, RepConv
-from udit.config.udit import UDiTConfig
 from udit.errors import UserError
 from udit.models.build import compile_blocks, configure, rebuild
+from udit.models.udit.config import UDiTConfig
+from udit.nn.specs import Downsampled, Mlp, RepConv
 
 
 def forward(model: nn.Module, *args: Tensor) -> Tensor:

@@ -11,15 +11,15 @@ from torch import Tensor, nn
 import udit
 from conftest import TINY, perturb, same_bits, snapshot
 from udit.assemble import System
-from udit.config.diffusion import FlowConfig, SamplingConfig
-from udit.config.system import SystemConfig
 from udit.diffusion.cache import Memory, StepCache
+from udit.diffusion.config import FlowConfig, SamplingConfig
 from udit.diffusion.denoise import Denoiser
 from udit.diffusion.guidance import Guided
 from udit.diffusion.sample import sample
 from udit.diffusion.schedule import DDPM
 from udit.errors import UserError
 from udit.models.build import compile_blocks
+from udit.run.system import SystemConfig
 
 SPARSE = (0, 3, 5)
 EVERY = tuple(range(8))

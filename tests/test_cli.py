@@ -14,7 +14,7 @@ import pytest
 import udit
 from conftest import Told, succeeds
 from runs import RECIPE, SMALL, environment, pictures, state_hash
-from udit.config.files import load_run, parse_yaml
+from udit.run.recipes import load_run, parse_yaml
 
 # -- before torch --------------------------------------------------------------------------------------------------
 
@@ -256,7 +256,7 @@ def test_error_of_the_disk_that_nobody_foresaw_is_one_line(told: Told, monkeypat
     def refuse(*arguments: object, **choices: object) -> None:
         raise PermissionError(13, "Permission denied", "/somewhere")
 
-    monkeypatch.setattr("udit.config.files.load_run", refuse)
+    monkeypatch.setattr("udit.run.recipes.load_run", refuse)
     assert told("train", "digits", code=1) == "Permission denied: /somewhere"
 
 

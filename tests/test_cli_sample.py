@@ -17,9 +17,9 @@ from conftest import TINY, Told, perturb, succeeds
 from runs import environment, finish, free_port
 from udit.assemble import System
 from udit.cli.sample import parse_seeds
-from udit.config.diffusion import FlowConfig, SamplingConfig
-from udit.config.system import SystemConfig
-from udit.pictures import read_pixels
+from udit.diffusion.config import FlowConfig, SamplingConfig
+from udit.images import read_pixels
+from udit.run.system import SystemConfig
 
 NAMES = ("ant", "bee", "cow", "dog", "elk")
 SEEDS = "0-34"

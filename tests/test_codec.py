@@ -16,12 +16,12 @@ from hypothesis import strategies as st
 import udit
 from conftest import Told, same_bits, succeeds
 from runs import RECIPE, SMALL, metrics, pictures, small_run, state_hash, train
-from udit.config.codec import IdentityCodec, SpaceToDepthCodec, VAECodec, codec_from
-from udit.config.data import DataInfo
-from udit.config.files import load_run
-from udit.config.system import SystemConfig
 from udit.data.codec import Codec, Identity, LatentVAE, SpaceToDepth, encode
+from udit.data.codec_config import IdentityCodec, SpaceToDepthCodec, VAECodec, codec_from
+from udit.data.config import DataInfo
 from udit.errors import UserError
+from udit.run.recipes import load_run
+from udit.run.system import SystemConfig
 from vaes import tiny_vae
 
 OneLine = Callable[[BaseException], str]

@@ -9,11 +9,11 @@ from torch import Tensor, nn
 import udit
 from conftest import TINY, perturb
 from udit.assemble import System
-from udit.config.diffusion import DDPMConfig, EDMConfig, FlowConfig, SamplingConfig
-from udit.config.system import SystemConfig
 from udit.diffusion import conditions
 from udit.diffusion.conditions import Conditioned, gather
+from udit.diffusion.config import DDPMConfig, EDMConfig, FlowConfig, SamplingConfig
 from udit.nn.conditioning import Modulation
+from udit.run.system import SystemConfig
 
 
 @pytest.fixture

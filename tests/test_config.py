@@ -15,15 +15,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pictures import folder, garments
-from udit.config.base import Spec
-from udit.config.catalog import CATALOG
-from udit.config.data import DigitsData
-from udit.config.diffusion import DDPMConfig, SamplingConfig
-from udit.config.files import list_recipes, load_run, parse_yaml, read_recipe, to_yaml
-from udit.config.parts import Downsampled, Mlp, RepConv
-from udit.config.run import Run, changed_keys, resolve
-from udit.config.udit import UDiTConfig
+from udit.data.config import DigitsData
+from udit.diffusion.config import DDPMConfig, SamplingConfig
 from udit.errors import UserError, nearest
+from udit.models.catalog import CATALOG
+from udit.models.udit.config import UDiTConfig
+from udit.nn.specs import Downsampled, Mlp, RepConv
+from udit.run.config import Run, changed_keys, resolve
+from udit.run.recipes import list_recipes, load_run, parse_yaml, read_recipe, to_yaml
+from udit.spec.base import Spec
 
 Path_ = tuple[str, ...]
 
@@ -369,9 +369,7 @@ def test_nearest_names_a_close_word_or_lists_all() -> None:
     [
         "import udit",
         "import udit; dir(udit); udit.list_models()",
-        "import pkgutil, importlib, udit.config as c; "
-        "[importlib.import_module(f'udit.config.{m.name}') for m in pkgutil.iter_modules(c.__path__)]",
-        "from udit.config.files import load_run; load_run('digits', ['model.width=32'])",
+        "from udit.run.recipes import load_run; load_run('digits', ['model.width=32'])",
     ],
 )
 def test_configuration_needs_no_torch(statement: str) -> None:

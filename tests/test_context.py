@@ -17,10 +17,10 @@ from torch import Tensor
 import udit
 from conftest import Told, perturb, succeeds
 from udit.assemble import System
-from udit.config.diffusion import FlowConfig, SamplingConfig
-from udit.config.system import SystemConfig
+from udit.diffusion.config import FlowConfig, SamplingConfig
 from udit.errors import UserError
-from udit.pictures import read_pixels
+from udit.images import read_pixels
+from udit.run.system import SystemConfig
 
 ROWS = torch.randn(3, 2, 4, generator=torch.Generator().manual_seed(0))
 NULL = torch.zeros(2, 4)

@@ -23,12 +23,12 @@ import udit
 from conftest import perturb, same_bits, snapshot
 from peers import KEY_LISTS, assert_bijection, key_list, learns
 from udit.analysis import Cost, cost
-from udit.config.catalog import CATALOG, families
-from udit.config.model import ModelConfig
-from udit.config.run import model_from
 from udit.diffusion.cache import StepCache
 from udit.diffusion.conditions import gather
 from udit.models.build import checkpoint_activations, compile_blocks
+from udit.models.catalog import CATALOG, families
+from udit.models.config import ModelConfig
+from udit.run.config import model_from
 
 TINY = [name for name in CATALOG if name.endswith("-tiny")]
 FULL = [name for name in CATALOG if name not in TINY]
@@ -357,8 +357,8 @@ class Throwaway(nn.Module):
 """
 CONFIG = """
 from typing import Literal
-from udit.config.catalog import CATALOG, About, Entry
-from udit.config.model import ModelConfig
+from udit.models.catalog import CATALOG, About, Entry
+from udit.models.config import ModelConfig
 
 class ThrowawayConfig(ModelConfig):
     family: Literal["Throwaway"] = "Throwaway"

@@ -16,7 +16,7 @@ import udit
 from conftest import Told, perturb, same_bits, succeeds
 from udit.convert import read_published
 from udit.errors import UserError
-from udit.published import export_published
+from udit.models.published import export_published
 
 SIZE = {"width": 16, "heads": 2, "depths": (1, 1, 1), "input_size": 8}
 NAMED = ["--model", "U-DiT-S", "width=16", "heads=2", "depths=[1,1,1]", "input_size=8"]

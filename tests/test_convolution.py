@@ -7,10 +7,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_pre_hook
 from torch.utils.flop_counter import FlopCounterMode
+from udit.nn.convolution import NARROW, convolved
 
 from conftest import gradients, needs_compiler
 from udit.nn import native
-from udit.nn.convolution import NARROW, convolved
 from udit.nn.tokens import to_first, to_last
 
 

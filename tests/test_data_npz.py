@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from pictures import mutated
-from udit.config.data import NpzData
+from udit.data.config import NpzData
 from udit.data.npz import npz_file
 from udit.data.sources import parts_of
 from udit.errors import UserError

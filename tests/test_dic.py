@@ -11,8 +11,8 @@ import torch
 import udit
 from conftest import DATA, batch, perturb
 from peers import assert_golden, golden_input, golden_model
-from udit.config.dic import DiCConfig
 from udit.errors import UserError
+from udit.models.dic.config import DiCConfig
 
 GOLDEN = json.loads((DATA / "dic-goldens.json").read_text())
 TINY = {"width": 8, "depths": (4, 1, 1, 2, 4), "in_channels": 1, "num_classes": 5, "input_size": 8, "skip_stride": 3}

@@ -17,18 +17,19 @@ from conftest import DATA, batch, perturb, same_bits, snapshot
 from peers import assert_golden, golden_input, golden_model, learns
 from udit.analysis import cost
 from udit.assemble import denoiser_of
-from udit.config.catalog import find
-from udit.config.diffusion import FlowConfig
-from udit.config.dimsum import DiMSUMConfig
-from udit.config.system import SystemConfig
+from udit.convert import native_diffusion
+from udit.diffusion.config import FlowConfig
 from udit.diffusion.objective import flow_loss
 from udit.errors import UserError
+from udit.models.catalog import find
+from udit.models.dimsum.config import DiMSUMConfig
+from udit.models.dimsum.published import haar_filters
+from udit.models.fixed import Unused
+from udit.models.published import frozen_parameters, key_map
 from udit.nn import wavelet
 from udit.nn.mamba import Mamba
 from udit.parity.systems import SYSTEMS
-from udit.published import frozen_parameters, key_map, native_diffusion
-from udit.published.dimsum import haar_filters
-from udit.published.fixed import Unused
+from udit.run.system import SystemConfig
 
 GOLDEN = json.loads((DATA / "dimsum-goldens.json").read_text())
 GOLDEN_CONFIG = DiMSUMConfig(width=64, depth=4, num_classes=10, input_size=16)

@@ -12,13 +12,13 @@ from torch import Tensor
 import udit
 from conftest import DATA, batch, perturb
 from peers import assert_golden, golden_input, golden_model
-from udit.config.catalog import find
-from udit.config.dit import DiTConfig
 from udit.diffusion.denoise import Denoiser, mix
 from udit.diffusion.guidance import guide
 from udit.diffusion.objective import flow_loss
 from udit.diffusion.schedule import DDPM, Flow
 from udit.errors import UserError
+from udit.models.catalog import find
+from udit.models.dit.config import DiTConfig
 from udit.nn.tokens import patchify, sincos_table, unpatchify
 
 GOLDEN = json.loads((DATA / "dit-goldens.json").read_text())

@@ -15,12 +15,12 @@ import udit
 from conftest import perturb
 from runs import metrics, pictures, state_hash
 from udit import dist
-from udit.config.catalog import find
-from udit.config.files import load_run
 from udit.errors import UserError
 from udit.models.build import checkpoint_activations, compile_blocks
+from udit.models.catalog import find
 from udit.nn.blocks import Recompute
 from udit.nn.dropout import Dropout, key_dropout, random_bits
+from udit.run.recipes import load_run
 from udit.training import preview
 from udit.training.trainer import Trainer
 

@@ -17,9 +17,7 @@ from conftest import Told, perturb, succeeds
 from gaussian import Gaussian
 from runs import RECIPE, train
 from udit.assemble import System
-from udit.config.diffusion import EDMConfig, SamplingConfig
-from udit.config.files import load_run
-from udit.config.system import SystemConfig
+from udit.diffusion.config import EDMConfig, SamplingConfig
 from udit.diffusion.denoise import Denoiser
 from udit.diffusion.edm import Preconditioned, WeightedLoss
 from udit.diffusion.guidance import Guided
@@ -27,7 +25,9 @@ from udit.diffusion.objective import draw
 from udit.diffusion.sample import sample
 from udit.diffusion.schedule import DDPM, EDM, Flow
 from udit.errors import UserError
-from udit.pictures import read_pixels
+from udit.images import read_pixels
+from udit.run.recipes import load_run
+from udit.run.system import SystemConfig
 
 SIGMA = torch.tensor([0.05, 0.5, 7.0], dtype=torch.float64)
 

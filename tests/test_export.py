@@ -21,15 +21,15 @@ import udit
 from conftest import TINY, Told, perturb, succeeds
 from udit.assemble import System
 from udit.cli.export import parse_size
-from udit.config.catalog import CATALOG
-from udit.config.diffusion import FlowConfig, SamplingConfig
-from udit.config.export import ENGINES, MANIFEST, Check, Manifest, read_manifest
-from udit.config.sealed import seal
-from udit.config.system import SystemConfig
+from udit.diffusion.config import FlowConfig, SamplingConfig
 from udit.errors import UserError
-from udit.export import folder, program
-from udit.export.engines import Graph, Session
+from udit.exporting import folder, program
+from udit.exporting.engines import Graph, Session
+from udit.exporting.manifest import ENGINES, EXPORTED, Check, Manifest, read_manifest
+from udit.files import seal
 from udit.models.build import fuse
+from udit.models.catalog import CATALOG
+from udit.run.system import SystemConfig
 
 FLOW = SamplingConfig(sampler="flow-euler", steps=2)
 FAMILIES = [name for name in CATALOG if name.endswith("-tiny")]
@@ -92,14 +92,14 @@ def test_a_folder_says_what_it_holds_and_how_near_it_is(exported: Path, system: 
 def test_a_graph_that_disagrees_is_refused_and_the_older_one_stays(
     exported: Path, system: System, engine: Callable[[float], None], one_line: OneLine
 ) -> None:
-    before = (exported / MANIFEST).read_bytes()
+    before = (exported / EXPORTED).read_bytes()
     engine(2e-4)
     with pytest.raises(
         UserError, match=r"differs from the network by 2\.0e-04 of its output, more than 1e-04"
     ) as error:
         folder.export(system, "onnx", exported)
     one_line(error.value)
-    assert (exported / MANIFEST).read_bytes() == before
+    assert (exported / EXPORTED).read_bytes() == before
     assert read_manifest(exported)
     assert [path.name for path in exported.parent.iterdir()] == [exported.name]
 
@@ -118,7 +118,7 @@ def test_altered_missing_and_older_folders_are_told_in_one_line(exported: Path, 
             read_manifest(exported)
         assert "export it again" in one_line(error.value)
 
-    graph, manifest = exported / "model.onnx", exported / MANIFEST
+    graph, manifest = exported / "model.onnx", exported / EXPORTED
     graph.write_text("grapf")
     told("model.onnx is altered")
     graph.unlink()

@@ -17,8 +17,8 @@ import pytest
 
 from mounts import shell
 from runs import environment, small_run
-from udit.config.run import MAY_CHANGE, changed_keys
 from udit.errors import RunError, UserError
+from udit.run.config import MAY_CHANGE, changed_keys
 from udit.training.folder import (
     MetricsLog,
     RunLock,
@@ -40,7 +40,7 @@ time.sleep(60)
 """
 OPEN = """
 import sys
-from udit.config.files import load_run
+from udit.run.recipes import load_run
 from udit.training.folder import open_folder
 try:
     open_folder(load_run("digits", ["out=" + sys.argv[1]]), int(sys.argv[2])).release()

@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 from torch import Tensor
+from udit.nn.fused_attention import fused_attention
 
 from udit.nn import native
 from udit.nn.attention import attend, join_grids, split_grids
-from udit.nn.fused_attention import fused_attention
 from udit.nn.tokens import rotary_table
 
 pytestmark = pytest.mark.skipif(native.find_compiler() is None, reason="no C++ compiler")

@@ -15,17 +15,17 @@ from torch import Tensor, nn
 import udit
 from conftest import DATA, batch, perturb
 from peers import assert_golden, golden_input, golden_model, learns
-from udit.config.hdit import AxialGlobal, AxialNeighborhood, AxialWindow, HDiTConfig, HourglassLevel, Mapping
-from udit.config.parts import Mlp
 from udit.diffusion.denoise import Denoiser
 from udit.diffusion.edm import Preconditioned
 from udit.diffusion.sample import sample
 from udit.diffusion.schedule import DDPM
 from udit.errors import UserError
+from udit.models.hdit.config import AxialGlobal, AxialNeighborhood, AxialWindow, HDiTConfig, HourglassLevel, Mapping
 from udit.nn.axial import AxialAttention, axial_frequencies, axial_positions, axial_table, turn
 from udit.nn.conditioning import AdaLNBlock, Modulation
 from udit.nn.ffn import MLP
 from udit.nn.hourglass import Labels
+from udit.nn.specs import Mlp
 from udit.nn.window import join_windows, split_windows, wrap_mask
 from udit.parity.network import _Case, describe
 from udit.parity.systems import seed_offset

@@ -16,7 +16,7 @@ from PIL import Image
 from hub_stand_in import Hub, serving
 from pictures import folder, noise
 from runs import environment
-from udit.config.data import HubData
+from udit.data.config import HubData
 from udit.data.folder import ImageFolder
 
 pytestmark = pytest.mark.timeout(400)  # each starts a process that imports `datasets`
@@ -25,7 +25,7 @@ CALL = """
 import json, sys
 import numpy as np
 from udit.cli import main
-from udit.config.data import HubData
+from udit.data.config import HubData
 from udit.data.sources import parts_of
 from udit.errors import UserError
 told = []

@@ -12,10 +12,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pictures import garments, idx
-from udit.config.data import FashionMnistData, IdxData
-from udit.config.files import load_run
+from udit.data.config import FashionMnistData, IdxData
 from udit.data.idx import idx_files, read
 from udit.errors import UserError
+from udit.run.recipes import load_run
 
 IMAGES, LABELS = "train-images-idx3-ubyte", "train-labels-idx1-ubyte"
 

@@ -19,14 +19,14 @@ from safetensors.numpy import load_file
 from conftest import Told, succeeds
 from runs import RECIPE, SMALL, metrics, pictures, small_run, state_hash, train
 from udit import dist
-from udit.config.files import load_run
-from udit.config.latents import MANIFEST, PLAN, follow_cache, read_manifest
-from udit.config.run import Run
-from udit.config.sealed import seal, unseal
 from udit.data.batches import batches
+from udit.data.cache_config import MANIFEST, PLAN, follow_cache, read_manifest
 from udit.data.encode import plan_of, write_cache
-from udit.data.latents import LatentCache, source_of
+from udit.data.latents import LatentCache
 from udit.errors import RunError, UserError
+from udit.files import seal, unseal
+from udit.run.config import Run
+from udit.run.recipes import load_run
 from udit.training.trainer import Trainer
 from vaes import tiny_vae
 
@@ -65,7 +65,7 @@ def cases(tmp_path_factory: pytest.TempPathFactory) -> Cases:
 
 def encode(path: Path, run: Run, world: dist.World | None = None, **choices: Any) -> None:
     source, codec = run.data.build(), run.codec.build()
-    plan = plan_of(run, source, codec, **{"shard_size": 7, **choices})
+    plan = plan_of(run.data, source, codec, **{"shard_size": 7, **choices})
     write_cache(path, plan, source, codec, world or dist.World(), batch_size=3)
 
 
@@ -125,7 +125,7 @@ def test_measured_normalisation_travels_with_the_run(cases: Cases, tmp_path: Pat
     run = small_run(tmp_path / "run", FOLDER, f"latents={tmp_path / 'cache'}")
     assert run.codec.shift == manifest.mean
     assert run.codec.scale == tuple(1 / std for std in manifest.std)
-    cache, codec = source_of(run), run.codec.build()
+    cache, codec = run.source(), run.codec.build()
     x = codec.normalise(torch.from_numpy(np.stack([cache.read(i, m) for i in range(COUNT) for m in (False, True)])))
     assert x.mean((0, 2, 3)).abs().max() < 1e-3
     with pytest.raises(UserError, match="the identity codec has nothing to measure"):
@@ -219,8 +219,8 @@ def test_every_key_that_does_not_fit_the_cache_is_named(cases: Cases, tmp_path: 
 
 def load_with_data_left_out(words: list[str]) -> Run:
     """The tiny run without its data section, so that only the words speak of data."""
-    from udit.config.files import parse_overrides, read_recipe
-    from udit.config.run import resolve
+    from udit.run.config import resolve
+    from udit.run.recipes import parse_overrides, read_recipe
 
     values = {key: value for key, value in read_recipe(RECIPE).items() if key != "data"}
     overrides = parse_overrides(words)
@@ -306,7 +306,7 @@ def test_torn_shard_is_told_before_training_and_encoding_again_mends_it(
 def test_bytes_depend_on_neither_ranks_nor_batches(cases: Cases, tmp_path: Path, kind: str) -> None:
     run = cases.run(kind)
     source, codec = run.data.build(), run.codec.build()
-    plan = plan_of(run, source, codec, shard_size=7)
+    plan = plan_of(run.data, source, codec, shard_size=7)
 
     class Alone(dist.World):
         """One of several ranks, that waits for none."""
@@ -333,7 +333,7 @@ def test_bytes_depend_on_neither_ranks_nor_batches(cases: Cases, tmp_path: Path,
 def test_stopped_writer_goes_on_and_keeps_what_is_whole(cases: Cases, tmp_path: Path) -> None:
     run = cases.run("vae")
     source, codec = run.data.build(), run.codec.build()
-    plan = plan_of(run, source, codec, shard_size=7)
+    plan = plan_of(run.data, source, codec, shard_size=7)
     read = source.image
 
     def breaks_off(i: int) -> Any:
@@ -455,7 +455,7 @@ def test_manifest_without_end_is_refused_unread(cases: Cases, tmp_path: Path, on
 
 def test_several_ranks_train_from_one_cache(cases: Cases, tmp_path: Path) -> None:
     words = [*cases.words("space-to-depth"), "training.steps=2", f"latents={cases.cache('space-to-depth')}"]
-    source = source_of(small_run(tmp_path / "x", *words))
+    source = small_run(tmp_path / "x", *words).source()
     part = np.arange(COUNT)
     whole = next(batches(source, part, seed=0, start=0, stop=1, global_batch=6, flip=True))[0]
     halves = [

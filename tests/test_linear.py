@@ -12,11 +12,11 @@ from torch.nn.modules.module import register_module_forward_pre_hook
 from torch.profiler import ProfilerActivity, profile
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
+from udit.nn.linear import ROWS, affine, linear
 
 from conftest import gradients, needs_compiler
 from udit.nn import linear as module
 from udit.nn import native
-from udit.nn.linear import ROWS, affine, linear
 
 
 def draw(rows: int, inner: int, outer: int) -> tuple[Tensor, Tensor, Tensor]:

@@ -15,11 +15,11 @@ from typing import Any
 import pytest
 import torch
 
-from udit.config.catalog import CATALOG
-from udit.config.files import load_run
 from udit.data.batches import batches
 from udit.data.sources import split
 from udit.dist import World
+from udit.models.catalog import CATALOG
+from udit.run.recipes import load_run
 from udit.training.learner import Learner
 
 RECORD = Path(__file__).parent / "data" / "losses.json"

@@ -9,13 +9,13 @@ import torch
 
 from conftest import Told, succeeds
 from runs import RECIPE, SMALL
-from udit.bench.measure import dissect
-from udit.config.catalog import CATALOG
-from udit.config.files import load_run, parse_yaml
-from udit.config.run import Run
+from udit.benchmarking.measure import dissect
 from udit.data.batches import Batch
 from udit.dist import World
 from udit.errors import UserError
+from udit.models.catalog import CATALOG
+from udit.run.config import Run
+from udit.run.recipes import load_run, parse_yaml
 from udit.training.learner import Learner
 from udit.training.memory import Memory, estimate
 

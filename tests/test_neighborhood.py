@@ -11,8 +11,8 @@ from torch import Tensor
 
 import udit
 from conftest import perturb
-from udit.config.hdit import AxialNeighborhood, HourglassLevel, Mapping
 from udit.errors import UserError
+from udit.models.hdit.config import AxialNeighborhood, HourglassLevel, Mapping
 from udit.nn.axial import attend_all
 from udit.nn.neighborhood import neighborhood_attention
 

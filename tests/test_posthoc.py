@@ -15,8 +15,8 @@ from torch import Tensor, nn
 import udit
 from conftest import Told, same_bits, succeeds
 from runs import newest, small_run, state_hash, train
-from udit.config.run import PosthocConfig
 from udit.errors import UserError
+from udit.run.config import PosthocConfig
 from udit.training.learner import Learner
 from udit.training.posthoc import PowerAverages, Snapshots, gamma_of, overlaps, power_decay, solve
 

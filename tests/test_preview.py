@@ -10,9 +10,9 @@ import torch
 
 from runs import small_run
 from udit.assemble import System, loss_of
-from udit.config.system import SystemConfig
 from udit.data.sources import InMemory
 from udit.models.build import build
+from udit.run.system import SystemConfig
 from udit.training import preview
 from udit.training.preview import spread, validation_loss
 

@@ -13,10 +13,10 @@ from torch import Tensor, nn
 
 import udit
 from conftest import TINY, batch, perturb, release_keys, same_bits, snapshot
-from udit.config.parts import Downsampled, Mlp, RepConv
-from udit.config.udit import UDiTConfig
 from udit.errors import UserError
-from udit.published import clean_keys, key_map
+from udit.models.published import clean_keys, key_map
+from udit.models.udit.config import UDiTConfig
+from udit.nn.specs import Downsampled, Mlp, RepConv
 
 # ---- names -----------------------------------------------------------------------------------------------------------
 

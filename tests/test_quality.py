@@ -13,12 +13,12 @@ from conftest import TINY, Told, perturb, succeeds
 from runs import pictures, train
 from udit import tuning
 from udit.assemble import System
-from udit.config.diffusion import DDPMConfig, EDMConfig, FlowConfig, SamplingConfig
-from udit.config.quality import DEFAULTS, FILE, Quality, Scored, default, fastest
-from udit.config.system import SystemConfig
+from udit.diffusion.config import DDPMConfig, EDMConfig, FlowConfig, SamplingConfig
 from udit.diffusion.sample import make_sampler
-from udit.pictures import read_settings
+from udit.images import read_settings
+from udit.run.system import SystemConfig
 from udit.store import fingerprint, read_run_config
+from udit.tuning.quality import DEFAULTS, FILE, Quality, Scored, default, fastest
 
 LEVELS = ("draft", "good", "best")
 

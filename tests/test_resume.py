@@ -22,11 +22,11 @@ from runs import (
     train,
 )
 from udit.checkpoint import MANIFEST, CheckpointStore
-from udit.config.files import read_yaml, to_yaml
-from udit.config.sealed import seal, unseal
 from udit.data.batches import Batch
 from udit.diffusion.objective import Losses
 from udit.errors import UserError
+from udit.files import seal, unseal
+from udit.run.recipes import read_yaml, to_yaml
 from udit.training.learner import Learner
 from udit.training.trainer import Outcome
 

@@ -13,9 +13,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from udit.nn.scan import selective_scan
 
 from udit.nn import native, scan
-from udit.nn.scan import selective_scan
 
 Scan = Callable[..., Tensor]
 

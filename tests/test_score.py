@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 import torch
 
-from udit.config.run import EvaluationConfig
 from udit.data.sources import InMemory, digits, split
 from udit.errors import UserError
 from udit.evaluation.features import Judge
 from udit.evaluation.report import NOTE, Report
 from udit.evaluation.score import evaluate
+from udit.run.config import EvaluationConfig
 
 SOURCE = digits()
 PARTS = split(SOURCE.labels, SOURCE.names, 0.35, 0.15)

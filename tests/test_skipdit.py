@@ -13,14 +13,14 @@ from torch.utils.flop_counter import FlopCounterMode
 import udit
 from conftest import DATA, batch, perturb, same_bits, snapshot
 from peers import assert_golden, golden_input, golden_model
-from udit.config.catalog import find
-from udit.config.skipdit import SkipDiTConfig
 from udit.diffusion.cache import StepCache
 from udit.diffusion.denoise import Denoiser
 from udit.diffusion.guidance import Guided
 from udit.diffusion.sample import sample
 from udit.diffusion.schedule import DDPM
 from udit.errors import UserError
+from udit.models.catalog import find
+from udit.models.skipdit.config import SkipDiTConfig
 
 GOLDEN = json.loads((DATA / "skipdit-goldens.json").read_text())
 TINY = {"width": 16, "depth": 6, "heads": 2, "in_channels": 1, "num_classes": 5, "input_size": 8, "shallow": 1}

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from gaussian import Gaussian
-from udit.config.diffusion import SAMPLERS, DDPMConfig, EDMConfig, FlowConfig
+from udit.diffusion.config import SAMPLERS, DDPMConfig, EDMConfig, FlowConfig
 from udit.diffusion.denoise import Denoiser, encode
 from udit.diffusion.sample import SeededNoise, Step, sample
 from udit.diffusion.schedule import DDPM, EDM, Flow

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from udit.config.data import IdxData
+from udit.data.config import IdxData
 from udit.data.sources import InMemory, digits, parts_of, split
 from udit.errors import UserError
 

@@ -10,12 +10,12 @@ import pytest
 from PIL import Image
 
 from conftest import Told, succeeds
-from udit.config.codec import VAE_WEIGHTS, IdentityCodec, VAECodec
-from udit.config.protocol import PROTOCOLS, check_model, find_protocol
+from udit.data.codec_config import VAE_WEIGHTS, IdentityCodec, VAECodec
 from udit.errors import UserError
 from udit.evaluation import npz
 from udit.evaluation.features import JudgeFeatures, train_judge
 from udit.evaluation.fidelity import Features
+from udit.evaluation.protocol import PROTOCOLS, check_model, find_protocol
 from udit.evaluation.sets import read_pictures, read_reference, reference_of
 from udit.evaluation.standard import Scores, require_alike, score, tables
 

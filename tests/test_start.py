@@ -17,10 +17,10 @@ import udit
 from conftest import TINY, Told, perturb, succeeds
 from runs import RECIPE, pictures, state_hash, train
 from udit.assemble import System
-from udit.config.files import load_run
-from udit.config.run import Run
-from udit.config.system import SystemConfig
 from udit.errors import UserError
+from udit.run.config import Run
+from udit.run.recipes import load_run
+from udit.run.system import SystemConfig
 from udit.training.start import start_from
 
 OneLine = Callable[[BaseException], str]

@@ -19,10 +19,11 @@ from conftest import TINY, perturb, same_bits
 from runs import train
 from udit import store
 from udit.assemble import System
-from udit.config.catalog import find
-from udit.config.diffusion import FlowConfig, SamplingConfig
-from udit.config.system import SystemConfig
+from udit.diffusion.config import FlowConfig, SamplingConfig
 from udit.errors import RunError, UserError
+from udit.files import temporary_sibling
+from udit.models.catalog import find
+from udit.run.system import SystemConfig
 
 OneLine = Callable[[BaseException], str]
 
@@ -126,7 +127,7 @@ def perturbed(system: System) -> System:
 
 
 def test_leftover_of_a_killed_save_is_no_obstacle(system: System, tmp_path: Path) -> None:
-    left = tmp_path / f".tmp-model-{os.getpid()}"
+    left = temporary_sibling(tmp_path / "model")
     left.mkdir()
     (left / "model.safetensors").write_bytes(b"half")
     udit.save(system, tmp_path / "model")

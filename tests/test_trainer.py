@@ -23,14 +23,14 @@ from torch import Tensor
 
 import udit
 from runs import environment, metrics, newest, pictures, small_run, state_hash, train
+from udit import ops
 from udit.checkpoint import CheckpointStore
-from udit.config.files import load_run, read_yaml
 from udit.data.batches import Batch
 from udit.data.sources import InMemory
 from udit.diffusion.objective import Losses
 from udit.errors import RunError, UserError
-from udit.nn import native
-from udit.pictures import read_settings
+from udit.images import read_settings
+from udit.run.recipes import load_run, read_yaml
 from udit.training import preview
 from udit.training.ema import EMA, decay_at
 from udit.training.learner import Learner
@@ -106,7 +106,7 @@ def test_manifest_names_everything_that_matters(finished: Path) -> None:
         *("schema", "step", "skipped_in_a_row", "data", "machine", "versions", "run", "files", "digest")
     ]
     assert manifest["step"] == 7
-    facts = {"torch": torch.__version__, "ranks": 1, "threads": 1, "kernels": native.describe()}
+    facts = {"torch": torch.__version__, "ranks": 1, "threads": 1, "kernels": ops.describe()}
     assert manifest["machine"] == facts
     assert manifest["versions"]["udit"] == udit.__version__
     assert manifest["run"] == read_yaml(finished / "run.yaml")

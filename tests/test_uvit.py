@@ -15,15 +15,15 @@ from torch import Tensor
 import udit
 from conftest import DATA, batch, perturb
 from peers import assert_golden, golden_input, golden_model, learns
-from udit.config.catalog import find
-from udit.config.parts import Context
-from udit.config.uvit import UViTConfig
+from udit.convert import native_diffusion
 from udit.diffusion.denoise import Denoiser
 from udit.diffusion.sample import sample
 from udit.diffusion.schedule import DDPM
 from udit.errors import UserError
+from udit.models.catalog import find
+from udit.models.uvit.config import UViTConfig
+from udit.nn.specs import Context
 from udit.parity.systems import SYSTEMS
-from udit.published import native_diffusion
 
 GOLDEN = json.loads((DATA / "uvit-goldens.json").read_text())
 TINY: dict[str, Any] = {"width": 16, "depth": 4, "heads": 2, "in_channels": 1, "num_classes": 5, "input_size": 8}

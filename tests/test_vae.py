@@ -15,9 +15,9 @@ import torch
 from conftest import succeeds
 from hub_stand_in import COMMIT, serving
 from runs import environment
-from udit.config.codec import VAE_WEIGHTS, VAECodec
-from udit.config.latents import read_manifest
+from udit.data.cache_config import read_manifest
 from udit.data.codec import encode
+from udit.data.codec_config import VAE_WEIGHTS, VAECodec
 from udit.data.sources import digits, split
 from udit.store import read_run_config
 from vaes import tiny_vae, trained_vae
@@ -68,7 +68,7 @@ def test_trained_vae_carries_pictures_through_cache_training_samples_and_scores(
 CALL = """
 import hashlib, sys
 import torch
-from udit.config.codec import VAECodec
+from udit.data.codec_config import VAECodec
 from udit.data.codec import encode
 codec = VAECodec(source="o/m").resolved().build()
 pixels = torch.arange(64, dtype=torch.uint8).view(1, 1, 8, 8)

@@ -10,15 +10,15 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from udit.assemble import System as System
-    from udit.config.catalog import list_models as list_models
-    from udit.config.run import Run as Run
     from udit.diffusion.denoise import Denoiser as Denoiser
     from udit.diffusion.guidance import Guided as Guided
     from udit.diffusion.sample import sample as sample
     from udit.models.build import build as build
     from udit.models.build import fuse as fuse
-    from udit.published import export_published as export_published
-    from udit.published import import_published as import_published
+    from udit.models.catalog import list_models as list_models
+    from udit.models.published import export_published as export_published
+    from udit.models.published import import_published as import_published
+    from udit.run.config import Run as Run
     from udit.store import load as load
     from udit.store import save as save
     from udit.training.trainer import Trainer as Trainer
@@ -28,14 +28,14 @@ __version__ = "0.1.0"
 _HOME = {
     "Denoiser": "udit.diffusion.denoise",
     "Guided": "udit.diffusion.guidance",
-    "Run": "udit.config.run",
+    "Run": "udit.run.config",
     "System": "udit.assemble",
     "Trainer": "udit.training.trainer",
     "build": "udit.models.build",
-    "export_published": "udit.published",
+    "export_published": "udit.models.published",
     "fuse": "udit.models.build",
-    "import_published": "udit.published",
-    "list_models": "udit.config.catalog",
+    "import_published": "udit.models.published",
+    "list_models": "udit.models.catalog",
     "load": "udit.store",
     "sample": "udit.diffusion.sample",
     "save": "udit.store",

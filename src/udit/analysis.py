@@ -7,9 +7,9 @@ from dataclasses import dataclass
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from udit.config.model import ModelConfig
 from udit.models.build import build, fuse
-from udit.published import frozen_parameters
+from udit.models.config import ModelConfig
+from udit.models.published import frozen_parameters
 
 
 @dataclass(frozen=True)

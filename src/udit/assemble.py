@@ -11,12 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from udit.config.diffusion import DiffusionConfig, EDMConfig, FlowConfig, SamplingConfig
-from udit.config.model import ModelConfig
-from udit.config.system import SystemConfig
 from udit.data.codec import Codec
 from udit.diffusion.cache import StepCache
 from udit.diffusion.conditions import prepared
+from udit.diffusion.config import DiffusionConfig, EDMConfig, FlowConfig, SamplingConfig
 from udit.diffusion.denoise import Denoiser, Target
 from udit.diffusion.edm import Preconditioned, WeightedLoss
 from udit.diffusion.guidance import Guided
@@ -24,6 +22,8 @@ from udit.diffusion.objective import Loss, flow_loss, hybrid_loss
 from udit.diffusion.sample import SeededNoise, make_sampler, sample
 from udit.errors import UserError, nearest
 from udit.models.build import fuse
+from udit.models.config import ModelConfig
+from udit.run.system import SystemConfig
 
 
 def denoiser_of(config: SystemConfig, backbone: Any) -> Denoiser:

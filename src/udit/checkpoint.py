@@ -8,9 +8,7 @@ skipped.
 
 from __future__ import annotations
 
-import hashlib
 import logging
-import os
 import re
 import shutil
 from dataclasses import dataclass
@@ -21,8 +19,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from udit.config.sealed import seal, unseal
 from udit.errors import RunError, UserError
+from udit.files import file_sha256, seal, sweep, sync, temporary_sibling, unseal, whole_folder
 
 SCHEMA = 1
 MANIFEST = "manifest.json"
@@ -68,24 +66,16 @@ class CheckpointStore:
         final = self.folder / f"step-{step:08d}"
         if final.exists():
             return final
-        temporary = self.folder / f".tmp-{final.name}-{os.getpid()}"
         try:
-            temporary.mkdir(parents=True)
-            files = {}
-            for name, values in tensors.items():
-                file = temporary / f"{name}.safetensors"
-                write_tensors(values, file)
-                files[file.name] = {"bytes": file.stat().st_size, "sha256": _sha256(file)}
-            text = seal({"schema": SCHEMA, "step": step, **facts, "files": files})
-            with (temporary / MANIFEST).open("w", encoding="utf-8") as stream:
-                stream.write(text)
-                stream.flush()
-                os.fsync(stream.fileno())
-            sync(temporary)
-            temporary.rename(final)
-            sync(self.folder)
+            with whole_folder(final) as temporary:
+                files = {}
+                for name, values in tensors.items():
+                    file = temporary / f"{name}.safetensors"
+                    write_tensors(values, file)
+                    files[file.name] = {"bytes": file.stat().st_size, "sha256": file_sha256(file)}
+                text = seal({"schema": SCHEMA, "step": step, **facts, "files": files})
+                (temporary / MANIFEST).write_text(text, encoding="utf-8")
         except (OSError, SafetensorError) as error:
-            shutil.rmtree(temporary, ignore_errors=True)
             newest = max(self.steps(), default=None)
             kept = f"step {newest} is intact" if newest is not None else "there is none before it"
             raise RunError(
@@ -131,15 +121,12 @@ class CheckpointStore:
 
     def sweep(self) -> None:
         """Removes what a killed save or removal left."""
-        if self.folder.is_dir():
-            for entry in self.folder.iterdir():
-                if entry.name.startswith(".tmp-"):
-                    shutil.rmtree(entry, ignore_errors=True)
+        sweep(self.folder)
 
     def _prune(self) -> None:
         for step in sorted(self.steps(), reverse=True)[self.keep :]:
             path = self.folder / f"step-{step:08d}"
-            doomed = self.folder / f".tmp-old-{path.name}-{os.getpid()}"
+            doomed = temporary_sibling(path.with_name(f"old-{path.name}"))
             try:
                 path.rename(doomed)  # a removal cut short must not look like a damaged checkpoint
                 shutil.rmtree(doomed)
@@ -158,7 +145,7 @@ class CheckpointStore:
 
 
 def write_tensors(tensors: dict[str, Tensor], path: Path, metadata: dict[str, str] | None = None) -> None:
-    """Writes a safetensors file and waits until it is on disk.
+    """Writes a safetensors file with the mode that the umask says.
 
     Raises:
         OSError, SafetensorError: the disk refuses it.
@@ -167,7 +154,6 @@ def write_tensors(tensors: dict[str, Tensor], path: Path, metadata: dict[str, st
     mode = path.stat().st_mode
     save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, path, metadata)
     path.chmod(mode)  # safetensors lets nobody but the owner read, whatever the umask says
-    sync(path)
 
 
 class DamagedError(ValueError):
@@ -197,7 +183,7 @@ def verify(path: Path) -> dict[str, Any]:
             size = file.stat().st_size
             if size != facts["bytes"]:
                 raise DamagedError(f"{name} has {size} of {facts['bytes']} bytes")
-            if _sha256(file) != facts["sha256"]:
+            if file_sha256(file) != facts["sha256"]:
                 raise DamagedError(f"{name} does not match its sha256")
     except OSError as error:
         raise DamagedError(_cause(error)) from None
@@ -206,20 +192,6 @@ def verify(path: Path) -> dict[str, Any]:
             raise
         raise DamagedError(f"{MANIFEST} is torn") from None
     return manifest
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
-
-
-def sync(path: Path) -> None:
-    """Waits until a file's bytes, or a folder's names, are on disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _cause(error: Exception) -> str:

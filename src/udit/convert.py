@@ -13,13 +13,15 @@ import torch
 from torch import Tensor
 
 from udit.assemble import System
-from udit.config.codec import IdentityCodec, VAECodec
-from udit.config.diffusion import SamplingConfig
-from udit.config.model import ModelConfig
-from udit.config.system import SystemConfig
+from udit.data.codec_config import IdentityCodec, VAECodec
+from udit.diffusion.config import DDPMConfig, DiffusionConfig, EDMConfig, FlowConfig, SamplingConfig
 from udit.errors import UserError
 from udit.models.build import build
-from udit.published import import_published, native_diffusion
+from udit.models.config import ModelConfig
+from udit.models.dimsum.config import DiMSUMConfig
+from udit.models.published import import_published
+from udit.models.uvit.config import UViTConfig
+from udit.run.system import SystemConfig
 from udit.store import read_tensors
 
 
@@ -87,3 +89,18 @@ def from_published(path: Path, config: ModelConfig, *, repair: bool = False, vae
             raise UserError(f"a VAE was named and the model takes {config.in_channels} channels, not latents; drop it")
         codec = SD_VAE.replace(source=vae).resolved()
     return System(SystemConfig(model=config, diffusion=diffusion, sampling=sampling, codec=codec), model)
+
+
+def native_diffusion(config: ModelConfig) -> DiffusionConfig:
+    """What a release's weights were trained on.
+
+    Returns:
+        The linear flow for SiT, that of sines and cosines (GVP) for DiMSUM, noise levels for HDiT, Stable Diffusion's
+        betas for U-ViT's latent models, else linear betas.
+    """
+    if config.reversed_flow:
+        return FlowConfig(path="gvp" if isinstance(config, DiMSUMConfig) else "linear")
+    if config.time == "sigma":
+        return EDMConfig()
+    latent = isinstance(config, UViTConfig) and config.in_channels == 4
+    return DDPMConfig(betas="scaled-linear" if latent else "linear")

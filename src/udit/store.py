@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import shutil
 from pathlib import Path
 from typing import Literal
 
@@ -15,15 +13,15 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from udit.assemble import System
-from udit.checkpoint import CheckpointStore, sync, write_tensors
-from udit.config.base import parse
-from udit.config.codec import VAECodec
-from udit.config.export import is_exported
-from udit.config.files import read_yaml
-from udit.config.run import Run
-from udit.config.system import SystemConfig
+from udit.checkpoint import CheckpointStore, write_tensors
+from udit.data.codec_config import VAECodec
 from udit.errors import RunError, UserError
+from udit.files import whole_folder
 from udit.models.build import rebuild
+from udit.run.config import Run
+from udit.run.recipes import read_yaml
+from udit.run.system import EXPORTED, SystemConfig
+from udit.spec.base import parse
 
 Weights = Literal["ema", "raw"]
 
@@ -40,29 +38,19 @@ def save(system: System, path: str | Path, *, raw: nn.Module | None = None) -> P
         RunError: it could not be written.
     """
     folder = Path(path)
-    temporary = folder.with_name(f".tmp-{folder.name}-{os.getpid()}")
+    if folder.exists() and not (folder / "config.json").is_file() and (folder.is_file() or any(folder.iterdir())):
+        raise UserError(f"{folder} exists and is no model folder; choose another place")
     try:
-        shutil.rmtree(temporary, ignore_errors=True)
-        temporary.mkdir(parents=True)
-        write_tensors(system.backbone.state_dict(), temporary / "model.safetensors")
-        if raw is not None:
-            write_tensors(raw.state_dict(), temporary / "model.raw.safetensors")
-        (temporary / "config.json").write_text(
-            json.dumps(system.config.model_dump(mode="json"), indent=2) + "\n", encoding="utf-8"
-        )
-        (temporary / "README.md").write_text(model_card(system.config), encoding="utf-8")
-        sync(temporary / "config.json")
-        sync(temporary)
-        if folder.exists():
-            if not (folder / "config.json").is_file() and any(folder.iterdir()):
-                raise UserError(f"{folder} exists and is no model folder; choose another place")
-            shutil.rmtree(folder)
-        temporary.rename(folder)
-        sync(folder.parent)
+        with whole_folder(folder, replace=True) as temporary:
+            write_tensors(system.backbone.state_dict(), temporary / "model.safetensors")
+            if raw is not None:
+                write_tensors(raw.state_dict(), temporary / "model.raw.safetensors")
+            (temporary / "config.json").write_text(
+                json.dumps(system.config.model_dump(mode="json"), indent=2) + "\n", encoding="utf-8"
+            )
+            (temporary / "README.md").write_text(model_card(system.config), encoding="utf-8")
     except (OSError, SafetensorError) as error:
         raise RunError(f"cannot write model folder {folder}: {error}") from None
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
     return folder
 
 
@@ -93,7 +81,7 @@ def load(
         raise UserError(
             f"{folder} holds neither config.json nor run.yaml; give a model folder, a run folder or a hub id"
         )
-    if is_exported(folder):
+    if (folder / EXPORTED).is_file():
         raise UserError(f"{folder} holds an exported graph and no weights; `udit sample` draws from it")
     config = _with_vae_beside(read_config(folder / "config.json"), folder)
     return System(config, network(config, read_tensors(file), file)).to(device)

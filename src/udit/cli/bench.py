@@ -16,8 +16,8 @@ from udit.cli.output import say
 from udit.errors import UserError
 
 if TYPE_CHECKING:
-    from udit.config.model import ModelConfig
-    from udit.config.run import Run
+    from udit.models.config import ModelConfig
+    from udit.run.config import Run
 
 Flag = Parameter(negative="")
 Sampler = Literal["ddpm", "ddim", "dpmpp", "unipc"]
@@ -78,10 +78,10 @@ def bench(
     markdown
         Writes the tables there, after each row.
     """
-    from udit.config.base import parse
-    from udit.config.diffusion import SamplingConfig
-    from udit.config.files import parse_overrides
-    from udit.config.run import model_from
+    from udit.diffusion.config import SamplingConfig
+    from udit.run.config import model_from
+    from udit.run.recipes import parse_overrides
+    from udit.spec.base import parse
 
     models, overrides = ([word for word in words if ("=" in word) is is_override] for is_override in (False, True))
     if not models:
@@ -117,7 +117,7 @@ def bench(
 
     import torch
 
-    from udit.bench import feed, measure, report, subjects
+    from udit.benchmarking import feed, measure, report, subjects
     from udit.dist import keep_freed_memory
     from udit.training.folder import replace_text
 
@@ -165,8 +165,8 @@ def _runs(
     workers: list[int],
 ) -> dict[str, list[Run]]:
     """{model: a run on the recipe's pictures for each size of a batch and number of reading processes}."""
-    from udit.config.files import load_run
-    from udit.config.run import resolve
+    from udit.run.config import resolve
+    from udit.run.recipes import load_run
 
     given = load_run(recipe, of_pictures)
     values = {"name": given.name, "data": given.data, "codec": given.codec, "latents": given.latents}

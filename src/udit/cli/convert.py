@@ -48,8 +48,8 @@ def convert(
     vae
         Folder or hub id of the VAE behind a release on latents; stabilityai/sd-vae-ft-ema if not given.
     """
-    from udit.config.files import parse_overrides
-    from udit.config.run import model_from
+    from udit.run.config import model_from
+    from udit.run.recipes import parse_overrides
 
     values: dict[str, Any] = parse_overrides(list(overrides))
     is_file = Path(source).is_file()
@@ -73,10 +73,12 @@ def convert(
         from safetensors import SafetensorError
         from safetensors.torch import save_file
 
-        from udit.published import export_published
+        from udit.files import whole_file
+        from udit.models.published import export_published
 
         try:
-            save_file({k: v.contiguous() for k, v in export_published(system.backbone).items()}, target)
+            with whole_file(target) as temporary:
+                save_file({k: v.contiguous() for k, v in export_published(system.backbone).items()}, temporary)
         except (OSError, SafetensorError) as error:
             raise RunError(f"cannot write {target}: {error}") from None
     else:

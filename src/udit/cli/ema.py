@@ -32,7 +32,7 @@ def make(run: Path, out: Path, /, *, sigma_rel: float, step: int | None = None) 
         At which step it ends; the last snapshot's if not given.
     """
     from udit.assemble import System
-    from udit.config.system import SystemConfig
+    from udit.run.system import SystemConfig
     from udit.store import network, read_run_config, save
     from udit.training.posthoc import Snapshots
 
@@ -81,12 +81,13 @@ def sweep(
     from udit import dist
     from udit.assemble import System
     from udit.cli.evaluate import draw, drawing_of
-    from udit.config.system import SystemConfig
     from udit.data.sources import parts_of
     from udit.evaluation.features import JudgeFeatures
     from udit.evaluation.score import judge_of
     from udit.evaluation.sets import reference_of
     from udit.evaluation.standard import Scores, save_sweep, score, tables
+    from udit.files import write_text
+    from udit.run.system import SystemConfig
     from udit.store import fingerprint, network, read_run_config
     from udit.training.posthoc import Snapshots
 
@@ -119,7 +120,7 @@ def sweep(
         ends = "-" if fid.interval is None else f"{fid.interval[0]:.4f} to {fid.interval[1]:.4f}"
         rows.append((f"{sigma_rel:g}", f"{rebuilt.error:.2%}", f"{fid.value:.4f}", ends))
     save_sweep(named, target / "ema-sweep.png")
-    (target / "ema-sweep.md").write_text(tables(named) + "\n", encoding="utf-8")
+    write_text(target / "ema-sweep.md", tables(named) + "\n")
     say(table(("sigma_rel", "profile off by", "distance (judge, not FID)", "95 %, endless samples"), rows))
     say(f"\nwrote {target}/: ema-sweep.md, ema-sweep.png, a metrics-ema-*.json a length")
     return 0

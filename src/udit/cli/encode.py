@@ -52,7 +52,7 @@ def encode(
     for name, count in (("shard-size", shard_size), ("batch-size", batch_size)):
         if count < 1:
             raise UserError(f"--{name} is {count}; it counts pictures, at least 1")
-    from udit.config.files import load_run
+    from udit.run.recipes import load_run
 
     run = load_run(recipe, overrides)
     if run.latents is not None:
@@ -67,7 +67,7 @@ def encode(
     with world.together():
         source = run.data.build()
         codec = run.codec.build()
-        plan = plan_of(run, source, codec, dtype=dtype, measured=measure, shard_size=shard_size)
+        plan = plan_of(run.data, source, codec, dtype=dtype, measured=measure, shard_size=shard_size)
         mine = sum(plan.shard_sizes()[world.rank :: world.size])
         off = None if progress and world.is_main else True
         with tqdm(total=mine, desc="encode", unit="picture", disable=off) as bar:

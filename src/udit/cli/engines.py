@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
-from udit.config.export import ENGINES, Manifest, is_exported, read_manifest
 from udit.errors import UserError
+from udit.exporting.manifest import ENGINES, Manifest, is_exported, read_manifest
 
 if TYPE_CHECKING:
     from udit.assemble import System
@@ -51,7 +51,7 @@ def load_graph(found: Found, model: str, weights: Literal["ema", "raw"]) -> Syst
     Raises:
         UserError: the model's weights are not those that were exported, or the engine is not installed.
     """
-    from udit.export.folder import load as load_exported
+    from udit.exporting.folder import load as load_exported
     from udit.store import fingerprint, load
 
     folder, manifest = found

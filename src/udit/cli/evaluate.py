@@ -13,10 +13,10 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from udit.assemble import System
-    from udit.config.diffusion import SamplingConfig
-    from udit.config.run import EvaluationConfig
+    from udit.diffusion.config import SamplingConfig
     from udit.dist import World
     from udit.evaluation.shards import Shards
+    from udit.run.config import EvaluationConfig
 
 
 def evaluate(
@@ -136,7 +136,7 @@ def _standard(
     progress: bool,
 ) -> int:
     """A run under the field's scores."""
-    from udit.config.protocol import check_model, find_protocol
+    from udit.evaluation.protocol import check_model, find_protocol
     from udit.store import read_run_config
 
     values = read_run_config(run)
@@ -310,14 +310,16 @@ def _given(**values: Any) -> dict[str, Any]:
 def _write(target: Path, report: Any, images: Tensor, labels: list[int], names: tuple[str, ...]) -> None:
     import numpy as np
 
-    from udit.pictures import grid, save_png
+    from udit.files import whole_file, write_text
+    from udit.images import grid, save_png
 
     target.mkdir(parents=True, exist_ok=True)
-    np.savez(target / "samples.npz", arr_0=images.permute(0, 2, 3, 1).numpy(), arr_1=np.array(labels))
+    with whole_file(target / "samples.npz") as temporary, temporary.open("wb") as stream:
+        np.savez(stream, arr_0=images.permute(0, 2, 3, 1).numpy(), arr_1=np.array(labels))
     columns = min(10, len(set(labels)))
     shown = columns * 10
     save_png(
         grid(images[:shown], [names[label] for label in labels[:shown]], columns), target / "grid.png", report.protocol
     )
-    (target / "report.md").write_text(report.table() + "\n", encoding="utf-8")
+    write_text(target / "report.md", report.table() + "\n")
     report.write(target / "metrics.json")

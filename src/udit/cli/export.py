@@ -49,8 +49,8 @@ def export(
         raise UserError(f"{model} is no run folder, and --int8 measures on a run's own training pictures; give a run")
     folder = out or Path(model) / (f"{kind}-int8" if int8 else kind)
 
-    from udit.export.calibrate import calibration
-    from udit.export.folder import export as write
+    from udit.exporting.calibrate import calibration
+    from udit.exporting.folder import export as write
     from udit.store import load, read_run_config
 
     system = load(model, weights=weights)

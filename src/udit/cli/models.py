@@ -43,7 +43,7 @@ def models(
     as_json
         As JSON, one object a model.
     """
-    from udit.config.catalog import CATALOG, find
+    from udit.models.catalog import CATALOG, find
 
     for name in names:
         find(name)

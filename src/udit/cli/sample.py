@@ -10,16 +10,16 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from udit.cli.engines import Choice, find_graph, load_graph
 from udit.cli.output import say
-from udit.config.quality import Level
 from udit.errors import RunError, UserError
+from udit.tuning.quality import Level
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from udit.assemble import System
-    from udit.config.diffusion import SamplingConfig
-    from udit.config.quality import Scored
+    from udit.diffusion.config import SamplingConfig
     from udit.dist import World
+    from udit.tuning.quality import Scored
 
 logger = logging.getLogger(__name__)
 MAX_SEED = 2**63 - 1
@@ -96,7 +96,7 @@ def sample(
     progress
         Show the progress bar.
     """
-    from udit.config.diffusion import SamplingConfig
+    from udit.diffusion.config import SamplingConfig
 
     chosen = parse_seeds(seeds, n)
     if batch_size < 1:
@@ -166,8 +166,8 @@ def parse_seeds(text: str | None, count: int | None) -> list[int]:
 
 def _of_quality(level: Level, model: str, system: System) -> SamplingConfig:
     """What is written beside the model, or the table's."""
-    from udit.config.quality import Quality, default
     from udit.store import fingerprint
+    from udit.tuning.quality import Quality, default
 
     tuned = Quality.read(Path(model))
     if tuned is None:
@@ -277,8 +277,8 @@ def _write_pngs(
     import torch
 
     from udit import __version__
-    from udit.export.engines import Graph
-    from udit.pictures import grid, read_pixels, save_png, to_image
+    from udit.exporting.engines import Graph
+    from udit.images import grid, read_pixels, save_png, to_image
     from udit.store import fingerprint
 
     names = system.config.id2label
@@ -308,6 +308,8 @@ def _write_npz(
     import numpy as np
     import torch
 
+    from udit.files import whole_file
+
     parts = list(batches)
     per_rank = -(-count // world.size)
     shape = next((images.shape[1:] for _, images in parts), None)
@@ -324,7 +326,8 @@ def _write_npz(
     if labels is not None:
         arrays["arr_1"] = np.array(labels, dtype=np.int64)
     try:
-        np.savez(path, **arrays)  # type: ignore[arg-type]
+        with whole_file(path) as temporary, temporary.open("wb") as stream:
+            np.savez(stream, **arrays)  # type: ignore[arg-type]
     except OSError as error:
         raise RunError(f"cannot write {path}: {error.strerror}; make room or take another --out") from None
     say(f"wrote {count} pictures to {path} (arr_0 uint8 {list(arrays['arr_0'].shape)})")

@@ -11,7 +11,7 @@ from udit.cli.output import say
 from udit.errors import UserError
 
 if TYPE_CHECKING:
-    from udit.config.run import Run
+    from udit.run.config import Run
 
 
 def train(
@@ -40,7 +40,7 @@ def train(
     progress
         Show the progress bar.
     """
-    from udit.config.files import list_recipes, load_run, to_yaml
+    from udit.run.recipes import list_recipes, load_run, to_yaml
 
     if list_:
         for name, purpose in list_recipes().items():

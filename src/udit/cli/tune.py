@@ -9,7 +9,7 @@ from udit.cli.output import say, table
 from udit.errors import UserError
 
 if TYPE_CHECKING:
-    from udit.config.quality import Scored
+    from udit.tuning.quality import Scored
 
 
 def tune(run: Path, /, *, n: int = 500, device: str = "auto") -> int:
@@ -30,14 +30,14 @@ def tune(run: Path, /, *, n: int = 500, device: str = "auto") -> int:
     """
     if n < 20:
         raise UserError(f"--n is {n}; a score needs at least 20 pictures")
-    from udit.config.quality import FILE, Level, Quality
     from udit.store import load, read_run_config
+    from udit.tuning.quality import FILE, Level, Quality
 
     values = read_run_config(run)
 
     from udit import dist
-    from udit.tuning import Scale
-    from udit.tuning import tune as search
+    from udit.tuning.search import Scale
+    from udit.tuning.search import tune as search
 
     world = dist.start(device)
     if world.size > 1:

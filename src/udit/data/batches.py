@@ -17,7 +17,6 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from udit.config.run import Run
 from udit.data.latents import LatentCache
 from udit.data.order import Order, flips
 from udit.data.sources import Labels, Source
@@ -88,23 +87,6 @@ def batches(
         alive = weakref.ref(steps)
         atexit.register(lambda: steps.close() if (steps := alive()) else None)
     return steps
-
-
-def batches_of(run: Run, source: Source, part: Labels, start: int = 0, rank: int = 0, world: int = 1) -> Batches:
-    """``batches`` of all steps of a run that are left."""
-    return batches(
-        source,
-        part,
-        seed=run.seed,
-        start=start,
-        stop=run.training.steps,
-        global_batch=run.training.batch_size,
-        rank=rank,
-        world=world,
-        accumulation=run.training.accumulation,
-        flip=bool(getattr(run.data, "flip", False)),
-        workers=run.training.workers,
-    )
 
 
 def share_of(global_batch: int, accumulation: int, world: int) -> int:

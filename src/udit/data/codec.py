@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from udit import rng
-from udit.config.codec import (
+from udit.data.codec_config import (
     VAE_WEIGHTS,
     CodecConfig,
     IdentityCodec,

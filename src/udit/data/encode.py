@@ -19,28 +19,34 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from udit.checkpoint import sync, write_tensors
-from udit.config.base import parse
-from udit.config.latents import INDEX, MANIFEST, PLAN, LatentManifest, LatentPlan, read_sealed, shard_name
-from udit.config.run import Run, changed_keys
-from udit.config.sealed import seal
+from udit.checkpoint import write_tensors
+from udit.data.cache_config import INDEX, MANIFEST, PLAN, LatentManifest, LatentPlan, read_sealed, shard_name
 from udit.data.codec import Codec, LatentVAE
+from udit.data.config import DataConfig
 from udit.data.latents import Raw, file_facts, index_arrays, shard_layout, shard_wanted
 from udit.data.sources import Source
 from udit.dist import World
 from udit.errors import PeerError, RunError, UserError
+from udit.files import TEMPORARY, seal, sweep, whole_file, write_text
+from udit.spec.base import differing_keys, parse
 
 KEY = "udit"
 """Of a shard's metadata: a JSON object with the digests of plan and payload."""
 
 
 def plan_of(
-    run: Run, source: Source, codec: Codec, *, dtype: str = "float16", measured: bool = False, shard_size: int = 1024
+    data: DataConfig,
+    source: Source,
+    codec: Codec,
+    *,
+    dtype: str = "float16",
+    measured: bool = False,
+    shard_size: int = 1024,
 ) -> LatentPlan:
     """What the pictures of a run become.
 
     Args:
-        run: says pictures and mirroring.
+        data: the run's section; says images and mirroring.
         source: the pictures.
         codec: the run's.
         dtype: of a posterior's moments, float16 or float32; pixels stay uint8.
@@ -55,22 +61,22 @@ def plan_of(
         raise UserError(f"the {codec.config.kind} codec has nothing to measure; it maps pixels to [-1, 1]")
     first = torch.from_numpy(np.array(source.image(0)))
     raw = codec.raw(first[None])
-    data = run.data.model_dump(mode="json")
-    if "root" in data:
-        data["root"] = str(Path(data["root"]).expanduser().resolve())
+    section = data.model_dump(mode="json")
+    if "root" in section:
+        section["root"] = str(Path(section["root"]).expanduser().resolve())
     return parse(
         LatentPlan,
         {
-            "data": data,
+            "data": section,
             "fingerprint": source.fingerprint,
             "count": len(source),
-            "id2label": list(run.data.info().id2label),
+            "id2label": list(data.info().id2label),
             "pixels": list(first.shape),
             "codec": codec.config.model_dump(mode="json"),
             "measured": measured,
             "shape": list(raw.shape[1:]),
             "dtype": dtype if vae else "uint8",
-            "mirrored": bool(getattr(run.data, "flip", False)),
+            "mirrored": bool(getattr(data, "flip", False)),
             "shard_size": shard_size,
         },
         where="the cache",
@@ -137,18 +143,17 @@ def _open_folder(root: Path, plan: LatentPlan) -> None:
         root.mkdir(parents=True, exist_ok=True)
         if (root / PLAN).exists():
             old = parse(LatentPlan, read_sealed(root / PLAN), where=str(root / PLAN)).comparable()
-            changed = changed_keys(old, plan.comparable())
+            changed = differing_keys(old, plan.comparable(), frozenset({"data.verify"}))
             if changed:
                 raise UserError(
                     f"{root} holds a latent cache with another {changed[0]}: {_look(old, changed[0])!r}, and "
                     f"{_look(plan.comparable(), changed[0])!r} now; take another --out, or remove it"
                 )
-        elif any(entry for entry in root.iterdir() if not entry.name.startswith(".tmp-")):
+        elif any(entry for entry in root.iterdir() if not entry.name.startswith(TEMPORARY)):
             raise UserError(f"{root} is not empty and no latent cache; take another --out")
         else:
-            _write_text(root / PLAN, seal(plan.model_dump(mode="json")))
-        for left in root.glob(".tmp-*"):
-            left.unlink(missing_ok=True)
+            write_text(root / PLAN, seal(plan.model_dump(mode="json")))
+        sweep(root)
     except OSError as error:
         raise _refused(root, error) from None
 
@@ -199,25 +204,9 @@ def _encode(
 
 
 def _write(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str] | None = None) -> None:
-    temporary = path.with_name(f".tmp-{path.name}-{os.getpid()}")
-    try:
+    with whole_file(path) as temporary:
         # one key, for the order of several is not fixed
         write_tensors(tensors, temporary, {KEY: json.dumps(metadata)} if metadata else None)
-        temporary.rename(path)
-        sync(path.parent)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def _write_text(path: Path, text: str) -> None:
-    temporary = path.with_name(f".tmp-{path.name}-{os.getpid()}")
-    try:
-        temporary.write_text(text, encoding="utf-8")
-        sync(temporary)
-        temporary.rename(path)
-        sync(path.parent)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _finish(root: Path, plan: LatentPlan, source: Source) -> None:
@@ -241,7 +230,7 @@ def _finish(root: Path, plan: LatentPlan, source: Source) -> None:
         manifest = LatentManifest.model_validate(
             {"plan": plan.model_dump(), "index": file_facts(root / INDEX), "shards": facts, "mean": mean, "std": std}
         )
-        _write_text(root / MANIFEST, seal(manifest.model_dump(mode="json")))
+        write_text(root / MANIFEST, seal(manifest.model_dump(mode="json")))
     except (OSError, SafetensorError) as error:
         raise _refused(root, error) from None
 

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
-import shutil
 import sys
-import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,12 +12,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from tqdm import tqdm
 
-from udit.config.data import HubData
+from udit.data.config import HubData
 from udit.data.decode import Budget, decode, peek
 from udit.data.names import Names
 from udit.data.sources import InMemory, Labels, Pixels
 from udit.data.verify import cache_folder, verified
 from udit.errors import UserError
+from udit.files import whole_folder
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -234,8 +233,7 @@ def _receive(data: HubData, place: Path) -> None:
     num_classes = len(class_names(data))
     labels: list[Labels] = []
     digest = hashlib.sha256()
-    temporary = Path(tempfile.mkdtemp(dir=place.parent, prefix=".tmp-"))
-    try:
+    with whole_folder(place) as temporary:
         with (temporary / "pixels").open("wb") as stream:
             for split in data.splits:
                 found = []
@@ -248,9 +246,6 @@ def _receive(data: HubData, place: Path) -> None:
         np.save(temporary / "labels.npy", np.concatenate(labels))
         np.save(temporary / "counts.npy", [len(part) for part in labels])
         (temporary / "fingerprint").write_text(digest.hexdigest(), encoding="utf-8")
-        temporary.replace(place)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def _passing(data: HubData, split: str) -> Iterator[tuple[Pixels, Any]]:

@@ -21,8 +21,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import load_file
 from tqdm import tqdm
 
-from udit.config.latents import INDEX, FileFacts, read_manifest, shard_name
-from udit.config.run import Run
+from udit.data.cache_config import INDEX, FileFacts, read_manifest, shard_name
 from udit.data.names import Names
 from udit.data.sources import Labels, Source
 from udit.errors import UserError
@@ -103,13 +102,6 @@ class LatentCache:
         found, wanted = shard_layout(path), shard_wanted(self.plan.shape, self.plan.dtype, size, self.plan.mirrored)
         if found != wanted:
             raise UserError(f"{path} holds {found} and the manifest says {wanted}; encode again into another folder")
-
-
-def source_of(run: Run) -> Source:
-    """A run's pictures, or the latent cache in their place."""
-    if run.latents is None:
-        return run.data.build()
-    return LatentCache(run.latents)
 
 
 def shard_layout(path: Path) -> str:

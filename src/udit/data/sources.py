@@ -11,7 +11,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from udit.config.data import SplitData
+from udit.data.config import SplitData
 from udit.errors import UserError
 
 Pixels = NDArray[np.uint8]

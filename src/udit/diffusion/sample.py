@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from udit import rng
-from udit.config.diffusion import SAMPLERS
 from udit.diffusion.cache import StepCache
+from udit.diffusion.config import SAMPLERS
 from udit.diffusion.denoise import Denoiser, Prediction
 from udit.diffusion.guidance import Guided
 from udit.diffusion.objective import ancestral_moments

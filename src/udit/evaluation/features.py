@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import hashlib
 import math
-import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -27,6 +26,7 @@ from udit import rng
 from udit.data.sources import Labels, Pixels
 from udit.errors import UserError
 from udit.evaluation.fidelity import Features
+from udit.files import whole_file
 from udit.nn.init import constant, fill, xavier_flat
 
 NAME = "udit-judge-2"
@@ -125,9 +125,8 @@ class Judge:
             "origin": self.origin,
         }
         path.parent.mkdir(parents=True, exist_ok=True)
-        part = path.with_name(f".{path.name}.{os.getpid()}")
-        part.write_bytes(safetensors.torch.save(self.net.state_dict(), facts))
-        part.replace(path)
+        with whole_file(path) as temporary:
+            temporary.write_bytes(safetensors.torch.save(self.net.state_dict(), facts))
 
     @classmethod
     def load(cls, path: Path) -> Judge:

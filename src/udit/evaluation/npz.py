@@ -6,7 +6,6 @@ Their arrays are read as plain numbers only. A header is believed no further tha
 from __future__ import annotations
 
 import json
-import os
 import struct
 import tokenize
 import zipfile
@@ -20,6 +19,7 @@ from numpy.typing import NDArray
 
 from udit.errors import RunError, UserError
 from udit.evaluation.frechet import Statistics
+from udit.files import whole_file
 
 MAX_BYTES = 1 << 35
 """Of one array, uncompressed: 50,000 pictures of 256x256 take a third."""
@@ -169,14 +169,9 @@ def write(
             arrays |= {mu: statistics.mean, sigma: statistics.cov}
     if facts:
         arrays[FACTS] = np.array(json.dumps(facts))
-    part = path.with_name(f".{path.name}.{os.getpid()}.npz")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with part.open("wb") as stream:
+        with whole_file(path) as temporary, temporary.open("wb") as stream:
             np.savez(stream, **arrays)
-            stream.flush()
-            os.fsync(stream.fileno())
-        part.replace(path)
     except OSError as error:
-        part.unlink(missing_ok=True)
         raise RunError(f"cannot write {path}: {error.strerror}; make room or take another place") from None

@@ -8,8 +8,8 @@ from typing import Annotated, Any
 
 from pydantic import Field, NonNegativeFloat, PositiveInt, ValidationError
 
-from udit.config.base import Spec
 from udit.evaluation.features import NAME
+from udit.spec.base import Spec
 
 NOTE = (
     "Distances and classes come from a small classifier that this project trained on the data set's judge part, which "

@@ -13,12 +13,12 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from udit.config.run import EvaluationConfig
 from udit.data.sources import Labels, Parts, Pixels, Source
 from udit.errors import UserError
 from udit.evaluation import frechet, metrics
 from udit.evaluation.features import NAME, Judge, train_judge
 from udit.evaluation.report import Report
+from udit.run.config import EvaluationConfig
 
 SEED = 0
 """Of judge and bootstrap: one judge for all runs on the same data, so that their scores compare."""

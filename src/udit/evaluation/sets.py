@@ -11,13 +11,13 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from udit.config.sealed import file_sha256
 from udit.data.decode import decode
 from udit.data.sources import Pixels
 from udit.errors import UserError
 from udit.evaluation import npz
 from udit.evaluation.fidelity import Extractor
 from udit.evaluation.frechet import Statistics
+from udit.files import file_sha256
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 SHEET = "grid.png"

@@ -10,13 +10,14 @@ from typing import Any
 import numpy as np
 from pydantic import ValidationError
 
-from udit.config.base import Spec
 from udit.data.sources import Pixels
 from udit.errors import UserError
 from udit.evaluation import metrics
 from udit.evaluation.fidelity import Extractor, inception_score, kernel_distance
 from udit.evaluation.frechet import Array, Statistics, distance, measure
 from udit.evaluation.sets import Reference
+from udit.files import whole_file
+from udit.spec.base import Spec
 
 GROUPS = 5
 """Parts of the samples, with seeds of their own, whose scores show the spread."""
@@ -182,7 +183,8 @@ def save_sweep(named: Sequence[tuple[str, Scores]], path: Path) -> None:
     axes.set(
         xlabel="sigma_rel", ylabel="Fréchet distance", title=f"{protocol['extractor']}, N = {protocol['num_samples']}"
     )
-    figure.savefig(path, dpi=120)
+    with whole_file(path, durable=False) as temporary:
+        figure.savefig(temporary, dpi=120)
 
 
 def _table(group: Sequence[tuple[str, Scores]]) -> str:

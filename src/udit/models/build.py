@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from udit import ops
-from udit.config.catalog import find
-from udit.config.model import ModelConfig
+from udit.models.catalog import find
+from udit.models.config import ModelConfig
 from udit.nn.blocks import Recompute
 from udit.nn.init import fill
 

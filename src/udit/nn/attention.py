@@ -10,8 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from udit import ops
-from udit.config.parts import Downsampled, KVDownsampled, Window
 from udit.errors import UserError
+from udit.nn.specs import Downsampled, KVDownsampled, Window
 from udit.nn.tokens import rotary_table
 from udit.nn.window import join_windows, split_windows, wrap_mask
 from udit.ops import to_first, to_last

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from udit import ops
-from udit.config.parts import Context
 from udit.errors import UserError
+from udit.nn.specs import Context
 
 
 def timestep_features(t: Tensor, dim: int = 256) -> Tensor:

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from udit import ops
-from udit.config.parts import Mlp, RepConv
+from udit.nn.specs import Mlp, RepConv
 from udit.ops.matmul import composed
 
 

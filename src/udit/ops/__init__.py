@@ -1,6 +1,6 @@
 """Operators: parts of networks that compiled kernels compute where there are some, and torch everywhere else.
 
-One folder each, with the public function, its reference in torch, and a module for each device that has a kernel. Networks
+One folder each: the public function, its reference in torch, and a module for each device with a kernel. Networks
 call the functions and ask for nothing; ``operator.py`` chooses.
 """
 

@@ -1,8 +1,8 @@
 """Compiled kernels: C++ files that are built at first use and kept in the user's cache, and their functions.
 
-A kernel is plain C++ behind a C interface. It knows nothing of torch, so it builds in seconds with any compiler and does
-not depend on torch's version. Each function's C signature is declared once, where it is called from Python; tensors of
-another type, device or layout than declared are an error.
+A kernel is plain C++ behind a C interface. It knows nothing of torch, so it builds in seconds with any compiler and
+does not depend on torch's version. Each function's C signature is declared once, where it is called from Python;
+tensors of another type, device or layout than declared are an error.
 """
 
 from __future__ import annotations

@@ -1,10 +1,10 @@
 """What an operator is, and the one place where a kernel is chosen for a call.
 
 An operator has a reference in torch, which runs anywhere and has derivatives of any order, and kernels by device. A
-kernel is a module that is imported when a tensor of its device is first met. A call runs a kernel if there is one for the
-device that is allowed (``UDIT_KERNELS``, ``kernels``), available and accepts the arguments; exported programs,
-transformations of ``torch.func``, forward-mode derivatives and foreign tensor subclasses take the reference. A gradient
-that is to be differentiated again comes from the reference too.
+kernel is a module that is imported when a tensor of its device is first met. A call runs a kernel if there is one for
+the device that is allowed (``UDIT_KERNELS``, ``kernels``), available and accepts the arguments. Exported programs,
+transformations of ``torch.func``, forward-mode derivatives and foreign tensor subclasses take the reference, and so
+does a gradient that is to be differentiated again.
 """
 
 from __future__ import annotations

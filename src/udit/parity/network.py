@@ -14,17 +14,17 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from udit.config.model import ModelConfig
 from udit.diffusion.cache import StepCache
 from udit.diffusion.denoise import Backbone
 from udit.diffusion.guidance import guide
 from udit.errors import UserError, nearest
 from udit.models.build import build, fuse
+from udit.models.config import ModelConfig
+from udit.models.fixed import Fixed
+from udit.models.published import frozen_parameters, import_published, is_frozen, key_map
 from udit.nn.hourglass import Labels
 from udit.parity import FLOOR_LIMIT, LIMIT, LOOSE_LIMIT, Check, Disagreement, close, exact, seed_of, whole
 from udit.parity.systems import EXTRA_INPUTS, SIZELESS, SYSTEMS, seed_offset
-from udit.published import frozen_parameters, import_published, is_frozen, key_map
-from udit.published.fixed import Fixed
 
 GUIDANCE = 4.0
 INPUTS = {"seed", "x_shape", "t", "y", "std", "model", "config", "weights_recipe", "grad_norm_names"}

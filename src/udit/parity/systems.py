@@ -10,17 +10,17 @@ import re
 from collections.abc import Callable
 from typing import Any
 
-from udit.config.adm import ADMConfig
-from udit.config.base import parse
-from udit.config.dic import DiCConfig
-from udit.config.dimsum import DiMSUMConfig
-from udit.config.dit import DiTConfig
-from udit.config.hdit import HDiTConfig
-from udit.config.model import ModelConfig
-from udit.config.skipdit import SkipDiTConfig
-from udit.config.udit import UDiTConfig
-from udit.config.uvit import UViTConfig
 from udit.errors import UserError, nearest
+from udit.models.adm.config import ADMConfig
+from udit.models.config import ModelConfig
+from udit.models.dic.config import DiCConfig
+from udit.models.dimsum.config import DiMSUMConfig
+from udit.models.dit.config import DiTConfig
+from udit.models.hdit.config import HDiTConfig
+from udit.models.skipdit.config import SkipDiTConfig
+from udit.models.udit.config import UDiTConfig
+from udit.models.uvit.config import UViTConfig
+from udit.spec.base import parse
 
 Builder = Callable[[dict[str, Any]], ModelConfig]
 

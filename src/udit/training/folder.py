@@ -11,11 +11,12 @@ import socket
 from pathlib import Path
 from typing import Any, TextIO
 
-from udit.config.base import parse
-from udit.config.files import read_yaml, to_yaml
-from udit.config.run import Run, changed_keys
 from udit.data.sources import Source
 from udit.errors import RunError, UserError
+from udit.files import write_text
+from udit.run.config import Run, changed_keys
+from udit.run.recipes import read_yaml, to_yaml
+from udit.spec.base import parse
 
 PICTURES = "pictures.txt"
 """The names of the pictures that a run started with, one JSON string a line."""
@@ -145,18 +146,13 @@ def write_run(run: Run) -> None:
 
 
 def replace_text(path: Path, text: str) -> None:
-    """Writes a text file through a temporary sibling, fsynced.
+    """Writes a text file of the run, whole and durable.
 
     Raises:
         RunError: it could not be written; the file before it is intact.
     """
-    temporary = path.with_name(f".tmp-{path.name}")
     try:
-        with temporary.open("w", encoding="utf-8") as stream:
-            stream.write(text)
-            stream.flush()
-            os.fsync(stream.fileno())
-        temporary.replace(path)
+        write_text(path, text)
     except OSError as error:
         raise RunError(f"cannot write {path}: {error.strerror}; mend that and run the same command again") from None
 

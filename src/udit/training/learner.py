@@ -16,8 +16,6 @@ from torch.nn.parallel import DistributedDataParallel
 
 from udit.assemble import denoiser_of, loss_of
 from udit.checkpoint import Checkpoint
-from udit.config.run import Run
-from udit.config.system import SystemConfig
 from udit.data.batches import Batch
 from udit.diffusion.denoise import Denoiser
 from udit.diffusion.objective import Loss, Losses, draw, drop_labels
@@ -25,6 +23,8 @@ from udit.dist import World
 from udit.errors import UserError
 from udit.models.build import build, checkpoint_activations, compile_blocks
 from udit.nn.dropout import key_dropout
+from udit.run.config import Run
+from udit.run.system import SystemConfig
 from udit.training.ema import EMA, decay_at
 from udit.training.posthoc import PowerAverages
 from udit.training.start import start_from

@@ -14,11 +14,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from udit.assemble import denoiser_of, loss_of
-from udit.config.run import Run
-from udit.config.system import SystemConfig
 from udit.data.batches import share_of
 from udit.models.build import checkpoint_activations
 from udit.nn.dropout import key_dropout
+from udit.run.config import Run
+from udit.run.system import SystemConfig
 from udit.training.learner import losses_of
 
 

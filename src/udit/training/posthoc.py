@@ -17,9 +17,10 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from udit.checkpoint import sync, write_tensors
-from udit.config.run import PosthocConfig
+from udit.checkpoint import write_tensors
 from udit.errors import RunError, UserError
+from udit.files import whole_file
+from udit.run.config import PosthocConfig
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 LONGEST = 12**-0.5
@@ -119,12 +120,10 @@ class PowerAverages:
         """
         dtype = DTYPES[self.config.precision]
         path = folder / f"step-{step:08d}.safetensors"
-        part = folder / f".tmp-{path.name}"
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            write_tensors({name: value.to(dtype) for name, value in self.tensors().items()}, part)
-            part.replace(path)
-            sync(folder)
+            with whole_file(path) as temporary:
+                write_tensors({name: value.to(dtype) for name, value in self.tensors().items()}, temporary)
         except (OSError, SafetensorError) as error:
             raise RunError(f"cannot write {path}: {error}; make room and run the same command again") from None
 

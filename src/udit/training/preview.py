@@ -14,7 +14,8 @@ from udit.data.latents import LatentCache
 from udit.data.sources import Labels, Source
 from udit.diffusion.denoise import Denoiser
 from udit.diffusion.objective import Loss, draw
-from udit.pictures import grid, save_png
+from udit.files import whole_file
+from udit.images import grid, save_png
 
 GRID_ROWS = 4
 VALIDATION_SIZE = 256
@@ -105,5 +106,6 @@ def save_curve(metrics: Path, path: Path) -> None:
     axes.set(xlabel="step", ylabel="loss", yscale="log")
     axes.legend()
     axes.grid(alpha=0.3)
-    figure.savefig(path)
+    with whole_file(path, durable=False) as temporary:
+        figure.savefig(temporary)
     plt.close(figure)

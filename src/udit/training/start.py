@@ -6,9 +6,9 @@ import torch
 from torch import nn
 
 from udit import store
-from udit.config.run import Run
-from udit.config.system import SystemConfig
 from udit.errors import UserError
+from udit.run.config import Run
+from udit.run.system import SystemConfig
 
 TABLE = "label.weight"
 """How the names of label tables end, in every family."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import logging
 import platform
-import shutil
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -17,15 +16,15 @@ from tqdm.auto import tqdm
 from udit import __version__, dist, ops
 from udit.assemble import System
 from udit.checkpoint import Checkpoint, CheckpointStore
-from udit.config.run import Run
-from udit.config.system import SystemConfig
-from udit.data.batches import batches_of
-from udit.data.latents import source_of
 from udit.data.sources import Source, parts_of
 from udit.errors import PeerError, RunError, UserError
+from udit.files import sweep
 from udit.ops.operator import current_names
+from udit.run.config import Run
+from udit.run.system import SystemConfig
 from udit.store import read_config, save
 from udit.training import folder, preview
+from udit.training.batches import batches_of
 from udit.training.learner import Learner, StepReport
 from udit.training.signals import StopFlag
 
@@ -91,7 +90,7 @@ class Trainer:
 
     def _fit(self, progress: bool) -> Outcome:
         run, world = self.run, self.world
-        self.source: Source = self.given or source_of(run)
+        self.source: Source = self.given or run.source()
         if self.given is None:
             self.source.verify()
         self.parts = parts_of(self.source, run.data)
@@ -122,8 +121,7 @@ class Trainer:
             folder.write_run(self.run)
             self.store = CheckpointStore(self.run.out / "checkpoints", self.run.training.keep)
             self.store.sweep()
-            for left in self.run.out.glob(".tmp-model-*"):  # of a killed ``_finish``
-                shutil.rmtree(left, ignore_errors=True)
+            sweep(self.run.out)
         except BaseException:
             lock.release()
             raise

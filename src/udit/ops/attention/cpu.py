@@ -1,9 +1,9 @@
 """Attention within the sub-grids of a map on the CPU.
 
-It takes queries, keys and values as the matrix product leaves them, and keeps nothing for backward but those, the output
-and a number a row: torch's operators need a dozen passes over memory for layout, rotation, norms and scale, and their
-attention is slow where heads are narrow. Memory is linear in tokens. Sums run in an order that depends on shapes alone,
-so bits do not depend on the number of threads.
+It takes queries, keys and values as the matrix product leaves them, and keeps nothing for backward but those, the
+output and a number a row: torch's operators need a dozen passes over memory for layout, rotation, norms and scale, and
+their attention is slow where heads are narrow. Memory is linear in tokens. Sums run in an order that depends on shapes
+alone, so bits do not depend on the number of threads.
 
 Axes: B batch, H and W side lengths, h heads, R channels a head, f sub-grids an axis, N tokens of a sub-grid.
 """

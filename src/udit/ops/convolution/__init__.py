@@ -24,8 +24,8 @@ COMMON = ((3, 3), (1, 1), (1, 1), (1, 1), 1, "zeros")
 def convolve(layer: nn.Module, x: Tensor) -> Tensor:
     """``layer(x)`` of a map, x [B, H, W, I] -> [B, H, W, O].
 
-    A 3x3 ``nn.Conv2d`` of stride 1 is run by the operator. Any other layer is called, as is one with hooks or one that was
-    put in the place of a convolution; it takes and returns channels first.
+    A 3x3 ``nn.Conv2d`` of stride 1 is run by the operator. Any other layer is called, as is one with hooks or one that
+    was put in the place of a convolution; it takes and returns channels first.
     """
     if not unchanged(layer, nn.Conv2d):
         return to_last(layer(to_first(x)))

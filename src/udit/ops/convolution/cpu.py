@@ -1,7 +1,7 @@
 """3x3 convolutions on the CPU: torch's own, and a kernel for the weight's gradient.
 
-torch's convolutions are as fast as its matrix products, but the gradient of a weight takes twice as long. Sums run in an
-order that depends on shapes alone, so the kernel's bits do not depend on the number of threads.
+torch's convolutions are as fast as its matrix products, but the gradient of a weight takes twice as long. Sums run in
+an order that depends on shapes alone, so the kernel's bits do not depend on the number of threads.
 """
 
 from __future__ import annotations

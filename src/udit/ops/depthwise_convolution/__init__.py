@@ -24,8 +24,8 @@ def depthwise(x: Tensor, kernel: Tensor, bias: Tensor, gelu: bool = False) -> Te
         x: [B, H, W, D].
         kernel: [D, 1, s, s], s odd.
         bias: [D].
-        gelu: whether the (exact) GELU of x is filtered instead of x. Compiled kernels compute it on the way, and again in
-            backward.
+        gelu: whether the (exact) GELU of x is filtered instead of x. Compiled kernels compute it on the way, and again
+            in backward.
 
     Returns:
         [B, H, W, D].

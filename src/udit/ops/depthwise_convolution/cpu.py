@@ -1,7 +1,7 @@
 """Depthwise convolutions on the CPU.
 
-torch's reach a third of a matrix product's speed forwards and a twentieth backwards. Sums run in an order that depends on
-shapes alone, so bits do not depend on the number of threads.
+torch's reach a third of a matrix product's speed forwards and a twentieth backwards. Sums run in an order that depends
+on shapes alone, so bits do not depend on the number of threads.
 """
 
 from __future__ import annotations

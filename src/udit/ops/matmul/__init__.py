@@ -39,8 +39,8 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 def apply(layer: nn.Module, x: Tensor) -> Tensor:
     """``layer(x)`` through ``linear``, x [..., I] -> [..., O].
 
-    A layer that was put in the place of an ``nn.Linear``, for low-rank adaptation or quantisation, or that is watched by
-    hooks, its own or those of all modules, is called.
+    A layer that was put in the place of an ``nn.Linear``, for low-rank adaptation or quantisation, or that has hooks,
+    its own or those of all modules, is called.
     """
     if unchanged(layer, nn.Linear):
         return linear(x, layer.weight, layer.bias)

@@ -1,8 +1,8 @@
 """Matrix products on the CPU.
 
-A U has many and small ones: with a bias this kernel is a tenth faster than torch's product, and half as fast again where
-the sides are as narrow as 32. Sums run in an order that depends on shapes alone, so bits do not depend on the number of
-threads.
+A U has many and small ones: with a bias this kernel is a tenth faster than torch's product, and half as fast again
+where the sides are as narrow as 32. Sums run in an order that depends on shapes alone, so bits do not depend on the
+number of threads.
 """
 
 from __future__ import annotations

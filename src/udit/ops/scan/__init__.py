@@ -2,7 +2,7 @@
 
     h_l = exp(delta_l a) h_{l-1} + delta_l x_l b_l,    y_l = sum_n c_l h_l
 
-Forward keeps the states before every CHUNK-th token only; backward computes the others again, chunk by chunk. So nothing
+Kernels keep the states before every CHUNK-th token only; backward computes the others again, chunk by chunk. So nothing
 of the size L D N outlives a chunk, and memory grows with L alone.
 
 Axes: B batch, L tokens, D channels, N states, Q tokens of a chunk.
@@ -59,7 +59,7 @@ def coefficients(h: Tensor, x: Tensor, delta: Tensor, a: Tensor, b: Tensor) -> t
 
 
 def in_rounds(decay: Tensor, entering: Tensor) -> Tensor:
-    """h_l = decay_l h_{l-1} + entering_l, all [B, L, D, N]: all tokens at once in log2 L rounds (Hillis & Steele 1986)."""
+    """h_l = decay_l h_{l-1} + entering_l, all [B, L, D, N], in log2 L rounds (Hillis & Steele 1986)."""
     reach = 1
     while reach < entering.shape[1]:
         far = torch.addcmul(entering[:, reach:], decay[:, reach:], entering[:, :-reach])

@@ -1,0 +1,69 @@
+"""int8: NNCF's post-training quantisation, its ranges measured on noised training pictures."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from numpy.typing import NDArray
+from torch import Tensor
+
+from udit.assemble import denoiser_of
+from udit.data.batches import batches
+from udit.data.sources import parts_of
+from udit.diffusion.denoise import mix
+from udit.diffusion.objective import draw, drop_labels
+from udit.run.config import Run
+from udit.run.system import SystemConfig
+
+PICTURES = 256
+Inputs = Sequence[NDArray[Any]]
+"""What a graph takes, in its order."""
+
+
+class _Recorder:
+    """Stands where the network does, and keeps what it is given."""
+
+    def __init__(self, channels: int) -> None:
+        self.channels = channels
+        self.given: list[Inputs] = []
+
+    def __call__(self, x: Tensor, t: Tensor, y: Tensor | None = None) -> Tensor:
+        """Zeros."""
+        parts = [x.float(), t.float()] if y is None else [x.float(), t.float(), y]
+        self.given.append([part.numpy() for part in parts])
+        return x.new_zeros(len(x), self.channels, *x.shape[2:])
+
+
+def calibration(run: Run, count: int = PICTURES) -> list[Inputs]:
+    """What the network of a run is given in training, one picture at a time: x_t, its time, and labels or the null one.
+
+    Raises:
+        UserError: the run's pictures are not there.
+    """
+    source, codec = run.source(), run.codec.build()
+    recorder = _Recorder(run.model.out_channels)
+    denoiser = denoiser_of(SystemConfig.of(run), recorder)
+    steps = batches(source, parts_of(source, run.data).train, seed=run.seed, start=0, stop=count, global_batch=1)
+    for (batch,) in steps:
+        raw = batch.x if run.latents else codec.raw(batch.x)
+        x0 = codec.normalise(raw, [(run.seed, batch.positions[0])])
+        draws = draw(denoiser.schedule, x0.shape[1:], run.seed, "calibrate", [(batch.positions[0],)])
+        y = batch.y if run.model.num_classes else None
+        if y is not None and run.model.null_label is not None:
+            y = drop_labels(y, run.model.null_label, run.training.label_dropout, draws.uniform)
+        denoiser.raw(mix(denoiser.schedule, x0, draws.noise, draws.t), draws.t, y)
+    return recorder.given
+
+
+def quantized(model: Any, given: Sequence[Inputs]) -> Any:
+    """OpenVINO's model with matrix products and convolutions in int8."""
+    import nncf
+
+    return nncf.quantize(
+        model,
+        nncf.Dataset(given, tuple),
+        preset=nncf.QuantizationPreset.MIXED,  # activations are symmetric in few places of a transformer
+        model_type=nncf.ModelType.TRANSFORMER,
+        subset_size=len(given),
+    )

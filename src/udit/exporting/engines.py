@@ -1,0 +1,116 @@
+"""Runs graphs: onnxruntime and OpenVINO behind one callable, and the network of a system that is one of them."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from udit.errors import UserError
+from udit.exporting.manifest import ENGINES, GRAPHS, Engine, Kind, Manifest
+from udit.models.config import ModelConfig
+
+Session = Callable[[Sequence[NDArray[Any]]], NDArray[Any]]
+"""A loaded graph: its inputs in order -> its output."""
+
+
+def require(names: Sequence[str]) -> dict[str, str]:
+    """Versions of packages of the extra ``export``.
+
+    Raises:
+        UserError: one is not installed.
+    """
+    for name in names:
+        try:
+            importlib.import_module(name)
+        except ImportError:
+            raise UserError(f"{name} is not installed; run: pip install 'udit[export]'") from None
+    return {name: version(name) for name in names}
+
+
+def open_graph(kind: Kind, folder: Path) -> Session:
+    """The graph in a folder, on as many threads as torch has here.
+
+    Raises:
+        UserError: the engine is not installed, or does not take the file.
+    """
+    opener: dict[Engine, Callable[[Path], Session]] = {"onnxruntime": _onnxruntime, "openvino": _openvino}
+    engine = ENGINES[kind]
+    require([engine])
+    try:
+        return opener[engine](folder / GRAPHS[kind])
+    except RuntimeError as error:  # both engines' own errors are of this kind
+        raise UserError(f"{engine} does not take {folder}: {' '.join(str(error).split())[:200]}") from None
+
+
+def _onnxruntime(path: Path) -> Session:
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
+    options.log_severity_level = 3
+    session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    names = [given.name for given in session.get_inputs()]
+    return lambda parts: session.run(None, dict(zip(names, parts, strict=True)))[0]
+
+
+def _openvino(path: Path) -> Session:
+    import openvino
+
+    # Some processors would fall back to bfloat16 unasked, which is far from what was checked.
+    precise = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": torch.get_num_threads()}
+    request = openvino.Core().compile_model(path, "CPU", precise).create_infer_request()
+
+    def run(parts: Sequence[NDArray[Any]]) -> NDArray[Any]:
+        request.infer(list(parts), share_inputs=True)
+        return np.array(request.get_output_tensor(0).data)  # the engine writes the next result over this one
+
+    return run
+
+
+class Graph(nn.Module):
+    """A backbone that is an exported graph: x [B, C, H, W], t [B], y or None (= null) -> [B, out_channels, H, W].
+
+    It has no parameters, lives on the CPU and cannot be cut in two, so no step cache fits it.
+    """
+
+    def __init__(self, config: ModelConfig, manifest: Manifest, session: Session) -> None:
+        super().__init__()
+        self.config = config
+        self.manifest = manifest
+        self.fingerprint = manifest.weights
+        self.session = session
+
+    def forward(self, x: Tensor, t: Tensor, y: Tensor | None = None) -> Tensor:
+        """As the network it was made of, in float32.
+
+        Raises:
+            UserError: a size, a dtype or a condition that the graph does not take.
+        """
+        size = (x.shape[2], x.shape[3])
+        self.config.check_size(*size)
+        if self.manifest.size not in (None, size):
+            raise UserError(f"an input is {size[0]}x{size[1]} and the graph takes {self.manifest.sizes}")
+        if x.dtype != torch.float32:
+            raise UserError(f"an input is {x.dtype} and exported graphs take float32; convert it with .float()")
+        parts = [x, t.float(), *self._condition(t, y)]
+        return torch.from_numpy(self.session([part.contiguous().numpy() for part in parts]))
+
+    def _condition(self, t: Tensor, y: Tensor | None) -> list[Tensor]:
+        shape, null = self.config.condition_shape, self.config.null_label
+        if shape is None:
+            if y is not None:
+                raise UserError("the model is unconditional (num_classes 0) and takes no labels; pass y=None")
+            return []
+        if y is None and null is not None and not shape:
+            y = torch.full(t.shape, null)
+        if y is None or y.shape[1:] != shape:
+            raise UserError(f"y is {'missing' if y is None else list(y.shape)}; the graph takes {[len(t), *shape]}")
+        return [y]

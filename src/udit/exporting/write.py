@@ -1,0 +1,83 @@
+"""Graph files of a program: ONNX by torch's exporter, OpenVINO by its own converter."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import os
+import warnings
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from torch.export import ExportedProgram
+
+from udit.errors import UserError
+from udit.exporting.calibrate import Inputs, quantized
+from udit.exporting.manifest import GRAPHS, Kind
+from udit.exporting.program import NAMES
+
+
+def write_graph(kind: Kind, program: ExportedProgram, folder: Path, calibration: Sequence[Inputs] = ()) -> None:
+    """Writes the files of a graph; with ``calibration``, an OpenVINO one in int8.
+
+    Raises:
+        UserError: an operator has no counterpart.
+    """
+    path = folder / GRAPHS[kind]
+    try:
+        with quiet():
+            if kind == "onnx":
+                write_onnx(program, path)
+            else:
+                model = openvino_model(program)
+                write_openvino(quantized(model, calibration) if calibration else model, path)
+    except RuntimeError as error:  # the exporters' own errors are of this kind
+        raise UserError(f"the network has no {kind} form: {' '.join(str(error).split())[:200]}") from None
+
+
+def write_onnx(program: ExportedProgram, path: Path) -> None:
+    """Weights beyond ONNX's two gigabytes go to a file beside it."""
+    import torch.onnx
+
+    graph = torch.onnx.export(program, dynamo=True, verbose=False, output_names=["prediction"])
+    assert graph is not None
+    graph.save(path)
+
+
+def openvino_model(program: ExportedProgram) -> Any:
+    """The program as OpenVINO's model, its inputs named."""
+    import openvino
+
+    model = openvino.convert_model(program)
+    for given, name in zip(model.inputs, NAMES, strict=False):
+        given.get_tensor().set_names({name})
+    return model
+
+
+def write_openvino(model: Any, path: Path) -> None:
+    """``model.xml`` and, beside it, its weights as they are."""
+    import openvino
+
+    openvino.save_model(model, path, compress_to_fp16=False)
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Exporters tell how they fare, which is for those who write exporters; and OpenVINO's and NNCF tell their makers.
+
+    The latter is off where they believe to run in CI, for which a user is not asked here either.
+    """
+    before, ci = logging.root.manager.disable, os.environ.get("CI")
+    logging.disable(logging.WARNING)
+    os.environ["CI"] = "true"
+    try:
+        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(before)
+        del os.environ["CI"]
+        if ci is not None:
+            os.environ["CI"] = ci

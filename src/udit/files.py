@@ -1,0 +1,144 @@
+"""Files and folders that are whole or not there, and digests that tell a torn or altered one."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+TEMPORARY = ".tmp-"
+"""Prefix of what is being written; ``sweep`` removes what a killed process left of it."""
+
+
+@contextlib.contextmanager
+def whole_file(path: Path, *, durable: bool = True) -> Iterator[Path]:
+    """A temporary sibling to write, which takes the name ``path`` on leaving; after an error it is removed.
+
+    Args:
+        path: the file; one that is there is replaced, and intact until then. Its folder must exist.
+        durable: wait until bytes and name are on disk, so that a power cut cannot tear the file either.
+
+    Raises:
+        OSError: the disk refuses it.
+    """
+    temporary = temporary_sibling(path)
+    try:
+        yield temporary
+        if durable:
+            sync(temporary)
+        temporary.replace(path)
+        if durable:
+            sync(path.parent)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def whole_folder(path: Path, *, replace: bool = False) -> Iterator[Path]:
+    """A new temporary sibling folder to fill, which takes the name ``path`` on leaving; after an error it is removed.
+
+    Every file in it is on disk before the folder has its name.
+
+    Args:
+        path: the folder; its parents are made.
+        replace: one that is there gives way; without, a folder that is not empty is an OSError.
+
+    Raises:
+        OSError: the disk refuses it.
+    """
+    temporary = temporary_sibling(path)
+    shutil.rmtree(temporary, ignore_errors=True)
+    try:
+        temporary.mkdir(parents=True)
+        yield temporary
+        for entry in temporary.rglob("*"):
+            sync(entry)
+        sync(temporary)
+        if replace and path.exists():
+            before = temporary_sibling(path.with_name(f"old-{path.name}"))
+            path.rename(before)
+            temporary.rename(path)
+            shutil.rmtree(before, ignore_errors=True)
+        else:
+            temporary.rename(path)
+        sync(path.parent)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes a UTF-8 text file, whole and durable.
+
+    Raises:
+        OSError: the disk refuses it.
+    """
+    with whole_file(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def temporary_sibling(path: Path) -> Path:
+    """Where this process writes what becomes ``path``; the suffix is kept, which some writers go by."""
+    return path.with_name(f"{TEMPORARY}{os.getpid()}-{path.name}")
+
+
+def sweep(folder: Path) -> None:
+    """Removes what killed writers left in a folder that only this process writes to."""
+    for entry in folder.glob(f"{TEMPORARY}*"):
+        if entry.is_dir() and not entry.is_symlink():
+            shutil.rmtree(entry, ignore_errors=True)
+        else:
+            entry.unlink(missing_ok=True)
+
+
+def sync(path: Path) -> None:
+    """Waits until a file's bytes, or a folder's names, are on disk.
+
+    Raises:
+        OSError: the disk refuses it.
+    """
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def seal(manifest: dict[str, Any]) -> str:
+    """A manifest as JSON text with its own sha256 as the last key."""
+    digest = hashlib.sha256(_canonical(manifest).encode()).hexdigest()
+    return _canonical({**manifest, "digest": digest})
+
+
+def unseal(text: str) -> dict[str, Any]:
+    """The manifest in a text of ``seal``.
+
+    Raises:
+        ValueError: not a JSON object, or changed after it was sealed.
+        RecursionError: nested too deeply to be one.
+    """
+    manifest = json.loads(text)
+    if not isinstance(manifest, dict):
+        raise ValueError("it holds no JSON object")
+    unsealed = {key: value for key, value in manifest.items() if key != "digest"}
+    if text != seal(unsealed):
+        raise ValueError("it does not match its own digest")
+    return unsealed
+
+
+def file_sha256(path: Path) -> str:
+    """sha256 of a file's bytes, in hex.
+
+    Raises:
+        OSError: it cannot be read.
+    """
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def _canonical(values: dict[str, Any]) -> str:
+    return json.dumps(values, indent=1) + "\n"

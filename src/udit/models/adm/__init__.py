@@ -1,0 +1,1 @@
+"""ADM's U-Net (Dhariwal & Nichol 2021)."""

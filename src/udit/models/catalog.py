@@ -1,0 +1,322 @@
+"""The catalogue: one row a published size. Tests, documentation and the command line read their choices from it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic import Field
+
+from udit.errors import UserError, nearest
+from udit.models.ablation import ABLATIONS, DIT_UNETS
+from udit.models.adm.config import ADMConfig
+from udit.models.config import ModelConfig
+from udit.models.dic.config import DiCConfig
+from udit.models.dimsum.config import DiMSUMConfig
+from udit.models.dit.config import DiTConfig
+from udit.models.hdit.config import AxialNeighborhood, AxialWindow, HDiTConfig, HourglassLevel, Mapping
+from udit.models.skipdit.config import SkipDiTConfig
+from udit.models.udit.config import UDiTConfig
+from udit.models.uvit.config import UViTConfig
+from udit.nn.specs import Context, Downsampled, Full, Mlp
+from udit.spec.base import Spec
+
+
+class About(Spec):
+    """What all rows of one paper have in common, in words."""
+
+    paper: str
+    """arXiv identifier."""
+    code: str
+    """Licence of the official program. None of its code is in this library."""
+    attention: str
+    ffn: str
+    skips: str
+    exact: str
+    """What is checked against the official program, and what is not."""
+
+
+class Entry(Spec):
+    """One row: a config under the name users know, and where it comes from."""
+
+    config: ModelConfig = Field(repr=False)
+    about: About
+    weights: str = "-"
+    """Where weights are published and under which licence; a dash where none are."""
+    unverified: str = ""
+    """What of ``weights`` was written from memory and checked against nothing."""
+
+
+_SAME = "outputs, keys, parameters and MACs equal the official program's"
+_UDIT = About(
+    paper="2405.02730",
+    code="CC BY-NC 4.0",
+    attention="cosine, RoPE, within 2x2 interleaved sub-grids behind a depthwise filter",
+    ffn="GELU with re-parameterised depthwise convolutions",
+    skips="concatenated, one a level",
+    exact=_SAME,
+)
+_VANILLA = _UDIT.replace(
+    attention="scaled dot product within 2x2 interleaved sub-grids behind a depthwise filter", ffn="GELU MLP"
+)
+_DIT = About(
+    paper="2212.09748",
+    code="CC BY-NC 4.0",
+    attention="global, sin-cos positions",
+    ffn="GELU MLP",
+    skips="none",
+    exact=_SAME,
+)
+_SIT = _DIT.replace(paper="2401.08740", code="MIT", exact=f"{_SAME}; of its samplers the ODE's, by other solvers")
+_SKIPDIT = _DIT.replace(
+    paper="2411.17616",
+    code="Apache-2.0; parts after DiT, CC BY-NC 4.0",
+    skips="concatenated, first half to second, block by block",
+    exact=f"{_SAME}, cached inference as well",
+)
+_UVIT = About(
+    paper="2209.12152",
+    code="MIT",
+    attention="global, learned positions; time and condition are tokens",
+    ffn="GELU MLP",
+    skips="concatenated, first half to second, block by block",
+    exact=f"{_SAME}; the VP-SDE of its pixel models is not here",
+)
+_DIC = About(
+    paper="2501.00603",
+    code="CC BY-NC 4.0",
+    attention="none: 3x3 convolutions",
+    ffn="none",
+    skips="concatenated, every third block",
+    exact=_SAME,
+)
+_ADM = About(
+    paper="2105.05233",
+    code="MIT",
+    attention="global at coarse levels, between residual 3x3 convolutions",
+    ffn="none",
+    skips="concatenated, every block",
+    exact=f"{_SAME}; no classifier guidance",
+)
+_HDIT = About(
+    paper="2401.11605",
+    code="MIT",
+    attention="cosine, axial RoPE; neighbourhoods or shifted windows at fine levels, global at the coarsest",
+    ffn="GEGLU",
+    skips="learned mixture, one a level",
+    exact=f"{_SAME}; neighbourhood attention by its definition",
+)
+
+
+_DIMSUM = About(
+    paper="2411.04168",
+    code="BSD-3-Clause",
+    attention="Mamba over space and over Haar wavelets, fused by attention; one shared global block every fourth",
+    ffn="gated GELU",
+    skips="none",
+    exact="outputs, keys and parameters equal the official program's, and its MACs with the wavelets, cond_proj (which "
+    "does nothing) and the shared block's repeated adaLN added; the scan is checked against a sequential one; no "
+    "adaptive guidance",
+)
+
+
+def _udit(width: int, heads: int) -> Entry:
+    weights = "yuchuantian/U-DiT (licence per repository; code CC BY-NC 4.0)"
+    return Entry(config=UDiTConfig(width=width, heads=heads), about=_UDIT, weights=weights)
+
+
+def _vanilla(width: int, heads: int) -> Entry:
+    parts: dict[str, Any] = {"attention": Downsampled(cosine=False, rope=False), "ffn": Mlp(ratio=2)}
+    return Entry(config=UDiTConfig(width=width, heads=heads, **parts), about=_VANILLA)
+
+
+def _ours(config: UDiTConfig) -> Entry:
+    plan = {
+        "full": "global",
+        "kv-downsampled": "global, to keys and values of a coarser map",
+        "downsampled": "within 2x2 interleaved sub-grids",
+        "window": "within windows, every other shifted",
+    }[config.attention.kind]
+    likeness = "cosine" if config.attention.cosine else "scaled dot product"
+    about = _UDIT.replace(
+        attention=f"{likeness}{', RoPE' if config.attention.rope else ''}, {plan}",
+        ffn="GELU MLP" if isinstance(config.ffn, Mlp) else _UDIT.ffn if config.ffn.reparam else "GELU, depthwise 5x5",
+        exact="sizes are ours: the paper prints none",
+    )
+    return Entry(config=config, about=about)
+
+
+_ISOTROPIC: dict[str, dict[str, int]] = {
+    "S": {"width": 384, "depth": 12, "heads": 6},
+    "B": {"width": 768, "depth": 12, "heads": 12},
+    "L": {"width": 1024, "depth": 24, "heads": 16},
+    "XL": {"width": 1152, "depth": 28, "heads": 16},
+}
+"""Sizes that DiT took from ViT, and all its descendants from DiT."""
+
+
+def _dit(size: str, weights: str = "-", **overrides: Any) -> Entry:
+    return Entry(config=DiTConfig(**_ISOTROPIC[size], **overrides), about=_DIT, weights=weights)
+
+
+_REVERSED: dict[str, Any] = {"time": "unit", "learn_sigma": False, "spare_outputs": True, "reversed_flow": True}
+
+
+def _sit(size: str, weights: str = "-") -> Entry:
+    config = DiTConfig(**_ISOTROPIC[size], **_REVERSED)
+    return Entry(config=config, about=_SIT, weights=weights, unverified="licence of weights" if weights != "-" else "")
+
+
+def _uvit(width: int, depth: int, heads: int, weights: str, patch: int = 2, **overrides: Any) -> Entry:
+    config = UViTConfig(width=width, depth=depth, heads=heads, patch=patch, **overrides)
+    return Entry(config=config, about=_UVIT, weights=f"baofff/U-ViT, {weights} (MIT)", unverified="licence of weights")
+
+
+_PIXELS: dict[str, Any] = {"in_channels": 3, "input_size": 64, "patch": 4}
+_TEXT: dict[str, Any] = {"num_classes": 0, "context": Context()}
+_DIT_WEIGHTS = "facebookresearch/DiT, file DiT-XL-2-{0}x{0}.pt (CC BY-NC 4.0)"
+
+
+def _adm(size: int, mult: tuple[float, ...], factors: tuple[int, ...], **overrides: Any) -> Entry:
+    file = f"{size}x{size}_diffusion{'' if overrides.get('num_classes', 1) else '_uncond'}.pt"
+    values = {"width": 256, "res_blocks": 2, "qkv_order": "legacy", "input_size": size, **overrides}
+    config = ADMConfig(channel_mult=mult, attention_factors=factors, **values)
+    weights = f"openai/guided-diffusion, {file} (MIT)"
+    return Entry(config=config, about=_ADM, weights=weights, unverified="file name, licence of weights")
+
+
+def _hdit(patch: int, *stages: HourglassLevel, **overrides: Any) -> Entry:
+    return Entry(config=HDiTConfig(patch=patch, stages=stages, **overrides), about=_HDIT)
+
+
+def _dimsum(width: int, depth: int, weights: str = "-", **overrides: Any) -> Entry:
+    config = DiMSUMConfig(width=width, depth=depth, drop_path=0.1, **overrides)
+    return Entry(
+        config=config, about=_DIMSUM, weights=weights, unverified="licence of weights" if weights != "-" else ""
+    )
+
+
+_DIMSUM_WEIGHTS = "VinAIResearch/DiMSUM, {} (BSD-3-Clause)"
+
+
+def _dic(width: int, *depths: int) -> Entry:
+    return Entry(config=DiCConfig(width=width, depths=depths), about=_DIC)
+
+
+_DIGITS: dict[str, Any] = {"in_channels": 1, "num_classes": 10, "input_size": 8}
+_SMALL: dict[str, Any] = {"width": 64, "depth": 4, "heads": 4, **_DIGITS}
+
+CATALOG: dict[str, Entry] = {
+    "U-DiT-S": _udit(96, 4),
+    "U-DiT-B": _udit(192, 8),
+    "U-DiT-L": _udit(384, 16),
+    "U-DiT-S-vanilla": _vanilla(96, 4),
+    "U-DiT-B-vanilla": _vanilla(192, 8),
+    "U-DiT-L-vanilla": _vanilla(384, 16),
+    **{name: _ours(config) for name, config in {**DIT_UNETS, **ABLATIONS}.items()},
+    **{f"DiT-{size}/{patch}": _dit(size, patch=patch) for size in _ISOTROPIC for patch in (2, 4, 8)},
+    "DiT-XL/2": _dit("XL", _DIT_WEIGHTS.format(256)),
+    "DiT-XL/2-512": _dit("XL", _DIT_WEIGHTS.format(512), input_size=64),
+    **{f"SiT-{size}/2": _sit(size) for size in _ISOTROPIC},
+    "SiT-XL/2": _sit("XL", "willisma/SiT, XL/2 at 256x256 (MIT)"),
+    "Skip-DiT-XL/2": Entry(
+        config=SkipDiTConfig(),
+        about=_SKIPDIT,
+        weights="OpenSparseLLMs/Skip-DiT, README (Apache-2.0; code after DiT's, CC BY-NC 4.0)",
+        unverified="licence of weights",
+    ),
+    "U-ViT-S/2": _uvit(512, 12, 8, "CIFAR-10 S/2", in_channels=3, num_classes=0),
+    "U-ViT-S/4": _uvit(512, 12, 8, "CelebA 64 S/4", num_classes=0, **_PIXELS),
+    "U-ViT-M/4": _uvit(768, 16, 12, "ImageNet 64 M/4", null_class=False, **_PIXELS),
+    "U-ViT-L/4": _uvit(1024, 20, 16, "ImageNet 64 L/4", null_class=False, **_PIXELS),
+    "U-ViT-L/2": _uvit(1024, 20, 16, "ImageNet 256 L/2"),
+    "U-ViT-H/2": _uvit(1152, 28, 16, "ImageNet 256 H/2", final_conv=False),
+    "U-ViT-L/4-512": _uvit(1024, 20, 16, "ImageNet 512 L/4", patch=4, input_size=64),
+    "U-ViT-H/4-512": _uvit(1152, 28, 16, "ImageNet 512 H/4", patch=4, input_size=64, final_conv=False),
+    "U-ViT-S/2-text": _uvit(512, 12, 8, "MS-COCO S/2", **_TEXT),
+    "U-ViT-S/2-text-deep": _uvit(512, 16, 8, "MS-COCO S/2 deep", **_TEXT),
+    "DiC-S": _dic(96, 6, 6, 5, 6, 6),
+    "DiC-B": _dic(192, 6, 6, 5, 6, 6),
+    "DiC-XL": _dic(384, 7, 7, 8, 7, 7),
+    "DiC-H": _dic(384, 14, 14, 10, 14, 14),
+    "ADM-64": _adm(64, (1, 2, 3, 4), (2, 4, 8), width=192, res_blocks=3, qkv_order="new", dropout=0.1),
+    "ADM-128": _adm(128, (1, 1, 2, 3, 4), (4, 8, 16), heads=4, head_channels=None),
+    "ADM-256": _adm(256, (1, 1, 2, 2, 4, 4), (8, 16, 32)),
+    "ADM-256-uncond": _adm(256, (1, 1, 2, 2, 4, 4), (8, 16, 32), num_classes=0),
+    "ADM-512": _adm(512, (0.5, 1, 1, 2, 2, 4, 4), (16, 32, 64)),
+    "HDiT-mnist": _hdit(4, HourglassLevel(width=256, depth=8), in_channels=1, input_size=28),
+    "HDiT-cifar10": _hdit(2, HourglassLevel(width=256, depth=2), HourglassLevel(width=512, depth=4)),
+    "HDiT-oxford-flowers": _hdit(
+        4,
+        HourglassLevel(width=128, depth=2, attention=AxialNeighborhood()),
+        HourglassLevel(width=256, depth=2, attention=AxialNeighborhood()),
+        HourglassLevel(width=512, depth=4, dropout=0.1),
+        num_classes=0,
+        input_size=256,
+    ),
+    "HDiT-oxford-flowers-shifted-window": _hdit(
+        4,
+        HourglassLevel(width=128, depth=2, attention=AxialWindow()),
+        HourglassLevel(width=256, depth=2, attention=AxialWindow()),
+        HourglassLevel(width=512, depth=4, dropout=0.1),
+        num_classes=0,
+        input_size=256,
+    ),
+    "DiMSUM-B/2": _dimsum(768, 12),
+    "DiMSUM-L/2": _dimsum(1024, 16, _DIMSUM_WEIGHTS.format("ImageNet 256 L/2")),
+    "DiMSUM-L/2-celeba": _dimsum(
+        1024, 16, _DIMSUM_WEIGHTS.format("CelebA-HQ 256 L/2"), num_classes=1, null_class=False
+    ),
+    "DiMSUM-XL/2": _dimsum(1152, 24),
+    "DiT-UNet-tiny": _ours(
+        UDiTConfig(width=16, heads=2, depths=(1, 1, 1), attention=Full(cosine=False, rope=False), ffn=Mlp(), **_DIGITS)
+    ),
+    "DiMSUM-tiny": Entry(config=DiMSUMConfig(**_SMALL, patch=1, fusion_heads=4), about=_DIMSUM),
+    "U-DiT-tiny": Entry(config=UDiTConfig(width=16, heads=2, depths=(1, 1, 1), **_DIGITS), about=_UDIT),
+    "DiT-tiny": Entry(config=DiTConfig(**_SMALL), about=_DIT),
+    "SiT-tiny": Entry(config=DiTConfig(**_SMALL, **_REVERSED), about=_SIT),
+    "Skip-DiT-tiny": Entry(config=SkipDiTConfig(**_SMALL, shallow=1), about=_SKIPDIT),
+    "U-ViT-tiny": Entry(config=UViTConfig(**_SMALL, shallow=1), about=_UVIT),
+    "DiC-tiny": Entry(config=DiCConfig(width=16, depths=(2, 2, 2), **_DIGITS), about=_DIC),
+    "ADM-tiny": Entry(
+        config=ADMConfig(
+            width=32,
+            channel_mult=(1, 2),
+            res_blocks=1,
+            attention_factors=(2,),
+            head_channels=16,
+            null_class=True,
+            **_DIGITS,
+        ),
+        about=_ADM,
+    ),
+    "HDiT-tiny": _hdit(
+        1,
+        HourglassLevel(width=32, depth=1, head_channels=8, attention=AxialWindow(size=4)),
+        HourglassLevel(width=64, depth=2, head_channels=16),
+        mapping=Mapping(depth=1, width=64),
+        **_DIGITS,
+    ),
+}
+"""Rows whose name ends in -tiny are ours: each family at the size of the digits, what a recipe's one word, ``model``,
+chooses from and what the contract tests run. A family is in the catalogue by one row."""
+
+
+def families() -> dict[str, type[ModelConfig]]:
+    """The config class of every family that has a row."""
+    return {entry.config.family: type(entry.config) for entry in CATALOG.values()}
+
+
+def list_models() -> list[str]:
+    """The names ``udit.build`` knows."""
+    return list(CATALOG)
+
+
+def find(name: str) -> Entry:
+    """The catalogue's row of ``name``.
+
+    Raises:
+        UserError: no such name; the nearest one is told.
+    """
+    if name not in CATALOG:
+        raise UserError(f"no model {name!r}{nearest(name, CATALOG)} (`udit models` lists all)")
+    return CATALOG[name]

@@ -1,0 +1,1 @@
+"""DiMSUM (Phung et al. 2024): Mamba over space and wavelets."""

@@ -1,0 +1,1 @@
+"""HDiT (Crowson et al. 2024): an hourglass of transformers."""

@@ -1,0 +1,244 @@
+"""Specs of the parts that networks share. A spec builds itself; the network that uses it stays free of switches."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, Self
+
+from pydantic import Field, PositiveInt, model_validator
+
+from udit.spec.base import Spec
+
+if TYPE_CHECKING:
+    from torch import nn
+
+
+class MapAttention(Spec):
+    """What the attentions of U-DiT's shell share: how queries and keys are compared."""
+
+    cosine: bool = True
+    """Cosine similarity with a learned temperature per head (Table 9); off is the scaled dot product."""
+    rope: bool = True
+    """Rotary positions from (row, column) (Table 9); off is no position but the convolutions'."""
+
+    any_map: ClassVar[bool] = True
+    """Takes every map whose H and W are multiples of ``step``."""
+
+    @property
+    def step(self) -> int:
+        """H and W of every level's map must be multiples of it."""
+        return 1
+
+    def check_heads(self, width: int, heads: int) -> None:
+        """Raises ValueError unless heads divide the width, and RoPE each head."""
+        if width % heads:
+            raise ValueError(f"width {width} does not split over {heads} heads; choose a multiple")
+        channels = width // heads
+        if self.rope and channels % 4:
+            raise ValueError(
+                f"width {width} over {heads} heads leaves {channels} channels a head; RoPE needs a multiple of 4, "
+                f"e.g. width {4 * heads * max(1, round(channels / 4))}"
+            )
+
+    def check_map(self, height: int, width: int) -> None:
+        """Raises ValueError if a map of height x width, both multiples of ``step``, is none for this attention."""
+
+    def build(self, width: int, heads: int, index: int = 0) -> nn.Module:
+        """The attention module for maps [B, H, W, width] of the ``index``-th block of a stage.
+
+        Raises:
+            UserError: heads do not divide the width, or RoPE cannot split a head.
+        """
+        raise NotImplementedError(f"{type(self).__name__} names no module")
+
+    def folded(self) -> Self:
+        """The spec of the inference form."""
+        return self
+
+
+class Full(MapAttention):
+    """Self-attention of all pixels of a map, each with each, as DiT has it."""
+
+    kind: Literal["full"] = "full"
+
+    def build(self, width: int, heads: int, index: int = 0) -> nn.Module:
+        """See ``MapAttention``."""
+        from udit.nn.attention import Attention
+
+        return Attention(width, heads, cosine=self.cosine, rope=self.rope)
+
+
+class Filtered(MapAttention):
+    """Attention behind a low-pass filter, a depthwise convolution."""
+
+    factor: PositiveInt = 2
+    """How much coarser an axis becomes. Divides H and W of every level."""
+    kernel: Annotated[int, Field(ge=0)] = 5
+    """Odd side of the depthwise low-pass filter in front; 0 for none."""
+    shortcut: bool = True
+    """Adds the map itself to the filtered map (Table 7: "DW + shortcut")."""
+
+    @model_validator(mode="after")
+    def _check_filter(self) -> Self:
+        if self.kernel and self.kernel % 2 == 0:
+            raise ValueError(f"kernel is {self.kernel}; a centred filter needs an odd side, e.g. 5 (0 for none)")
+        if self.shortcut and not self.kernel:
+            raise ValueError("shortcut adds the map to its filtered self; with kernel 0 set shortcut to false")
+        return self
+
+    @property
+    def step(self) -> int:
+        """The factor."""
+        return self.factor
+
+    def folded(self) -> Self:
+        """The spec of the inference form: the shortcut lives in the filter."""
+        return self.replace(shortcut=False)
+
+
+class Downsampled(Filtered):
+    """Self-attention within the interleaved sub-grids of a map (Tian et al. 2024, Sec. 3.2).
+
+    Each of the ``factor**2`` sub-grids attends to itself, at 1 / factor**2 of the cost of full attention.
+    """
+
+    kind: Literal["downsampled"] = "downsampled"
+    dense: bool = False
+    """The filter is an ordinary convolution, every channel with every channel, not a depthwise one. Table 7 has such a
+    row and no equation; that the filter is the same otherwise is our definition."""
+
+    @model_validator(mode="after")
+    def _check_dense(self) -> Self:
+        if self.dense and not self.kernel:
+            raise ValueError(
+                "dense makes the filter an ordinary convolution; with kernel 0 there is none, set it to false"
+            )
+        return self
+
+    def build(self, width: int, heads: int, index: int = 0) -> nn.Module:
+        """See ``MapAttention``."""
+        from udit.nn.attention import DownsampledAttention
+
+        return DownsampledAttention(self, width, heads)
+
+
+class KVDownsampled(Filtered):
+    """Every pixel attends to a coarser map, as in pyramid transformers (the ablation of Tian et al. 2024, Table 1).
+
+    The paper prints no equation; this definition is ours. Keys and values come from the map behind the filter, each
+    ``factor x factor`` of its pixels averaged; queries come from the map as it is. Attention costs 1 / factor**2 of
+    full attention. With RoPE a coarse pixel's position is the centre of those it was made of.
+    """
+
+    kind: Literal["kv-downsampled"] = "kv-downsampled"
+
+    def build(self, width: int, heads: int, index: int = 0) -> nn.Module:
+        """See ``MapAttention``."""
+        from udit.nn.attention import KVDownsampledAttention
+
+        return KVDownsampledAttention(self, width, heads)
+
+
+class Window(MapAttention):
+    """Self-attention within the square windows of a map (Liu et al. 2021, Swin).
+
+    Where an axis of the map is no longer than a window, one window spans it, and nothing is shifted along it. Queries
+    and keys are compared as in U-DiT. It is not Swin DiT's attention (arXiv 2505.13219), of which no equations are
+    published.
+    """
+
+    any_map: ClassVar[bool] = False
+    kind: Literal["window"] = "window"
+    size: PositiveInt = 8
+    """Side of the windows in pixels of the level."""
+    shift: bool = True
+    """Every other block of a stage, from the second on, shifts its windows by half their side."""
+
+    def check_map(self, height: int, width: int) -> None:
+        """Raises ValueError unless windows tile the map, or one spans it."""
+        if any(side > self.size and side % self.size for side in (height, width)):
+            raise ValueError(
+                f"windows of {self.size}x{self.size} do not tile a level's map of {height}x{width}; each side is a "
+                f"multiple of {self.size}, or smaller than that"
+            )
+
+    def build(self, width: int, heads: int, index: int = 0) -> nn.Module:
+        """See ``MapAttention``."""
+        from udit.nn.attention import WindowAttention
+
+        return WindowAttention(self, width, heads, self.size // 2 if self.shift and index % 2 else 0)
+
+
+Attention = Annotated[Downsampled | KVDownsampled | Full | Window, Field(discriminator="kind")]
+
+
+class RepConv(Spec):
+    """FFN with a depthwise convolution, re-parameterised while training (Tian et al. 2024, Sec. 3.3).
+
+    ``branches`` are the sides of parallel depthwise convolutions, joined by an identity; each 1x1 convolution is a
+    product of two through ``width`` channels. All of it is linear, so it folds into one convolution and one matrix a
+    side.
+    """
+
+    kind: Literal["rep-conv"] = "rep-conv"
+    ratio: Annotated[float, Field(gt=0)] = 2.0
+    """Hidden channels per channel."""
+    branches: tuple[PositiveInt, ...] = (5, 3, 1)
+    """Odd sides, largest first."""
+    reparam: bool = True
+    """Off is the folded form: one matrix, one depthwise convolution without identity, one matrix."""
+
+    @model_validator(mode="after")
+    def _check(self) -> RepConv:
+        if not self.branches or any(k % 2 == 0 for k in self.branches) or self.branches[0] != max(self.branches):
+            raise ValueError(f"branches is {self.branches}; odd sides are needed, largest first, e.g. (5, 3, 1)")
+        if not self.reparam and len(self.branches) != 1:
+            raise ValueError(f"branches is {self.branches}; without reparam there is one, e.g. ({self.branches[0]},)")
+        return self
+
+    def build(self, width: int) -> nn.Module:
+        """The FFN module for maps [B, H, W, width]."""
+        from udit.nn.ffn import DepthwiseFFN
+
+        return DepthwiseFFN(self, width)
+
+    def folded(self) -> RepConv:
+        """The spec of the inference form."""
+        return self.replace(branches=self.branches[:1], reparam=False)
+
+
+class Context(Spec):
+    """A condition that comes as vectors: y is float [B, tokens, width], e.g. what a text encoder made."""
+
+    tokens: PositiveInt = 77
+    """Vectors a sample; CLIP's texts have 77."""
+    width: PositiveInt = 768
+    """Channels of each."""
+
+
+def check_context(context: Context | None, num_classes: int) -> None:
+    """Raises ValueError where a model would take both vectors and labels."""
+    if context and num_classes:
+        raise ValueError(f"context replaces labels and num_classes is {num_classes}; set it to 0, or drop context")
+
+
+class Mlp(Spec):
+    """Two matrices with a GELU between, as in ViT."""
+
+    kind: Literal["mlp"] = "mlp"
+    ratio: Annotated[float, Field(gt=0)] = 4.0
+    """Hidden channels per channel."""
+    gelu: Literal["tanh", "exact"] = "tanh"
+    """DiT's approximation by a hyperbolic tangent, or the exact function, as U-ViT has it."""
+
+    def build(self, width: int) -> nn.Module:
+        """The FFN module for [..., width]."""
+        from udit.nn.ffn import MLP
+
+        return MLP(self, width)
+
+    def folded(self) -> Mlp:
+        """Itself: there is nothing to fold."""
+        return self
+
+
+Ffn = Annotated[RepConv | Mlp, Field(discriminator="kind")]

@@ -1,0 +1,134 @@
+"""Recipes in YAML, and overrides on top of them."""
+
+from __future__ import annotations
+
+from importlib import resources
+from io import StringIO
+from pathlib import Path
+from typing import Any
+
+from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
+
+from udit.errors import UserError, nearest
+from udit.run.config import Run, resolve
+from udit.run.start import DECIDED
+
+
+def list_recipes() -> dict[str, str]:
+    """Names of the shipped recipes, each with the comment on its first line."""
+    found = {}
+    for entry in sorted(resources.files("udit.recipes").iterdir(), key=lambda e: e.name):
+        if entry.name.endswith(".yaml"):
+            first = entry.read_text(encoding="utf-8").split("\n", 1)[0]
+            found[entry.name.removesuffix(".yaml")] = first.removeprefix("#").strip()
+    return found
+
+
+def load_run(recipe: str, overrides: list[str] | tuple[str, ...] = (), *, absent: bool = False) -> Run:
+    """The resolved run of a recipe's name or a YAML file, with ``key.path=value`` overrides.
+
+    Args:
+        recipe: the name or the file.
+        overrides: the words.
+        absent: a folder of pictures may be missing, see ``resolve``.
+
+    Raises:
+        UserError: no such recipe (the nearest is named), bad YAML, an unknown key, or a value out of range.
+    """
+    values = read_recipe(recipe)
+    if "init_from" not in values and any(override.startswith("init_from=") for override in overrides):
+        values = {key: value for key, value in values.items() if key not in DECIDED}  # for the weights bring their own
+    for override in overrides:
+        _apply(values, override)
+    return resolve(values, absent=absent)
+
+
+def read_recipe(recipe: str) -> dict[str, Any]:
+    """The plain values of a shipped recipe or a YAML file."""
+    path = Path(recipe)
+    if path.suffix in (".yaml", ".yml") or "/" in recipe:
+        if not path.is_file():
+            raise UserError(f"no recipe file {recipe!r}; `udit train --list` shows the shipped recipes")
+        return read_yaml(path)
+    recipes = list_recipes()
+    if recipe not in recipes:
+        raise UserError(f"no recipe {recipe!r}{nearest(recipe, recipes)} (`udit train --list` shows all)")
+    text = (resources.files("udit.recipes") / f"{recipe}.yaml").read_text(encoding="utf-8")
+    return {"name": recipe, **parse_yaml(text, recipe)}
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """A YAML file that holds a mapping.
+
+    Raises:
+        UserError: not UTF-8, not YAML, or not a mapping.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} cannot be read as UTF-8 text: {error}") from None
+    return parse_yaml(text, str(path))
+
+
+def parse_yaml(text: str, where: str) -> dict[str, Any]:
+    """A YAML 1.2 mapping as plain values; duplicate keys are refused.
+
+    Raises:
+        UserError: not YAML, or not a mapping.
+    """
+    try:
+        values = YAML(typ="safe", pure=True).load(text)
+    except (YAMLError, ValueError, RecursionError) as error:
+        detail = " ".join(str(error).split())[:200]
+        raise UserError(f"{where} is no YAML: {detail}") from None
+    if not isinstance(values, dict) or not all(isinstance(key, str) for key in values):
+        raise UserError(f"{where} holds no mapping of keys to values")
+    return values
+
+
+def to_yaml(values: dict[str, Any]) -> str:
+    """Plain values as YAML, in their order."""
+    yaml = YAML(typ="safe", pure=True)
+    yaml.default_flow_style = None
+    yaml.width = 120
+    yaml.sort_base_mapping_type_on_output = False  # type: ignore[assignment]
+    stream = StringIO()
+    yaml.dump(values, stream)
+    return stream.getvalue()
+
+
+def parse_overrides(overrides: list[str]) -> dict[str, Any]:
+    """Nested plain values of ``key.path=value`` words.
+
+    Raises:
+        UserError: a word is no override.
+    """
+    values: dict[str, Any] = {}
+    for override in overrides:
+        _apply(values, override)
+    return values
+
+
+def _apply(values: dict[str, Any], override: str) -> None:
+    key, equals, text = override.partition("=")
+    if not equals or not key:
+        raise UserError(f"{override!r} is no override; write KEY.PATH=VALUE, e.g. training.lr=1e-3")
+    try:
+        value = YAML(typ="safe", pure=True).load(text)
+    except (YAMLError, ValueError, RecursionError):
+        raise UserError(f"the value of {override!r} is no YAML; quote it") from None
+    *parents, last = key.split(".")
+    node = values
+    for i, parent in enumerate(parents):
+        child = node.get(parent)
+        if child is None:
+            child = node[parent] = {}
+        elif isinstance(child, str) and parent in ("model", "codec"):
+            child = node[parent] = {"name" if parent == "model" else "kind": child}
+        elif not isinstance(child, dict):
+            raise UserError(f"unknown key {key!r}; {'.'.join(parents[: i + 1])!r} is a value, not a section")
+        node = child
+    if key == "model" and isinstance(value, str) and isinstance(values.get("model"), dict):
+        raise UserError(f"model={value} would drop the recipe's own model keys; write model.name={value}")
+    node[last] = value

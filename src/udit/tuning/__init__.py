@@ -1,0 +1,1 @@
+"""Which ways of sampling from a run are good, and which are quick."""
