@@ -15,7 +15,7 @@ import udit
 from conftest import batch, perturb
 from udit.models.build import checkpoint_activations
 from udit.models.catalog import CATALOG
-from udit.nn.dropout import key_dropout
+from udit.nn.dropout import dropout_keys
 from udit.ops import lowered, recomputable, recompute, recomputing
 from udit.ops.recompute import autocast_dtype
 
@@ -31,8 +31,7 @@ def test_gradients_have_the_same_bits_in_every_family(name: str, cast: bool) -> 
     def gradients(recompute: str | bool) -> list[Tensor | None]:
         checkpoint_activations(model, recompute)  # type: ignore[arg-type]
         model.zero_grad()
-        key_dropout(model, 0, range(len(x)))
-        with torch.autocast("cpu", torch.bfloat16, enabled=cast):
+        with dropout_keys(model, 0, range(len(x))), torch.autocast("cpu", torch.bfloat16, enabled=cast):
             out = model(
                 x, t.float() / 1000 if model.config.time == "unit" else t, y if model.config.num_classes else None
             )

@@ -18,7 +18,7 @@ from udit.assemble import System, denoiser_of
 from udit.benchmarking.subjects import Subject, inputs
 from udit.diffusion.config import SamplingConfig
 from udit.diffusion.objective import hybrid_loss
-from udit.nn.dropout import key_dropout
+from udit.nn.dropout import dropout_keys
 from udit.run.system import SystemConfig
 
 PEAK_SIDE = 1536
@@ -153,9 +153,9 @@ def prepare(subject: Subject, work: Work, pictures: Pictures | None = None) -> P
     made_up: tuple[Tensor, Tensor | None] = (x0.clamp(-1, 1), y0[0] if y0 else None)
 
     def step() -> None:
-        key_dropout(model, 0, range(work.batch))
         x0, y = pictures() if pictures else made_up
-        hybrid_loss(denoiser, x0, t, noise, y).loss.mean().backward()
+        with dropout_keys(model, 0, range(work.batch)):
+            hybrid_loss(denoiser, x0, t, noise, y).loss.mean().backward()
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
 

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from udit import ops
+from udit.nn.dropout import recomputed_with_keys
 
 Recompute = bool | Literal["selective"]
 """Which activations of a block are computed again in backward: none, those that cost little, or all."""
@@ -25,7 +26,7 @@ def run(block: nn.Module, recompute: Recompute, x: Tensor, *args: Any) -> Tensor
     if recompute == "selective":
         with ops.recomputing():
             return block(x, *args)
-    return checkpoint(block, x, *args, use_reentrant=False)
+    return checkpoint(block, x, *args, use_reentrant=False, context_fn=recomputed_with_keys)
 
 
 class PreNormBlock(nn.Module):

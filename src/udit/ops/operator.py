@@ -173,6 +173,7 @@ class Operator(Function):
         self.compiled = compiled
         self.otherwise = otherwise or reference
         self._found: dict[tuple[Device, Setting], Kernel | None] = {}
+        self._ready: dict[Device, Kernel] = {}
         self._gradient = gradient
         self._output_needed = output_needed
         names = [argument.name for argument in self.operator.default._schema.arguments]
@@ -193,7 +194,7 @@ class Operator(Function):
             return self.reference
         device, allowed = arguments[0].device.type, setting()
         if surroundings.compiling():
-            kernel = self._kernel(device) if _loaded(self.name, device, allowed) else None
+            kernel = self._ready[device] if _loaded(self.name, device, allowed) else None
         elif (device, allowed) in self._found:
             kernel = self._found[device, allowed]
         else:
@@ -208,14 +209,14 @@ class Operator(Function):
         result = Function.__call__(self, *arguments)
         return result[0] if isinstance(result, tuple) else result
 
-    def usable(self, device: Device, allowed: Setting, built: bool = False) -> bool:
-        """Whether there is a kernel for a device that is allowed and available, or even ``built`` already."""
+    def usable(self, device: Device, allowed: Setting) -> bool:
+        """Whether there is a kernel for a device that is allowed and available."""
+        return self._allows(device, allowed) and self._kernel(device).available()
+
+    def _allows(self, device: Device, allowed: Setting) -> bool:
         if ANYWHERE in self.modules:
             return True
-        if device not in self.modules or allowed == "off" or (allowed == "cpu" and device != "cpu"):
-            return False
-        kernel = self._kernel(device)
-        return kernel.loaded() if built else kernel.available()
+        return device in self.modules and (allowed == "all" or (allowed == "cpu" and device == "cpu"))
 
     def _kernel(self, device: Device) -> Kernel:
         return _imported(self.modules.get(device) or self.modules[ANYWHERE])
@@ -271,7 +272,11 @@ def _imported(module: str) -> Kernel:
 
 
 def _loaded(name: str, device: Device, allowed: Setting) -> bool:
-    return OPERATORS[name].usable(device, allowed, built=True)
+    operator = OPERATORS[name]
+    if not operator._allows(device, allowed) or not operator._kernel(device).loaded():
+        return False
+    operator._ready[device] = operator._kernel(device)
+    return True
 
 
 _loaded._dynamo_marked_constant = True  # type: ignore[attr-defined]  # a compiler calls it rather than reads it

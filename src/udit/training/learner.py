@@ -22,7 +22,7 @@ from udit.diffusion.objective import Loss, Losses, draw, drop_labels
 from udit.dist import World
 from udit.errors import UserError
 from udit.models.build import build, checkpoint_activations, compile_blocks
-from udit.nn.dropout import key_dropout
+from udit.nn.dropout import dropout_keys
 from udit.run.config import Run
 from udit.run.system import SystemConfig
 from udit.training.ema import EMA, decay_at
@@ -172,8 +172,8 @@ class Learner:
         x = batch.x.to(self.world.device)
         raw = x if self.run.latents else self.codec.raw(x)
         x0 = self.codec.normalise(raw, [(self.run.seed, position) for position in batch.positions])
-        key_dropout(self.model, self.run.seed, batch.positions)
-        return losses_of(self.run, self.loss, self.denoiser, x0, batch.y, batch.positions)
+        with dropout_keys(self.model, self.run.seed, batch.positions):
+            return losses_of(self.run, self.loss, self.denoiser, x0, batch.y, batch.positions)
 
     def step(self, step: int, micro_batches: list[Batch], stop_signal: int = 0) -> StepReport:
         """One optimiser step, or none where any rank's loss or gradient is not finite.

@@ -16,7 +16,7 @@ from torch.utils._pytree import tree_leaves
 from udit.assemble import denoiser_of, loss_of
 from udit.data.batches import share_of
 from udit.models.build import checkpoint_activations
-from udit.nn.dropout import key_dropout
+from udit.nn.dropout import dropout_keys
 from udit.run.config import Run
 from udit.run.system import SystemConfig
 from udit.training.learner import losses_of
@@ -67,8 +67,7 @@ def estimate(run: Run, ranks: int = 1) -> Memory:
             for parameter in parameters:
                 parameter.grad = torch.empty_like(parameter)
                 there.append(parameter.grad)
-        key_dropout(model, run.seed, range(batch))
-        with _Living(there) as living:
+        with dropout_keys(model, run.seed, range(batch)), _Living(there) as living:
             loss = losses_of(run, loss_of(run.diffusion), denoiser, x0, y, range(batch)).loss.mean()
             activations = living.bytes
             loss.backward()
