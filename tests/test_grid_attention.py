@@ -5,13 +5,13 @@ from __future__ import annotations
 import pytest
 import torch
 from torch import Tensor
-from udit.nn.fused_attention import fused_attention
 
-from udit.nn import native
-from udit.nn.attention import attend, join_grids, split_grids
+from conftest import needs_compiler
 from udit.nn.tokens import rotary_table
+from udit.ops.attention import OPERATOR
+from udit.ops.attention import reference as by_torch
 
-pytestmark = pytest.mark.skipif(native.find_compiler() is None, reason="no C++ compiler")
+pytestmark = needs_compiler
 
 SHAPES = [
     ((2, 8, 12), 2, 16, 2),  # tokens that fill no tile
@@ -24,28 +24,22 @@ SHAPES = [
 ]
 
 
-def by_torch(qkv: Tensor, temperature: Tensor | None, table: Tensor | None, heads: int, factor: int) -> Tensor:
-    q, k, v = split_grids(qkv, factor, 3, heads)
-    logit_scale = None if temperature is None else temperature.log()
-    return join_grids(attend(q, k, v, logit_scale, table), factor, *qkv.shape[1:3])
-
-
 def outcome(
-    function: object, qkv: Tensor, temperature: Tensor | None, *rest: object, dtype: torch.dtype = torch.float32
+    function: object, qkv: Tensor, scale: Tensor | None, *rest: object, dtype: torch.dtype = torch.float32
 ) -> list[Tensor]:
     """Output and gradients."""
-    given = [None if x is None else x.to(dtype).detach().clone().requires_grad_() for x in (qkv, temperature)]
+    given = [None if x is None else x.to(dtype).detach().clone().requires_grad_() for x in (qkv, scale)]
     out = function(*given, *rest)  # type: ignore[operator]
     (out * torch.linspace(-1, 1, out.numel(), dtype=dtype).view(out.shape)).sum().backward()
     return [out.detach(), *(x.grad for x in given if x is not None)]
 
 
-def check(qkv: Tensor | list[Tensor], temperature: Tensor | None, *rest: object) -> None:
+def check(qkv: Tensor | list[Tensor], scale: Tensor | None, *rest: object) -> None:
     """As near to float64 as torch's own float32 is, to a factor of three, the worst of some draws compared."""
     errors: list[list[tuple[float, float, float]]] = []
     for drawn in [qkv] if isinstance(qkv, Tensor) else qkv:
-        mine, theirs = (outcome(function, drawn, temperature, *rest) for function in (fused_attention, by_torch))
-        exact = outcome(by_torch, drawn, temperature, *rest, dtype=torch.float64)
+        mine, theirs = (outcome(function, drawn, scale, *rest) for function in (OPERATOR, by_torch))
+        exact = outcome(by_torch, drawn, scale, *rest, dtype=torch.float64)
         off = ((ours - true, torchs - true, true) for ours, torchs, true in zip(mine, theirs, exact, strict=True))
         errors.append([(float(a.abs().max()), float(b.abs().max()), float(c.abs().max())) for a, b, c in off])
     for draws in zip(*errors, strict=True):
@@ -59,9 +53,9 @@ def check(qkv: Tensor | list[Tensor], temperature: Tensor | None, *rest: object)
 def test_values_and_gradients_are_those_of_torch(
     shape: tuple[int, int, int], heads: int, channels: int, factor: int, rope: bool, cosine: bool
 ) -> None:
-    qkv, temperature = torch.randn(*shape, 3 * heads * channels), torch.linspace(1, 90, heads) if cosine else None
+    qkv, scale = torch.randn(*shape, 3 * heads * channels), torch.linspace(1, 90, heads) if cosine else None
     table = rotary_table(shape[1] // factor, shape[2] // factor, channels) if rope else None
-    check(qkv, temperature, table, heads, factor)
+    check(qkv, scale, table, heads, factor)
 
 
 @pytest.mark.parametrize("channels", [1, 5, 17])
@@ -70,10 +64,10 @@ def test_heads_of_odd_width_are_those_of_torch(channels: int) -> None:
 
 
 @pytest.mark.parametrize("aligned", [1.0, -1.0])
-def test_temperatures_from_cold_to_the_bound_underflow_nothing(aligned: float) -> None:
+def test_scales_from_cold_to_the_bound_underflow_nothing(aligned: float) -> None:
     """All logits near the bound, or all near minus the bound: what the largest is does not matter to weights.
 
-    40 is near the most that does without the largest. Of several draws: a cold head's gradient of the temperature is a
+    40 is near the most that does without the largest. Of several draws: a cold head's gradient of the scale is a
     sum that cancels, and one float32 answer may be right by luck.
     """
     draws = []
@@ -92,7 +86,7 @@ def test_rows_of_any_length_stay_finite(size: float) -> None:
     qkv = torch.randn(1, 4, 4, 3 * 16)
     qkv[..., :32] *= size
     table = rotary_table(2, 2, 8)
-    out, grad, _ = outcome(fused_attention, qkv, torch.ones(2), table, 2, 2)
+    out, grad, _ = outcome(OPERATOR, qkv, torch.ones(2), table, 2, 2)
     torch.testing.assert_close(out, outcome(by_torch, qkv, torch.ones(2), table, 2, 2, dtype=torch.float64)[0].float())
     assert grad.isfinite().all()
 
@@ -101,7 +95,7 @@ def test_sharp_attention_finds_its_token() -> None:
     """Logits far below the largest add nothing, and far from zero overflow nothing."""
     qkv = torch.randn(1, 8, 8, 3 * 8) * 40
     exact = outcome(by_torch, qkv, None, None, 1, 2, dtype=torch.float64)
-    for ours, true in zip(outcome(fused_attention, qkv, None, None, 1, 2), exact, strict=True):
+    for ours, true in zip(outcome(OPERATOR, qkv, None, None, 1, 2), exact, strict=True):
         assert (ours - true).abs().max() <= 1e-3 * true.abs().max()
 
 
@@ -112,7 +106,7 @@ def test_not_a_number_reaches_output_and_gradient_of_its_sub_grid_alone(part: in
     """Whatever its sign and payload."""
     qkv = torch.randn(1, 4, 4, 3 * 8)
     qkv[0, 0, 0, 8 * part] = torch.tensor(bits, dtype=torch.int32).view(torch.float32)
-    out, grad = outcome(fused_attention, qkv, torch.ones(1) if cosine else None, None, 1, 2)[:2]
+    out, grad = outcome(OPERATOR, qkv, torch.ones(1) if cosine else None, None, 1, 2)[:2]
     for x in (out, grad):
         assert x[0, 0, 0].isnan().any()
         assert x[0, 1].isfinite().all()
@@ -122,7 +116,7 @@ def test_not_a_number_reaches_output_and_gradient_of_its_sub_grid_alone(part: in
 def test_bfloat16_is_computed_in_float32() -> None:
     qkv = torch.randn(2, 4, 4, 3 * 16).bfloat16()
     rest = torch.full((2,), 4.0), rotary_table(2, 2, 8), 2, 2
-    assert torch.equal(fused_attention(qkv, *rest), fused_attention(qkv.float(), *rest).bfloat16())
+    assert torch.equal(OPERATOR(qkv, *rest), OPERATOR(qkv.float(), *rest).bfloat16())
 
 
 def test_memory_kept_for_backward_is_linear_in_tokens() -> None:
@@ -131,19 +125,6 @@ def test_memory_kept_for_backward_is_linear_in_tokens() -> None:
         saved: list[Tensor] = []
         qkv = torch.randn(1, side, side, 3 * 8).requires_grad_()
         with torch.autograd.graph.saved_tensors_hooks(lambda x, to=saved: to.append(x) or x, lambda x: x):
-            fused_attention(qkv, torch.ones(1), None, 1, 2)
+            OPERATOR(qkv, torch.ones(1), None, 1, 2)
         kept.append(sum(x.numel() for x in saved) - 1)
     assert kept[1] == 4 * kept[0]
-
-
-def test_any_number_of_threads_gives_the_same_bits() -> None:
-    qkv, temperature, table = torch.randn(2, 8, 8, 3 * 16), torch.ones(2), rotary_table(4, 4, 8)
-    results = []
-    for threads in (1, 3):
-        torch.set_num_threads(threads)
-        parts = [x.requires_grad_() for x in (qkv.clone(), temperature.clone())]
-        out = fused_attention(*parts, table, 2, 2)
-        out.square().sum().backward()
-        results.append([out, *(part.grad for part in parts)])
-    torch.set_num_threads(1)
-    assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))

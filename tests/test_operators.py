@@ -1,7 +1,7 @@
 """What every operator promises, on every device that has a kernel: one contract for all of them.
 
-Limits come from float32's theory. An operator may be off by as much as rounding its inputs once changes the exact answer
-(``sensitivity``, measured in float64), times the root of the longest sum's length for the rounding of that sum.
+Limits come from float32's theory. An operator may be off by as much as rounding its inputs once changes the exact
+answer (``sensitivity``, measured in float64), times the root of the longest sum's length for the rounding of that sum.
 """
 
 from __future__ import annotations
@@ -91,6 +91,8 @@ CASES = [
     for i, _ in enumerate(examples(name))
 ]
 each_case = pytest.mark.parametrize(("name", "device", "index"), CASES)
+once = pytest.mark.parametrize(("name", "device", "index"), [case for case in CASES if case.values[2] == 0])
+"""Of every operator and device the first example, for what is long."""
 
 
 @pytest.fixture
@@ -177,7 +179,7 @@ def test_the_kernel_is_what_runs_and_off_takes_none(case: Any, monkeypatch: pyte
     called.clear()
     with ops.kernels("off"):
         out = outcome(function, example)
-    assert called == []
+    assert [name for name in called if not name.startswith(f"{function.name}_in_torch")] == []
     exact, allowed = limits(function.reference, example)
     assert_near(out, exact, allowed)
 
@@ -188,7 +190,7 @@ def backwards(function: operator.Operator) -> list[operator.Function]:
     return [x for x in vars(module).values() if type(x) is operator.Function]
 
 
-@each_case
+@once
 def test_torch_finds_the_operator_whole(case: Any) -> None:
     """Schema, fake shapes and types, autograd registration, and tracing with and without dynamic shapes."""
     function, example = case
@@ -214,7 +216,7 @@ def test_bits_do_not_depend_on_the_number_of_threads(case: Any) -> None:
         assert all(map(torch.equal, results[0], other))
 
 
-@each_case
+@once
 def test_compiled_graphs_hold_it_unbroken(case: Any) -> None:
     function, example = case
     torch._dynamo.reset()
@@ -249,7 +251,7 @@ def tensors(example: Example) -> tuple[Tensor, ...]:
     return tuple(x for x in example.arguments if isinstance(x, Tensor))
 
 
-@each_case
+@once
 @torch.no_grad()
 def test_exported_programs_know_torch_alone(case: Any) -> None:
     function, example = case
@@ -293,9 +295,9 @@ def test_forward_derivatives_are_exact(case: Any) -> None:
     precise = example.to(torch.float64)
     along = tuple(x.double() for x in directions(example))
     true = float(torch.func.jvp(scalar(function.reference, precise), learned(precise), along)[1])
-    step = 1e-6
+    step, start = 1e-6, learned(precise)
     ahead, behind = (
-        scalar(function.reference, precise)(*(x + sign * step * v for x, v in zip(learned(precise), along, strict=True)))
+        scalar(function.reference, precise)(*(x + sign * step * v for x, v in zip(start, along, strict=True)))
         for sign in (1, -1)
     )
     assert true == pytest.approx(float(ahead - behind) / (2 * step), rel=1e-5)
@@ -310,7 +312,7 @@ def test_forward_derivatives_are_exact(case: Any) -> None:
         assert float(tangent) == pytest.approx(true, rel=1e-4)
 
 
-@each_case
+@once
 def test_compiled_forward_derivatives_are_exact(case: Any) -> None:
     function, example = case
     torch._dynamo.reset()
@@ -402,7 +404,7 @@ def test_work_is_counted_by_kernel_and_reference_alike() -> None:
         assert counts[0] == counts[1] > 0
 
 
-# ---- which kernels run ------------------------------------------------------------------------------------------------
+# ---- which kernels run -----------------------------------------------------------------------------------------------
 
 
 def test_a_word_that_is_none_is_told(one_line: Callable[[BaseException], str]) -> None:
@@ -417,7 +419,11 @@ def test_a_word_that_is_none_is_told(one_line: Callable[[BaseException], str]) -
 def test_the_environment_allows_kernels(word: str, said: str) -> None:
     code = "from udit import ops\ntry: print(ops.describe())\nexcept Exception as error: print(error)"
     done = subprocess.run(
-        [sys.executable, "-c", code], env=os.environ | {"UDIT_KERNELS": word}, capture_output=True, text=True, check=True
+        [sys.executable, "-c", code],
+        env=os.environ | {"UDIT_KERNELS": word},
+        capture_output=True,
+        text=True,
+        check=True,
     )
     assert done.stdout.strip() == said
 
@@ -441,7 +447,7 @@ def test_names_that_older_runs_recorded_mean_the_same_kernels() -> None:
     assert operator.current_names(new) == new
 
 
-# ---- a new operator is one folder -------------------------------------------------------------------------------------
+# ---- a new operator is one folder ------------------------------------------------------------------------------------
 
 FOLDER = {
     "__init__.py": '''
@@ -468,7 +474,7 @@ FOLDER = {
 
         OPERATOR = Operator("throwaway_square(Tensor x) -> Tensor", reference, fake, gradient, KERNELS)
     ''',
-    "cpu.py": '''
+    "cpu.py": """
         from pathlib import Path
         import torch
         from torch import Tensor
@@ -493,8 +499,8 @@ FOLDER = {
             out = torch.empty_like(x)
             BACK(x.dtype, grad, x, out, x.numel())
             return out
-    ''',
-    "cpu.cpp": '''
+    """,
+    "cpu.cpp": """
         #include "vectors.h"
         extern "C" void square_f32(const float* x, float* out, int n, int threads) {
           for (int i = 0; i < n; i++) out[i] = 2 * x[i] * x[i];
@@ -502,7 +508,7 @@ FOLDER = {
         extern "C" void back_f32(const float* grad, const float* x, float* out, int n, int threads) {
           for (int i = 0; i < n; i++) out[i] = 4 * x[i] * grad[i];
         }
-    ''',
+    """,
 }
 
 
@@ -518,7 +524,7 @@ def test_a_new_operator_is_one_folder(tmp_path: Path) -> None:
         "import torch\n"
         "from throwaway_square import OPERATOR\n"
         "from udit import ops\n"
-        "assert 'throwaway_square' in ops.describe()\n"
+        "assert OPERATOR.usable('cpu', 'all')\n"
         "x = torch.randn(3, 5, requires_grad=True)\n"
         "assert OPERATOR.chosen((x,)) == OPERATOR.run_kernel\n"
         "[first] = torch.autograd.grad(OPERATOR(x).sum(), x, create_graph=True)\n"
@@ -532,11 +538,12 @@ def test_a_new_operator_is_one_folder(tmp_path: Path) -> None:
     environment = os.environ | {"UDIT_CACHE": str(tmp_path / "cache")}
     source = str(Path(ops.__file__).parents[2])
     environment["PYTHONPATH"] = os.pathsep.join([source, str(tmp_path), environment.get("PYTHONPATH", "")])
-    done = subprocess.run([sys.executable, str(tmp_path / "check.py")], env=environment, capture_output=True, text=True)
+    command = [sys.executable, str(tmp_path / "check.py")]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
 
 
-# ---- what C functions are given ---------------------------------------------------------------------------------------
+# ---- what C functions are given --------------------------------------------------------------------------------------
 
 
 @needs_compiler
