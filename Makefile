@@ -6,7 +6,7 @@ EXTRAS := .[train,metrics,hub,dev]
 EXPORT := .[train,metrics,hub,dev,export]
 
 .DEFAULT_GOAL := help
-.PHONY: help install install-export demo digits test test-slow check bench bench-smoke bench-scan bench-export performance docs constraints clean
+.PHONY: help install install-export demo digits test test-isa test-slow check bench bench-smoke bench-scan bench-export performance docs constraints clean
 
 help:  ## Prints these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -50,6 +50,10 @@ digits: install  ## Trains every family on the digits and scores it; what is mea
 test: install  ## Runs the fast tests on two processes
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
 
+# torch, oneDNN, MKL and our kernels are told to do with less than this processor has.
+test-isa: install  ## Runs the numerical tests under every instruction set of this processor, two processes each
+	$(BIN)/python tests/isa.py
+
 # A file's tests stay in one process: they share runs, traces and models that take long to make.
 test-slow: install-export  ## Runs the slow tests on two processes: kills, disk faults, full sizes (some need strace)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slow -n 2 --dist loadfile --timeout 900
@@ -71,7 +75,7 @@ EQUAL := --baseline equal:DiT --baseline diffusers:DiTTransformer2DModel --work 
 OTHERS := --baseline diffusers:UNet2DModel --baseline diffusers:UVit2DModel
 PAGE := docs/performance
 TINY := width=32 depths=[1,1,2,1,1] in_channels=1 num_classes=10
-performance: install  ## Measures what docs/performance.md tells, and writes it (it takes long, and the machine alone)
+performance: install  ## Measures what docs/performance.md reports, and writes it (hours, on an idle machine)
 	$(MEASURE) U-DiT-S $(TINY) --batch 32 --work train --recompute --rounds 5 $(LITERAL) \
 	  --json $(PAGE)/training-2M-on-1x32x32.json
 	$(MEASURE) U-DiT-S --batch 8 --work train --recompute --rounds 3 $(LITERAL) --json $(PAGE)/training-S.json
@@ -97,7 +101,7 @@ performance: install  ## Measures what docs/performance.md tells, and writes it 
 	$(MEASURE) U-DiT-B --compiled --work forward --work train --rounds 2 --json $(PAGE)/compiling-B.json
 	$(MEASURE) U-DiT-S width=32 heads=4 depths=[1,2,2,2,1] --data fashion-mnist --work train --batch 64 --workers 0,2 \
 	  --json $(PAGE)/training-fed-by-fashion-mnist.json
-	$(BIN)/python benchmarks/report.py
+	$(BIN)/python benchmarks/report.py --page
 
 bench-smoke: install  ## Counts operators, copies and allocated bytes against benchmarks/budget.json
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/budget.py

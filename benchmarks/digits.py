@@ -101,12 +101,13 @@ def table(record: dict[str, Any]) -> str:
         "# Every family on the digits",
         "",
         f"The demo's recipe, `udit train digits model=NAME`: {run.training.steps} steps of {run.training.batch_size} "
-        f"pictures at learning rate {run.training.lr:g} for all, none tuned by family; then `udit eval`: "
-        f"{some['num_samples']} samples of {run.sampling.steps} network evaluations at guidance "
+        f"images at learning rate {run.training.lr:g} for every family, tuned for none; then `udit eval`: "
+        f"{some['num_samples']} samples of {run.sampling.steps} network evaluations each at guidance "
         f"{run.sampling.guidance:g}. "
-        f"Real test pictures get {some['judge_on_test']:.1%} agreement. The Fréchet distance is the judge's, not FID. "
-        "Sizes differ: this shows that each family trains, samples and scores, not which is best. The row of "
-        "objective edm has `diffusion.kind=edm` beside the model's word.",
+        f"Real test images get {some['judge_on_test']:.1%} agreement. "
+        "The Fréchet distance uses the judge's features and is not FID. "
+        "Sizes differ: this shows that each family trains, samples and scores, not which is best. The row with "
+        "objective edm also sets `diffusion.kind=edm`.",
         "",
         "| model | objective, sampler | parameters | MACs | class agreement (95 %) | Fréchet distance (95 %) |",
         "| --- | --- | ---: | ---: | ---: | ---: |",

@@ -22,11 +22,11 @@ import udit
 from udit.assemble import System
 from udit.benchmarking.report import machine
 from udit.data.sources import parts_of
-from udit.evaluation.score import evaluate
+from udit.evaluation.score import score_with_judge
 from udit.evaluation.shards import labels_for
-from udit.exporting.calibrate import calibration
+from udit.exporting.calibrate import calibration_inputs
 from udit.exporting.engines import open_graph
-from udit.exporting.folder import compare, export, load
+from udit.exporting.folder import compare, load, write_graph_folder
 from udit.exporting.manifest import ENGINES, Manifest
 from udit.exporting.program import inputs, trace
 from udit.exporting.write import write_graph
@@ -49,24 +49,24 @@ TEXT = """# Export
 
 {advice}
 
-A graph is the network in its inference form, x_t, t and label to prediction; schedule, guidance, sampler and codec stay
-udit's own, so that the same seeds give the same pictures to one step of 255. The batch is free. H and W are free where
-every multiple of some side will do; learned positions and windows bind a graph to one size (`--size 32x64` fixes one of
-your choice). DiMSUM, whose scan ONNX lacks, and HDiT, of which OpenVINO lacks an operator, are refused. The compiled
-CPU kernels are not part of a graph.
+A graph is the fused network, from x_t, t and label to prediction. Schedule, guidance, sampler and codec remain
+udit's, so the same seeds give the same images, up to 1 of 255 levels. The batch size is free. H and W are free where
+the model takes every multiple of some side; learned positions and windows fix a graph to one size (`--size 32x64`
+sets which). DiMSUM, whose scan ONNX lacks, and HDiT, one of whose operators OpenVINO lacks, are refused. The
+compiled CPU kernels are not part of a graph.
 
-`udit export` runs the graph beside the network, at two batch sizes and, where sizes are free, two sizes, and refuses
-one that is off by more than 1e-4 of the output's largest value; an older export stays as it was then. `--int8`
-(OpenVINO, of a run) quantises by NNCF with ranges measured on 256 of the run's noised training pictures. It cannot
-agree to 1e-4, and `udit export` tells its error.
+`udit export` compares graph and network at two batch sizes and, where H and W are free, two sizes. It refuses a graph
+that differs by more than 1e-4 of the output's largest value, and then leaves an older export as it was. `--int8`
+(OpenVINO, from a run) quantises with NNCF, with ranges measured on 256 of the run's noised training images. It cannot
+agree to 1e-4; `udit export` prints its error.
 
-A folder holds the graph, `config.json` (all that sampling takes besides) and `export.json`: kind, precision, sizes,
-the errors measured, versions, the fingerprint of the weights, and the sha256 of every file. An altered file, a folder
-of another format, another engine, or a run whose weights have changed since are refused in one line. Graphs take
-float32 on the CPU, run whole (no `--cache`), and OpenVINO's and NNCF's reports to their maker are off.
+A folder holds the graph, `config.json` (all else that sampling needs) and `export.json`: kind, precision, sizes,
+measured errors, versions, the fingerprint of the weights, and the sha256 of every file. An altered file, a folder of
+another format, another engine, or a run whose weights have changed since the export are refused. Graphs run in
+float32 on the CPU and without step caching (no `--cache`). Telemetry of OpenVINO and NNCF is off.
 
-The inputs are `x` float32 [B, C, H, W], `t` float32 [B] in the network's own unit (`config.json`: model.time) and, of
-conditional models, `y` int64 [B] or float32 [B, tokens, width]; the output is [B, out_channels, H, W].
+The inputs are `x` float32 [B, C, H, W], `t` float32 [B] in the network's own unit (`config.json`: model.time) and,
+for conditional models, `y` int64 [B] or float32 [B, tokens, width]; the output is [B, out_channels, H, W].
 
 The rest of this page is written by `make bench-export` and `make docs`.
 """
@@ -132,7 +132,7 @@ def graphs(system: System, folder: Path, given: list[Any]) -> Iterator[tuple[str
     size = system.config.model.size
     for engine, kind, quantity in zip(SUBJECTS[1:], ("onnx", "openvino", "openvino"), ([], [], given), strict=True):
         where = folder / engine.replace(" ", "-")
-        manifest = export(system, kind, where, size=size, calibration=quantity)  # type: ignore[arg-type]
+        manifest = write_graph_folder(system, kind, where, size=size, calibration=quantity)  # type: ignore[arg-type]
         yield engine, load(where, manifest), manifest
 
 
@@ -140,7 +140,7 @@ def graphs(system: System, folder: Path, given: list[Any]) -> Iterator[tuple[str
 def speed(name: str, run: Path) -> dict[str, Any]:
     """Seconds of a forward by engine and batch, in interleaved rounds; U-DiT-S's int8 ranges are measured on noise."""
     if name == "digits":
-        system, given = udit.load(run), calibration(read_run_config(run))
+        system, given = udit.load(run), calibration_inputs(read_run_config(run))
     else:
         system = perturbed(name)
         noise = inputs(system.config.model, 4, system.config.model.size)
@@ -174,10 +174,11 @@ def score(run: Path) -> dict[str, Any]:
     found: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as folder:
         reference = None
-        for engine, system, manifest in graphs(udit.load(run), Path(folder), calibration(values)):
+        for engine, system, manifest in graphs(udit.load(run), Path(folder), calibration_inputs(values)):
             drawn = torch.cat(list(system.generate(seeds, labels, sampling=how, batch_size=64)))
             reference = drawn if reference is None else reference
-            report = evaluate(drawn, labels, source, parts_of(source, values.data), config, {}, Path(folder) / "judge")
+            parts, judge = parts_of(source, values.data), Path(folder) / "judge"
+            report = score_with_judge(drawn.numpy(), labels, source, parts, config, {}, judge)
             found[engine] = {
                 "error": manifest.error if manifest else 0.0,
                 "pixels": int((drawn.int() - reference.int()).abs().max()),
@@ -199,17 +200,17 @@ def advice(record: dict[str, Any]) -> Iterator[str]:
     for what, seconds in rows.items():
         engine = min(SUBJECTS[:3], key=seconds.__getitem__)
         rest = ", ".join(f"{e} {seconds['torch'] / seconds[e]:.2f}x" for e in SUBJECTS[1:3])
-        yield f"- {what}: **{engine}** is quickest in float32; against torch with its compiled kernels, {rest}."
+        yield f"- {what}: **{engine}** is fastest in float32; relative to torch with compiled kernels, {rest}."
     gains = [s["openvino"] / s["openvino int8"] for s in rows.values() if "openvino int8" in s]
     if gains and "score" in record:
         plain, small = record["score"]["torch"], record["score"]["openvino int8"]
         verdict = (
-            "is worth it" if min(gains) > 1 else "pays for some only" if max(gains) > 1 else "is not worth it here"
+            "is worth it" if min(gains) > 1 else "helps only sometimes" if max(gains) > 1 else "is not worth it here"
         )
         yield (
             f"- **int8** {verdict}: {min(gains):.2f}x to {max(gains):.2f}x the speed of OpenVINO's float32; digits' "
-            f"class agreement {small['agreement']:.1%} beside {plain['agreement']:.1%} and distance "
-            f"{small['distance']:.3f} beside {plain['distance']:.3f}."
+            f"class agreement {small['agreement']:.1%} against {plain['agreement']:.1%} and distance "
+            f"{small['distance']:.3f} against {plain['distance']:.3f}."
         )
 
 
@@ -221,7 +222,7 @@ def page(record: dict[str, Any]) -> str:
     lines += [
         "## Families",
         "",
-        "Errors are max|difference| / max|output| over two batch sizes and, where they are free, two sizes.",
+        "Errors are max|difference| / max|output| over two batch sizes and, where H and W are free, two sizes.",
         "",
     ]
     lines += ["| model | H and W | ONNX, onnxruntime | OpenVINO |", "| --- | --- | ---: | ---: |"]
@@ -233,7 +234,7 @@ def page(record: dict[str, Any]) -> str:
         "",
         "## Speed",
         "",
-        "Milliseconds of a forward, median of interleaved rounds (spread), and speed beside eager torch.",
+        "Milliseconds of a forward, median of interleaved rounds (spread), and speed relative to eager torch.",
         "",
     ]
     lines += ["| model | batch | " + " | ".join(SUBJECTS) + " |", "| --- | ---: |" + " ---: |" * len(SUBJECTS)]
@@ -245,7 +246,7 @@ def page(record: dict[str, Any]) -> str:
                 for t in map(times.get, SUBJECTS)
             ]
             lines.append(f"| {name} | {batch} | " + " | ".join(cells) + " |")
-    lines += ["", "## Score", "", "1,000 digits of the same seeds under each engine, by the run's own judge.", ""]
+    lines += ["", "## Score", "", "1,000 digits from the same seeds with each engine, scored by the run's judge.", ""]
     lines += ["| engine | error | largest pixel difference | class agreement (95 %) | Fréchet distance (95 %) |"]
     lines += ["| --- | ---: | ---: | ---: | ---: |"]
     for engine, one in record.get("score", {}).items():

@@ -29,15 +29,15 @@ from torch import Tensor
 import udit
 from udit.assemble import System
 from udit.benchmarking.report import machine
-from udit.diffusion.config import SamplingConfig
-from udit.diffusion.denoise import Backbone, Denoiser
+from udit.diffusion.config import FlowConfig, SamplingConfig
+from udit.diffusion.ddpm import DDPM
+from udit.diffusion.denoiser import Backbone, Denoiser
 from udit.diffusion.guidance import Guided
 from udit.diffusion.sample import SeededNoise, sample
-from udit.diffusion.schedule import DDPM
 from udit.models.published import export_published
 from udit.store import fingerprint, read_run_config
 from udit.tuning.quality import LOSSES, Scored, fastest
-from udit.tuning.search import STEPS, Scale, ways
+from udit.tuning.search import STEPS, Scorer, candidates
 
 RECORD = Path(__file__).with_suffix(".json")
 LOSS = LOSSES["best"]
@@ -105,9 +105,9 @@ def keep(section: str, values: dict[str, Any]) -> None:
     part.replace(RECORD)
 
 
-def scale_of(run: Path, n: int) -> Scale:
+def scale_of(run: Path, n: int) -> Scorer:
     """The scale of a run; its judge is kept beside it as by ``udit eval``."""
-    return Scale.of(read_run_config(run), udit.load(run), run / "evaluation" / "judge.safetensors", n)
+    return Scorer.of(read_run_config(run), udit.load(run), run / "evaluation" / "judge.safetensors", n)
 
 
 def named(how: SamplingConfig) -> str:
@@ -118,7 +118,7 @@ def named(how: SamplingConfig) -> str:
 class Rows:
     """A section of the record that holds scored ways; what is there is not measured again."""
 
-    def __init__(self, section: str, scale: Scale, run: Path) -> None:
+    def __init__(self, section: str, scale: Scorer, run: Path) -> None:
         self.section, self.scale = section, scale
         about = {"weights": fingerprint(scale.system.backbone), "protocol": scale.protocol()}
         if read().get(section, {}).get("about", about) != about:
@@ -143,21 +143,21 @@ class Rows:
         return Scored.model_validate(found[name])
 
     def way(self, how: SamplingConfig) -> Scored:
-        """A way, weighed or remembered."""
-        return self.get(named(how), lambda: self.scale.weigh(how))
+        """A way, measured or remembered."""
+        return self.get(named(how), lambda: self.scale.measure(how))
 
 
-class Remembering(Scale):
+class Remembering(Scorer):
     """A scale that looks into the record first, so that a calibration that was cut short goes on."""
 
     rows: Rows
 
-    def weigh(self, how: SamplingConfig) -> Scored:
-        """As ``Scale``."""
-        return self.rows.get(named(how), lambda: Scale.weigh(self, how))
+    def measure(self, how: SamplingConfig) -> Scored:
+        """As ``Scorer``."""
+        return self.rows.get(named(how), lambda: Scorer.measure(self, how))
 
 
-def remembering(scale: Scale, section: str, run: Path) -> Remembering:
+def remembering(scale: Scorer, section: str, run: Path) -> Remembering:
     """The scale with a section of the record."""
     other = Remembering(**vars(scale))
     object.__setattr__(other, "rows", Rows(section, scale, run))
@@ -171,7 +171,7 @@ def fifty(system: System) -> SamplingConfig:
 
 def caches(scale: Remembering) -> dict[str, str | None]:
     """A 50-step solver: the plain way, one with the deep part cached, and one with the guidance kept as well."""
-    plain = scale.weigh(fifty(scale.system))
+    plain = scale.measure(fifty(scale.system))
     deep, both = (scale.cache(plain, LOSS, guidance=guidance) for guidance in (False, True))
     found = {"plain": plain, "deep": deep, "deep and guidance": both}
     return {name: None if scored is None else named(scored.sampling) for name, scored in found.items()}
@@ -183,7 +183,8 @@ def measure(section: str, run: Path, n: int, steps: list[int]) -> None:
     keep(section, {"caches": caches(scale)})
     if not steps:
         return
-    tried = [scale.weigh(how) for how in ways(scale.system.config.sampling, "flow", steps)]
+    samplers, own = FlowConfig.few_step_samplers, scale.system.config.sampling
+    tried = [scale.measure(how) for how in candidates(own, samplers, steps)]
     scale.rows.get(ANCESTRAL, lambda: _ancestral(scale))
     best = min(tried, key=lambda each: each.distance)
     for loss in LOSSES.values():
@@ -201,14 +202,14 @@ def reference_of(run: Path) -> tuple[str, Backbone]:
     return LITERAL, literal.fold()
 
 
-def _ancestral(scale: Scale) -> Scored:
+def _ancestral(scale: Scorer) -> Scored:
     system, clocked = scale.system, time.process_time()
     shape = (system.config.model.in_channels, *system.config.model.size)
     images, labels = [], torch.tensor(scale.labels)
     for start in range(0, scale.count, scale.batch_size):
         end = min(start + scale.batch_size, scale.count)
         noise = SeededNoise(range(scale.first_seed + start, scale.first_seed + end), shape)
-        steps = sample(ancestral(system), noise(0), scheduler="ddpm", steps=250, y=labels[start:end], noise=noise)
+        steps = sample(ancestral(system), noise(0), sampler="ddpm", steps=250, y=labels[start:end], noise=noise)
         for k, step in enumerate(steps, start=1):
             last = step.x
             if k % 25 == 0:

@@ -8,76 +8,80 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from udit.diffusion.config import SamplingConfig
-from udit.tuning.quality import DEFAULTS, LOSSES, Scored, fastest
+from udit.diffusion.config import PROCESSES, SamplingConfig
+from udit.diffusion.samplers import SAMPLERS
+from udit.tuning.quality import LOSSES, Scored, fastest
 
 DOCS = Path(__file__).parent.parent / "docs"
 ANCESTRAL = "ancestral 250"
 LITERAL, OURS = "the literal U-DiT", "our fused network, not of the literal U-DiT"
 """What the baseline's seconds may be of."""
 SPEED, CACHED = 40.0, 1.8
-"""What was asked for: an image of no worse score, and step caching on top of a 50-step solver."""
-INTRO = """# Quick sampling
+"""Targets: for an image of no worse score, and for step caching on top of a 50-step solver."""
+INTRO = """# Fast sampling
 
     udit tune RUN                     # once, after training: scores and times ways of drawing, writes RUN/quality.json
     udit sample RUN --quality good    # from then on
 
-**Which to take.** `draft` to look at a model, `good` for pictures to show, `best` for pictures to score: the quickest
-way within 50, 10 or 2 % of the best score that `udit tune` found on `--n` pictures of each way (500 if not told).
-Without a `quality.json` beside the run or model folder, `--quality` takes these, guided as the model's own setting
-says:
+**Which to take.** `draft` for a look at a model, `good` for images to show, `best` for images to score: the fastest
+setting within 50, 10 or 2 % of the best score that `udit tune` found, with `--n` images per setting (default 500).
+Without a `quality.json` in the run or model folder, `--quality` uses this table, with the model's own guidance:
 
 | | draft | good | best |
 | --- | --- | --- | --- |
 {defaults}
 
-By hand, under `sampling` of a recipe: `sampler` and `steps`; then `guidance_interval: [0.2, 0.8]`, which guides in the
-middle only, saves time and here scored better; then a cache (`refresh: [0, 3]` and `keep_guidance: true` at 9 steps).
+Samplers, and the noising processes (`diffusion.kind`) whose models they serve; the first that serves a process is its
+default. A count is one of network evaluations; respacing is ADM's (`"ddim50"`, `"10,20,20"`), from Python only.
 
-Steps may be **cached**: the deep part of a network (in a U all below full resolution, in a DiT the middle half of
-the blocks) is run at some evaluations only, the outer parts at all of them. A network without long skips keeps what
-the deep part added. `sampling.cache=N` runs it at every N-th evaluation; `sampling.refresh=[0,3,...]` at those
-named. The others take its last output, or with `sampling.forecast=true` the line through its last two; with
-`sampling.keep_guidance=true` they also take guidance's step from the null prediction to the label's as it was, and
-run the label's half alone. `udit tune` watches one run of 16 pictures, derives from it which evaluations to refresh
-for any number of them (`diffusion/calibrate.py`), and takes the smallest number whose score is within 2 %. What is
-kept lives in one sampling call.
+| sampler | what it is | serves | steps | options |
+| --- | --- | --- | --- | --- |
+{samplers}
 
-What time and label decide, the products of adaLN above all, is made once a call for all steps, labels and batches
-(`diffusion/conditions.py`).
+To choose by hand, under `sampling` of a recipe: first `sampler` and `steps`; then `guidance_interval: [0.2, 0.8]`,
+which applies guidance only in the middle of sampling, saves time and scored better here; then a cache
+(`refresh: [0, 3]` and `keep_guidance: true` at 9 steps).
+
+**Step caching** runs the deep part of a network (in a U everything below full resolution, in a DiT the middle half of
+the blocks) at some steps only, and the outer parts at every step. For a network without long skips, what is kept is
+what the deep part added. `sampling.cache=N` runs the deep part at every N-th step; `sampling.refresh=[0,3,...]` at the
+steps named. The other steps reuse its last output, or with `sampling.forecast=true` extrapolate linearly from its last
+two. With `sampling.keep_guidance=true` they also reuse the difference between the conditional and the null prediction,
+so that only the conditional half of the batch runs. `udit tune` records one run of 16 images, estimates from it which
+steps to refresh for each number of refreshes (`diffusion/calibrate.py` derives the formula), and takes the smallest
+number whose score is within 2 %. A cache lives for one sampling call.
+
+What depends on time and label alone, mostly the matrix products of adaLN, is computed once per call for all steps,
+labels and batches (`diffusion/conditions.py`).
 """
 
 BASELINE = """\
-The baseline is DDPM's ancestral sampler of 250 steps with guidance at every step. Its pictures are drawn by our
-fused network, which computes what the literal one does to rounding, walked along DDPM's noise levels: a
-variance-preserving x_t of noise to signal r is the linear path's at t = r / (1 + r), scaled, so that the very same
-weights are compared. Its seconds are those of {network} (which is
-[benchmarks/literal.py](../benchmarks/literal.py)): two guided steps, times 125, in the same rounds as the other rows.
-The other three rows are the quickest ways within 50, 10 and 2 % of the best score, chosen as `udit tune` chooses.
+The baseline is DDPM's ancestral sampler: 250 steps, guidance at every step. Its images are drawn by our fused network,
+which equals the literal one up to rounding, along DDPM's noise levels: a variance-preserving x_t whose ratio of noise
+to signal is r is the x_t of the linear path at t = r / (1 + r), scaled, so the same weights are compared. Its seconds
+are those of {network} ([benchmarks/literal.py](../benchmarks/literal.py)): two guided steps, times 125, in the
+same rounds as the other rows. The other three rows are the fastest settings within 50, 10 and 2 % of the best score,
+chosen as `udit tune` chooses.
 """
 CACHES = """\
-Euler's 50 steps, guided at all of them. Caches are calibrated to a loss of 2 % of the score: distance at most so
-much larger, agreement at most so much smaller, on the same seeds. Speed is the median of the rounds' own ratios and
-their ends. The rule is the same for all networks; the DiT has 2.5 million weights and 110 million MACs beside
-the U-DiT's 2.4 and 85, and is the run of `udit train fashion-mnist training.batch_size=32
-'model={family: DiT, width: 128, depth: 8, heads: 4, patch: 2}'`, stopped at the step that is given with its table.
+Euler's 50 steps, guided at every step. Caches are calibrated to lose at most 2 % of the score: the distance may be at
+most that much larger and the agreement at most that much smaller, on the same seeds. Speed is the median of the ratios
+of all rounds, with their range. The rule is the same for all networks. The DiT has 2.5 million weights and 110 million
+MACs where the U-DiT has 2.4 and 85; its run is `udit train fashion-mnist training.batch_size=32
+'model={family: DiT, width: 128, depth: 8, heads: 4, patch: 2}'`, stopped at the step given with its table.
 """
 MEASURED = """\
 The rest of this page is written by `python benchmarks/frontier.py --page` from
-[benchmarks/frontier.json](../benchmarks/frontier.json). Distances are squared Fréchet distances of the features of
-the run's own judge to its training pictures, too large by chance at these numbers of pictures, and not the FID of
-the literature; intervals are 95 %, by bootstrap over pictures. All ways of a section draw the same seeds, so that
-two ways differ by less than their intervals say. Seconds are a processor thread's.
+[benchmarks/frontier.json](../benchmarks/frontier.json). Distances are squared Fréchet distances between features of
+the run's own judge and its training images. They are biased upwards at these numbers of images and are not the FID of
+the literature. Intervals are 95 %, by bootstrap over images. All settings of a section draw the same seeds, so two
+settings differ by less than their intervals suggest. Seconds are processor time of one thread.
 """
 
 
 def write_page(record: dict[str, Any]) -> None:
     """Page and picture."""
-    defaults = "\n".join(
-        f"| {kind} | " + " | ".join(f"{sampler}, {steps} steps" for sampler, steps in levels.values()) + " |"
-        for kind, levels in DEFAULTS.items()
-    )
-    lines = [INTRO.format(defaults=defaults)]
+    lines = [intro()]
     if record:
         lines += [MEASURED]
     if "frontier" in record:
@@ -85,6 +89,20 @@ def write_page(record: dict[str, Any]) -> None:
     if record:
         lines += ["\n## Caching on top of a 50-step solver\n", *caching(record)]
     (DOCS / "sampling.md").write_text("\n".join(lines).rstrip("\n") + "\n", encoding="utf-8")
+
+
+def intro() -> str:
+    """The part of the page that measures nothing, with the tables of processes and samplers."""
+    defaults = [
+        f"| {kind} | " + " | ".join(f"{sampler}, {steps} steps" for sampler, steps in config.quality.values()) + " |"
+        for kind, config in PROCESSES.items()
+    ]
+    samplers = []
+    for name, row in SAMPLERS.items():
+        options = " ".join(f"`{option}`" for option in ("eta", "clip") if getattr(row, option)) or "none"
+        steps = "a count, or respacing" if row.respaces else "a count"
+        samplers.append(f"| `{name}` | {row.about} | {', '.join(row.processes)} | {steps} | {options} |")
+    return INTRO.format(defaults="\n".join(defaults), samplers="\n".join(samplers))
 
 
 def scored(section: dict[str, Any]) -> dict[str, Scored]:
@@ -106,16 +124,16 @@ def about(section: dict[str, Any]) -> str:
     protocol, facts = section["about"]["protocol"], section["facts"]
     words = (
         f"{facts['model']} of the run {facts['run']}, weights {section['about']['weights']} of step {facts['step']}; "
-        f"{protocol['pictures']} pictures a way, seeds from {protocol['first_seed']}"
+        f"{protocol['pictures']} images per setting, seeds from {protocol['first_seed']}"
     )
     if clock := section.get("clock"):
         where, rounds = clock["machine"], next(iter(clock["rounds"].values()))
         words += (
-            f"; seconds: medians of {len(rounds)} rounds over all ways, {clock['batch']} pictures at a time, "
+            f"; seconds: medians of {len(rounds)} rounds over all settings, batches of {clock['batch']} images, "
             f"{where['processor']}, {where['threads']} thread, torch {where['torch']}, {where['date']}"
         )
     else:
-        words += "; seconds: of scoring, one way after another, which wander with what else the machine does"
+        words += "; seconds: of scoring, one setting after another, so they vary with the load of the machine"
     return words
 
 
@@ -124,7 +142,7 @@ def told(how: SamplingConfig) -> tuple[str, str, str]:
     low, high = how.guidance_interval
     guided = "never" if how.guidance == 1 else "always" if (low, high) == (0, 1) else f"t from {low:g} to {high:g}"
     cache = f"{len(how.refresh)} of {how.steps}" if how.refresh else "always"
-    cache += (", forecast" if how.forecast else "") + (", guidance kept" if how.keep_guidance else "")
+    cache += (", forecast" if how.forecast else "") + (", guidance reused" if how.keep_guidance else "")
     return f"{how.sampler} {how.steps}", guided, cache
 
 
@@ -149,7 +167,7 @@ def frontier(section: dict[str, Any]) -> Iterator[str]:
     network = section.get("clock", {}).get("baseline", OURS)
     yield f"{about(section)}.\n"
     yield BASELINE.format(network=network)
-    yield "| | solver | guided | deep part runs | distance | agreement | ms a picture | against the baseline |"
+    yield "| | solver | guided | deep part runs | distance | agreement | ms per image | speed-up |"
     yield "| --- | --- | --- | --- | --- | --- | ---: | ---: |"
     yield f"| baseline | ddpm 250 | always | always | {score(ancestral)} | {1e3 * ancestral.seconds:.0f} | 1x |"
     for level, way in picked(ways).items():
@@ -157,9 +175,9 @@ def frontier(section: dict[str, Any]) -> Iterator[str]:
         yield f"| {level} | {cells} | {score(way)} | {1e3 * way.seconds:.1f} | {speed:.0f}x |"
     yield f"\n{verdict(section)}"
     picture(ways)
-    yield "\n![score against seconds, every combination tried](images/frontier.png)\n"
-    yield "*Every combination tried; bars are 95 % intervals.*\n"
-    yield "| solver | guided | deep part runs | distance | agreement | ms a picture |"
+    yield "\n![score against seconds, every setting tried](images/frontier.png)\n"
+    yield "*Every setting tried; bars are 95 % intervals.*\n"
+    yield "| solver | guided | deep part runs | distance | agreement | ms per image |"
     yield "| --- | --- | --- | --- | --- | ---: |"
     for name, each in sorted(ways.items(), key=lambda item: item[1].seconds):
         if name != ANCESTRAL:
@@ -167,26 +185,26 @@ def frontier(section: dict[str, Any]) -> Iterator[str]:
 
 
 def verdict(section: dict[str, Any]) -> str:
-    """Whether an image of no worse score is as much faster as was asked for."""
+    """Whether an image of no worse score is as much faster as the target says."""
     ways = scored(section)
     slow, picks = ways[ANCESTRAL], picked(ways)
     count = section["about"]["protocol"]["pictures"]
     near = {level: slow.seconds / way.seconds for level, way in picks.items() if overlap(way, slow)}
     sure = {level: speed for level, speed in near.items() if picks[level].within(0, slow)}
     speed = max(near.values(), default=0.0)
-    words = f"An image of no worse score is {fastest_of(near)} (intervals of {count} pictures overlap)"
-    words += f", and {fastest_of(sure)} with no larger distance and no smaller agreement at all"
+    words = f"An image of no worse score is {fastest_of(near)} (the intervals of {count} images overlap), "
+    words += f"and {fastest_of(sure)} with neither a larger distance nor a smaller agreement"
     if section.get("clock", {}).get("baseline") != LITERAL:
-        return f"{words}; {SPEED:g}x was asked for against the literal U-DiT, which this does not show."
-    return f"{words}; at least {SPEED:g}x was asked for: **{'reached' if speed >= SPEED else 'missed'}**."
+        return f"{words}. The target, {SPEED:g}x against the literal U-DiT, is not measured by this."
+    return f"{words}. Target: at least {SPEED:g}x; **{'reached' if speed >= SPEED else 'missed'}**."
 
 
 def fastest_of(speeds: dict[str, float]) -> str:
     """In words."""
     if not speeds:
-        return "not faster by any pick"
+        return "not faster at any quality"
     level, speed = max(speeds.items(), key=lambda item: item[1])
-    return f"{speed:.0f}x faster by {level}"
+    return f"{speed:.0f}x faster at `{level}`"
 
 
 def caching(record: dict[str, Any]) -> Iterator[str]:
@@ -195,12 +213,12 @@ def caching(record: dict[str, Any]) -> Iterator[str]:
     for section in record.values():
         ways = scored(section)
         yield f"{about(section)}:\n"
-        yield "| cache | deep part runs | distance | agreement | distance against none | ms a picture | speed |"
+        yield "| cache | deep part runs | distance | agreement | distance against no cache | ms per image | speed |"
         yield "| --- | --- | --- | --- | ---: | ---: | ---: |"
         plain = ways[section["caches"]["plain"]]
         for cache, name in section["caches"].items():
             if name is None:
-                yield f"| {cache} | - | no number of refreshes up to half of all is within the loss | | | | |"
+                yield f"| {cache} | - | no cache that refreshes at most half of the steps is within the loss | | | | |"
                 continue
             each = ways[name]
             yield (
@@ -210,7 +228,7 @@ def caching(record: dict[str, Any]) -> Iterator[str]:
             )
         fast = [cache for cache, speeds in cached(section).items() if min(speeds) >= CACHED]
         yield (
-            f"\nAt least {CACHED:g}x asked for, in every round: "
+            f"\nTarget: at least {CACHED:g}x in every round; "
             f"{f'**reached** by {fast[-1]}' if fast else '**missed**'}.\n"
         )
 
@@ -238,19 +256,21 @@ def whole_images(record: dict[str, Any]) -> Iterator[str]:
     slow, pick, run = ways[ANCESTRAL], picked(ways), section["facts"]["run"]
     yield f"- {verdict(section)}"
     yield (
-        f"  The baseline, 250 guided ancestral steps, takes {slow.seconds:.2f} s a picture of {run}; "
+        f"  The baseline, 250 guided ancestral steps, takes {slow.seconds:.2f} s per image of {run}; "
         + ", ".join(f"{level} {1e3 * way.seconds:.0f} ms" for level, way in pick.items())
         + " (`udit sample --quality`), one thread."
     )
     for each in record.values():
-        found = {cache: span(speeds) for cache, speeds in cached(each).items() if cache != "plain"}
-        speeds = ", ".join(map(" ".join, found.items())) or "no cache"
+        found = {cache: speeds for cache, speeds in cached(each).items() if cache != "plain"}
+        speeds = ", ".join(f"{cache} {span(speeds)}" for cache, speeds in found.items()) or "no cache"
+        reached = [cache for cache, speeds in found.items() if min(speeds) >= CACHED]
         yield (
             f"- Step caching on top of 50 steps, {each['facts']['model']} of the run {each['facts']['run']}, within "
-            f"2 % of the score: {speeds}; {CACHED:g}x was asked for."
+            f"2 % of the score: {speeds}. Target: at least {CACHED:g}x in every round; "
+            f"{f'**reached** by {reached[-1]}' if reached else '**missed**'}."
         )
-    yield "\n![score against seconds, every combination tried](images/frontier.png)\n"
-    yield "*Score against seconds, every way of drawing that was tried: [sampling.md](sampling.md) has the numbers.*"
+    yield "\n![score against seconds, every setting tried](images/frontier.png)\n"
+    yield "*Score against seconds, every setting tried: [sampling.md](sampling.md) has the numbers.*"
 
 
 def picture(ways: dict[str, Scored]) -> None:
@@ -283,7 +303,7 @@ def picture(ways: dict[str, Scored]) -> None:
         axes.scatter([], [], color=f"C{i}", label="ddpm 250 (baseline)" if solver == "ddpm" else solver)
     axes.scatter([], [], marker="s", color="gray", label="cached")
     axes.scatter([], [], facecolors="none", color="gray", label="guided within an interval")
-    axes.set(xscale="log", xlabel="seconds a picture, one thread", ylabel="Fréchet distance (judge)")
+    axes.set(xscale="log", xlabel="seconds per image, one thread", ylabel="Fréchet distance (judge)")
     axes.set_ylim(bottom=0)
     axes.grid(alpha=0.3)
     axes.legend(fontsize=8)

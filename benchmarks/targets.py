@@ -1,4 +1,4 @@
-"""How fast it was asked to be, beside what docs/performance/*.json measured: a table."""
+"""Targets of speed beside the results of docs/performance/*.json, as tables."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ Row = dict[str, Any]
 Found = dict[str, Any]
 
 
-class Measured(NamedTuple):
-    """One figure of a target."""
+class Figure(NamedTuple):
+    """One measured figure of a target."""
 
     where: str
-    """What tells it from the target's other figures."""
-    told: str
+    """What distinguishes it from the target's other figures, e.g. the batch."""
+    text: str
     reached: bool
 
 
@@ -26,28 +26,52 @@ class Target(NamedTuple):
     """A row of the table."""
 
     what: str
-    asked: str
-    figures: list[Measured]
+    target: str
+    figures: list[Figure]
     either: bool = False
-    """One figure that reaches it will do."""
+    """Whether one figure that reaches it is enough."""
 
 
 def targets(found: Found) -> list[str]:
     """The table's lines; a target whose files are not there is left out."""
-    lines = ["| | asked | measured | |", "| --- | --- | --- | --- |"]
-    for what, asked, figures, either in _all(found):
+    lines = ["| | target | result | |", "| --- | --- | --- | --- |"]
+    for what, target, figures, either in _all(found):
         if figures:
             reached = sum(figure.reached for figure in figures)
             verdict = "in part" if reached else "missed"
             if reached == len(figures) or (reached and either):
                 verdict = "reached"
-            told = "; ".join(_told(figure, 0 < reached < len(figures)) for figure in figures)
-            lines.append(f"| {what} | {asked} | {told} | {verdict} |")
+            result = "; ".join(_bold(figure, 0 < reached < len(figures)) for figure in figures)
+            lines.append(f"| {what} | {target} | {result} | {verdict} |")
     return lines
 
 
-def _told(figure: Measured, mark: bool) -> str:
-    value = f"**{figure.told}**" if mark and figure.reached else figure.told
+def baselines(found: Found) -> list[str]:
+    """U-DiT-S's time over that of every network of about its MACs: a table's lines."""
+    groups = [
+        (side, rows) for side in (16, 32, 64, 128) for rows in _groups(found, f"equal-MACs-{side}x{side}") if rows
+    ]
+    kinds = list(dict.fromkeys(_kind(row) for _, rows in groups for row in rows if row["subject"] != "U-DiT-S"))
+    lines = ["| input, batch | work | " + " | ".join(kinds) + " |", "| --- | --- |" + " ---: |" * len(kinds)]
+    for side, rows in sorted(groups, key=lambda group: (group[0], group[1][0]["work"])):
+        ours = _row(rows, "U-DiT-S")
+        assert ours is not None
+        work, _, batch = rows[0]["work"].split(", ")
+        times = {
+            _kind(row): f"{ours['median'] / row['median']:.2f} ({row['flops'] / ours['flops']:.2f})" for row in rows
+        }
+        cells = " | ".join(times.get(kind, "-") for kind in kinds)
+        lines.append(f"| {side}x{side}, {batch} | {work} | {cells} |")
+    return lines
+
+
+def _kind(row: Row) -> str:
+    """Of which class a subject is, without its sizes."""
+    return "our DiT" if row["subject"].startswith("DiT/") else str(row["subject"]).split(", ")[0]
+
+
+def _bold(figure: Figure, mark: bool) -> str:
+    value = f"**{figure.text}**" if mark and figure.reached else figure.text
     return f"{figure.where} {value}".strip()
 
 
@@ -68,12 +92,12 @@ def _against_literal(found: Found) -> Iterator[Target]:
         every = [ratio for of_one in ratios.values() for ratio in of_one]
         each = ", ".join(f"{name} {geometric_mean(of_one):.2f}" for name, of_one in ratios.items() if of_one)
         mean = geometric_mean(every) if every else 0.0
-        figures = [Measured("", f"{mean:.2f}x ({each})", mean >= least)] if every else []
+        figures = [Figure("", f"{mean:.2f}x ({each})", mean >= least)] if every else []
         what = f"forward{form}, times as fast as the literal network, geometric mean of batches 1, 4 and 16"
         yield Target(what, f"at least {least}x", figures)
 
     shares = [
-        Measured("", f"{row['share_of_peak']:.0%}", row["share_of_peak"] >= 0.85)
+        Figure("", f"{row['share_of_peak']:.0%}", row["share_of_peak"] >= 0.85)
         for rows in by_name["U-DiT-B"]
         if (row := _row(rows, "U-DiT-B, compiled")) and _batch(rows) == "batch 4"
     ]
@@ -85,8 +109,8 @@ def _against_literal(found: Found) -> Iterator[Target]:
             for row in rows[1:]:
                 faster = _ratio(rows, rows[0]["subject"], row["subject"])
                 memory = row["peak_bytes"] / rows[0]["peak_bytes"]
-                how = "selective recomputation" if "recomputation" in row["subject"] else "all kept"
-                figures.append(Measured(how, f"{faster:.2f}x at {memory:.0%}", faster >= least and memory <= 0.5))
+                how = "selective recomputation" if "recomputation" in row["subject"] else "all activations kept"
+                figures.append(Figure(how, f"{faster:.2f}x at {memory:.0%}", faster >= least and memory <= 0.5))
         what = f"training step of {what}, against the literal network"
         yield Target(what, f"at least {least}x at half its memory", figures, either=True)
 
@@ -98,7 +122,7 @@ def _against_largest_dit(found: Found) -> Iterator[Target]:
         ("training-L-against-DiT-XL", "U-DiT-L", "training step", 1.0),
     ):
         ratios = [(_batch(rows), _ratio(rows, "DiT-XL/2", ours)) for rows in _groups(found, name, exact=True)]
-        figures = [Measured(batch, f"{ratio:.2f}x", ratio >= least) for batch, ratio in ratios]
+        figures = [Figure(batch, f"{ratio:.2f}x", ratio >= least) for batch, ratio in ratios]
         yield Target(f"{work} of {ours}, times as fast as DiT-XL/2", f"at least {least}x", figures)
 
 
@@ -106,7 +130,7 @@ def _against_equal_dit(found: Found) -> Iterator[Target]:
     for side, work in itertools.product((16, 32, 64, 128), ("forward", "training step")):
         most = 1.2 if side <= 32 else 1.0
         figures = [
-            Measured(f"{_batch(rows)}, {whose}", f"{times:.2f}", times <= most)
+            Figure(f"{_batch(rows)}, {whose}", f"{times:.2f}", times <= most)
             for rows in _groups(found, f"equal-MACs-{side}x{side}")
             if rows[0]["work"].startswith(work)
             for whose, row in zip(("ours", "diffusers'"), rows, strict=False)
@@ -120,7 +144,7 @@ def _compiling(found: Found) -> Iterator[Target]:
     compiled = [row for content in found.values() for row in content["results"] if row.get("graph_breaks") is not None]
     of_b = [row["first_call"] for rows in _groups(found, "compiling-B") for row in rows if row in compiled]
     breaks = sum(row["graph_breaks"] for row in compiled)
-    figures = [Measured("", f"{max(of_b):.0f} s, {breaks}", max(of_b) < 60 and not breaks)] if of_b else []
+    figures = [Figure("", f"{max(of_b):.0f} s, {breaks}", max(of_b) < 60 and not breaks)] if of_b else []
     what = "compiling U-DiT-B cold on two cores, the longest; graph breaks of all compiled"
     yield Target(what, "below 60 s; none", figures)
 

@@ -11,8 +11,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from udit.diffusion.denoise import Denoiser, Target, encode
-from udit.diffusion.schedule import DDPM, EDM, Flow
+from udit.diffusion.denoiser import Denoiser
+from udit.diffusion.schedule import Schedule
+from udit.diffusion.targets import Target, encode
 
 
 @dataclass(frozen=True)
@@ -26,7 +27,7 @@ class Gaussian:
         generator = torch.Generator().manual_seed(seed)
         return self.mean + self.std * torch.randn(*shape, generator=generator, dtype=torch.float64)
 
-    def denoiser(self, schedule: DDPM | Flow | EDM, target: Target = "eps", variance: float | None = None) -> Denoiser:
+    def denoiser(self, schedule: Schedule, target: Target = "eps", variance: float | None = None) -> Denoiser:
         """The best denoiser there is; with ``variance`` it says that learned-range fraction everywhere."""
         full = schedule
 
@@ -38,8 +39,7 @@ class Gaussian:
             out = encode(target, x0, eps, alpha, sigma)
             return out if variance is None else torch.cat([out, torch.full_like(out, variance)], dim=1)
 
-        unit = {DDPM: "index", Flow: "unit", EDM: "sigma"}[type(schedule)]
-        return Denoiser(backbone, schedule, target, learn_sigma=variance is not None, time=unit)
+        return Denoiser(backbone, schedule, target, learn_sigma=variance is not None, time=schedule.time)
 
     def flow_map(self, x: Tensor, alpha: float, sigma: float) -> Tensor:
         """Where the probability-flow ODE carries x from (alpha, sigma) to the data: it keeps x's standardised place."""

@@ -14,7 +14,6 @@ import udit
 from conftest import DATA, batch
 from udit.models.config import ModelConfig
 from udit.models.fixed import Unused
-from udit.models.published import key_map
 
 
 def _keys(file: str) -> dict[str, Any]:
@@ -37,7 +36,7 @@ def key_list(where: str) -> dict[str, list[int]]:
 
 def assert_bijection(config: ModelConfig, published: dict[str, list[int]]) -> None:
     """The key map has the release's keys and shapes in its order, and each tensor of ours exactly once."""
-    ours = key_map(config)
+    ours = config.published_keys()
     assert [(key, list(shape)) for key, (_, shape) in ours.items()] == list(published.items())
     state = udit.build(config, device="meta").state_dict()
     carried = {name: shape for name, shape in ours.values() if isinstance(name, str)}
@@ -59,7 +58,9 @@ def golden_model(
     model = udit.build(config)
     state = udit.export_published(model)
     parameters = {name for name, _ in model.named_parameters()}
-    counted = {key for key, (name, _) in key_map(config).items() if name in parameters or isinstance(name, Unused)}
+    counted = {
+        key for key, (name, _) in config.published_keys().items() if name in parameters or isinstance(name, Unused)
+    }
     trained = sorted(key for key in counted if not key.endswith(left_out or ("\n",)))
     for scale, names in ((0.2, trained), (1.0, list(buffers))):
         for i, key in enumerate(names, start=1):

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import json
 import os
 import socket
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from unittest import mock
 
 import numpy as np
+import torch
 from PIL import Image
 from safetensors.torch import load_file
 
@@ -20,7 +23,9 @@ from udit import dist
 from udit.run.config import Run
 from udit.run.recipes import load_run
 from udit.training import preview
-from udit.training.trainer import Outcome, Trainer
+from udit.training.records import Outcome
+from udit.training.signals import StopFlag
+from udit.training.trainer import Trainer
 
 RECIPE = str(Path(__file__).parent / "data" / "tiny.yaml")
 """A small run that saves every seven steps; its batches split over 1, 2 and 3 ranks."""
@@ -46,10 +51,26 @@ def small_run(out: Path, *overrides: str) -> Run:
     return load_run(RECIPE, [*SMALL, f"out={out}", *overrides])
 
 
-def train(out: Path, *overrides: str, curve: bool = False) -> Outcome:
+def train(out: Path, *overrides: str, curve: bool = False, stop: StopFlag | None = None) -> Outcome:
     """Trains the run of ``SMALL`` in this process; its loss is drawn on demand, for that takes as long as the rest."""
     with contextlib.nullcontext() if curve else mock.patch.object(preview, "save_curve"):
-        return Trainer(small_run(out, *overrides), dist.World()).fit(progress=False)
+        return Trainer(small_run(out, *overrides), dist.World()).train(progress=False, stop=stop)
+
+
+def finished_at(out: Path, step: int) -> Outcome:
+    """The outcome of a run that is through."""
+    return Outcome(step, finished=True, out=out)
+
+
+@contextlib.contextmanager
+def steady_adam() -> Iterator[None]:
+    """For runs that are compared to rounding, in other batches or on another processor.
+
+    Adam's first steps are the gradient's sign, and that of a gradient which is zero but for rounding is chance. Its eps
+    is raised far above what rounding leaves of zero, about 1e-8, so that such gradients move nothing.
+    """
+    with mock.patch.object(torch.optim, "AdamW", functools.partial(torch.optim.AdamW, eps=1e-4)):
+        yield
 
 
 def metrics(out: Path) -> list[dict[str, object]]:

@@ -21,7 +21,6 @@ from udit.errors import UserError
 from udit.models.ablation import ABLATIONS, DIT_UNETS
 from udit.models.build import checkpoint_activations
 from udit.models.catalog import find
-from udit.models.published import key_map
 from udit.models.udit.config import UDiTConfig
 from udit.nn.specs import Downsampled, Full, KVDownsampled, Mlp, RepConv, Window
 from udit.run.config import model_from
@@ -256,7 +255,7 @@ def test_sizes_an_attention_cannot_take_are_told(shell: Any, size: tuple[int, in
 @pytest.mark.parametrize("name", [name for name in SHELLS if name != "DiT full plain"])
 def test_ablations_have_no_published_names(name: str, one_line: Any) -> None:
     with pytest.raises(UserError, match="the release has") as caught:
-        key_map(SHELLS[name])
+        SHELLS[name].published_keys()
     one_line(caught.value)
 
 

@@ -16,7 +16,6 @@ from conftest import DATA, batch, perturb
 from peers import assert_golden, golden_input, golden_model, learns
 from udit.errors import UserError
 from udit.models.adm.config import ADMConfig
-from udit.models.published import key_map
 from udit.nn.conv import ResidualAttention
 
 GOLDEN = json.loads((DATA / "adm-goldens.json").read_text())
@@ -51,11 +50,11 @@ def test_variants_learn_through_every_parameter(changes: dict[str, Any]) -> None
     model = udit.build("ADM-64", **{**TINY, **changes})
     before, after = learns(model, torch.tensor([0, 4, 2]))
     assert after < before
-    assert sorted(name for name, _ in key_map(model.config).values()) == sorted(model.state_dict())
+    assert sorted(name for name, _ in model.config.published_keys().values()) == sorted(model.state_dict())
 
 
 def test_resampling_convolutions_have_the_release_s_names() -> None:
-    keys = key_map(ADMConfig(**{**TINY, "resblock_updown": False}))
+    keys = ADMConfig(**{**TINY, "resblock_updown": False}).published_keys()
     assert keys["input_blocks.2.0.op.weight"] == ("down.0.conv.weight", (32, 32, 3, 3))
     assert keys["output_blocks.1.2.conv.bias"] == ("up.0.conv.bias", (64,))
 

@@ -13,10 +13,10 @@ from conftest import TINY, perturb, same_bits, snapshot
 from udit.assemble import System
 from udit.diffusion.cache import Memory, StepCache
 from udit.diffusion.config import FlowConfig, SamplingConfig
-from udit.diffusion.denoise import Denoiser
+from udit.diffusion.ddpm import DDPM
+from udit.diffusion.denoiser import Denoiser
 from udit.diffusion.guidance import Guided
 from udit.diffusion.sample import sample
-from udit.diffusion.schedule import DDPM
 from udit.errors import UserError
 from udit.models.build import compile_blocks
 from udit.run.system import SystemConfig
@@ -27,7 +27,7 @@ DIT = {"width": 16, "heads": 2, "depth": 4, "in_channels": 1, "num_classes": 5, 
 
 
 class Counted(nn.Module):
-    """A seamed network that notes the size of each batch at its ends and in its deep part."""
+    """A network in parts that records the size of each batch at its ends and in its deep part."""
 
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
@@ -89,7 +89,7 @@ def test_a_network_without_skips_adds_what_its_deep_part_added(network: nn.Modul
     assert torch.equal(cached(two, t, y), network.leave(joined, skips, cond))
 
 
-def test_held_guidance_runs_the_label_alone_between_refreshes() -> None:
+def test_cached_guidance_runs_the_conditional_half_alone_between_refreshes() -> None:
     counted = Counted(perturb(udit.build("U-DiT-S", **TINY | {"in_channels": 1})).eval())
     last(Guided(denoiser(counted), 3.0), cache=StepCache(refresh=SPARSE, guidance=True))
     assert counted.entered == [4, 2, 2, 4, 2, 4, 2, 2]
@@ -100,13 +100,13 @@ def test_held_guidance_runs_the_label_alone_between_refreshes() -> None:
 def test_guidance_that_comes_and_goes_finds_its_batch(network: nn.Module, guidance: bool) -> None:
     """Where it sets in all runs; where it ends, the labels' half of what is kept goes on."""
     counted = Counted(network)
-    steered = Guided(denoiser(counted), 3.0, interval=(0.3, 0.75))
-    last(steered, cache=StepCache(refresh=(0,), guidance=guidance))
+    guided = Guided(denoiser(counted), 3.0, interval=(0.3, 0.75))
+    last(guided, cache=StepCache(refresh=(0,), guidance=guidance))
     assert counted.deepened == [2, 4]
     assert counted.entered == ([2, 2, 4, 2, 2, 2, 2, 2] if guidance else [2, 2, 4, 4, 4, 2, 2, 2])
 
 
-def test_held_guidance_follows_the_difference_as_it_was() -> None:
+def test_cached_guidance_reuses_the_last_difference() -> None:
     class Drifting:
         """Its deep part says nothing; predictions are the label times the call, and the variance behind them."""
 
@@ -114,10 +114,10 @@ def test_held_guidance_follows_the_difference_as_it_was() -> None:
             assert y is not None
             return (y.float() * t.float()).view(-1, 1, 1, 1).expand(-1, 2, 8, 8)
 
-    steered = Guided(Denoiser(Drifting(), DDPM.linear(1000), learn_sigma=True, null_label=5, num_classes=5), 3.0)
+    guided = Guided(Denoiser(Drifting(), DDPM.linear(1000), learn_sigma=True, null_label=5, num_classes=5), 3.0)
     policy = StepCache(refresh=(0,), guidance=True)
     object.__setattr__(policy, "attach", lambda backbone: backbone)
-    held, x, y = policy.wrap(steered), torch.zeros(1, 1, 8, 8), torch.tensor([2])
+    held, x, y = policy.wrap(guided), torch.zeros(1, 1, 8, 8), torch.tensor([2])
     assert held(x, torch.tensor([10]), y).eps.unique().tolist() == [50 + 3 * (20 - 50)]
     assert held(x, torch.tensor([9]), y).eps.unique().tolist() == [18 + 2 * (20 - 50)]
 
@@ -135,7 +135,7 @@ def test_forecast_continues_the_line_of_the_last_two() -> None:
 
 
 @pytest.mark.parametrize("forecast", [False, True])
-def test_a_picture_is_the_same_in_any_batch_and_call(network: nn.Module, forecast: bool) -> None:
+def test_an_image_is_the_same_in_any_batch_and_call(network: nn.Module, forecast: bool) -> None:
     before, attributes = snapshot(network), set(vars(network))
     denoise = Guided(denoiser(network), 2.0)
     cache = StepCache(refresh=SPARSE, forecast=forecast, guidance=True)
@@ -156,7 +156,7 @@ def test_compiled_blocks_are_cached_alike() -> None:
     torch.testing.assert_close(compiled, eager, atol=1e-4, rtol=1e-4)
 
 
-def test_generated_pictures_follow_the_sampling_config(network: nn.Module) -> None:
+def test_generated_images_follow_the_sampling_config(network: nn.Module) -> None:
     flow = network.config.replace(learn_sigma=False)
     config = SystemConfig(model=flow, diffusion=FlowConfig(), sampling=SamplingConfig(sampler="flow-euler", steps=8))
     system = System(config, perturb(udit.build(flow)).eval())
@@ -174,12 +174,12 @@ def test_generated_pictures_follow_the_sampling_config(network: nn.Module) -> No
 @pytest.mark.parametrize(
     ("values", "said"),
     [
-        ({"refresh": [1, 2]}, "refresh is [1, 2]; it begins with 0 and rises"),
-        ({"refresh": [0, 3, 3]}, "it begins with 0 and rises"),
+        ({"refresh": [1, 2]}, "refresh is [1, 2]; it must start with 0"),
+        ({"refresh": [0, 3, 3]}, "each entry must be larger than the one before"),
         ({"refresh": [0, 8], "steps": 8}, "refresh names evaluation 8 of 8"),
         ({"refresh": [0, 4], "cache": 2}, "cache is 2 and refresh names evaluations"),
-        ({"forecast": True}, "forecast is for steps that are cached"),
-        ({"keep_guidance": True}, "keep_guidance is for steps that are cached"),
+        ({"forecast": True}, "forecast needs cached steps"),
+        ({"keep_guidance": True}, "keep_guidance needs cached steps"),
     ],
 )
 def test_settings_that_cannot_be_are_told(values: dict, said: str, one_line: Callable) -> None:
@@ -192,7 +192,7 @@ def test_policies_that_cannot_be_are_told(one_line: Callable) -> None:
     for values, said in (
         ({"interval": 0}, "cache interval is 0"),
         ({"interval": 2, "refresh": (0, 1)}, "calls are named as well"),
-        ({"refresh": (2, 5)}, "they begin with 0 and rise"),
+        ({"refresh": (2, 5)}, "they must start with 0"),
     ):
         with pytest.raises(UserError, match=said) as caught:
             StepCache(**values)

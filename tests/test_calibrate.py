@@ -1,4 +1,4 @@
-"""The calls that a cache refreshes are the ones that lead least astray, as a search through all of them finds."""
+"""The calls that a cache refreshes are those of the least estimated error, as a search through all of them finds."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ import udit
 from conftest import TINY, perturb
 from udit.diffusion.cache import Memory
 from udit.diffusion.calibrate import Drift, watch
-from udit.diffusion.denoise import Denoiser
+from udit.diffusion.denoiser import Denoiser
+from udit.diffusion.flow import Flow
 from udit.diffusion.guidance import Guided
 from udit.diffusion.sample import SeededNoise, sample
-from udit.diffusion.schedule import Flow
 
 
 def drift_of(deep: np.ndarray, times: np.ndarray, slopes: np.ndarray | None = None) -> Drift:
@@ -24,8 +24,10 @@ def drift_of(deep: np.ndarray, times: np.ndarray, slopes: np.ndarray | None = No
     return Drift(times, deep @ deep.T, np.ones(n) if slopes is None else slopes, np.zeros((n, n)))
 
 
-def astray(deep: np.ndarray, times: np.ndarray, slopes: np.ndarray, refresh: tuple[int, ...], forecast: bool) -> float:
-    """The sum, by the cache's own memory."""
+def estimated_error(
+    deep: np.ndarray, times: np.ndarray, slopes: np.ndarray, refresh: tuple[int, ...], forecast: bool
+) -> float:
+    """The sum of e_j, by the cache's own memory."""
     memory, total, strides = Memory(forecast), 0.0, np.abs(np.gradient(times))
     for j in range(len(deep)):
         t, row = torch.tensor([times[j]]), torch.from_numpy(deep[j : j + 1])
@@ -44,9 +46,9 @@ def test_plan_is_the_best_of_all(count: int) -> None:
     deep, slopes = random.normal(size=(7, 4)).cumsum(axis=0), random.uniform(0.5, 2, 7)
     times = np.array([1.0, 0.9, 0.9, 0.6, 0.4, 0.4, 0.1])  # Heun's samplers ask twice at one time
     plan = drift_of(deep, times, slopes).plan(count)
-    found = astray(deep, times, slopes, plan.refresh, plan.forecast)
+    found = estimated_error(deep, times, slopes, plan.refresh, plan.forecast)
     every = [
-        astray(deep, times, slopes, (0, *rest), forecast)
+        estimated_error(deep, times, slopes, (0, *rest), forecast)
         for rest in combinations(range(1, 7), count - 1)
         for forecast in (False, True)
     ]
@@ -65,27 +67,27 @@ def test_steps_are_kept_and_lines_are_forecast() -> None:
 
 
 def test_drift_of_guidance_counts_where_guidance_is_kept() -> None:
-    led = np.repeat(np.array([[1.0], [4], [9]]), 2, axis=0)
-    drift = Drift(np.linspace(1, 0.5, 6), np.ones((6, 6)), np.ones(6), led @ led.T)
+    differences = np.repeat(np.array([[1.0], [4], [9]]), 2, axis=0)
+    drift = Drift(np.linspace(1, 0.5, 6), np.ones((6, 6)), np.ones(6), differences @ differences.T)
     assert drift.plan(3, guidance=True).refresh == (0, 2, 4)
     assert drift.plan(3, guidance=True).guidance
     assert not drift.plan(3).guidance
 
 
-def test_a_run_is_watched_without_being_changed() -> None:
+def test_a_run_is_recorded_without_being_changed() -> None:
     network = perturb(udit.build("U-DiT-S", **TINY | {"in_channels": 1, "learn_sigma": False})).eval()
-    steered = Guided(Denoiser(network, Flow(), "flow", null_label=5, num_classes=5), 3.0, interval=(0.0, 0.85))
+    guided = Guided(Denoiser(network, Flow(), "flow", null_label=5, num_classes=5), 3.0, interval=(0.0, 0.85))
     noise, y = SeededNoise([0, 1], (1, 8, 8)), torch.tensor([1, 4])
-    drift = watch(steered, noise(0), scheduler="flow-euler", steps=5, y=y)
+    drift = watch(guided, noise(0), sampler="flow-euler", steps=5, y=y)
     assert drift.times.tolist() == pytest.approx([1000, 800, 600, 400, 200])
     assert (drift.slopes[1:] > 0).all()
-    assert (np.diag(drift.led) > 0).tolist() == [False, True, True, True, True]
+    assert (np.diag(drift.guidance) > 0).tolist() == [False, True, True, True, True]
     with torch.no_grad():
         first, second = (
             network.deep(network.enter(x, cond)[0], cond).flatten().double()
             for x, t in (
                 (noise(0), 1.0),
-                (next(iter(sample(steered, noise(0), scheduler="flow-euler", steps=5, y=y))).x, 0.8),
+                (next(iter(sample(guided, noise(0), sampler="flow-euler", steps=5, y=y))).x, 0.8),
             )
             for cond in [network.condition(torch.full((2,), 1000 * t), y)]
         )

@@ -171,7 +171,7 @@ def test_checkpoint_of_another_schema_is_refused_not_set_aside(store: Checkpoint
     values = json.loads((path / MANIFEST).read_text())
     del values["digest"]
     (path / MANIFEST).write_text(seal(values | {"schema": 99}))
-    with pytest.raises(UserError, match=r"step-00000007 was written in schema 99 .* start anew"):
+    with pytest.raises(UserError, match=r"step-00000007 was written in schema 99 .* start a new run"):
         store.newest()
     assert sorted(store.steps()) == [3, 7]
 

@@ -1,4 +1,4 @@
-"""What a network makes of time and label is made once a call, and looked up."""
+"""What a network derives from time and label alone is computed once per sampling call, and looked up."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import udit
 from conftest import TINY, perturb
 from udit.assemble import System
 from udit.diffusion import conditions
-from udit.diffusion.conditions import Conditioned, gather
+from udit.diffusion.conditions import PrecomputedConditions, gather
 from udit.diffusion.config import DDPMConfig, EDMConfig, FlowConfig, SamplingConfig
 from udit.nn.conditioning import Modulation
 from udit.run.system import SystemConfig
@@ -22,15 +22,15 @@ def network() -> nn.Module:
 
 
 def system(network: nn.Module, diffusion: FlowConfig | DDPMConfig | EDMConfig, **how: object) -> System:
-    sampling = SamplingConfig(sampler=diffusion.SAMPLERS[-1]).replace(**how)
+    sampling = SamplingConfig(sampler=diffusion.samplers()[-1]).replace(**how)
     return System(SystemConfig(model=network.config, diffusion=diffusion, sampling=sampling), network)
 
 
 @torch.no_grad()
 def test_rows_are_those_of_the_network(network: nn.Module) -> None:
     times = torch.tensor([0.0, 400.0, 900.0])
-    known = Conditioned(network, times, [1, 3, 5])
-    network.condition = None  # nothing is made any more
+    known = PrecomputedConditions(network, times, [1, 3, 5])
+    network.condition = None  # nothing is computed any more
     x, y = torch.randn(4, 1, 8, 8), torch.tensor([3, 5, 1, 3])
     found = known(x, torch.full((4,), 400.0), y)
     del network.condition
@@ -49,7 +49,7 @@ def test_gathering_keeps_the_tree() -> None:
 
 @pytest.mark.parametrize("diffusion", [FlowConfig(), DDPMConfig(), EDMConfig()], ids=lambda config: config.kind)
 @pytest.mark.parametrize("guidance", [1.0, 2.0])
-def test_pictures_are_the_same_and_conditions_made_once(
+def test_images_are_the_same_and_conditions_computed_once(
     network: nn.Module, diffusion: FlowConfig, guidance: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked = []
@@ -62,7 +62,7 @@ def test_pictures_are_the_same_and_conditions_made_once(
     network.condition = condition
     drawn = system(network, diffusion, steps=5, guidance=guidance, guidance_interval=[0.0, 0.8])
 
-    def pictures(labels: list[int] | None) -> Tensor:
+    def images(labels: list[int] | None) -> Tensor:
         asked.clear()
         return torch.cat(list(drawn.generate(range(5), labels, batch_size=2))).int()
 
@@ -70,7 +70,7 @@ def test_pictures_are_the_same_and_conditions_made_once(
     for given in (labels, None):
         with monkeypatch.context() as patch:
             patch.setattr(conditions, "MAX_ROWS", 0)
-            plain = pictures(given)
+            plain = images(given)
             assert len(asked) == 15
-        assert (pictures(given) - plain).abs().max() <= 1
+        assert (images(given) - plain).abs().max() <= 1
         assert asked == [5 * (1 if given is None else 3 + (guidance != 1))]

@@ -48,7 +48,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("name", ["U-ViT-tiny", "U-DiT-tiny"])
-def test_pictures_follow_their_own_vectors_at_any_batch_size(name: str) -> None:
+def test_images_follow_their_own_vectors_at_any_batch_size(name: str) -> None:
     system = system_of(name)
     together = drawn(system)
     assert (drawn(system, batch_size=1) - together).abs().max() <= 1
@@ -72,7 +72,7 @@ def test_conditions_that_do_not_fit_are_told(one_line: Callable[[BaseException],
             next(system.generate([1, 2], **options))  # type: ignore[arg-type]
         return one_line(caught.value)
 
-    assert "takes vectors of [2, 4] a picture and has none" in said(text)
+    assert "takes vectors of [2, 4] per image and was given none" in said(text)
     assert "context is [3, 2, 4] and the model takes [2, 2, 4]" in said(text, context=ROWS)
     assert "a model that takes no vectors" in said(classes, labels=[0, 1], context=ROWS[:2])
     guided = text.config.sampling.replace(guidance=2)
@@ -117,8 +117,8 @@ def test_files_that_do_not_fit_are_told(folder: Path, tmp_path: Path, told: Told
     assert "holds 'context' as torch.int64, or not finite" in line("whole.npz")
     assert "or not finite" in line("nan.npz")
     assert "holds nothing under 'context'" in line("named.npz")
-    assert "the model takes [16, 2, 4] for 16 pictures" in line("wide.npz")
-    assert "takes vectors of [2, 4] a picture and has none" in line("")
+    assert "the model takes [16, 2, 4] for 16 images" in line("wide.npz")
+    assert "takes vectors of [2, 4] per image and was given none" in line("")
     assert "guidance 2 needs a null label" in line("good.npz", "--guidance", "2")
     assert "labels were given to an unconditional model" in line("good.npz", "--labels", "1")
     assert not list(tmp_path.glob("out/*.png"))

@@ -47,7 +47,7 @@ def test_release_becomes_a_model_folder_and_comes_back_with_its_bits(
         save_file(released, file)
     count = sum(p.numel() for p in udit.build("U-DiT-S", device="meta", **SIZE).parameters())
     said = succeeds(capsys, "convert", str(file), str(folder), *NAMED)
-    assert said == f"wrote {folder}: {count:,} parameters in training form\n"
+    assert said == f"wrote {folder}: {count:,} parameters, unfused\n"
     succeeds(capsys, "convert", str(folder), str(back), "--to", "published")
     assert same_bits(load_file(back), released)
 
@@ -60,7 +60,7 @@ def test_fused_folder_has_fewer_weights_and_the_same_pictures(
     said = succeeds(capsys, "convert", str(tmp_path / "whole"), str(tmp_path / "fused"), "--fuse")
     whole, fused = udit.load(tmp_path / "whole"), udit.load(tmp_path / "fused")
     count = sum(p.numel() for p in fused.backbone.parameters())
-    assert said == f"wrote {tmp_path / 'fused'}: {count:,} parameters in inference form\n"
+    assert said == f"wrote {tmp_path / 'fused'}: {count:,} parameters, fused\n"
     assert count < sum(p.numel() for p in whole.backbone.parameters())
     x, t, y = torch.randn(2, 4, 8, 8), torch.tensor([5, 900]), torch.tensor([1, 2])
     with torch.no_grad():

@@ -19,16 +19,16 @@ from udit.analysis import cost
 from udit.assemble import denoiser_of
 from udit.convert import native_diffusion
 from udit.diffusion.config import FlowConfig
-from udit.diffusion.objective import flow_loss
+from udit.diffusion.flow import flow_loss
 from udit.errors import UserError
 from udit.models.catalog import find
 from udit.models.dimsum.config import DiMSUMConfig
+from udit.models.dimsum.parity import dimsum
 from udit.models.dimsum.published import haar_filters
 from udit.models.fixed import Unused
-from udit.models.published import frozen_parameters, key_map
+from udit.models.published import frozen_parameters
 from udit.nn import wavelet
 from udit.nn.mamba import Mamba
-from udit.parity.systems import SYSTEMS
 from udit.run.system import SystemConfig
 
 GOLDEN = json.loads((DATA / "dimsum-goldens.json").read_text())
@@ -224,7 +224,7 @@ def test_training_lowers_the_loss_through_every_parameter() -> None:
 
 def test_unused_layer_is_carried_and_never_trained_nor_read() -> None:
     model = perturb(udit.build("DiMSUM-L/2", **TINY))
-    unused = [name for _, (name, _) in key_map(model.config).items() if isinstance(name, Unused)]
+    unused = [name for _, (name, _) in model.config.published_keys().items() if isinstance(name, Unused)]
     assert len(unused) == 2 * 2 * model.config.depth
     assert not set(unused) & {name for name, _ in model.named_parameters()}
     assert frozen_parameters(model.config) == sum(model.state_dict()[name].numel() for name in unused)
@@ -320,9 +320,9 @@ def test_reference_file_s_words_become_the_config() -> None:
         "learn_sigma": False, "time": "unit",
     }  # fmt: skip
     null = {**words, "label_rows": 1001, "null_label": 1000}
-    assert SYSTEMS["dimsum"](null) == find("DiMSUM-L/2").config.replace(depth=8, width=256, drop_path=0)
+    assert dimsum(null, (32, 32)).config == find("DiMSUM-L/2").config.replace(depth=8, width=256, drop_path=0)
     one = {**words, "label_rows": 1, "null_label": None}
-    assert SYSTEMS["dimsum"](one) == find("DiMSUM-L/2-celeba").config.replace(depth=8, width=256, drop_path=0)
+    assert dimsum(one, (32, 32)).config == find("DiMSUM-L/2-celeba").config.replace(depth=8, width=256, drop_path=0)
     assert not null
     with pytest.raises(UserError, match="last of its 10 rows"):
-        SYSTEMS["dimsum"]({**words, "label_rows": 10, "null_label": 3})
+        dimsum({**words, "label_rows": 10, "null_label": 3}, (32, 32))

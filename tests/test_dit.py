@@ -12,10 +12,10 @@ from torch import Tensor
 import udit
 from conftest import DATA, batch, perturb
 from peers import assert_golden, golden_input, golden_model
-from udit.diffusion.denoise import Denoiser, mix
+from udit.diffusion.ddpm import DDPM
+from udit.diffusion.denoiser import Denoiser, mix
+from udit.diffusion.flow import Flow, flow_loss
 from udit.diffusion.guidance import guide
-from udit.diffusion.objective import flow_loss
-from udit.diffusion.schedule import DDPM, Flow
 from udit.errors import UserError
 from udit.models.catalog import find
 from udit.models.dit.config import DiTConfig

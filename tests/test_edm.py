@@ -18,12 +18,13 @@ from gaussian import Gaussian
 from runs import RECIPE, train
 from udit.assemble import System
 from udit.diffusion.config import EDMConfig, SamplingConfig
-from udit.diffusion.denoise import Denoiser
-from udit.diffusion.edm import Preconditioned, WeightedLoss
+from udit.diffusion.ddpm import DDPM
+from udit.diffusion.denoiser import Denoiser
+from udit.diffusion.edm import EDM, Preconditioned, WeightedLoss
+from udit.diffusion.flow import Flow
 from udit.diffusion.guidance import Guided
 from udit.diffusion.objective import draw
 from udit.diffusion.sample import sample
-from udit.diffusion.schedule import DDPM, EDM, Flow
 from udit.errors import UserError
 from udit.images import read_pixels
 from udit.run.recipes import load_run
@@ -145,7 +146,7 @@ def test_any_network_trains_on_noise_levels(tmp_path: Path) -> None:
 
 @pytest.fixture(scope="module")
 def hourglass(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A model folder of the EDM objective whose weights are noise: its pictures show every difference."""
+    """A model folder of the EDM objective whose weights are noise: its images show every difference."""
     network = perturb(udit.build("HDiT-tiny"), 0.05)
     how = SamplingConfig(sampler="edm-heun", steps=5, guidance=2)
     config = SystemConfig(model=network.config, diffusion=EDMConfig(), sampling=how)
@@ -160,23 +161,29 @@ def generated(folder: Path, batch_size: int = 3, **how: Any) -> Tensor:
     return torch.cat(list(system.generate([3, 4, 5], [1, 7, 7], sampling=sampling, batch_size=batch_size))).int()
 
 
-def test_seeds_give_the_same_pictures_at_any_batch_size(hourglass: Path) -> None:
+def test_seeds_give_the_same_images_at_any_batch_size(hourglass: Path) -> None:
     alone, together = generated(hourglass, 1), generated(hourglass, 3)
-    assert together.float().std() > 20, "pictures that could show a difference"
+    assert together.float().std() > 20, "images that could show a difference"
     assert (alone - together).abs().max() <= 1
 
 
-def test_guidance_steps_sampler_and_cache_change_the_pictures(hourglass: Path) -> None:
+def test_guidance_steps_sampler_and_cache_change_the_images(hourglass: Path) -> None:
     plain = generated(hourglass)
     for change in ({"guidance": 4}, {"steps": 9}, {"sampler": "edm-euler"}, {"cache": 2}):
         assert (generated(hourglass, **change) - plain).abs().max() > 1, change
 
 
 def test_guidance_acts_within_its_interval_of_the_ladder(hourglass: Path) -> None:
+    """Outside it the scale is not used: any scale gives the same bits, and those of no guidance to rounding.
+
+    Without guidance conditions are computed without the null label, in another batch.
+    """
     unguided = generated(hourglass, guidance=1)
     # five evaluations stand at 1, at 0.5 twice and at 0 twice of the ladder
-    assert torch.equal(generated(hourglass, guidance=4, guidance_interval=(0.6, 0.9)), unguided)
-    assert not torch.equal(generated(hourglass, guidance=4, guidance_interval=(0.4, 0.6)), unguided)
+    idle = generated(hourglass, guidance=4, guidance_interval=(0.6, 0.9))
+    assert torch.equal(generated(hourglass, guidance=9, guidance_interval=(0.6, 0.9)), idle)
+    assert (idle - unguided).abs().max() <= 1
+    assert (generated(hourglass, guidance=4, guidance_interval=(0.4, 0.6)) - unguided).abs().max() > 1
 
 
 def test_command_draws_what_python_draws(hourglass: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -191,8 +198,8 @@ def test_misfits_of_sampling_are_told_in_one_line(hourglass: Path, tmp_path: Pat
     def line(model: Path, *words: str) -> str:
         return told("sample", str(model), *words, "--out", str(tmp_path / "out"), "--no-progress")
 
-    assert "an EDM model has no discrete steps to respace; use edm-heun" in line(hourglass, "--sampler", "ddim")
-    assert "does not know EDM's noise levels" in line(hourglass, "--sampler", "flow-euler")
+    assert "ddim does not fit a model that was trained with EDM; use edm-heun" in line(hourglass, "--sampler", "ddim")
+    assert "flow-euler does not fit a model that was trained with EDM" in line(hourglass, "--sampler", "flow-euler")
     assert "sampler is 'edm-huen'" in line(hourglass, "--sampler", "edm-huen")
     network = udit.build("HDiT-tiny", num_classes=0)
     config = SystemConfig(model=network.config, diffusion=EDMConfig(), sampling=SamplingConfig(sampler="edm-heun"))
@@ -224,8 +231,8 @@ def test_misfits_are_told_in_one_line(words: list[str], said: str, told: Told) -
 @pytest.mark.parametrize(
     ("schedule", "sampler", "said"),
     [
-        (EDM(), "ddim", "an EDM model has no discrete steps"),
-        (EDM(), "dpmpp", "dpmpp does not know EDM's noise levels; use edm-heun"),
+        (EDM(), "ddim", "trained with EDM; use edm-heun"),
+        (EDM(), "dpmpp", "dpmpp does not fit a model that was trained with EDM; use edm-heun"),
         (Flow(), "edm-heun", "trained with flow matching; use flow-euler"),
         (DDPM.linear(), "edm-euler", "trained with DDPM; use ddim"),
     ],
@@ -234,7 +241,7 @@ def test_samplers_of_other_schedules_are_told(
     schedule: DDPM | Flow | EDM, sampler: str, said: str, one_line: Callable[[BaseException], str]
 ) -> None:
     with pytest.raises(UserError) as caught:
-        list(sample(Gaussian().denoiser(schedule), torch.zeros(1, 1, 2, 2), scheduler=sampler, steps=4))
+        list(sample(Gaussian().denoiser(schedule), torch.zeros(1, 1, 2, 2), sampler=sampler, steps=4))
     assert said in one_line(caught.value)
 
 

@@ -27,6 +27,7 @@ from runs import (
     command,
     environment,
     finish,
+    finished_at,
     free_port,
     launch,
     metrics,
@@ -38,7 +39,6 @@ from runs import (
 from udit.checkpoint import verify
 from udit.models.build import build
 from udit.store import read_run_config
-from udit.training.trainer import Outcome
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 STEPS = "training.steps=40"
@@ -305,7 +305,7 @@ def strike(call: Call, fault: str, folder: Path, data: list[str]) -> tuple[Path,
 
 def resume(out: Path, data: list[str]) -> str:
     """The same run, in this process; its state hash."""
-    assert train(out, "training.steps=10", *data, "training.workers=0") == Outcome(10)
+    assert train(out, "training.steps=10", *data, "training.workers=0") == finished_at(out, 10)
     return state_hash(out)
 
 

@@ -202,7 +202,7 @@ def test_keys_that_may_change_may_and_no_other(tmp_path: Path, one_line: OneLine
             check_resumable(old, small_run(tmp_path / "new", override).plain(), tmp_path / "run.yaml")
         line = one_line(error.value)
         assert told in line
-        assert "start anew with out=DIR" in line
+        assert "start a new run with out=DIR" in line
 
 
 def test_keys_that_an_older_version_did_not_write_are_defaults(tmp_path: Path) -> None:

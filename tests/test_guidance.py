@@ -10,10 +10,11 @@ from torch import Tensor, nn
 
 import udit
 from conftest import batch, perturb
-from udit.diffusion.denoise import Denoiser
+from udit.diffusion.ddpm import DDPM
+from udit.diffusion.denoiser import Denoiser
+from udit.diffusion.flow import Flow
 from udit.diffusion.guidance import Guided, guide
 from udit.diffusion.sample import sample
-from udit.diffusion.schedule import DDPM, Flow
 from udit.errors import UserError
 
 SCHEDULE = DDPM.linear(1000)
@@ -32,9 +33,9 @@ class Counting:
         return torch.cat([prediction, 10 * prediction], dim=1)
 
 
-def guided(backbone: Counting | nn.Module | None = None, scale: float = 3.0, **options: object) -> Guided:
+def guided(backbone: Counting | nn.Module | None = None, guidance: float = 3.0, **options: object) -> Guided:
     denoiser = Denoiser(backbone or Counting(), SCHEDULE, learn_sigma=True, null_label=9, num_classes=9)
-    return Guided(denoiser, scale, **options)  # type: ignore[arg-type]
+    return Guided(denoiser, guidance, **options)  # type: ignore[arg-type]
 
 
 X, T, Y = torch.zeros(2, 4, 2, 2), torch.tensor([100, 900]), torch.tensor([1, 4])
@@ -65,15 +66,15 @@ def test_guided_x0_and_eps_belong_together() -> None:
     torch.testing.assert_close(alpha * prediction.x0 + sigma * prediction.eps, x, atol=1e-5, rtol=1e-5)
 
 
-def test_scale_one_is_no_guidance_and_costs_one_pass() -> None:
+def test_one_is_no_guidance_and_costs_one_pass() -> None:
     backbone = Counting()
-    prediction = guided(backbone, scale=1.0)(X, T, Y)
+    prediction = guided(backbone, guidance=1.0)(X, T, Y)
     assert backbone.batches == [2]
     assert torch.equal(prediction.eps, guided().denoiser(X, T, Y).eps)
 
 
-def test_scale_zero_is_the_null_class() -> None:
-    torch.testing.assert_close(guided(scale=0.0)(X, T, Y).eps, guided().denoiser(X, T, None).eps)
+def test_zero_is_the_null_class() -> None:
+    torch.testing.assert_close(guided(guidance=0.0)(X, T, Y).eps, guided().denoiser(X, T, None).eps)
 
 
 def test_no_labels_need_no_guidance() -> None:
@@ -97,23 +98,23 @@ def test_guidance_acts_within_its_interval_ends_included() -> None:
 
 def test_outside_the_interval_costs_one_pass() -> None:
     backbone = Counting()
-    steered = guided(backbone, interval=(0.5, 0.8))
-    steered(X, torch.tensor([100, 400]), Y)
-    steered(X, torch.tensor([600, 700]), Y)
+    wrapped = guided(backbone, interval=(0.5, 0.8))
+    wrapped(X, torch.tensor([100, 400]), Y)
+    wrapped(X, torch.tensor([600, 700]), Y)
     assert backbone.batches == [2, 4]
 
 
 def test_interval_counts_training_time_under_respacing() -> None:
-    steered = guided(interval=(0.5, 1.0)).respaced(10)
-    eps = steered(torch.zeros(2, 4, 2, 2), torch.tensor([4, 5]), torch.tensor([1, 1])).eps[:, 0, 0, 0]
+    wrapped = guided(interval=(0.5, 1.0)).respaced(10)
+    eps = wrapped(torch.zeros(2, 4, 2, 2), torch.tensor([4, 5]), torch.tensor([1, 1])).eps[:, 0, 0, 0]
     assert eps.tolist() == pytest.approx([1.0, -15.0])  # steps 444 and 555 of 999
 
 
 def test_interval_counts_the_flow_path_too() -> None:
     denoiser = Denoiser(lambda x, t, y: y.view(-1, 1, 1, 1) + 0 * x, Flow(), "flow", null_label=9, num_classes=9)
-    steered = Guided(denoiser, 3.0, interval=(0.25, 0.75))
+    wrapped = Guided(denoiser, 3.0, interval=(0.25, 0.75))
     x, t = torch.zeros(3, 1, 2, 2), torch.tensor([0.2, 0.25, 0.8])
-    prediction = steered(x, t, torch.tensor([1, 1, 1]))
+    prediction = wrapped(x, t, torch.tensor([1, 1, 1]))
     assert (prediction.eps - prediction.x0)[:, 0, 0, 0].tolist() == pytest.approx([1, -15, 1])
 
 
@@ -132,11 +133,11 @@ def test_network_is_guided_by_its_own_null_label(tiny: nn.Module) -> None:
         torch.testing.assert_close(Guided(denoiser, 2.5)(x, t, y).eps, null + 2.5 * (cond - null), atol=1e-4, rtol=1e-4)
 
 
-@pytest.mark.parametrize("scale", [1.0, 2.0])
-def test_model_without_a_null_label_cannot_be_guided(scale: float, one_line: Callable) -> None:
+@pytest.mark.parametrize("guidance", [1.0, 2.0])
+def test_model_without_a_null_label_cannot_be_guided(guidance: float, one_line: Callable) -> None:
     with pytest.raises(UserError, match="needs a null label") as caught:
-        Guided(Denoiser(Counting(), SCHEDULE), scale)
-    assert f"guidance {scale:g}" in one_line(caught.value)
+        Guided(Denoiser(Counting(), SCHEDULE), guidance)
+    assert f"guidance {guidance:g}" in one_line(caught.value)
 
 
 # ---- a condition of vectors ------------------------------------------------------------------------------------------
@@ -152,9 +153,9 @@ def test_text_model_is_guided_by_the_null_condition_it_is_handed(name: str) -> N
     text, empty = torch.randn(3, 3, 6), torch.randn(3, 6)
     cond, null = denoiser(x, t, text).eps, denoiser(x, t, empty.expand(3, 3, 6)).eps
     assert not torch.allclose(cond, null, atol=1e-3)
-    steered = Guided(denoiser, 2.5, null=empty)
-    torch.testing.assert_close(steered(x, t, text).eps, null + 2.5 * (cond - null), atol=1e-4, rtol=1e-4)
-    *_, step = sample(steered, x, scheduler="ddim", steps=2, y=text)
+    wrapped = Guided(denoiser, 2.5, null=empty)
+    torch.testing.assert_close(wrapped(x, t, text).eps, null + 2.5 * (cond - null), atol=1e-4, rtol=1e-4)
+    *_, step = sample(wrapped, x, sampler="ddim", steps=2, y=text)
     assert step.x.isfinite().all()
 
 
@@ -163,7 +164,9 @@ def test_null_conditions_that_do_not_fit_are_told(one_line: Callable) -> None:
         return x
 
     text = Denoiser(backbone, SCHEDULE)
-    with pytest.raises(UserError, match=r"the null condition is \[2, 6\] and a sample's is \[3, 6\]") as caught:
+    with pytest.raises(
+        UserError, match=r"the null condition is \[2, 6\] and an image's is \[3, 6\]; the shapes must match"
+    ) as caught:
         Guided(text, 2.0, null=torch.zeros(2, 6))(X, T, torch.zeros(2, 3, 6))
     one_line(caught.value)
     with pytest.raises(UserError, match="has a null label and was handed a null condition too") as caught:

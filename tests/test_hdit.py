@@ -15,20 +15,20 @@ from torch import Tensor, nn
 import udit
 from conftest import DATA, batch, perturb
 from peers import assert_golden, golden_input, golden_model, learns
-from udit.diffusion.denoise import Denoiser
+from udit.diffusion.ddpm import DDPM
+from udit.diffusion.denoiser import Denoiser
 from udit.diffusion.edm import Preconditioned
 from udit.diffusion.sample import sample
-from udit.diffusion.schedule import DDPM
 from udit.errors import UserError
-from udit.models.hdit.config import AxialGlobal, AxialNeighborhood, AxialWindow, HDiTConfig, HourglassLevel, Mapping
+from udit.models.hdit.config import HDiTConfig, HourglassLevel, Mapping
+from udit.models.parity import seed_offset
 from udit.nn.axial import AxialAttention, axial_frequencies, axial_positions, axial_table, turn
 from udit.nn.conditioning import AdaLNBlock, Modulation
 from udit.nn.ffn import MLP
 from udit.nn.hourglass import Labels
-from udit.nn.specs import Mlp
+from udit.nn.specs import AxialGlobal, AxialNeighborhood, AxialWindow, Mlp
 from udit.nn.window import join_windows, split_windows, wrap_mask
 from udit.parity.network import _Case, describe
-from udit.parity.systems import seed_offset
 
 GOLDEN = json.loads((DATA / "hdit-goldens.json").read_text())
 GOLDEN_CONFIG = HDiTConfig(
@@ -234,7 +234,7 @@ def test_a_silent_network_denoises_a_gaussian_exactly() -> None:
     silent = Preconditioned(lambda x, sigma, y=None, /: torch.zeros_like(x), sigma_data=0.3, path="preserving")
     denoiser = Denoiser(silent, DDPM.linear(), target="x0", time="sigma")
     x = torch.randn(1, 1, 32, 32, generator=torch.Generator().manual_seed(0))
-    *_, last = sample(denoiser, x, scheduler="ddim", steps=250)
+    *_, last = sample(denoiser, x, sampler="ddim", steps=250)
     torch.testing.assert_close(last.x, 0.3 * x, rtol=0.02, atol=0)
 
 
@@ -306,10 +306,10 @@ def test_reference_files_may_draw_further_inputs_and_be_rectangular() -> None:
         "out": np.zeros((2, 3, 8, 24), dtype=np.float32),
     }
     path = Path("made.npz")
-    config, channels, extras = describe(arrays, path)
+    described, channels = describe(arrays, path)
+    config = described.config
     assert (config.stages[0].attention, config.vector_cond, config.size) == (AxialWindow(size=2), 5, (8, 24))
-    assert extras == {"aug_cond": 4, "mapping_cond": 3}
-    case = _Case(arrays, config, channels, extras, "cpu", torch.float32)
+    case = _Case(arrays, described, channels, "cpu", torch.float32)
     model = case.network("")
     for name, parameter in model.named_parameters():
         if name.endswith("attention.scale"):

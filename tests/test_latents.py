@@ -16,6 +16,7 @@ import pytest
 import torch
 from safetensors.numpy import load_file
 
+import udit
 from conftest import Told, succeeds
 from runs import RECIPE, SMALL, metrics, pictures, small_run, state_hash, train
 from udit import dist
@@ -27,6 +28,7 @@ from udit.errors import RunError, UserError
 from udit.files import seal, unseal
 from udit.run.config import Run
 from udit.run.recipes import load_run
+from udit.training.encoding import EncodedCache
 from udit.training.trainer import Trainer
 from vaes import tiny_vae
 
@@ -360,7 +362,7 @@ def test_command_writes_goes_on_and_names_what_changed(
     plain = ["encode", RECIPE, *SMALL, *cases.words("vae"), "--no-progress", "--out", str(cache)]
     words = [*plain, "--shard-size", "7"]
     said = succeeds(capsys, *words)
-    assert said.startswith(f"wrote {cache}: 24 pictures, also mirrored, as float16 4x4x4 in 4 shards, ")
+    assert said.startswith(f"wrote {cache}: 24 images and their mirror images as float16 4x4x4 in 4 shards, ")
     assert said.endswith(f"next: udit train {RECIPE} latents={cache}\n")
     assert contents(cache) == contents(cases.cache("vae"))
     assert succeeds(capsys, *words) == said
@@ -376,6 +378,34 @@ def test_command_writes_goes_on_and_names_what_changed(
     assert "is not empty and no latent cache; take another --out" in told(*plain[:-1], str(cases.root / "data"))
     assert "--shard-size is 0" in told(*plain, "--shard-size", "0")
     assert "leave latents out" in told(*words, f"latents={cache}")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_python_writes_the_bytes_of_the_command_and_tells_what_it_wrote(
+    cases: Cases, tmp_path: Path, capsys: pytest.CaptureFixture[str], kind: str
+) -> None:
+    words = ["encode", RECIPE, *SMALL, *cases.words(kind), "--no-progress", "--out", str(tmp_path / "command")]
+    succeeds(capsys, *words, "--shard-size", "7", "--batch-size", "5")
+    for _ in range(2):  # the second finds all of it
+        found = udit.encode(cases.run(kind), str(tmp_path / "python"), shard_size=7, batch_size=5, progress=False)
+        assert contents(tmp_path / "python") == contents(tmp_path / "command")
+    shape = (4, 4, 4) if kind != "identity" else (1, 8, 8)
+    dtype = "float16" if kind == "vae" else "uint8"
+    size = sum(path.stat().st_size for path in (tmp_path / "python").glob("shard-*"))
+    wanted = EncodedCache(tmp_path / "python", COUNT, mirrored=True, shape=shape, dtype=dtype, shards=4, bytes=size)
+    assert found == wanted
+
+
+def test_python_refuses_what_the_command_refuses(cases: Cases, tmp_path: Path) -> None:
+    run = cases.run("identity")
+    for choice in ("shard_size", "batch_size"):
+        with pytest.raises(UserError, match=f"{choice} is 0; it counts images"):
+            udit.encode(run, tmp_path / "cache", **{choice: 0})
+    with pytest.raises(UserError, match="leave latents out"):
+        udit.encode(run.replace(latents=cases.cache("identity")), tmp_path / "cache")
+    with pytest.raises(UserError, match="nothing to measure"):
+        udit.encode(run, tmp_path / "cache", measure=True)
+    assert not (tmp_path / "cache").exists()
 
 
 # -- what strangers hand over --------------------------------------------------------------------------------------
@@ -463,7 +493,7 @@ def test_several_ranks_train_from_one_cache(cases: Cases, tmp_path: Path) -> Non
         for rank in range(2)
     ]
     assert torch.equal(torch.cat([half.x for half in halves]), whole.x)
-    assert Trainer(small_run(tmp_path / "run", *words), dist.World()).fit(progress=False).step == 2
+    assert Trainer(small_run(tmp_path / "run", *words), dist.World()).train(progress=False).step == 2
 
 
 def test_papers_recipe_resolves_without_the_vae_or_a_network(tmp_path: Path) -> None:

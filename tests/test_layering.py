@@ -20,9 +20,9 @@ ROOT = Path(udit.__file__).parent
 FILES = sorted(ROOT.rglob("*.py"))
 
 ORDER = (
-    *("errors", "spec", "rng", "files", "dist", "images", "checkpoint", "ops", "nn", "models", "diffusion", "data"),
-    *("run", "assemble", "analysis", "store", "exporting", "convert", "parity", "training", "evaluation", "tuning"),
-    *("benchmarking", "studio", "cli", "__main__"),
+    *("errors", "progress", "spec", "rng", "files", "dist", "images", "checkpoint", "ops", "nn", "models", "diffusion"),
+    *("data", "run", "assemble", "analysis", "store", "exporting", "convert", "parity", "training", "evaluation"),
+    *("scoring", "tuning", "generation", "benchmarking", "studio", "cli", "__main__"),
 )
 """Packages and modules of the library, each of which may import those before it: no circle leaves a package."""
 FORBIDDEN = {
@@ -37,7 +37,15 @@ FORBIDDEN = {
 }
 """What comes before and is none of its business all the same."""
 CONFIGURATION = {
-    *("udit.spec", "udit.spec.base", "udit.errors", "udit.nn.specs", "udit.diffusion.config", "udit.data.config"),
+    *(
+        "udit.spec",
+        "udit.spec.base",
+        "udit.errors",
+        "udit.nn.specs",
+        "udit.diffusion.config",
+        "udit.diffusion.samplers",
+        "udit.data.config",
+    ),
     *("udit.data.codec_config", "udit.data.cache_config", "udit.models.catalog", "udit.models.config"),
     *("udit.models.ablation", "udit.models.isotropic", "udit.run", "udit.run.config", "udit.run.recipes"),
     *("udit.run.start", "udit.run.system", "udit.evaluation.protocol", "udit.tuning.quality", "udit.files"),
@@ -46,10 +54,16 @@ CONFIGURATION = {
 """Modules that are free of torch, beside ``models/<family>/config.py``."""
 BUILDERS = {
     ("udit.run.config", "source", "udit.data.latents"),
-    *(("udit.models.hdit.config", "build", f"udit.nn.{name}") for name in ("axial", "neighborhood", "window")),
     *(("udit.data.config", "info", f"udit.data.{name}") for name in ("idx", "npz", "folder", "hub")),
 }
 """(module, function, target) of a spec that builds what another package holds."""
+OF_A_FAMILY = {
+    "build": "network",
+    "published_keys": "published",
+    "check_published": "published",
+    "parity_systems": "parity",
+}
+"""Methods of a family's config, and the one module of its folder that each may import."""
 
 
 @dataclass(frozen=True)
@@ -163,15 +177,36 @@ def test_imports_make_no_circle() -> None:
 
 @pytest.mark.parametrize("path", [p for p in FILES if is_configuration(module(p))], ids=module)
 def test_configuration_imports_no_torch(path: Path) -> None:
-    """A spec builds itself: ``build`` alone imports what it builds, from the spec's own package."""
+    """A spec builds itself: ``build`` alone imports what it builds, from the spec's own package.
+
+    A family's config has further such methods; each may import one module of its folder.
+    """
     own = module(path).rpartition(".")[0]
     for found in imports(tree(path)):
         heavy = found.target.split(".")[0] in ("torch", "numpy", "diffusers", "safetensors", "PIL", "sklearn")
         assert not heavy or found.for_types, f"line {found.line}: {found.target}"
         if not found.target.startswith("udit.") or found.for_types or is_configuration(found.target):
             continue
-        builds = found.function == "build" and found.target.startswith(f"{own}.")
+        if own.startswith("udit.models."):
+            builds = found.target == f"{own}.{OF_A_FAMILY.get(found.function or '')}"
+        else:
+            builds = found.function == "build" and found.target.startswith(f"{own}.")
         assert builds or (module(path), found.function, found.target) in BUILDERS, f"line {found.line}: {found.target}"
+
+
+def test_a_family_is_named_by_its_folder_and_the_catalogue_alone() -> None:
+    """So a new one is a folder and a row; a family may build on another's folder."""
+    folders = {path.parent.name for path in ROOT.glob("models/*/config.py")}
+    assert len(folders) >= 8
+    for folder in folders:
+        names = {path.stem for path in (ROOT / "models" / folder).glob("*.py")}
+        assert names == {"__init__", "config", "network", "published", "parity"}, folder
+    for path in FILES:
+        if module(path) in ("udit.models.catalog", "udit.models.ablation") or path.parent.parent == ROOT / "models":
+            continue
+        for found in own_imports(path):
+            named = set(found.target.split(".")[2:3]) & folders
+            assert not named or not found.target.startswith("udit.models."), f"{path.name}:{found.line}: {found.target}"
 
 
 def test_configuration_loads_without_torch() -> None:
@@ -285,6 +320,57 @@ def test_modules_are_subclassed_once_and_never_twice() -> None:
         assert not networks & {base.split(".")[-1] for base in above}, name
         if name in networks:
             assert above == ["nn.Module"], name
+
+
+JOB_WORDS = re.compile(r"steps|batch|sampler|generate|shards|chunks|sigma_rels|seeds|update|losses")
+"""What a loop over the work of a job iterates over, or calls."""
+
+
+def job_loops(node: ast.AST) -> Iterator[str]:
+    """Loops of a command that do the work of a job: they iterate over steps, batches or samples, or count them."""
+    for child in ast.walk(node):
+        iterated = [child.iter] if isinstance(child, ast.For | ast.AsyncFor | ast.comprehension) else []
+        for expression in iterated:
+            if found := JOB_WORDS.search(ast.unparse(expression)):
+                yield f"loop over {found[0]}: {ast.unparse(expression)}"
+        if isinstance(child, ast.While):
+            yield f"line {child.lineno}: while"
+    for found in imports(node):
+        heavy = found.target.split(".")[0] in ("torch", "numpy", "tqdm", "safetensors", "PIL", "time", "statistics")
+        if heavy or "progress" in found.target:
+            yield f"line {found.line}: {found.target}"
+
+
+COMMANDS = [path.stem for path in FILES if path.parent.name == "cli" and path.stem not in ("__init__", "output")]
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_commands_parse_and_print(name: str) -> None:
+    """The work is done by library functions, in Python as well; tables are formatted here, numbers are not made."""
+    assert list(job_loops(tree(ROOT / "cli" / f"{name}.py"))) == []
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "for record in trainer.steps():\n    say(record)",
+        "def f():\n    from torch import Tensor",
+        "losses = [loss(batch) for batch in batches(run)]",
+        "for sigma_rel in sigma_rels:\n    rebuild(sigma_rel)",
+        "images = torch.cat(list(part for part in system.generate(range(8))))",
+        "while step < steps:\n    step += 1",
+        "from tqdm.auto import tqdm",
+        "import time",
+    ],
+)
+def test_the_search_for_jobs_in_commands_finds_them(source: str) -> None:
+    assert list(job_loops(ast.parse(source)))
+
+
+def test_no_command_imports_another() -> None:
+    for path in (path for path in FILES if unit(module(path)) == "cli" and path.name != "__init__.py"):
+        others = {found.target for found in own_imports(path) if unit(found.target) == "cli"}
+        assert others <= {"udit.cli.output", "udit.cli.options"}, f"{path.name} imports {others}"
 
 
 def test_every_package_is_described() -> None:

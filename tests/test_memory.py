@@ -17,7 +17,7 @@ from udit.models.catalog import CATALOG
 from udit.run.config import Run
 from udit.run.recipes import load_run, parse_yaml
 from udit.training.learner import Learner
-from udit.training.memory import Memory, estimate
+from udit.training.memory import DryRun, Memory, dry_run, estimate
 
 TINY = [name for name in CATALOG if name.endswith("-tiny")]
 WORDS = ["diffusion={kind: ddpm}", "sampling.sampler=ddim"]
@@ -99,8 +99,9 @@ def test_dry_run_tells_the_memory_and_stays_yaml(capsys: pytest.CaptureFixture[s
     said = succeeds(capsys, "train", RECIPE, *SMALL, "--dry-run")
     assert parse_yaml(said, "it") == tiny().plain()
     total = estimate(tiny()).total / 1e6
-    assert "# memory of a training step, 6 pictures a backward pass, estimated from shapes:" in said
+    assert "# memory of a training step, 6 images per backward pass, estimated from shapes:" in said
     assert said.splitlines()[-1].startswith(f"#   in all      {total:>12,.1f} MB at most")
+    assert dry_run(tiny()) == DryRun(estimate(tiny()), 1, missing_data=None, loads_vae=False)
 
 
 @pytest.mark.parametrize("root", [[], ["data.root=/nowhere"]])
@@ -113,7 +114,7 @@ def test_dry_run_answers_where_the_pictures_are_missing(
     assert (values["model"]["num_classes"], values["model"]["in_channels"]) == (1000, 4)
     name = "/nowhere" if root else "PATH"
     assert f"# data.root is '{name}', no folder;" in said
-    assert "until then 1000 classes are taken for granted" in said
+    assert "until then 1000 classes are assumed" in said
     assert "and the VAE, unless its latents are read" in said
     assert "data.root is" in told("train", "imagenet256-latent", *root)
 

@@ -12,9 +12,10 @@ from torch import Tensor
 import udit
 from conftest import perturb
 from udit.errors import UserError
-from udit.models.hdit.config import AxialNeighborhood, HourglassLevel, Mapping
+from udit.models.hdit.config import HourglassLevel, Mapping
 from udit.nn.axial import attend_all
 from udit.nn.neighborhood import neighborhood_attention
+from udit.nn.specs import AxialNeighborhood
 
 
 def maps(height: int, width: int, dtype: torch.dtype = torch.float64) -> list[Tensor]:

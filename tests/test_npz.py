@@ -67,10 +67,10 @@ def test_files_of_plain_numpy_are_read(tmp_path: Path) -> None:
 
 
 SLIPS: dict[str, tuple[dict[str, Any], str]] = {
-    "nothing": ({"other": np.zeros(2)}, "needed are pictures (arr_0) or statistics"),
+    "nothing": ({"other": np.zeros(2)}, "needed are images (arr_0) or statistics"),
     "floats": ({"arr_0": np.zeros((2, 4, 4, 3))}, "needed is uint8 [N, H, W, 1 or 3]"),
     "channels first": ({"arr_0": np.zeros((2, 3, 4, 4), np.uint8)}, "needed is uint8 [N, H, W, 1 or 3]"),
-    "labels": ({"arr_0": np.zeros((2, 4, 4, 3), np.uint8), "arr_1": np.zeros(3, int)}, "it holds a label a picture"),
+    "labels": ({"arr_0": np.zeros((2, 4, 4, 3), np.uint8), "arr_1": np.zeros(3, int)}, "it holds one label per image"),
     "half a reference": ({"arr_0": np.zeros((2, 4, 4, 3), np.uint8), "mu": np.zeros(3)}, "only one of mu and sigma"),
     "NaN": ({"mu": np.array([np.nan]), "sigma": np.eye(1)}, "mu is float64 and must be finite"),
     "shapes": ({"mu": np.zeros(3), "sigma": np.eye(4)}, "mu is [3] and sigma is [4, 4]"),

@@ -13,17 +13,11 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from gaussian import Gaussian
-from udit.diffusion.denoise import Denoiser, Prediction, Target, decode, encode, mix, null_labels
-from udit.diffusion.objective import (
-    Losses,
-    ancestral_moments,
-    draw,
-    drop_labels,
-    flow_loss,
-    hybrid_loss,
-    pixel_log_likelihood,
-)
-from udit.diffusion.schedule import DDPM, Flow
+from udit.diffusion.ddpm import DDPM, ancestral_moments, hybrid_loss, pixel_log_likelihood
+from udit.diffusion.denoiser import Denoiser, Prediction, mix, null_labels
+from udit.diffusion.flow import Flow, flow_loss
+from udit.diffusion.objective import Losses, draw, drop_labels
+from udit.diffusion.targets import Target, decode, encode
 from udit.errors import UserError
 
 DDPM_1000 = DDPM.linear(1000)
@@ -67,18 +61,18 @@ def test_flow_targets_are_the_velocity_of_their_path(path: str, target: Target) 
 
 
 def test_denoiser_tells_the_network_its_own_time_and_splits_off_the_variance() -> None:
-    heard = []
+    told = []
 
     def backbone(x: Tensor, t: Tensor, y: Tensor | None = None) -> Tensor:
-        heard.append((t, y))
+        told.append((t, y))
         return torch.cat([0.5 * x, torch.full_like(x, 7)], dim=1)
 
     denoiser = Denoiser(backbone, DDPM_1000.respaced(10), learn_sigma=True, null_label=3, num_classes=3)
     x, t, y = torch.randn(2, 2, 4, 4), torch.tensor([0, 9]), torch.tensor([1, 3])
     prediction = denoiser(x, t, y)
     assert isinstance(prediction, Prediction)
-    assert heard[0][0].tolist() == [0, 999]
-    assert heard[0][1] is y
+    assert told[0][0].tolist() == [0, 999]
+    assert told[0][1] is y
     assert torch.equal(prediction.eps, 0.5 * x)
     assert torch.equal(prediction.variance, torch.full_like(x, 7))
     alpha, sigma = denoiser.schedule.alpha_sigma(t, x)

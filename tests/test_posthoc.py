@@ -19,6 +19,7 @@ from udit.errors import UserError
 from udit.run.config import PosthocConfig
 from udit.training.learner import Learner
 from udit.training.posthoc import PowerAverages, Snapshots, gamma_of, overlaps, power_decay, solve
+from udit.tuning.ema import sweep_ema
 
 LENGTHS = (0.03, 0.05, 0.07, 0.1, 0.15, 0.2, 0.25)
 """The table: what `udit ema sweep` scores, and between."""
@@ -244,6 +245,23 @@ def test_make_writes_a_model_of_any_length(run: Path, tmp_path: Path, capsys: py
     assert system.config.steps == 9
 
 
+def test_python_gives_the_model_that_make_writes(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for step in (6, None):
+        average = udit.posthoc_ema(run, 0.07, step)
+        out = tmp_path / f"model-{step}"
+        words = ["ema", "make", str(run), str(out), "--sigma-rel", "0.07", *(["--step", str(step)] if step else [])]
+        said = succeeds(capsys, *words)
+        assert average.step == (step or 9)
+        assert f"sigma_rel 0.07 at step {average.step}, error of the profile {average.error:.2%}" in said
+        written = udit.load(out)
+        assert same_bits(average.system.backbone.state_dict(), written.backbone.state_dict())
+        assert average.system.config == written.config
+    assert udit.posthoc_ema(run, 0.1).spanned
+    short = udit.posthoc_ema(run, 0.01)
+    assert not short.spanned
+    assert short.error > 0.05
+
+
 def test_sweep_scores_lengths_on_one_protocol(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = ["ema", "sweep", str(run), "--sigma-rels", "0.05", "--sigma-rels", "0.1", "--n", "20", "--no-progress"]
     said = succeeds(capsys, *words)
@@ -253,6 +271,12 @@ def test_sweep_scores_lengths_on_one_protocol(run: Path, capsys: pytest.CaptureF
     assert found[0]["protocol"] == found[1]["protocol"]
     assert [f["subject"]["sigma_rel"] for f in found] == [0.05, 0.1]
     assert not list((run / "evaluation").glob("samples-*"))
+    scored = sweep_ema(run, (0.05, 0.1), num_samples=20, progress=False)
+    assert [length.sigma_rel for length in scored] == [0.05, 0.1]
+    assert [length.scores.model_dump(mode="json") for length in scored] == found
+    assert all(f"{length.scores.scores['fid'].value:.4f}" in said for length in scored)
+    with pytest.raises(UserError, match="sigma_rels is empty"):
+        sweep_ema(run, ())
 
 
 def test_slips_are_told(run: Path, tmp_path: Path, told: Told) -> None:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 import udit
 from conftest import TINY, batch, perturb, release_keys, same_bits, snapshot
 from udit.errors import UserError
-from udit.models.published import clean_keys, key_map
+from udit.models.published import clean_keys
 from udit.models.udit.config import UDiTConfig
 from udit.nn.specs import Downsampled, Mlp, RepConv
 
@@ -24,7 +24,7 @@ from udit.nn.specs import Downsampled, Mlp, RepConv
 @pytest.mark.parametrize("size", ["s", "b", "l"])
 def test_key_map_is_a_bijection_with_the_release_in_its_order(size: str) -> None:
     config = udit.build(f"U-DiT-{size.upper()}", device="meta").config
-    theirs, ours = release_keys(size), key_map(config)
+    theirs, ours = release_keys(size), config.published_keys()
     assert [(key, list(shape)) for key, (_, shape) in ours.items()] == list(theirs.items())
     state = udit.build(config, device="meta").state_dict()
     assert sorted(name for name, _ in ours.values()) == sorted(state)
@@ -97,7 +97,7 @@ def test_fused_model_has_no_published_names(tiny: nn.Module, one_line: Callable)
 
 def test_ablation_the_release_lacks_has_no_published_names() -> None:
     with pytest.raises(UserError, match="not factor 4"):
-        key_map(UDiTConfig(attention=Downsampled(factor=4)))
+        UDiTConfig(attention=Downsampled(factor=4)).published_keys()
 
 
 # ---- all or nothing --------------------------------------------------------------------------------------------------
@@ -224,7 +224,7 @@ def test_spoiled_weights_would_have_changed_the_output() -> None:
     other = udit.build(model.config)
     own = other.state_dict()
     spoiled = evaluated(state, 1)
-    for key, (name, _) in key_map(model.config).items():
+    for key, (name, _) in model.config.published_keys().items():
         own[name].copy_(spoiled[key].reshape(own[name].shape))
     inputs = batch(model)
     with torch.no_grad():

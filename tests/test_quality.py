@@ -11,14 +11,14 @@ import pytest
 import udit
 from conftest import TINY, Told, perturb, succeeds
 from runs import pictures, train
-from udit import tuning
 from udit.assemble import System
 from udit.diffusion.config import DDPMConfig, EDMConfig, FlowConfig, SamplingConfig
 from udit.diffusion.sample import make_sampler
 from udit.images import read_settings
 from udit.run.system import SystemConfig
 from udit.store import fingerprint, read_run_config
-from udit.tuning.quality import DEFAULTS, FILE, Quality, Scored, default, fastest
+from udit.tuning import search
+from udit.tuning.quality import FILE, Quality, Scored, default, fastest
 
 LEVELS = ("draft", "good", "best")
 
@@ -48,7 +48,7 @@ def test_table_knows_every_noising_process_and_keeps_the_guidance(
     steps = []
     for level in LEVELS:
         how = default(level, own, diffusion)
-        assert how.sampler in diffusion.SAMPLERS
+        assert how.sampler in diffusion.samplers()
         make_sampler(how.sampler, eta=how.eta, clip=how.clip)
         assert (how.guidance, how.guidance_channels, how.guidance_interval) == (3.0, 1, (0.1, 0.7))
         assert (how.cache, how.clip) == (1, False)
@@ -86,7 +86,7 @@ def test_untuned_model_is_drawn_from_by_the_table(
 ) -> None:
     caplog.set_level("INFO")
     how = drawn(capsys, model, tmp_path, "--quality", "draft")
-    assert (how["sampler"], how["steps"]) == DEFAULTS["flow"]["draft"]
+    assert (how["sampler"], how["steps"]) == FlowConfig.quality["draft"]
     assert how["guidance"] == 1.5
     assert "no quality.json beside" in caplog.text
 
@@ -115,8 +115,8 @@ def test_mistakes_are_told_in_one_line(model: Path, tmp_path: Path, told: Told) 
     for text in ("{", '{"format": 2}'):
         (broken / FILE).write_text(text)
         words = ("sample", str(broken), "--quality", "best", "--out", str(tmp_path / "out"), "--no-progress")
-        assert "make it anew with `udit tune`" in told(*words)
-    assert "needs at least 20 pictures" in told("tune", str(model), "--n", "3")
+        assert "write it again with `udit tune`" in told(*words)
+    assert "needs at least 20 images" in told("tune", str(model), "--n", "3")
     assert "is no run folder" in told("tune", str(model))
 
 
@@ -126,15 +126,16 @@ def test_a_run_is_tuned_and_drawn_from(
     run = tmp_path / "run"
     words = [*pictures(tmp_path / "pictures"), "diffusion={kind: flow}", "training.steps=3", "evaluation.judge_steps=2"]
     train(run, *words, "model.depths=[1,1,1]", "sampling={sampler: flow-euler, steps: 2, guidance: 2.0}")
-    for name, value in {"STEPS": (2, 4), "FEW_STEPS": {"flow": ("dpmpp",)}, "RESAMPLES": 4, "WATCHED": 2}.items():
-        monkeypatch.setattr(tuning, name, value)
+    for name, value in {"STEPS": (2, 4), "RESAMPLES": 4, "WATCHED": 2}.items():
+        monkeypatch.setattr(search, name, value)
+    monkeypatch.setattr(FlowConfig, "few_step_samplers", ("dpmpp",))
     said = succeeds(capsys, "tune", str(run), "--n", "20")
     assert said.count("dpmpp 2") >= 2
     found = Quality.read(run)
     assert found is not None
     plain = [each for each in found.tried if not each.sampling.refresh]
     assert {(each.sampling.steps, each.sampling.guidance_interval) for each in plain} == {
-        (steps, interval) for steps in (2, 4) for interval in ((0.0, 1.0), tuning.INTERVAL)
+        (steps, interval) for steps in (2, 4) for interval in ((0.0, 1.0), search.INTERVAL)
     }
     assert any(each.sampling.refresh for each in found.tried)
     best = min(plain, key=lambda each: each.distance)

@@ -11,7 +11,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from udit.diffusion.schedule import DDPM, Flow, gather
+from udit.diffusion.ddpm import DDPM
+from udit.diffusion.flow import Flow
+from udit.diffusion.schedule import gather
 from udit.errors import UserError
 
 DDPM_1000 = DDPM.linear(1000)

@@ -9,13 +9,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 
 from udit.data.sources import InMemory, digits, split
 from udit.errors import UserError
 from udit.evaluation.features import Judge
 from udit.evaluation.report import NOTE, Report
-from udit.evaluation.score import evaluate
+from udit.evaluation.score import score_with_judge
 from udit.run.config import EvaluationConfig
 
 SOURCE = digits()
@@ -31,7 +30,7 @@ def judge_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def score(path: Path | None, pixels: np.ndarray, labels: np.ndarray, **changes: Any) -> Report:
     settings: dict[str, Any] = {"source": SOURCE, "parts": PARTS, "config": CONFIG} | changes
-    return evaluate(torch.from_numpy(pixels), labels.tolist(), protocol=PROTOCOL, judge_path=path, **settings)
+    return score_with_judge(pixels, labels.tolist(), protocol=PROTOCOL, judge_path=path, **settings)
 
 
 @pytest.fixture(scope="module")
@@ -108,7 +107,7 @@ def test_torn_judge_is_trained_anew(tmp_path: Path, caplog: pytest.LogCaptureFix
 
 def test_too_few_pictures_name_the_share() -> None:
     for name in ("judge", "test"):
-        with pytest.raises(UserError, match=f"the {name} part has 0 pictures; raise data.{name}_share"):
+        with pytest.raises(UserError, match=f"the {name} part has 0 images; raise data.{name}_share"):
             score(None, SOURCE.pixels, SOURCE.labels, parts=replace(PARTS, **{name: PARTS.test[:0]}))
 
 

@@ -33,7 +33,10 @@ def test_shards_come_back_in_order_and_cover_every_picture_once(tmp_path: Path) 
     for shard in (2, 0, 1):
         shards.write(shard, images[list(shards.places(shard))])
     assert list(shards.missing()) == []
-    assert np.array_equal(shards.read(), images)
+    assert shards.images().shape == (1, 4, 4)
+    assert np.array_equal(np.concatenate(list(shards.images().chunks(3))), images)
+    picked = np.array([9, 0, 5, 4])
+    assert np.array_equal(shards.images().read(picked), images[picked])
     shards.remove()
     assert list(tmp_path.iterdir()) == []
 
@@ -50,7 +53,7 @@ def test_torn_altered_or_short_shard_is_drawn_again(tmp_path: Path) -> None:
     assert list(shards.missing()) == [0, 1]
     assert list(Shards(tmp_path, KEY, 11, 4).missing()) == [0, 1, 2]  # the last holds 3 now
     with pytest.raises(UserError, match=r"2 shards of .* are missing; run the same command again"):
-        shards.read()
+        shards.images()
 
 
 def test_other_weights_or_settings_have_shards_of_their_own(tmp_path: Path) -> None:

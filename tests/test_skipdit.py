@@ -14,10 +14,10 @@ import udit
 from conftest import DATA, batch, perturb, same_bits, snapshot
 from peers import assert_golden, golden_input, golden_model
 from udit.diffusion.cache import StepCache
-from udit.diffusion.denoise import Denoiser
+from udit.diffusion.ddpm import DDPM
+from udit.diffusion.denoiser import Denoiser
 from udit.diffusion.guidance import Guided
 from udit.diffusion.sample import sample
-from udit.diffusion.schedule import DDPM
 from udit.errors import UserError
 from udit.models.catalog import find
 from udit.models.skipdit.config import SkipDiTConfig

@@ -9,15 +9,18 @@ import torch
 from torch import Tensor
 
 from gaussian import Gaussian
-from udit.diffusion.config import SAMPLERS, DDPMConfig, EDMConfig, FlowConfig
-from udit.diffusion.denoise import Denoiser, encode
+from udit.diffusion.config import DDPMConfig, EDMConfig, FlowConfig
+from udit.diffusion.ddpm import DDPM
+from udit.diffusion.denoiser import Denoiser
+from udit.diffusion.edm import EDM
+from udit.diffusion.flow import Flow
 from udit.diffusion.sample import SeededNoise, Step, sample
-from udit.diffusion.schedule import DDPM, EDM, Flow
+from udit.diffusion.samplers import SAMPLERS
+from udit.diffusion.targets import encode
 
 DATA = Gaussian(mean=0.3, std=0.5)
 SCHEDULES = {"ddpm": DDPM.linear(1000), "flow": Flow(), "gvp": Flow("gvp"), "edm": EDM()}
 TARGETS = {"ddpm": "eps", "flow": "flow", "gvp": "gvp", "edm": "x0"}
-UNITS = {"ddpm": "index", "flow": "unit", "gvp": "unit", "edm": "sigma"}
 X_T = torch.randn(64, 1, 8, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
 
 CASES = [
@@ -40,7 +43,7 @@ CASES = [
 def walk(schedule: str, name: str, steps: int, target: str | None = None) -> list[Step]:
     kind = SCHEDULES[schedule]
     denoiser = DATA.denoiser(kind, target or TARGETS[schedule])  # type: ignore[arg-type]
-    return list(sample(denoiser, X_T, scheduler=name, steps=steps))
+    return list(sample(denoiser, X_T, sampler=name, steps=steps))
 
 
 def exact(schedule: str) -> Tensor:
@@ -56,7 +59,7 @@ def test_every_solver_is_tried() -> None:
     assert {name for _, name, *_ in CASES} == set(SAMPLERS) - {"ddpm", "ddim"}
     tried = {(schedule, name) for schedule, name, *_ in CASES}
     kinds = {"ddpm": DDPMConfig, "flow": FlowConfig, "gvp": FlowConfig, "edm": EDMConfig}
-    assert tried == {(kind, n) for kind, config in kinds.items() for n in config.SAMPLERS if n[:2] != "dd"}
+    assert tried == {(kind, n) for kind, config in kinds.items() for n in config.samplers() if n[:2] != "dd"}
 
 
 @pytest.mark.parametrize(("schedule", "name", "steps", "gain", "limit"), CASES)
@@ -106,7 +109,7 @@ def test_what_the_network_predicts_does_not_matter(schedule: str, name: str, tar
     ("schedule", "name"),
     [(s, n) for s, n, *_ in CASES if (s, n[:4]) != ("gvp", "flow")],  # whose steps leave the arc
 )
-def test_network_hears_the_time_its_input_is_at(schedule: str, name: str) -> None:
+def test_network_is_told_the_time_its_input_is_at(schedule: str, name: str) -> None:
     """x_t of known data lies on its path, so alpha(t) x0 + sigma(t) x_T is what the network must be shown at t."""
     kind, point, shown = SCHEDULES[schedule], 0.7, []
 
@@ -116,8 +119,8 @@ def test_network_hears_the_time_its_input_is_at(schedule: str, name: str) -> Non
         eps = (x - alpha * point) / sigma
         return encode(TARGETS[schedule], torch.full_like(x, point), eps, alpha, sigma)  # type: ignore[arg-type]
 
-    denoiser = Denoiser(backbone, kind, TARGETS[schedule], time=UNITS[schedule])  # type: ignore[arg-type]
-    *_, step = sample(denoiser, X_T[:2], scheduler=name, steps=9)
+    denoiser = Denoiser(backbone, kind, TARGETS[schedule], time=kind.time)  # type: ignore[arg-type]
+    *_, step = sample(denoiser, X_T[:2], sampler=name, steps=9)
     torch.testing.assert_close(step.x, torch.full_like(step.x, point), atol=1e-4, rtol=0)
     noise = (shown[0][0] - kind.alpha_sigma(shown[0][1], shown[0][0])[0] * point) / kind.alpha_sigma(*shown[0][::-1])[1]
     for x, t in shown:
@@ -131,17 +134,17 @@ def test_image_of_a_seed_is_the_same_in_any_batch_and_call(schedule: str, name: 
     denoiser = DATA.denoiser(kind, TARGETS[schedule])  # type: ignore[arg-type]
 
     def images(seeds: list[int]) -> Tensor:
-        *_, step = sample(denoiser, SeededNoise(seeds, (1, 4, 4))(0), scheduler=name, steps=5)
+        *_, step = sample(denoiser, SeededNoise(seeds, (1, 4, 4))(0), sampler=name, steps=5)
         return step.x
 
     together = images([1, 2, 3])
-    assert torch.equal(images([2])[0], together[1])
-    assert torch.equal(images([3, 1]), together[[2, 0]])
+    torch.testing.assert_close(images([2])[0], together[1])
+    torch.testing.assert_close(images([3, 1]), together[[2, 0]])
 
 
 def test_solver_walks_a_shorter_training_schedule() -> None:
     short = DDPM.linear(100)
-    *_, step = sample(DATA.denoiser(short), X_T, scheduler="dpmpp", steps=50)
+    *_, step = sample(DATA.denoiser(short), X_T, sampler="dpmpp", steps=50)
     bar = short.alpha_bar[-1]
     truth = DATA.flow_map(X_T, math.sqrt(bar), math.sqrt(1 - bar))
     assert (step.x - truth).abs().max() < 0.03

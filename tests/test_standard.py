@@ -1,4 +1,4 @@
-"""Any samples, any reference: the numbers are right, and those of unlike protocols stay apart."""
+"""Any samples, any reference: the numbers are right, and those of different protocols are listed separately."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from udit.evaluation import npz
 from udit.evaluation.features import JudgeFeatures, train_judge
 from udit.evaluation.fidelity import Features
 from udit.evaluation.protocol import PROTOCOLS, check_model, find_protocol
-from udit.evaluation.sets import read_pictures, read_reference, reference_of
-from udit.evaluation.standard import Scores, require_alike, score, tables
+from udit.evaluation.sets import read_images, read_reference, reference_of
+from udit.evaluation.standard import Scores, require_same_protocol, score, tables
 
 pytest.importorskip("torch_fidelity")
 
@@ -36,6 +36,10 @@ class Pixels:
 def pictures(count: int, shift: int = 0, seed: int = 0) -> np.ndarray:
     g = np.random.default_rng(seed)
     return (g.integers(0, 100, (count, 3, 8, 8)) + shift).astype(np.uint8)
+
+
+def pixels_of(path: Path) -> np.ndarray:
+    return np.concatenate(list(read_images(path).chunks()))
 
 
 @pytest.fixture(scope="module")
@@ -71,18 +75,18 @@ def test_scores_come_back_from_disk(scored: Scores, tmp_path: Path) -> None:
         Scores.read(tmp_path / "metrics.json")
 
 
-def test_unlike_protocols_stand_apart_and_share_no_axis(scored: Scores) -> None:
+def test_different_protocols_are_listed_separately_and_not_compared(scored: Scores) -> None:
     other = scored.replace(protocol=scored.protocol | {"num_samples": 50_000})
     same = scored.replace(subject={"run": "b"})
     text = tables([("a", scored), ("b", same), ("c", other)])
     assert text.count("| samples") == 2
-    first, second = text.split("Of another protocol")
+    first, second = text.split("Another protocol")
     assert "| b " in first
     assert "| c " not in first
     assert "it differs in num_samples" in second
-    require_alike([("a", scored), ("b", same)])
+    require_same_protocol([("a", scored), ("b", same)])
     with pytest.raises(UserError, match="a and c were scored under protocols that differ in num_samples"):
-        require_alike([("a", scored), ("c", other)])
+        require_same_protocol([("a", scored), ("c", other)])
 
 
 def test_statistics_alone_give_distances_and_nothing_that_needs_pictures(tmp_path: Path) -> None:
@@ -112,10 +116,10 @@ def test_folder_and_npz_of_the_same_pictures_are_the_same(tmp_path: Path) -> Non
     for i, picture in enumerate(images):
         Image.fromarray(picture.transpose(1, 2, 0)).save(tmp_path / f"{i:06d}.png")
     Image.new("RGB", (50, 50)).save(tmp_path / "grid.png")
-    assert np.array_equal(read_pictures(tmp_path), read_pictures(tmp_path / "a.npz"))
+    assert np.array_equal(pixels_of(tmp_path), pixels_of(tmp_path / "a.npz"))
     Image.new("RGB", (9, 9)).save(tmp_path / "odd.png")
     with pytest.raises(UserError, match="is 9x9 and the first is 8x8"):
-        read_pictures(tmp_path)
+        pixels_of(tmp_path)
 
 
 # -- protocols ---------------------------------------------------------------------------------------------------------
@@ -181,9 +185,9 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_foreign_samples_are_scored_from_the_command_line(files: Path, capsys: pytest.CaptureFixture[str]) -> None:
     judge = ["--features", "judge", "--weights-file", str(files / "judge.safetensors")]
     made = succeeds(capsys, "ref", "make", str(files / "pictures.npz"), str(files / "ref.npz"), *judge)
-    assert "statistics of 50 pictures by udit-judge" in made
+    assert "statistics of 50 images by udit-judge" in made
     shown = succeeds(capsys, "ref", "inspect", str(files / "ref.npz"))
-    assert "50 pictures of 3x8x8" in shown
+    assert "50 images of 3x8x8" in shown
     assert "mu, sigma" in shown
     out = files / "metrics.json"
     words = ["eval", str(files / "samples.npz"), "--reference", str(files / "ref.npz"), *judge, "--out", str(out)]
@@ -197,7 +201,7 @@ def test_foreign_samples_are_scored_from_the_command_line(files: Path, capsys: p
 
 def test_slips_are_told(files: Path, told: Told) -> None:
     samples = str(files / "samples.npz")
-    assert "samples need a --reference" in told("eval", samples)
+    assert "images need a --reference" in told("eval", samples)
     reference = ["--reference", str(files / "pictures.npz")]
     assert "need the classifier of a run" in told("eval", samples, *reference)
     assert "--steps is for runs" in told("eval", samples, "--steps", "3", *reference)

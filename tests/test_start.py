@@ -69,15 +69,15 @@ def test_label_tables_keep_the_null_row_and_the_classes_both_know(source: Path, 
         assert torch.equal(tensor[1:3], old[name][2:4])
         assert torch.equal(tensor[3], old[name][5])
     assert report[0].startswith(f"init_from {source}: took {len(state) - 2} of {len(state)} tensors (")
-    assert report[1:] == ["label table for 3 classes: null row kept, 2 by name (dog, elk), 1 made anew"]
+    assert report[1:] == ["label table for 3 classes: null row kept, 2 by name (dog, elk), 1 initialised"]
 
 
 def test_tables_without_names_are_taken_in_order_or_not_at_all(source: Path, tmp_path: Path) -> None:
     nameless = udit.load(source)
     udit.save(System(nameless.config.model_copy(update={"id2label": ()}), nameless.backbone), tmp_path / "nameless")
     for names, line in (
-        (tuple("abcde"), "null row kept, 5 in order (a, b, c, d, e), 0 made anew"),
-        (tuple("abc"), "null row kept, 3 made anew"),
+        (tuple("abcde"), "null row kept, 5 in order (a, b, c, d, e), 0 initialised"),
+        (tuple("abc"), "null row kept, 3 initialised"),
     ):
         data = folder_of(tmp_path / "".join(names), *names)
         _, _, report = begun(load_run(RECIPE, [*data, f"init_from={tmp_path / 'nameless'}"]))
@@ -95,7 +95,7 @@ def test_other_channels_and_sizes_begin_anew_where_they_change_a_shape(source: P
             assert torch.equal(tensor, fresh[name])
         elif not name.endswith("label.weight"):
             assert torch.equal(tensor, old[name])
-    assert report[2] == "made anew: stem.weight, out.weight, out.bias"
+    assert report[2] == "initialised: stem.weight, out.weight, out.bias"
 
 
 def test_learned_positions_of_another_size_begin_anew_and_fixed_ones_follow(tmp_path: Path) -> None:
@@ -105,7 +105,7 @@ def test_learned_positions_of_another_size_begin_anew_and_fixed_ones_follow(tmp_
         path = udit.save(System(SystemConfig(model=model.config), model), tmp_path / name.replace("/", "-"))
         data = folder_of(tmp_path / f"data-{anew}", "cat", "dog", size=16)
         _, _, report = begun(load_run(RECIPE, [*data, f"init_from={path}"]))
-        assert report[2:] == ([f"made anew: {anew[0]}"] if anew else [])
+        assert report[2:] == ([f"initialised: {anew[0]}"] if anew else [])
 
 
 def test_unconditional_run_leaves_the_label_tables_out(source: Path, tmp_path: Path) -> None:
@@ -121,7 +121,7 @@ def test_run_begins_with_the_weights_and_resumes_exactly_without_its_source(
     words += ["model.depths=[1,1,1]", "sampling.steps=1"]
     with caplog.at_level(logging.INFO):
         train(tmp_path / "whole", *words, "training.steps=6")
-    assert "label table for 2 classes: null row kept, 1 by name (dog), 1 made anew" in caplog.text
+    assert "label table for 2 classes: null row kept, 1 by name (dog), 1 initialised" in caplog.text
     train(tmp_path / "cut", *words, "training.steps=3")
     weights = udit.load(tmp_path / "cut").backbone.state_dict()
     old = load_file(source / "model.safetensors")
@@ -138,7 +138,7 @@ def test_run_folder_and_converted_release_are_sources(tmp_path: Path, capsys: py
     train(tmp_path / "first", *data, "training.steps=2")
     run = load_run(RECIPE, [*folder_of(tmp_path / "more", "cat", "dog", "eel"), f"init_from={tmp_path / 'first'}"])
     _, _, report = begun(run)
-    assert report[1] == "label table for 3 classes: null row kept, 2 by name (cat, dog), 1 made anew"
+    assert report[1] == "label table for 3 classes: null row kept, 2 by name (cat, dog), 1 initialised"
     release = perturb(udit.build("U-DiT-S", width=16, heads=2, depths=(1, 1, 1), input_size=8))
     save_file(udit.export_published(release), tmp_path / "w.safetensors")
     named = ["--model", "U-DiT-S", "width=16", "heads=2", "depths=[1,1,1]", "input_size=8"]
@@ -148,7 +148,7 @@ def test_run_folder_and_converted_release_are_sources(tmp_path: Path, capsys: py
     assert run.codec.source == "stabilityai/sd-vae-ft-ema"
     assert (run.model.in_channels, run.model.size, run.model.num_classes) == (4, (8, 8), 2)
     _, _, report = begun(run)
-    assert report[1:] == ["label table for 2 classes: null row kept, 2 made anew"]
+    assert report[1:] == ["label table for 2 classes: null row kept, 2 initialised"]
 
 
 @pytest.mark.parametrize(

@@ -16,14 +16,14 @@ import udit
 from conftest import DATA, batch, perturb
 from peers import assert_golden, golden_input, golden_model, learns
 from udit.convert import native_diffusion
-from udit.diffusion.denoise import Denoiser
+from udit.diffusion.ddpm import DDPM
+from udit.diffusion.denoiser import Denoiser
 from udit.diffusion.sample import sample
-from udit.diffusion.schedule import DDPM
 from udit.errors import UserError
 from udit.models.catalog import find
 from udit.models.uvit.config import UViTConfig
+from udit.models.uvit.parity import u_vit
 from udit.nn.specs import Context
-from udit.parity.systems import SYSTEMS
 
 GOLDEN = json.loads((DATA / "uvit-goldens.json").read_text())
 TINY: dict[str, Any] = {"width": 16, "depth": 4, "heads": 2, "in_channels": 1, "num_classes": 5, "input_size": 8}
@@ -141,7 +141,7 @@ def test_latent_models_keep_the_schedule_they_were_trained_on() -> None:
 def test_reference_files_may_describe_a_text_in_their_own_words(words: dict[str, Any]) -> None:
     said = {"depth": 12, "width": 512, "heads": 8, "patch": 2, "input_size": 32, "in_channels": 4, "label_rows": 0}
     said |= {"null_label": None, "final_conv": True, "learn_sigma": False, "time": "index", **words}
-    config = SYSTEMS["u-vit"](said)
+    config = u_vit(said, (32, 32)).config
     assert config.context == (None if words == {"context": None} else Context(tokens=77, width=768))
     assert not said
 

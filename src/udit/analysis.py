@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from udit.models.build import build, fuse
+from udit.models.catalog import CATALOG, Entry, find
 from udit.models.config import ModelConfig
 from udit.models.published import frozen_parameters
+from udit.progress import progress_bar
 
 
 @dataclass(frozen=True)
@@ -17,15 +20,15 @@ class Cost:
     """Counts of one config."""
 
     parameters: int
-    """In training form. As in papers, the fixed position table that DiT's release holds as a parameter counts."""
+    """Of the unfused network. As in papers, fixed tables that a release has as parameters are counted."""
     inference_parameters: int
-    """In the form that ``fuse`` returns."""
+    """Of the fused network."""
     macs: int
-    """Multiply-accumulates of one forward at batch 1, inference form: matrix products, convolutions, attention."""
+    """Multiply-accumulates of one forward of the fused network at batch 1: matrix products, convolutions, attention."""
 
 
 def cost(config: ModelConfig, size: tuple[int, int] | None = None) -> Cost:
-    """Counts a config's parameters and MACs; nothing is allocated.
+    """Counts a config's parameters and MACs without allocating them.
 
     Args:
         config: of the model.
@@ -43,3 +46,29 @@ def cost(config: ModelConfig, size: tuple[int, int] | None = None) -> Cost:
     frozen = frozen_parameters(config)
     parameters, inference = (sum(p.numel() for p in m.parameters()) + frozen for m in (model, fused))
     return Cost(parameters, inference, macs=counter.get_total_flops() // 2)
+
+
+@dataclass(frozen=True)
+class Counted:
+    """A row of the catalogue with its cost."""
+
+    name: str
+    entry: Entry
+    cost: Cost
+
+
+def costs(names: Sequence[str] = (), progress: bool = False) -> Iterator[Counted]:
+    """Rows of the catalogue with their parameters and MACs.
+
+    Args:
+        names: of the rows; all if there are none.
+        progress: shows a progress bar.
+
+    Raises:
+        UserError: an unknown name.
+    """
+    rows = {name: find(name) for name in names or CATALOG}
+    with progress_bar(len(rows), "count", "model", show=progress, leave=False) as bar:
+        for name, entry in rows.items():
+            yield Counted(name, entry, cost(entry.config))
+            bar.update()

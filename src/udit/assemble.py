@@ -1,4 +1,4 @@
-"""Where the towers meet: a network, a schedule, a target and a codec become a system that draws pictures."""
+"""Where the towers meet: a network, a noising process and a codec become a system that draws images."""
 
 from __future__ import annotations
 
@@ -14,71 +14,79 @@ from torch import Tensor, nn
 from udit.data.codec import Codec
 from udit.diffusion.cache import StepCache
 from udit.diffusion.conditions import prepared
-from udit.diffusion.config import DiffusionConfig, EDMConfig, FlowConfig, SamplingConfig
-from udit.diffusion.denoise import Denoiser, Target
-from udit.diffusion.edm import Preconditioned, WeightedLoss
-from udit.diffusion.guidance import Guided
-from udit.diffusion.objective import Loss, flow_loss, hybrid_loss
+from udit.diffusion.config import SamplingConfig
+from udit.diffusion.denoiser import Denoiser
+from udit.diffusion.guidance import AnyDenoiser, Guided
+from udit.diffusion.objective import Objective
 from udit.diffusion.sample import SeededNoise, make_sampler, sample
 from udit.errors import UserError, nearest
 from udit.models.build import fuse
 from udit.models.config import ModelConfig
+from udit.run.config import Run
 from udit.run.system import SystemConfig
 
 
 def denoiser_of(config: SystemConfig, backbone: Any) -> Denoiser:
     """The denoiser of a network, or of anything called like one (DDP, a compiled module)."""
-    model, diffusion = config.model, config.diffusion
-    target: Target = "eps"
-    if isinstance(diffusion, FlowConfig):
-        target = "flow" if diffusion.path == "linear" else "gvp"
-    if edm := isinstance(diffusion, EDMConfig):
-        target, backbone = "x0", Preconditioned(backbone, diffusion.sigma_data, time=model.time)
+    model, schedule = config.model, config.diffusion.build()
+    backbone, time = schedule.precondition(backbone, model.time)
     return Denoiser(
         backbone=backbone,
-        schedule=diffusion.build(),
-        target=target,
+        schedule=schedule,
+        target=schedule.target,
         learn_sigma=model.learn_sigma,
-        time="sigma" if edm else model.time,
+        time=time,
         null_label=model.null_label,
         num_classes=model.num_classes,
         reversed_flow=model.reversed_flow,
     )
 
 
-def loss_of(diffusion: DiffusionConfig) -> Loss:
-    """What training minimises: the hybrid loss, flow matching, or EDM's weighted error."""
-    if isinstance(diffusion, EDMConfig):
-        return WeightedLoss(diffusion.sigma_data, diffusion.weighting)
-    return flow_loss if isinstance(diffusion, FlowConfig) else hybrid_loss
+def objective_of(run: Run) -> Objective:
+    """The training loss of a run."""
+    training = run.training
+    levels = (run.model.label_levels or 1) if training.independent_level_dropout else 1
+    return Objective(run.seed, training.label_dropout, levels, training.precision)
 
 
-def step_cache(model: ModelConfig, how: SamplingConfig) -> StepCache | None:
+def step_cache(model: ModelConfig, sampling: SamplingConfig) -> StepCache | None:
     """Step caching in the network's own units of time; None where all steps run in full.
 
     Raises:
-        UserError: steps are counted from the end, and the network's time runs the other way.
+        UserError: every N-th step is cached, which needs a network whose time falls to 0 at the data.
     """
-    if how.refresh:
-        return StepCache(refresh=how.refresh, forecast=how.forecast, guidance=how.keep_guidance)
-    if how.cache == 1:
+    if sampling.refresh:
+        return StepCache(refresh=sampling.refresh, forecast=sampling.forecast, guidance=sampling.keep_guidance)
+    if sampling.cache == 1:
         return None
     if model.reversed_flow:
         raise UserError(
-            f"cache is {how.cache} and {model.family} walks a reversed flow, whose end it does not know; set it to 1"
+            f"cache is {sampling.cache} and {model.family} counts time from noise to data (reversed flow), so that its "
+            "last steps cannot be told by a time near 0; set cache to 1, or name evaluations in refresh"
         )
     final_time = {"index": 20.0, "unit": 0.02, "sigma": 0.02 / 0.98}[model.time]
-    return StepCache(how.cache, final_time, forecast=how.forecast, guidance=how.keep_guidance)
+    return StepCache(sampling.cache, final_time, forecast=sampling.forecast, guidance=sampling.keep_guidance)
 
 
 @dataclass(frozen=True)
 class System:
-    """A network with everything that sampling from it takes."""
+    """A network with everything that sampling from it takes.
+
+    One evaluation passes up to six wrappers. From the network outwards, and where each is applied:
+
+    1. ``PrecomputedConditions`` looks up what depends on time and label alone: ``generate``, once per call.
+    2. ``StepCache.attach`` reuses the deep part's output: ``sample``, anew for every batch.
+    3. ``Preconditioned``, of EDM alone, scales the network's input and output: ``denoiser_of``.
+    4. ``Denoiser`` converts the time and turns the output into (x0, eps): ``denoiser_of``.
+    5. ``Guided`` combines the conditional and the null prediction: ``guided``; with ``keep_guidance`` it is
+       ``CachedGuidance``, of the same step cache: ``sample``, anew for every batch.
+    6. ``respaced``, of ddpm and ddim, takes a part of the schedule's steps: the sampler, on all of the above.
+    """
 
     config: SystemConfig
     backbone: nn.Module
     loaded_codec: Codec | None = field(default=None, repr=False, compare=False)
-    """Its codec where that has been loaded already, as a VAE by the training."""
+    """The codec, where it has been loaded already, e.g. a VAE by training."""
 
     @property
     def denoiser(self) -> Denoiser:
@@ -87,15 +95,20 @@ class System:
 
     @cached_property
     def codec(self) -> Codec:
-        """Between pixels and the model's data; a VAE is loaded when first asked for.
+        """Converts between pixels and the model's data; a VAE is loaded when first used.
 
         Raises:
-            UserError: the VAE is not there, or is another one.
+            UserError: the VAE is missing, or is another one.
         """
         return self.loaded_codec or self.config.codec.build()
 
+    @property
+    def num_parameters(self) -> int:
+        """Number of weights of the network."""
+        return sum(p.numel() for p in self.backbone.parameters())
+
     def fused(self) -> System:
-        """The same with the network's inference form."""
+        """The same with the fused network (``udit.fuse``)."""
         backbone = fuse(self.backbone)
         config = self.config.model_copy(update={"model": backbone.config})
         return dataclasses.replace(self, config=config, backbone=backbone)
@@ -127,20 +140,22 @@ class System:
                 raise UserError(f"no class {text!r}{nearest(text, names)}")
         return labels
 
-    def guided(self, how: SamplingConfig, null: Tensor | None = None) -> Denoiser | Guided:
+    def guided(self, sampling: SamplingConfig, null: Tensor | None = None) -> AnyDenoiser:
         """The denoiser, guided as a setting says; ``null`` as in ``generate``.
 
         Raises:
-            UserError: guidance without a null label, or of channels that are not.
+            UserError: guidance without a null label, or of more channels than the model predicts.
         """
-        if (how.guidance_channels or 0) > self.config.model.in_channels:
+        if (sampling.guidance_channels or 0) > self.config.model.in_channels:
             raise UserError(
-                f"guidance_channels is {how.guidance_channels} and the model predicts {self.config.model.in_channels}; "
-                "leave it out to guide all"
+                f"guidance_channels is {sampling.guidance_channels} and the model predicts "
+                f"{self.config.model.in_channels}; leave it out to guide all"
             )
-        if how.guidance == 1:
+        if sampling.guidance == 1:
             return self.denoiser
-        return Guided(self.denoiser, how.guidance, how.guidance_interval, how.guidance_channels, null)
+        return Guided(
+            self.denoiser, sampling.guidance, sampling.guidance_interval, sampling.guidance_channels, null=null
+        )
 
     def generate(
         self,
@@ -153,33 +168,33 @@ class System:
         batch_size: int = 64,
         on_step: Callable[[int], object] | None = None,
     ) -> Iterator[Tensor]:
-        """Draws one picture a seed; a seed and label give the same picture in any batch.
+        """Draws one image per seed; a seed and label give the same image in any batch.
 
         Args:
-            seeds: one a picture.
-            labels: one a picture, or None (an unconditional model, or the null class).
-            context: float [N, ...], one condition a picture, for a model that takes vectors (``condition_shape``).
-            null: one such condition that says nothing, e.g. an empty text's; guidance compares with it.
-            sampling: how; the model's own setting if None.
-            batch_size: pictures at a time.
-            on_step: called with the number of pictures that have just advanced one step.
+            seeds: one per image.
+            labels: one per image, or None (an unconditional model, or the null class).
+            context: float [N, ...], one condition per image, for a model that takes vectors (``condition_shape``).
+            null: the null condition of such a model, e.g. of the empty text; guidance compares with it.
+            sampling: sampler, steps, guidance and cache; the model's own setting if None.
+            batch_size: images at a time.
+            on_step: called after every step with the number of images in the batch.
 
         Yields:
             uint8 [b, C, H, W], batch after batch.
 
         Raises:
-            UserError: the sampler does not fit the model, guidance without a null label or of channels that are not, or
-                a context that the model does not take, or lacks.
+            UserError: the sampler does not fit the model, guidance without a null label or of too many channels, or a
+                context that the model does not take, or lacks.
         """
         self._check_context(context, null, len(seeds))
-        how = sampling or self.config.sampling
+        sampling = sampling or self.config.sampling
         device = next((p.device for p in self.backbone.parameters()), torch.device("cpu"))  # an exported graph has none
-        denoise = self.guided(how, null)
-        codec = self.codec  # one that is not there is told before the first step
-        cache = step_cache(self.config.model, how)
-        sampler = make_sampler(how.sampler, eta=how.eta, clip=how.clip)
-        if context is None:  # whose rows are every picture's own
-            denoise = prepared(denoise, sampler, how.steps, labels, device)
+        denoiser = self.guided(sampling, null)
+        codec = self.codec  # before the first step, so that a missing VAE is an error at once
+        cache = step_cache(self.config.model, sampling)
+        sampler = make_sampler(sampling.sampler, eta=sampling.eta, clip=sampling.clip)
+        if context is None:  # of which every image has its own
+            denoiser = prepared(denoiser, sampler, sampling.steps, labels, device)
         shape = (self.config.model.in_channels, *self.config.model.size)
         was_training = self.backbone.training
         self.backbone.eval()
@@ -190,7 +205,7 @@ class System:
                 y = None if labels is None else torch.tensor(labels[start : start + batch_size], device=device)
                 y = y if context is None else context[start : start + batch_size].to(device)
                 x = noise(0)
-                for step in sample(denoise, x, scheduler=sampler, steps=how.steps, y=y, noise=noise, cache=cache):
+                for step in sample(denoiser, x, sampler=sampler, steps=sampling.steps, y=y, noise=noise, cache=cache):
                     x = step.x
                     if on_step:
                         on_step(len(part))
@@ -198,17 +213,17 @@ class System:
         finally:
             self.backbone.train(was_training)
 
-    def _check_context(self, context: Tensor | None, null: Tensor | None, pictures: int) -> None:
+    def _check_context(self, context: Tensor | None, null: Tensor | None, count: int) -> None:
         shape = self.config.model.condition_shape
         if not shape:
             if context is not None or null is not None:
                 raise UserError("context was given to a model that takes no vectors; leave it out")
         elif context is None:
             raise UserError(
-                f"the model takes vectors of {list(shape)} a picture and has none; pass context, or --context FILE to "
-                "`udit sample`"
+                f"the model takes vectors of {list(shape)} per image and was given none; pass context, or "
+                "--context FILE to `udit sample`"
             )
-        elif list(context.shape) != [pictures, *shape]:
+        elif list(context.shape) != [count, *shape]:
             raise UserError(
-                f"context is {list(context.shape)} and the model takes {[pictures, *shape]} for {pictures} pictures"
+                f"context is {list(context.shape)} and the model takes {[count, *shape]} for {count} images"
             )

@@ -1,9 +1,9 @@
-"""Checkpoints that are whole or not there.
+"""Checkpoints that are either complete or absent.
 
 A checkpoint is a folder ``step-00001000``: safetensors files and a manifest with their sizes, sha256 and, last, its own
 digest. It is written to a temporary sibling, every file and the folder are fsynced, then it is renamed and the parent
-is fsynced; nothing is ever overwritten. The newest one that verifies wins; a damaged one is named, set aside and
-skipped.
+is fsynced; nothing is ever overwritten. Resuming takes the newest one that verifies; a damaged one is named, renamed
+and skipped.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ class CheckpointStore:
         Args:
             step: optimiser steps done.
             tensors: {"model": {name: tensor}, ...}.
-            facts: what else the manifest tells.
+            facts: further entries of the manifest.
 
         Raises:
             RunError: it could not be written; earlier checkpoints are intact.
@@ -79,7 +79,7 @@ class CheckpointStore:
             newest = max(self.steps(), default=None)
             kept = f"step {newest} is intact" if newest is not None else "there is none before it"
             raise RunError(
-                f"cannot write checkpoint {final}: {_cause(error)}; {kept}; mend that and run the same command again"
+                f"cannot write checkpoint {final}: {_cause(error)}; {kept}; fix that and run the same command again"
             ) from None
         self._prune()
         return final
@@ -114,13 +114,13 @@ class CheckpointStore:
         return Checkpoint(path, verify(path))
 
     def steps(self) -> list[int]:
-        """Steps of the checkpoints there are, verified or not."""
+        """Steps of all checkpoints, verified or not."""
         if not self.folder.is_dir():
             return []
         return [int(match[1]) for entry in self.folder.iterdir() if (match := _NAME.fullmatch(entry.name))]
 
     def sweep(self) -> None:
-        """Removes what a killed save or removal left."""
+        """Removes what a save or a removal that was killed has left."""
         sweep(self.folder)
 
     def _prune(self) -> None:
@@ -128,7 +128,7 @@ class CheckpointStore:
             path = self.folder / f"step-{step:08d}"
             doomed = temporary_sibling(path.with_name(f"old-{path.name}"))
             try:
-                path.rename(doomed)  # a removal cut short must not look like a damaged checkpoint
+                path.rename(doomed)  # a removal that is interrupted must not look like a damaged checkpoint
                 shutil.rmtree(doomed)
             except OSError as error:
                 log.warning("cannot remove old checkpoint %s: %s", path, _cause(error))
@@ -153,7 +153,7 @@ def write_tensors(tensors: dict[str, Tensor], path: Path, metadata: dict[str, st
     path.touch()
     mode = path.stat().st_mode
     save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, path, metadata)
-    path.chmod(mode)  # safetensors lets nobody but the owner read, whatever the umask says
+    path.chmod(mode)  # safetensors makes it readable by its owner alone, whatever the umask
 
 
 class DamagedError(ValueError):
@@ -165,7 +165,7 @@ def verify(path: Path) -> dict[str, Any]:
 
     Raises:
         DamagedError: something is missing, torn or altered.
-        UserError: it is whole and of another schema.
+        UserError: it is complete and has another schema.
     """
     try:
         text = (path / MANIFEST).read_text(encoding="utf-8")
@@ -176,7 +176,7 @@ def verify(path: Path) -> dict[str, Any]:
         if manifest["schema"] != SCHEMA:
             raise UserError(
                 f"{path} was written in schema {manifest['schema']} and this udit reads {SCHEMA}; use the udit that "
-                "wrote it, or start anew in another folder"
+                "wrote it, or start a new run in another folder"
             )
         for name, facts in manifest["files"].items():
             file = path / name

@@ -1,4 +1,4 @@
-"""Weights of other programs become model folders. The only place that opens a pickle, and only as plain tensors."""
+"""Turns weights of other programs into model folders. Only this module opens pickles, and it reads tensors alone."""
 
 from __future__ import annotations
 
@@ -10,23 +10,25 @@ from pickle import UnpicklingError
 from typing import Any
 
 import torch
+from pydantic import TypeAdapter
+from safetensors import SafetensorError
+from safetensors.torch import save_file
 from torch import Tensor
 
 from udit.assemble import System
 from udit.data.codec_config import IdentityCodec, VAECodec
-from udit.diffusion.config import DDPMConfig, DiffusionConfig, EDMConfig, FlowConfig, SamplingConfig
-from udit.errors import UserError
+from udit.diffusion.config import DiffusionConfig, SamplingConfig
+from udit.errors import RunError, UserError
+from udit.files import whole_file
 from udit.models.build import build
 from udit.models.config import ModelConfig
-from udit.models.dimsum.config import DiMSUMConfig
-from udit.models.published import import_published
-from udit.models.uvit.config import UViTConfig
+from udit.models.published import export_published, import_published
 from udit.run.system import SystemConfig
 from udit.store import read_tensors
 
 
 def read_published(path: Path) -> dict[str, Tensor]:
-    """The state dict in a release's file: its EMA where it holds several.
+    """The state dict in a release's file; its EMA if there are several.
 
     Args:
         path: ``.safetensors``, or a ``.pt``/``.pth``/``.ckpt``/``.bin`` pickle, which is read as tensors and plain
@@ -64,11 +66,11 @@ def _state_dict(content: Any, path: Path) -> dict[str, Tensor]:
 
 
 SD_VAE = VAECodec(source="stabilityai/sd-vae-ft-ema", channels=4, factor=8, scale=0.18215, shift=0.0)
-"""The VAE of the releases on four-channel latents; -mse, another decoder to the same latents, is as common."""
+"""The VAE of the releases on four-channel latents; sd-vae-ft-mse, another decoder of the same latents, is as common."""
 
 
 def from_published(path: Path, config: ModelConfig, *, repair: bool = False, vae: str | None = None) -> System:
-    """A system around a release's weights, on the noising process they were trained for.
+    """A system with a release's weights and the noising process that they were trained with.
 
     Args:
         path: see ``read_published``.
@@ -82,7 +84,7 @@ def from_published(path: Path, config: ModelConfig, *, repair: bool = False, vae
     model = build(config)
     import_published(model, read_published(path), repair=repair)
     diffusion = native_diffusion(config)
-    sampling = SamplingConfig.model_validate({"sampler": diffusion.SAMPLERS[0]})
+    sampling = SamplingConfig(sampler=diffusion.samplers()[0])
     codec = SD_VAE if config.in_channels == 4 else IdentityCodec()
     if vae is not None:
         if config.in_channels != 4:
@@ -91,16 +93,22 @@ def from_published(path: Path, config: ModelConfig, *, repair: bool = False, vae
     return System(SystemConfig(model=config, diffusion=diffusion, sampling=sampling, codec=codec), model)
 
 
-def native_diffusion(config: ModelConfig) -> DiffusionConfig:
-    """What a release's weights were trained on.
+def to_published(system: System, path: Path) -> None:
+    """Writes a system's weights as a safetensors file with the release's own key names.
 
-    Returns:
-        The linear flow for SiT, that of sines and cosines (GVP) for DiMSUM, noise levels for HDiT, Stable Diffusion's
-        betas for U-ViT's latent models, else linear betas.
+    Raises:
+        UserError: the model has no published form.
+        RunError: the file cannot be written.
     """
-    if config.reversed_flow:
-        return FlowConfig(path="gvp" if isinstance(config, DiMSUMConfig) else "linear")
-    if config.time == "sigma":
-        return EDMConfig()
-    latent = isinstance(config, UViTConfig) and config.in_channels == 4
-    return DDPMConfig(betas="scaled-linear" if latent else "linear")
+    state = {key: value.contiguous() for key, value in export_published(system.backbone).items()}
+    try:
+        with whole_file(path) as temporary:
+            save_file(state, temporary)
+    except (OSError, SafetensorError) as error:
+        raise RunError(f"cannot write {path}: {error}") from None
+
+
+def native_diffusion(config: ModelConfig) -> DiffusionConfig:
+    """The noising process that a release's weights were trained with (``ModelConfig.native_diffusion``)."""
+    native: DiffusionConfig = TypeAdapter(DiffusionConfig).validate_python(config.native_diffusion)
+    return native

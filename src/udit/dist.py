@@ -1,4 +1,4 @@
-"""Ranks, reductions and devices; with one process there is no process group and every call is a no-op."""
+"""Ranks, reductions and devices; a single process has no process group, and its reductions return their input."""
 
 from __future__ import annotations
 
@@ -7,18 +7,22 @@ import ctypes
 import os
 import socket
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from datetime import timedelta
+from typing import ParamSpec, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from udit.errors import RunError, UserError
+from udit.errors import PeerError, RunError, UserError
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 _GLOO = ("gloo", "Application timeout caused pair closure")
-"""In what gloo says of a lost peer; the second is what an operation hears when another one's timeout came first."""
+"""Parts of gloo's error when a peer is lost; the second is that of an operation after another one timed out."""
 
 
 @dataclass(frozen=True)
@@ -31,7 +35,7 @@ class World:
 
     @property
     def is_main(self) -> bool:
-        """Whether this rank writes files and speaks."""
+        """Whether this is rank 0, which writes files and prints."""
         return self.rank == 0
 
     def sum(self, values: Iterable[float]) -> list[float]:
@@ -42,7 +46,7 @@ class World:
         return tensor.tolist()
 
     def gather(self, values: Tensor) -> Tensor:
-        """[n] of every rank as [size, n]; CPU tensors of one shape."""
+        """Stacks a CPU tensor [n] of every rank to [size, n]."""
         if self.size == 1:
             return values[None]
         parts = [torch.empty_like(values) for _ in range(self.size)]
@@ -61,16 +65,35 @@ class World:
         self.broadcast([tensor])
         return int(tensor)
 
+    def on_main(self, action: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T | None:
+        """Calls ``action`` on rank 0 alone and returns its result there, None on the other ranks.
+
+        Every rank takes part, so that an error on rank 0 is an error everywhere and no rank waits for one that is gone.
+
+        Raises:
+            UserError, RunError, OSError: on rank 0, what the action raised.
+            PeerError: on the other ranks, then.
+        """
+        result, error = None, None
+        if self.is_main:
+            try:
+                result = action(*args, **kwargs)
+            except (UserError, RunError, OSError) as caught:
+                error = caught
+        if self.agree(int(error is not None)):
+            raise error or PeerError("rank 0 gave up; its message says why")
+        return result
+
     def barrier(self) -> None:
         """Waits for every rank."""
         self.sum([0.0])
 
     @contextlib.contextmanager
     def together(self) -> Iterator[None]:
-        """Context in which a peer that dies or falls silent is an error of ours.
+        """Context in which a peer that dies or no longer answers is a RunError.
 
         Raises:
-            RunError: instead of what torch says of it.
+            RunError: in place of torch's error.
         """
         try:
             yield
@@ -90,7 +113,7 @@ class World:
 
 
 def launched() -> int:
-    """How many processes a launcher has started; 1 without one.
+    """Number of processes that a launcher has started; 1 without a launcher.
 
     Raises:
         UserError: WORLD_SIZE is no number.
@@ -99,11 +122,13 @@ def launched() -> int:
 
 
 def start(device: str = "auto", timeout: float = 600) -> World:
-    """Joins the peers that ``torchrun`` or ``accelerate launch`` started, or stands alone.
+    """Joins the peers that ``torchrun`` or ``accelerate launch`` started, or is the only process.
+
+    A process that has joined them already stays in their group.
 
     Args:
         device: auto, cpu, cuda, cuda:N or mps.
-        timeout: seconds after which a silent peer is an error.
+        timeout: seconds after which a peer that does not answer is an error.
 
     Raises:
         UserError: no such device, or WORLD_SIZE is set but the peers cannot be met.
@@ -124,6 +149,8 @@ def start(device: str = "auto", timeout: float = 600) -> World:
     rank = _environment("RANK", 0)
     if not 0 <= rank < size:
         raise UserError(f"RANK is {rank} and WORLD_SIZE is {size}; ranks count from 0 to {size - 1}")
+    if dist.is_initialized():
+        return World(dist.get_rank(), dist.get_world_size(), where)
     backend = "cpu:gloo,cuda:nccl" if where.type == "cuda" else "gloo"
     try:
         if rank:
@@ -139,20 +166,40 @@ def start(device: str = "auto", timeout: float = 600) -> World:
     return World(rank, size, where)
 
 
-def keep_freed_memory() -> None:
-    """Asks the C library to keep what this process frees, for the tensors to come.
+@contextlib.contextmanager
+def joined(device: str = "auto", timeout: float = 600) -> Iterator[World]:
+    """The world of a job: as ``start``, and left again once every rank is done. A group that is there already stays.
 
-    By default glibc gives large blocks back to the system and asks for the same pages again, zeroed, at every step: up
-    to a third of a training step on a CPU. Elsewhere than under glibc this does nothing.
+    Args:
+        device: auto, cpu, cuda, cuda:N or mps.
+        timeout: seconds after which a silent peer is an error.
+
+    Raises:
+        UserError: as ``start``.
+    """
+    own = not dist.is_initialized()
+    world = start(device, timeout)
+    yield world
+    if own:
+        world.barrier()
+        world.close()
+
+
+def keep_freed_memory() -> None:
+    """Makes the C library keep freed memory, for the next tensors.
+
+    By default glibc returns large blocks to the system and requests the same pages again, zeroed, at every step, which
+    takes up to a third of a training step on a CPU. Without glibc this does nothing.
     """
     with contextlib.suppress(OSError, AttributeError):
         mallopt = ctypes.CDLL("libc.so.6").mallopt
-        for option, value in ((-4, 0), (-1, -1)):  # M_MMAP_MAX: no blocks of their own; M_TRIM_THRESHOLD: never back
+        # M_MMAP_MAX: no separate mappings; M_TRIM_THRESHOLD: never return memory
+        for option, value in ((-4, 0), (-1, -1)):
             mallopt(option, value)
 
 
 def _await_main(timeout: float) -> None:
-    """Waits for rank 0's store to answer; torch's own waiting fills the screen with C++ stack traces."""
+    """Waits for rank 0's store to answer; torch's own waiting prints C++ stack traces."""
     address = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
     deadline = time.monotonic() + timeout
     while True:

@@ -1,4 +1,4 @@
-"""PNG files that carry their settings, and labelled grids of them."""
+"""PNG files that carry their settings, and labelled grids of images."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from udit.errors import RunError
 from udit.files import whole_file
 
 PNG_KEY = "udit"
-"""The PNG text chunk that holds a picture's settings as JSON."""
+"""The PNG text chunk that holds an image's settings as JSON."""
 
 
 def to_image(pixels: Tensor) -> Image.Image:
-    """A uint8 tensor [C, H, W] with 1 or 3 channels as a picture; of other counts, the first channel."""
+    """A uint8 tensor [C, H, W] with 1 or 3 channels as an image; of other numbers of channels, the first one."""
     array = pixels.numpy()
     if len(array) == 3:
         return Image.fromarray(np.ascontiguousarray(array.transpose(1, 2, 0)))
@@ -30,7 +30,7 @@ def to_image(pixels: Tensor) -> Image.Image:
 
 
 def read_pixels(path: Path) -> Tensor:
-    """A PNG of ``to_image`` back as uint8 [C, H, W]."""
+    """The pixels of a PNG, uint8 [C, H, W]."""
     with Image.open(path, formats=["PNG"]) as image:
         array = np.array(image)
     return torch.from_numpy(array[None] if array.ndim == 2 else array.transpose(2, 0, 1).copy())
@@ -40,7 +40,7 @@ def save_png(image: Image.Image, path: Path, settings: dict[str, Any] | None = N
     """Writes a PNG whose text chunk ``udit`` holds ``settings``.
 
     Raises:
-        RunError: the disk refuses it.
+        RunError: the file cannot be written.
     """
     info = PngInfo()
     if settings is not None:
@@ -64,13 +64,13 @@ def read_settings(path: Path) -> dict[str, Any] | None:
 
 
 def grid(images: Tensor, titles: Sequence[str] = (), columns: int | None = None, side: int = 64) -> Image.Image:
-    """Pictures in rows, each titled.
+    """Images in rows, with titles.
 
     Args:
         images: uint8 [N, C, H, W].
-        titles: one a picture, or none.
-        columns: pictures a row; about square if None.
-        side: pictures smaller than this are enlarged by a whole factor, pixels kept sharp.
+        titles: one per image, or none.
+        columns: images per row; about as many as rows if None.
+        side: smaller images are enlarged by a whole factor without interpolation.
     """
     count = len(images)
     columns = min(count, columns or math.ceil(math.sqrt(count)))

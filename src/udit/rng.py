@@ -1,7 +1,7 @@
 """Stateless randomness: every draw is a pure function of (seed, purpose, indices).
 
-No generator state is ever saved. A resumed run, another number of ranks or another batch size asks for the same keys
-and gets the same numbers (the idea of EDM2's training loop, Karras et al. 2024, carried to every draw).
+No generator state is ever saved: after resuming, on another number of ranks or at another batch size, the same keys
+give the same numbers (the idea of EDM2's training loop, Karras et al. 2024, applied to every draw).
 """
 
 from __future__ import annotations

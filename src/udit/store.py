@@ -1,4 +1,4 @@
-"""Model folders and the hub: ``config.json``, ``model.safetensors``, ``README.md``; load, save, and read a run."""
+"""Model folders (``config.json``, ``model.safetensors``, ``README.md``) and the hub: save, load, and read a run."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ Weights = Literal["ema", "raw"]
 
 
 def save(system: System, path: str | Path, *, raw: nn.Module | None = None) -> Path:
-    """Writes a model folder, whole or not at all; an older one at the same place is replaced.
+    """Writes a model folder, completely or not at all; an older one at the same place is replaced.
 
     Args:
         system: what to save; its weights become ``model.safetensors``.
         path: the folder.
-        raw: the same network with the weights that are not averaged, kept as ``model.raw.safetensors``.
+        raw: the same network with the weights before averaging, written as ``model.raw.safetensors``.
 
     Raises:
         RunError: it could not be written.
@@ -60,14 +60,14 @@ def load(
     """A system from a model folder, a run folder or a hub id.
 
     Args:
-        path: a folder that ``save`` or a training wrote, or ``owner/name`` on the hub (HF_HOME, HF_ENDPOINT and
+        path: a model folder, a run folder, or ``owner/name`` on the hub (HF_HOME, HF_ENDPOINT and
             HF_HUB_OFFLINE are honoured).
         weights: ``ema`` (the default weights) or ``raw``.
         device: where the network goes.
         revision: branch, tag or commit on the hub.
 
     Raises:
-        UserError: nothing there, not a model, or damaged.
+        UserError: there is no model there, or it is damaged.
     """
     folder = Path(path)
     if (folder / "run.yaml").is_file():
@@ -88,7 +88,7 @@ def load(
 
 
 def _with_vae_beside(config: SystemConfig, folder: Path) -> SystemConfig:
-    """The config with the VAE in the folder's ``vae/``, where there is one; else it is where the codec says."""
+    """The config with the VAE in the folder's ``vae/`` where there is one, in place of the codec's own source."""
     beside = folder / "vae"
     if not isinstance(config.codec, VAECodec) or not beside.is_dir():
         return config
@@ -99,7 +99,7 @@ def read_config(path: Path) -> SystemConfig:
     """The ``config.json`` of a model folder.
 
     Raises:
-        UserError: it is not one.
+        UserError: the file is missing or malformed.
     """
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
@@ -114,7 +114,7 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     """A safetensors file.
 
     Raises:
-        UserError: missing or malformed.
+        UserError: the file is missing or malformed.
     """
     if not path.is_file():
         raise UserError(f"{path} is missing; the folder is incomplete")
@@ -128,7 +128,7 @@ def network(config: SystemConfig, state: dict[str, Tensor], where: Path) -> nn.M
     """The network of a config around tensors read from a file.
 
     Raises:
-        UserError: they do not fit.
+        UserError: the tensors do not fit the config.
     """
     try:
         return rebuild(config.model, state).eval()
@@ -141,7 +141,7 @@ def _load_run(folder: Path, weights: Weights) -> System:
     run = read_run_config(folder)
     checkpoint = CheckpointStore(folder / "checkpoints").newest(aside=False)
     if checkpoint is None:
-        raise UserError(f"run folder {folder} has no whole checkpoint yet; train it with `udit train`")
+        raise UserError(f"run folder {folder} has no complete checkpoint yet; train it with `udit train`")
     config = _with_vae_beside(SystemConfig.of(run, max(checkpoint.step, 1)), folder)
     name = "ema" if weights == "ema" else "model"
     return System(config, network(config, checkpoint.tensors(name), checkpoint.path))
@@ -151,7 +151,7 @@ def read_run_config(folder: Path) -> Run:
     """The Run of a run folder.
 
     Raises:
-        UserError: it has none.
+        UserError: the folder has none.
     """
     path = folder / "run.yaml"
     if not path.is_file():
@@ -180,9 +180,9 @@ def _file_advice(path: Path) -> str:
 
 
 def fingerprint(model: nn.Module) -> str:
-    """First 16 hex digits of a sha256 over all weights, by name; an exported graph says whose it holds."""
-    if isinstance(told := getattr(model, "fingerprint", None), str):
-        return told
+    """First 16 hex digits of a sha256 over all weights, by name; an exported graph has that of its network."""
+    if isinstance(known := getattr(model, "fingerprint", None), str):
+        return known
     digest = hashlib.sha256()
     for name, tensor in sorted(model.state_dict().items()):
         digest.update(name.encode())

@@ -1,1 +1,1 @@
-"""Time, memory and arithmetic of networks, side by side in one run."""
+"""Time, memory and FLOPs of networks, side by side in one run."""

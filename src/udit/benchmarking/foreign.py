@@ -1,4 +1,4 @@
-"""diffusers' networks as baselines, sized to the MACs of a network of ours."""
+"""diffusers' networks as baselines, with about the MACs of a network of this library."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from udit.models.config import ModelConfig
 
 
 class Foreign(nn.Module):
-    """diffusers' calling convention turned into ours."""
+    """A diffusers network with this library's signature."""
 
     def __init__(self, network: nn.Module, config: ModelConfig) -> None:
         super().__init__()
@@ -47,7 +47,7 @@ def _dit(config: ModelConfig) -> Subject:
 
 
 def _unet(config: ModelConfig) -> Subject:
-    """The width of the nearest MACs."""
+    """At the width whose MACs are nearest."""
     wanted = cost(config).macs
 
     def of(width: int) -> Subject:
@@ -69,17 +69,17 @@ def _unet(config: ModelConfig) -> Subject:
         return Subject(f"diffusers UNet2DModel, width {width}", config, make, _as_is)
 
     first = of(64).flops(1, config.size, training=False) / 2
-    return of(max(32, 32 * round(2 * (wanted / first) ** 0.5)))  # arithmetic grows as the square of the width
+    return of(max(32, 32 * round(2 * (wanted / first) ** 0.5)))  # FLOPs grow with the square of the width
 
 
 VOCABULARY = 8256
 
 
 class Tokens(nn.Module):
-    """UVit2DModel, which unmasks a codebook's tokens given a text, timed in a denoiser's place.
+    """UVit2DModel, which predicts masked tokens of a codebook given a text, timed in a denoiser's place.
 
-    A pixel's first channel becomes the token, its logits are the output, time stands for the size of the picture and
-    a class for a text of one word: the work is the same, what is drawn means nothing.
+    The first channel of each pixel becomes the token, the logits are the output, the time takes the place of the image
+    size and the class that of a text of one word: the cost is the same, the output is meaningless.
     """
 
     def __init__(self, network: nn.Module, config: ModelConfig, width: int) -> None:
@@ -96,7 +96,7 @@ class Tokens(nn.Module):
 
 
 def _uvit(config: ModelConfig) -> Subject:
-    """aMUSEd's proportions: convolutions of 3/4 the width around layers at half the resolution, as for 512 pixels."""
+    """In aMUSEd's proportions for 512 pixels: convolutions of 3/4 the width around layers at half the resolution."""
     wanted = cost(config).macs
 
     def of(layers: int, width: int) -> Subject:
@@ -141,4 +141,4 @@ MAKERS: Mapping[str, Callable[[ModelConfig], Subject]] = {
     "UNet2DModel": _unet,
     "UVit2DModel": _uvit,
 }
-"""Class -> the network of about the same MACs."""
+"""Class -> a network of that class with about the MACs of a config."""

@@ -1,4 +1,4 @@
-"""Measuring: interleaved rounds, the machine's own peak beside them, memory, and where the time goes."""
+"""Timing in interleaved rounds, the machine's peak in the same rounds, memory, and where the time goes."""
 
 from __future__ import annotations
 
@@ -17,7 +17,6 @@ from torch.profiler import ProfilerActivity, profile
 from udit.assemble import System, denoiser_of
 from udit.benchmarking.subjects import Subject, inputs
 from udit.diffusion.config import SamplingConfig
-from udit.diffusion.objective import hybrid_loss
 from udit.nn.dropout import dropout_keys
 from udit.run.system import SystemConfig
 
@@ -48,45 +47,45 @@ KINDS: Mapping[str, tuple[str, ...]] = {
     ),
     "optimiser": ("aten::_fused_adamw", "Optimizer"),
 }
-"""Kind of work -> prefixes of the operators that do it; all others are "other"."""
+"""Kind of work -> prefixes of operator names; all others count as "other"."""
 
 
 @dataclass(frozen=True)
 class Work:
-    """What is done with a subject: ``forward``, ``train`` (a step of the hybrid loss and AdamW) or ``image``."""
+    """What is timed: ``forward``, ``train`` (a step of the hybrid loss and AdamW) or ``image``."""
 
     kind: str
     batch: int
     size: tuple[int, int]
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
     feed: str = ""
-    """Where a training step's pictures come from; made up once if empty."""
+    """Where a training step's images come from; random ones if empty."""
 
     def __str__(self) -> str:
         shape = f"{self.size[0]}x{self.size[1]}, batch {self.batch}"
         if self.kind != "image":
             return f"{'training step' if self.kind == 'train' else 'forward'}, {shape}" + self.feed
-        how = self.sampling
-        return f"images, {how.sampler}, {how.steps} steps, guidance {how.guidance:g}, {shape}"
+        sampling = self.sampling
+        return f"images, {sampling.sampler}, {sampling.steps} steps, guidance {sampling.guidance:g}, {shape}"
 
 
 @dataclass
 class Result:
-    """One row."""
+    """The measurement of one network: a row of the tables."""
 
     subject: str
     work: str
     seconds: list[float]
     first_call: float
-    """Seconds of the first call; of a compiled network, compiling with nothing kept from before included."""
+    """Seconds of the first call; for a compiled network, compilation with an empty cache included."""
     flops: int | None
     """Of one call: matrix products, convolutions, attention."""
     peak: float
     """FLOP/s of a square matrix product: the median over the same rounds."""
     peak_bytes: int
-    """Weights, the optimiser's state, and the most that lived at once beside them."""
+    """Weights, optimiser state, and the peak of everything else."""
     kinds: dict[str, float]
-    """Share of the time a kind of work."""
+    """Share of the time per kind of work."""
     levels: dict[str, float]
     """Share of a forward's time by part of the network, in the order of the network."""
     graphs: int | None = None
@@ -94,7 +93,7 @@ class Result:
     graph_breaks: int | None = None
     """Places within them where it fell back to Python."""
     waited: float | None = None
-    """Share of the time of steps fed by a loader that passed before their pictures were there."""
+    """Share of the time of training steps on data that was spent waiting for images."""
 
     @property
     def median(self) -> float:
@@ -108,25 +107,25 @@ class Result:
 
     @property
     def share_of_peak(self) -> float | None:
-        """Arithmetic a second as a share of the matrix product's."""
+        """FLOP/s as a share of the matrix product's."""
         return None if self.flops is None else self.flops / self.median / self.peak
 
 
-Pictures = Callable[[], tuple[Tensor, Tensor | None]]
+Images = Callable[[], tuple[Tensor, Tensor | None]]
 """x0 [B, C, H, W] and y [B] of the next training step."""
 
 
 @dataclass(frozen=True)
 class Prepared:
-    """A call to time, the network behind it, and the bytes that are there before."""
+    """A call to time, its network, and the bytes allocated before it."""
 
     call: Callable[[], object]
     model: nn.Module
     resident: int
 
 
-def prepare(subject: Subject, work: Work, pictures: Pictures | None = None) -> Prepared:
-    """Builds the network and what it is given: a training step ``pictures``, or the same made-up ones every time."""
+def prepare(subject: Subject, work: Work, images: Images | None = None) -> Prepared:
+    """Builds the network and its inputs: for a training step ``images``, or the same random ones every time."""
     model = subject.training() if work.kind == "train" else subject.inference()
     weights = sum(tensor.numel() * tensor.element_size() for tensor in model.state_dict().values())
     arguments = inputs(subject.config, work.batch, work.size)
@@ -150,12 +149,12 @@ def prepare(subject: Subject, work: Work, pictures: Pictures | None = None) -> P
     optimizer = torch.optim.AdamW(model.parameters(), fused=True)
     x0, t, *y0 = arguments
     noise = torch.randn_like(x0)
-    made_up: tuple[Tensor, Tensor | None] = (x0.clamp(-1, 1), y0[0] if y0 else None)
+    random: tuple[Tensor, Tensor | None] = (x0.clamp(-1, 1), y0[0] if y0 else None)
 
     def step() -> None:
-        x0, y = pictures() if pictures else made_up
+        x0, y = images() if images else random
         with dropout_keys(model, 0, range(work.batch)):
-            hybrid_loss(denoiser, x0, t, noise, y).loss.mean().backward()
+            denoiser.schedule.loss(denoiser, x0, t, noise, y).loss.mean().backward()
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
 
@@ -163,16 +162,16 @@ def prepare(subject: Subject, work: Work, pictures: Pictures | None = None) -> P
 
 
 def matmul_peak(repeats: int = 2) -> float:
-    """FLOP/s of a product of two square matrices, the best of some."""
+    """FLOP/s of a product of two square matrices, the best of several."""
     a, b = torch.randn(2, PEAK_SIDE, PEAK_SIDE)
     return 2 * PEAK_SIDE**3 / min(timed(lambda: a @ b) for _ in range(repeats + 1))
 
 
-def compare(subjects: list[Subject], work: Work, rounds: int, *, apart: bool = False) -> Iterator[Result]:
-    """Times one work with several subjects in interleaved rounds, so that whatever else the machine does hits all.
+def compare(subjects: list[Subject], work: Work, rounds: int, *, one_at_a_time: bool = False) -> Iterator[Result]:
+    """Times several subjects in interleaved rounds, so that other load of the machine affects all of them.
 
-    Every round begins with another subject: whoever runs last may find the core hot. Apart, one subject is in memory at
-    a time, built anew in every round, for those too large together.
+    Each round begins with another subject, since the core may be hot for the last one. With ``one_at_a_time``, one
+    subject is in memory at a time and built again in every round, for those that are too large together.
     """
     kept: dict[int, Prepared] = {}
     firsts: dict[int, First] = {}
@@ -180,16 +179,16 @@ def compare(subjects: list[Subject], work: Work, rounds: int, *, apart: bool = F
     def warm(i: int) -> Prepared:
         if i in kept:
             return kept[i]
-        gc.collect()  # an optimiser of before refers to itself
+        gc.collect()  # an earlier optimiser holds a reference to itself
         case = prepare(subjects[i], work)
         firsts[i] = first_call(subjects[i], case)
-        case.call()  # what the first call built is warm after the second
-        if not apart:
+        case.call()  # what the first call built is in the caches after the second
+        if not one_at_a_time:
             kept[i] = case
         return case
 
     numbers = range(len(subjects))
-    if not apart:
+    if not one_at_a_time:
         for i in numbers:
             warm(i)
     seconds: list[list[float]] = [[] for _ in numbers]
@@ -200,13 +199,13 @@ def compare(subjects: list[Subject], work: Work, rounds: int, *, apart: bool = F
             seconds[i].append(timed(warm(i).call))
     for i in numbers:
         case = warm(i)
-        yield told(subjects[i], work, case, firsts[i], seconds[i], statistics.median(peaks))
+        yield result_of(subjects[i], work, case, firsts[i], seconds[i], statistics.median(peaks))
         del case
 
 
 @dataclass(frozen=True)
 class First:
-    """Seconds of a first call and, of a compiled network, how many graphs it made and where they break."""
+    """Seconds of a first call and, for a compiled network, the number of graphs and of graph breaks."""
 
     seconds: float
     graphs: int | None = None
@@ -214,7 +213,7 @@ class First:
 
 
 def first_call(subject: Subject, case: Prepared) -> First:
-    """Calls for the first time; what is compiled is compiled with nothing kept from an earlier run."""
+    """Times the first call; a compiled network is compiled with an empty cache."""
     if not subject.compiled:
         return First(timed(case.call))
     from torch._dynamo.utils import counters  # takes a second to import
@@ -227,8 +226,8 @@ def first_call(subject: Subject, case: Prepared) -> First:
     return First(seconds, counters["stats"]["unique_graphs"], counters["graph_break"].total())
 
 
-def told(subject: Subject, work: Work, case: Prepared, first: First, seconds: list[float], peak: float) -> Result:
-    """The row of what was timed; two more calls say where the time goes."""
+def result_of(subject: Subject, work: Work, case: Prepared, first: First, seconds: list[float], peak: float) -> Result:
+    """The row of a subject; two more calls measure where the time goes."""
     kinds, extra = dissect(case.call)
     flops = None if work.kind == "image" else subject.flops(work.batch, work.size, work.kind == "train")
     levels = {} if subject.compiled or work.kind != "forward" else parts(case)
@@ -255,7 +254,7 @@ def timed(call: Callable[[], object]) -> float:
 
 
 def kind_of(operator: str, shapes: list[list[int]]) -> str:
-    """Kind of work of an operator; a convolution of one channel at a time is known by its weight's shape."""
+    """Kind of work of an operator; a depthwise convolution is recognised by its weight's shape."""
     operator = operator.replace("GeneratedBackwardFor_udit_", "udit::")  # a kernel of ours, called under autograd
     if "conv" in operator and not operator.startswith("udit"):
         weights = [s for s in shapes if len(s) == 4 and s[1] == 1 and s[0] > 1]
@@ -265,7 +264,7 @@ def kind_of(operator: str, shapes: list[list[int]]) -> str:
 
 
 def dissect(call: Callable[[], object]) -> tuple[dict[str, float], int]:
-    """Shares of time by kind of work, and the most bytes that lived at once beyond those before."""
+    """Shares of time by kind of work, and the peak of bytes allocated during the call."""
     with profile(activities=[ProfilerActivity.CPU], record_shapes=True, profile_memory=True) as trace:
         call()
     spent: dict[str, float] = defaultdict(float)
@@ -279,7 +278,7 @@ def dissect(call: Callable[[], object]) -> tuple[dict[str, float], int]:
 
 
 def parts(case: Prepared) -> dict[str, float]:
-    """Shares of a call's time by the network's children, those in a list one by one."""
+    """Shares of a call's time by the network's children; those in a list are listed separately."""
     spent: dict[str, float] = {}
     with contextlib.ExitStack() as hooks:
         for name, child in case.model.named_children():

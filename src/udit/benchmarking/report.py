@@ -1,8 +1,9 @@
-"""What a measurement is written as: JSON with the machine it was made on, and Markdown tables."""
+"""Measurements as JSON, with a description of the machine, and as Markdown tables."""
 
 from __future__ import annotations
 
 import dataclasses
+import json
 import platform
 from collections.abc import Sequence
 from datetime import date
@@ -13,14 +14,15 @@ import torch
 
 from udit import __version__, ops
 from udit.benchmarking.measure import Result
+from udit.files import write_text
 
 HEADER = ("", "median ms", "spread", "speed", "TFLOP", "of peak", "peak MB", "first call s")
 EXTRA = {"graphs": "graphs", "graph_breaks": "graph breaks", "waited": "waited for data"}
-"""Columns of tables that have something to say there."""
+"""Columns that appear only in tables with a value for them."""
 
 
 def machine() -> dict[str, Any]:
-    """Where, with what and when."""
+    """The machine, the software and the date of a measurement."""
     return {
         "processor": _processor(),
         "threads": torch.get_num_threads(),
@@ -40,8 +42,37 @@ def _processor() -> str:
     return f"{next(found, platform.processor() or platform.machine())} ({platform.machine()})"
 
 
+class Record:
+    """The rows of a measurement, in files that are complete after each row."""
+
+    def __init__(self, command: str, json_file: Path | None = None, markdown_file: Path | None = None) -> None:
+        """Takes the command that measures, and the files to write, if any."""
+        self.command = command
+        self.json_file, self.markdown_file = json_file, markdown_file
+        self.results: list[Result] = []
+        self.found: dict[str, Any] = {}
+        """Command, machine and rows as plain values."""
+
+    def add(self, result: Result) -> None:
+        """Adds a row and writes the files.
+
+        Raises:
+            OSError: a file cannot be written.
+        """
+        self.results.append(result)
+        self.found = {"command": self.command} | plain(self.results)
+        if self.json_file:
+            write_text(self.json_file, json.dumps(self.found, indent=1) + "\n")
+        if self.markdown_file:
+            write_text(self.markdown_file, self.markdown())
+
+    def markdown(self) -> str:
+        """Tables of all rows."""
+        return markdown(self.found)
+
+
 def plain(results: Sequence[Result]) -> dict[str, Any]:
-    """As JSON."""
+    """Rows and machine as plain values, for JSON."""
     rows = [
         dataclasses.asdict(result) | {"median": result.median, "share_of_peak": result.share_of_peak}
         for result in results
@@ -50,7 +81,7 @@ def plain(results: Sequence[Result]) -> dict[str, Any]:
 
 
 def comparisons(found: dict[str, Any]) -> list[list[dict[str, Any]]]:
-    """Rows of ``plain``'s result that were timed together: one work of one model and its baselines."""
+    """Rows of ``plain``'s result that were timed together: one kind of work for one model and its baselines."""
     groups: list[list[dict[str, Any]]] = []
     for row in found["results"]:
         last = groups[-1] if groups else []
@@ -62,8 +93,8 @@ def comparisons(found: dict[str, Any]) -> list[list[dict[str, Any]]]:
 
 def markdown(found: dict[str, Any]) -> str:
     """Tables of ``plain``'s result, one a comparison; speed is relative to the first row of each."""
-    told = found["machine"]
-    lines = [", ".join(f"{key} {value}" for key, value in told.items()) + "."]
+    facts = found["machine"].items()
+    lines = [", ".join(f"{key} {value}" for key, value in facts) + "."]
     for rows in comparisons(found):
         lines += ["", f"**{rows[0]['work']}** (matrix product: {rows[0]['peak'] / 1e9:.0f} GFLOP/s)", ""]
         extra = [key for key in EXTRA if any(row.get(key) is not None for row in rows)]
@@ -71,10 +102,10 @@ def markdown(found: dict[str, Any]) -> str:
         lines += ["| " + " | ".join(header) + " |", "| --- |" + " ---: |" * (len(header) - 1)]
         lines += ["| " + " | ".join(_cells(row, rows[0], extra)) + " |" for row in rows]
         for key, title in (("kinds", "Where the time goes"), ("levels", "By part of the network")):
-            told_rows = [row for row in rows if row[key]]
-            if told_rows:
+            known = [row for row in rows if row[key]]
+            if known:
                 lines += ["", f"{title}:", ""]
-                lines += [f"- {row['subject']}: " + _shares(row[key]) for row in told_rows]
+                lines += [f"- {row['subject']}: " + _shares(row[key]) for row in known]
     return "\n".join(lines) + "\n"
 
 

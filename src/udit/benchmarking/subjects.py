@@ -1,4 +1,4 @@
-"""What is measured: a network of ours, eager or compiled, or what a user might take instead."""
+"""What is measured: a network of this library, eager or compiled, or a baseline."""
 
 from __future__ import annotations
 
@@ -22,18 +22,18 @@ from udit.models.published import export_published
 
 @dataclass(frozen=True)
 class Subject:
-    """A network that can be made, in the form that trains and in the one that samples."""
+    """A network that can be built, unfused for training and fused for sampling."""
 
     name: str
     config: ModelConfig
-    """Its boundary: channels, classes, size."""
+    """Channels, classes and size of its input."""
     make: Callable[[], nn.Module]
-    """On the current default device, in training form."""
+    """Builds the unfused network on the current default device."""
     infer: Callable[[nn.Module], nn.Module]
-    """From the training form to the one that samples."""
+    """Turns the unfused network into the one that samples."""
     compiled: bool = False
     recompute: bool = False
-    """Training makes cheap activations again."""
+    """Whether training recomputes activations."""
 
     def training(self) -> nn.Module:
         """Ready to train."""
@@ -50,7 +50,7 @@ class Subject:
         return compile_blocks(model) if self.compiled else model
 
     def flops(self, batch: int, size: tuple[int, int], training: bool) -> int:
-        """Floating-point operations of a forward, or of a training step as three; counted on the meta device."""
+        """FLOPs of a forward, or of a training step, which counts as three; on the meta device."""
         with torch.device("meta"), torch.no_grad():
             model = self.make().train() if training else self.infer(self.make()).eval()
             with FlopCounterMode(display=False) as counter:
@@ -66,13 +66,13 @@ def inputs(config: ModelConfig, batch: int, size: tuple[int, int]) -> tuple[Tens
 
 
 def ours(name: str, config: ModelConfig, compiled: bool = False, recompute: bool = False) -> Subject:
-    """A network of the catalogue, or of any config."""
+    """A network of this library, of any config."""
 
     def make() -> nn.Module:
         return build(config, device=torch.get_default_device())
 
-    told = name + ", compiled" * compiled + ", selective recomputation" * recompute
-    return Subject(told, config, make, fuse, compiled, recompute)
+    title = name + ", compiled" * compiled + ", selective recomputation" * recompute
+    return Subject(title, config, make, fuse, compiled, recompute)
 
 
 def baseline(word: str, config: ModelConfig) -> Subject:

@@ -1,4 +1,4 @@
-"""The command line. Help and configuration errors answer without importing torch; commands import what they need."""
+"""The command line. Help and configuration errors do not import torch; each command imports what it needs."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ app = App(
     version=__version__,
     help_format="plaintext",
     group_parameters=Group("Options"),
-    suppress_keyboard_interrupt=False,  # ``main`` says what happened
+    suppress_keyboard_interrupt=False,  # ``main`` reports it
 )
 app.command(train)
 app.command(sample)
@@ -51,10 +51,10 @@ app.command(bench)
 
 
 def main(arguments: list[str] | None = None) -> NoReturn:
-    """Runs a command; errors of the user's are one line, exit code 2; runs that cannot go on, 1."""
-    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # its warnings are for those who program torch
-    os.environ.setdefault("KINETO_LOG_LEVEL", "6")  # the profiler of `udit bench` tells when it starts and stops
-    os.environ.setdefault("DATASETS_VERBOSITY", "critical")  # what it says of an error, the error says again
+    """Runs a command; a UserError is one line and exit code 2, a RunError one line and exit code 1."""
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # its warnings are for developers of torch
+    os.environ.setdefault("KINETO_LOG_LEVEL", "6")  # the profiler of `udit bench` reports its start and stop
+    os.environ.setdefault("DATASETS_VERBOSITY", "critical")  # it repeats what the error says
     if not sys.stderr.isatty():
         os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
     logging.basicConfig(format="udit: %(message)s", level=logging.INFO, stream=sys.stderr)

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 from cyclopts import Parameter
 
 from udit.cli.output import say
-from udit.errors import RunError, UserError
+from udit.errors import UserError
 
 
 def convert(
@@ -24,8 +24,8 @@ def convert(
 ) -> int:
     """Turn weights into a model folder, or a model into a release's weights.
 
-    A release's .pt, .pth, .ckpt, .bin or .safetensors file needs --model; a run or model folder or a hub id says itself
-    what it is.
+    A release's .pt, .pth, .ckpt, .bin or .safetensors file needs --model; a run folder, a model folder or a hub id
+    describes itself.
 
     Parameters
     ----------
@@ -40,13 +40,13 @@ def convert(
     to
         "published" writes the release's own key names.
     fuse
-        Write the inference form.
+        Write the fused network, for inference.
     repair
-        Undo what the U-DiT release's eval() did to a checkpoint, where it is recognised.
+        Undo damage to a checkpoint by the release's own code (U-DiT's eval()), where it is recognised.
     weights
         Which weights of a run or model folder.
     vae
-        Folder or hub id of the VAE behind a release on latents; stabilityai/sd-vae-ft-ema if not given.
+        Folder or hub id of the VAE of a release on latents; stabilityai/sd-vae-ft-ema if not given.
     """
     from udit.run.config import model_from
     from udit.run.recipes import parse_overrides
@@ -64,26 +64,15 @@ def convert(
         raise UserError(f"{target} exists; choose another name")
 
     from udit import store
-    from udit.convert import from_published
+    from udit.convert import from_published, to_published
 
     system = (
         from_published(Path(source), config, repair=repair, vae=vae) if config else store.load(source, weights=weights)
     )
     if to == "published":
-        from safetensors import SafetensorError
-        from safetensors.torch import save_file
-
-        from udit.files import whole_file
-        from udit.models.published import export_published
-
-        try:
-            with whole_file(target) as temporary:
-                save_file({k: v.contiguous() for k, v in export_published(system.backbone).items()}, temporary)
-        except (OSError, SafetensorError) as error:
-            raise RunError(f"cannot write {target}: {error}") from None
+        to_published(system, target)
     else:
         system = system.fused() if fuse else system
         store.save(system, target)
-    count = sum(p.numel() for p in system.backbone.parameters())
-    say(f"wrote {target}: {count:,} parameters in {'inference' if fuse else 'training'} form")
+    say(f"wrote {target}: {system.num_parameters:,} parameters, {'fused' if fuse else 'unfused'}")
     return 0

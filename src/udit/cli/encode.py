@@ -23,63 +23,61 @@ def encode(
     device: str = "auto",
     progress: bool = True,
 ) -> int:
-    """Write the latent cache of a recipe's pictures; then train on it with latents=FOLDER.
+    """Encode a recipe's images once and cache the latents; then train on them with latents=FOLDER.
 
-    Run the same command again to go on after a stop; what is there and whole is kept, and the bytes are the same on any
-    number of ranks. Several processes: torchrun --nproc_per_node=N -m udit encode ...
+    Run the same command again to go on after an interruption; finished shards are kept, and the bytes are the same on
+    any number of ranks. Several processes: torchrun --nproc_per_node=N -m udit encode ...
 
     Parameters
     ----------
     recipe
         A shipped recipe's name or a YAML file.
     overrides
-        KEY.PATH=VALUE laid over the recipe, e.g. data.root=pictures codec.kind=vae codec.source=FOLDER
+        KEY.PATH=VALUE in place of the recipe's values, e.g. data.root=images codec.kind=vae codec.source=FOLDER
     out
         The folder of the cache.
     dtype
-        Of a VAE's moments; pixels stay uint8.
+        Of a VAE's posteriors; pixels stay uint8.
     measure
-        Normalise each latent channel by its own mean and deviation over these pictures, not by the VAE's factor.
+        Normalise each latent channel with its mean and standard deviation over these images, not with the VAE's factor.
     shard_size
-        Pictures a shard; a kill loses at most one on each rank.
+        Images per shard; an interruption loses at most one shard on each rank.
     batch_size
-        Pictures decoded at a time.
+        Images encoded at a time.
     device
         auto, cpu, cuda, cuda:N or mps.
     progress
         Show the progress bar.
     """
-    for name, count in (("shard-size", shard_size), ("batch-size", batch_size)):
+    sizes = {"shard-size": shard_size, "batch-size": batch_size}
+    for name, count in sizes.items():
         if count < 1:
-            raise UserError(f"--{name} is {count}; it counts pictures, at least 1")
+            raise UserError(f"--{name} is {count}; it counts images, at least 1")
     from udit.run.recipes import load_run
 
     run = load_run(recipe, overrides)
     if run.latents is not None:
-        raise UserError(f"latents is {str(run.latents)!r} and is being written here, to --out; leave latents out")
-
-    from tqdm.auto import tqdm
+        raise UserError(f"latents is {str(run.latents)!r} and a new cache is written to --out; leave latents out")
 
     from udit import dist
-    from udit.data.encode import plan_of, write_cache
+    from udit.training.encoding import encode as write
 
     world = dist.start(device)
-    with world.together():
-        source = run.data.build()
-        codec = run.codec.build()
-        plan = plan_of(run.data, source, codec, dtype=dtype, measured=measure, shard_size=shard_size)
-        mine = sum(plan.shard_sizes()[world.rank :: world.size])
-        off = None if progress and world.is_main else True
-        with tqdm(total=mine, desc="encode", unit="picture", disable=off) as bar:
-            manifest = write_cache(
-                out.expanduser(), plan, source, codec, world, batch_size=batch_size, on_pictures=bar.update
-            )
+    cache = write(
+        run,
+        out,
+        dtype=dtype,
+        measure=measure,
+        shard_size=shard_size,
+        batch_size=batch_size,
+        world=world,
+        progress=progress,
+    )
     if world.is_main:
-        total = sum(facts.bytes for facts in manifest.shards)
-        shape = "x".join(map(str, plan.shape))
+        shape, mirrored = "x".join(map(str, cache.shape)), " and their mirror images" if cache.mirrored else ""
         say(
-            f"wrote {out}: {plan.count:,} pictures{', also mirrored,' if plan.mirrored else ''} as {plan.dtype} "
-            f"{shape} in {len(manifest.shards)} shards, {total / 1e6:,.1f} MB; next: udit train {recipe} latents={out}"
+            f"wrote {out}: {cache.images:,} images{mirrored} as {cache.dtype} {shape} in {cache.shards} shards, "
+            f"{cache.bytes / 1e6:,.1f} MB; next: udit train {recipe} latents={out}"
         )
     world.close()
     return 0

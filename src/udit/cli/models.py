@@ -13,10 +13,10 @@ SIZES = ("model", "input", "parameters", "inference", "MACs", "paper", "weights"
 SYSTEMS = ("models", "paper", "attention", "FFN", "skips", "code", "what is exact")
 PAGE = """# Systems
 
-Made by `make docs`. Parameters and MACs are counted on the meta device from the networks of this library.
-"Inference" is the fused form, whose MACs (matrix products, convolutions, attention; papers print them as "FLOPs") are
-those of one forward at batch 1; DiMSUM's scan and wavelets are not in them. "Code" is the licence of the official
-program, none of which is in this library. Rows whose name ends in -tiny are ours, at the size of the digits.
+Written by `make docs`. Parameters and MACs are counted on the meta device from the networks of this library.
+"Inference" counts the parameters of the fused network. MACs are those of one forward of it at batch 1: matrix products,
+convolutions and attention (papers print them as "FLOPs"). "Code" is the licence of the official program; none of its
+code is in this library. Rows whose names end in -tiny are ours, at the size of the digits.
 
 {systems}
 
@@ -30,9 +30,9 @@ def models(
 ) -> int:
     """List the catalogue with parameters and MACs, counted now.
 
-    "inference" is the fused form; MACs are its multiply-accumulates (matrix products, convolutions, attention) for one
-    input. Papers of this field print the same number as "FLOPs". With names given, what these are made of follows, and
-    what of it is checked against the official program.
+    "inference" counts the parameters of the fused network; MACs are its multiply-accumulates (matrix products,
+    convolutions, attention) for one input, which papers of this field print as "FLOPs". If names are given, a second
+    table lists the parts of these models, and what is checked against the official programs.
 
     Parameters
     ----------
@@ -41,25 +41,22 @@ def models(
     markdown
         As a Markdown table.
     as_json
-        As JSON, one object a model.
+        As JSON, one object for each model.
     """
-    from udit.models.catalog import CATALOG, find
+    from udit.models.catalog import find
 
     for name in names:
         find(name)
 
-    from tqdm.auto import tqdm
-
-    from udit.analysis import cost
+    from udit.analysis import costs
 
     rows: list[tuple[str, str, tuple[int, int, int], str, str]] = []
     systems: dict[tuple[str, ...], list[str]] = {}
-    for name in tqdm(names or CATALOG, desc="count", unit="model", leave=False, disable=None):
-        entry, about = find(name), find(name).about
-        counted = cost(entry.config)
+    for counted in costs(names, progress=True):
+        name, entry, about = counted.name, counted.entry, counted.entry.about
         weights = entry.weights + (f" [unverified: {entry.unverified}]" if entry.unverified else "")
         size = "x".join(map(str, (entry.config.in_channels, *entry.config.size)))
-        numbers = (counted.parameters, counted.inference_parameters, counted.macs)
+        numbers = (counted.cost.parameters, counted.cost.inference_parameters, counted.cost.macs)
         rows.append((name, size, numbers, about.paper, weights))
         parts = (about.paper, about.attention, about.ffn, about.skips, about.code, about.exact)
         systems.setdefault(parts, []).append(name)

@@ -1,4 +1,4 @@
-"""What commands write to standard output: lines and tables."""
+"""Standard output of commands: lines and tables."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from collections.abc import Sequence
 
 
 def say(text: object = "") -> None:
-    """Writes a line of results."""
+    """Prints one line."""
     sys.stdout.write(f"{text}\n")
     sys.stdout.flush()
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[object]], markdown: bool = False) -> str:
-    """Rows in aligned columns, numbers right; or as a Markdown table."""
+    """Rows in aligned columns, numbers to the right; or as a Markdown table."""
     cells = [[str(cell) for cell in row] for row in rows]
     if markdown:
         rule = ["---:" if _numeric(cells, i) else "---" for i in range(len(header))]

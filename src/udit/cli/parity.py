@@ -17,7 +17,7 @@ def parity(
     """Check this machine's arithmetic against reference outputs of the official programs.
 
     Exit code 0 if every array of every file agrees, 1 if one does not, 2 if a file cannot be read or its system is
-    unknown. docs/parity.md tells the format.
+    unknown. docs/parity.md describes the format.
 
     Parameters
     ----------
@@ -26,12 +26,10 @@ def parity(
     device
         Where the networks run.
     dtype
-        Of the networks; the limits are float32's.
+        Of the networks; the limits are those of float32.
     """
     if not files:
         raise UserError("name one or more reference .npz files")
-    import torch
-
     from udit import dist
     from udit.parity import check_file
 
@@ -39,7 +37,7 @@ def parity(
     code = 0
     for path in files:
         try:
-            report = check_file(path, str(where), getattr(torch, dtype))
+            report = check_file(path, str(where), dtype)
         except UserError as error:
             say(f"ERROR  {error}")
             code = 2

@@ -9,7 +9,7 @@ from udit.errors import UserError
 
 
 def scores(*files: Path) -> int:
-    """Show the scores that `udit eval` wrote, side by side; those of unlike protocols stand apart.
+    """Show the scores that `udit eval` wrote, side by side; different protocols are listed separately.
 
     Parameters
     ----------

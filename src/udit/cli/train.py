@@ -12,6 +12,7 @@ from udit.errors import UserError
 
 if TYPE_CHECKING:
     from udit.run.config import Run
+    from udit.training.memory import DryRun
 
 
 def train(
@@ -24,19 +25,20 @@ def train(
 ) -> int:
     """Train a model; run the same command again to resume.
 
-    Ctrl-C and SIGTERM save and leave. Several processes: torchrun --nproc_per_node=N -m udit train ...
+    Ctrl-C and SIGTERM save a checkpoint and exit. Several processes: torchrun --nproc_per_node=N -m udit train ...
 
     Parameters
     ----------
     recipe
         A shipped recipe's name or a YAML file.
     overrides
-        KEY.PATH=VALUE laid over the recipe, e.g. training.lr=1e-3 out=runs/mine data.kind=folder data.root=pictures
+        KEY.PATH=VALUE in place of the recipe's values, e.g. training.lr=1e-3 out=runs/mine data.kind=folder
+        data.root=images
     list_
-        Show the shipped recipes and leave.
+        Show the shipped recipes and exit.
     dry_run
-        Print the resolved run as YAML and an estimate of the memory that a step takes, and leave. A folder of pictures
-        may be missing.
+        Print the resolved run as YAML and an estimate of the memory that a step takes, and exit. A folder of images may
+        be missing.
     progress
         Show the progress bar.
     """
@@ -50,47 +52,42 @@ def train(
         raise UserError("name a recipe, e.g. `udit train digits`; `udit train --list` shows all")
     run = load_run(recipe, overrides, absent=dry_run)
     if dry_run:
+        from udit.training.memory import dry_run as found
+
         say(to_yaml(run.plain()).rstrip())
-        for line in _notes(run):
+        for line in _notes(run, found(run)):
             say(f"# {line}")
         return 0
-    source = None
-    if run.latents is None:  # before torch: a bad picture is told sooner, and in less memory
-        source = run.data.build()
-        source.verify()
+    from udit.training.source import verified_source
+
+    source = verified_source(run)  # before torch: a broken image is reported sooner, and in less memory
 
     from udit.dist import keep_freed_memory
+    from udit.training.signals import StopFlag
     from udit.training.trainer import Trainer
 
     keep_freed_memory()
     trainer = Trainer(run, source=source)
-    outcome = trainer.fit(progress)
-    main = trainer.world.is_main
+    with StopFlag() as stop:
+        outcome = trainer.train(progress=progress, stop=stop)
     trainer.world.close()
     if outcome.signal:
-        if main:
-            say(f"stopped at step {outcome.step}, saved; the same command goes on from there")
+        if trainer.world.is_main:
+            saved = ", saved" if outcome.step else ""
+            say(f"stopped at step {outcome.step}{saved}; the same command goes on from there")
         return 128 + outcome.signal
-    if main:
+    if trainer.world.is_main:
         say(f"finished: {outcome.step} steps in {run.out} (model/, samples/, loss.png); next: udit eval {run.out}")
     return 0
 
 
-def _notes(run: Run) -> Iterator[str]:
-    """What a dry run says beside the run: data that is not there, and the memory of a step."""
-    if run.latents is None:
-        try:
-            run.data.info()
-        except UserError as error:
-            yield f"{error}; until then {run.model.num_classes} classes are taken for granted"
-
-    from udit.dist import launched
-    from udit.training.memory import estimate
-
-    ranks = launched()
-    memory = estimate(run, ranks)
+def _notes(run: Run, found: DryRun) -> Iterator[str]:
+    """What a dry run prints below the run: missing data, and the memory of a step."""
+    if found.missing_data:
+        yield f"{found.missing_data}; until then {run.model.num_classes} classes are assumed"
+    memory, ranks = found.memory, found.ranks
     where = "a training step" if ranks == 1 else f"a training step on each of {ranks} ranks"
-    yield f"memory of {where}, {memory.batch} pictures a backward pass, estimated from shapes:"
+    yield f"memory of {where}, {memory.batch} images per backward pass, estimated from shapes:"
     parts = {
         "weights": memory.weights,
         "gradients": memory.gradients,
@@ -100,6 +97,9 @@ def _notes(run: Run) -> Iterator[str]:
     }
     for name, size in parts.items():
         yield f"  {name:<12}{size / 1e6:>12,.1f} MB" + (" (rank 0 alone)" if name == "averages" and ranks > 1 else "")
-    yield f"  {'in all':<12}{memory.total / 1e6:>12,.1f} MB at most, for gradients come as activations go"
-    if run.codec.kind == "vae" and run.latents is None:
+    yield (
+        f"  {'in all':<12}{memory.total / 1e6:>12,.1f} MB at most: activations are freed as gradients appear, so it is "
+        "less than the sum"
+    )
+    if found.loads_vae:
         yield "  and the VAE, unless its latents are read: udit encode, then latents=FOLDER"

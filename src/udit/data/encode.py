@@ -26,7 +26,7 @@ from udit.data.config import DataConfig
 from udit.data.latents import Raw, file_facts, index_arrays, shard_layout, shard_wanted
 from udit.data.sources import Source
 from udit.dist import World
-from udit.errors import PeerError, RunError, UserError
+from udit.errors import RunError, UserError
 from udit.files import TEMPORARY, seal, sweep, whole_file, write_text
 from udit.spec.base import differing_keys, parse
 
@@ -91,7 +91,7 @@ def write_cache(
     world: World,
     *,
     batch_size: int = 32,
-    on_pictures: Callable[[int], object] | None = None,
+    on_images: Callable[[int], object] | None = None,
 ) -> LatentManifest:
     """Writes what is missing of a cache, this rank's shards; rank 0 ends it with the manifest.
 
@@ -102,13 +102,13 @@ def write_cache(
         codec: the plan's.
         world: rank and device.
         batch_size: pictures at a time.
-        on_pictures: called with the number of pictures that are done.
+        on_images: called with the number of images that are done.
 
     Raises:
         UserError: the folder holds a cache of another plan, or a picture cannot be decoded.
         RunError: the disk refuses it.
     """
-    _on_main(world, lambda: _open_folder(root, plan))
+    world.on_main(_open_folder, root, plan)
     try:
         for number, size in enumerate(plan.shard_sizes()):
             if number % world.size == world.rank:
@@ -116,25 +116,13 @@ def write_cache(
                 if not _is_whole(path, plan, size):
                     raw = _encode(source, codec, plan, number, size, world.device, batch_size)
                     _write(path, {"raw": raw}, {"plan": plan.digest, "payload": _payload(raw)})
-                if on_pictures:
-                    on_pictures(size)
+                if on_images:
+                    on_images(size)
     except (OSError, SafetensorError) as error:
         raise _refused(root, error) from None
     world.barrier()
-    _on_main(world, lambda: _finish(root, plan, source))
+    world.on_main(_finish, root, plan, source)
     return parse(LatentManifest, read_sealed(root / MANIFEST), where=str(root / MANIFEST))
-
-
-def _on_main(world: World, action: Callable[[], object]) -> None:
-    """Runs ``action`` on rank 0; an error there is an error everywhere."""
-    error: UserError | RunError | None = None
-    if world.is_main:
-        try:
-            action()
-        except (UserError, RunError) as caught:
-            error = caught
-    if world.agree(int(error is not None)):
-        raise error or PeerError("rank 0 gave up; its message says why")
 
 
 def _open_folder(root: Path, plan: LatentPlan) -> None:

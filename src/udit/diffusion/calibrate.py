@@ -1,13 +1,30 @@
-"""Which calls of a sampling a step cache should refresh, from what the deep part says along a run without one.
+"""Which calls of a sampling run a step cache should refresh, from the deep part's outputs along a run without cache.
 
-One run is watched. Let D_j be what the deep part says at call j (and d_j, of a guided run, the step from the null
-prediction to the label's), t_j the network's time, and s_j by how much the prediction moves where D_j gives way to
-D_{j-1}, over how far these lie apart, both squared. A call j that takes V for D_j and v for d_j leads astray by about
+One run is recorded. Call j is at network time t_j; D_j is the deep part's output and p_j(D_j) the prediction from it.
 
-    |t_{j+1} - t_{j-1}| / 2 * sqrt(s_j |V - D_j|^2 + (w - 1)^2 |v - d_j|^2)
+*One call.* A cache gives call j some V in place of D_j. The prediction then changes by p_j(V) - p_j(D_j), to first
+order J_j (V - D_j), with J_j the derivative of the prediction by the deep part's output. Its size is measured along the
+one direction that is at hand, the step from the call before:
 
-Errors of neighbouring calls point one way, so they are summed. V is a mixture of one or two kept outputs, so that all
-follows from inner products; a dynamic programme over the last two refreshed calls finds the best ones of any number.
+    s_j = |p_j(D_{j-1}) - p_j(D_j)|^2 / |D_{j-1} - D_j|^2        so that   |p_j(V) - p_j(D_j)|^2 ~ s_j |V - D_j|^2
+
+*Guidance.* The guided prediction is u_j + w (c_j - u_j) = c_j + (w - 1) d_j with d_j = c_j - u_j. Keeping v in place of
+d_j changes it by (w - 1) (v - d_j). The two errors are taken as orthogonal, so that their squares add.
+
+*The step.* A sampler integrates predictions over time; by the trapezoidal rule call j has the weight
+|t_{j+1} - t_{j-1}| / 2. So call j adds to the error of the sample about
+
+    e_j = |t_{j+1} - t_{j-1}| / 2 * sqrt(s_j |V - D_j|^2 + (w - 1)^2 |v - d_j|^2)
+
+*The run.* Errors of neighbouring calls point in about the same direction, so the estimate of a run is the sum of e_j,
+not the root of the sum of squares.
+
+V = a D_i + b D_h is a combination of the outputs at the last two refreshed calls h < i < j (a = 1, b = 0 where the last
+one is reused; a = 1 + r, b = -r with r = (t_j - t_i) / (t_i - t_h) where they are extrapolated), so
+
+    |V - D_j|^2 = a^2 <D_i, D_i> + b^2 <D_h, D_h> + 2 a b <D_h, D_i> + <D_j, D_j> - 2 a <D_i, D_j> - 2 b <D_h, D_j>
+
+needs nothing but inner products. A dynamic programme over (h, i) finds the calls of the least estimate for any number.
 """
 
 from __future__ import annotations
@@ -19,38 +36,43 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from udit.diffusion.cache import Seamed, StepCache, fields_of, rewrap, seamed
-from udit.diffusion.guidance import Guided
-from udit.diffusion.sample import Denoise, Noise, Sampler, sample
+from udit.diffusion.cache import SplitBackbone, StepCache, fields_of, split
+from udit.diffusion.guidance import AnyDenoiser, Guided
+from udit.diffusion.sample import Noise, Sampler, sample
 
 Array = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
 class Drift:
-    """What was watched, of n calls.
+    """What was recorded of n calls; symbols as in the module's docstring.
 
     Attributes:
         times: [n] t_j.
         deep: [n, n] inner products of the D_j.
         slopes: [n] s_j.
-        led: [n, n] inner products of the (w - 1) d_j, 0 where nothing was guided.
+        guidance: [n, n] inner products of the (w - 1) d_j, 0 where nothing was guided.
     """
 
     times: Array
     deep: Array
     slopes: Array
-    led: Array
+    guidance: Array
 
     def plan(self, count: int, *, guidance: bool = False) -> StepCache:
-        """The cache that refreshes ``count`` calls, at most n, and leads least astray, with forecasts or without."""
-        (cost, held), (other, forecast) = (self._plan(count, choice, guidance) for choice in (False, True))
-        return StepCache(refresh=held if cost <= other else forecast, forecast=other < cost, guidance=guidance)
+        """The cache of least estimated error that refreshes ``count`` calls, at most n; it forecasts if that is better.
+
+        Args:
+            count: calls that run the deep part.
+            guidance: whether the others keep guidance's difference, too.
+        """
+        (error, reused), (other, forecast) = (self._plan(count, choice, guidance) for choice in (False, True))
+        return StepCache(refresh=reused if error <= other else forecast, forecast=other < error, guidance=guidance)
 
     def _plan(self, count: int, forecast: bool, guidance: bool) -> tuple[float, tuple[int, ...]]:
         n = len(self.times)
         until = np.zeros((n, n, n + 1))  # [h, i, j]: error of the calls before j where h and i were the last to run
-        np.cumsum(self._astray(forecast, guidance), axis=2, out=until[:, :, 1:])
+        np.cumsum(self._errors(forecast, guidance), axis=2, out=until[:, :, 1:])
         best = np.full((n, n), np.inf)
         best[0, 0] = 0.0  # the first call has none before it and stands for both
         came = []
@@ -61,73 +83,75 @@ class Drift:
             best = paths.min(axis=0)
         total = best + until[:, :, n]
         h, i = (int(k) for k in np.unravel_index(int(total.argmin()), total.shape))
-        cost, refresh = float(total[h, i]), [i]
+        error, refresh = float(total[h, i]), [i]
         for before in reversed(came):
             refresh.append(h)
             h, i = int(before[h, i]), h
-        return cost, tuple(reversed(refresh))
+        return error, tuple(reversed(refresh))
 
-    def _astray(self, forecast: bool, guidance: bool) -> Array:
-        """[n, n, n] error of call j where i, and before it h, were the last to run; 0 unless h <= i < j."""
+    def _errors(self, forecast: bool, guidance: bool) -> Array:
+        """[n, n, n] e_j where i, and before it h, were the last to run; 0 unless h <= i < j."""
         n, t = len(self.times), self.times
         h, i, j = np.ogrid[:n, :n, :n]
         gap = t[i] - t[h]
         reach = np.where(gap != 0, (t[j] - t[i]) / np.where(gap == 0, 1.0, gap), 0.0) * forecast
 
-        def apart(g: Array) -> Array:
-            a, b = 1 + reach, -reach  # V = a D_i + b D_h
+        def distance(g: Array) -> Array:
+            """|V - D_j|^2 of inner products."""
+            a, b = 1 + reach, -reach
             own = a**2 * g[i, i] + b**2 * g[h, h] + 2 * a * b * g[h, i]
             return (own + g[j, j] - 2 * (a * g[i, j] + b * g[h, j])).clip(0)
 
-        squared = self.slopes[j] * apart(self.deep) + (apart(self.led) if guidance else 0.0)
-        stride = np.abs(np.gradient(t)) if n > 1 else np.ones(1)
-        return np.where((h <= i) & (i < j), stride[j] * np.sqrt(squared), 0.0)
+        squared = self.slopes[j] * distance(self.deep) + (distance(self.guidance) if guidance else 0.0)
+        weight = np.abs(np.gradient(t)) if n > 1 else np.ones(1)
+        return np.where((h <= i) & (i < j), weight[j] * np.sqrt(squared), 0.0)
 
 
 def watch(
-    denoise: Denoise,
+    denoiser: AnyDenoiser,
     x_T: Tensor,
     *,
-    scheduler: str | Sampler,
+    sampler: str | Sampler,
     steps: int | str,
     y: Tensor | None,
     noise: Noise | None = None,
 ) -> Drift:
-    """Draws samples as ``sample`` does, and notes what a cache would have kept; a dozen samples tell enough.
+    """Draws samples as ``sample`` does and records what a cache would have kept; a dozen samples are enough.
 
     Raises:
-        UserError: as ``sample``, or the network has no parts.
+        UserError: as ``sample``, or the network does not come in parts.
     """
-    notes = _Notes(len(x_T))
-    for _ in sample(notes.wrap(denoise), x_T, scheduler=scheduler, steps=steps, y=y, noise=noise):
+    record = _Record(len(x_T))
+    for _ in sample(record.wrap(denoiser), x_T, sampler=sampler, steps=steps, y=y, noise=noise):
         pass
-    return notes.drift()
+    return record.drift()
 
 
 @dataclass
-class _Notes:
-    """Of one run; of a guided batch, the labels' half."""
+class _Record:
+    """Of one run; of a guided batch, the conditional half."""
 
     size: int
     times: list[float] = field(default_factory=list)
     deep: list[Tensor] = field(default_factory=list)
     slopes: list[float] = field(default_factory=list)
-    led: dict[int, Tensor] = field(default_factory=dict)
+    guidance: dict[int, Tensor] = field(default_factory=dict)
+    """(w - 1) d_j by call."""
 
-    def wrap(self, denoise: Denoise) -> Denoise:
-        """The denoiser, watched."""
-        denoise = rewrap(denoise, lambda backbone: _Watched(seamed(backbone), self))
-        if not isinstance(denoise, Guided):
-            return denoise
-        return _WatchedGuided(**fields_of(denoise), notes=self)
+    def wrap(self, denoiser: AnyDenoiser) -> AnyDenoiser:
+        """The denoiser, recorded."""
+        denoiser = denoiser.with_network(lambda backbone: _RecordedBackbone(split(backbone), self))
+        if not isinstance(denoiser, Guided):
+            return denoiser
+        return _RecordedGuidance(**fields_of(denoiser), record=self)
 
     def drift(self) -> Drift:
         """All of it as inner products."""
-        led = np.zeros((len(self.times),) * 2)
-        at = sorted(self.led)
+        guidance = np.zeros((len(self.times),) * 2)
+        at = sorted(self.guidance)
         if at:
-            led[np.ix_(at, at)] = _products([self.led[call] for call in at])
-        return Drift(np.array(self.times), _products(self.deep), np.array(self.slopes), led)
+            guidance[np.ix_(at, at)] = _products([self.guidance[call] for call in at])
+        return Drift(np.array(self.times), _products(self.deep), np.array(self.slopes), guidance)
 
 
 def _products(rows: list[Tensor]) -> Array:
@@ -137,39 +161,39 @@ def _products(rows: list[Tensor]) -> Array:
 
 
 @dataclass
-class _Watched:
-    """A backbone whose deep part is noted."""
+class _RecordedBackbone:
+    """A backbone whose deep part is recorded."""
 
-    network: Seamed
-    notes: _Notes
+    network: SplitBackbone
+    record: _Record
 
     def __call__(self, x: Tensor, t: Tensor, y: Tensor | None = None) -> Tensor:
-        """As the network; what leaves is made once more, of the deep part as it was, to see how much that tells."""
-        cond, notes, half = self.network.condition(t, y), self.notes, slice(self.notes.size)
+        """As the network; ``leave`` runs a second time with the deep output of the call before, for s_j."""
+        cond, record, half = self.network.condition(t, y), self.record, slice(self.record.size)
         entered, skips = self.network.enter(x, cond)
         deep = self.network.deep(entered, cond)
         out = self.network.leave(deep, skips, cond)
         kept = (deep if skips is not None else deep - entered)[half]
         slope = 0.0
-        if notes.deep:
+        if record.deep:
             other = deep.clone()
-            other[half] = notes.deep[-1] if skips is not None else notes.deep[-1] + entered[half]
+            other[half] = record.deep[-1] if skips is not None else record.deep[-1] + entered[half]
             moved = (self.network.leave(other, skips, cond) - out)[half].square().sum()
-            slope = float(moved / (kept - notes.deep[-1]).square().sum().clamp_min(1e-30))
-        notes.times.append(float(t[0]))
-        notes.deep.append(kept)
-        notes.slopes.append(slope)
+            slope = float(moved / (kept - record.deep[-1]).square().sum().clamp_min(1e-30))
+        record.times.append(float(t[0]))
+        record.deep.append(kept)
+        record.slopes.append(slope)
         return out
 
 
 @dataclass(frozen=True)
-class _WatchedGuided(Guided):
-    """A guided denoiser whose steps from the null prediction are noted."""
+class _RecordedGuidance(Guided):
+    """A guided denoiser whose differences of conditional and null prediction are recorded."""
 
-    notes: _Notes = field(kw_only=True)
+    record: _Record = field(kw_only=True)
 
     def halves(self, x_t: Tensor, t: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
         """As ``Guided``."""
         cond, uncond, variance = super().halves(x_t, t, y)
-        self.notes.led[len(self.notes.times) - 1] = (self.scale - 1) * (cond - uncond)
+        self.record.guidance[len(self.record.times) - 1] = (self.guidance - 1) * (cond - uncond)
         return cond, uncond, variance

@@ -1,6 +1,6 @@
-"""What a network makes of time and label, for all steps of a sampling at once: adaLN's products need (t, y) alone.
+"""Conditions of all steps computed at once: what a network derives from (t, y) alone, adaLN's products above all.
 
-Pictures of one label share them, and so do all batches of a call.
+Images of one label share them, and so do all batches of a sampling call.
 """
 
 from __future__ import annotations
@@ -11,20 +11,26 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from udit.diffusion.cache import Seamed, rewrap
-from udit.diffusion.denoise import Backbone
-from udit.diffusion.guidance import Guided
-from udit.diffusion.sample import Denoise, Sampler
+from udit.diffusion.cache import SplitBackbone
+from udit.diffusion.denoiser import Backbone
+from udit.diffusion.guidance import AnyDenoiser, Guided
+from udit.diffusion.sample import Sampler
 
 MAX_ROWS = 1024
-"""Pairs of time and label; of more, every step makes its own."""
+"""Pairs of time and label; with more, every step computes its own."""
 
 
-class Conditioned:
-    """A network in parts that looks up what it makes of (t, y), all rows of a batch being at one time."""
+class PrecomputedConditions:
+    """A network in parts that looks up its condition of (t, y); all images of a batch are at one time."""
 
-    def __init__(self, network: Seamed, times: Tensor, labels: Sequence[int] | None) -> None:
-        """Takes the times [n] and the labels, different and sorted, that will be asked for; None is no labels."""
+    def __init__(self, network: SplitBackbone, times: Tensor, labels: Sequence[int] | None) -> None:
+        """Computes the conditions of all pairs.
+
+        Args:
+            network: in parts.
+            times: [n] different times in the network's unit.
+            labels: different and sorted; None is no labels.
+        """
         self.network = network
         self.enter, self.deep, self.leave = network.enter, network.deep, network.leave
         self.starts = {float(time): i * len(labels or [0]) for i, time in enumerate(times)}
@@ -33,7 +39,7 @@ class Conditioned:
         self.rows = network.condition(each, None if self.labels is None else self.labels.repeat(len(times)))
 
     def condition(self, t: Tensor, y: Tensor | None = None) -> Any:
-        """As the network's, of times and labels that were told; of others, made anew."""
+        """As the network's: looked up for the times and labels of the table, computed for others."""
         start = self.starts.get(float(t[0]))
         if start is None or (y is None) != (self.labels is None):
             return self.network.condition(t, y)
@@ -49,48 +55,30 @@ class Conditioned:
 
 
 def prepared(
-    denoise: Denoise, sampler: Sampler, steps: int | str, labels: Sequence[int] | None, device: torch.device
-) -> Denoise:
-    """The denoiser around a ``Conditioned`` network for all that one call will ask for, where that is not too much.
+    denoiser: AnyDenoiser, sampler: Sampler, steps: int | str, labels: Sequence[int] | None, device: torch.device
+) -> AnyDenoiser:
+    """The denoiser around ``PrecomputedConditions`` of all times and labels of one sampling call.
 
     Args:
-        denoise: whose network is looked at; one without parts stays as it is.
-        sampler: walked once with a network that says nothing, to learn its times.
+        denoiser: stays as it is if its network does not come in parts, or asks for more than ``MAX_ROWS`` pairs.
+        sampler: offers the times.
         steps: as of ``sample``.
-        labels: of all pictures, or None.
+        labels: of all images, or None.
         device: of the network.
     """
-    plain = denoise.denoiser if isinstance(denoise, Guided) else denoise
-    heard = _Hearing(1 + plain.learn_sigma)
-    nothing = torch.zeros(1, 1, 1, 1, device=device)
-    for _ in sampler(rewrap(plain, lambda _: heard), nothing, steps, None, lambda _: nothing):
-        pass
     asked = None if labels is None else set(labels)
-    if asked is not None and isinstance(denoise, Guided) and plain.null_label is not None:
-        asked.add(plain.null_label)
-    times = torch.cat(heard.times).unique()
+    if asked is not None and isinstance(denoiser, Guided) and denoiser.denoiser.null_label is not None:
+        asked.add(denoiser.denoiser.null_label)
+    times = sampler.times(denoiser, steps).to(device).unique()
     if len(times) * len(asked or [0]) > MAX_ROWS:
-        return denoise
+        return denoiser
 
     def known(backbone: Backbone) -> Backbone:
         labels = None if asked is None else sorted(asked)
-        return Conditioned(backbone, times, labels) if isinstance(backbone, Seamed) else backbone
+        return PrecomputedConditions(backbone, times, labels) if isinstance(backbone, SplitBackbone) else backbone
 
     with torch.no_grad():
-        return rewrap(denoise, known)
-
-
-class _Hearing:
-    """A network that notes the times it is told and says nothing."""
-
-    def __init__(self, channels: int) -> None:
-        self.channels = channels
-        self.times: list[Tensor] = []
-
-    def __call__(self, x: Tensor, t: Tensor, y: Tensor | None = None) -> Tensor:
-        """Zeros [1, channels, 1, 1]."""
-        self.times.append(t)
-        return x.new_zeros(1, self.channels, 1, 1)
+        return denoiser.with_network(known)
 
 
 def gather(tree: Any, rows: Tensor) -> Any:

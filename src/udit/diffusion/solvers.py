@@ -1,9 +1,9 @@
 """diffusers' few-step solvers behind our sampler interface.
 
 A fresh solver is built for every call, from an explicit config: no learned variance, no clipping, no thresholding. It
-is handed eps (on the DDPM schedule) or the velocity (on a flow path), whatever the network itself predicts. The flow
-solvers walk a path's own time. The multistep ones know the linear path alone: where the network's is another they walk
-the linear one, whose x_t differs by a scale at the same ratio of noise to signal.
+is handed eps (on a discrete process) or the velocity (on a flow path), whatever the network itself predicts. The flow
+solvers step along a path's own time. The multistep ones know the linear path alone: where the network's is another they
+step along the linear one, whose x_t differs by a factor at the same ratio of noise to signal.
 """
 
 from __future__ import annotations
@@ -16,56 +16,69 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from udit.diffusion.denoise import Target, encode
-from udit.diffusion.sample import Denoise, Noise, Step
-from udit.diffusion.schedule import DDPM, EDM
+from udit.diffusion.config import check_sampler
+from udit.diffusion.guidance import AnyDenoiser
+from udit.diffusion.sample import Noise, Step
+from udit.diffusion.schedule import Schedule, Table
+from udit.diffusion.targets import Target, encode
 from udit.errors import UserError
 
 
 @dataclass(frozen=True)
 class Solver:
-    """One of diffusers' solvers: ``dpmpp`` (DPM-Solver++ 2M), ``unipc``, ``flow-euler`` or ``flow-heun``."""
+    """One of diffusers' solvers: a name of ``SAMPLERS``, e.g. ``dpmpp`` (DPM-Solver++ 2M)."""
 
     name: str
 
-    def __call__(self, denoise: Denoise, x: Tensor, steps: int | str, y: Tensor | None, noise: Noise) -> Iterator[Step]:
+    def times(self, denoiser: AnyDenoiser, steps: int | str) -> Tensor:
+        """As ``Sampler.times``."""
+        solver = self._solver(denoiser.schedule, steps)
+        return denoiser.network_time(torch.tensor([place for place, _ in self._places(denoiser.schedule, solver)]))
+
+    def __call__(
+        self, denoiser: AnyDenoiser, x: Tensor, steps: int | str, y: Tensor | None, noise: Noise
+    ) -> Iterator[Step]:
         """Yields after every network evaluation; draws no noise.
 
         Raises:
-            UserError: a solver of the other schedule, or steps that are not a count.
+            UserError: the model was trained on a process that this solver does not serve, or steps are not a count.
         """
-        if not str(steps).isdecimal() or int(steps) < 1:
-            raise UserError(f"steps is {steps!r}; the {self.name} sampler takes a count of at least 1")
-        schedule = denoise.schedule
-        if isinstance(schedule, EDM):
-            raise UserError(f"{self.name} does not know EDM's noise levels; use edm-heun or edm-euler")
-        if isinstance(schedule, DDPM) and self.name.startswith("flow-"):
-            raise UserError(
-                f"{self.name} walks the flow path and the model was trained with DDPM; use ddim, dpmpp or unipc"
-            )
-        if isinstance(schedule, DDPM) and int(steps) > len(schedule):
-            raise UserError(f"steps is {steps}; the schedule has {len(schedule)}, ask for at most so many")
-        solver = self._build(schedule.betas if isinstance(schedule, DDPM) else None, int(steps))
-        x, own_time = x.float(), self.name.startswith("flow-")
-        if not isinstance(schedule, DDPM):
-            x = x * float(solver.sigmas[0])  # DPM-Solver++ begins a thousandth short of pure noise
+        schedule = denoiser.schedule
+        solver = self._solver(schedule, steps)
+        discrete = schedule.discrete_betas() is not None
+        velocity: Target = schedule.target if self._own_time else "flow"
+        x = x.float() if discrete else x.float() * float(solver.sigmas[0])  # DPM-Solver++ starts just below pure noise
         total = len(solver.timesteps)
-        for k, time in enumerate(solver.timesteps, start=1):
-            if isinstance(schedule, DDPM):
-                prediction = denoise(x, torch.full((len(x),), int(time), device=x.device), y)
-                output = prediction.eps
-            else:
-                # not ``time``: DPM-Solver++ and UniPC round it down to whole thousandths
-                sigma = float(solver.sigmas[k - 1])
-                place, scale = (sigma, 1.0) if own_time else schedule.from_linear(sigma)
-                t = torch.full((len(x),), place, device=x.device)
-                prediction = denoise(x * scale, t, y)
-                velocity: Target = "gvp" if own_time and schedule.path == "gvp" else "flow"
+        for k, (place, scale) in enumerate(self._places(schedule, solver), start=1):
+            t = torch.full((len(x),), place, device=x.device)
+            prediction = denoiser(x * scale, t, y)
+            output = prediction.eps
+            if not discrete:
                 output = encode(velocity, prediction.x0, prediction.eps, *schedule.alpha_sigma(t, x))
-            x = solver.step(output, time, x, return_dict=False)[0]
+            x = solver.step(output, solver.timesteps[k - 1], x, return_dict=False)[0]
             yield Step(k, total, x, prediction.x0)
 
-    def _build(self, betas: np.ndarray[Any, Any] | None, steps: int) -> Any:
+    @property
+    def _own_time(self) -> bool:
+        """Whether it steps along a path's own time."""
+        return self.name.startswith("flow-")
+
+    def _places(self, schedule: Schedule, solver: Any) -> list[tuple[float, float]]:
+        """For each evaluation the time of the schedule, and x_t there over the solver's x."""
+        if schedule.discrete_betas() is not None:
+            return [(int(time), 1) for time in solver.timesteps]
+        # not ``timesteps``: DPM-Solver++ and UniPC round them down to whole thousandths
+        sigmas = [float(sigma) for sigma in solver.sigmas[: len(solver.timesteps)]]
+        return [(sigma, 1.0) if self._own_time else schedule.from_linear(sigma) for sigma in sigmas]
+
+    def _solver(self, schedule: Schedule, steps: int | str) -> Any:
+        check_sampler(self.name, schedule.process, steps)
+        betas = schedule.discrete_betas()
+        if betas is not None and int(steps) > len(betas):
+            raise UserError(f"steps is {steps}; the schedule has {len(betas)}, ask for at most so many")
+        return self._build(betas, int(steps))
+
+    def _build(self, betas: Table | None, steps: int) -> Any:
         import diffusers
 
         solver: Any  # diffusers leaves its schedulers untyped

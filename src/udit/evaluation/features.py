@@ -1,13 +1,12 @@
-"""The judge: a small classifier of the data set's own classes, whose features and verdicts samples are scored by.
+"""The judge: a small classifier of the data set's own classes, whose features and predictions score generated images.
 
-It is trained on the judge part of the split, which the generator never sees. Its features are no Inception features.
+It is trained on the judge part of the split, which the generator never sees. Its features are not Inception's.
 """
 
 from __future__ import annotations
 
 import hashlib
 import math
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from itertools import pairwise
@@ -20,20 +19,21 @@ import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from udit import rng
 from udit.data.sources import Labels, Pixels
 from udit.errors import UserError
 from udit.evaluation.fidelity import Features
+from udit.evaluation.image_set import ImageSet
 from udit.files import whole_file
 from udit.nn.init import constant, fill, xavier_flat
+from udit.progress import progress_bar
 
 NAME = "udit-judge-2"
-"""Changes with the network or its training; scores of different names do not compare."""
+"""Changes with the network or its training; scores of judges of different names must not be compared."""
 NUM_FEATURES = 32
 MAX_SIDE = 64
-"""Larger pictures are averaged down to this side before they are judged."""
+"""Larger images are averaged down to this side before they are classified."""
 BATCH = 64
 MAX_LR = 6e-3
 WARMUP = 20
@@ -50,7 +50,7 @@ class JudgeNet(nn.Module):
     """Convolutions to a map of about 16x16 and down to 4x4, its quadrants' means, 32 features, class logits."""
 
     def __init__(self, channels: int, side: int, num_classes: int) -> None:
-        """Takes the picture's channels and longer side, and the number of classes."""
+        """Takes the images' channels and longer side, and the number of classes."""
         super().__init__()
         patch = max(1, side // 16)
         strides = [patch]
@@ -68,10 +68,10 @@ class JudgeNet(nn.Module):
         self.head = nn.Linear(NUM_FEATURES, num_classes)
 
     def embed(self, x: Tensor) -> Tensor:
-        """Features [B, 32], not negative, of x [B, C, H, W] in [-1, 1]."""
+        """Features [B, 32], at least 0, of x [B, C, H, W] in [-1, 1]."""
         for conv, norm in zip(self.convs, self.norms, strict=True):
             x = F.relu(norm(conv(x)))
-        # four means keep apart what one mean would mix: a 6 and a 9 have the same strokes
+        # the mean of each quadrant: a single mean would be the same for a 6 and a 9, which have the same strokes
         return F.relu(self.features(F.adaptive_avg_pool2d(x, 2).flatten(1)))
 
     def forward(self, x: Tensor) -> Tensor:
@@ -81,10 +81,10 @@ class JudgeNet(nn.Module):
 
 
 class Judge:
-    """A trained classifier of pictures."""
+    """A trained classifier of images."""
 
     def __init__(self, net: JudgeNet, shape: tuple[int, int, int], num_classes: int, origin: str) -> None:
-        """Takes the network, the (C, H, W) of its pictures, and what it was trained on."""
+        """Takes the network, the (C, H, W) of its images, and what it was trained on."""
         self.net = net
         self.shape = shape
         self.num_classes = num_classes
@@ -100,15 +100,15 @@ class Judge:
         return digest.hexdigest()
 
     def features(self, images: Pixels) -> NDArray[np.float64]:
-        """What the logits are made of, [N, 32], of images [N, C, H, W]."""
+        """Features of the last layer before the logits, [N, 32], of images [N, C, H, W]."""
         return self._run(self.net.embed, images).double().numpy()
 
     def logits(self, images: Pixels) -> NDArray[np.float64]:
-        """Of the classes, [N, classes], of images [N, C, H, W]."""
+        """Logits [N, classes] of images [N, C, H, W]."""
         return self._run(self.net, images).double().numpy()
 
     def predict(self, images: Pixels) -> Labels:
-        """The likeliest class of each image, [N], of images [N, C, H, W]."""
+        """The most likely class of each image, [N], of images [N, C, H, W]."""
         return self._run(self.net, images).argmax(1).numpy()
 
     @torch.no_grad()
@@ -117,7 +117,7 @@ class Judge:
             return torch.cat([function(_as_input(images[i : i + 256])) for i in range(0, len(images), 256)])
 
     def save(self, path: Path) -> None:
-        """Writes weights and facts as safetensors; a half-written file never bears the name."""
+        """Writes weights and metadata as safetensors, completely or not at all."""
         facts = {
             "name": NAME,
             "shape": "x".join(map(str, self.shape)),
@@ -130,10 +130,10 @@ class Judge:
 
     @classmethod
     def load(cls, path: Path) -> Judge:
-        """The judge that ``save`` wrote.
+        """The judge in a file that ``save`` wrote.
 
         Raises:
-            UserError: no such file, or not one of this version.
+            UserError: the file is missing, damaged, or of another version.
         """
         try:
             with safetensors.safe_open(path, framework="pt") as file:
@@ -153,26 +153,29 @@ class Judge:
         return cls(net, (channels, height, width), num_classes, origin)
 
 
-def train_judge(images: Pixels, labels: Labels, num_classes: int, *, steps: int, seed: int, origin: str = "") -> Judge:
+def train_judge(
+    images: Pixels | ImageSet, labels: Labels, num_classes: int, *, steps: int, seed: int, origin: str = ""
+) -> Judge:
     """Trains a judge on the CPU, on one thread; the same arguments give the same bits.
 
-    AdamW under a cosine, smoothed labels, an average of the weights, and small shifts, turns and zooms of the pictures.
+    AdamW with a cosine schedule, label smoothing, averaged weights; images are slightly shifted, rotated and zoomed.
 
     Args:
-        images: [N, C, H, W].
+        images: uint8 [N, C, H, W], or a set that is read 64 images at a time.
         labels: [N], each below ``num_classes``.
-        num_classes: how many it tells apart.
-        steps: of 64 pictures.
+        num_classes: number of classes.
+        steps: training steps, of 64 images each.
         seed: of weights, batches and augmentation.
-        origin: what the judge shall say it was trained on.
+        origin: a description of the training data, kept with the weights.
 
     Raises:
-        UserError: a class without a picture.
+        UserError: a class without an image.
     """
+    data = ImageSet.of(images).kept()
     missing = sorted(set(range(num_classes)) - set(labels.tolist()))
     if missing:
-        raise UserError(f"the judge has no picture of class {missing[0]}; raise data.judge_share or add pictures")
-    shape = (int(images.shape[1]), int(images.shape[2]), int(images.shape[3]))
+        raise UserError(f"the judge has no image of class {missing[0]}; raise data.judge_share or add images")
+    shape = data.shape
     y = torch.from_numpy(labels)
     with torch.device("meta"):
         net = _net(shape, num_classes)
@@ -180,13 +183,13 @@ def train_judge(images: Pixels, labels: Labels, num_classes: int, *, steps: int,
     parameters = list(net.parameters())
     average = [parameter.detach().clone() for parameter in parameters]
     optimizer = torch.optim.AdamW(parameters, lr=MAX_LR, weight_decay=0.02)
-    with one_thread():
-        for step in tqdm(range(steps), desc="judge", disable=not sys.stderr.isatty(), leave=False):
+    with one_thread(), progress_bar(steps, "judge", "step", leave=False) as bar:
+        for step in range(steps):
             for group in optimizer.param_groups:
                 group["lr"] = MAX_LR * min(1, (step + 1) / WARMUP) * 0.5 * (1 + math.cos(math.pi * step / steps))
             generator = rng.generator(seed, "judge", step)
             picked = torch.randint(len(y), (BATCH,), generator=generator)
-            x = augment(_as_input(images[picked.numpy()]), generator)
+            x = augment(_as_input(data.read(picked.numpy())), generator)
             loss = F.cross_entropy(net(x), y[picked], label_smoothing=SMOOTHING)
             optimizer.zero_grad()
             loss.backward()
@@ -195,6 +198,7 @@ def train_judge(images: Pixels, labels: Labels, num_classes: int, *, steps: int,
             with torch.no_grad():
                 for mean, parameter in zip(average, parameters, strict=True):
                     mean.lerp_(parameter, 1 - decay)
+            bar.update()
     with torch.no_grad():
         for mean, parameter in zip(average, parameters, strict=True):
             parameter.copy_(mean)
@@ -206,7 +210,7 @@ def _net(shape: tuple[int, int, int], num_classes: int) -> JudgeNet:
 
 
 def augment(x: Tensor, generator: torch.Generator) -> Tensor:
-    """Each picture of x [B, C, H, W] a little shifted, turned and zoomed; what is drawn in repeats the border."""
+    """x [B, C, H, W], each image slightly shifted, rotated and zoomed; the border is repeated outwards."""
     turn, zoom, right, down = torch.rand(4, len(x), generator=generator) * 2 - 1
     cos, sin = (MAX_TURN * turn).cos() * (1 + MAX_ZOOM * zoom), (MAX_TURN * turn).sin() * (1 + MAX_ZOOM * zoom)
     rows = [torch.stack([cos, -sin, MAX_SHIFT * right], 1), torch.stack([sin, cos, MAX_SHIFT * down], 1)]
@@ -226,7 +230,7 @@ def _as_input(images: Pixels) -> Tensor:
 
 @contextmanager
 def one_thread() -> Iterator[None]:
-    """Sums in one order, whatever the machine's number of cores; small networks lose no time by it."""
+    """Sums in the same order on any number of cores; networks this small are not slower on one thread."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -236,7 +240,7 @@ def one_thread() -> Iterator[None]:
 
 
 class JudgeFeatures:
-    """A judge in the place of a published network; its numbers compare on its own data set alone."""
+    """A judge as an extractor; its numbers can be compared on its own data set only."""
 
     name = f"{NAME}, not Inception"
 
@@ -249,11 +253,11 @@ class JudgeFeatures:
         """Features [N, 32] and class logits.
 
         Raises:
-            UserError: pictures of another shape than the judge knows.
+            UserError: images of another shape than the judge was trained on.
         """
         if images.shape[1:] != self.judge.shape:
             raise UserError(
-                f"pictures are {list(images.shape[1:])} and the judge knows {list(self.judge.shape)}; score them with "
+                f"images are {list(images.shape[1:])} and the judge knows {list(self.judge.shape)}; score them with "
                 "--features inception, or with the judge of their own data"
             )
         return Features(self.judge.features(images), None, self.judge.logits(images))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import tempfile
 import warnings
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol, get_args
@@ -17,54 +18,84 @@ from torch import Tensor, nn
 from udit.data.sources import Pixels
 from udit.errors import UserError
 from udit.evaluation.frechet import Array
+from udit.evaluation.image_set import ImageSet
 
 Network = Literal["inception", "clip", "dinov2"]
 NETWORKS = get_args(Network)
 _NAMES = {"inception": "inception-v3-compat", "clip": "clip-vit-b-32", "dinov2": "dinov2-vit-l-14"}
 _LAYERS = {"inception": ["2048", "logits_unbiased"], "clip": ["clip"], "dinov2": ["dinov2"]}
 SPATIAL_CHANNELS = 7
-"""Of the 192 that the first branch of Inception's ``mixed_6`` gives; at 17 x 17 places that makes 2023 features."""
+"""Of the 192 of the first branch of Inception's ``mixed_6``; at 17 x 17 positions that makes 2023 features."""
 
 
 @dataclass(frozen=True)
 class Features:
-    """What an extractor sees in N pictures."""
+    """What an extractor returns for N images."""
 
     pool: Array
     """[N, D]: behind FID, KID, precision and recall."""
     spatial: Array | None = None
-    """[N, 2023]: behind sFID; places first, then channels, as ADM's reference files order them."""
+    """[N, 2023]: behind sFID; positions first, then channels, as in ADM's reference files."""
     logits: Array | None = None
     """[N, K]: behind the Inception score."""
 
+    @staticmethod
+    def joined(parts: Sequence[Features]) -> Features:
+        """The features of several sets of images as those of one."""
+
+        def join(name: str) -> Array | None:
+            arrays = [getattr(part, name) for part in parts]
+            return None if any(array is None for array in arrays) else np.concatenate(arrays)
+
+        pool = join("pool")
+        assert pool is not None, "every extractor has pooled features"
+        return Features(pool, join("spatial"), join("logits"))
+
 
 class Extractor(Protocol):
-    """Anything that turns pictures into features and says what it is."""
+    """Anything that turns images into features."""
 
     name: str
-    """Stands next to every number."""
+    """Printed beside every score."""
     sha256: str
-    """Of its weights."""
+    """Of the weights."""
 
     def __call__(self, images: Pixels) -> Features:
-        """Features of images [N, C, H, W]; grey ones count as three equal channels."""
+        """Features of images uint8 [N, C, H, W]; grey images are repeated to three channels."""
         ...
+
+
+def extract(
+    extractor: Extractor, images: Pixels | ImageSet, watch: Callable[[Pixels], object] = lambda _: None
+) -> Features:
+    """Features of a set of images, which is read in chunks.
+
+    Args:
+        extractor: called with one chunk at a time.
+        images: uint8 [N, C, H, W], or a set.
+        watch: also called with every chunk.
+    """
+    parts = []
+    for chunk in ImageSet.of(images).chunks():
+        watch(chunk)
+        parts.append(extractor(chunk))
+    return Features.joined(parts)
 
 
 class Fidelity:
     """A network of torch-fidelity as an extractor."""
 
     def __init__(self, network: Network, state: dict[str, Tensor] | None = None, device: str = "cpu") -> None:
-        """Builds it.
+        """Builds the network.
 
         Args:
             network: Inception of FID (TensorFlow's 2015-12-05 graph, resizing as TensorFlow does), CLIP ViT-B/32 or
                 DINOv2 ViT-L/14.
-            state: the weights in torch-fidelity's key names; None downloads them as torch-fidelity does.
+            state: weights under torch-fidelity's key names; None downloads them as torch-fidelity does.
             device: where it runs.
 
         Raises:
-            UserError: no torch-fidelity, no connection, or weights of another network.
+            UserError: torch-fidelity is missing, the download failed, or the weights are of another network.
         """
         self.network = network
         self.name = f"{_NAMES[network]} (torch-fidelity)"
@@ -105,7 +136,7 @@ def _build(network: Network, state: dict[str, Tensor] | None) -> Any:
     with tempfile.TemporaryDirectory() as folder:
         path = None
         if state is not None:
-            # torch-fidelity unpickles or runs what it is given; so it is given a file made here, of tensors alone
+            # torch-fidelity unpickles or runs the file it is given, so it gets one written here that holds only tensors
             path = str(Path(folder) / "weights.pt")
             _write_weights(network, state, path)
         try:
@@ -119,7 +150,7 @@ def _build(network: Network, state: dict[str, Tensor] | None) -> Any:
 
 
 def _write_weights(network: Network, state: dict[str, Tensor], path: str) -> None:
-    """In the format that torch-fidelity reads: a torch file, or TorchScript as OpenAI publishes CLIP."""
+    """Writes the format that torch-fidelity reads: a torch file, or TorchScript as OpenAI publishes CLIP."""
     if network == "inception":
         torch.save({key: value.clone() for key, value in state.items()}, path)
         return
@@ -140,7 +171,7 @@ def _write_weights(network: Network, state: dict[str, Tensor], path: str) -> Non
 def inception_score(logits: Array) -> tuple[float, float]:
     """exp of the mean divergence of p(y|x) from p(y), its mean and standard deviation over ten parts (Salimans 2016).
 
-    By torch-fidelity: pictures are shuffled with its own seed. Logits are [N, K].
+    Computed by torch-fidelity, which shuffles the images with its own seed. Logits are [N, K].
     """
     from torch_fidelity.metric_isc import isc_features_to_metric
 
@@ -151,7 +182,8 @@ def inception_score(logits: Array) -> tuple[float, float]:
 def kernel_distance(*, samples: Array, reference: Array, seed: int = 2020) -> tuple[float, float]:
     """KID: unbiased squared MMD under a cubic kernel, mean and standard deviation over 100 subsets (Binkowski 2018).
 
-    By torch-fidelity, subsets of 1,000, or of the smaller set if it has fewer. Features are [N, D] and [M, D].
+    Computed by torch-fidelity on subsets of 1,000, or of the smaller set's size if that is less. Features are [N, D]
+    and [M, D].
     """
     from torch_fidelity.metric_kid import kid_features_to_metric
 

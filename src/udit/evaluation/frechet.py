@@ -1,4 +1,4 @@
-"""The Fréchet distance between Gaussians fitted to features, and how far chance may have moved it.
+"""The Fréchet distance between Gaussians fitted to features, with its bias and confidence interval.
 
 Legend: N samples, D features, S the samples' covariance, R the reference's.
 """
@@ -20,9 +20,9 @@ NORMAL_975 = 1.959964
 PAIRS = 4000
 """Pairs of samples over which the second-order variance is averaged."""
 MIN_SAMPLES = 10
-"""Samples per dimension that the expansion behind the interval needs."""
+"""Samples per dimension that the expansion behind the interval needs at least."""
 NULL = 1e-10
-"""Variances below this share of the largest are taken for none."""
+"""Variances below this share of the largest are treated as zero."""
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class Statistics:
     mean: Array
     cov: Array
     count: int | None = None
-    """Pictures behind them, where known."""
+    """Number of images, where known."""
 
     @classmethod
     def of(cls, features: Array) -> Statistics:
@@ -45,15 +45,15 @@ class Statistics:
 
 @dataclass(frozen=True)
 class Distance:
-    """A measured Fréchet distance, and what it says of the distance that endless samples would have."""
+    """A measured Fréchet distance, and an estimate of the distance with unlimited samples."""
 
     value: float
-    """As the literature reports it: from N samples, too large by about ``bias``."""
+    """As the literature reports it: from N samples, biased upwards by about ``bias``."""
     bias: float | None
-    """None where samples are too few for the expansion, as in the next two."""
+    """None where there are too few samples for the expansion; the same holds for the next two."""
     debiased: float | None
     interval: Interval | None
-    """95 %, of the distance between the generator's distribution and the reference as it stands."""
+    """95 %, of the distance between the generator's distribution and this reference."""
 
 
 def distance(a: Statistics, b: Statistics) -> float:
@@ -68,7 +68,7 @@ def distance(a: Statistics, b: Statistics) -> float:
 
 
 def measure(samples: Array, reference: Statistics, seed: int = 0) -> Distance:
-    """The distance of samples to a reference that is taken as it is, with its bias and a 95 % interval.
+    """The distance of samples to a fixed reference, with its bias and a 95 % interval.
 
     The distance is expanded to second order in the fluctuation of the samples' mean and covariance (delta method of von
     Mises; Serfling 1980, ch. 6). First order is a mean over samples of an influence function, the second a V-statistic
@@ -83,7 +83,7 @@ def measure(samples: Array, reference: Statistics, seed: int = 0) -> Distance:
 
     Args:
         samples: features [N, D].
-        reference: held fixed: the interval knows nothing of how the reference was drawn.
+        reference: held fixed: the interval ignores that the reference is a sample as well.
         seed: of the pairs.
     """
     x = np.asarray(samples, np.float64)

@@ -1,4 +1,4 @@
-"""Distances between sets of pictures, and shares among them."""
+"""Distances between sets of images, precision and recall, agreement and memorisation."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from udit.errors import UserError
 from udit.evaluation.frechet import Array, Interval, Statistics, distance
 
 BLOCK = 1024
-"""Rows of a table of distances that are held at once."""
+"""Rows of a distance matrix that are held at once."""
 
 NEAR_QUANTILE = 0.05
-"""Share of fresh real pictures that count as near to the training set."""
+"""Share of held-out real images that count as near to the training set, by definition."""
 
 
 def frechet_distance(a: Array, b: Array) -> float:
@@ -30,21 +30,21 @@ def frechet_distance(a: Array, b: Array) -> float:
         b: features [M, D], M >= 2.
 
     Returns:
-        At least 0. Biased upwards by about 1/N + 1/M, so compare only distances at the same N and M.
+        At least 0. Biased upwards by roughly c / N + c / M, so compare only distances at the same N and M.
     """
     return distance(Statistics.of(a), Statistics.of(b))
 
 
 @dataclass(frozen=True)
 class PrecisionRecall:
-    """How real samples look, and how much of the reference they cover; 0 to 1 both."""
+    """How realistic samples are, and how much of the reference they cover; both in 0..1."""
 
     precision: float
     recall: float
 
 
 def precision_recall(*, samples: Array, reference: Array, neighbors: int = 3) -> PrecisionRecall:
-    """Improved precision and recall (Kynkäänniemi et al. 2019); keywords only, for swapped sets swap the numbers.
+    """Improved precision and recall (Kynkäänniemi et al. 2019). Keywords only: swapped sets would swap the results.
 
     A set's manifold is the union of balls around its members that just reach their k-th nearest other member. Precision
     is the share of samples within the reference's manifold, recall the share of the reference within the samples'.
@@ -59,7 +59,7 @@ def precision_recall(*, samples: Array, reference: Array, neighbors: int = 3) ->
     """
     if min(len(samples), len(reference)) <= neighbors:
         raise UserError(
-            f"precision and recall of {len(samples)} samples and {len(reference)} reference pictures need more than "
+            f"precision and recall of {len(samples)} samples and {len(reference)} reference images need more than "
             f"{neighbors} of both; give more"
         )
     return PrecisionRecall(
@@ -87,10 +87,9 @@ def bootstrap_interval(
 ) -> Interval:
     """Basic bootstrap 95 % interval of ``function(a, b)``, both sets resampled (Davison & Hinkley 1997, Sec. 5.2).
 
-    Resampling biases a Frechet distance upwards, as sampling had already done. So the mean over resamples, m, is taken
-    for the resamples' centre: with v the value and q the quantiles, the interval is [v + m - q(97.5 %), v + m -
-    q(2.5 %)], clipped at 0. It says how far v may lie from the mean value of sets of these sizes, not from the distance
-    that endless sets would have.
+    Resampling biases a Fréchet distance upwards, as sampling already did. So resamples are centred on their own mean m:
+    with v the value and q the quantiles, the interval is [v + m - q(97.5 %), v + m - q(2.5 %)], clipped at 0. It
+    bounds how far v lies from the mean value over sets of these sizes, not from the distance with unlimited samples.
     """
     value = function(a, b)
     values = []
@@ -103,7 +102,7 @@ def bootstrap_interval(
 
 
 def mean_distance_of(count: int, a: Array, b: Array, seed: int, draws: int = 20) -> float:
-    """Mean Frechet distance to ``b`` of random subsets of ``a`` of one size; ``a`` itself if it has that size."""
+    """Mean Fréchet distance to ``b`` of random subsets of ``a`` of one size; of ``a`` itself if it has that size."""
     if count >= len(a):
         return frechet_distance(a, b)
     subsets = (torch.randperm(len(a), generator=rng.generator(seed, "subset", i))[:count].numpy() for i in range(draws))
@@ -111,12 +110,12 @@ def mean_distance_of(count: int, a: Array, b: Array, seed: int, draws: int = 20)
 
 
 def class_agreement(predicted: Labels, wanted: Labels) -> float:
-    """Share of samples, in 0..1, that are judged to be what was asked for."""
+    """Share of samples, in 0..1, whose predicted class is the requested one."""
     return float(np.mean(predicted == wanted))
 
 
 def share_interval(share: float, count: int) -> Interval:
-    """Wilson's 95 % interval of a share among ``count`` (Wilson 1927); sane at 0 and 1."""
+    """Wilson's 95 % interval of a share among ``count`` (Wilson 1927), which is valid at 0 and 1 too."""
     z2 = 1.959964**2
     centre = (share + z2 / (2 * count)) / (1 + z2 / count)
     half = np.sqrt(z2 * (share * (1 - share) / count + z2 / (4 * count**2))) / (1 + z2 / count)
@@ -141,16 +140,15 @@ def nearest_distances(queries: Pixels, references: Pixels) -> Array:
 def memorised_share(samples: Array, heldout: Array) -> tuple[float, float]:
     """How many samples are suspiciously near to the training set.
 
-    A picture is near if it is no farther from its closest training picture than the nearest twentieth of held-out real
-    pictures are from theirs.
+    An image is near if it is no farther from its closest training image than the closest 5 % of held-out real images
+    are from theirs.
 
     Args:
-        samples: distance of each sample to its closest training picture, [N].
-        heldout: the same of real pictures that were not trained on, [M].
+        samples: distance of each sample to its closest training image, [N].
+        heldout: the same for real images that were not trained on, [M].
 
     Returns:
-        Share of near samples, and the share of near held-out pictures: what a generator that draws fresh pictures from
-        the data's distribution would get (about 5 %).
+        Share of near samples, and the share of near held-out images: what a perfect generator would get (about 5 %).
     """
     limit = np.quantile(heldout, NEAR_QUANTILE, method="lower")
     return float(np.mean(samples <= limit)), float(np.mean(heldout <= limit))

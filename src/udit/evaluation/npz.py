@@ -1,6 +1,6 @@
 """ADM's ``.npz`` files: sample batches (``arr_0``) and reference statistics (``mu``, ``sigma``, ``mu_s``, ``sigma_s``).
 
-Their arrays are read as plain numbers only. A header is believed no further than the bytes behind it.
+Arrays are read as plain numbers only, and only where a header's shape agrees with the bytes that follow it.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import struct
 import tokenize
 import zipfile
 import zlib
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -22,16 +23,16 @@ from udit.evaluation.frechet import Statistics
 from udit.files import whole_file
 
 MAX_BYTES = 1 << 35
-"""Of one array, uncompressed: 50,000 pictures of 256x256 take a third."""
+"""Of one array, uncompressed: 50,000 images of 256x256 take a third."""
 FACTS = "udit"
-"""A text in the files written here: what made them, as JSON. Other programs skip it."""
+"""The name of a text in files written here: how they were made, as JSON. Other programs ignore it."""
 _BROKEN = (OSError, ValueError, EOFError, KeyError, RuntimeError, MemoryError, OverflowError, TypeError, SyntaxError)
 _TORN = (zipfile.BadZipFile, zlib.error, struct.error, NotImplementedError, tokenize.TokenError, RecursionError)
 
 
 @dataclass(frozen=True)
 class Contents:
-    """What a ``.npz`` of samples or of a reference holds; at least pictures or statistics."""
+    """What a ``.npz`` of images or of a reference holds; at least images or statistics."""
 
     images: NDArray[np.uint8] | None
     """[N, C, H, W]."""
@@ -43,16 +44,27 @@ class Contents:
     facts: dict[str, Any]
 
 
+@dataclass(frozen=True)
+class ImageStream:
+    """Images that are written one part after another, so that they need not fit into memory."""
+
+    count: int
+    shape: tuple[int, int, int]
+    """(C, H, W)."""
+    parts: Iterable[NDArray[np.uint8]]
+    """uint8 [n, C, H, W] each, ``count`` images in all."""
+
+
 def read(path: Path) -> Contents:
-    """A sample batch, reference statistics, or both.
+    """Reads a batch of images, reference statistics, or both.
 
     Raises:
-        UserError: no such file, damaged, with objects in it, or of the wrong shapes.
+        UserError: the file is missing or damaged, holds Python objects, or arrays of wrong shapes.
     """
     arrays = _arrays(path)
     if "arr_0" not in arrays and not {"mu", "sigma"} <= arrays.keys():
         raise UserError(
-            f"{path} holds {', '.join(sorted(arrays)) or 'nothing'}; needed are pictures (arr_0) or statistics (mu and "
+            f"{path} holds {', '.join(sorted(arrays)) or 'nothing'}; needed are images (arr_0) or statistics (mu and "
             "sigma)"
         )
     images, labels = arrays.get("arr_0"), arrays.get("arr_1")
@@ -62,7 +74,7 @@ def read(path: Path) -> Contents:
         images = images.transpose(0, 3, 1, 2)
     if labels is not None:
         if images is None or labels.shape != (len(images),) or labels.dtype.kind not in "iu":
-            raise UserError(f"{path}: arr_1 is {labels.dtype} {list(labels.shape)}; it holds a label a picture")
+            raise UserError(f"{path}: arr_1 is {labels.dtype} {list(labels.shape)}; it holds one label per image")
         labels = labels.astype(np.int64)
     count = None if images is None else len(images)
     pool, spatial = (_statistics(path, arrays, *names, count) for names in (("mu", "sigma"), ("mu_s", "sigma_s")))
@@ -102,7 +114,7 @@ def _facts(path: Path, text: NDArray[Any] | None) -> dict[str, Any]:
 
 
 def _arrays(path: Path) -> dict[str, NDArray[Any]]:
-    """The arrays known here, by name."""
+    """The arrays with known names."""
     if not path.is_file():
         raise UserError(f"no file {str(path)!r}")
     try:
@@ -122,7 +134,7 @@ def _arrays(path: Path) -> dict[str, NDArray[Any]]:
 
 
 def _check_header(stream: IO[bytes], name: str, size: int) -> None:
-    """The array a header promises must have exactly the bytes that follow it."""
+    """Checks that a header's shape and dtype account for exactly the bytes that follow."""
     version = np.lib.format.read_magic(stream)
     if version not in ((1, 0), (2, 0)):
         raise ValueError(f"{name} is in format {version}")
@@ -140,28 +152,29 @@ def _check_header(stream: IO[bytes], name: str, size: int) -> None:
 def write(
     path: Path,
     *,
-    images: NDArray[np.uint8] | None = None,
+    images: NDArray[np.uint8] | ImageStream | None = None,
     labels: NDArray[np.int64] | None = None,
     pool: Statistics | None = None,
     spatial: Statistics | None = None,
     facts: dict[str, Any] | None = None,
 ) -> None:
-    """Writes a file that ``read`` and ADM's evaluator take; a half-written one never bears the name.
+    """Writes a file that ``read`` and ADM's evaluator accept, completely or not at all.
 
     Args:
         path: ends in ``.npz``.
-        images: [N, C, H, W].
-        labels: [N].
+        images: uint8 [N, C, H, W], or a stream of them.
+        labels: int64 [N].
         pool: written as ``mu`` and ``sigma``.
         spatial: written as ``mu_s`` and ``sigma_s``.
         facts: plain values, kept as a text.
 
     Raises:
-        RunError: the disk refuses it.
+        RunError: the file cannot be written.
     """
+    if isinstance(images, np.ndarray):
+        channels, height, width = images.shape[1:]
+        images = ImageStream(len(images), (channels, height, width), [images])
     arrays: dict[str, Any] = {}
-    if images is not None:
-        arrays["arr_0"] = images.transpose(0, 2, 3, 1)
     if labels is not None:
         arrays["arr_1"] = labels
     for statistics, mu, sigma in ((pool, "mu", "sigma"), (spatial, "mu_s", "sigma_s")):
@@ -171,7 +184,24 @@ def write(
         arrays[FACTS] = np.array(json.dumps(facts))
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with whole_file(path) as temporary, temporary.open("wb") as stream:
-            np.savez(stream, **arrays)
+        with whole_file(path) as temporary, zipfile.ZipFile(temporary, "w") as archive:  # the format of np.savez
+            if images is not None:
+                with archive.open("arr_0.npy", "w", force_zip64=True) as member:
+                    _write_images(member, images)
+            for name, array in arrays.items():
+                with archive.open(f"{name}.npy", "w", force_zip64=True) as member:
+                    np.lib.format.write_array(member, np.asarray(array), allow_pickle=False)
     except OSError as error:
         raise RunError(f"cannot write {path}: {error.strerror}; make room or take another place") from None
+
+
+def _write_images(member: IO[bytes], images: ImageStream) -> None:
+    """Writes an array uint8 [N, H, W, C]."""
+    channels, height, width = images.shape
+    shape = (images.count, height, width, channels)
+    np.lib.format.write_array_header_1_0(member, {"descr": "|u1", "fortran_order": False, "shape": shape})
+    written = 0
+    for part in images.parts:
+        member.write(np.ascontiguousarray(part.transpose(0, 2, 3, 1)).data)
+        written += len(part)
+    assert written == images.count, f"{written} of {images.count} images were written"

@@ -13,19 +13,19 @@ from udit.spec.base import Spec
 
 
 class Protocol(Spec):
-    """How samples are drawn and scored."""
+    """How images are generated and scored."""
 
     num_samples: PositiveInt = 50_000
     sampling: SamplingConfig
     labels: Literal["random", "balanced"]
-    """random: uniform, keyed by the picture's seed; balanced: all classes in turn."""
+    """random: uniform, keyed by the image's seed; balanced: all classes in turn."""
     first_seed: int = 0
     batch_size: PositiveInt = 50
     shape: tuple[int, int, int]
     """(C, H, W) of what the network sees."""
     num_classes: PositiveInt
     codec: str
-    """The VAE that decodes samples, as a hub id."""
+    """The VAE that decodes the images, as a hub id."""
     features: Literal["inception"] = "inception"
     reference: str
     """The file of the reference, by the name it is published under."""
@@ -43,7 +43,7 @@ def _adm256(guidance: float, channels: int | None) -> Protocol:
 
 
 PROTOCOLS = {"adm-256": _adm256(1.0, None), "adm-256-cfg1.5": _adm256(1.5, 3)}
-"""``adm-256``: 50,000 samples of 250 ancestral steps, no guidance. ``adm-256-cfg1.5``: guidance 1.5 of three channels,
+"""``adm-256``: 50,000 images of 250 ancestral steps, no guidance. ``adm-256-cfg1.5``: guidance 1.5 of three channels,
 as the DiT line publishes it."""
 
 

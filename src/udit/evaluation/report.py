@@ -1,4 +1,4 @@
-"""What an evaluation found, and under which protocol."""
+"""The scores of an evaluation, with their protocol."""
 
 from __future__ import annotations
 
@@ -12,27 +12,27 @@ from udit.evaluation.features import NAME
 from udit.spec.base import Spec
 
 NOTE = (
-    "Distances and classes come from a small classifier that this project trained on the data set's judge part, which "
-    "the generator never saw. Its features are not Inception's: no number here compares with a published FID."
+    "Distances and classes come from a small classifier that udit trained on your data, on the judge part, which the "
+    "generator never saw. Its features are not Inception's: no number here compares with a published FID."
 )
 
 Share = Annotated[float, Field(ge=0, le=1)]
 
 
 class Report(Spec):
-    """Scores of one set of samples. Distances are squared Frechet distances of the judge's features."""
+    """Scores of one set of generated images. Distances are squared Fréchet distances of the judge's features."""
 
     num_samples: PositiveInt
     distance: NonNegativeFloat
-    """Samples to reference."""
+    """From the samples to the reference."""
     distance_interval: tuple[float, float]
     """95 %, basic bootstrap."""
     distance_debiased: NonNegativeFloat | None
-    """What endless samples would have; None where samples are too few to say, as in the next."""
+    """Extrapolated to infinitely many samples; None where samples are too few to say, as in the next."""
     debiased_interval: tuple[float, float] | None
-    """95 %, of the distance between the generator's distribution and the reference as it stands."""
+    """95 %, of the distance between the generator's distribution and this reference."""
     distance_spread: tuple[float, ...]
-    """Of five parts of the samples, with seeds of their own; each has a fifth of them and so looks farther."""
+    """Of five disjoint subsets of the samples; each is smaller, so its distance is biased upwards more."""
     precision: Share
     """Samples within the reference's manifold."""
     precision_interval: tuple[float, float]
@@ -40,36 +40,36 @@ class Report(Spec):
     recall: Share
     """The reference within the samples' manifold."""
     matched_count: PositiveInt
-    """At most the number of test pictures: the size at which samples and real pictures compare."""
+    """At most the number of test images: the sample size at which generated and real images can be compared."""
     distance_matched: NonNegativeFloat
-    """Random subsets of samples of ``matched_count`` to reference, averaged."""
+    """From random subsets of ``matched_count`` samples to the reference, averaged."""
     distance_real: NonNegativeFloat
-    """Test pictures, ``matched_count`` of them, to reference: what a perfect generator would get."""
+    """From ``matched_count`` test images to the reference: what a perfect generator would get."""
     agreement: Share
-    """Samples that the judge takes for the class that was asked for."""
+    """Samples that the judge classifies as the requested class."""
     agreement_interval: tuple[float, float]
     """95 %, Wilson."""
     judge_on_test: Share
-    """The judge's accuracy on test pictures: about the agreement that real pictures get."""
+    """The judge's accuracy on test images: about the agreement that real images get."""
     judge_on_train: Share
-    """The same on the generator's training pictures, which the judge has not seen either."""
+    """The same on the generator's training images, which the judge was not trained on either."""
     memorised: Share
-    """Samples nearer to a training picture than the nearest twentieth of test pictures are."""
+    """Samples that are nearer to a training image than all but the nearest 5 % of test images."""
     memorised_real: Share
-    """The same of test pictures, about 5 %: what fresh pictures get."""
+    """The same of test images, about 5 %: what a perfect generator would get."""
     protocol: dict[str, Any]
-    """What the caller says of model and sampling; plain values."""
+    """How the images were generated, as given by the caller; plain values."""
     judge: str
-    """Name of network and recipe."""
+    """Name of the classifier and its training recipe."""
     judge_sha256: str
-    """Of its weights."""
+    """Of the classifier's weights."""
     reference_sha256: str
-    """Of the reference pictures: the generator's training part."""
+    """Of the reference images: the generator's training part."""
     reference_count: PositiveInt
     note: str = NOTE
 
     def rows(self) -> list[tuple[str, str, str]]:
-        """(what, number, beside what to read it) for each number."""
+        """(what, number, context in which to read it) for each number."""
         low, high = self.distance_interval
         sure, surer = self.agreement_interval
         n = self.matched_count
@@ -79,22 +79,22 @@ class Report(Spec):
                 _percent(self.agreement),
                 f"95 %: {_percent(sure)} to {_percent(surer)}",
             ),
-            ("judge right on real test pictures", _percent(self.judge_on_test), "the agreement real pictures get"),
-            ("judge right on real training pictures", _percent(self.judge_on_train), "not seen by the judge"),
+            ("judge accuracy on real test images", _percent(self.judge_on_test), "the agreement real images get"),
+            ("judge accuracy on real training images", _percent(self.judge_on_train), "not seen by the judge"),
             (
                 f"Fréchet distance, N = {self.num_samples}",
                 f"{self.distance:.4f}",
                 f"judge features, not FID; 95 %: {low:.4f} to {high:.4f}",
             ),
             (
-                "Fréchet distance, endless samples",
+                "Fréchet distance, infinitely many samples",
                 "-" if self.distance_debiased is None else f"{self.distance_debiased:.4f}",
                 f"judge features; {_interval(self.debiased_interval)}",
             ),
             (
-                f"Fréchet distance of fifths, N = {self.num_samples // 5}",
+                f"Fréchet distance of five disjoint subsets, N = {self.num_samples // 5}",
                 f"{sum(self.distance_spread) / max(1, len(self.distance_spread)):.4f}",
-                f"judge features; {min(self.distance_spread):.4f} to {max(self.distance_spread):.4f} over seeds",
+                f"judge features; {min(self.distance_spread):.4f} to {max(self.distance_spread):.4f}",
             ),
             (
                 "precision",
@@ -108,36 +108,36 @@ class Report(Spec):
                 "judge features; compare with the next line",
             ),
             (
-                f"Fréchet distance, {n} real test pictures",
+                f"Fréchet distance, {n} real test images",
                 f"{self.distance_real:.4f}",
-                "judge features; what real pictures get",
+                "judge features; what real images get",
             ),
             (
-                "near to a training picture",
+                "close to a training image",
                 _percent(self.memorised),
-                f"real test pictures: {_percent(self.memorised_real)}",
+                f"real test images: {_percent(self.memorised_real)}",
             ),
         ]
 
     def table(self) -> str:
         """Numbers and protocol as Markdown that also reads well as it is."""
-        cells = [("score", "value", "beside"), *self.rows()]
+        cells = [("score", "value", "context"), *self.rows()]
         widths = [max(len(row[i]) for row in cells) for i in range(3)]
         lines = [
-            f"| {what.ljust(widths[0])} | {value.rjust(widths[1])} | {beside.ljust(widths[2])} |"
-            for what, value, beside in cells
+            f"| {what.ljust(widths[0])} | {value.rjust(widths[1])} | {note.ljust(widths[2])} |"
+            for what, value, note in cells
         ]
         lines.insert(1, f"| {'-' * widths[0]} | {'-' * (widths[1] - 1)}: | {'-' * widths[2]} |")
         facts = {
             **self.protocol,
             "judge": f"{self.judge}, weights {self.judge_sha256[:12]}",
-            "reference": f"{self.reference_count} training pictures, sha256 {self.reference_sha256[:12]}",
+            "reference": f"{self.reference_count} training images, sha256 {self.reference_sha256[:12]}",
         }
         return "\n".join([*lines, "", self.note, "", *(f"- {key}: {_plain(value)}" for key, value in facts.items())])
 
     @classmethod
     def read(cls, path: Path, protocol: dict[str, Any]) -> Report | None:
-        """The written report if it is one of this protocol and of this version's judge; else None."""
+        """The report in a file if it is of this protocol and this version of the judge; otherwise None."""
         try:
             report = cls.model_validate_json(path.read_text(encoding="utf-8"))
         except (OSError, UnicodeDecodeError, ValidationError):
@@ -147,7 +147,7 @@ class Report(Spec):
 
 
 def _interval(ends: tuple[float, float] | None) -> str:
-    return "too few samples for it" if ends is None else f"95 %: {ends[0]:.4f} to {ends[1]:.4f}"
+    return "too few samples" if ends is None else f"95 %: {ends[0]:.4f} to {ends[1]:.4f}"
 
 
 def _percent(share: float) -> str:

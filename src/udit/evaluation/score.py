@@ -1,33 +1,32 @@
-"""Scores samples against the data set they were learnt from."""
+"""Scores generated images against the data set that their model was trained on, with a judge trained on that data."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import logging
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from torch import Tensor
 
 from udit.data.sources import Labels, Parts, Pixels, Source
 from udit.errors import UserError
 from udit.evaluation import frechet, metrics
 from udit.evaluation.features import NAME, Judge, train_judge
+from udit.evaluation.image_set import ImageSet
 from udit.evaluation.report import Report
 from udit.run.config import EvaluationConfig
 
 SEED = 0
-"""Of judge and bootstrap: one judge for all runs on the same data, so that their scores compare."""
+"""Of judge and bootstrap: the same judge for all runs on the same data, so that their scores can be compared."""
 
 logger = logging.getLogger(__name__)
 
 
-def evaluate(
-    samples: Tensor,
+def score_with_judge(
+    images: Pixels | ImageSet,
     labels: Sequence[int],
     source: Source,
     parts: Parts,
@@ -35,71 +34,64 @@ def evaluate(
     protocol: dict[str, Any],
     judge_path: Path | None = None,
 ) -> Report:
-    """Scores samples; reference is the part of the data that the generator was trained on.
+    """Scores generated images; the reference is the part of the data that the generator was trained on.
 
     Args:
-        samples: uint8 [N, C, H, W].
-        labels: N classes that were asked for.
+        images: uint8 [N, C, H, W], or a set.
+        labels: the N classes that were requested.
         source: the data set.
-        parts: its split: the judge is trained on ``judge``, ``test`` stands for fresh real pictures.
-        config: steps of the judge, resamplings.
-        protocol: how the samples were made, as plain values; goes into the report as it is.
-        judge_path: where the judge is kept; one that was trained on the same pictures is used again.
+        parts: its split: the judge is trained on ``judge``; ``test`` are held-out real images.
+        config: training steps of the judge, bootstrap resamples.
+        protocol: how the images were generated, as plain values; goes into the report unchanged.
+        judge_path: where the judge is kept; a judge that was trained on the same images is used again.
 
     Raises:
-        UserError: too few pictures to judge by, or samples of another shape than the data.
+        UserError: too few images in a part, or images of another shape than the data.
     """
     for name, part in (("judge", parts.judge), ("test", parts.test)):
         if len(part) < 2:
-            raise UserError(f"the {name} part has {len(part)} pictures; raise data.{name}_share or add pictures")
-    images = samples.numpy()
-    shape = source.image(int(parts.train[0])).shape
-    if images.dtype != np.uint8 or images.shape[1:] != shape or len(images) != len(labels) or len(images) < 2:
-        raise UserError(
-            f"samples are {images.dtype} {list(images.shape)} with {len(labels)} labels; needed are at least 2 of "
-            f"uint8 {list(shape)} and a label for each"
-        )
+            raise UserError(f"the {name} part has {len(part)} images; raise data.{name}_share or add images")
+    generated = _checked(images, labels, source, parts)
     judge = judge_of(source, parts.judge, config.judge_steps, judge_path)
+    test = ImageSet.of_source(source, parts.test).kept()
 
-    test = next(chunks(source, parts.test, len(parts.test)))
-    features, right = [], 0
-    near_samples, near_test = np.full(len(images), np.inf), np.full(len(test), np.inf)
-    digest = hashlib.sha256(repr(shape).encode())
-    done = 0
-    for chunk in chunks(source, parts.train):
+    features, right, done = [], 0, 0
+    near_samples, near_test = np.full(len(generated), np.inf), np.full(len(test), np.inf)
+    digest = hashlib.sha256(repr(generated.shape).encode())
+    for chunk in ImageSet.of_source(source, parts.train).chunks():
         features.append(judge.features(chunk))
         right += int((judge.predict(chunk) == source.labels[parts.train[done : done + len(chunk)]]).sum())
-        near_samples = np.minimum(near_samples, metrics.nearest_distances(images, chunk))
-        near_test = np.minimum(near_test, metrics.nearest_distances(test, chunk))
+        _lower(near_samples, generated, chunk)
+        _lower(near_test, test, chunk)
         digest.update(chunk.tobytes())
         done += len(chunk)
 
-    reference, drawn, real = np.concatenate(features), judge.features(images), judge.features(test)
+    reference, drawn, real = np.concatenate(features), generated.map(judge.features), test.map(judge.features)
     statistics = frechet.Statistics.of(reference)
-    endless = frechet.measure(drawn, statistics)
+    unlimited = frechet.measure(drawn, statistics)
     fifths = np.array_split(drawn, 5) if len(drawn) >= 10 else [drawn]
     shares = metrics.precision_recall(samples=drawn, reference=reference)
     count = min(len(drawn), len(real))
-    agreement = metrics.class_agreement(judge.predict(images), np.array(labels, np.int64))
+    agreement = metrics.class_agreement(generated.map(judge.predict), np.array(labels, np.int64))
     memorised, memorised_real = metrics.memorised_share(near_samples, near_test)
     return Report(
-        num_samples=len(images),
+        num_samples=len(generated),
         distance=metrics.frechet_distance(drawn, reference),
         distance_interval=metrics.bootstrap_interval(
             metrics.frechet_distance, drawn, reference, config.bootstrap, SEED
         ),
-        distance_debiased=endless.debiased,
-        debiased_interval=endless.interval,
+        distance_debiased=unlimited.debiased,
+        debiased_interval=unlimited.interval,
         distance_spread=tuple(frechet.distance(frechet.Statistics.of(part), statistics) for part in fifths),
         precision=shares.precision,
-        precision_interval=metrics.share_interval(shares.precision, len(images)),
+        precision_interval=metrics.share_interval(shares.precision, len(generated)),
         recall=shares.recall,
         matched_count=count,
         distance_matched=metrics.mean_distance_of(count, drawn, reference, SEED),
         distance_real=metrics.mean_distance_of(count, real, reference, SEED),
         agreement=agreement,
-        agreement_interval=metrics.share_interval(agreement, len(images)),
-        judge_on_test=metrics.class_agreement(judge.predict(test), source.labels[parts.test]),
+        agreement_interval=metrics.share_interval(agreement, len(generated)),
+        judge_on_test=metrics.class_agreement(test.map(judge.predict), source.labels[parts.test]),
         judge_on_train=right / len(parts.train),
         memorised=memorised,
         memorised_real=memorised_real,
@@ -111,8 +103,30 @@ def evaluate(
     )
 
 
+def _checked(images: Pixels | ImageSet, labels: Sequence[int], source: Source, parts: Parts) -> ImageSet:
+    """The images, which must be like the data's."""
+    shape = source.image(int(parts.train[0])).shape
+    dtype = images.dtype if isinstance(images, np.ndarray) else np.dtype(np.uint8)
+    generated = ImageSet.of(images)
+    if dtype != np.uint8 or generated.shape != shape or len(generated) != len(labels) or len(generated) < 2:
+        raise UserError(
+            f"images are {dtype} {[len(generated), *generated.shape]} with {len(labels)} labels; needed are at least 2 "
+            f"of uint8 {list(shape)} and a label for each"
+        )
+    return generated.kept()
+
+
+def _lower(nearest: frechet.Array, images: ImageSet, others: Pixels) -> None:
+    """Lowers ``nearest`` [N], in place, to each image's distance to the closest of ``others`` where that is less."""
+    done = 0
+    for chunk in images.chunks():
+        own = nearest[done : done + len(chunk)]
+        np.minimum(own, metrics.nearest_distances(chunk, others), out=own)
+        done += len(chunk)
+
+
 def judge_of(source: Source, part: Labels, steps: int, path: Path | None) -> Judge:
-    """The kept judge if it comes from the same pictures and steps, else a new one, which is kept."""
+    """The judge at ``path`` if it was trained on the same images and steps; otherwise a new one, kept there."""
     shape, ids = source.image(int(part[0])).shape, hashlib.sha256(part.astype("<i8").tobytes()).hexdigest()
     origin = json.dumps({"data": source.fingerprint, "pictures": ids, "shape": shape, "steps": steps, "seed": SEED})
     if path is not None and path.exists():
@@ -123,16 +137,9 @@ def judge_of(source: Source, part: Labels, steps: int, path: Path | None) -> Jud
         else:
             if kept.origin == origin:
                 return kept
-    images = next(chunks(source, part, len(part)))
+    images = ImageSet.of_source(source, part)
     num_classes = int(source.labels.max()) + 1
     judge = train_judge(images, source.labels[part], num_classes, steps=steps, seed=SEED, origin=origin)
     if path is not None:
         judge.save(path)
     return judge
-
-
-def chunks(source: Source, part: Labels, size: int = 1024) -> Iterator[Pixels]:
-    """The pictures of a part, [size, C, H, W] at a time: a reference set need not fit into memory."""
-    with ThreadPoolExecutor() as pool:
-        for start in range(0, len(part), size):
-            yield np.stack(list(pool.map(source.image, part[start : start + size].tolist())))

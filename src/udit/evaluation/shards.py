@@ -1,4 +1,7 @@
-"""Samples for a score, drawn in shards: a killed drawing goes on, and any number of ranks draws the same pictures."""
+"""Generated images on disk until they are scored, in shards.
+
+A process that is killed while it samples continues where it was, and any number of ranks samples the same images.
+"""
 
 from __future__ import annotations
 
@@ -11,26 +14,28 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from udit import rng
 from udit.data.sources import Pixels
 from udit.errors import UserError
 from udit.evaluation import npz
+from udit.evaluation.image_set import ImageSet
 
 
-def labels_for(count: int, num_classes: int, how: Literal["balanced", "random"], first_seed: int) -> list[int]:
-    """A label a picture: all classes in turn, or uniform ones keyed by the picture's seed."""
-    if how == "balanced":
+def labels_for(count: int, num_classes: int, order: Literal["balanced", "random"], first_seed: int) -> list[int]:
+    """One label per image: all classes in turn, or uniform ones keyed by the image's seed."""
+    if order == "balanced":
         return [i % num_classes for i in range(count)]
     generators = (rng.generator(first_seed + i, "label") for i in range(count))
     return [int(torch.randint(num_classes, (1,), generator=generator)) for generator in generators]
 
 
 class Shards:
-    """Pictures of one drawing on disk, ``size`` a file. A file is a batch, so bits do not depend on the ranks."""
+    """Generated images on disk, ``size`` per file. A file is a batch, so bits do not depend on the number of ranks."""
 
     def __init__(self, parent: Path, key: dict[str, Any], count: int, size: int) -> None:
-        """Takes where they lie, what they depend on, how many pictures there are in all, and how many a shard holds."""
+        """Takes the parent folder, what the images depend on, how many there are in all, and how many a shard holds."""
         digest = hashlib.sha256(json.dumps(key | {"size": size}, sort_keys=True).encode()).hexdigest()[:16]
         self.folder = parent / f"samples-{digest}"
         self.count, self.size = count, size
@@ -40,43 +45,40 @@ class Shards:
         return -(-self.count // self.size)
 
     def places(self, shard: int) -> range:
-        """Which pictures a shard holds."""
+        """Indices of the images that a shard holds."""
         return range(shard * self.size, min((shard + 1) * self.size, self.count))
 
     def missing(self, rank: int = 0, world: int = 1) -> Iterator[int]:
-        """This rank's shards that are not there whole."""
+        """This rank's shards that are missing or damaged."""
         for shard in range(rank, len(self), world):
             if self._read(shard) is None:
                 yield shard
 
     def write(self, shard: int, images: Pixels) -> None:
-        """Writes one, whole or not at all; images are [n, C, H, W]."""
+        """Writes one, completely or not at all; images are uint8 [n, C, H, W]."""
         assert len(images) == len(self.places(shard))
         npz.write(self._path(shard), images=images)
 
-    def read(self) -> Pixels:
-        """All pictures, [N, C, H, W].
+    def images(self) -> ImageSet:
+        """All images, which are read from the shards when they are needed.
 
         Raises:
-            UserError: a shard is not there.
+            UserError: a shard is missing or damaged.
         """
-        parts = [self._read(shard) for shard in range(len(self))]
-        whole = [part for part in parts if part is not None]
-        if len(whole) < len(parts):
-            raise UserError(
-                f"{len(parts) - len(whole)} shards of {self.folder} are missing; run the same command again"
-            )
-        return np.concatenate(whole)
+        if lost := list(self.missing()):
+            raise UserError(f"{len(lost)} shards of {self.folder} are missing; run the same command again")
+        channels, height, width = self._whole(0).shape[1:]
+        return ImageSet(self.count, (channels, height, width), self._images)
 
     def remove(self) -> None:
-        """Removes them all; the drawing is done with."""
+        """Removes all of them."""
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def _path(self, shard: int) -> Path:
         return self.folder / f"{shard:06d}.npz"
 
     def _read(self, shard: int) -> Pixels | None:
-        """A shard if it is whole: the archive's checksums are checked on the way."""
+        """A shard, or None where it is missing or damaged: reading checks the archive's checksums."""
         path = self._path(shard)
         if not path.is_file():
             return None
@@ -85,3 +87,21 @@ class Shards:
         except UserError:
             return None
         return images if images is not None and len(images) == len(self.places(shard)) else None
+
+    def _whole(self, shard: int) -> Pixels:
+        images = self._read(shard)
+        if images is None:
+            raise UserError(f"shard {self._path(shard)} is missing or damaged; run the same command again")
+        return images
+
+    def _images(self, ids: NDArray[np.int64]) -> Pixels:
+        """The images of some indices, [n, C, H, W]."""
+        owners = ids // self.size
+        found: Pixels | None = None
+        for shard in np.unique(owners).tolist():
+            images, mine = self._whole(shard), owners == shard
+            if found is None:
+                found = np.empty((len(ids), *images.shape[1:]), np.uint8)
+            found[mine] = images[ids[mine] - shard * self.size]
+        assert found is not None, "asked for at least one image"
+        return found

@@ -1,4 +1,4 @@
-"""The field's scores of any samples against any reference, each beside what made it."""
+"""Standard scores (FID, sFID, IS, KID, precision, recall) of any images against any reference, with their protocol."""
 
 from __future__ import annotations
 
@@ -13,14 +13,15 @@ from pydantic import ValidationError
 from udit.data.sources import Pixels
 from udit.errors import UserError
 from udit.evaluation import metrics
-from udit.evaluation.fidelity import Extractor, inception_score, kernel_distance
+from udit.evaluation.fidelity import Extractor, extract, inception_score, kernel_distance
 from udit.evaluation.frechet import Array, Statistics, distance, measure
+from udit.evaluation.image_set import ImageSet
 from udit.evaluation.sets import Reference
 from udit.files import whole_file
 from udit.spec.base import Spec
 
 GROUPS = 5
-"""Parts of the samples, with seeds of their own, whose scores show the spread."""
+"""Disjoint subsets of the samples, whose scores show how much a score varies."""
 
 
 class Score(Spec):
@@ -30,28 +31,28 @@ class Score(Spec):
     interval: tuple[float, float] | None = None
     """95 %."""
     debiased: float | None = None
-    """Of a Fréchet distance: what endless samples would have; the interval is around it."""
+    """Of a Fréchet distance: extrapolated to unlimited samples; the interval is around it."""
     spread: tuple[float, ...] = ()
-    """The same score of ``GROUPS`` parts of the samples: each has a fifth of them, so a distance is larger there."""
+    """The same score of ``GROUPS`` subsets; each has a fifth of the samples, so a distance is biased upwards more."""
     beside: str = ""
-    """What to read it with."""
+    """A note: extractor, number of samples, what it means."""
 
 
 class Scores(Spec):
-    """What was found of one set of samples. Numbers of two of these compare only if ``protocol`` is the same."""
+    """Scores of one set of images. Scores of two sets can be compared only if ``protocol`` is the same."""
 
     scores: dict[str, Score]
     subject: dict[str, Any]
-    """What was scored; may differ between numbers that compare."""
+    """What was scored; may differ between scores that are compared."""
     protocol: dict[str, Any]
     """How: number of samples, sampling, extractor, reference; plain values."""
 
     @classmethod
     def read(cls, path: Path) -> Scores:
-        """What ``write`` wrote.
+        """The scores in a file that ``write`` wrote.
 
         Raises:
-            UserError: it is no such file.
+            UserError: the file is missing or holds something else.
         """
         try:
             return cls.model_validate_json(path.read_text(encoding="utf-8"))
@@ -60,23 +61,28 @@ class Scores(Spec):
 
 
 def score(
-    images: Pixels, extractor: Extractor, reference: Reference, *, subject: dict[str, Any], protocol: dict[str, Any]
+    images: Pixels | ImageSet,
+    extractor: Extractor,
+    reference: Reference,
+    *,
+    subject: dict[str, Any],
+    protocol: dict[str, Any],
 ) -> Scores:
-    """Scores pictures.
+    """Scores images.
 
     Args:
-        images: uint8 [N, C, H, W].
-        extractor: what sees them.
+        images: uint8 [N, C, H, W], or a set, which is read in chunks.
+        extractor: makes features of them.
         reference: made with the same extractor.
         subject: what is scored.
-        protocol: how the samples came about; number, extractor and reference are added here.
+        protocol: how the images were generated; number, extractor and reference are added here.
 
     Raises:
-        UserError: too few samples, or a reference of other features.
+        UserError: too few images, or a reference of other features.
     """
     if len(images) < 2:
-        raise UserError(f"{len(images)} samples are too few for a score; give at least 2")
-    seen = extractor(images)
+        raise UserError(f"{len(images)} images are too few for a score; give at least 2")
+    seen = extract(extractor, images)
     if seen.pool.shape[1] != len(reference.pool.mean):
         raise UserError(
             f"the reference has {len(reference.pool.mean)} features and {extractor.name} gives {seen.pool.shape[1]}; "
@@ -88,10 +94,12 @@ def score(
         scores["sfid"] = _frechet(seen.spatial, reference.spatial, by)
     if seen.logits is not None:
         value, deviation = inception_score(seen.logits)
-        scores["inception_score"] = Score(value=value, beside=f"{by}; over ten parts, deviation {deviation:.4g}")
+        scores["inception_score"] = Score(
+            value=value, beside=f"{by}; over ten subsets, standard deviation {deviation:.4g}"
+        )
     if reference.features is not None:
         value, deviation = kernel_distance(samples=seen.pool, reference=reference.features)
-        scores["kid"] = Score(value=value, beside=f"{by}; over subsets, deviation {deviation:.4g}")
+        scores["kid"] = Score(value=value, beside=f"{by}; over subsets, standard deviation {deviation:.4g}")
         shares = metrics.precision_recall(samples=seen.pool, reference=reference.features)
         scores["precision"] = Score(
             value=shares.precision,
@@ -122,7 +130,7 @@ def _frechet(features: Array, reference: Statistics, by: str) -> Score:
 
 
 def tables(named: Sequence[tuple[str, Scores]]) -> str:
-    """Scores as Markdown: those of one protocol share a table, those of another stand apart, with what differs."""
+    """Scores as Markdown tables; different protocols are listed separately, with the keys that differ."""
     groups: list[list[tuple[str, Scores]]] = []
     for name, scores in named:
         for group in groups:
@@ -135,41 +143,41 @@ def tables(named: Sequence[tuple[str, Scores]]) -> str:
     for i, group in enumerate(groups):
         text = _table(group)
         if i:
-            keys = ", ".join(unlike(groups[0][0][1], group[0][1]))
-            text = f"Of another protocol, not to be compared with the first table (it differs in {keys}):\n\n{text}"
+            keys = ", ".join(differing(groups[0][0][1], group[0][1]))
+            text = f"Another protocol, not comparable with the first table (it differs in {keys}):\n\n{text}"
         blocks.append(text)
     return "\n\n".join(blocks)
 
 
-def unlike(a: Scores, b: Scores) -> list[str]:
+def differing(a: Scores, b: Scores) -> list[str]:
     """Keys at which two protocols differ."""
     return sorted(key for key in {**a.protocol, **b.protocol} if a.protocol.get(key) != b.protocol.get(key))
 
 
-def require_alike(named: Sequence[tuple[str, Scores]]) -> None:
-    """Refuses to put numbers of unlike protocols on one axis.
+def require_same_protocol(named: Sequence[tuple[str, Scores]]) -> None:
+    """Refuses scores of different protocols.
 
     Raises:
-        UserError: names the two and where they differ.
+        UserError: names two of them and the keys that differ.
     """
     for name, scores in named[1:]:
-        if keys := unlike(named[0][1], scores):
+        if keys := differing(named[0][1], scores):
             raise UserError(
-                f"{named[0][0]} and {name} were scored under protocols that differ in {', '.join(keys)}; numbers of "
-                "unlike protocols do not share an axis"
+                f"{named[0][0]} and {name} were scored under protocols that differ in {', '.join(keys)}; only "
+                "scores of the same protocol can be compared"
             )
 
 
 def save_sweep(named: Sequence[tuple[str, Scores]], path: Path) -> None:
-    """Draws the debiased distances of scores, named by a number, with their intervals.
+    """Plots the debiased distances of scores, each named by a number, with their intervals.
 
     Raises:
-        UserError: they are of unlike protocols.
+        UserError: their protocols differ.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    require_alike(named)
+    require_same_protocol(named)
     figure = Figure(figsize=(5, 3.4), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
@@ -188,7 +196,7 @@ def save_sweep(named: Sequence[tuple[str, Scores]], path: Path) -> None:
 
 
 def _table(group: Sequence[tuple[str, Scores]]) -> str:
-    header = ["samples", "score", "value", "debiased", "95 %", "fifths", "beside"]
+    header = ["samples", "score", "value", "debiased", "95 %", "five subsets", "note"]
     rows = [
         [name, key, f"{s.value:.6g}", _number(s.debiased), _range(s.interval), _range(_ends(s.spread)), s.beside]
         for name, scores in group

@@ -1,1 +1,1 @@
-"""Networks as graphs of other engines: ONNX and OpenVINO, checked against the network they were made of."""
+"""Networks as graphs of other engines: ONNX and OpenVINO, checked against the network they were exported from."""

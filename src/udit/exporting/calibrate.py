@@ -1,4 +1,4 @@
-"""int8: NNCF's post-training quantisation, its ranges measured on noised training pictures."""
+"""int8: NNCF's post-training quantisation, with ranges measured on noised training images."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from torch import Tensor
 from udit.assemble import denoiser_of
 from udit.data.batches import batches
 from udit.data.sources import parts_of
-from udit.diffusion.denoise import mix
+from udit.diffusion.denoiser import mix
 from udit.diffusion.objective import draw, drop_labels
 from udit.run.config import Run
 from udit.run.system import SystemConfig
 
-PICTURES = 256
+NUM_IMAGES = 256
 Inputs = Sequence[NDArray[Any]]
-"""What a graph takes, in its order."""
+"""The inputs of a graph, in its order."""
 
 
 class _Recorder:
-    """Stands where the network does, and keeps what it is given."""
+    """Takes the network's place and records its inputs."""
 
     def __init__(self, channels: int) -> None:
         self.channels = channels
@@ -35,11 +35,11 @@ class _Recorder:
         return x.new_zeros(len(x), self.channels, *x.shape[2:])
 
 
-def calibration(run: Run, count: int = PICTURES) -> list[Inputs]:
-    """What the network of a run is given in training, one picture at a time: x_t, its time, and labels or the null one.
+def calibration_inputs(run: Run, count: int = NUM_IMAGES) -> list[Inputs]:
+    """Inputs of a run's network in training, one image at a time: x_t, its time, and its label or the null label.
 
     Raises:
-        UserError: the run's pictures are not there.
+        UserError: the run's images are missing.
     """
     source, codec = run.source(), run.codec.build()
     recorder = _Recorder(run.model.out_channels)
@@ -57,13 +57,13 @@ def calibration(run: Run, count: int = PICTURES) -> list[Inputs]:
 
 
 def quantized(model: Any, given: Sequence[Inputs]) -> Any:
-    """OpenVINO's model with matrix products and convolutions in int8."""
+    """An OpenVINO model with matrix products and convolutions in int8."""
     import nncf
 
     return nncf.quantize(
         model,
         nncf.Dataset(given, tuple),
-        preset=nncf.QuantizationPreset.MIXED,  # activations are symmetric in few places of a transformer
+        preset=nncf.QuantizationPreset.MIXED,  # few activations of a transformer are symmetric
         model_type=nncf.ModelType.TRANSFORMER,
         subset_size=len(given),
     )

@@ -1,4 +1,4 @@
-"""Runs graphs: onnxruntime and OpenVINO behind one callable, and the network of a system that is one of them."""
+"""Runs graphs: onnxruntime and OpenVINO behind one callable type, and a graph in a network's place."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from udit.exporting.manifest import ENGINES, GRAPHS, Engine, Kind, Manifest
 from udit.models.config import ModelConfig
 
 Session = Callable[[Sequence[NDArray[Any]]], NDArray[Any]]
-"""A loaded graph: its inputs in order -> its output."""
+"""A loaded graph: its inputs, in order -> its output."""
 
 
 def require(names: Sequence[str]) -> dict[str, str]:
@@ -39,14 +39,14 @@ def open_graph(kind: Kind, folder: Path) -> Session:
     """The graph in a folder, on as many threads as torch has here.
 
     Raises:
-        UserError: the engine is not installed, or does not take the file.
+        UserError: the engine is not installed, or refuses the file.
     """
     opener: dict[Engine, Callable[[Path], Session]] = {"onnxruntime": _onnxruntime, "openvino": _openvino}
     engine = ENGINES[kind]
     require([engine])
     try:
         return opener[engine](folder / GRAPHS[kind])
-    except RuntimeError as error:  # both engines' own errors are of this kind
+    except RuntimeError as error:  # both engines raise errors of this type
         raise UserError(f"{engine} does not take {folder}: {' '.join(str(error).split())[:200]}") from None
 
 
@@ -64,13 +64,13 @@ def _onnxruntime(path: Path) -> Session:
 def _openvino(path: Path) -> Session:
     import openvino
 
-    # Some processors would fall back to bfloat16 unasked, which is far from what was checked.
+    # Without this, OpenVINO uses bfloat16 on some processors, whose results differ from the ones that were checked.
     precise = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": torch.get_num_threads()}
     request = openvino.Core().compile_model(path, "CPU", precise).create_infer_request()
 
     def run(parts: Sequence[NDArray[Any]]) -> NDArray[Any]:
         request.infer(list(parts), share_inputs=True)
-        return np.array(request.get_output_tensor(0).data)  # the engine writes the next result over this one
+        return np.array(request.get_output_tensor(0).data)  # the engine overwrites its output at the next call
 
     return run
 
@@ -78,7 +78,7 @@ def _openvino(path: Path) -> Session:
 class Graph(nn.Module):
     """A backbone that is an exported graph: x [B, C, H, W], t [B], y or None (= null) -> [B, out_channels, H, W].
 
-    It has no parameters, lives on the CPU and cannot be cut in two, so no step cache fits it.
+    It has no parameters, runs on the CPU and cannot be split, so steps cannot be cached.
     """
 
     def __init__(self, config: ModelConfig, manifest: Manifest, session: Session) -> None:
@@ -89,10 +89,10 @@ class Graph(nn.Module):
         self.session = session
 
     def forward(self, x: Tensor, t: Tensor, y: Tensor | None = None) -> Tensor:
-        """As the network it was made of, in float32.
+        """Computes what the exported network computes, in float32.
 
         Raises:
-            UserError: a size, a dtype or a condition that the graph does not take.
+            UserError: the graph does not take this size, dtype or condition.
         """
         size = (x.shape[2], x.shape[3])
         self.config.check_size(*size)

@@ -1,4 +1,4 @@
-"""Exported folders: written whole, or not at all, once graph and network agree; read as a system that samples."""
+"""``export`` and the folders it writes, once graph and network agree; and how they are loaded as systems."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import dataclasses
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
@@ -13,7 +14,7 @@ import torch
 from udit import __version__
 from udit.assemble import System
 from udit.errors import RunError, UserError
-from udit.exporting.calibrate import Inputs
+from udit.exporting.calibrate import Inputs, calibration_inputs
 from udit.exporting.engines import Graph, Session, open_graph, require
 from udit.exporting.manifest import (
     PACKAGES,
@@ -29,30 +30,79 @@ from udit.exporting.manifest import (
 from udit.exporting.program import inputs, trace
 from udit.exporting.write import quiet, write_graph
 from udit.files import whole_folder
-from udit.store import fingerprint, read_config
+from udit.store import fingerprint, read_config, read_run_config
+from udit.store import load as load_model
 
 Size = tuple[int, int]
 
 
 def export(
+    model: System | str | Path,
+    kind: Kind,
+    folder: str | Path | None = None,
+    *,
+    size: Size | Literal["free"] | None = None,
+    int8: bool = False,
+    weights: Literal["ema", "raw"] = "ema",
+) -> Manifest:
+    """Writes a model as a graph of another engine, checked against the model; ``udit.generate`` samples from it.
+
+    Args:
+        model: a run folder, a model folder, a hub id, or a loaded system on the CPU in float32.
+        kind: "onnx" (runs in onnxruntime) or "openvino".
+        folder: where to; MODEL/onnx, MODEL/openvino or MODEL/openvino-int8 if None. An older export there is replaced,
+            but only by a graph that agrees with its network.
+        size: the only (H, W) that the graph shall take, or "free"; if None, free where the architecture allows it.
+        int8: quantises an OpenVINO graph's matrix products, with ranges measured on the run's noised training images.
+        weights: "ema" (averaged) or "raw".
+
+    Returns:
+        The manifest of the folder, with the measured errors.
+
+    Raises:
+        UserError: the network has no such graph, the graph does not agree with it, or a package is missing.
+        RunError: the folder cannot be written.
+    """
+    source = None if isinstance(model, System) else Path(model)
+    if folder is None and (source is None or not source.is_dir()):
+        raise UserError(f"{source or 'a loaded system'} is no folder to write beside; name one with --out")
+    if int8 and kind != "openvino":
+        raise UserError(f"--int8 makes OpenVINO graphs, and this is {kind}; udit export openvino {source} --int8")
+    if int8 and (source is None or not (source / "run.yaml").is_file()):
+        raise UserError(f"{source} is no run folder, and --int8 measures on a run's own training images; give a run")
+    system = model if isinstance(model, System) else load_model(model, weights=weights)
+    extent = None if size == "free" else size
+    if size is None and system.config.model.size_step is None:
+        extent = system.config.model.size
+    given = calibration_inputs(read_run_config(source)) if int8 and source is not None else []
+    target = Path(folder) if folder is not None else default_folder(source or Path(), kind, int8)
+    return write_graph_folder(system, kind, target, size=extent, calibration=given)
+
+
+def default_folder(model: Path, kind: Kind, int8: bool) -> Path:
+    """Where a model's graph is written if no folder is named."""
+    return model / (f"{kind}-int8" if int8 else kind)
+
+
+def write_graph_folder(
     system: System, kind: Kind, folder: Path, *, size: Size | None = None, calibration: Sequence[Inputs] = ()
 ) -> Manifest:
-    """Writes a network as a graph of another engine.
+    """Writes the folder of a graph, completely or not at all.
 
     Args:
         system: the network and what sampling from it takes; on the CPU, float32.
         kind: of the graph.
-        folder: where to; an older export there is replaced, but only by one that agrees with its network.
+        folder: an older export there is replaced, but only by a graph that agrees with its network.
         size: the only (H, W) the graph will take; None leaves both free.
-        calibration: makes an OpenVINO graph in int8, its ranges measured on these. It cannot agree as float32 does; its
-            error is told, and its score decides.
+        calibration: quantises an OpenVINO graph to int8 with ranges measured on these inputs. Its error exceeds
+            float32's tolerance, so it is reported and not judged.
 
     Returns:
-        What was written, with the errors measured.
+        The manifest, with the measured errors.
 
     Raises:
-        UserError: the network has no such graph, or the graph does not agree with it; or a package is missing.
-        RunError: the disk refuses.
+        UserError: the network has no such graph, the graph does not agree with it, or a package is missing.
+        RunError: the folder cannot be written.
     """
     if not system.config.model.has_graph:
         raise UserError(
@@ -97,11 +147,11 @@ def load(folder: Path, manifest: Manifest | None = None) -> System:
     """The system of an exported folder; its network is a ``Graph``.
 
     Args:
-        folder: what ``export`` wrote.
-        manifest: of ``read_manifest``, where that has been read already.
+        folder: one that ``export`` wrote.
+        manifest: its manifest, where that has been read already.
 
     Raises:
-        UserError: nothing there, altered, or its engine is not installed.
+        UserError: the folder holds no graph or an altered one, or its engine is not installed.
     """
     manifest = manifest or read_manifest(folder)
     config = read_config(folder / "config.json")
@@ -110,7 +160,7 @@ def load(folder: Path, manifest: Manifest | None = None) -> System:
 
 @torch.no_grad()
 def compare(system: System, session: Session, size: Size | None) -> tuple[Check, ...]:
-    """Graph and network on the same inputs: two batch sizes and, where sizes are free, two sizes."""
+    """Compares graph and network on the same inputs: two batch sizes and, where sizes are free, two sizes."""
     config = system.config.model
     sizes = [size or config.size]
     if size is None:
@@ -127,17 +177,17 @@ def compare(system: System, session: Session, size: Size | None) -> tuple[Check,
 
 
 def _error(found: np.ndarray, wanted: np.ndarray) -> float:
-    """As parity defines it: max|difference| / max|wanted|."""
+    """max|difference| / max|wanted|, as parity defines it."""
     if found.shape != wanted.shape:
-        raise UserError(f"the graph makes {list(found.shape)} of what the network makes {list(wanted.shape)}")
-    apart, scale = float(np.abs(found - wanted).max()), float(np.abs(wanted).max())
-    if not np.isfinite(apart):
-        raise UserError("the graph or the network makes numbers that are not finite; check the weights")
-    return apart / scale if scale else apart
+        raise UserError(f"the graph returns {list(found.shape)} and the network {list(wanted.shape)}")
+    difference, largest = float(np.abs(found - wanted).max()), float(np.abs(wanted).max())
+    if not np.isfinite(difference):
+        raise UserError("the graph or the network returns numbers that are not finite; check the weights")
+    return difference / largest if largest else difference
 
 
 def _checked(system: System, size: Size | None) -> System:
-    """The system, made for ``size`` where that is given."""
+    """The system, for inputs of ``size`` where that is given."""
     kinds = {p.dtype for p in system.backbone.parameters()}
     if kinds != {torch.float32}:
         names = ", ".join(sorted(str(kind).removeprefix("torch.") for kind in kinds))

@@ -1,4 +1,4 @@
-"""What an exported graph says of itself (``export.json``), and whether its files are those that were written."""
+"""The manifest of an exported graph (``export.json``), and the check of its files against it."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from udit.spec.base import Spec, parse
 Kind = Literal["onnx", "openvino"]
 Engine = Literal["onnxruntime", "openvino"]
 ENGINES: dict[Kind, Engine] = {"onnx": "onnxruntime", "openvino": "openvino"}
-"""Kind of a graph -> what runs it."""
+"""Kind of a graph -> the engine that runs it."""
 PACKAGES: dict[Kind, tuple[str, ...]] = {"onnx": ("onnx", "onnxscript", "onnxruntime"), "openvino": ("openvino",)}
-"""Kind of a graph -> what makes and checks it, of the extra ``export``."""
+"""Kind of a graph -> the packages that write and check it, of the extra ``export``."""
 GRAPHS: dict[Kind, str] = {"onnx": "model.onnx", "openvino": "model.xml"}
 TOLERANCE = 1e-4
 """Of max|difference| / max|network's output|."""
@@ -32,7 +32,7 @@ class GraphFile(Spec):
 
 
 class Check(Spec):
-    """One comparison of the graph with the network it was made of."""
+    """One comparison of the graph with the network it was exported from."""
 
     batch: PositiveInt
     size: tuple[PositiveInt, PositiveInt]
@@ -42,29 +42,29 @@ class Check(Spec):
 
 
 class Manifest(Spec):
-    """``export.json``: what graph this is, how near it came to the network, and the digests of all files beside it."""
+    """``export.json``: kind of the graph, its measured errors, and the digests of all files beside it."""
 
     format: Literal[1] = 1
     kind: Kind
     precision: Literal["float32", "int8"] = "float32"
     size: tuple[PositiveInt, PositiveInt] | None
-    """The only (H, W) that the graph takes; None where it takes all that the model takes. The batch is always free."""
+    """The only (H, W) that the graph takes; None where it takes every size of the model. The batch is always free."""
     weights: str
-    """Fingerprint of the network's weights in their inference form (``store.fingerprint``)."""
+    """Fingerprint of the fused network's weights (``store.fingerprint``)."""
     checks: Annotated[tuple[Check, ...], Field(min_length=1)]
     calibration: NonNegativeInt = 0
-    """Noised training pictures that int8's ranges were measured on."""
+    """Number of noised training images that int8's ranges were measured on."""
     versions: dict[str, str]
     files: dict[str, GraphFile]
 
     @property
     def error(self) -> float:
-        """The largest of the checks."""
+        """The largest error of the checks."""
         return max(check.error for check in self.checks)
 
     @property
     def engine(self) -> Engine:
-        """What runs the graph."""
+        """The engine that runs the graph."""
         return ENGINES[self.kind]
 
     @property
@@ -92,7 +92,7 @@ def read_manifest(folder: Path) -> Manifest:
     """The manifest of an exported folder, after every byte of it has been checked.
 
     Raises:
-        UserError: there is none, another udit wrote it, or a file is missing or altered.
+        UserError: there is none, it has another format, or a file is missing or altered.
     """
     path, again = folder / EXPORTED, "export it again: udit export"
     try:

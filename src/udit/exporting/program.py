@@ -1,4 +1,4 @@
-"""A fused network as a program of torch's plain operators, free in the batch and, where it can be, in H and W."""
+"""A fused network as a program of torch's own operators, free in the batch and, where possible, in H and W."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from udit.errors import UserError
 from udit.models.config import ModelConfig
 
 NAMES = ("x", "t", "y")
-"""Inputs of a graph; the last one only of networks that take a condition."""
+"""Names of a graph's inputs; the last one only for networks that take a condition."""
 
 
 def inputs(config: ModelConfig, batch: int, size: tuple[int, int]) -> tuple[Tensor, ...]:
-    """Noise, times over the network's whole range and conditions, as a graph takes them: float32, labels int64."""
+    """Inputs of a graph: noise, times over the network's whole range, and conditions; float32, labels int64."""
     draw = rng.generator(0, "export", batch, *size)
     x = torch.randn(batch, config.in_channels, *size, generator=draw)
     share = torch.rand(batch, generator=draw)
@@ -32,7 +32,7 @@ def trace(network: nn.Module, size: tuple[int, int] | None) -> ExportedProgram:
     """The program of ``network(x, t, y)``.
 
     Args:
-        network: in its inference form, float32.
+        network: fused, float32.
         size: the only (H, W) it will take; None leaves both free.
 
     Raises:

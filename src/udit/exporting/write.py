@@ -1,4 +1,4 @@
-"""Graph files of a program: ONNX by torch's exporter, OpenVINO by its own converter."""
+"""Writes the graph files of a program: ONNX by torch's exporter, OpenVINO by its own converter."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def write_graph(kind: Kind, program: ExportedProgram, folder: Path, calibration:
     """Writes the files of a graph; with ``calibration``, an OpenVINO one in int8.
 
     Raises:
-        UserError: an operator has no counterpart.
+        UserError: an operator has no counterpart there.
     """
     path = folder / GRAPHS[kind]
     try:
@@ -33,12 +33,12 @@ def write_graph(kind: Kind, program: ExportedProgram, folder: Path, calibration:
             else:
                 model = openvino_model(program)
                 write_openvino(quantized(model, calibration) if calibration else model, path)
-    except RuntimeError as error:  # the exporters' own errors are of this kind
+    except RuntimeError as error:  # the exporters raise errors of this type
         raise UserError(f"the network has no {kind} form: {' '.join(str(error).split())[:200]}") from None
 
 
 def write_onnx(program: ExportedProgram, path: Path) -> None:
-    """Weights beyond ONNX's two gigabytes go to a file beside it."""
+    """Writes ONNX; weights beyond its limit of two gigabytes go to a file beside it."""
     import torch.onnx
 
     graph = torch.onnx.export(program, dynamo=True, verbose=False, output_names=["prediction"])
@@ -47,7 +47,7 @@ def write_onnx(program: ExportedProgram, path: Path) -> None:
 
 
 def openvino_model(program: ExportedProgram) -> Any:
-    """The program as OpenVINO's model, its inputs named."""
+    """The program as an OpenVINO model with named inputs."""
     import openvino
 
     model = openvino.convert_model(program)
@@ -57,7 +57,7 @@ def openvino_model(program: ExportedProgram) -> Any:
 
 
 def write_openvino(model: Any, path: Path) -> None:
-    """``model.xml`` and, beside it, its weights as they are."""
+    """Writes ``model.xml`` and, beside it, its weights, uncompressed."""
     import openvino
 
     openvino.save_model(model, path, compress_to_fp16=False)
@@ -65,9 +65,9 @@ def write_openvino(model: Any, path: Path) -> None:
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Exporters tell how they fare, which is for those who write exporters; and OpenVINO's and NNCF tell their makers.
+    """Silences the exporters' progress messages, and the usage statistics that OpenVINO and NNCF send.
 
-    The latter is off where they believe to run in CI, for which a user is not asked here either.
+    The latter are off in CI, which they detect by the variable ``CI``.
     """
     before, ci = logging.root.manager.disable, os.environ.get("CI")
     logging.disable(logging.WARNING)

@@ -1,1 +1,1 @@
-"""Tower one: one architecture a file. Knows nothing of diffusion."""
+"""The networks: one folder for each family, the catalogue, and building. Nothing here imports diffusion."""

@@ -1,7 +1,7 @@
 """Sizes of our own: DiT-UNet, and U-DiT's ablations (Tian et al. 2024, Tables 1, 7 and 9), whose sizes are unpublished.
 
-DiT-UNet is U-DiT's shell under full attention, as wide as matches the MACs of a DiT. The ablations take the shell at
-one small size and change one part at a time; the paper's U-DiT-T is of that kind, and nothing here claims to be it.
+DiT-UNet is U-DiT's architecture with full attention, at a width that matches the MACs of a DiT. The ablations take one
+small size and change one part at a time, as the paper does with its U-DiT-T; none of them claims to be that model.
 """
 
 from __future__ import annotations
@@ -43,6 +43,6 @@ ABLATIONS: dict[str, UDiTConfig] = {
     "U-DiT-T-like": _shell(**_T, attention=Downsampled(), ffn=RepConv()),
     "U-DiT-T-like-window": _shell(**_T, attention=Window(), ffn=RepConv()),
 }
-"""Full attention, keys and values downsampled (Table 1); tokens downsampled in four ways (Table 7); then one trick
-after another (Table 9): cosine similarity, RoPE, depthwise FFN, re-parameterisation. The last row, windows in the place
-of sub-grids, is of no table."""
+"""Full attention, keys and values downsampled (Table 1); tokens downsampled in four ways (Table 7); then one change
+after another (Table 9): cosine similarity, RoPE, depthwise FFN, re-parameterisation. The last row, with windows in
+place of sub-grids, is in none of the tables."""

@@ -1,4 +1,8 @@
-"""From a name or a config to a network with weights, and from a network to its inference form."""
+"""From a name or a config to a network with weights, and from a network to its fused form.
+
+Unfused, re-parameterised parts hold several weights whose composition is linear; fused, each such composition is stored
+as one weight, which takes less time in inference.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +14,7 @@ from torch import Tensor, nn
 from udit import ops
 from udit.models.catalog import find
 from udit.models.config import ModelConfig
-from udit.nn.blocks import Recompute
+from udit.nn.blocks import Checkpointing, Foldable, Recompute
 from udit.nn.init import fill
 
 
@@ -55,7 +59,7 @@ def rebuild(config: ModelConfig, state: dict[str, Tensor]) -> nn.Module:
 
 
 def fuse(model: nn.Module) -> nn.Module:
-    """The inference form of a network: linear chains folded into single weights, which are parameters.
+    """The fused form of a network: compositions of linear maps are stored as single weights, which are parameters.
 
     Returns:
         A new module in eval mode, of the same device and dtype; the argument is left bit-identical. Fusing a fused
@@ -65,37 +69,36 @@ def fuse(model: nn.Module) -> nn.Module:
     state = dict(model.state_dict())
     with torch.no_grad():
         for name, module in model.named_modules():
-            if hasattr(module, "folded"):
-                for key in module.state_dict():
-                    del state[f"{name}.{key}"]
-                state |= {f"{name}.{key}": value for key, value in module.folded().items()}
+            if isinstance(module, Foldable):
+                kept = {key: value for key, value in state.items() if not key.startswith(f"{name}.")}
+                state = kept | {f"{name}.{key}": value for key, value in module.folded().items()}
     return rebuild(config.folded(), {key: value.detach().clone() for key, value in state.items()}).eval()
 
 
 def checkpoint_activations(model: nn.Module, recompute: Recompute = True) -> None:
-    """Computes activations again in backward instead of keeping them.
+    """Recomputes activations in the backward pass in place of storing them.
 
     Args:
         model: a network of the catalogue.
-        recompute: false keeps all; "selective" computes norms, modulation, GELU and other functions that cost little
-            again (``ops.recomputable``), a third of a U-DiT's activations for a few hundredths more time; true computes
-            whole blocks again, the least memory for a third more time.
+        recompute: false stores all; selective recomputes norms, modulation, GELU and what else takes little time, which
+            saves a third of a U-DiT's activations for a few hundredths more time; true recomputes whole blocks, which
+            takes the least memory and a third more time.
     """
     for module in model.modules():
-        if hasattr(module, "checkpointing"):
-            module.checkpointing = recompute  # type: ignore[assignment]
+        if isinstance(module, Checkpointing):
+            module.checkpointing = recompute
 
 
 def compile_blocks(model: nn.Module) -> nn.Module:
-    """Compiles a network's repeated blocks in place, those of one shape once: seconds where the whole takes minutes.
+    """Compiles a network's repeated blocks in place, each shape once: seconds, where the whole network takes minutes.
 
     Returns:
         The network itself; its weights and their names stay as they are.
     """
     from torch._dynamo import config as dynamo  # takes a second to import
 
-    ops.describe()  # builds the kernels: tracing takes those that are there
-    # Blocks share their code: each shape of a block at each size of a batch is one compilation of it.
+    ops.describe()  # tracing takes the kernels that are loaded
+    # Blocks share their code: each shape of a block at each batch size is one compilation of it.
     dynamo.recompile_limit = max(dynamo.recompile_limit, 128)
     for module in model.modules():
         for block in getattr(module, "blocks", ()):

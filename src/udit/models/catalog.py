@@ -1,4 +1,4 @@
-"""The catalogue: one row a published size. Tests, documentation and the command line read their choices from it."""
+"""The catalogue: one row for each published size. Tests, docs and the command line take their choices from it."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from udit.models.config import ModelConfig
 from udit.models.dic.config import DiCConfig
 from udit.models.dimsum.config import DiMSUMConfig
 from udit.models.dit.config import DiTConfig
-from udit.models.hdit.config import AxialNeighborhood, AxialWindow, HDiTConfig, HourglassLevel, Mapping
+from udit.models.hdit.config import HDiTConfig, HourglassLevel, Mapping
 from udit.models.skipdit.config import SkipDiTConfig
 from udit.models.udit.config import UDiTConfig
 from udit.models.uvit.config import UViTConfig
-from udit.nn.specs import Context, Downsampled, Full, Mlp
+from udit.nn.specs import AxialNeighborhood, AxialWindow, Context, Downsampled, Full, Mlp
 from udit.spec.base import Spec
 
 
 class About(Spec):
-    """What all rows of one paper have in common, in words."""
+    """What all rows of one paper have in common, in words for a reader."""
 
     paper: str
     """arXiv identifier."""
@@ -32,18 +32,18 @@ class About(Spec):
     ffn: str
     skips: str
     exact: str
-    """What is checked against the official program, and what is not."""
+    """What is checked against the official program, and what is not checked or not implemented."""
 
 
 class Entry(Spec):
-    """One row: a config under the name users know, and where it comes from."""
+    """One row: the config behind a model name, and where it comes from."""
 
     config: ModelConfig = Field(repr=False)
     about: About
     weights: str = "-"
-    """Where weights are published and under which licence; a dash where none are."""
+    """Where weights are published and under which licence; a dash if none are."""
     unverified: str = ""
-    """What of ``weights`` was written from memory and checked against nothing."""
+    """Which parts of ``weights`` were not checked against their source."""
 
 
 _SAME = "outputs, keys, parameters and MACs equal the official program's"
@@ -52,7 +52,7 @@ _UDIT = About(
     code="CC BY-NC 4.0",
     attention="cosine, RoPE, within 2x2 interleaved sub-grids behind a depthwise filter",
     ffn="GELU with re-parameterised depthwise convolutions",
-    skips="concatenated, one a level",
+    skips="concatenated, one per level",
     exact=_SAME,
 )
 _VANILLA = _UDIT.replace(
@@ -66,7 +66,7 @@ _DIT = About(
     skips="none",
     exact=_SAME,
 )
-_SIT = _DIT.replace(paper="2401.08740", code="MIT", exact=f"{_SAME}; of its samplers the ODE's, by other solvers")
+_SIT = _DIT.replace(paper="2401.08740", code="MIT", exact=f"{_SAME}; of its samplers only the ODE, with other solvers")
 _SKIPDIT = _DIT.replace(
     paper="2411.17616",
     code="Apache-2.0; parts after DiT, CC BY-NC 4.0",
@@ -79,7 +79,7 @@ _UVIT = About(
     attention="global, learned positions; time and condition are tokens",
     ffn="GELU MLP",
     skips="concatenated, first half to second, block by block",
-    exact=f"{_SAME}; the VP-SDE of its pixel models is not here",
+    exact=f"{_SAME}; the VP-SDE of its pixel models is not implemented",
 )
 _DIC = About(
     paper="2501.00603",
@@ -102,8 +102,8 @@ _HDIT = About(
     code="MIT",
     attention="cosine, axial RoPE; neighbourhoods or shifted windows at fine levels, global at the coarsest",
     ffn="GEGLU",
-    skips="learned mixture, one a level",
-    exact=f"{_SAME}; neighbourhood attention by its definition",
+    skips="learned mixture, one per level",
+    exact=f"{_SAME}; neighbourhood attention is checked against its definition",
 )
 
 
@@ -113,9 +113,9 @@ _DIMSUM = About(
     attention="Mamba over space and over Haar wavelets, fused by attention; one shared global block every fourth",
     ffn="gated GELU",
     skips="none",
-    exact="outputs, keys and parameters equal the official program's, and its MACs with the wavelets, cond_proj (which "
-    "does nothing) and the shared block's repeated adaLN added; the scan is checked against a sequential one; no "
-    "adaptive guidance",
+    exact="outputs, keys and parameters equal the official program's; so do MACs, once wavelets, cond_proj (which has "
+    "no effect) and the shared block's repeated adaLN are added; scans and wavelets are not in the MACs; the scan is "
+    "checked against a sequential one; adaptive guidance is not implemented",
 )
 
 
@@ -151,7 +151,7 @@ _ISOTROPIC: dict[str, dict[str, int]] = {
     "L": {"width": 1024, "depth": 24, "heads": 16},
     "XL": {"width": 1152, "depth": 28, "heads": 16},
 }
-"""Sizes that DiT took from ViT, and all its descendants from DiT."""
+"""ViT's sizes, which DiT and the models after it use."""
 
 
 def _dit(size: str, weights: str = "-", **overrides: Any) -> Entry:
@@ -297,8 +297,8 @@ CATALOG: dict[str, Entry] = {
         **_DIGITS,
     ),
 }
-"""Rows whose name ends in -tiny are ours: each family at the size of the digits, what a recipe's one word, ``model``,
-chooses from and what the contract tests run. A family is in the catalogue by one row."""
+"""Rows whose names end in -tiny are ours: each family at the size of the digits, for recipes (``model=NAME-tiny``) and
+the contract tests. One row is enough to add a family."""
 
 
 def families() -> dict[str, type[ModelConfig]]:
@@ -315,7 +315,7 @@ def find(name: str) -> Entry:
     """The catalogue's row of ``name``.
 
     Raises:
-        UserError: no such name; the nearest one is told.
+        UserError: no such name; the message has the nearest one.
     """
     if name not in CATALOG:
         raise UserError(f"no model {name!r}{nearest(name, CATALOG)} (`udit models` lists all)")

@@ -1,31 +1,35 @@
-"""What every backbone's config says, whatever its architecture."""
+"""The config that those of all families derive from."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar, Literal, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 from pydantic import NonNegativeInt, PositiveInt
 
+from udit.errors import UserError
 from udit.spec.base import Spec
 
 if TYPE_CHECKING:
-    from torch import nn
+    from torch import Tensor, nn
+
+    from udit.models.fixed import Keys
+    from udit.models.parity import Systems
 
 
 class ModelConfig(Spec):
     """The boundary of a backbone: x [B, in_channels, H, W] -> [B, out_channels, H, W].
 
-    A subclass is one architecture family: its own fields, ``build`` and ``folded``.
+    A subclass is one architecture family: its own fields and ``build``; the other methods have defaults.
     """
 
     family: str
-    """Names the architecture; a subclass says it with a Literal and a default."""
+    """Name of the family; a subclass gives it as a Literal with a default."""
     in_channels: PositiveInt = 4
     """Channels of the noisy input: 4 for the latents of SD's VAE, 1 or 3 for pixels."""
     num_classes: NonNegativeInt = 1000
     """Classes without the null class; 0 is unconditional."""
     input_size: PositiveInt | tuple[PositiveInt, PositiveInt] = 32
-    """H = W, or (H, W), of the input the model is meant for; other sizes run where the levels can halve them."""
+    """H = W, or (H, W), of the input the model is meant for; others run where ``check_size`` allows them."""
     learn_sigma: bool = True
     """Predicts the variance beside eps (Nichol & Dhariwal 2021): twice the output channels."""
     time: Literal["index", "unit", "sigma"] = "index"
@@ -39,7 +43,7 @@ class ModelConfig(Spec):
         return self.in_channels * (2 if self.learn_sigma else 1)
 
     has_graph: ClassVar[bool] = True
-    """Whether it has been shown that ONNX and OpenVINO have counterparts of all its operators."""
+    """Whether ONNX and OpenVINO are known to have all its operators."""
 
     @property
     def null_label(self) -> int | None:
@@ -47,13 +51,25 @@ class ModelConfig(Spec):
         return self.num_classes if self.num_classes else None
 
     @property
+    def label_levels(self) -> int | None:
+        """Levels of the network that embed the label each by itself; None where it is embedded once."""
+        return None
+
+    @property
     def condition_shape(self) -> tuple[int, ...] | None:
-        """Shape of one sample's y: () of a label, that of float vectors where the model takes them, None without y."""
+        """Shape of one sample's y: () for a label, that of the float vectors of a model that takes them; or None."""
         return () if self.num_classes else None
 
     @property
+    def native_diffusion(self) -> dict[str, Any]:
+        """The noising process of the release's weights, as the keys of a run's ``diffusion`` section."""
+        if self.reversed_flow:
+            return {"kind": "flow"}
+        return {"kind": "edm" if self.time == "sigma" else "ddpm"}
+
+    @property
     def size_step(self) -> int | None:
-        """H and W may be any multiples of it; None where positions or windows bind the network to one size."""
+        """H and W may be any multiples of it; None if positions or windows allow one size only."""
         return None
 
     @property
@@ -69,5 +85,29 @@ class ModelConfig(Spec):
         raise NotImplementedError(f"{type(self).__name__} names no network")
 
     def folded(self) -> Self:
-        """The config of the inference form that ``udit.fuse`` returns."""
+        """The config of the fused network that ``udit.fuse`` returns."""
         return self
+
+    def published_keys(self) -> Keys:
+        """The release's key names in its order, each with our key (or the table we compute) and the release's shape.
+
+        Raises:
+            UserError: the model has no published form (it is fused, or an ablation, or there is no release).
+        """
+        raise UserError(f"{self.family} has no published key names")
+
+    def check_published(self, state: dict[str, Tensor], repair: bool) -> None:
+        """Looks for damage that the release's own code may have done to a state dict.
+
+        Args:
+            state: the release's state dict; with ``repair``, repaired in place (new tensors).
+            repair: undo what is certain instead of refusing it.
+
+        Raises:
+            UserError: the damage is certain, and ``repair`` is off.
+        """
+
+    @classmethod
+    def parity_systems(cls) -> Systems:
+        """Builders of the networks that reference files (``udit parity``) describe, by their name there."""
+        return {}

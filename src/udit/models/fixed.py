@@ -19,7 +19,7 @@ class Fixed:
 
     Attributes:
         value: computes it, float32, in the release's shape up to a reshape.
-        parameter: the release holds it as a frozen parameter, and so counts it; otherwise as a buffer.
+        parameter: the release has it as a frozen parameter, which counts as one; otherwise as a buffer.
     """
 
     value: Callable[[], Tensor]
@@ -43,7 +43,7 @@ class Fixed:
 
 
 class Unused(str):
-    """Our name of a tensor that the release holds as a parameter and never reads: here a buffer, kept as it came."""
+    """Our key of a tensor that the release has as a parameter and never uses; here it is a buffer, stored unchanged."""
 
 
 Keys = Mapping[str, tuple[str | Fixed, Shape]]

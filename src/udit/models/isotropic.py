@@ -1,4 +1,4 @@
-"""What transformers of one width over patches share: DiT, Skip-DiT, U-ViT."""
+"""The config that transformers of one width over patches derive from."""
 
 from __future__ import annotations
 

@@ -1,73 +1,38 @@
 """Weights under the names of their releases, in and out.
 
-Every family's map is a bijection between the release's keys and ours, but for fixed tables, which releases store and
-this library computes. The numbers of a tensor keep their order, its shape may differ (a 1x1 or patch convolution there
-is an ``nn.Linear`` here). Nothing is downloaded and no code of a release is needed.
+Every family's map (``ModelConfig.published_keys``) is a bijection between the release's keys and ours, except for fixed
+tables, which releases store and this library computes. The numbers of a tensor keep their order; its shape may differ
+(a 1x1 or patch convolution there is an ``nn.Linear`` here). Nothing is downloaded and no code of a release is needed.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
-from typing import Any, cast
+from collections.abc import Mapping
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 
 from udit.errors import UserError
-from udit.models.adm import published as adm
 from udit.models.config import ModelConfig
-from udit.models.dic import published as dic
-from udit.models.dimsum import published as dimsum
-from udit.models.dit import published as dit
-from udit.models.fixed import Fixed, Keys, Unused
-from udit.models.hdit import published as hdit
-from udit.models.skipdit import published as skipdit
-from udit.models.udit import published as udit
-from udit.models.uvit import published as uvit
-
-KeyMap = Callable[[Any], Keys]
-"""Config -> {published key: (our key or fixed table, published shape)} in the release's order."""
-
-KEY_MAPS: dict[str, KeyMap] = {
-    "U-DiT": udit.key_map,
-    "DiT": dit.key_map,
-    "Skip-DiT": skipdit.key_map,
-    "U-ViT": uvit.key_map,
-    "DiC": dic.key_map,
-    "ADM": adm.key_map,
-    "HDiT": hdit.key_map,
-    "DiMSUM": dimsum.key_map,
-}
-INSPECT: dict[str, Callable[[dict[str, Tensor], bool], None]] = {"U-DiT": udit.inspect}
-
-
-def key_map(config: ModelConfig) -> Keys:
-    """The release's keys in its order, each with our key (or the table we compute) and the release's shape.
-
-    Raises:
-        UserError: the model has no published form (a fused or ablated config).
-    """
-    family = config.family
-    if family not in KEY_MAPS:
-        raise UserError(f"{family} has no published key names")
-    return KEY_MAPS[family](config)
+from udit.models.fixed import Fixed, Unused
 
 
 def frozen_parameters(config: ModelConfig) -> int:
-    """How many numbers the release counts as parameters that here are none: tables we compute, layers no one reads.
+    """How many parameters of the release are none here: tables that we compute, layers that are never used.
 
-    0 without a release.
+    0 if there is no release.
     """
     try:
-        rows = key_map(config).values()
+        rows = config.published_keys().values()
     except UserError:
         return 0
     return sum(math.prod(shape) for name, shape in rows if is_frozen(name))
 
 
 def is_frozen(name: str | Fixed) -> bool:
-    """Whether the release holds as a parameter what is none here."""
+    """Whether a tensor is a parameter in the release and not here."""
     return name.parameter if isinstance(name, Fixed) else isinstance(name, Unused)
 
 
@@ -85,16 +50,16 @@ def import_published(model: nn.Module, state: Mapping[str, Tensor], *, repair: b
     """Fills ``model`` in place from a state under the release's own key names: all of it, or nothing.
 
     Args:
-        model: a network of ``udit.build``, in training form.
+        model: a network of ``udit.build``, unfused.
         state: the release's state dict.
-        repair: undo what the release's ``eval()`` did to a U-DiT checkpoint, where that is recognised.
+        repair: undo damage by the release's own code where it is recognised (``ModelConfig.check_published``).
 
     Raises:
         UserError: missing or unexpected keys or shapes (the first five are named), non-finite weights, a stored table
-            that is not the one this library computes, or a U-DiT checkpoint that was saved after the release's
-            ``eval()`` spoiled it.
+            that is not the one this library computes, or a checkpoint that the release's own code has damaged.
     """
-    wanted = key_map(cast(ModelConfig, model.config))
+    config = cast(ModelConfig, model.config)
+    wanted = config.published_keys()
     state = clean_keys(state)
     missing = [key for key in wanted if key not in state]
     unexpected = [key for key in state if key not in wanted]
@@ -116,8 +81,7 @@ def import_published(model: nn.Module, state: Mapping[str, Tensor], *, repair: b
     for key, (name, shape) in wanted.items():
         if isinstance(name, Fixed):
             name.check(key, state[key].reshape(shape))
-    if (inspect := INSPECT.get(model.config.family)) is not None:  # type: ignore[union-attr, arg-type]
-        inspect(state, repair)
+    config.check_published(state, repair)
     own = dict(model.state_dict())
     with torch.no_grad():
         for key, (name, _) in wanted.items():
@@ -130,5 +94,5 @@ def export_published(model: nn.Module) -> dict[str, Tensor]:
     own = model.state_dict()
     return {
         key: (name.value() if isinstance(name, Fixed) else own[name].detach().clone()).reshape(shape)
-        for key, (name, shape) in key_map(cast(ModelConfig, model.config)).items()
+        for key, (name, shape) in cast(ModelConfig, model.config).published_keys().items()
     }

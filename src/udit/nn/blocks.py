@@ -1,11 +1,12 @@
-"""Running blocks, with their activations kept for backward or computed again, and joining two of their outputs.
+"""Running blocks, with their activations stored for the backward pass or recomputed in it, and joining their outputs.
 
 Axes: B batch, H and W side lengths, N tokens, D width.
 """
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from collections.abc import Iterable, Iterator
+from typing import Any, Literal, Protocol, TypeVar, cast, runtime_checkable
 
 import torch
 import torch.nn.functional as F
@@ -15,12 +16,50 @@ from torch.utils.checkpoint import checkpoint
 from udit import ops
 from udit.nn.dropout import recomputed_with_keys
 
+M_co = TypeVar("M_co", bound=nn.Module, covariant=True)
+M = TypeVar("M", bound=nn.Module)
+
 Recompute = bool | Literal["selective"]
-"""Which activations of a block are computed again in backward: none, those that cost little, or all."""
+"""Which activations of a block the backward pass recomputes: none, those that take little time, or all."""
 
 
-def run(block: nn.Module, recompute: Recompute, x: Tensor, *args: Any) -> Tensor:
-    """``block(x, *args)``; while it trains, its activations are kept for backward or computed again."""
+@runtime_checkable
+class Checkpointing(Protocol):
+    """A module that runs blocks and lets their activations be recomputed."""
+
+    checkpointing: Recompute
+
+
+class Positioned(Protocol):
+    """An attention of maps [B, H, W, D] that may rotate queries and keys by their positions."""
+
+    def positions(self, height: int, width: int, device: torch.device) -> Tensor | None:
+        """The rotary table of a map of height x width; None without one."""
+
+
+@runtime_checkable
+class Foldable(Protocol):
+    """A part whose fused form has other parameters."""
+
+    def folded(self) -> dict[str, Tensor]:
+        """The state of the same part built from its spec's ``folded()``."""
+
+
+class ModuleSequence(Protocol[M_co]):
+    """A ``nn.ModuleList`` whose modules have a known type."""
+
+    def __len__(self) -> int: ...
+    def __getitem__(self, index: int, /) -> M_co: ...
+    def __iter__(self) -> Iterator[M_co]: ...
+
+
+def module_list(modules: Iterable[M]) -> ModuleSequence[M]:
+    """``nn.ModuleList(modules)``, which for a type checker keeps the modules' type."""
+    return cast(ModuleSequence[M], nn.ModuleList(modules))
+
+
+def run(block: nn.Module, recompute: Recompute, x: Tensor, *args: Any) -> Any:
+    """``block(x, *args)``; in training its activations are stored for the backward pass or recomputed in it."""
     if not recompute or not block.training:
         return block(x, *args)
     if recompute == "selective":

@@ -8,17 +8,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from udit.diffusion.denoise import Denoiser
-from udit.diffusion.objective import Losses, hybrid_loss
-from udit.diffusion.sample import DDIM, Ancestral, Sampler, sample
-from udit.diffusion.schedule import DDPM
+from udit.diffusion.ddpm import DDIM, DDPM, Ancestral, hybrid_loss
+from udit.diffusion.denoiser import Denoiser
+from udit.diffusion.objective import Losses
+from udit.diffusion.sample import Sampler, sample
 from udit.parity import Check, Disagreement, close, exact, seed_of, whole
 
 SHAPE = (2, 4, 8, 8)
 
 
 def backbone(x: Tensor, t: Tensor, y: Tensor | None = None) -> Tensor:
-    """The reference's stand-in network: eps = tanh(...), variance = sin(...), both of x and t / 1000."""
+    """The closed form in place of a network: eps = tanh(...), variance = sin(...), both of x and t / 1000."""
     s = (t.float() / 1000).view(-1, 1, 1, 1)
     eps = torch.tanh(0.9 * x + 0.3 * x.roll(1, dims=-1) - 0.2 * s)
     return torch.cat([eps, torch.sin(2 * x + s)], dim=1)
@@ -34,7 +34,8 @@ def check(arrays: dict[str, np.ndarray]) -> list[Check]:
         One check an array.
     """
     seed = seed_of("loss_x0_seed", arrays["loss_x0_seed"])
-    denoiser = Denoiser(backbone, DDPM.linear(1000), learn_sigma=True)
+    schedule = DDPM.linear(1000)
+    denoiser = Denoiser(backbone, schedule, learn_sigma=True)
     checks: list[Check] = []
     for name, stored in arrays.items():
         if name in ("loss_x0_seed", "loss_t"):
@@ -42,8 +43,6 @@ def check(arrays: dict[str, np.ndarray]) -> list[Check]:
         if name in ("loss", "mse", "vb"):
             checks.append(close(name, getattr(_losses(denoiser, arrays, seed), name), stored))
         elif match := re.fullmatch(r"(timesteps|betas)_(\w+)", name):
-            schedule = denoiser.schedule
-            assert isinstance(schedule, DDPM)
             kept = schedule.respaced(match[2])
             checks.append(
                 exact(name, kept.timesteps, stored) if match[1] == "timesteps" else close(name, kept.betas, stored)
@@ -77,6 +76,6 @@ def _walk(denoiser: Denoiser, sampler: Sampler, steps: str, seed: int) -> Tensor
         return torch.from_numpy(_normal(seed * 1000 + k, SHAPE).astype(np.float32))
 
     x = torch.from_numpy(_normal(seed + 2, SHAPE).astype(np.float32))
-    for step in sample(denoiser, x, scheduler=sampler, steps=steps, noise=noise):
+    for step in sample(denoiser, x, sampler=sampler, steps=steps, noise=noise):
         x = step.x
     return x

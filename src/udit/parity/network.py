@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import json
 import re
 import zlib
@@ -15,42 +14,60 @@ import torch
 from torch import Tensor, nn
 
 from udit.diffusion.cache import StepCache
-from udit.diffusion.denoise import Backbone
+from udit.diffusion.denoiser import Backbone
 from udit.diffusion.guidance import guide
 from udit.errors import UserError, nearest
 from udit.models.build import build, fuse
+from udit.models.catalog import families
 from udit.models.config import ModelConfig
 from udit.models.fixed import Fixed
-from udit.models.published import frozen_parameters, import_published, is_frozen, key_map
-from udit.nn.hourglass import Labels
-from udit.parity import FLOOR_LIMIT, LIMIT, LOOSE_LIMIT, Check, Disagreement, close, exact, seed_of, whole
-from udit.parity.systems import EXTRA_INPUTS, SIZELESS, SYSTEMS, seed_offset
+from udit.models.parity import Builder, Described
+from udit.models.published import frozen_parameters, import_published, is_frozen
+from udit.parity import LIMIT, LOOSE_LIMIT, Check, Disagreement, Floor, close, exact, seed_of, whole
 
 GUIDANCE = 4.0
 INPUTS = {"seed", "x_shape", "t", "y", "std", "model", "config", "weights_recipe", "grad_norm_names"}
 INPUTS |= {"cache_t", "cache_x_seed"}
 INPUTS |= {f"base_{part}{recipe}" for part in ("keys", "values") for recipe in ("", "B")}
+FLOOR = "f64_max_abs_err"
+"""How far the program that wrote the file was in float32 from itself in float64: printed, never checked."""
 
 
-def check(arrays: Mapping[str, np.ndarray], path: Path, device: str, dtype: torch.dtype) -> list[Check]:
-    """Compares every array of a network file, in training form and fused form, for each recipe it holds.
+def check(
+    arrays: Mapping[str, np.ndarray], path: Path, device: str, dtype: torch.dtype
+) -> tuple[list[Check], list[Floor]]:
+    """Compares every array of a network file, of the unfused and the fused network, for each recipe it holds.
+
+    Returns:
+        The checks, and our errors beside the rounding that the file reports.
 
     Raises:
         UserError: the file's system is unknown or described in words this version does not know.
     """
-    config, guided_channels, extras = describe(arrays, path)
-    case = _Case(arrays, config, guided_channels, extras, device, dtype)
-    checks = [*case.facts()]
+    described, guided_channels = describe(arrays, path)
+    case = _Case(arrays, described, guided_channels, device, dtype)
+    checks, floors = [*case.facts()], []
+    known = set(INPUTS)
     for recipe in ("", "B"):
         if f"out{recipe}" in arrays:
-            checks += case.recipe(recipe)
-    known = INPUTS | {c.name.split(" ")[0] for c in checks}
+            compared = case.recipe(recipe)
+            if (name := f"{FLOOR}{recipe}") in arrays:
+                ours = next(c.error for c in compared if c.name.split(" ")[0] == f"out{recipe}")
+                floors.append(Floor(f"out{recipe}", ours, _relative(arrays[name], arrays[f"out{recipe}"])))
+                known.add(name)
+            checks += compared
+    known |= {c.name.split(" ")[0] for c in checks}
     checks += [Check(f"{name} (unknown array)", np.inf, 0.0) for name in arrays if name not in known]
-    return checks
+    return checks, floors
 
 
-def describe(arrays: Mapping[str, np.ndarray], path: Path) -> tuple[ModelConfig, int | None, dict[str, int]]:
-    """The config a file asks for, how many channels its guidance guides, and from what seeds further inputs come."""
+def systems() -> dict[str, Builder]:
+    """Builders of all families in the catalogue, by the name of their system in reference files."""
+    return {name: build for family in families().values() for name, build in family.parity_systems().items()}
+
+
+def describe(arrays: Mapping[str, np.ndarray], path: Path) -> tuple[Described, int | None]:
+    """The network that a file describes, and how many channels its guidance guides (None: all)."""
     missing = {"model", "seed", "x_shape", "t", "y", "std", "base_keys", "base_values", "out"} - set(arrays)
     if missing:
         raise UserError(f"{path} lacks {', '.join(sorted(missing))}; it is no reference file of this format")
@@ -59,38 +76,37 @@ def describe(arrays: Mapping[str, np.ndarray], path: Path) -> tuple[ModelConfig,
         system = words.pop("system")
     except (ValueError, KeyError, TypeError, AttributeError, IndexError):
         raise UserError(f"{path}: `model` is not a JSON object that names a system") from None
-    if system not in SYSTEMS:
-        raise UserError(f"{path}: unknown system {system!r}{nearest(str(system), SYSTEMS)}")
+    known = systems()
+    if system not in known:
+        raise UserError(f"{path}: unknown system {system!r}{nearest(str(system), known)}")
     channels = words.pop("cfg4_channels", None)
     words.pop("name", None)
-    if system in SIZELESS:
-        words["input_size"] = whole("x_shape", arrays["x_shape"]).tolist()[2:]
+    size = tuple(whole("x_shape", arrays["x_shape"]).tolist()[2:])
     try:
-        extras = {word: seed_offset(words.pop(word)) for word in EXTRA_INPUTS if words.get(word)}
-        config = SYSTEMS[system](words)
+        described = known[system](words, size)
     except KeyError as error:
         raise UserError(f"{path}: the description of {system} lacks {error}") from None
     if words:
         raise UserError(f"{path}: the description of {system} has words this version does not know: {', '.join(words)}")
-    return config, channels, extras
+    return described, channels
 
 
 class _Case:
-    """One file's inputs, and the network they ask for."""
+    """One file's inputs, and the network that it describes."""
 
     def __init__(
         self,
         arrays: Mapping[str, np.ndarray],
-        config: ModelConfig,
+        described: Described,
         guided_channels: int | None,
-        extras: Mapping[str, int],
         device: str,
         dtype: torch.dtype,
     ) -> None:
+        config: ModelConfig = described.config
         self.arrays, self.config, self.guided_channels = arrays, config, guided_channels
         self.device, self.dtype = device, dtype
         self.seed = seed_of("seed", arrays["seed"])
-        self.keys = key_map(config)
+        self.keys = config.published_keys()
         self.fixed = {key: name for key, (name, _) in self.keys.items() if isinstance(name, Fixed)}
         shape = tuple(whole("x_shape", arrays["x_shape"]).tolist())
         self.x = _normal(self.seed, shape)
@@ -101,16 +117,10 @@ class _Case:
             raise Disagreement(f"y ({int(y.max())} lies outside the labels 0 to {top})")
         if config.condition_shape:
             y = _normal(self.seed + 3, (len(self.x), *config.condition_shape))
-        self.y = self._labels(y, extras) if extras else y
-
-    def _labels(self, y: Tensor | None, extras: Mapping[str, int]) -> Labels:
-        """The label beside drawn conditions, which only HDiT takes."""
-        lengths = {"aug_cond": 9, "mapping_cond": getattr(self.config, "vector_cond", 0)}
-        drawn = {word: _normal(self.seed + offset, (len(self.x), lengths[word])) for word, offset in extras.items()}
-        return Labels(y, drawn.get("aug_cond"), drawn.get("mapping_cond"))
+        self.y = described.condition(y, lambda offset, length: _normal(self.seed + offset, (len(self.x), length)))
 
     def facts(self) -> list[Check]:
-        """What a file states of its model: counts, and which keys keep their constructor's value."""
+        """What a file says about its model: counts, and which keys keep their constructor's value."""
         model = build(self.config, device="meta")
         facts: dict[str, list[object]] = {
             "n_params": [sum(p.numel() for p in model.parameters()) + frozen_parameters(self.config)],
@@ -138,14 +148,9 @@ class _Case:
         import_published(model, state)
         return model
 
-    def run(self, model: Backbone, x: Tensor, y: Tensor | Labels | None, t: Tensor) -> Tensor:
-        """The network's output, where x is and as precise; floating conditions follow x."""
-
-        def follow(part: Tensor | None) -> Tensor | None:
-            return part if part is None else part.to(x) if part.is_floating_point() else part.to(x.device)
-
-        moved: Any = Labels(*map(follow, y)) if isinstance(y, Labels) else follow(y)
-        return model(x, t.to(x.device), moved)
+    def run(self, model: Backbone, x: Tensor, y: Any, t: Tensor) -> Tensor:
+        """The network's output on x's device and in its dtype; y is what the network takes as its condition."""
+        return model(x, t.to(x.device), _follow(y, x))
 
     def input(self, x: Tensor) -> Tensor:
         """x on the case's device, in its dtype."""
@@ -155,8 +160,6 @@ class _Case:
         """Every array of one recipe."""
         a, model = self.arrays, self.network(recipe)
         out, checks = a[f"out{recipe}"], []
-        if (floor := f"f64_max_abs_err{recipe}") in a:
-            checks.append(self._floor(floor, model, out))
         model = model.to(self.device, self.dtype).eval()
         fused = fuse(model)
         with torch.no_grad():
@@ -173,13 +176,8 @@ class _Case:
             checks += self._gradients(model.train(), recipe)
         return checks
 
-    def _floor(self, name: str, model: nn.Module, out: np.ndarray) -> Check:
-        with torch.no_grad():
-            precise = _numpy(self.run(copy.deepcopy(model).double().eval(), self.x.double(), self.y, self.t))
-        return close(name, np.abs(precise - out).max(), self.arrays[name], FLOOR_LIMIT)
-
     def _guided(self, model: nn.Module) -> np.ndarray:
-        """The release's ``forward_with_cfg``: both halves guided, unguided channels left to each half."""
+        """As the release's ``forward_with_cfg``: both halves are guided; unguided channels stay those of each half."""
         assert isinstance(self.y, Tensor) and self.config.null_label is not None
         labels = torch.cat([self.y, torch.full_like(self.y, self.config.null_label)])
         output = self.run(model, self.input(torch.cat([self.x, self.x])), labels, torch.cat([self.t, self.t]))
@@ -190,7 +188,7 @@ class _Case:
         return _numpy(torch.cat(halves))
 
     def _cached(self, model: nn.Module, interval: int) -> np.ndarray:
-        """One run of calls with a step cache; of each, the first sample's prediction channels."""
+        """A sequence of calls with a step cache; of each, the prediction channels of the first sample."""
         seed, times = seed_of("cache_x_seed", self.arrays["cache_x_seed"]), self.arrays["cache_t"]
         if not self.t.is_floating_point():
             times = whole("cache_t", times)
@@ -214,8 +212,8 @@ class _Case:
         loss = product.mean()
         loss.backward()
         scale = float(np.abs(_numpy(product)).mean())
-        # The limit on the loss is measured by mean|out * probe|, which hides a wrong loss that is small: so the stored
-        # one must also be the mean of the stored output.
+        # The error of the loss is relative to mean|out * probe|, which would hide a wrong loss that is small: so the
+        # stored loss must also be the mean of the stored output.
         own = (torch.from_numpy(stored) * probe).mean().item()
         loss_error = abs(own - float(a[f"loss{recipe}"])) / (abs(own) + 1e-3 * scale)
         checks.append(Check(f"loss{recipe} (of the stored output)", loss_error, LIMIT))
@@ -246,6 +244,20 @@ class _Case:
 
 def _normal(seed: int, shape: Sequence[int]) -> Tensor:
     return torch.from_numpy(np.random.RandomState(seed).standard_normal(shape).astype(np.float32))
+
+
+def _follow(part: Any, x: Tensor) -> Any:
+    """A condition, or a tuple of parts, on x's device; floating parts in x's dtype."""
+    if isinstance(part, Tensor):
+        return part.to(x) if part.is_floating_point() else part.to(x.device)
+    return part if part is None else type(part)(*(_follow(each, x) for each in part))
+
+
+def _relative(floor: np.ndarray, out: np.ndarray) -> float:
+    """A noise floor over max|out|, as errors are; NaN if the file has no number."""
+    if floor.size != 1 or floor.dtype.kind not in "iuf":
+        return np.nan
+    return float(floor.ravel()[0]) / (float(np.abs(out).max(initial=0.0)) or 1.0)
 
 
 def _numpy(x: Tensor) -> np.ndarray:

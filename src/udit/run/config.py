@@ -10,7 +10,7 @@ from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, Serializ
 from udit.data.cache_config import follow_cache
 from udit.data.codec_config import CodecConfig, IdentityCodec, codec_from
 from udit.data.config import DataConfig, DataInfo, FolderData
-from udit.diffusion.config import DDPMConfig, DiffusionConfig, SamplingConfig
+from udit.diffusion.config import DDPMConfig, DiffusionConfig, SamplingConfig, process_from
 from udit.errors import UserError, nearest
 from udit.models.catalog import families, find
 from udit.models.config import ModelConfig
@@ -212,7 +212,7 @@ def resolve(values: dict[str, Any], *, absent: bool = False) -> Run:
     if absent and isinstance(values["data"], dict) and values["data"].get("kind") == "folder":
         values["data"] = {"root": "PATH", **values["data"]}
     data = _tagged(DataConfig, values["data"], "data")
-    diffusion = _tagged(DiffusionConfig, values.get("diffusion", {"kind": "ddpm"}), "diffusion")
+    diffusion = process_from(values.get("diffusion", DDPMConfig()))
     codec = codec_from(values.get("codec", {})).resolved()
     info = codec.seen(pixels or _info(data, absent))
     model_values = values.get("model")
@@ -227,7 +227,7 @@ def resolve(values: dict[str, Any], *, absent: bool = False) -> Run:
     if info.id2label:
         model_values.setdefault("num_classes", len(info.id2label))
     model_values.setdefault("input_size", [info.height, info.width])
-    if not isinstance(diffusion, DDPMConfig):
+    if not diffusion.learns_variance:
         model_values.setdefault("learn_sigma", False)
     model = model_from(model_values)
     values |= {"data": data, "codec": codec, "diffusion": diffusion, "model": model}
@@ -238,7 +238,7 @@ def resolve(values: dict[str, Any], *, absent: bool = False) -> Run:
     values.setdefault("name", "run")
     values.setdefault("out", f"runs/{values['name']}")
     if isinstance(values.get("sampling", {}), dict):
-        values["sampling"] = {"sampler": diffusion.SAMPLERS[0]} | dict(values.get("sampling", {}))
+        values["sampling"] = {"sampler": diffusion.samplers()[0]} | dict(values.get("sampling", {}))
     if model.null_label is None and isinstance(values.get("training", {}), dict):
         values["training"] = {"label_dropout": 0.0} | dict(values.get("training", {}))
     run = parse(Run, values)
@@ -341,28 +341,29 @@ def _check(run: Run, info: DataInfo) -> None:
             f"sampling.guidance_channels is {run.sampling.guidance_channels} and the model predicts "
             f"{model.in_channels}; leave it out to guide all"
         )
-    if not isinstance(run.diffusion, DDPMConfig) and model.learn_sigma:
-        objective = {"flow": "flow matching", "edm": "EDM"}[run.diffusion.kind]
-        raise UserError(f"model.learn_sigma is true; {objective} learns no variance, set it to false")
+    if model.learn_sigma and not run.diffusion.learns_variance:
+        raise UserError(f"model.learn_sigma is true; {run.diffusion.title} learns no variance, set it to false")
     if run.sampling.cache > 1 and model.reversed_flow:
         raise UserError(
-            f"sampling.cache is {run.sampling.cache} and {model.family} walks a reversed flow, whose end it does not "
-            "know; set it to 1"
+            f"sampling.cache is {run.sampling.cache} and {model.family} counts time from noise to data (reversed "
+            "flow), so that its last steps cannot be told by a time near 0; set it to 1, or name evaluations in "
+            "sampling.refresh"
         )
     if model.condition_shape:
         raise UserError("model.context takes vectors and the data gives labels; leave context out")
-    if model.reversed_flow and run.diffusion.kind != "flow":
+    if model.reversed_flow and not run.diffusion.reversible:
         raise UserError(
             f"diffusion.kind is {run.diffusion.kind} and the model predicts a reversed flow; set diffusion.kind=flow"
         )
-    if run.sampling.sampler not in run.diffusion.SAMPLERS:
+    if run.sampling.sampler not in run.diffusion.samplers():
         raise UserError(
             f"sampling.sampler is {run.sampling.sampler!r}; a {run.diffusion.kind} model takes "
-            f"{', '.join(run.diffusion.SAMPLERS)}"
+            f"{', '.join(run.diffusion.samplers())}"
         )
-    if isinstance(run.diffusion, DDPMConfig) and run.sampling.steps > run.diffusion.steps:
+    if run.sampling.steps > (run.diffusion.max_steps or run.sampling.steps):
         raise UserError(
-            f"sampling.steps is {run.sampling.steps}; the schedule has {run.diffusion.steps}, ask for at most so many"
+            f"sampling.steps is {run.sampling.steps}; the schedule has {run.diffusion.max_steps}, ask for at most "
+            "so many"
         )
     if run.training.independent_level_dropout and not hasattr(model, "levels"):
         raise UserError(

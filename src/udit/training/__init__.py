@@ -1,1 +1,1 @@
-"""Training: exact, resumable to the bit, on any number of ranks."""
+"""Training, on any number of ranks; resuming gives bit-identical results."""

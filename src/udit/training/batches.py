@@ -1,4 +1,4 @@
-"""A run's batches."""
+"""The batches of a run."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from udit.run.config import Run
 
 
 def batches_of(run: Run, source: Source, part: Labels, start: int = 0, rank: int = 0, world: int = 1) -> Batches:
-    """``batches`` of all steps of a run that are left."""
+    """``batches`` of all remaining steps of a run."""
     return batches(
         source,
         part,

@@ -1,4 +1,4 @@
-"""Moving average of the weights."""
+"""Exponential moving average (EMA) of the weights."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def decay_at(step: int, decay: float) -> float:
 
 
 class EMA:
-    """A second network whose weights follow the first's. It is never swapped in; it stands beside."""
+    """A second network with the averaged weights; the trained network keeps its own."""
 
     def __init__(self, model: nn.Module) -> None:
         state = {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
@@ -23,12 +23,12 @@ class EMA:
 
     @torch.no_grad()
     def update(self, model: nn.Module, decay: float) -> None:
-        """average = decay * average + (1 - decay) * weights; buffers are copied."""
+        """Sets average = decay * average + (1 - decay) * weights; buffers are copied."""
         ours, theirs = list(self.model.parameters()), list(model.parameters())
         get_ema_multi_avg_fn(decay)(ours, theirs, 0)
         for own, other in zip(self.model.buffers(), model.buffers(), strict=True):
             own.copy_(other)
 
     def load(self, state: dict[str, Tensor]) -> None:
-        """Takes the average from a checkpoint."""
+        """Loads the average of a checkpoint."""
         self.model.load_state_dict(state, strict=True)

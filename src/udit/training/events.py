@@ -1,4 +1,4 @@
-"""TensorBoard's event file, written line by line: its own writer's thread tells of a full disk in a traceback."""
+"""TensorBoard's event file, written record by record: its own writer would report a full disk as a traceback."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from tensorboard.summary.writer.record_writer import RecordWriter
 
 
 class EventLog:
-    """Scalars over steps, for TensorBoard to show; ``metrics.jsonl`` is the record."""
+    """Scalars over steps, for TensorBoard to show; ``metrics.jsonl`` is the log that counts."""
 
     def __init__(self, folder: Path, step: int) -> None:
-        """Opens a new event file for the steps after ``step``; TensorBoard drops what older files say of these.
+        """Opens a new event file for the steps after ``step``; TensorBoard drops what older files hold of these.
 
         Raises:
             OSError: the disk refuses it.

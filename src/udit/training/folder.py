@@ -18,12 +18,12 @@ from udit.run.config import Run, changed_keys
 from udit.run.recipes import read_yaml, to_yaml
 from udit.spec.base import parse
 
-PICTURES = "pictures.txt"
-"""The names of the pictures that a run started with, one JSON string a line."""
+NAMES = "pictures.txt"
+"""The names of the images that a run started with, one JSON string per line."""
 
 
 class RunLock:
-    """An flock on ``run.lock``: keeps a second trainer out and dies with its holder, however that ends."""
+    """An flock on ``run.lock``: keeps a second trainer out, and is freed when its process ends, however that ends."""
 
     def __init__(self, folder: Path) -> None:
         path = folder / "run.lock"
@@ -46,12 +46,12 @@ class RunLock:
         self._stream.flush()
 
     def release(self) -> None:
-        """Lets others in."""
+        """Frees the lock."""
         self._stream.close()
 
 
 def open_folder(run: Run, bytes_needed: int) -> RunLock:
-    """Makes the run folder, proves that it can be written, and locks it.
+    """Makes the run folder, checks that it can be written, and locks it.
 
     Args:
         run: whose ``out`` is the folder.
@@ -72,7 +72,7 @@ def open_folder(run: Run, bytes_needed: int) -> RunLock:
         lock = RunLock(folder)
     except OSError as error:
         raise UserError(
-            f"cannot write to run folder {folder}: {error.strerror}; mend that, or give another one with out=DIR"
+            f"cannot write to run folder {folder}: {error.strerror}; fix that, or give another one with out=DIR"
         ) from None
     free = os.statvfs(folder).f_bavail * os.statvfs(folder).f_frsize
     if free < bytes_needed:
@@ -95,12 +95,14 @@ def read_run(folder: Path) -> dict[str, Any] | None:
 
 
 def check_resumable(old: dict[str, Any], new: dict[str, Any], where: Path) -> None:
-    """Refuses a run whose changed keys resuming cannot keep; keys that an older version did not write are defaults.
+    """Refuses a run with changed keys that may not change on resuming.
+
+    Keys that an older version did not write count as their defaults.
 
     Raises:
         UserError: names the first such key with both values.
     """
-    with contextlib.suppress(UserError):  # of a version whose keys are gone: compared as it stands
+    with contextlib.suppress(UserError):  # of a version with keys that are gone: compared as it is
         old = parse(Run, old).plain()
     changed = changed_keys(old, new)
     if changed:
@@ -108,8 +110,8 @@ def check_resumable(old: dict[str, Any], new: dict[str, Any], where: Path) -> No
         before, after = (_look(values, key) for values in (old, new))
         more = f" (and {len(changed) - 1} more: {', '.join(changed[1:5])})" if len(changed) > 1 else ""
         raise UserError(
-            f"{key} was {before!r} in {where} and is {after!r} now{more}; resuming cannot keep that: "
-            "put it back, or start anew with out=DIR"
+            f"{key} was {before!r} in {where} and is {after!r} now{more}; a run cannot resume with "
+            "that: put it back, or start a new run with out=DIR"
         )
 
 
@@ -119,25 +121,25 @@ def _look(values: Any, key: str) -> Any:
     return values
 
 
-def write_pictures(folder: Path, source: Source) -> None:
-    """Lists the pictures that a run starts with, so that a change can be named when it is resumed.
+def write_names(folder: Path, source: Source) -> None:
+    """Lists the images that a run starts with, so that a change can be named when it is resumed.
 
     Raises:
         RunError: the list could not be written.
     """
-    replace_text(folder / PICTURES, "".join(f"{json.dumps(name)}\n" for name in source.names))
+    replace_text(folder / NAMES, "".join(f"{json.dumps(name)}\n" for name in source.names))
 
 
 def what_changed(folder: Path, source: Source) -> str:
-    """How the pictures differ from those of ``write_pictures``, in words."""
+    """How the images differ from those of ``write_names``, in words."""
     try:
-        before = {json.loads(line) for line in (folder / PICTURES).read_text(encoding="ascii").splitlines()}
+        before = {json.loads(line) for line in (folder / NAMES).read_text(encoding="ascii").splitlines()}
     except (OSError, ValueError, TypeError):  # TypeError: a line that holds a list
-        return "pictures were added, removed or altered"
+        return "images were added, removed or altered"
     now = set(source.names)
     changes = {"added": now - before, "removed": before - now}
     told = [f"{len(names)} {how}, e.g. {min(names)!r}" for how, names in changes.items() if names]
-    return ", ".join(told) or "the same names, but pictures or labels were altered"
+    return ", ".join(told) or "the same names, but images or labels were altered"
 
 
 def write_run(run: Run) -> None:
@@ -154,14 +156,14 @@ def replace_text(path: Path, text: str) -> None:
     try:
         write_text(path, text)
     except OSError as error:
-        raise RunError(f"cannot write {path}: {error.strerror}; mend that and run the same command again") from None
+        raise RunError(f"cannot write {path}: {error.strerror}; fix that and run the same command again") from None
 
 
 class MetricsLog:
-    """``metrics.jsonl``: one line a step, none twice."""
+    """``metrics.jsonl``: one line per step, none twice."""
 
     def __init__(self, path: Path, step: int) -> None:
-        """Opens the log for the steps after ``step``; lines beyond it, and a torn last line, are taken back."""
+        """Opens the log for the steps after ``step``; lines of later steps, and a torn last line, are removed."""
         self.path = path
         kept = []
         if path.is_file():
@@ -185,14 +187,14 @@ class MetricsLog:
             self._stream.flush()
         except OSError as error:
             raise RunError(
-                f"cannot write {self.path}: {error.strerror}; mend that and run the same command again"
+                f"cannot write {self.path}: {error.strerror}; fix that and run the same command again"
             ) from None
 
     def sync(self) -> None:
-        """Waits until the lines are on disk."""
+        """Waits until all lines are on disk."""
         os.fsync(self._stream.fileno())
 
     def close(self) -> None:
         """Closes the file."""
-        with contextlib.suppress(OSError):  # every line has been flushed, or its error told
+        with contextlib.suppress(OSError):  # every line has been flushed, or its error raised
             self._stream.close()

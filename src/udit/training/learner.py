@@ -1,4 +1,4 @@
-"""What a run learns with: network, optimiser, averaged weights, and the step that changes them."""
+"""Network, optimiser and averaged weights of a run, and the training step that changes them."""
 
 from __future__ import annotations
 
@@ -8,17 +8,15 @@ import math
 import signal
 import warnings
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from udit.assemble import denoiser_of, loss_of
+from udit.assemble import denoiser_of, objective_of
 from udit.checkpoint import Checkpoint
 from udit.data.batches import Batch
-from udit.diffusion.denoise import Denoiser
-from udit.diffusion.objective import Loss, Losses, draw, drop_labels
+from udit.diffusion.objective import Losses
 from udit.dist import World
 from udit.errors import UserError
 from udit.models.build import build, checkpoint_activations, compile_blocks
@@ -27,6 +25,7 @@ from udit.run.config import Run
 from udit.run.system import SystemConfig
 from udit.training.ema import EMA, decay_at
 from udit.training.posthoc import PowerAverages
+from udit.training.records import StepReport
 from udit.training.start import start_from
 
 log = logging.getLogger(__name__)
@@ -34,29 +33,15 @@ MOMENTS = ("step", "exp_avg", "exp_avg_sq")
 """AdamW's state of one parameter."""
 
 
-@dataclass(frozen=True)
-class StepReport:
-    """What one step did, the same on every rank."""
-
-    loss: float
-    mse: float
-    vb: float | None
-    grad_norm: float
-    bad_samples: tuple[int, ...] | None
-    """Samples of a skipped step, as indices into the source; None for a step that was taken."""
-    signal: int
-    """The signal that asked any rank to stop, or 0."""
-
-
 class Learner:
-    """The weights of a run on this rank. Its state is the network's, the optimiser's and, on rank 0, the average's."""
+    """The weights of a run on this rank. Its state is the network's, the optimiser's and, on rank 0, the averages'."""
 
     def __init__(self, run: Run, world: World) -> None:
-        """Builds everything with the weights of step 0."""
+        """Builds everything with the weights of step 0; ``share`` comes before the first step."""
         config, device = run.training, world.device
         self.run, self.world = run, world
         self.codec = run.codec.build()
-        self.loss = loss_of(run.diffusion)
+        self.objective = objective_of(run)
         self.model = build(run.model, seed=run.seed, device=device)
         checkpoint_activations(self.model, config.checkpoint_activations)
         self.optimizer = torch.optim.AdamW(
@@ -72,16 +57,23 @@ class Learner:
         if config.deterministic and device.type == "cuda":
             torch.use_deterministic_algorithms(True, warn_only=True)
             torch.backends.cudnn.benchmark = False
+        if config.compile:
+            compile_blocks(self.model)
+        self.network = _distributed(self.model, world)
+        """The model, or what averages its gradients over ranks; both hold the same weights."""
+        self.denoiser = denoiser_of(SystemConfig.of(run), self.network)
+        self.steps_done: int | None = 0
+        """Steps that weights, optimiser and averages have behind them; None while a step changes them."""
 
     def bytes(self) -> int:
-        """Size of a checkpoint: weights, average, two moments, and the averages for later."""
+        """Size of a checkpoint: weights, EMA, two moments, and the averages of ``posthoc_ema``."""
         posthoc = self.run.training.posthoc_ema
         return (4 + len(posthoc.sigma_rels if posthoc else ())) * sum(
             p.numel() * p.element_size() for p in self.model.parameters()
         )
 
     def restore(self, found: Checkpoint) -> None:
-        """Takes a checkpoint; rank 0 only, for ``share`` gives it to the others.
+        """Loads a checkpoint; on rank 0 only, as ``share`` sends it to the others.
 
         Raises:
             UserError: the checkpoint holds another model.
@@ -95,7 +87,8 @@ class Learner:
         except RuntimeError as error:
             detail = " ".join(str(error).split())[:200]
             raise UserError(
-                f"{found.path} holds another model than this run's ({detail}); remove it, or start anew with out=DIR"
+                f"{found.path} holds another model than this run's ({detail}); remove it, or start a new run with "
+                "out=DIR"
             ) from None
         moments = found.tensors("optim")
         for name, parameter in self.model.named_parameters():
@@ -105,7 +98,7 @@ class Learner:
                     tensor.copy_(moments[f"{key}.{name}"])
 
     def start_from_trained(self) -> None:
-        """Begins with the weights of ``run.init_from``; rank 0 only, for ``share`` gives them to the others.
+        """Initialises the weights from ``run.init_from``; on rank 0 only, as ``share`` sends them to the others.
 
         Raises:
             UserError: see ``start_from``.
@@ -115,7 +108,7 @@ class Learner:
         self.ema = EMA(self.model)
 
     def share(self, step: int) -> None:
-        """Gives rank 0's state to every rank and makes the network ready to train.
+        """Sends rank 0's state to every rank and makes the network ready to train.
 
         Args:
             step: steps done; the same on every rank.
@@ -123,20 +116,7 @@ class Learner:
         self.world.broadcast(self.model.state_dict().values())
         if step and self.world.size > 1:
             self._share_moments()
-        self.network: nn.Module = self.model
-        if self.run.training.compile:
-            compile_blocks(self.model)
-        if self.world.size > 1:
-            # Searching for unused parameters keeps DDP from rebuilding its buckets after the first backward pass: the
-            # order of summation would differ between an unbroken and a resumed run.
-            warnings.filterwarnings("ignore", message="find_unused_parameters=True was specified")
-            warnings.filterwarnings("ignore", message="Grad strides do not match bucket view strides")
-            self.network = DistributedDataParallel(
-                self.model,
-                device_ids=[self.world.device.index] if self.world.device.type == "cuda" else None,
-                find_unused_parameters=True,
-            )
-        self.denoiser = denoiser_of(SystemConfig.of(self.run), self.network)
+        self.steps_done = step
         self.network.train()
 
     def _share_moments(self) -> None:
@@ -163,20 +143,27 @@ class Learner:
         return tensors | ({"posthoc": self.posthoc.tensors()} if self.posthoc is not None else {})
 
     def learning_rate(self, step: int) -> float:
-        """Of the step that follows ``step`` done ones: linear warm-up, then constant."""
+        """Learning rate of the step after the first ``step`` ones: linear warm-up, then constant."""
         config = self.run.training
         return config.lr * min(1.0, (step + 1) / config.lr_warmup) if config.lr_warmup else config.lr
 
-    def losses(self, batch: Batch) -> Losses:
-        """Per-sample losses of one micro-batch; every random number is keyed by (seed, position in the run)."""
+    def encode(self, batch: Batch) -> Tensor:
+        """What the network learns of one micro-batch, float32 [B, c, h, w]: its images, or cached latents, encoded."""
         x = batch.x.to(self.world.device)
         raw = x if self.run.latents else self.codec.raw(x)
-        x0 = self.codec.normalise(raw, [(self.run.seed, position) for position in batch.positions])
+        return self.codec.normalise(raw, [(self.run.seed, position) for position in batch.positions])
+
+    def losses(self, batch: Batch) -> Losses:
+        """Per-sample losses of one micro-batch: encodes it, sets the dropout masks, and asks the network.
+
+        Every random number is keyed by (seed, position in the run).
+        """
+        x0 = self.encode(batch)
         with dropout_keys(self.model, self.run.seed, batch.positions):
-            return losses_of(self.run, self.loss, self.denoiser, x0, batch.y, batch.positions)
+            return self.objective(self.denoiser, x0, batch.y, batch.positions)
 
     def step(self, step: int, micro_batches: list[Batch], stop_signal: int = 0) -> StepReport:
-        """One optimiser step, or none where any rank's loss or gradient is not finite.
+        """One optimiser step; skipped on every rank if a loss or gradient of any rank is not finite.
 
         Args:
             step: steps done before it.
@@ -192,10 +179,10 @@ class Learner:
         has_vb = losses[0].vb is not None
         totals.append(_total(part.vb for part in losses if part.vb is not None))
         finite = math.isfinite(grad_norm := float(norm)) and bool(torch.isfinite(per_sample).all())
-        stops = (stop_signal == signal.SIGINT, stop_signal == signal.SIGTERM)
-        shared = self.world.sum([not finite, *stops, *(v if math.isfinite(v) else 0.0 for v in totals)])
-        bad, interrupted, terminated = (count > 0 for count in shared[:3])
+        shared = self.world.sum([not finite, *_stops(stop_signal), *(v if math.isfinite(v) else 0.0 for v in totals)])
+        bad, asked = shared[0] > 0, _signal_of(shared[1:3])
         bad_samples = self._bad_samples(micro_batches, per_sample) if bad else None
+        self.steps_done = None
         if not bad:
             if config.clip_norm is not None:
                 torch.nn.utils.clip_grads_with_norm_(self.model.parameters(), config.clip_norm, norm)
@@ -206,10 +193,14 @@ class Learner:
                 self.ema.update(self.model, decay_at(step + 1, config.ema_decay))
         if self.posthoc is not None:
             self.posthoc.update(self.model, step + 1)
+        self.steps_done = step + 1
         self.optimizer.zero_grad(set_to_none=True)
         loss, mse, vb = (total / config.batch_size for total in shared[3:])
-        asked = signal.SIGINT if interrupted else signal.SIGTERM if terminated else 0
-        return StepReport(loss, mse, vb if has_vb else None, grad_norm, bad_samples, int(asked))
+        return StepReport(loss, mse, vb if has_vb else None, grad_norm, bad_samples, asked)
+
+    def agree_on_signal(self, stop_signal: int) -> int:
+        """The signal that asked any rank to stop, or 0; ``stop_signal`` is this rank's."""
+        return _signal_of(self.world.sum(_stops(stop_signal)))
 
     def _backward(self, batch: Batch, parts: int, last: bool) -> Losses:
         distributed = isinstance(self.network, DistributedDataParallel)
@@ -232,30 +223,27 @@ class Learner:
             return torch.stack([p.double().sum() for p in self.model.parameters()]).sum()[None].cpu()
 
 
-def losses_of(run: Run, loss: Loss, denoiser: Denoiser, x0: Tensor, labels: Tensor, positions: Sequence[int]) -> Losses:
-    """Per-sample losses of what the network sees; every random number is keyed by (seed, position in the run).
+def _distributed(model: nn.Module, world: World) -> nn.Module:
+    """The model; over several ranks, wrapped so that its gradients are averaged."""
+    if world.size == 1:
+        return model
+    # Searching for unused parameters keeps DDP from rebuilding its buckets after the first backward pass: the order of
+    # summation would differ between an unbroken and a resumed run.
+    warnings.filterwarnings("ignore", message="find_unused_parameters=True was specified")
+    warnings.filterwarnings("ignore", message="Grad strides do not match bucket view strides")
+    devices = [world.device.index] if world.device.type == "cuda" else None
+    return DistributedDataParallel(model, device_ids=devices, find_unused_parameters=True)
 
-    Args:
-        run: says how labels are dropped, and the precision.
-        loss: the run's.
-        denoiser: around the network.
-        x0: [B, c, h, w] on the network's device.
-        labels: [B] int64 on the CPU; not looked at by an unconditional model.
-        positions: places in the run's stream.
-    """
-    config, model, device = run.training, run.model, x0.device
-    levels = getattr(model, "levels", 1) if config.independent_level_dropout else 1
-    keys = [(position,) for position in positions]
-    draws = draw(denoiser.schedule, x0.shape[1:], run.seed, "train", keys, levels)
-    y = None
-    if model.num_classes:
-        y = labels
-        if config.label_dropout:
-            assert model.null_label is not None, "the run's check let a label be dropped for nothing"
-            y = drop_labels(y, model.null_label, config.label_dropout, draws.uniform)
-        y = y.to(device)
-    with torch.autocast(device.type, dtype=torch.bfloat16, enabled=config.precision == "bfloat16"):
-        return loss(denoiser, x0, draws.t.to(device), draws.noise.to(device), y)
+
+def _stops(number: int) -> tuple[bool, bool]:
+    """A signal as flags that can be summed over ranks."""
+    return number == signal.SIGINT, number == signal.SIGTERM
+
+
+def _signal_of(counts: Sequence[float]) -> int:
+    """The signal of summed flags, or 0; SIGINT where both were received."""
+    interrupted, terminated = (count > 0 for count in counts)
+    return int(signal.SIGINT if interrupted else signal.SIGTERM if terminated else 0)
 
 
 def _total(parts: Iterable[Tensor]) -> float:

@@ -1,4 +1,4 @@
-"""What a training step takes of a device's memory, without taking it: tensors have shapes there and no contents."""
+"""How much memory a training step takes, estimated with fake tensors, which have shapes but no data."""
 
 from __future__ import annotations
 
@@ -13,38 +13,39 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from udit.assemble import denoiser_of, loss_of
+from udit.assemble import denoiser_of, objective_of
 from udit.data.batches import share_of
+from udit.dist import launched
+from udit.errors import UserError
 from udit.models.build import checkpoint_activations
 from udit.nn.dropout import dropout_keys
 from udit.run.config import Run
 from udit.run.system import SystemConfig
-from udit.training.learner import losses_of
 
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes on one rank. A VAE, the data and what a device's libraries need come on top."""
+    """Bytes on one rank. A VAE, the data and the memory of a device's libraries come on top."""
 
     batch: int
-    """Pictures of one backward pass."""
+    """Images per backward pass."""
     weights: int
     gradients: int
-    """Where several ranks sum them, twice: once in what they send."""
+    """Twice the weights' size where several ranks average them, as they are copied into the buffers that are sent."""
     optimizer: int
     averages: int
-    """The moving average, and those for later; rank 0 alone keeps them."""
+    """The EMA and those of ``posthoc_ema``; rank 0 alone keeps them."""
     activations: int
     """What a forward pass keeps for its backward pass."""
     total: int
-    """All that lives at once, at most; less than the sum, for gradients come as activations go."""
+    """Upper bound of what is allocated at once; less than the sum: activations are freed as gradients appear."""
 
 
 def estimate(run: Run, ranks: int = 1) -> Memory:
-    """Takes one step with tensors without contents and counts what lives.
+    """Runs one step with fake tensors and counts what is allocated.
 
-    Operators are those that a CPU would run, attention and compiled kernels among them. Their own scratch memory is not
-    seen; ``torch.compile`` is not applied.
+    Operators are those that run on a CPU, attention and compiled kernels among them. Scratch memory within an operator
+    is not counted; ``torch.compile`` is not applied.
 
     Args:
         run: what would be trained.
@@ -68,7 +69,7 @@ def estimate(run: Run, ranks: int = 1) -> Memory:
                 parameter.grad = torch.empty_like(parameter)
                 there.append(parameter.grad)
         with dropout_keys(model, run.seed, range(batch)), _Living(there) as living:
-            loss = losses_of(run, loss_of(run.diffusion), denoiser, x0, y, range(batch)).loss.mean()
+            loss = objective_of(run)(denoiser, x0, y, range(batch)).loss.mean()
             activations = living.bytes
             loss.backward()
     weights, trained = _bytes(model.state_dict().values()), _bytes(parameters)
@@ -85,15 +86,50 @@ def estimate(run: Run, ranks: int = 1) -> Memory:
     )
 
 
+@dataclass(frozen=True)
+class DryRun:
+    """What a training would need, found out without starting it."""
+
+    memory: Memory
+    """Of a step on one rank."""
+    ranks: int
+    """Processes that would share a batch."""
+    missing_data: str | None
+    """Why the data cannot be read yet; the model's own number of classes was taken then."""
+    loads_vae: bool
+    """Whether a VAE would be in memory too, because images are encoded while training."""
+
+
+def dry_run(run: Run, ranks: int | None = None) -> DryRun:
+    """Looks for a run's data and estimates its memory.
+
+    Args:
+        run: what would be trained.
+        ranks: over how many processes; as many as a launcher has started if None.
+
+    Raises:
+        UserError: the batch does not split over the ranks.
+    """
+    missing = None
+    if run.latents is None:
+        try:
+            run.data.info()
+        except UserError as error:
+            missing = str(error)
+    ranks = launched() if ranks is None else ranks
+    vae = run.codec.kind == "vae" and run.latents is None
+    return DryRun(estimate(run, ranks), ranks, missing_data=missing, loads_vae=vae)
+
+
 def _bytes(tensors: Iterable[Tensor]) -> int:
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
 
 class _Living(TorchDispatchMode):
-    """Counts the bytes of tensors that come into being within it and have not gone again."""
+    """Counts the bytes of tensors that are allocated within it and not freed yet."""
 
     def __init__(self, there: Iterable[Tensor]) -> None:
-        """Takes the tensors that were there before, whose views are nothing new."""
+        """Takes the tensors that exist already; views of them are not counted."""
         super().__init__()  # type: ignore[no-untyped-call]
         self.bytes = self.most = 0
         self._known = {_storage(tensor)._cdata for tensor in there}

@@ -1,8 +1,9 @@
-"""Post-hoc EMA (Karras et al. 2024, Sec. 3.2 and App. C): two averages kept while training, any other length later.
+"""Post-hoc EMA (Karras et al. 2024, Sec. 3.2 and App. C): EMAs of any length, from two that training keeps.
 
 A power-function average at step t weighs the weights of step tau by p(tau) = (gamma + 1) tau^gamma / t^(gamma + 1).
-Its length is told as sigma_rel, the deviation of that profile over t. Snapshots of two lengths at many steps span
-others: the wanted profile is their combination with the least squared error, and the weights are combined the same way.
+Its length is given as sigma_rel, the standard deviation of that profile divided by t. Snapshots of two lengths at many
+steps span others: a least-squares fit writes the wanted profile as their linear combination, and the weights are
+combined with the same coefficients.
 """
 
 from __future__ import annotations
@@ -17,19 +18,24 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
+from udit.assemble import System
 from udit.checkpoint import write_tensors
 from udit.errors import RunError, UserError
 from udit.files import whole_file
 from udit.run.config import PosthocConfig
+from udit.run.system import SystemConfig
+from udit.store import network, read_run_config
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 LONGEST = 12**-0.5
 """sigma_rel of the plain mean over all steps, gamma 0."""
+MAX_ERROR = 0.05
+"""Largest error of a fit that still represents its length."""
 _NAME = re.compile(r"step-(\d{8,})\.safetensors")
 
 
 def gamma_of(sigma_rel: float) -> float:
-    """The exponent of a length: sigma_rel^2 = (gamma + 1) / ((gamma + 2)^2 (gamma + 3)).
+    """The exponent gamma of a length: sigma_rel^2 = (gamma + 1) / ((gamma + 2)^2 (gamma + 3)).
 
     Raises:
         UserError: not between 0 and the plain mean's 0.2887.
@@ -51,7 +57,7 @@ def overlaps(
     steps_b: NDArray[np.float64],
     gammas_b: NDArray[np.float64],
 ) -> NDArray[np.float64]:
-    """Integrals of products of profiles, [A, B]; ratios are taken first, for powers of steps overflow."""
+    """Inner products of profiles, [A, B]; ratios are taken first, as powers of steps overflow."""
     ta, ga, tb, gb = steps_a[:, None], gammas_a[:, None], steps_b[None], gammas_b[None]
     shorter = np.minimum(ta, tb)
     scale = (shorter / ta) ** ga * (shorter / tb) ** gb / np.maximum(ta, tb)
@@ -60,16 +66,16 @@ def overlaps(
 
 @dataclass(frozen=True)
 class Mixture:
-    """How snapshots make up a wanted profile."""
+    """A wanted profile as a linear combination of snapshots' profiles."""
 
     weights: NDArray[np.float64]
-    """One a snapshot."""
+    """Coefficient of each snapshot."""
     error: float
-    """Norm of what is missing of the wanted profile, over the profile's norm."""
+    """Norm of the fit's residual over the profile's norm."""
 
 
 def solve(steps: NDArray[np.float64], gammas: NDArray[np.float64], step: float, gamma: float) -> Mixture:
-    """The combination of snapshots' profiles that comes nearest to one of (step, gamma)."""
+    """The least-squares fit of the profile (step, gamma) by snapshots' profiles."""
     gram = overlaps(steps, gammas, steps, gammas)
     one = np.array([step]), np.array([gamma])
     wanted, norm2 = overlaps(steps, gammas, *one)[:, 0], float(overlaps(*one, *one)[0, 0])
@@ -79,17 +85,17 @@ def solve(steps: NDArray[np.float64], gammas: NDArray[np.float64], step: float, 
 
 
 class PowerAverages:
-    """Power-function averages of a network's weights, in float32, one a length. They are state like the moments."""
+    """Power-function averages of a network's weights, in float32, one per length; checkpoints hold them."""
 
     def __init__(self, model: nn.Module, config: PosthocConfig) -> None:
-        """Starts them at the network's weights; the first update overwrites that."""
+        """Starts them at the network's weights, which the first update overwrites."""
         self.config = config
         self.gammas = {sigma_rel: gamma_of(sigma_rel) for sigma_rel in config.sigma_rels}
         self.averages = {s: {n: v.detach().clone() for n, v in _state(model).items()} for s in config.sigma_rels}
 
     @torch.no_grad()
     def update(self, model: nn.Module, step: int) -> None:
-        """Takes the weights after ``step`` steps, from 1; every step, also one that changed nothing."""
+        """Adds the weights after ``step`` steps, counted from 1; called after every step, a skipped one too."""
         state = _state(model)
         for sigma_rel, average in self.averages.items():
             weight = 1 - power_decay(step, self.gammas[sigma_rel])
@@ -101,14 +107,14 @@ class PowerAverages:
         return {f"{s:g}/{name}": value for s, average in self.averages.items() for name, value in average.items()}
 
     def load(self, tensors: dict[str, Tensor]) -> None:
-        """Takes them from a checkpoint.
+        """Loads those of a checkpoint.
 
         Raises:
             RuntimeError: other names or shapes.
         """
         own = self.tensors()
         if own.keys() != tensors.keys():
-            raise RuntimeError("its power-function averages are of other weights or lengths")
+            raise RuntimeError("its power-function averages have other weights or lengths")
         for name, value in own.items():
             value.copy_(tensors[name])
 
@@ -134,13 +140,13 @@ def _state(model: nn.Module) -> dict[str, Tensor]:
 
 @dataclass(frozen=True)
 class Rebuilt:
-    """An average of a length that was not kept."""
+    """An average of a length that was not kept while training."""
 
     state: dict[str, Tensor]
     """float32."""
     step: int
     error: float
-    """Of the profile; see ``Mixture``."""
+    """See ``Mixture``."""
 
 
 class Snapshots:
@@ -169,10 +175,10 @@ class Snapshots:
         return max(self.files)
 
     def mixture(self, sigma_rel: float, step: int | None = None) -> tuple[Mixture, list[tuple[int, str]]]:
-        """How the snapshots up to a step (the last if None) make up a length, and which those are.
+        """The fit of a length by the snapshots up to a step (the last if None), and those snapshots.
 
         Raises:
-            UserError: a length that cannot be, or no snapshot that early.
+            UserError: a length out of range, or no snapshot that early.
         """
         step = self.last if step is None else step
         used = [(at, name) for at, name in self.keys if at <= step]
@@ -183,7 +189,7 @@ class Snapshots:
         return solve(steps, gammas, step, gamma_of(sigma_rel)), used
 
     def rebuild(self, sigma_rel: float, step: int | None = None) -> Rebuilt:
-        """The average of a length at a step, the last if None; summed in float64.
+        """The average of a length at a step (the last if None), summed in float64.
 
         Raises:
             UserError: as ``mixture``, or a damaged file.
@@ -203,8 +209,46 @@ class Snapshots:
         return Rebuilt(state, self.last if step is None else step, mixture.error)
 
 
+@dataclass(frozen=True)
+class PosthocAverage:
+    """A model whose EMA has a length that was not kept while training."""
+
+    system: System
+    """Samples as any other; ``udit.save`` writes its model folder."""
+    sigma_rel: float
+    """Length of the average: the standard deviation of its profile over the steps."""
+    step: int
+    """Where the average ends."""
+    error: float
+    """Norm of the fit's residual over the profile's norm."""
+
+    @property
+    def spanned(self) -> bool:
+        """Whether the snapshots represent this length well: an error of at most 0.05."""
+        return self.error <= MAX_ERROR
+
+
+def posthoc_ema(run: Path | str, sigma_rel: float, step: int | None = None) -> PosthocAverage:
+    """The model of a run folder with an EMA of any length, from the snapshots of ``training.posthoc_ema``.
+
+    Args:
+        run: the run folder.
+        sigma_rel: length of the average, above 0 and below 0.2887 (the mean over all steps), e.g. 0.07.
+        step: at which step it ends; the last snapshot's if None.
+
+    Raises:
+        UserError: no run folder, no snapshots in it or none that early, or a length out of range.
+    """
+    folder = Path(run)
+    values = read_run_config(folder)
+    rebuilt = Snapshots(folder / "posthoc").rebuild(sigma_rel, step)
+    config = SystemConfig.of(values, rebuilt.step)
+    system = System(config, network(config, rebuilt.state, folder / "posthoc"))
+    return PosthocAverage(system, sigma_rel, rebuilt.step, rebuilt.error)
+
+
 def _open(path: Path) -> safe_open:
     try:
         return safe_open(path, framework="pt")
     except (OSError, SafetensorError) as error:
-        raise UserError(f"snapshot {path} cannot be read ({error}); remove it, the others may do") from None
+        raise UserError(f"snapshot {path} cannot be read ({error}); remove it, the others may suffice") from None

@@ -1,4 +1,4 @@
-"""What a run shows of itself: a fixed-seed grid of samples, a validation loss, and its curve."""
+"""How a training is watched: a grid of samples at fixed seeds, a validation loss, and the loss curve."""
 
 from __future__ import annotations
 
@@ -12,23 +12,22 @@ from udit import rng
 from udit.assemble import System, denoiser_of
 from udit.data.latents import LatentCache
 from udit.data.sources import Labels, Source
-from udit.diffusion.denoise import Denoiser
-from udit.diffusion.objective import Loss, draw
+from udit.diffusion.objective import draw
 from udit.files import whole_file
 from udit.images import grid, save_png
 
 GRID_ROWS = 4
 VALIDATION_SIZE = 256
-"""Held-out pictures behind a validation loss, at most."""
+"""Most held-out images that a validation loss uses."""
 
 
 def save_grid(system: System, path: Path, seed: int) -> None:
-    """Draws the run's fixed grid: ten columns of classes (or of nothing, unconditional), four seeds a column.
+    """Samples a grid: one column per class, ten at most (eight for an unconditional model), four seeds per column.
 
     Args:
         system: with the averaged weights.
         path: of the PNG.
-        seed: of the run; picture i of the grid is the same at every step.
+        seed: of the run; image i of the grid has the same seed and label at every step.
     """
     classes = system.config.model.num_classes
     columns = min(classes, 10) or 8
@@ -42,9 +41,9 @@ def save_grid(system: System, path: Path, seed: int) -> None:
 
 
 def spread(part: Labels, count: int, seed: int) -> Labels:
-    """``count`` of a part's indices at even distances, from a place that the seed decides; all where there are fewer.
+    """``count`` evenly spaced indices of a part, starting at a place that the seed decides; all if there are fewer.
 
-    A folder lists class by class, so that all classes are among them as they are in the part.
+    A folder lists class by class, so every class is represented in proportion.
     """
     if len(part) <= count:
         return part
@@ -53,24 +52,21 @@ def spread(part: Labels, count: int, seed: int) -> Labels:
 
 
 @torch.no_grad()
-def validation_loss(
-    system: System, loss: Loss, source: Source, part: Labels, seed: int, batch_size: int = 64
-) -> float | None:
-    """Mean loss of held-out pictures at fixed times and noise, the weights alone decide it; None without pictures.
+def validation_loss(system: System, source: Source, part: Labels, seed: int, batch_size: int = 64) -> float | None:
+    """Mean loss of held-out images, None without any; times and noise are fixed, so that the weights alone decide it.
 
     Args:
         system: with the averaged weights.
-        loss: the run's.
-        source: the pictures.
+        source: the images.
         part: indices of those that are held out.
         seed: of the run; decides which of many are taken.
-        batch_size: pictures at a time.
+        batch_size: images at a time.
     """
     part = spread(part, VALIDATION_SIZE, seed)
     if not len(part):
         return None
     device = next(system.backbone.parameters()).device
-    denoiser: Denoiser = denoiser_of(system.config, system.backbone)
+    denoiser = denoiser_of(system.config, system.backbone)
     total = 0.0
     for start in range(0, len(part), batch_size):
         ids = [int(i) for i in part[start : start + batch_size]]
@@ -78,7 +74,7 @@ def validation_loss(
         x0 = system.codec.normalise(x if isinstance(source, LatentCache) else system.codec.raw(x))
         draws = draw(denoiser.schedule, x0.shape[1:], 0, "validation", [(start + k,) for k in range(len(ids))])
         y = torch.tensor([int(source.labels[i]) for i in ids]).to(device) if system.config.model.num_classes else None
-        losses = loss(denoiser, x0, draws.t.to(device), draws.noise.to(device), y)
+        losses = denoiser.schedule.loss(denoiser, x0, draws.t.to(device), draws.noise.to(device), y)
         total += float(losses.loss.double().sum())
     return total / len(part)
 

@@ -1,4 +1,4 @@
-"""SIGINT and SIGTERM become a flag that the training loop reads between steps."""
+"""SIGINT and SIGTERM as a flag that a training loop reads between steps."""
 
 from __future__ import annotations
 
@@ -9,18 +9,20 @@ from types import FrameType, TracebackType
 from typing import Any, Self
 
 PATIENCE = 2.0
-"""Seconds: signals closer together are one request (a launcher and the terminal may both send it)."""
+"""Seconds; signals that are closer together count as one (a launcher and the terminal may both send it)."""
 
 
 class StopFlag:
-    """Context in which the first SIGINT or SIGTERM asks to stop and a later one stops at once.
+    """Context in which the first SIGINT or SIGTERM requests a stop and a later one ends the process at once.
 
-    Outside the main thread it does nothing, as Python delivers signals there only.
+    Pass it to ``udit.train`` or ``Trainer.steps``, so that Ctrl-C ends a training after the current step:
+    ``with StopFlag() as stop: udit.train(run, stop=stop)``. Outside the main thread it does nothing, as Python delivers
+    signals there only.
     """
 
     def __init__(self) -> None:
         self.signal: int = 0
-        """The number of the signal that asked, or 0."""
+        """The number of the signal that requested it, or 0."""
         self._first = 0.0
         self._previous: dict[int, Any] = {}
 

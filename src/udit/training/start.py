@@ -1,4 +1,4 @@
-"""Trained weights as the beginning of a run: what fits is taken, label tables are rebuilt, the rest begins anew."""
+"""Initial weights from a trained model: what fits is copied, label tables are rebuilt, the rest is initialised."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from udit.run.config import Run
 from udit.run.system import SystemConfig
 
 TABLE = "label.weight"
-"""How the names of label tables end, in every family."""
+"""Ending of the names of label tables, in every family."""
 
 
 def start_from(model: nn.Module, run: Run) -> list[str]:
     """Fills a freshly initialised network with the averaged weights of ``run.init_from``.
 
-    A parameter of the same name and shape is taken. A label table keeps the null row and the rows of class names that
-    both know, or all rows where as many classes have no names to compare. What has another shape, because channels or
-    size differ (stem, head, learned positions), stays as it was initialised from the run's seed.
+    A parameter of the same name and shape is copied. In a label table, the null row and the rows of class names that
+    both models have are copied; without names, all rows if the number of classes is the same. What has another shape,
+    because channels or size differ (stem, head, learned positions), stays as it was initialised from the run's seed.
 
     Args:
         model: of ``run.model``; changed in place.
@@ -54,15 +54,15 @@ def start_from(model: nn.Module, run: Run) -> list[str]:
     ]
     if tables:
         report.append(_told(rows, origin.config, run))
-    anew = [name for name in new if name not in taken and name not in tables]
+    fresh = [name for name in new if name not in taken and name not in tables]
     left = [name for name in old if name not in new]
-    report += [f"made anew: {_listed(anew)}"] if anew else []
+    report += [f"initialised: {_listed(fresh)}"] if fresh else []
     report += [f"left out: {_listed(left)}"] if left else []
     return report
 
 
 def _rows(origin: SystemConfig, run: Run) -> dict[int, int]:
-    """{row of the new label table: row of the old one that it takes}."""
+    """{row of the new label table: row of the old one that is copied there}."""
     old, new = origin.model, run.model
     rows = {}
     if old.null_label is not None and new.null_label is not None:
@@ -82,7 +82,7 @@ def _told(rows: dict[int, int], origin: SystemConfig, run: Run) -> str:
     by = "by name" if origin.id2label and run.id2label else "in order"
     named = [run.id2label[i] if i < len(run.id2label) else str(i) for i in sorted(kept)]
     words += [f"{len(kept)} {by} ({_listed(named)})"] if kept else []
-    words.append(f"{run.model.num_classes - len(kept)} made anew")
+    words.append(f"{run.model.num_classes - len(kept)} initialised")
     return f"label table for {run.model.num_classes} classes: {', '.join(words)}"
 
 

@@ -3,293 +3,221 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import logging
-import platform
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any, NoReturn, TypeVar
+from collections.abc import Callable, Generator
+from typing import NoReturn, ParamSpec, TypeVar
 
-import torch
-from tqdm.auto import tqdm
-
-from udit import __version__, dist, ops
-from udit.assemble import System
-from udit.checkpoint import Checkpoint, CheckpointStore
+from udit import dist
 from udit.data.sources import Source, parts_of
-from udit.errors import PeerError, RunError, UserError
-from udit.files import sweep
-from udit.ops.operator import current_names
+from udit.errors import RunError
+from udit.progress import progress_bar
 from udit.run.config import Run
-from udit.run.system import SystemConfig
-from udit.store import read_config, save
-from udit.training import folder, preview
 from udit.training.batches import batches_of
-from udit.training.learner import Learner, StepReport
+from udit.training.files import RunFiles, disk_errors_as_run_errors
+from udit.training.learner import Learner
+from udit.training.records import Outcome, StepRecord, Timing
 from udit.training.signals import StopFlag
+from udit.training.source import verified_source
 
 log = logging.getLogger(__name__)
+P = ParamSpec("P")
 T = TypeVar("T")
 MAX_SKIPPED = 3
 """Steps without a finite loss or gradient, one after another, that stop a run."""
 
 
-@dataclass(frozen=True)
-class Outcome:
-    """How a training ended."""
+def train(run: Run, *, progress: bool = True, stop: StopFlag | None = None) -> Outcome:
+    """Trains a run to its last step; called again, it resumes from the newest checkpoint.
 
-    step: int
-    """Optimiser steps done, in all."""
-    signal: int = 0
-    """The signal that asked to stop, or 0: the run is finished."""
+    Started by ``torchrun`` or ``accelerate launch``, every process calls it. It installs no signal handler: Ctrl-C is
+    Python's KeyboardInterrupt, which saves a checkpoint wherever the weights are those of a whole step.
 
+    Args:
+        run: what is trained, e.g. of ``udit.load_run("digits")``.
+        progress: shows a bar on rank 0.
+        stop: looked at between steps; a request saves a checkpoint and ends the training.
 
-@dataclass(frozen=True)
-class Pace:
-    """How fast a step was on this rank."""
+    Returns:
+        The outcome: steps done, whether the run is finished, its folder.
 
-    rate: float
-    """Pictures a second over all ranks, waiting for them included."""
-    waited: float
-    """Share of the step's time that passed before its pictures were there."""
-
-    @classmethod
-    def of(cls, count: int, began: float, read: float, ended: float) -> Pace:
-        """Of ``count`` pictures and the seconds of a clock when they were asked for, there, and learnt from."""
-        return cls(count / (ended - began), (read - began) / (ended - began))
+    Raises:
+        UserError: the run folder, the data or the configuration cannot be used.
+        RunError: the disk refuses a checkpoint, a rank was lost, or losses stay non-finite.
+    """
+    return Trainer(run).train(progress=progress, stop=stop)
 
 
 class Trainer:
-    """Trains the model of a run. ``fit`` starts, resumes, or finds that there is nothing left to do."""
+    """Trains the model of a run, step by step.
+
+    ``for record in Trainer(run).steps():`` yields after each step. Leaving the loop, by ``break`` or an exception,
+    saves a checkpoint and frees the run folder's lock; another loop, of this or of another trainer, resumes there.
+    """
 
     def __init__(self, run: Run, world: dist.World | None = None, source: Source | None = None) -> None:
-        """Takes the run; joins the peers of ``torchrun`` unless a world is given.
+        """Reads the data and builds the model; touches no file of the run folder.
 
         Args:
             run: what is trained.
-            world: this process's place among its peers.
-            source: the run's data, verified; built and verified by ``fit`` if not given.
+            world: this process's place among its peers; joins those of ``torchrun`` if not given.
+            source: the run's data, of ``verified_source``; read and checked here if not given.
+
+        Raises:
+            UserError: the data or the configuration cannot be used.
         """
         self.run = run
-        self.given = source
         self.world = world or dist.start(run.training.device, run.training.timeout)
+        self.source = source or verified_source(run)
+        self.parts = parts_of(self.source, run.data)
+        self.learner = self._new_learner()
+        self.outcome = Outcome(step=0, finished=False, out=run.out)
+        """How far the training has come; changes with every step."""
         self.skipped = 0
+        """Skipped steps, the latest ones in a row."""
+        self._started = False
 
-    def fit(self, progress: bool = True) -> Outcome:
-        """Trains to the run's last step.
+    def _new_learner(self) -> Learner:
+        with self.world.together():
+            return Learner(self.run, self.world)
+
+    def train(self, *, progress: bool = True, stop: StopFlag | None = None) -> Outcome:
+        """Takes all steps that are left; see ``train``, the function.
+
+        Raises:
+            UserError, RunError: as ``steps``.
+        """
+        for _ in self.steps(progress=progress, stop=stop):
+            pass
+        return self.outcome
+
+    def steps(self, *, progress: bool = False, stop: StopFlag | None = None) -> Generator[StepRecord]:
+        """Resumes, or begins, and yields after each step; the model folder is written after the last one.
+
+        A step is logged, and its checkpoint saved where one is due, before it is yielded. Leaving the loop saves a
+        checkpoint of that step; so does a KeyboardInterrupt within a step, unless the weights are being changed at that
+        moment. Any other error within a step leaves the checkpoints as they are. A generator that is bound to a name is
+        left when it is closed (``contextlib.closing``). With several ranks, all of them must leave at the same step;
+        a ``stop`` request of one of them reaches all.
 
         Args:
             progress: shows a bar on rank 0.
+            stop: looked at between steps; a request saves a checkpoint and ends the loop.
+
+        Yields:
+            The record of each step.
 
         Raises:
-            UserError: the run folder, the data or the configuration cannot be used.
+            UserError: the run folder or the data cannot be used.
             RunError: the disk refuses a checkpoint, a rank was lost, or losses stay non-finite.
         """
-        with self.world.together():
-            return self._fit(progress)
+        if self._started:  # the state on disk counts, not what an earlier loop has left here
+            self.learner = self._new_learner()
+        self._started = True
+        files = RunFiles(self.run, self.source, self.parts, self.learner)
+        with self.world.together(), contextlib.closing(files):
+            start = self._resume(files)
+            if start < self.run.training.steps:
+                yield from self._loop(files, start, progress, stop or StopFlag())
+            if self.outcome.signal is None:
+                self._on_main(files.finish, self.outcome.step)
+                self.outcome = dataclasses.replace(self.outcome, finished=True)
 
-    def _fit(self, progress: bool) -> Outcome:
-        run, world = self.run, self.world
-        self.source: Source = self.given or run.source()
-        if self.given is None:
-            self.source.verify()
-        self.parts = parts_of(self.source, run.data)
-        self.learner = Learner(run, world)
-        lock = self._on_main(self._open)
-        try:
-            found = self._on_main(self._resume)
-            start = world.agree(found.step if found else 0)
-            self.skipped = world.agree(int(found.manifest["skipped_in_a_row"]) if found else 0)
-            self.learner.share(start)
-            if start >= run.training.steps:
-                self._on_main(lambda: self._finish(start))
-                return Outcome(start)
-            return self._loop(start, progress and world.is_main)
-        finally:
-            if lock:
-                lock.release()
+    def _resume(self, files: RunFiles) -> int:
+        """Opens the run folder and gives every rank the state to go on from; returns the steps done."""
+        self._on_main(files.open)
+        found = self._on_main(files.resume)
+        start = self.world.agree(found.step if found else 0)
+        self.skipped = self.world.agree(int(found.manifest["skipped_in_a_row"]) if found else 0)
+        self.learner.share(start)
+        self.outcome = Outcome(step=start, finished=False, out=self.run.out)
+        return start
 
-    # -- setting up -------------------------------------------------------------------------------------------------
-
-    def _open(self) -> folder.RunLock:
-        """Rank 0: the folder is ours, and what it holds belongs to this run."""
-        lock = folder.open_folder(self.run, bytes_needed=self.learner.bytes() + 1_000_000)
-        try:
-            old = folder.read_run(self.run.out)
-            if old is not None:
-                folder.check_resumable(old, self.run.plain(), self.run.out / "run.yaml")
-            folder.write_run(self.run)
-            self.store = CheckpointStore(self.run.out / "checkpoints", self.run.training.keep)
-            self.store.sweep()
-            sweep(self.run.out)
-        except BaseException:
-            lock.release()
-            raise
-        return lock
-
-    def _resume(self) -> Checkpoint | None:
-        """Rank 0: takes the newest whole checkpoint, if it belongs to this run and its data."""
-        found = self.store.newest()
-        if found is None:
-            folder.write_pictures(self.run.out, self.source)
-            if self.run.init_from is not None:
-                self.learner.start_from_trained()
-            return None
-        folder.check_resumable(found.manifest["run"], self.run.plain(), found.path / "manifest.json")
-        if found.manifest["data"] != self.source.fingerprint:
-            raise UserError(
-                f"the data is not what {found.path} was trained on ({folder.what_changed(self.run.out, self.source)}); "
-                "put it back, or start anew with out=DIR"
-            )
-        self.learner.restore(found)
-        log.info("resuming from step %d", found.step)
-        before, now = found.manifest["machine"], self._machine()
-        if "kernels" in before:
-            before = before | {"kernels": current_names(before["kernels"])}
-        for name in now:
-            if before.get(name) != now[name]:
-                log.warning(
-                    "%s was %s and is %s now: samples and noise stay the same, weights are equal to rounding only",
-                    *(name, before.get(name), now[name]),
-                )
-        return found
-
-    def _machine(self) -> dict[str, Any]:
-        facts = {"torch": torch.__version__, "ranks": self.world.size, "threads": torch.get_num_threads()}
-        kernels = ops.describe(self.world.device)
-        return facts | ({"kernels": kernels} if kernels else {})
-
-    def _on_main(self, action: Callable[[], T]) -> T | None:
-        """Runs ``action`` on rank 0; an error there is an error everywhere, so that no rank waits for a dead one."""
-        result, error = None, None
-        if self.world.is_main:
-            try:
-                result = action()
-            except (UserError, RunError) as caught:
-                error = caught
-            except OSError as caught:
-                cause = f"{caught.strerror or caught}" + (f" ({caught.filename})" if caught.filename else "")
-                error = RunError(f"cannot write to {self.run.out}: {cause}; mend that and run the same command again")
-        if self.world.agree(int(error is not None)):
-            raise error or PeerError("rank 0 gave up; its message says why")
-        return result
-
-    # -- the loop ---------------------------------------------------------------------------------------------------
-
-    def _loop(self, start: int, progress: bool) -> Outcome:
-        run, config, world = self.run, self.run.training, self.world
-        stream = batches_of(run, self.source, self.parts.train, start, world.rank, world.size)
-        step = start
-        with contextlib.ExitStack() as stack:
-            stop = stack.enter_context(StopFlag())
-            self._on_main(lambda: self._open_logs(stack, start))
-            off = None if progress else True
-            bar = stack.enter_context(tqdm(total=config.steps, initial=start, desc="train", unit="step", disable=off))
+    def _loop(self, files: RunFiles, start: int, progress: bool, stop: StopFlag) -> Generator[StepRecord]:
+        """Steps ``start`` and on, until the last one or a signal."""
+        config, world = self.run.training, self.world
+        if asked := self.learner.agree_on_signal(stop.signal):  # while the checkpoint was read
+            self.outcome = dataclasses.replace(self.outcome, signal=asked)
+            return
+        self._on_main(files.open_logs, start)
+        reading = batches_of(self.run, self.source, self.parts.train, start, world.rank, world.size)
+        with (
+            contextlib.closing(reading) as stream,
+            progress_bar(config.steps, "train", "step", initial=start, show=progress and world.is_main) as bar,
+        ):
             began = time.perf_counter()
-            for micro_batches in stream:
-                read = time.perf_counter()
-                report = self.learner.step(step, micro_batches, stop.signal)
-                step += 1
-                pace = Pace.of(config.batch_size, began, read, time.perf_counter())
-                bar.set_postfix(loss=f"{report.loss:.4f}", images_s=f"{pace.rate:.0f}", refresh=False)
-                bar.update()
-                self._after(step, report, pace)
-                if report.signal:
-                    return Outcome(step, report.signal)
-                began = time.perf_counter()
-        self._on_main(lambda: self._finish(step))
-        return Outcome(step)
+            try:
+                for step, micro_batches in enumerate(stream, start=start + 1):
+                    read = time.perf_counter()
+                    report = self.learner.step(step - 1, micro_batches, stop.signal)
+                    timing = Timing(read - began, time.perf_counter() - began)
+                    lr = self.learner.learning_rate(step - 1)
+                    record = StepRecord.of(step, lr, report, self.source.names, config.batch_size, timing)
+                    bar.set_postfix(
+                        loss=f"{record.loss:.4f}", images_s=f"{record.images_per_second:.0f}", refresh=False
+                    )
+                    bar.update()
+                    record = self._follow_up(files, record, leaves=bool(report.signal))
+                    self.outcome = dataclasses.replace(self.outcome, step=step, signal=report.signal or None)
+                    yield record
+                    if report.signal:
+                        return
+                    began = time.perf_counter()
+            except (GeneratorExit, KeyboardInterrupt):
+                # Without the other ranks, which may be anywhere, and only where weights and log are those of one step.
+                done = self.outcome.step
+                if world.is_main and self.learner.steps_done == done > start:
+                    with disk_errors_as_run_errors(self.run.out):
+                        files.save(done, self.skipped)
+                raise
 
-    def _after(self, step: int, report: StepReport, pace: Pace) -> None:
-        """What follows a step: log, pictures, checkpoint; and the end, if losses stay non-finite."""
-        config = self.run.training
+    def _follow_up(self, files: RunFiles, record: StepRecord, leaves: bool) -> StepRecord:
+        """Logs a step, draws and saves where that is due, and ends the run if losses stay non-finite.
+
+        Returns:
+            The record, with the validation loss where one was taken.
+        """
+        config, step = self.run.training, record.step
         last = step == config.steps
-        skipped = report.bad_samples is not None
-        self.skipped = self.skipped + 1 if skipped else 0
+        self.skipped = self.skipped + 1 if record.skipped else 0
         hopeless = self.skipped >= MAX_SKIPPED
         shows = (step % config.sample_every == 0 or last) and not hopeless
-        if skipped and self.world.is_main:
-            log.warning("step %d skipped: no finite loss or gradient with samples %s", step, self._names(report))
-        values = self._on_main(lambda: self._show(step)) if shows else None
-        if shows or skipped or step % config.log_every == 0:
-            self._on_main(lambda: self._log(step, report, pace, values or {}))
+        if record.skipped and self.world.is_main:
+            log.warning("step %d skipped: no finite loss or gradient with samples %s", step, _listed(record))
+        if shows:
+            record = dataclasses.replace(record, val_loss=self._on_main(files.preview, step))
+        if shows or record.skipped or step % config.log_every == 0:
+            self._on_main(files.log, record)
         if step % config.check_every == 0:
             self._check_ranks(step)
         if config.posthoc_ema and (step % config.posthoc_ema.every == 0 or last):
-            self._on_main(lambda: self._snapshot(step))
-        if step % config.save_every == 0 or last or report.signal or hopeless:
-            self._on_main(lambda: self._save(step))
+            self._on_main(files.snapshot, step)
+        if step % config.save_every == 0 or last or leaves or hopeless:
+            self._on_main(files.save, step, self.skipped)
         if hopeless:
-            self._on_main(lambda: self._give_up(step, report))
+            self._on_main(self._give_up, record)
+        return record
 
-    def _give_up(self, step: int, report: StepReport) -> NoReturn:
+    def _give_up(self, record: StepRecord) -> NoReturn:
         raise RunError(
-            f"stopped after step {step}: {self.skipped} steps in a row had no finite loss or gradient, the last with "
-            f"samples {self._names(report)}; the weights are untouched and saved; lower training.lr, or look at these "
+            f"stopped after step {record.step}: {self.skipped} steps in a row had no finite loss or gradient, the last "
+            f"with samples {_listed(record)}; the weights are untouched and saved; lower training.lr, or look at these "
             "samples"
         )
-
-    def _names(self, report: StepReport) -> str:
-        ids = report.bad_samples or ()
-        shown = ", ".join(str(self.source.names[i]) for i in ids[:8])
-        return shown + (f" and {len(ids) - 8} more" if len(ids) > 8 else "")
 
     def _check_ranks(self, step: int) -> None:
         sums = self.world.gather(self.learner.weight_sum())
         if not bool((sums == sums[0]).all()):
             raise RunError(f"weights differ between ranks after step {step}; resume from the last checkpoint")
 
-    # -- rank 0 writes ----------------------------------------------------------------------------------------------
+    def _on_main(self, action: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T | None:
+        """``World.on_main``, where an error of the disk is one line."""
+        with disk_errors_as_run_errors(self.run.out):
+            return self.world.on_main(action, *args, **kwargs)
 
-    def _open_logs(self, stack: contextlib.ExitStack, start: int) -> None:
-        from udit.training.events import EventLog
 
-        self.metrics = folder.MetricsLog(self.run.out / "metrics.jsonl", start)
-        stack.callback(self.metrics.close)
-        self.events = EventLog(self.run.out / "tensorboard", start)
-        stack.callback(self.events.close)
-
-    def _log(self, step: int, report: StepReport, pace: Pace, values: dict[str, Any]) -> None:
-        line: dict[str, Any] = {"step": step, "lr": self.learner.learning_rate(step - 1)}
-        if report.bad_samples is None:
-            line |= {"loss": report.loss, "mse": report.mse, "grad_norm": report.grad_norm}
-            line |= {"vb": report.vb} if report.vb is not None else {}
-        else:
-            line["skipped_samples"] = [str(self.source.names[i]) for i in report.bad_samples]
-        line |= values
-        self.metrics.write(line | {"images_per_second": round(pace.rate, 1), "waited": round(pace.waited, 4)})
-        self.events.write(step, {key: value for key, value in line.items() if isinstance(value, float)})
-
-    def _averaged(self, step: int) -> System:
-        assert self.learner.ema is not None
-        codec = self.learner.codec
-        config = SystemConfig.of(self.run, step).replace(codec=codec.config)
-        return System(config, self.learner.ema.model, codec)
-
-    def _show(self, step: int) -> dict[str, Any]:
-        run, system = self.run, self._averaged(step)
-        preview.save_grid(system, run.out / "samples" / f"step-{step:08d}.png", run.seed)
-        loss = preview.validation_loss(system, self.learner.loss, self.source, self.parts.test, run.seed)
-        return {} if loss is None else {"val_loss": loss}
-
-    def _snapshot(self, step: int) -> None:
-        assert self.learner.posthoc is not None
-        self.learner.posthoc.snapshot(self.run.out / "posthoc", step)
-
-    def _save(self, step: int) -> None:
-        facts = {
-            "skipped_in_a_row": self.skipped,
-            "data": self.source.fingerprint,
-            "machine": self._machine(),
-            "versions": {"udit": __version__, "python": platform.python_version()},
-            "run": self.run.plain(),
-        }
-        self.metrics.sync()
-        self.store.save(step, self.learner.tensors(), facts)
-
-    def _finish(self, step: int) -> None:
-        """The model folder and the curve of a finished run."""
-        system, target = self._averaged(step), self.run.out / "model"
-        if not (target / "config.json").is_file() or read_config(target / "config.json") != system.config:
-            save(system, target, raw=self.learner.model)
-        preview.save_curve(self.run.out / "metrics.jsonl", self.run.out / "loss.png")
+def _listed(record: StepRecord) -> str:
+    """The first names of a skipped step's samples."""
+    names = record.skipped_samples
+    return ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")

@@ -1,1 +1,1 @@
-"""Which ways of sampling from a run are good, and which are quick."""
+"""Which sampling settings of a run give good images, and which of them are fast."""

@@ -1,4 +1,4 @@
-"""``udit sample --quality``: three ways of drawing from a model, tuned (``quality.json``) or by default."""
+"""``udit sample --quality``: three sampling settings of a model, tuned (``quality.json``) or by default."""
 
 from __future__ import annotations
 
@@ -8,41 +8,35 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, ValidationError
 
-from udit.diffusion.config import DDPMConfig, DiffusionConfig, SamplingConfig
+from udit.diffusion.config import DiffusionConfig, SamplingConfig
+from udit.diffusion.config import Level as Level
 from udit.errors import RunError, UserError
 from udit.spec.base import Spec
 
-Level = Literal["draft", "good", "best"]
 FILE = "quality.json"
 LOSSES: dict[Level, float] = {"best": 0.02, "good": 0.10, "draft": 0.50}
-"""By how much a score may fall behind the best one that was reached: the distance grow, the agreement fall."""
-DEFAULTS: dict[str, dict[Level, tuple[str, int]]] = {
-    "flow": {"draft": ("dpmpp", 6), "good": ("dpmpp", 12), "best": ("dpmpp", 30)},
-    "ddpm": {"draft": ("dpmpp", 8), "good": ("dpmpp", 20), "best": ("ddim", 100)},
-    "edm": {"draft": ("edm-heun", 9), "good": ("edm-heun", 19), "best": ("edm-heun", 39)},
-}
-"""Sampler and steps where nothing has been tuned, by kind of noising process."""
+"""How much worse a score may be than the best that was reached: the distance larger, the agreement smaller."""
 
 Share = Annotated[float, Field(ge=0, le=1)]
 
 
 class Scored(Spec):
-    """One way of drawing, and what it gave."""
+    """One sampling setting and its scores."""
 
     sampling: SamplingConfig
     distance: NonNegativeFloat
-    """Squared Fréchet distance of the judge's features to the training pictures."""
+    """Squared Fréchet distance of the judge's features to the training images."""
     distance_interval: tuple[float, float]
     """95 %, basic bootstrap."""
     agreement: Share
-    """Pictures that the judge takes for the class that was asked for."""
+    """Images that the judge classifies as the requested class."""
     agreement_interval: tuple[float, float]
     """95 %, Wilson."""
     seconds: PositiveFloat
-    """Of one picture, in batches as the protocol says."""
+    """Per image, in batches of the size that the protocol names."""
 
     def within(self, loss: float, other: Scored) -> bool:
-        """Whether this is at most by a share ``loss`` worse than another, in distance and in agreement."""
+        """Whether this is worse than another by at most a share ``loss``, in distance and in agreement."""
         return self.distance <= (1 + loss) * other.distance and self.agreement >= (1 - loss) * other.agreement
 
 
@@ -55,14 +49,14 @@ class Quality(Spec):
     step: PositiveInt | None
     """Of the checkpoint."""
     protocol: dict[str, Any]
-    """Pictures, seeds, judge, reference, clock, machine."""
+    """Images, seeds, judge, reference, clock, machine."""
     draft: Scored
     good: Scored
     best: Scored
     tried: tuple[Scored, ...]
 
     def write(self, path: Path) -> None:
-        """As every spec.
+        """Writes it as JSON.
 
         Raises:
             RunError: it could not be written.
@@ -74,7 +68,7 @@ class Quality(Spec):
 
     @staticmethod
     def read(folder: Path) -> Quality | None:
-        """The one beside a model or a run; None where there is none.
+        """The file in a model or run folder; None where there is none.
 
         Raises:
             UserError: it cannot be read.
@@ -86,19 +80,20 @@ class Quality(Spec):
             return Quality.model_validate_json(path.read_text(encoding="utf-8"))
         except (OSError, UnicodeDecodeError, ValidationError) as error:
             detail = " ".join(str(error).split())[:120]
-            raise UserError(f"{path} cannot be used ({detail}); make it anew with `udit tune`, or remove it") from None
+            raise UserError(
+                f"{path} cannot be used ({detail}); write it again with `udit tune`, or remove it"
+            ) from None
 
 
 def fastest(tried: Sequence[Scored], loss: float, best: Scored) -> Scored:
-    """The quickest way that is within a loss of the best one."""
+    """The fastest setting whose scores are within a loss of the best."""
     return min((each for each in tried if each.within(loss, best)), key=lambda each: each.seconds)
 
 
 def default(level: Level, own: SamplingConfig, diffusion: DiffusionConfig) -> SamplingConfig:
-    """The table's way for a model, guided as the model's own setting is."""
-    sampler, steps = DEFAULTS[diffusion.kind][level]
-    if isinstance(diffusion, DDPMConfig):
-        steps = min(steps, diffusion.steps)
+    """The noising process's own setting for a level, guided as the model's own setting is."""
+    sampler, steps = diffusion.quality[level]
+    steps = min(steps, diffusion.max_steps or steps)
     return SamplingConfig().replace(
         sampler=sampler,
         steps=steps,

@@ -1,4 +1,7 @@
-"""Which ways of drawing from a run are good, and which quick: all on the same seeds, by the judge of ``udit eval``."""
+"""``tune``: finds sampling settings of a run that give good images, and faster ones.
+
+They are scored by the judge of ``udit eval``, on images of the same seeds and labels.
+"""
 
 from __future__ import annotations
 
@@ -12,6 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from udit import dist
 from udit.assemble import System
 from udit.data.sources import Pixels, parts_of
 from udit.diffusion.calibrate import Drift, watch
@@ -20,40 +24,37 @@ from udit.diffusion.sample import SeededNoise, make_sampler
 from udit.errors import UserError
 from udit.evaluation import frechet, metrics
 from udit.evaluation.features import Judge
-from udit.evaluation.score import SEED, chunks, judge_of
+from udit.evaluation.image_set import ImageSet
+from udit.evaluation.score import SEED, judge_of
 from udit.evaluation.shards import labels_for
 from udit.run.config import Run
-from udit.store import fingerprint
-from udit.tuning.quality import LOSSES, Quality, Scored, fastest
+from udit.store import fingerprint, load, read_run_config
+from udit.tuning.quality import FILE, LOSSES, Quality, Scored, fastest
 
 WATCHED = 16
-"""Pictures of which a run is watched, with seeds beyond the scored ones."""
+"""Images whose features are recorded to choose the steps that a cache recomputes; seeds follow the scored ones."""
 SHARES = (0.04, 0.06, 0.08, 0.1, 0.125, 0.16, 0.2, 0.25, 0.33, 0.5)
-"""Of a run's evaluations that a cache may refresh."""
+"""Of all evaluations, at which a cache may recompute the deep part of the network."""
 RESAMPLES = 200
-"""Behind a distance's interval, which is of the pictures alone: the reference stays as it is."""
-FEW_STEPS: dict[str, tuple[str, ...]] = {
-    "flow": ("dpmpp", "unipc", "flow-heun"),
-    "ddpm": ("dpmpp", "unipc", "ddim"),
-    "edm": ("edm-heun", "edm-euler"),
-}
+"""Bootstrap resamples of the images behind a distance's interval; the reference is held fixed."""
 STEPS = (5, 9, 13, 21)
-"""Odd: Heun's steps take two evaluations each and the last one takes one."""
+"""Odd: each of Heun's steps takes two evaluations, except the last, which takes one."""
 INTERVAL = (0.2, 0.8)
-"""Times between which guidance matters, where it does not act at all."""
+"""Noise times between which guidance acts, where it is limited to an interval."""
+MIN_IMAGES = 20
 
 
 @dataclass(frozen=True)
-class Scale:
-    """Weighs ways of drawing from one system.
+class Scorer:
+    """Scores and times sampling settings of one system.
 
     Attributes:
         system: fused.
         judge: of the run's data.
-        reference: features of its training pictures.
-        count: pictures of each way, of all classes in turn.
-        batch_size: pictures at a time.
-        first_seed: of the first picture.
+        reference: features of its training images.
+        count: images per setting, of all classes in turn.
+        batch_size: images that are sampled together.
+        first_seed: of the first image.
     """
 
     system: System
@@ -64,38 +65,37 @@ class Scale:
     first_seed: int = 0
 
     @staticmethod
-    def of(run: Run, system: System, judge_path: Path, count: int) -> Scale:
-        """A scale with the judge that ``udit eval`` uses for a run.
+    def of(run: Run, system: System, judge_path: Path, count: int) -> Scorer:
+        """A scorer with the judge that ``udit eval`` uses for a run.
 
         Raises:
-            UserError: a model without classes, or too few pictures to judge by.
+            UserError: a model without classes, or too few images to train the judge.
         """
         if not run.model.num_classes:
             raise UserError("class agreement needs labels and this model is unconditional; tune one with classes")
         source = run.data.build()
         parts = parts_of(source, run.data)
         judge = judge_of(source, parts.judge, run.evaluation.judge_steps, judge_path)
-        features = [judge.features(chunk) for chunk in chunks(source, parts.train)]
-        reference = frechet.Statistics.of(np.concatenate(features))
+        reference = frechet.Statistics.of(ImageSet.of_source(source, parts.train).map(judge.features))
         batch_size, first_seed = min(count, run.evaluation.batch_size), run.evaluation.first_seed
-        return Scale(system.fused(), judge, reference, count, batch_size, first_seed)
+        return Scorer(system.fused(), judge, reference, count, batch_size, first_seed)
 
     @property
     def labels(self) -> list[int]:
-        """Of the pictures."""
+        """Of the images."""
         return labels_for(self.count, self.system.config.model.num_classes, "balanced", self.first_seed)
 
-    def weigh(self, how: SamplingConfig) -> Scored:
-        """Draws, times and scores."""
+    def measure(self, sampling: SamplingConfig) -> Scored:
+        """Samples images, times that and scores them."""
         clock = _clock(self.system)
         start = clock()
         seeds = range(self.first_seed, self.first_seed + self.count)
-        batches = self.system.generate(seeds, self.labels, sampling=how, batch_size=self.batch_size)
+        batches = self.system.generate(seeds, self.labels, sampling=sampling, batch_size=self.batch_size)
         images = torch.cat(list(batches)).numpy()
-        return self.score(how, images, (clock() - start) / self.count)
+        return self.score(sampling, images, (clock() - start) / self.count)
 
-    def score(self, how: SamplingConfig, images: Pixels, seconds: float) -> Scored:
-        """Scores pictures [N, C, H, W] uint8 of ``labels`` that were drawn already."""
+    def score(self, sampling: SamplingConfig, images: Pixels, seconds: float) -> Scored:
+        """Scores images uint8 [N, C, H, W] of ``labels`` that were sampled in ``seconds`` each."""
         features, labels = self.judge.features(images), np.array(self.labels, np.int64)
         agreement = metrics.class_agreement(self.judge.predict(images), labels)
 
@@ -103,7 +103,7 @@ class Scale:
             return frechet.distance(frechet.Statistics.of(some), self.reference)
 
         return Scored(
-            sampling=how,
+            sampling=sampling,
             distance=frechet.distance(frechet.Statistics.of(features), self.reference),
             distance_interval=metrics.bootstrap_interval(distance, features, features[:1], RESAMPLES, SEED),
             agreement=agreement,
@@ -111,22 +111,22 @@ class Scale:
             seconds=seconds,
         )
 
-    def watch(self, how: SamplingConfig) -> Drift:
-        """What the deep part says along a way without a cache."""
+    def watch(self, sampling: SamplingConfig) -> Drift:
+        """Records what the deep part of the network returns at every evaluation of a setting without a cache."""
         config, device = self.system.config, next(self.system.backbone.parameters()).device
         seeds = range(self.first_seed + self.count, self.first_seed + self.count + WATCHED)
         noise = SeededNoise(seeds, (config.model.in_channels, *config.model.size), device)
-        denoise = self.system.guided(how)
+        denoise = self.system.guided(sampling)
         y = torch.tensor(labels_for(WATCHED, config.model.num_classes, "balanced", 0), device=device)
-        sampler = make_sampler(how.sampler, eta=how.eta, clip=how.clip)
-        return watch(denoise, noise(0), scheduler=sampler, steps=how.steps, y=y, noise=noise)
+        sampler = make_sampler(sampling.sampler, eta=sampling.eta, clip=sampling.clip)
+        return watch(denoise, noise(0), sampler=sampler, steps=sampling.steps, y=y, noise=noise)
 
     def cache(
-        self, plain: Scored, loss: float, *, guidance: bool, tell: Callable[[Scored], object] = lambda _: None
+        self, plain: Scored, loss: float, *, guidance: bool, on_scored: Callable[[Scored], object] = lambda _: None
     ) -> Scored | None:
-        """The same way with a step cache that refreshes as few calls as the loss allows; None if more than half.
+        """The same setting with a step cache that recomputes as few evaluations as the loss allows; None if over half.
 
-        Bisects ``SHARES``; which calls are refreshed for each is what ``Drift.plan`` takes for best.
+        Bisects ``SHARES``; ``Drift.plan`` chooses the evaluations for each of them.
         """
         drift = self.watch(plain.sampling)
         counts = sorted({max(1, round(share * len(drift.times))) for share in SHARES})
@@ -134,8 +134,8 @@ class Scale:
         while enough - few > 1:
             middle = (few + enough) // 2
             cache = drift.plan(counts[middle], guidance=guidance)
-            how = plain.sampling.replace(refresh=cache.refresh, forecast=cache.forecast, keep_guidance=guidance)
-            tell(scored := self.weigh(how))
+            cached = plain.sampling.replace(refresh=cache.refresh, forecast=cache.forecast, keep_guidance=guidance)
+            on_scored(scored := self.measure(cached))
             if scored.within(loss, plain):
                 enough, found = middle, scored
             else:
@@ -143,7 +143,7 @@ class Scale:
         return found
 
     def protocol(self) -> dict[str, Any]:
-        """How it weighs, as plain values."""
+        """How settings are scored, as plain values."""
         return {
             "pictures": self.count,
             "first_seed": self.first_seed,
@@ -159,36 +159,78 @@ class Scale:
 
 
 def _clock(system: System) -> Callable[[], float]:
-    """The processor's time where one thread does it all: it does not know what else the machine does."""
+    """Processor time where one thread does all the work, which other processes do not disturb; wall time otherwise."""
     on_cpu = next(system.backbone.parameters()).device.type == "cpu"
     return time.process_time if on_cpu and torch.get_num_threads() == 1 else time.perf_counter
 
 
-def ways(own: SamplingConfig, kind: str, counts: Sequence[int]) -> Iterator[SamplingConfig]:
-    """Few-step solvers at some numbers of steps, guided as the run says and within an interval."""
+def candidates(own: SamplingConfig, samplers: Sequence[str], counts: Sequence[int]) -> Iterator[SamplingConfig]:
+    """Few-step solvers at some numbers of steps, with the run's own guidance and with guidance within an interval."""
     intervals = [own.guidance_interval] + ([INTERVAL] if own.guidance != 1 else [])
     guided = {"guidance": own.guidance, "guidance_channels": own.guidance_channels}
-    for sampler in FEW_STEPS[kind]:
+    for sampler in samplers:
         for steps in counts:
             for interval in dict.fromkeys(intervals):
                 yield SamplingConfig().replace(sampler=sampler, steps=steps, guidance_interval=interval, **guided)
 
 
-def tune(scale: Scale, steps_done: int | None, tell: Callable[[Scored], object] = lambda _: None) -> Quality:
-    """Weighs every way, then puts a cache on each level's pick as far as its loss allows."""
-    config = scale.system.config
+def search(scorer: Scorer, steps_done: int | None, on_scored: Callable[[Scored], object] = lambda _: None) -> Quality:
+    """Scores every candidate, then adds a cache to each level's pick as far as its loss allows.
+
+    Args:
+        scorer: of the run.
+        steps_done: training steps of the weights.
+        on_scored: called with each setting when it has been scored.
+    """
+    config = scorer.system.config
     tried: list[Scored] = []
 
-    def told(scored: Scored) -> None:
+    def keep(scored: Scored) -> None:
         tried.append(scored)
-        tell(scored)
+        on_scored(scored)
 
-    for how in ways(config.sampling, config.diffusion.kind, STEPS):
-        told(scale.weigh(how))
+    for sampling in candidates(config.sampling, config.diffusion.few_step_samplers, STEPS):
+        keep(scorer.measure(sampling))
     best = min(tried, key=lambda each: each.distance)
     plain = {pick.sampling: pick for pick in (fastest(tried, loss, best) for loss in LOSSES.values())}
-    for how, pick in plain.items():
-        scale.cache(pick, LOSSES["best"], guidance=how.guidance != 1, tell=told)
+    for sampling, pick in plain.items():
+        scorer.cache(pick, LOSSES["best"], guidance=sampling.guidance != 1, on_scored=keep)
     picks = {level: fastest(tried, loss, best) for level, loss in LOSSES.items()}
-    weights = fingerprint(scale.system.backbone)
-    return Quality(weights=weights, step=steps_done, protocol=scale.protocol(), tried=tuple(tried), **picks)
+    weights = fingerprint(scorer.system.backbone)
+    return Quality(weights=weights, step=steps_done, protocol=scorer.protocol(), tried=tuple(tried), **picks)
+
+
+def tune(
+    run: str | Path,
+    *,
+    num_samples: int = 500,
+    device: str = "auto",
+    on_scored: Callable[[Scored], object] = lambda _: None,
+) -> Quality:
+    """Finds the settings behind ``quality="draft"``, ``"good"`` and ``"best"`` and writes them to RUN/quality.json.
+
+    Few-step solvers at several numbers of steps, with guidance at all times and within an interval, are scored on the
+    same seeds by the run's own judge and timed; then evaluations of the best are cached as far as 2 % of the score
+    allow. "best" is the fastest setting within 2 % of the best score, "good" within 10 %, "draft" within 50 %.
+
+    Args:
+        run: folder of a training run, of a model with classes.
+        num_samples: images per setting, at least 20; fewer are faster and less precise.
+        device: auto, cpu, cuda, cuda:N or mps.
+        on_scored: called with each setting when it has been scored.
+
+    Raises:
+        UserError: no run, a model without classes, too few images, or several processes.
+        RunError: the result cannot be written.
+    """
+    if num_samples < MIN_IMAGES:
+        raise UserError(f"num_samples is {num_samples}; a score needs at least {MIN_IMAGES} images")
+    values = read_run_config(Path(run))
+    world = dist.start(device)
+    if world.size > 1:
+        raise UserError("udit tune runs as one process; start it without torchrun")
+    system = load(run).to(world.device)
+    scorer = Scorer.of(values, system, Path(run) / "evaluation" / "judge.safetensors", num_samples)
+    found = search(scorer, system.config.steps, on_scored)
+    found.write(Path(run) / FILE)
+    return found

@@ -1,1 +1,1 @@
-"""ADM's U-Net (Dhariwal & Nichol 2021)."""
+"""ADM (Dhariwal & Nichol 2021): a convolutional U-Net with attention at coarse levels."""

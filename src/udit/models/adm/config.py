@@ -1,4 +1,4 @@
-"""ADM (Dhariwal & Nichol 2021, arXiv 2105.05233): the convolutional U-Net that DiT was measured against."""
+"""ADM (Dhariwal & Nichol 2021, arXiv 2105.05233): a convolutional U-Net, the baseline of DiT's paper."""
 
 from __future__ import annotations
 
@@ -11,6 +11,9 @@ from udit.models.config import ModelConfig
 if TYPE_CHECKING:
     from torch import nn
 
+    from udit.models.fixed import Keys
+    from udit.models.parity import Systems
+
 
 class ADMConfig(ModelConfig):
     """ADM of any size; the defaults are the class-conditional model of 64x64 pixels."""
@@ -21,17 +24,17 @@ class ADMConfig(ModelConfig):
     width: PositiveInt = 192
     """Channels that ``channel_mult`` multiplies, and features of the timestep."""
     channel_mult: Annotated[tuple[PositiveFloat, ...], Field(min_length=1)] = (1, 2, 3, 4)
-    """Channels of every level over ``width``, full resolution first; multiples of 32 have to come out."""
+    """Channels of every level over ``width``, full resolution first; each product must be a multiple of 32."""
     res_blocks: PositiveInt = 3
     """Residual blocks of an encoder stage; a decoder stage has one more."""
     attention_factors: tuple[PositiveInt, ...] = (2, 4, 8)
     """Levels with attention, by how much smaller their map is than the input: the release's resolutions 32, 16, 8."""
     head_channels: PositiveInt | None = 64
-    """Channels of an attention head, whatever the width; None where ``heads`` gives their number."""
+    """Channels of an attention head at any width; None if ``heads`` gives the number of heads."""
     heads: PositiveInt | None = None
     """Attention heads, the same number at every level."""
     decoder_heads: PositiveInt | None = None
-    """Attention heads of the decoder, where they are not ``heads``."""
+    """Attention heads of the decoder, if not ``heads``."""
     qkv_order: Literal["new", "legacy"] = "new"
     """Layout of the attention's projection: queries, keys and values, each by head; or heads, each with its three."""
     scale_shift_norm: bool = True
@@ -90,7 +93,7 @@ class ADMConfig(ModelConfig):
         return self.num_classes if self.null_class else None
 
     def decoder_inputs(self, level: int) -> list[int]:
-        """Channels that each block of a decoder stage takes: the map's, and a skip's beside them."""
+        """Input channels of each block of a decoder stage: those of the map plus those of a skip."""
         below = [*self.widths, self.widths[-1]][level + 1]
         entry = self.widths[max(0, level - 1)]
         maps = [below, *[self.widths[level]] * self.res_blocks]
@@ -124,7 +127,20 @@ class ADMConfig(ModelConfig):
             )
 
     def build(self) -> nn.Module:
-        """The network, uninitialised."""
+        """See ``ModelConfig``."""
         from udit.models.adm.network import ADM
 
         return ADM(self)
+
+    def published_keys(self) -> Keys:
+        """See ``ModelConfig``."""
+        from udit.models.adm.published import key_map
+
+        return key_map(self)
+
+    @classmethod
+    def parity_systems(cls) -> Systems:
+        """See ``ModelConfig``."""
+        from udit.models.adm.parity import SYSTEMS
+
+        return SYSTEMS

@@ -6,7 +6,7 @@ Axes: B batch, C input channels, H and W side lengths, D channels of the level a
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar, NamedTuple, cast
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from udit import ops
 from udit.models.adm.config import ADMConfig
 from udit.nn import init
-from udit.nn.blocks import run
+from udit.nn.blocks import module_list, run
 from udit.nn.conditioning import VectorConditioner
 from udit.nn.conv import ConvResample, ResBlock, ResidualAttention
 from udit.ops import to_first, to_last
@@ -28,13 +28,13 @@ class Stage(nn.Module):
 
     def __init__(self, blocks: Sequence[ResBlock], attentions: Sequence[ResidualAttention]) -> None:
         super().__init__()
-        self.blocks = nn.ModuleList(blocks)
-        self.attentions = nn.ModuleList(attentions)
+        self.blocks = module_list(blocks)
+        self.attentions = module_list(attentions)
         self.checkpointing = False
 
     def condition(self, cond: Tensor) -> list[Mod]:
         """SiLU'd condition [B, E] -> what it does to every block."""
-        return [cast(ResBlock, block).condition(cond) for block in self.blocks]
+        return [block.condition(cond) for block in self.blocks]
 
     def encode(self, x: Tensor, mods: Sequence[Mod]) -> list[Tensor]:
         """[B, H, W, C] -> the map after every block, each [B, H, W, D]; all of them are skips."""
@@ -97,15 +97,15 @@ class ADM(nn.Module):
 
         self.conditioner = VectorConditioner(cond, config.num_classes, config.width, config.null_class)
         self.stem = nn.Conv2d(config.in_channels, widths[0], 3, padding=1)
-        entries = [widths[0], *widths[:-1]]  # what comes into a level, and so its first skip
-        self.encoder = nn.ModuleList(
+        entries = [widths[0], *widths[:-1]]  # channels that enter a level, and so those of its first skip
+        self.encoder = module_list(
             stage(level, [entries[level]] + [widths[level]] * (count - 1), False) for level in range(levels)
         )
         self.down = nn.ModuleList(resample(width, "down") for width in widths[:-1])
         self.middle = nn.ModuleList(res(widths[-1], widths[-1]) for _ in range(2))
         self.middle_attention = ResidualAttention(widths[-1], config.level_heads(levels - 1), legacy)
         self.up = nn.ModuleList(resample(width, "up") for width in widths[1:])
-        self.decoder = nn.ModuleList(stage(level, config.decoder_inputs(level), True) for level in range(levels))
+        self.decoder = module_list(stage(level, config.decoder_inputs(level), True) for level in range(levels))
         self.norm = nn.GroupNorm(32, widths[0])
         self.out = nn.Conv2d(widths[0], config.out_channels, 3, padding=1)
 
@@ -126,7 +126,7 @@ class ADM(nn.Module):
         """Full resolution in: [B, C, H, W] -> the map [B, H, W, D] and its skips."""
         self.config.check_size(*x.shape[2:])
         x = to_last(self.stem(x))
-        maps = [x, *cast(Stage, self.encoder[0]).encode(x, cond.encoder[0])]
+        maps = [x, *self.encoder[0].encode(x, cond.encoder[0])]
         return maps[-1], maps
 
     def deep(self, x: Tensor, cond: Conditions) -> Tensor:
@@ -134,16 +134,16 @@ class ADM(nn.Module):
         skips: list[list[Tensor]] = []
         for level in range(1, len(self.encoder)):
             x = self.down[level - 1](x, cond.down[level - 1])
-            skips.append([x, *cast(Stage, self.encoder[level]).encode(x, cond.encoder[level])])
+            skips.append([x, *self.encoder[level].encode(x, cond.encoder[level])])
             x = skips[-1][-1]
         x = self.middle_attention(self.middle[0](x, cond.middle[0]))
         x = self.middle[1](x, cond.middle[1])
         for level in range(len(self.encoder) - 1, 0, -1):
-            x = cast(Stage, self.decoder[level]).decode(x, cond.decoder[level], skips.pop())
+            x = self.decoder[level].decode(x, cond.decoder[level], skips.pop())
             x = self.up[level - 1](x, cond.up[level - 1])
         return x
 
     def leave(self, x: Tensor, skips: Sequence[Tensor], cond: Conditions) -> Tensor:
         """Full resolution out: [B, H, W, D] and the skips -> [B, out_channels, H, W]."""
-        x = cast(Stage, self.decoder[0]).decode(x, cond.decoder[0], skips)
+        x = self.decoder[0].decode(x, cond.decoder[0], skips)
         return to_first(ops.convolve(self.out, to_last(F.silu(self.norm(to_first(x))))))

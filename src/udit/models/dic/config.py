@@ -11,6 +11,9 @@ from udit.models.config import ModelConfig
 if TYPE_CHECKING:
     from torch import nn
 
+    from udit.models.fixed import Keys
+    from udit.models.parity import Systems
+
 
 class DiCConfig(ModelConfig):
     """DiC of any size; the defaults are DiC-S on 32x32 latents."""
@@ -21,7 +24,7 @@ class DiCConfig(ModelConfig):
     depths: Annotated[tuple[PositiveInt, ...], Field(min_length=1)] = (6, 6, 5, 6, 6)
     """Blocks per stage, encoder to bottleneck to decoder."""
     skip_stride: PositiveInt = 3
-    """Every so many blocks of an encoder stage, counted from its end, a skip crosses over to the decoder."""
+    """Every ``skip_stride``-th block of an encoder stage, counted from its end, has a skip to the decoder."""
 
     @model_validator(mode="after")
     def _check(self) -> DiCConfig:
@@ -64,7 +67,20 @@ class DiCConfig(ModelConfig):
             )
 
     def build(self) -> nn.Module:
-        """The network, uninitialised."""
+        """See ``ModelConfig``."""
         from udit.models.dic.network import DiC
 
         return DiC(self)
+
+    def published_keys(self) -> Keys:
+        """See ``ModelConfig``."""
+        from udit.models.dic.published import key_map
+
+        return key_map(self)
+
+    @classmethod
+    def parity_systems(cls) -> Systems:
+        """See ``ModelConfig``."""
+        from udit.models.dic.parity import SYSTEMS
+
+        return SYSTEMS

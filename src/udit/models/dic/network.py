@@ -6,7 +6,7 @@ Axes: B batch, C input channels, H and W side lengths, D width at full resolutio
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import ClassVar, NamedTuple, cast
+from typing import ClassVar, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from udit import ops
 from udit.models.dic.config import DiCConfig
 from udit.nn import init
-from udit.nn.blocks import run
+from udit.nn.blocks import module_list, run
 from udit.nn.conditioning import Modulation, VectorConditioner
 from udit.nn.conv import GatedConvBlock, Merge, Split
 from udit.ops import to_first, to_last
@@ -26,7 +26,7 @@ class Stage(nn.Module):
 
     def __init__(self, width: int, depth: int, stride: int, decoder: bool) -> None:
         super().__init__()
-        self.blocks = nn.ModuleList(
+        self.blocks = module_list(
             GatedConvBlock(2 * width if decoder and i % stride == 0 else width, width) for i in range(depth)
         )
         self.stride = stride
@@ -34,7 +34,7 @@ class Stage(nn.Module):
 
     def condition(self, cond: Tensor) -> list[Modulation]:
         """SiLU'd condition [B, width] -> the modulation of every block."""
-        return [cast(GatedConvBlock, block).condition(cond) for block in self.blocks]
+        return [block.condition(cond) for block in self.blocks]
 
     def encode(self, x: Tensor, mods: Sequence[Modulation]) -> tuple[Tensor, list[Tensor]]:
         """[B, H, W, width] -> the map and the skips: the last block's output, and every ``stride``-th before it."""
@@ -82,10 +82,10 @@ class DiC(nn.Module):
         widths, depths, stride = config.widths, config.depths, config.skip_stride
         self.stem = nn.Conv2d(config.in_channels, config.width, 3, padding=1)
         self.conditioners = nn.ModuleList(VectorConditioner(width, config.num_classes) for width in widths)
-        self.encoder = nn.ModuleList(Stage(width, depths[i], stride, False) for i, width in enumerate(widths))
+        self.encoder = module_list(Stage(width, depths[i], stride, False) for i, width in enumerate(widths))
         self.merge = nn.ModuleList(Merge(width) for width in widths[:-1])
         self.split = nn.ModuleList(Split(2 * width) for width in widths[:-1])
-        self.decoder = nn.ModuleList(Stage(width, depths[-1 - i], stride, True) for i, width in enumerate(widths[:-1]))
+        self.decoder = module_list(Stage(width, depths[-1 - i], stride, True) for i, width in enumerate(widths[:-1]))
         self.mix = nn.Conv2d(config.width, config.width, 3, padding=1)
         self.out_modulation = nn.Linear(config.width, 2 * config.width)
         self.out = nn.Conv2d(config.width, config.out_channels, 3, padding=1)
@@ -100,31 +100,31 @@ class DiC(nn.Module):
     def condition(self, t: Tensor, y: Tensor | None = None) -> Conditions:
         """Everything that (t, y) decide. Each level has its own embedding, which both its stages take."""
         conds = [F.silu(embed(t, y)) for embed in self.conditioners]
-        encoder = [cast(Stage, stage).condition(c) for stage, c in zip(self.encoder, conds, strict=True)]
-        decoder = [cast(Stage, stage).condition(c) for stage, c in zip(self.decoder, conds[:-1], strict=True)]
+        encoder = [stage.condition(c) for stage, c in zip(self.encoder, conds, strict=True)]
+        decoder = [stage.condition(c) for stage, c in zip(self.decoder, conds[:-1], strict=True)]
         return Conditions(encoder, decoder, self.out_modulation(conds[0])[:, None, None].chunk(2, dim=-1))
 
     def enter(self, x: Tensor, cond: Conditions) -> tuple[Tensor, list[Tensor] | None]:
         """Full resolution in: [B, C, H, W] -> the map [B, H, W, D] and its skips, which a single level has none of."""
         self.config.check_size(*x.shape[2:])
         x = to_last(self.stem(x))
-        return cast(Stage, self.encoder[0]).encode(x, cond.encoder[0]) if len(self.decoder) else (x, None)
+        return self.encoder[0].encode(x, cond.encoder[0]) if len(self.decoder) else (x, None)
 
     def deep(self, x: Tensor, cond: Conditions) -> Tensor:
         """All below full resolution, which step caching keeps: [B, H, W, D] -> [B, H, W, D]."""
         skips: list[list[Tensor]] = [[]]
         for level in range(1, len(self.encoder)):
-            x, left = cast(Stage, self.encoder[level]).encode(self.merge[level - 1](x), cond.encoder[level])
+            x, left = self.encoder[level].encode(self.merge[level - 1](x), cond.encoder[level])
             skips.append(left)
         if not len(self.decoder):
-            return cast(Stage, self.encoder[0]).encode(x, cond.encoder[0])[0]
+            return self.encoder[0].encode(x, cond.encoder[0])[0]
         for level in range(len(self.decoder) - 1, 0, -1):
-            x = cast(Stage, self.decoder[level]).decode(self.split[level](x), cond.decoder[level], skips[level])
+            x = self.decoder[level].decode(self.split[level](x), cond.decoder[level], skips[level])
         return self.split[0](x)
 
     def leave(self, x: Tensor, skips: Sequence[Tensor] | None, cond: Conditions) -> Tensor:
         """Full resolution out: [B, H, W, D] and the skips -> [B, out_channels, H, W]."""
         if skips is not None:
-            x = cast(Stage, self.decoder[0]).decode(x, cond.decoder[0], skips)
+            x = self.decoder[0].decode(x, cond.decoder[0], skips)
         x = ops.convolve(self.mix, x)
         return to_first(ops.convolve(self.out, ops.modulated_norm(x, *cond.out)))

@@ -1,1 +1,1 @@
-"""DiMSUM (Phung et al. 2024): Mamba over space and wavelets."""
+"""DiMSUM (Phung et al. 2024): Mamba scans over space and over wavelets."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Field, PositiveInt, model_validator
 
@@ -10,6 +10,9 @@ from udit.models.isotropic import IsotropicConfig, check_table
 
 if TYPE_CHECKING:
     from torch import nn
+
+    from udit.models.fixed import Keys
+    from udit.models.parity import Systems
 
 
 class DiMSUMConfig(IsotropicConfig):
@@ -26,7 +29,7 @@ class DiMSUMConfig(IsotropicConfig):
     heads: PositiveInt = 16
     """Attention heads of the shared block."""
     attention_every: PositiveInt = 4
-    """The shared attention block, one set of weights, follows every so many blocks."""
+    """The shared attention block (one set of weights) follows every ``attention_every``-th block."""
     fusion_heads: PositiveInt = 8
     """Heads of the attention that joins the two halves of the channels."""
     states: PositiveInt = 16
@@ -34,8 +37,8 @@ class DiMSUMConfig(IsotropicConfig):
     kernel: PositiveInt = 4
     """Length of the causal convolution in front of a scan."""
     drop_path: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    """Share of samples whose last block is left out of the running sum in training (stochastic depth); it rises
-    linearly from 0 at the second block. The release has 0.1."""
+    """Share of samples for which, in training, a block's output is left out of the residual sum (stochastic depth); it
+    rises linearly from 0 at the second block. The release has 0.1."""
     learn_sigma: bool = False
     time: Literal["index", "unit", "sigma"] = "unit"
     reversed_flow: bool = True
@@ -64,12 +67,17 @@ class DiMSUMConfig(IsotropicConfig):
 
     @property
     def step_rank(self) -> int:
-        """Channels that the step sizes of a scan come from."""
+        """Rank of the projection that gives a scan its step sizes."""
         return -(-self.half // 16)
 
     def drop_rate(self, block: int) -> float:
-        """``drop_path``'s share in front of a block."""
+        """Share of samples for which a block's input is left out of the residual sum."""
         return self.drop_path * max(0, block - 1) / max(1, self.depth - 1)
+
+    @property
+    def native_diffusion(self) -> dict[str, Any]:
+        """The flow along a cosine and a sine."""
+        return {**super().native_diffusion, "path": "gvp"} if self.reversed_flow else super().native_diffusion
 
     @property
     def null_label(self) -> int | None:
@@ -93,7 +101,20 @@ class DiMSUMConfig(IsotropicConfig):
             )
 
     def build(self) -> nn.Module:
-        """The network, uninitialised."""
+        """See ``ModelConfig``."""
         from udit.models.dimsum.network import DiMSUM
 
         return DiMSUM(self)
+
+    def published_keys(self) -> Keys:
+        """See ``ModelConfig``."""
+        from udit.models.dimsum.published import key_map
+
+        return key_map(self)
+
+    @classmethod
+    def parity_systems(cls) -> Systems:
+        """See ``ModelConfig``."""
+        from udit.models.dimsum.parity import SYSTEMS
+
+        return SYSTEMS

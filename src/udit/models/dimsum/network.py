@@ -6,7 +6,7 @@ Axes: B batch, C input channels, H and W side lengths, p patch side, D width.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import NamedTuple, cast
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -16,7 +16,7 @@ from udit import ops
 from udit.models.dimsum.config import DiMSUMConfig
 from udit.nn import init
 from udit.nn.attention import Attention, CrossFusion
-from udit.nn.blocks import run
+from udit.nn.blocks import module_list, run
 from udit.nn.conditioning import AdaLNBlock, Modulation, VectorConditioner
 from udit.nn.dropout import Dropout
 from udit.nn.ffn import GatedMLP
@@ -98,7 +98,7 @@ class DiMSUM(nn.Module):
         self.embed = nn.Linear(config.in_channels * area, width)
         self.positions = nn.Parameter(torch.empty(rows, columns, width))
         self.conditioner = VectorConditioner(width, config.num_classes, null_class=config.null_class)
-        self.blocks = nn.ModuleList(Block(config, i) for i in range(config.depth))
+        self.blocks = module_list(Block(config, i) for i in range(config.depth))
         self.attention = AdaLNBlock(Attention(width, config.heads), GatedMLP(config.ffn, width), width)
         self.out_modulation = nn.Linear(width, 2 * width)
         self.out = nn.Linear(width, area * config.out_channels)
@@ -131,7 +131,7 @@ class DiMSUM(nn.Module):
     def condition(self, t: Tensor, y: Tensor | None = None) -> Conditions:
         """Everything that (t, y) decide."""
         cond = F.silu(self.conditioner(t, y))
-        blocks = [cast(Block, block).condition(cond) for block in self.blocks]
+        blocks = [block.condition(cond) for block in self.blocks]
         return Conditions(
             blocks, self.attention.condition(cond), self.out_modulation(cond)[:, None, None].chunk(2, dim=-1)
         )
@@ -143,7 +143,7 @@ class DiMSUM(nn.Module):
         return x + self.positions.to(x.dtype), None
 
     def deep(self, x: Tensor, cond: Conditions) -> Tensor:
-        """Every block, and after every few the shared one, which the sum does not see. [B, H / p, W / p, D]."""
+        """All blocks, and after every few of them the shared one, which takes x alone. [B, H / p, W / p, D]."""
         residual = torch.zeros_like(x, dtype=torch.promote_types(x.dtype, torch.float32))
         for i, (block, mods) in enumerate(zip(self.blocks, cond.blocks, strict=True), start=1):
             x, residual = run(block, self.checkpointing, x, residual, mods)

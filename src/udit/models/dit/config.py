@@ -12,6 +12,9 @@ from udit.nn.specs import Attention, Full
 if TYPE_CHECKING:
     from torch import nn
 
+    from udit.models.fixed import Keys
+    from udit.models.parity import Systems
+
 
 class DiTConfig(IsotropicConfig):
     """DiT of any size; the defaults are DiT-S/2 on 32x32 latents.
@@ -21,7 +24,7 @@ class DiTConfig(IsotropicConfig):
 
     family: Literal["DiT"] = "DiT"
     attention: Attention = Full(cosine=False, rope=False)
-    """The papers' as it stands; any other that U-DiT's shell takes, on the map of patches, makes an ablation."""
+    """The papers' attention by default; any other of U-DiT's, on the map of patches, makes an ablation."""
     spare_outputs: bool = False
     """The head has twice the channels and the network returns the first half: the form of SiT's published weights."""
 
@@ -35,17 +38,17 @@ class DiTConfig(IsotropicConfig):
 
     @property
     def outer(self) -> int:
-        """Blocks at either end that a cached step still runs, a quarter: with them half of the arithmetic is kept."""
+        """Blocks at either end that run on cached steps too: a quarter, so that a cached step does half of the work."""
         return self.depth // 4
 
     @property
     def head_channels(self) -> int:
-        """Channels that the head computes: ``out_channels``, then the spare ones."""
+        """Channels that the head computes: ``out_channels``, then the unused ones."""
         return self.out_channels * (2 if self.spare_outputs else 1)
 
     @property
     def size_step(self) -> int | None:
-        """A patch's side times the attention's step, unless that has windows."""
+        """A patch's side times the attention's step; None with windows."""
         return self.patch * self.attention.step if self.attention.any_map else None
 
     def check_size(self, height: int, width: int) -> None:
@@ -60,11 +63,24 @@ class DiTConfig(IsotropicConfig):
         self.attention.check_map(rows, columns)
 
     def build(self) -> nn.Module:
-        """The network, uninitialised."""
+        """See ``ModelConfig``."""
         from udit.models.dit.network import DiT
 
         return DiT(self)
 
+    def published_keys(self) -> Keys:
+        """See ``ModelConfig``."""
+        from udit.models.dit.published import key_map
+
+        return key_map(self)
+
+    @classmethod
+    def parity_systems(cls) -> Systems:
+        """See ``ModelConfig``."""
+        from udit.models.dit.parity import SYSTEMS
+
+        return SYSTEMS
+
     def folded(self) -> Self:
-        """The inference form: the attention's shortcut lives in its filter."""
+        """The fused form: the attention's shortcut is folded into its filter."""
         return self.replace(attention=self.attention.folded())

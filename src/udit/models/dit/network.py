@@ -15,8 +15,7 @@ from torch import Tensor, nn
 from udit import ops
 from udit.models.dit.config import DiTConfig
 from udit.nn import init
-from udit.nn.attention import Attention
-from udit.nn.blocks import run
+from udit.nn.blocks import Positioned, module_list, run
 from udit.nn.conditioning import AdaLNBlock, Modulation, VectorConditioner
 from udit.nn.tokens import patchify, sincos_table, unpatchify
 
@@ -45,7 +44,7 @@ class DiT(nn.Module):
         width, area = config.width, config.patch**2
         self.embed = nn.Linear(config.in_channels * area, width)
         self.conditioner = VectorConditioner(width, config.num_classes)
-        self.blocks = nn.ModuleList(
+        self.blocks = module_list(
             AdaLNBlock(config.attention.build(width, config.heads, index), config.ffn.build(width), width)
             for index in range(config.depth)
         )
@@ -63,7 +62,7 @@ class DiT(nn.Module):
     def condition(self, t: Tensor, y: Tensor | None = None) -> Conditions:
         """Everything that (t, y) decide."""
         cond = F.silu(self.conditioner(t, y))
-        blocks = [cast(AdaLNBlock, block).condition(cond) for block in self.blocks]
+        blocks = [block.condition(cond) for block in self.blocks]
         return Conditions(blocks, self.out_modulation(cond)[:, None, None].chunk(2, dim=-1))
 
     def enter(self, x: Tensor, cond: Conditions) -> tuple[Tensor, None]:
@@ -86,7 +85,7 @@ class DiT(nn.Module):
 
     def through(self, x: Tensor, cond: Conditions, blocks: range) -> Tensor:
         """Runs blocks on [B, H / p, W / p, D]."""
-        positions = cast(Attention, self.blocks[0].attention).positions(x.shape[1], x.shape[2], x.device)
+        positions = cast(Positioned, self.blocks[0].attention).positions(x.shape[1], x.shape[2], x.device)
         for i in blocks:
             x = run(self.blocks[i], self.checkpointing, x, cond.blocks[i], positions)
         return x

@@ -1,81 +1,20 @@
-"""HDiT (Crowson et al. 2024, arXiv 2401.11605): an hourglass of transformer levels straight on pixels."""
+"""HDiT (Crowson et al. 2024, arXiv 2401.11605): an hourglass of transformer levels on pixels."""
 
 from __future__ import annotations
 
-from functools import partial
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
 
 from udit.models.config import ModelConfig
+from udit.nn.specs import AxialAttention, AxialGlobal
 from udit.spec.base import Spec
 
 if TYPE_CHECKING:
     from torch import nn
 
-
-class AxialGlobal(Spec):
-    """Cosine self-attention of all pixels of a map, with rotary positions along both axes (Crowson et al. 2024)."""
-
-    kind: Literal["global"] = "global"
-
-    def build(self, width: int, heads: int, shifted: bool = False, dropout: float = 0.0) -> nn.Module:
-        """The attention module for maps [B, H, W, width]; nothing is there to shift."""
-        from udit.nn.axial import AxialAttention
-
-        return AxialAttention(width, heads, dropout=dropout)
-
-    def check_size(self, height: int, width: int) -> None:
-        """Any map will do."""
-
-
-class AxialWindow(Spec):
-    """The same within square windows, which every other block shifts by half their side (Liu et al. 2021, Swin)."""
-
-    kind: Literal["window"] = "window"
-    size: PositiveInt = 8
-    """Side of the windows in pixels of the level; divides its H and W."""
-
-    def build(self, width: int, heads: int, shifted: bool = False, dropout: float = 0.0) -> nn.Module:
-        """The attention module for maps [B, H, W, width]; ``shifted`` for every other block."""
-        from udit.nn.axial import AxialAttention, attend_windows
-
-        shift = self.size // 2 if shifted else 0
-        return AxialAttention(width, heads, partial(attend_windows, size=self.size, shift=shift), dropout)
-
-    def check_size(self, height: int, width: int) -> None:
-        """Raises ValueError unless windows tile a map of height x width."""
-        if height % self.size or width % self.size:
-            raise ValueError(f"windows of {self.size}x{self.size} do not tile a level's map of {height}x{width}")
-
-
-class AxialNeighborhood(Spec):
-    """The same among the pixels around each (Hassani et al. 2023, NATTEN), moved inside the map at its edges."""
-
-    kind: Literal["neighborhood"] = "neighborhood"
-    kernel: PositiveInt = 7
-    """Odd side of the square of pixels that each attends to, in pixels of the level."""
-
-    @model_validator(mode="after")
-    def _check(self) -> AxialNeighborhood:
-        if self.kernel % 2 == 0:
-            raise ValueError(f"kernel is {self.kernel}; a neighbourhood around a pixel needs an odd side, e.g. 7")
-        return self
-
-    def build(self, width: int, heads: int, shifted: bool = False, dropout: float = 0.0) -> nn.Module:
-        """The attention module for maps [B, H, W, width]; nothing is there to shift."""
-        from udit.nn.axial import AxialAttention
-        from udit.nn.neighborhood import neighborhood_attention
-
-        attend = partial(neighborhood_attention, kernel=self.kernel, scale=1.0)
-        return AxialAttention(width, heads, attend, dropout)
-
-    def check_size(self, height: int, width: int) -> None:
-        """Raises ValueError unless a map of height x width holds a neighbourhood."""
-        if min(height, width) < self.kernel:
-            raise ValueError(
-                f"neighbourhoods of {self.kernel}x{self.kernel} do not fit a level's map of {height}x{width}"
-            )
+    from udit.models.fixed import Keys
+    from udit.models.parity import Systems
 
 
 class HourglassLevel(Spec):
@@ -88,7 +27,7 @@ class HourglassLevel(Spec):
     """Channels of an attention head, a multiple of 8."""
     ratio: Annotated[float, Field(gt=0)] = 3.0
     """Hidden channels of the FFN per channel."""
-    attention: Annotated[AxialGlobal | AxialWindow | AxialNeighborhood, Field(discriminator="kind")] = AxialGlobal()
+    attention: AxialAttention = AxialGlobal()
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Share dropped in training, before the last matrix of attention and of FFN."""
 
@@ -171,7 +110,20 @@ class HDiTConfig(ModelConfig):
             stage.attention.check_size(height // scale, width // scale)
 
     def build(self) -> nn.Module:
-        """The network, uninitialised."""
+        """See ``ModelConfig``."""
         from udit.models.hdit.network import HDiT
 
         return HDiT(self)
+
+    def published_keys(self) -> Keys:
+        """See ``ModelConfig``."""
+        from udit.models.hdit.published import key_map
+
+        return key_map(self)
+
+    @classmethod
+    def parity_systems(cls) -> Systems:
+        """See ``ModelConfig``."""
+        from udit.models.hdit.parity import SYSTEMS
+
+        return SYSTEMS

@@ -16,7 +16,7 @@ from udit.errors import UserError
 from udit.models.hdit.config import HDiTConfig, HourglassLevel
 from udit.nn import init
 from udit.nn.axial import AxialAttention
-from udit.nn.blocks import run
+from udit.nn.blocks import module_list, run
 from udit.nn.hourglass import (
     FourierFeatures,
     HourglassBlock,
@@ -86,7 +86,7 @@ class Stage(nn.Module):
 
     def __init__(self, spec: HourglassLevel, cond: int, halvings: int, start: int = 0) -> None:
         super().__init__()
-        self.blocks = nn.ModuleList(
+        self.blocks = module_list(
             HourglassBlock(
                 spec.attention.build(spec.width, spec.heads, i % 2 == 1, spec.dropout),
                 *(spec.width, spec.hidden, cond, spec.dropout),
@@ -98,7 +98,7 @@ class Stage(nn.Module):
 
     def condition(self, cond: Tensor) -> list[Scales]:
         """[B, E] -> what it does to every block."""
-        return [cast(HourglassBlock, block).condition(cond) for block in self.blocks]
+        return [block.condition(cond) for block in self.blocks]
 
     def forward(self, x: Tensor, scales: Sequence[Scales]) -> Tensor:
         """[B, H, W, width] -> [B, H, W, width]."""
@@ -136,11 +136,11 @@ class HDiT(nn.Module):
         cond, widths = config.mapping.width, [stage.width for stage in config.stages]
         self.conditioner = Conditioner(config)
         self.patch_in = PatchMerge(config.in_channels, widths[0], config.patch)
-        self.encoder = nn.ModuleList(Stage(spec, cond, level) for level, spec in enumerate(outer))
+        self.encoder = module_list(Stage(spec, cond, level) for level, spec in enumerate(outer))
         self.merge = nn.ModuleList(PatchMerge(fine, coarse, 2) for fine, coarse in pairwise(widths))
         self.middle = Stage(middle, cond, len(outer))
         self.join = nn.ModuleList(Join(coarse, fine) for fine, coarse in pairwise(widths))
-        self.decoder = nn.ModuleList(Stage(spec, cond, level, spec.depth) for level, spec in enumerate(outer))
+        self.decoder = module_list(Stage(spec, cond, level, spec.depth) for level, spec in enumerate(outer))
         self.norm_out = ScaledNorm(widths[0])
         self.patch_out = PatchSplit(widths[0], config.out_channels, config.patch)
 
@@ -154,7 +154,7 @@ class HDiT(nn.Module):
     def condition(self, t: Tensor, y: Tensor | Labels | None = None) -> Conditions:
         """Everything that sigma and the labels decide."""
         cond = self.conditioner(t, y if isinstance(y, Labels) else Labels(y))
-        encoder, decoder = ([cast(Stage, s).condition(cond) for s in side] for side in (self.encoder, self.decoder))
+        encoder, decoder = ([s.condition(cond) for s in side] for side in (self.encoder, self.decoder))
         return Conditions(encoder, self.middle.condition(cond), decoder)
 
     def enter(self, x: Tensor, cond: Conditions) -> tuple[Tensor, Tensor | None]:

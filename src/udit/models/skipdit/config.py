@@ -1,4 +1,4 @@
-"""Skip-DiT (Chen et al. 2024, arXiv 2411.17616): DiT with long skips, made to be cached."""
+"""Skip-DiT (Chen et al. 2024, arXiv 2411.17616): DiT with long skips, designed for step caching."""
 
 from __future__ import annotations
 
@@ -11,6 +11,9 @@ from udit.models.isotropic import IsotropicConfig, check_even_depth, check_table
 if TYPE_CHECKING:
     from torch import nn
 
+    from udit.models.fixed import Keys
+    from udit.models.parity import Systems
+
 
 class SkipDiTConfig(IsotropicConfig):
     """Skip-DiT of any size; the defaults are Skip-DiT-XL/2 on 32x32 latents."""
@@ -20,7 +23,7 @@ class SkipDiTConfig(IsotropicConfig):
     depth: PositiveInt = 28
     heads: PositiveInt = 16
     shallow: PositiveInt = 4
-    """Blocks at either end that a cached step still runs, at most half of all. It changes no full step."""
+    """Blocks at either end that run on cached steps too, at most half of all. Full steps do not depend on it."""
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -39,7 +42,20 @@ class SkipDiTConfig(IsotropicConfig):
         return min(self.shallow, self.depth // 2)
 
     def build(self) -> nn.Module:
-        """The network, uninitialised."""
+        """See ``ModelConfig``."""
         from udit.models.skipdit.network import SkipDiT
 
         return SkipDiT(self)
+
+    def published_keys(self) -> Keys:
+        """See ``ModelConfig``."""
+        from udit.models.skipdit.published import key_map
+
+        return key_map(self)
+
+    @classmethod
+    def parity_systems(cls) -> Systems:
+        """See ``ModelConfig``."""
+        from udit.models.skipdit.parity import SYSTEMS
+
+        return SYSTEMS

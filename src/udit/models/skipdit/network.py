@@ -6,7 +6,7 @@ Axes: B batch, C input channels, H and W side lengths, p patch side, D width.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import ClassVar, NamedTuple, cast
+from typing import ClassVar, NamedTuple
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -15,7 +15,7 @@ from udit import ops
 from udit.models.skipdit.config import SkipDiTConfig
 from udit.nn import init
 from udit.nn.attention import Attention
-from udit.nn.blocks import NormedJoin, run
+from udit.nn.blocks import NormedJoin, module_list, run
 from udit.nn.conditioning import AdaLNBlock, Modulation, VectorConditioner
 from udit.nn.tokens import patchify, sincos_table, unpatchify
 
@@ -48,7 +48,7 @@ class SkipDiT(nn.Module):
         width, area = config.width, config.patch**2
         self.embed = nn.Linear(config.in_channels * area, width)
         self.conditioner = VectorConditioner(width, config.num_classes)
-        self.blocks = nn.ModuleList(
+        self.blocks = module_list(
             AdaLNBlock(Attention(width, config.heads), config.ffn.build(width), width) for _ in range(config.depth)
         )
         self.joins = nn.ModuleList(NormedJoin(width) for _ in range(config.depth // 2))
@@ -66,7 +66,7 @@ class SkipDiT(nn.Module):
     def condition(self, t: Tensor, y: Tensor | None = None) -> Conditions:
         """Everything that (t, y) decide."""
         cond = F.silu(self.conditioner(t, y))
-        blocks = [cast(AdaLNBlock, block).condition(cond) for block in self.blocks]
+        blocks = [block.condition(cond) for block in self.blocks]
         return Conditions(blocks, self.out_modulation(cond)[:, None, None].chunk(2, dim=-1))
 
     def enter(self, x: Tensor, cond: Conditions) -> tuple[Tensor, list[Tensor]]:
@@ -89,7 +89,7 @@ class SkipDiT(nn.Module):
         return unpatchify(self.out(ops.modulated_norm(x, *cond.out)), self.config.patch)
 
     def first_half(self, x: Tensor, cond: Conditions, blocks: range) -> tuple[Tensor, list[Tensor]]:
-        """Runs blocks and keeps what each said."""
+        """Runs blocks and keeps the output of each."""
         skips = []
         for i in blocks:
             x = run(self.blocks[i], self.checkpointing, x, cond.blocks[i])

@@ -10,7 +10,10 @@ from udit.models.config import ModelConfig
 from udit.nn.specs import Attention, Context, Downsampled, Ffn, RepConv, check_context
 
 if TYPE_CHECKING:
-    from torch import nn
+    from torch import Tensor, nn
+
+    from udit.models.fixed import Keys
+    from udit.models.parity import Systems
 
 
 class UDiTConfig(ModelConfig):
@@ -26,7 +29,7 @@ class UDiTConfig(ModelConfig):
     attention: Attention = Downsampled()
     ffn: Ffn = RepConv()
     context: Context | None = None
-    """Takes vectors as y, a text's say; ``num_classes`` is 0 then."""
+    """Takes vectors as y, e.g. those of a text; ``num_classes`` must be 0."""
 
     @model_validator(mode="after")
     def _check(self) -> UDiTConfig:
@@ -45,7 +48,7 @@ class UDiTConfig(ModelConfig):
 
     @property
     def condition_shape(self) -> tuple[int, ...] | None:
-        """Shape of one sample's y: (tokens, width) of vectors, () of a label, None without condition."""
+        """Shape of one sample's y: (tokens, width) for vectors, () for a label, None without a condition."""
         return (self.context.tokens, self.context.width) if self.context else super().condition_shape
 
     @property
@@ -54,8 +57,13 @@ class UDiTConfig(ModelConfig):
         return (len(self.depths) + 1) // 2
 
     @property
+    def label_levels(self) -> int:
+        """All of them."""
+        return self.levels
+
+    @property
     def size_step(self) -> int | None:
-        """What every level can halve and the attention split, unless that has windows."""
+        """What every level can halve and the attention can split; None with windows."""
         return 2 ** (self.levels - 1) * self.attention.step if self.attention.any_map else None
 
     def check_size(self, height: int, width: int) -> None:
@@ -71,11 +79,30 @@ class UDiTConfig(ModelConfig):
             self.attention.check_map(height >> level, width >> level)
 
     def build(self) -> nn.Module:
-        """The network, uninitialised."""
+        """See ``ModelConfig``."""
         from udit.models.udit.network import UDiT
 
         return UDiT(self)
 
+    def published_keys(self) -> Keys:
+        """See ``ModelConfig``."""
+        from udit.models.udit.published import key_map
+
+        return key_map(self)
+
+    def check_published(self, state: dict[str, Tensor], repair: bool) -> None:
+        """Looks for what the release's ``eval()`` does to the weights; see ``ModelConfig``."""
+        from udit.models.udit.published import check_eval
+
+        check_eval(state, repair)
+
+    @classmethod
+    def parity_systems(cls) -> Systems:
+        """See ``ModelConfig``."""
+        from udit.models.udit.parity import SYSTEMS
+
+        return SYSTEMS
+
     def folded(self) -> UDiTConfig:
-        """The inference form: depthwise branches, products and shortcuts folded into single weights."""
+        """The fused form: depthwise branches, products and shortcuts are folded into single weights."""
         return self.replace(attention=self.attention.folded(), ffn=self.ffn.folded())

@@ -16,8 +16,7 @@ from torch import Tensor, nn
 from udit import ops
 from udit.models.udit.config import UDiTConfig
 from udit.nn import init
-from udit.nn.attention import Attention
-from udit.nn.blocks import run
+from udit.nn.blocks import Positioned, module_list, run
 from udit.nn.conditioning import AdaLNBlock, Modulation, VectorConditioner
 from udit.nn.conv import Merge, Split
 from udit.ops import to_first, to_last
@@ -30,7 +29,7 @@ class Stage(nn.Module):
 
     def __init__(self, config: UDiTConfig, width: int, depth: int) -> None:
         super().__init__()
-        self.blocks = nn.ModuleList(
+        self.blocks = module_list(
             AdaLNBlock(config.attention.build(width, config.heads, index), config.ffn.build(width), width)
             for index in range(2 * depth)
         )
@@ -38,11 +37,11 @@ class Stage(nn.Module):
 
     def condition(self, cond: Tensor) -> Mods:
         """SiLU'd condition [B, width] -> the modulations of every block."""
-        return [cast(AdaLNBlock, block).condition(cond) for block in self.blocks]
+        return [block.condition(cond) for block in self.blocks]
 
     def forward(self, x: Tensor, mods: Mods) -> Tensor:
         """[B, H, W, width] -> [B, H, W, width]."""
-        attention = cast(Attention, self.blocks[0].attention)
+        attention = cast(Positioned, self.blocks[0].attention)
         positions = attention.positions(x.shape[1], x.shape[2], x.device)
         for block, mod in zip(self.blocks, mods, strict=True):
             x = run(block, self.checkpointing, x, mod, positions)
@@ -63,7 +62,7 @@ class Conditions(NamedTuple):
 class UDiT(nn.Module):
     """Backbone: x [B, C, H, W], t [B], y as ``condition_shape`` says or None (= null) -> [B, out_channels, H, W].
 
-    Labels may also be [B, K], one a level (the release's independent label dropout, see ``diffusion.objective``).
+    Labels may also be [B, K], one per level (the release's independent label dropout, see ``diffusion.objective``).
     """
 
     INIT: ClassVar[Mapping[str, init.Fill]] = {
@@ -85,13 +84,13 @@ class UDiT(nn.Module):
         self.conditioners = nn.ModuleList(
             VectorConditioner(width, config.num_classes, context=config.context) for width in widths
         )
-        self.encoder = nn.ModuleList(Stage(config, w, d) for w, d in zip(widths, depths[:levels], strict=True))
+        self.encoder = module_list(Stage(config, w, d) for w, d in zip(widths, depths[:levels], strict=True))
         self.merge = nn.ModuleList(Merge(width) for width in widths[:-1])
         self.split = nn.ModuleList(Split(2 * width) for width in widths[:-1])
         self.reduce = nn.ModuleList(
             nn.Linear(2 * width, width if level else top) for level, width in enumerate(widths[:-1])
         )
-        self.decoder = nn.ModuleList(
+        self.decoder = module_list(
             Stage(config, width if level else top, depths[-1 - level]) for level, width in enumerate(widths[:-1])
         )
         self.mix = nn.Conv2d(top, top, 3, padding=1)
@@ -110,9 +109,9 @@ class UDiT(nn.Module):
         labels = [y] * len(self.conditioners) if y is None or y.ndim != 2 else y.unbind(1)
         conds = [F.silu(embed(t, label)) for embed, label in zip(self.conditioners, labels, strict=True)]
         top = conds[min(1, len(conds) - 1)]
-        encoder = [cast(Stage, stage).condition(c) for stage, c in zip(self.encoder, conds, strict=True)]
+        encoder = [stage.condition(c) for stage, c in zip(self.encoder, conds, strict=True)]
         up = [top, *conds[1:-1]] if len(conds) > 1 else []  # one level has no decoder
-        decoder = [cast(Stage, stage).condition(c) for stage, c in zip(self.decoder, up, strict=True)]
+        decoder = [stage.condition(c) for stage, c in zip(self.decoder, up, strict=True)]
         return Conditions(encoder, decoder, self.out_modulation(top)[:, None, None].chunk(2, dim=-1))
 
     def enter(self, x: Tensor, cond: Conditions) -> tuple[Tensor, Tensor | None]:

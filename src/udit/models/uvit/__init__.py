@@ -1,1 +1,1 @@
-"""U-ViT (Bao et al. 2023): all inputs are tokens, long skip connections."""
+"""U-ViT (Bao et al. 2023): all inputs are tokens, with long skip connections."""

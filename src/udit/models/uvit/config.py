@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal, Self
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 from pydantic import PositiveInt, model_validator
 
@@ -11,6 +11,9 @@ from udit.nn.specs import Context, Mlp, check_context
 
 if TYPE_CHECKING:
     from torch import nn
+
+    from udit.models.fixed import Keys
+    from udit.models.parity import Systems
 
 
 class UViTConfig(IsotropicConfig):
@@ -29,11 +32,11 @@ class UViTConfig(IsotropicConfig):
     null_class: bool = True
     """The label table has a row for "no class"; the release's ImageNet-64 models have none."""
     context: Context | None = None
-    """Takes vectors as y; ``num_classes`` is 0 then."""
+    """Takes vectors as y; ``num_classes`` must be 0."""
     final_conv: bool = True
     """A 3x3 convolution over the pixels comes last; the release's H models have none."""
     shallow: PositiveInt = 4
-    """Blocks at either end that a cached step still runs, at most half of all. It changes no full step."""
+    """Blocks at either end that run on cached steps too, at most half of all. Full steps do not depend on it."""
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -49,8 +52,14 @@ class UViTConfig(IsotropicConfig):
         return self.num_classes if self.num_classes and self.null_class else None
 
     @property
+    def native_diffusion(self) -> dict[str, Any]:
+        """DDPM, for latents with Stable Diffusion's betas."""
+        native = super().native_diffusion
+        return {**native, "betas": "scaled-linear"} if native["kind"] == "ddpm" and self.in_channels == 4 else native
+
+    @property
     def condition_shape(self) -> tuple[int, ...] | None:
-        """Shape of one sample's y: (tokens, width) of vectors, () of a label, None without condition."""
+        """Shape of one sample's y: (tokens, width) for vectors, () for a label, None without a condition."""
         return (self.context.tokens, self.context.width) if self.context else super().condition_shape
 
     @property
@@ -73,7 +82,20 @@ class UViTConfig(IsotropicConfig):
             )
 
     def build(self) -> nn.Module:
-        """The network, uninitialised."""
+        """See ``ModelConfig``."""
         from udit.models.uvit.network import UViT
 
         return UViT(self)
+
+    def published_keys(self) -> Keys:
+        """See ``ModelConfig``."""
+        from udit.models.uvit.published import key_map
+
+        return key_map(self)
+
+    @classmethod
+    def parity_systems(cls) -> Systems:
+        """See ``ModelConfig``."""
+        from udit.models.uvit.parity import SYSTEMS
+
+        return SYSTEMS

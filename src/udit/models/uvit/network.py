@@ -84,7 +84,7 @@ class UViT(nn.Module):
         return x if self.final is None else self.final(x)
 
     def first_half(self, x: Tensor, blocks: range) -> tuple[Tensor, list[Tensor]]:
-        """Runs blocks of the first half and keeps what each said."""
+        """Runs blocks of the first half and keeps the output of each."""
         skips = []
         for i in blocks:
             x = run(self.blocks[i], self.checkpointing, x)

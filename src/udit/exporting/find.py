@@ -1,4 +1,4 @@
-"""Which engine draws: torch with a model's weights, or the engine of an exported graph."""
+"""Which engine generates: torch with a model's weights, or the engine of an exported graph."""
 
 from __future__ import annotations
 
@@ -11,27 +11,29 @@ from udit.exporting.manifest import ENGINES, Manifest, is_exported, read_manifes
 if TYPE_CHECKING:
     from udit.assemble import System
 
-Choice = Literal["torch", "onnxruntime", "openvino"]
+EngineName = Literal["torch", "onnxruntime", "openvino"]
 
 
 class Found(NamedTuple):
-    """An exported folder whose files are as they were written."""
+    """An exported folder, whose files have been checked against its manifest."""
 
     folder: Path
     manifest: Manifest
 
 
-def find_graph(model: str, engine: Choice | None) -> Found | None:
-    """The graph to draw with: the folder itself, or the one that ``udit export`` put into it; None for torch.
+def find_graph(model: str | Path, engine: EngineName | None) -> Found | None:
+    """The graph to sample with: the folder itself, or the one that ``udit export`` put into it; None for torch.
 
     Raises:
-        UserError: the engine has no graph there, or the graph is altered or another engine's.
+        UserError: there is no graph for the engine, or the graph is altered or another engine's.
     """
     folder = Path(model)
     if is_exported(folder):
         found = Found(folder, read_manifest(folder))
         if engine == "torch":
-            raise UserError(f"{model} holds a graph and no weights for torch; draw from the model that it was made of")
+            raise UserError(
+                f"{model} holds a graph and no weights for torch; sample from the model it was exported from"
+            )
         if engine not in (None, found.manifest.engine):
             kind, own = found.manifest.kind, found.manifest.engine
             raise UserError(f"{model} holds a graph of kind {kind}, which {own} runs; leave out --engine {engine}")
@@ -45,7 +47,7 @@ def find_graph(model: str, engine: Choice | None) -> Found | None:
     return Found(beside, read_manifest(beside))
 
 
-def load_graph(found: Found, model: str, weights: Literal["ema", "raw"]) -> System:
+def load_graph(found: Found, model: str | Path, weights: Literal["ema", "raw"]) -> System:
     """The system of a graph.
 
     Raises:

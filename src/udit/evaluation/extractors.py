@@ -1,28 +1,24 @@
-"""Which features a command scores by."""
+"""The extractor of a name, as commands and jobs ask for it."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
 
 from udit.errors import UserError
-
-if TYPE_CHECKING:
-    from udit.evaluation.fidelity import Extractor
-
-FeaturesName = Literal["judge", "inception", "clip", "dinov2"]
+from udit.evaluation import FeaturesName
+from udit.evaluation.fidelity import Extractor
 
 
-def extractor_of(features: FeaturesName, weights_file: Path | None, device: str) -> Extractor:
-    """The extractor of a name.
+def load_extractor(features: FeaturesName, weights_file: Path | None = None, device: str = "cpu") -> Extractor:
+    """Loads an extractor.
 
     Args:
-        features: judge needs the file of one that `udit eval RUN` trained.
-        weights_file: safetensors, or a pickle that is read as tensors alone; None downloads a published network.
+        features: judge, inception, clip or dinov2; judge needs the weights that `udit eval RUN` trained.
+        weights_file: safetensors, or a pickle of which only tensors are read; None downloads a published network.
         device: where it runs.
 
     Raises:
-        UserError: no such weights.
+        UserError: the weights are missing or of another network.
     """
     if features == "judge":
         from udit.evaluation.features import Judge, JudgeFeatures

@@ -1,0 +1,340 @@
+"""DDPM: discrete variance-preserving diffusion, its hybrid loss, and its samplers, the ancestral step and DDIM.
+
+q(x_t | x_{t-1}) = N(sqrt(1 - beta_t) x_{t-1}, beta_t) (Ho et al. 2020, Eq. 2), so that with
+alpha_bar_t = prod_{s <= t} (1 - beta_s)
+
+    x_t = sqrt(alpha_bar_t) x0 + sqrt(1 - alpha_bar_t) eps       (Eq. 4)
+
+Times are indices: t = 0 is the cleanest step, T - 1 the noisiest.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from typing import ClassVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from udit.diffusion.config import DDPMConfig, check_sampler
+from udit.diffusion.denoiser import Denoiser, Prediction, mix
+from udit.diffusion.guidance import AnyDenoiser
+from udit.diffusion.objective import Losses
+from udit.diffusion.sample import Noise, Step
+from udit.diffusion.schedule import Schedule, Table, TimeUnit, gather
+from udit.diffusion.targets import Target
+from udit.errors import UserError
+
+
+@dataclass(frozen=True)
+class DDPM(Schedule):
+    """The tables of a DDPM process in float64, with ADM's respacing.
+
+    Attributes:
+        betas: [T] noise variances, cleanest step first.
+        timesteps: [T] indices in the training schedule, which the network is told.
+        train_steps: length of the training schedule.
+    """
+
+    process: ClassVar = DDPMConfig
+    time: ClassVar[TimeUnit] = "index"
+
+    betas: Table
+    timesteps: np.ndarray[tuple[int], np.dtype[np.int64]]
+    train_steps: int
+
+    @staticmethod
+    def linear(steps: int = 1000) -> DDPM:
+        """Betas linear from 0.1 / T to 20 / T."""
+        return DDPM(np.linspace(0.1 / steps, 20 / steps, steps, dtype=np.float64), np.arange(steps), steps)
+
+    @staticmethod
+    def scaled_linear(steps: int = 1000) -> DDPM:
+        """Square roots of betas linear from 0.85 / T to 12 / T; networks are told 1 to T (Rombach et al. 2022)."""
+        roots = np.linspace(np.sqrt(0.85 / steps), np.sqrt(12 / steps), steps, dtype=np.float64)
+        return DDPM(roots**2, np.arange(1, steps + 1), steps)
+
+    def __len__(self) -> int:
+        return len(self.betas)
+
+    @property
+    def target(self) -> Target:
+        """eps (Ho et al. 2020, Sec. 3.2)."""
+        return "eps"
+
+    @cached_property
+    def alpha_bar(self) -> Table:
+        """[T] remaining signal variance: the product of 1 - beta."""
+        alpha_bar: Table = np.cumprod(1 - self.betas, dtype=np.float64)
+        return alpha_bar
+
+    @cached_property
+    def alpha_bar_prev(self) -> Table:
+        """[T] ``alpha_bar`` one step cleaner; 1 at the end."""
+        return np.append(1.0, self.alpha_bar[:-1])
+
+    @cached_property
+    def posterior_variance(self) -> Table:
+        """[T] variance of q(x_{t-1} | x_t, x0) (Ho et al. 2020, Eq. 7)."""
+        return self.betas * (1 - self.alpha_bar_prev) / (1 - self.alpha_bar)
+
+    @cached_property
+    def posterior_log_variance(self) -> Table:
+        """[T] its logarithm; at t = 0, where the variance is 0, that of t = 1 (ADM)."""
+        return np.log(np.append(self._first_variance, self.posterior_variance[1:]))
+
+    @cached_property
+    def large_log_variance(self) -> Table:
+        """[T] the logarithm of beta_t, the larger fixed variance; at t = 0 as ``posterior_log_variance`` (ADM)."""
+        return np.log(np.append(self._first_variance, self.betas[1:]))
+
+    @property
+    def _first_variance(self) -> float:
+        """In place of the variance at t = 0. A schedule of one step has no t = 1, and its sampler draws no noise."""
+        return float(self.posterior_variance[1] if len(self) > 1 else self.betas[0])
+
+    @cached_property
+    def posterior_coefficients(self) -> tuple[Table, Table]:
+        """[T] weights of x0 and x_t in the mean of q(x_{t-1} | x_t, x0) (Ho et al. 2020, Eq. 7)."""
+        rest = 1 - self.alpha_bar
+        return (
+            self.betas * np.sqrt(self.alpha_bar_prev) / rest,
+            (1 - self.alpha_bar_prev) * np.sqrt(1 - self.betas) / rest,
+        )
+
+    def alpha_sigma(self, t: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
+        """Scales of signal and noise at t [B] int64, shaped [B, 1, 1, 1]."""
+        return gather(np.sqrt(self.alpha_bar), t, like), gather(np.sqrt(1 - self.alpha_bar), t, like)
+
+    def draw(self, generator: torch.Generator) -> Tensor:
+        """A training time: uniform over the indices."""
+        return torch.randint(len(self), (), generator=generator)
+
+    def fraction(self, t: Tensor) -> Tensor:
+        """t as a float: index in the training schedule over its last index, 1 at most."""
+        return (self._original(t).double() / (self.train_steps - 1)).clamp(max=1)
+
+    def network_time(self, t: Tensor, unit: TimeUnit) -> Tensor:
+        """Index in the training schedule; that over its length; or the noise-to-signal ratio."""
+        if unit == "index":
+            return self._original(t)
+        if unit == "unit":
+            return self._original(t).float() / self.train_steps
+        return torch.from_numpy(np.sqrt(1 / self.alpha_bar - 1)).to(t.device)[t].float()
+
+    def loss(self, denoiser: Denoiser, x0: Tensor, t: Tensor, noise: Tensor, y: Tensor | None = None) -> Losses:
+        """``hybrid_loss``."""
+        return hybrid_loss(denoiser, x0, t, noise, y)
+
+    def discrete_betas(self) -> Table:
+        """[T] noise variances."""
+        return self.betas
+
+    def _original(self, t: Tensor) -> Tensor:
+        return torch.from_numpy(self.timesteps).to(t.device)[t]
+
+    def respaced(self, sections: int | str) -> DDPM:
+        """The process over a part of its steps, at which alpha_bar is unchanged (ADM).
+
+        Args:
+            sections: a count; comma-separated counts, one for each equal part of the schedule; or ``"ddimN"`` for N
+                steps at the one whole stride that gives exactly N.
+
+        Raises:
+            UserError: the schedule cannot be split so.
+        """
+        if sections in ("", len(self), str(len(self))):
+            return self
+        kept = np.array(sorted(_space(len(self), str(sections))))
+        alpha_bar = self.alpha_bar[kept]
+        return DDPM(1 - alpha_bar / np.append(1.0, alpha_bar[:-1]), self.timesteps[kept], self.train_steps)
+
+
+def _space(total: int, sections: str) -> set[int]:
+    """Indices that remain of ``total`` steps."""
+    if sections.startswith("ddim") and sections[4:].isdecimal():
+        wanted = int(sections[4:])
+        for stride in range(1, total + 1):
+            if len(range(0, total, stride)) == wanted:
+                return set(range(0, total, stride))
+        raise UserError(
+            f"steps is {sections}: no whole stride takes exactly {wanted} of {total} steps; try a plain count"
+        )
+    counts = sections.split(",")
+    if not all(count.strip().isdecimal() and int(count) > 0 for count in counts):
+        raise UserError(f"steps is {sections!r}; give a count (50), counts per section (10,20,20) or ddimN (ddim50)")
+    size, extra = divmod(total, len(counts))
+    kept: set[int] = set()
+    start = 0
+    for i, count in enumerate(map(int, counts)):
+        length = size + (i < extra)
+        if count > length:
+            raise UserError(
+                f"steps is {sections}: a section of {length} steps cannot give {count}; ask for at most {length}"
+            )
+        step = (length - 1) / (count - 1) if count > 1 else 1.0
+        position = 0.0
+        for _ in range(count):
+            kept.add(start + round(position))
+            position += step
+        start += length
+    return kept
+
+
+def hybrid_loss(denoiser: Denoiser, x0: Tensor, t: Tensor, noise: Tensor, y: Tensor | None = None) -> Losses:
+    """MSE of eps plus the variational bound, which trains the learned variance alone.
+
+    L_simple = |eps - eps_theta(x_t, t)|^2 (Ho et al. 2020, Eq. 14); with learned variance L_hybrid = L_simple + lambda
+    L_vlb, the gradient of L_vlb stopped at the mean (Nichol & Dhariwal 2021, Eq. 16). L_vlb sums over the T steps; its
+    term at t has weight 1 here, which is lambda = 1 / T.
+
+    Args:
+        denoiser: an eps denoiser on a DDPM schedule; without learned variance this is the plain MSE.
+        x0: [B, C, H, W] data; the bound at t = 0 takes it as 8-bit pixels scaled to [-1, 1].
+        t: [B] int64 indices.
+        noise: [B, C, H, W].
+        y: [B] labels, some dropped, or None.
+    """
+    schedule = denoiser.schedule
+    assert isinstance(schedule, DDPM), "the variational bound needs a discrete schedule"
+    x_t = mix(schedule, x0, noise, t)
+    prediction, variance = denoiser.raw(x_t, t, y)
+    prediction = prediction.to(torch.promote_types(prediction.dtype, torch.float32))
+    mse = (noise - prediction).square().mean(dim=(1, 2, 3))
+    if variance is None:
+        return Losses(mse, mse)
+    frozen = denoiser.decode(prediction.detach(), None, x_t, t)
+    vb = _bound_term(schedule, frozen.x0, variance.to(prediction.dtype), x0, x_t, t)
+    return Losses(mse + vb, mse, vb)
+
+
+def ancestral_moments(schedule: DDPM, x0: Tensor, variance: Tensor, x_t: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean (Ho et al. 2020, Eq. 7) and log variance (Nichol & Dhariwal 2021, Eq. 15) of p(x_{t-1} | x_t).
+
+    Args:
+        schedule: the process.
+        x0: [B, C, H, W] the predicted x0.
+        variance: [B, C, H, W] learned-range fraction: -1 is the posterior variance, 1 is beta_t.
+        x_t: [B, C, H, W].
+        t: [B] int64.
+    """
+    of_x0, of_xt = (gather(table, t, x_t) for table in schedule.posterior_coefficients)
+    smallest = gather(schedule.posterior_log_variance, t, x_t)
+    largest = gather(np.log(schedule.betas), t, x_t)
+    share = (variance + 1) / 2
+    return of_x0 * x0 + of_xt * x_t, share * largest + (1 - share) * smallest
+
+
+def _bound_term(schedule: DDPM, pred_x0: Tensor, variance: Tensor, x0: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
+    """KL(q(x_{t-1} | x_t, x0) || p) in bits per dimension, or at t = 0 the likelihood of 8-bit pixels; [B]."""
+    mean, log_variance = ancestral_moments(schedule, pred_x0, variance, x_t, t)
+    of_x0, of_xt = (gather(table, t, x_t) for table in schedule.posterior_coefficients)
+    true_mean, true_log = of_x0 * x0 + of_xt * x_t, gather(schedule.posterior_log_variance, t, x_t)
+    kl = 0.5 * (
+        log_variance
+        - true_log
+        - 1
+        + (true_log - log_variance).exp()
+        + (true_mean - mean).square() * (-log_variance).exp()
+    )
+    nll = -pixel_log_likelihood(x0, mean, 0.5 * log_variance)
+    first = (t == 0).view(-1, *[1] * (x0.ndim - 1))
+    return torch.where(first, nll, kl).mean(dim=(1, 2, 3)) / math.log(2)
+
+
+def pixel_log_likelihood(x: Tensor, mean: Tensor, log_scale: Tensor) -> Tensor:
+    """Log-probability of 8-bit pixels in [-1, 1] under a discretised Gaussian, by ADM's tanh form of the normal CDF."""
+
+    def cdf(z: Tensor) -> Tensor:
+        return 0.5 * (1 + torch.tanh(math.sqrt(2 / math.pi) * (z + 0.044715 * z**3)))
+
+    inverse = (-log_scale).exp()
+    upper, lower = cdf(inverse * (x - mean + 1 / 255)), cdf(inverse * (x - mean - 1 / 255))
+    inside = (upper - lower).clamp(min=1e-12).log()
+    return torch.where(
+        x < -0.999,
+        upper.clamp(min=1e-12).log(),
+        torch.where(x > 0.999, (1 - lower).clamp(min=1e-12).log(), inside),
+    )
+
+
+def _respaced(name: str, denoiser: AnyDenoiser, steps: int | str) -> tuple[AnyDenoiser, DDPM]:
+    check_sampler(name, denoiser.schedule.process, steps)
+    denoiser = denoiser.respaced(steps)
+    schedule = denoiser.schedule
+    assert isinstance(schedule, DDPM)
+    return denoiser, schedule
+
+
+def _times(name: str, denoiser: AnyDenoiser, steps: int | str) -> Tensor:
+    denoiser, schedule = _respaced(name, denoiser, steps)
+    return denoiser.network_time(torch.arange(len(schedule)).flip(0))
+
+
+def _x0(prediction: Prediction, clip: bool) -> Tensor:
+    return prediction.x0.clamp(-1, 1) if clip else prediction.x0
+
+
+@dataclass(frozen=True)
+class Ancestral:
+    """DDPM's ancestral step (Ho et al. 2020, Alg. 2): x_{t-1} ~ p(x_{t-1} | x_t).
+
+    The variance is the learned-range one (Nichol & Dhariwal 2021), or beta_t for networks that do not learn it.
+    """
+
+    name: ClassVar[str] = "ddpm"
+    clip: bool = False
+
+    def times(self, denoiser: AnyDenoiser, steps: int | str) -> Tensor:
+        """[steps] as ``Sampler.times``."""
+        return _times(self.name, denoiser, steps)
+
+    def __call__(
+        self, denoiser: AnyDenoiser, x: Tensor, steps: int | str, y: Tensor | None, noise: Noise
+    ) -> Iterator[Step]:
+        """Yields after every step; noise is not drawn at the last one."""
+        denoiser, schedule = _respaced(self.name, denoiser, steps)
+        for k, i in enumerate(reversed(range(len(schedule))), start=1):
+            t = torch.full((len(x),), i, device=x.device)
+            prediction = denoiser(x, t, y)
+            x0 = _x0(prediction, self.clip)
+            if prediction.variance is not None:
+                mean, log_variance = ancestral_moments(schedule, x0, prediction.variance.to(x0.dtype), x, t)
+            else:
+                mean, _ = ancestral_moments(schedule, x0, torch.zeros_like(x), x, t)
+                log_variance = gather(schedule.large_log_variance, t, x)
+            x = mean + (0.5 * log_variance).exp() * noise(k) if i else mean
+            yield Step(k, len(schedule), x, x0)
+
+
+@dataclass(frozen=True)
+class DDIM:
+    """The implicit step (Song et al. 2021, Eq. 12), with a fraction ``eta`` of fresh noise (Eq. 16)."""
+
+    name: ClassVar[str] = "ddim"
+    eta: float = 0.0
+    clip: bool = False
+
+    def times(self, denoiser: AnyDenoiser, steps: int | str) -> Tensor:
+        """[steps] as ``Sampler.times``."""
+        return _times(self.name, denoiser, steps)
+
+    def __call__(
+        self, denoiser: AnyDenoiser, x: Tensor, steps: int | str, y: Tensor | None, noise: Noise
+    ) -> Iterator[Step]:
+        """Yields after every step; noise is drawn for eta > 0 only, and not at the last step."""
+        denoiser, schedule = _respaced(self.name, denoiser, steps)
+        bar, bar_prev = schedule.alpha_bar, schedule.alpha_bar_prev
+        sigma = self.eta * np.sqrt((1 - bar_prev) / (1 - bar)) * np.sqrt(1 - bar / bar_prev)  # Eq. 16
+        for k, i in enumerate(reversed(range(len(schedule))), start=1):
+            t = torch.full((len(x),), i, device=x.device)
+            x0 = _x0(denoiser(x, t, y), self.clip)
+            eps = (x - gather(np.sqrt(bar), t, x) * x0) / gather(np.sqrt(1 - bar), t, x)
+            x = gather(np.sqrt(bar_prev), t, x) * x0 + gather(np.sqrt(1 - bar_prev - sigma**2), t, x) * eps
+            if i and self.eta:
+                x = x + gather(sigma, t, x) * noise(k)
+            yield Step(k, len(schedule), x, x0)

@@ -1,0 +1,105 @@
+"""The table of samplers, free of torch: the only place where their names are listed.
+
+Validation, errors, command-line help and the table of docs/sampling.md follow from it. Adding a sampler is a class
+beside its noising process and a row here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+if TYPE_CHECKING:
+    from udit.diffusion.sample import Sampler
+
+
+@dataclass(frozen=True)
+class SamplerSpec:
+    """What the library knows of a sampler before torch is imported; a subclass builds one class of samplers."""
+
+    name: str
+    about: str
+    """What it is, with its source."""
+    processes: tuple[str, ...]
+    """Kinds of the noising processes it serves."""
+    respaces: ClassVar[bool] = False
+    """Whether steps may also be ADM's respacing string, e.g. "ddim50" or "10,20,20"; else a count only."""
+    eta: ClassVar[bool] = False
+    """Whether it takes ``eta``."""
+    clip: ClassVar[bool] = False
+    """Whether it takes ``clip``."""
+
+    def build(self, eta: float, clip: bool) -> Sampler:
+        """The sampler; options that it does not take are 0 and False."""
+        raise NotImplementedError(f"{type(self).__name__} names no sampler")
+
+
+class AncestralSpec(SamplerSpec):
+    """``ddpm.Ancestral``."""
+
+    respaces: ClassVar[bool] = True
+    clip: ClassVar[bool] = True
+
+    def build(self, eta: float, clip: bool) -> Sampler:
+        """The ancestral step."""
+        from udit.diffusion.ddpm import Ancestral
+
+        return Ancestral(clip)
+
+
+class DDIMSpec(SamplerSpec):
+    """``ddpm.DDIM``."""
+
+    respaces: ClassVar[bool] = True
+    eta: ClassVar[bool] = True
+    clip: ClassVar[bool] = True
+
+    def build(self, eta: float, clip: bool) -> Sampler:
+        """The implicit step."""
+        from udit.diffusion.ddpm import DDIM
+
+        return DDIM(eta, clip)
+
+
+@dataclass(frozen=True)
+class KarrasSpec(SamplerSpec):
+    """``edm.Karras``."""
+
+    heun: bool
+
+    def build(self, eta: float, clip: bool) -> Sampler:
+        """Heun's method or Euler's."""
+        from udit.diffusion.edm import Karras
+
+        return Karras(self.heun)
+
+
+class SolverSpec(SamplerSpec):
+    """``solvers.Solver``: one of diffusers'."""
+
+    def build(self, eta: float, clip: bool) -> Sampler:
+        """The solver of this name."""
+        from udit.diffusion.solvers import Solver
+
+        return Solver(self.name)
+
+
+_ROWS = (
+    DDIMSpec("ddim", "DDIM, the implicit step (Song et al. 2021)", ("ddpm",)),
+    AncestralSpec("ddpm", "the ancestral step (Ho et al. 2020; Dhariwal & Nichol 2021)", ("ddpm",)),
+    SolverSpec("flow-euler", "Euler's method along the path, by diffusers", ("flow",)),
+    SolverSpec("flow-heun", "Heun's method along the path, by diffusers", ("flow",)),
+    KarrasSpec("edm-heun", "Heun's method over noise levels (Karras et al. 2022, Alg. 1)", ("edm",), heun=True),
+    KarrasSpec("edm-euler", "Euler's method over noise levels (Karras et al. 2022)", ("edm",), heun=False),
+    SolverSpec("dpmpp", "DPM-Solver++ 2M (Lu et al. 2022), by diffusers", ("ddpm", "flow")),
+    SolverSpec("unipc", "UniPC of order 2 (Zhao et al. 2023), by diffusers", ("ddpm", "flow")),
+)
+SAMPLERS: dict[str, SamplerSpec] = {row.name: row for row in _ROWS}
+"""Every sampler by name. Of those that serve a process the first is its default."""
+
+
+def listed(names: Iterable[str], last: str = "or") -> str:
+    """``"a, b or c"``."""
+    *others, end = names
+    return f"{', '.join(others)} {last} {end}" if others else end

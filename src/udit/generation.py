@@ -1,0 +1,333 @@
+"""``generate``: images of a model, in Python as well as for ``udit sample``, and the files they are written to."""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import os
+import zipfile
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from udit import __version__, dist
+from udit.assemble import System
+from udit.diffusion.config import SamplingConfig
+from udit.dist import World
+from udit.errors import UserError
+from udit.evaluation import npz
+from udit.exporting.engines import Graph
+from udit.exporting.find import EngineName, find_graph, load_graph
+from udit.images import grid, save_png, to_image
+from udit.progress import progress_bar
+from udit.store import fingerprint, load
+from udit.tuning.quality import Level, Quality, Scored, default
+
+logger = logging.getLogger(__name__)
+MAX_GRID_IMAGES = 100
+
+
+@dataclass(frozen=True)
+class Context:
+    """Conditions of a model that takes vectors, e.g. a text encoder's output."""
+
+    rows: Tensor
+    """float [N, tokens, width]; image i has row i modulo N."""
+    null: Tensor | None = None
+    """float [tokens, width]: the empty condition, which guidance needs."""
+    name: str = ""
+    """Of the file they come from; PNGs carry it."""
+
+    def of(self, indices: Sequence[int]) -> Tensor:
+        """The conditions of some images."""
+        return self.rows[[i % len(self.rows) for i in indices]]
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Images that were sampled together."""
+
+    images: Tensor
+    """uint8 [b, C, H, W], on the CPU."""
+    indices: list[int]
+    """Of these images among all."""
+    seeds: list[int]
+    labels: list[int] | None
+    """None for a model without classes."""
+
+
+@dataclass(frozen=True)
+class Generation:
+    """Images that are sampled when they are iterated over, batch after batch: ``for batch in generation``.
+
+    On several ranks each iterates over its own share: every ``world.size``-th image from ``world.rank`` on.
+    """
+
+    system: System
+    """Fused, or an exported graph."""
+    seeds: Sequence[int]
+    """One per image."""
+    labels: Sequence[int] | None
+    """One per image, or None for a model without classes."""
+    sampling: SamplingConfig
+    context: Context | None
+    batch_size: int
+    world: World
+    """The ranks; call ``world.close()`` at the end of a script that was started on several."""
+
+    def __len__(self) -> int:
+        """Number of images, over all ranks."""
+        return len(self.seeds)
+
+    def __iter__(self) -> Iterator[Batch]:
+        """Samples this rank's images, without a progress bar."""
+        return self.batches()
+
+    def batches(self, progress: bool = False) -> Iterator[Batch]:
+        """Samples this rank's images.
+
+        Args:
+            progress: shows a progress bar.
+
+        Yields:
+            Batches of ``batch_size`` images, in order.
+
+        Raises:
+            UserError: the setting or the context does not fit the model.
+        """
+        own = list(range(len(self.seeds)))[self.world.rank :: self.world.size]
+        seeds = [self.seeds[i] for i in own]
+        labels = [self.labels[i] for i in own] if self.labels is not None else None
+        vectors = {} if self.context is None else {"context": self.context.of(own), "null": self.context.null}
+        show = progress and self.world.is_main
+        with progress_bar(len(own) * self.sampling.steps, "sample", "step", show=show) as bar:
+            done = 0
+            for images in self.system.generate(
+                seeds, labels, sampling=self.sampling, batch_size=self.batch_size, on_step=bar.update, **vectors
+            ):
+                part = slice(done, done + len(images))
+                yield Batch(images, own[part], seeds[part], None if labels is None else labels[part])
+                done += len(images)
+
+    def images(self, progress: bool = False) -> Tensor:
+        """All images, uint8 [N, C, H, W], on every rank."""
+        return torch.cat(list(self._blocks(progress)))
+
+    def save_pngs(self, folder: str | Path, progress: bool = False) -> None:
+        """Writes 000000.png, 000001.png ... and grid.png, each rank its images.
+
+        A text chunk of each PNG holds what it depends on: model, seed, label and sampling setting.
+
+        Args:
+            folder: made if it is missing.
+            progress: shows a progress bar.
+
+        Raises:
+            UserError: the folder cannot be written to.
+            RunError: the disk is full, or another rank is gone.
+        """
+        out, names = Path(folder), self.system.config.id2label
+        _prepare(out)
+        common: dict[str, Any] = {"udit": __version__, "model": fingerprint(self.system.backbone)}
+        common["sampling"] = self.sampling.model_dump(mode="json")
+        if isinstance(self.system.backbone, Graph):
+            common |= {"engine": self.system.backbone.manifest.engine}
+            common |= {"precision": self.system.backbone.manifest.precision}
+        shown: list[Tensor] = []
+        for batch in self.batches(progress):
+            for i, pixels in zip(batch.indices, batch.images, strict=True):
+                save_png(to_image(pixels), out / f"{i:06d}.png", common | self._settings(i))
+                if i < MAX_GRID_IMAGES:
+                    shown.append(pixels)
+        count = min(len(self), MAX_GRID_IMAGES)
+        with self.world.together():
+            images = self._in_order(torch.stack(shown) if shown else None, count)
+        if self.world.is_main:
+            labels = self.labels[:count] if self.labels is not None else ()
+            titles = [names[label] if names else str(label) for label in labels]
+            save_png(grid(images, titles), out / "grid.png", common)
+
+    def save_npz(self, path: str | Path, progress: bool = False) -> tuple[int, ...]:
+        """Writes all images to one ``.npz`` in ADM's format: ``arr_0`` uint8 [N, H, W, C], ``arr_1`` int64 [N] labels.
+
+        Args:
+            path: ends in ``.npz``; its folder is made if it is missing.
+            progress: shows a progress bar.
+
+        Returns:
+            The shape of ``arr_0``.
+
+        Raises:
+            UserError: the folder cannot be written to.
+            RunError: the disk is full, or another rank is gone.
+        """
+        _prepare(Path(path).parent)
+        with self.world.together():
+            blocks = self._blocks(progress)
+            first = next(blocks)
+            channels, height, width = first.shape[1:]
+            parts = (block.numpy() for block in itertools.chain([first], blocks))
+            if self.world.is_main:
+                labels = None if self.labels is None else np.array(self.labels, dtype=np.int64)
+                npz.write(
+                    Path(path), images=npz.ImageStream(len(self), (channels, height, width), parts), labels=labels
+                )
+            else:
+                for _ in parts:
+                    pass
+        return len(self), height, width, channels
+
+    def _settings(self, i: int) -> dict[str, Any]:
+        """What image ``i`` alone depends on."""
+        own: dict[str, Any] = {"seed": self.seeds[i]}
+        if self.labels is not None:
+            label, names = self.labels[i], self.system.config.id2label
+            own |= {"label": label, "class": names[label] if names else str(label)}
+        if self.context is not None:
+            own |= {"context": self.context.name, "row": i % len(self.context.rows)}
+        return own
+
+    def _blocks(self, progress: bool) -> Iterator[Tensor]:
+        """All images in order, on every rank: one batch of each rank at a time."""
+        own = self.batches(progress)
+        size = self.batch_size * self.world.size
+        for start in range(0, len(self), size):
+            batch = next(own, None)
+            yield self._in_order(None if batch is None else batch.images, min(size, len(self) - start))
+        next(own, None)  # closes its progress bar
+
+    def _in_order(self, own: Tensor | None, count: int) -> Tensor:
+        """The next ``count`` images of all ranks, in order, from this rank's share of them; None where it has none."""
+        if self.world.size == 1:
+            assert own is not None
+            return own
+        shape = torch.tensor((0, 0, 0) if own is None else own.shape[1:])
+        full = self.world.gather(shape).max(dim=0).values.tolist()
+        padded = torch.zeros(-(-count // self.world.size), *full, dtype=torch.uint8)
+        if own is not None:
+            padded[: len(own)] = own
+        return self.world.gather(padded).transpose(0, 1).reshape(-1, *full)[:count]
+
+
+def generate(
+    model: System | str | Path,
+    seeds: Sequence[int] = range(16),
+    labels: Sequence[int | str] | None = None,
+    *,
+    sampling: SamplingConfig | Mapping[str, Any] | None = None,
+    quality: Level | None = None,
+    context: Context | str | Path | None = None,
+    batch_size: int = 64,
+    device: str = "auto",
+    weights: Literal["ema", "raw"] = "ema",
+    engine: EngineName | None = None,
+) -> Generation:
+    """Images of a model, one per seed: the same seed and label give the same image in any batch and on any rank.
+
+    Args:
+        model: a run folder, a model folder, a hub id, a folder that ``udit.export`` wrote, or a loaded system.
+        seeds: one per image.
+        labels: class numbers or names, repeated in turn; all classes in turn if None.
+        sampling: a complete setting, or the fields that differ from the model's own, e.g. ``{"steps": 20}``.
+        quality: "draft", "good" or "best" in place of ``sampling``: what ``udit.tune`` found, or a default.
+        context: for a model that takes vectors: the conditions, or a file of them (``read_context``).
+        batch_size: images that are sampled together.
+        device: auto, cpu, cuda, cuda:N or mps; a system that is given stays where it is.
+        weights: "ema" (averaged) or "raw".
+        engine: "torch", or the engine of the graph that ``udit.export`` put into the model's folder.
+
+    Returns:
+        The images, which are sampled when they are iterated over or saved.
+
+    Raises:
+        UserError: no such model, or labels, a setting or an engine that do not fit it.
+    """
+    if quality is not None and sampling is not None:
+        raise UserError(f"sampling is given and quality {quality} sets it; leave one of them out")
+    if batch_size < 1 or not len(seeds):
+        raise UserError(f"batch_size is {batch_size} for {len(seeds)} seeds; both count images, at least 1")
+    if isinstance(model, System):
+        graph, system = None, model.fused() if not isinstance(model.backbone, Graph) else model
+        world = dist.start(str(next((p.device for p in system.backbone.parameters()), "cpu")))
+    else:
+        graph = find_graph(model, engine)
+        if graph and device not in ("auto", "cpu"):
+            raise UserError(f"device is {device} and exported graphs run on the CPU; leave it out")
+        world = dist.start("cpu" if graph else device)
+        system = load_graph(graph, model, weights) if graph else load(model, weights=weights).fused().to(world.device)
+    vectors = context if isinstance(context, Context) or context is None else read_context(Path(context))
+    if quality is not None:
+        chosen = _of_quality(quality, None if isinstance(model, System) else Path(model), system)
+    elif isinstance(sampling, SamplingConfig):
+        chosen = sampling
+    else:
+        chosen = system.config.sampling.replace(**sampling or {})
+    if isinstance(system.backbone, Graph) and (chosen.cache != 1 or chosen.refresh):
+        cached = f"cache {chosen.cache}" if chosen.cache != 1 else "sampling.refresh"
+        cached = f"quality {quality}" if quality else cached
+        raise UserError(f"{cached} caches steps and an exported graph always runs whole; sample from the model instead")
+    wanted = system.labels(labels) if labels else list(range(system.config.model.num_classes))
+    each = [wanted[i % len(wanted)] for i in range(len(seeds))] if wanted else None
+    return Generation(system, seeds, each, chosen, vectors, batch_size, world)
+
+
+def read_context(path: Path) -> Context:
+    """The conditions in a ``.safetensors`` or ``.npz`` file.
+
+    Args:
+        path: holds ``context``, floats [N, tokens, width], and for guidance ``null``, floats [tokens, width].
+
+    Raises:
+        UserError: the file is missing, damaged, or does not hold finite floats under these names.
+    """
+    damaged = (OSError, ValueError, TypeError, EOFError, zipfile.BadZipFile, zlib.error, SafetensorError)
+    try:
+        if path.suffix == ".npz":
+            with np.load(path, allow_pickle=False) as arrays:
+                found = {key: torch.from_numpy(arrays[key]) for key in arrays.files}
+        else:
+            found = load_file(path)
+    except damaged as error:
+        detail = "it is not there" if isinstance(error, FileNotFoundError) else " ".join(str(error).split())[:200]
+        raise UserError(f"cannot read --context {path}: {detail}; name a .safetensors or .npz file") from None
+    rows, null = found.get("context"), found.get("null")
+    if rows is None or rows.ndim < 2 or not len(rows):
+        held = "nothing" if rows is None else f"{list(rows.shape)}"
+        raise UserError(f"{path} holds {held} under 'context'; write floats [N, tokens, width], and 'null' beside them")
+    for key, part in (("context", rows), ("null", null)):
+        if part is not None and not (part.is_floating_point() and bool(part.isfinite().all())):
+            raise UserError(f"{path} holds {key!r} as {part.dtype}, or not finite; write finite floats")
+    return Context(rows.float(), None if null is None else null.float(), path.name)
+
+
+def _of_quality(level: Level, folder: Path | None, system: System) -> SamplingConfig:
+    """The setting that was tuned for a model, or the default one of its noising process."""
+    tuned = None if folder is None else Quality.read(folder)
+    if tuned is None:
+        chosen = default(level, system.config.sampling, system.config.diffusion)
+        where = f" beside {folder}" if folder is not None else ""
+        logger.info("no quality.json%s: %s, %d steps (`udit tune` finds better)", where, chosen.sampler, chosen.steps)
+        return chosen
+    if tuned.weights != fingerprint(system.backbone):
+        logger.warning("quality.json was tuned for other weights, of step %s; run `udit tune` again", tuned.step)
+    found: Scored = getattr(tuned, level)
+    return found.sampling
+
+
+def _prepare(folder: Path) -> None:
+    """Makes a folder and checks that it can be written to, before the first image is sampled."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe = folder / f".probe-{os.getpid()}"
+        probe.write_bytes(b"udit")
+        probe.unlink()
+    except OSError as error:
+        raise UserError(f"cannot write to {folder}: {error.strerror}; give a writable folder with --out") from None

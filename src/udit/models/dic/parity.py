@@ -1,0 +1,21 @@
+"""DiC as reference files describe it."""
+
+from __future__ import annotations
+
+from udit.models.dic.config import DiCConfig
+from udit.models.parity import Described, Systems, Words, class_labels, take
+from udit.spec.base import parse
+
+
+def dic(words: Words, size: tuple[int, int]) -> Described:
+    """See ``Builder``; the words do not give the input's size."""
+    words.pop("input_size", None)
+    values = {
+        **class_labels(words),
+        **take(words, "width", "depths", "in_channels", "learn_sigma", "time"),
+        "input_size": size,
+    }
+    return Described(parse(DiCConfig, values, where="model"))
+
+
+SYSTEMS: Systems = {"dic": dic}

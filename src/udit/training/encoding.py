@@ -1,0 +1,92 @@
+"""Writing a run's latent cache, from Python and for ``udit encode``."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from udit import dist
+from udit.data.encode import plan_of, write_cache
+from udit.errors import UserError
+from udit.progress import progress_bar
+from udit.run.config import Run
+
+
+@dataclass(frozen=True)
+class EncodedCache:
+    """A latent cache that is complete."""
+
+    root: Path
+    """Its folder; train on it with ``latents=FOLDER``."""
+    images: int
+    mirrored: bool
+    """Whether every image's mirror image is there too."""
+    shape: tuple[int, int, int]
+    """Of what is kept of one image, [c, h, w]; a VAE's moments have twice its latent channels."""
+    dtype: str
+    """uint8 for pixels; float16 or float32 for a VAE's moments."""
+    shards: int
+    bytes: int
+    """Of all shards."""
+
+
+def encode(
+    run: Run,
+    out: Path | str,
+    *,
+    dtype: Literal["float16", "float32"] = "float16",
+    measure: bool = False,
+    shard_size: int = 1024,
+    batch_size: int = 32,
+    device: str = "auto",
+    world: dist.World | None = None,
+    progress: bool = True,
+) -> EncodedCache:
+    """Encodes every image of a run once and caches what its codec made of them; training then decodes no image.
+
+    Called again with the same arguments, it keeps the shards that are whole and writes the others; the bytes are the
+    same on any number of ranks.
+
+    Args:
+        run: names the data and the codec, e.g. of ``udit.load_run("folder", ["data.root=images"])``.
+        out: the folder of the cache.
+        dtype: of a VAE's posteriors; pixels stay uint8.
+        measure: normalise each latent channel with its mean and standard deviation over these images, not with the
+            VAE's factor.
+        shard_size: images per shard; an interruption loses at most one shard on each rank.
+        batch_size: images encoded at a time.
+        device: auto, cpu, cuda, cuda:N or mps.
+        world: this process's place among its peers; joins those of ``torchrun`` on ``device`` if not given.
+        progress: shows a bar on rank 0.
+
+    Returns:
+        The cache, on every rank.
+
+    Raises:
+        UserError: an image cannot be read, the folder holds another cache, or a size is not positive.
+        RunError: the disk refuses it, or a rank was lost.
+    """
+    for name, count in (("shard_size", shard_size), ("batch_size", batch_size)):
+        if count < 1:
+            raise UserError(f"{name} is {count}; it counts images, at least 1")
+    if run.latents is not None:
+        raise UserError(f"latents is {str(run.latents)!r} and a new cache is written to {out}; leave latents out")
+    root = Path(out).expanduser()
+    joined: AbstractContextManager[dist.World] = nullcontext(world) if world else dist.joined(device)
+    with joined as world, world.together():
+        source, codec = run.data.build(), run.codec.build()
+        plan = plan_of(run.data, source, codec, dtype=dtype, measured=measure, shard_size=shard_size)
+        mine = sum(plan.shard_sizes()[world.rank :: world.size])
+        with progress_bar(mine, "encode", "image", show=progress and world.is_main) as bar:
+            manifest = write_cache(root, plan, source, codec, world, batch_size=batch_size, on_images=bar.update)
+    return EncodedCache(
+        root=root,
+        images=plan.count,
+        mirrored=plan.mirrored,
+        shape=plan.shape,
+        dtype=plan.dtype,
+        shards=len(manifest.shards),
+        bytes=sum(facts.bytes for facts in manifest.shards),
+    )

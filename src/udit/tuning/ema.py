@@ -1,0 +1,88 @@
+"""Scoring EMA lengths against each other, from the snapshots of one run."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from udit import dist
+from udit.data.sources import parts_of
+from udit.errors import UserError
+from udit.evaluation.features import JudgeFeatures
+from udit.evaluation.image_set import ImageSet
+from udit.evaluation.score import judge_of
+from udit.evaluation.sets import reference_of
+from udit.evaluation.standard import Scores, save_sweep, score, tables
+from udit.files import write_text
+from udit.scoring import JUDGE, draw_samples, drawing_of, shards_of
+from udit.store import fingerprint, read_run_config
+from udit.training.posthoc import posthoc_ema
+
+SIGMA_RELS = (0.03, 0.05, 0.075, 0.10, 0.15, 0.20, 0.25)
+"""Lengths from short to nearly the mean over all steps."""
+
+
+@dataclass(frozen=True)
+class ScoredLength:
+    """The scores of one EMA length."""
+
+    sigma_rel: float
+    """Standard deviation of the average's profile over the steps."""
+    error: float
+    """Of the fit that rebuilt it, see ``PosthocAverage``."""
+    scores: Scores
+
+
+def sweep_ema(
+    run: Path | str,
+    sigma_rels: Sequence[float] = SIGMA_RELS,
+    *,
+    num_samples: int | None = None,
+    device: str = "auto",
+    progress: bool = True,
+) -> list[ScoredLength]:
+    """Scores EMAs of several lengths on the same seeds, with the run's own judge; writes RUN/evaluation.
+
+    There, ``metrics-ema-LENGTH.json`` has each length's scores, ``ema-sweep.md`` a table and ``ema-sweep.png`` a plot.
+    The Fréchet distances are of the judge's features, not the FID of the literature.
+
+    Args:
+        run: a run folder, trained with ``training.posthoc_ema``.
+        sigma_rels: the lengths, each above 0 and below 0.2887.
+        num_samples: images sampled for each; the run's own setting if None.
+        device: auto, cpu, cuda, cuda:N or mps.
+        progress: shows a bar.
+
+    Raises:
+        UserError: no lengths, no snapshots, or several processes.
+    """
+    if not sigma_rels:
+        raise UserError("sigma_rels is empty; give at least one length, e.g. 0.05")
+    folder = Path(run)
+    values = read_run_config(folder)
+    config = values.evaluation if num_samples is None else values.evaluation.replace(num_samples=num_samples)
+    target = folder / "evaluation"
+    world = dist.start(device)
+    if world.size > 1:
+        raise UserError("a sweep of EMA lengths runs as one process; start it without torchrun")
+    source = values.data.build()
+    parts = parts_of(source, values.data)
+    judge = JudgeFeatures(judge_of(source, parts.judge, config.judge_steps, target / JUDGE))
+    reference = reference_of(ImageSet.of_source(source, parts.train), judge)
+    drawing = {"name": None, **drawing_of(config, values.sampling)}
+    scored = []
+    for sigma_rel in sigma_rels:
+        average = posthoc_ema(folder, sigma_rel)
+        weights = fingerprint(average.system.backbone)
+        shards = shards_of(weights, config, values.sampling, target)
+        draw_samples(average.system, shards, config, values.sampling, world, progress)
+        subject = {"run": str(run), "weights": weights, "step": average.step, "sigma_rel": sigma_rel}
+        found = score(shards.images(), judge, reference, subject=subject, protocol=drawing)
+        found.write(target / f"metrics-ema-{sigma_rel:g}.json")
+        shards.remove()
+        scored.append(ScoredLength(sigma_rel, average.error, found))
+    named = [(f"{one.sigma_rel:g}", one.scores) for one in scored]
+    save_sweep(named, target / "ema-sweep.png")
+    write_text(target / "ema-sweep.md", tables(named) + "\n")
+    return scored
