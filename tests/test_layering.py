@@ -436,3 +436,60 @@ def test_every_package_is_described() -> None:
     for path in FILES:
         if path.name == "__init__.py":
             assert ast.get_docstring(tree(path)), path
+
+
+# ---- devices ---------------------------------------------------------------------------------------------------------
+
+OF_A_DEVICE = {"is_cuda", "is_cpu", "is_mps", "is_meta", "is_compiling", "is_exporting", "is_dynamo_compiling"}
+OF_KERNELS = {"usable", "available", "loaded", "is_available"}
+MAY_ASK = {
+    "udit.dist": "chooses a process's device, and how its group speaks",
+    "udit.training.learner": "options of AdamW, of DDP and of cuDNN by device, none of a forward",
+    "udit.tuning.search": "the processor's time is a fair clock on one thread of a CPU only",
+    "udit.models.build": "weights on meta stay without contents",
+    "udit.benchmarking.subjects": "a network that is measured in shapes alone is not loaded",
+}
+"""Modules outside ``ops`` that look at a device, and why; no forward is among them."""
+
+
+def device_checks(path: Path) -> Iterator[str]:
+    """Questions about devices, compilers or kernels."""
+    for node in ast.walk(tree(path)):
+        if isinstance(node, ast.Attribute) and node.attr in OF_A_DEVICE:
+            yield f"line {node.lineno}: {node.attr}"
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr in OF_KERNELS:
+            yield f"line {node.lineno}: {ast.unparse(node.func)}()"
+        if isinstance(node, ast.Compare):
+            for part in (node.left, *node.comparators):
+                if isinstance(part, ast.Attribute) and part.attr == "type" and "device" in ast.unparse(part):
+                    yield f"line {node.lineno}: {ast.unparse(node)}"
+
+
+@pytest.mark.parametrize("path", [path for path in FILES if unit(module(path)) != "ops"], ids=module)
+def test_no_device_or_kernel_is_asked_for_outside_of_operators(path: Path) -> None:
+    found = list(device_checks(path))
+    assert not found or module(path) in MAY_ASK, found
+    if module(path).startswith(("udit.nn", "udit.models")) and module(path) != "udit.models.build":
+        assert module(path) not in MAY_ASK
+
+
+def test_modules_that_may_ask_for_a_device_do() -> None:
+    for path in FILES:
+        if module(path) in MAY_ASK:
+            assert list(device_checks(path)), f"{module(path)} asks no more: strike it off MAY_ASK"
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "if x.is_cuda: pass",
+        "y = x.device.type == 'cpu'",
+        "y = device.type in ('cpu', 'cuda')",
+        "if torch.compiler.is_compiling(): pass",
+        "if kernel.available(): pass",
+        "if torch.cuda.is_available(): pass",
+    ],
+)
+def test_the_check_sees_what_asks_for_a_device(source: str, tmp_path: Path) -> None:
+    (tmp_path / "code.py").write_text(source)
+    assert list(device_checks(tmp_path / "code.py"))
