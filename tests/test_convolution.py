@@ -46,7 +46,6 @@ def test_gradients_are_those_of_torch_in_float64(size: tuple[int, int, int], inn
 
 
 @needs_compiler
-@pytest.mark.xfail(reason="the kernel sums all pixels in one chain", strict=True)
 def test_weights_gradient_of_many_pixels_is_summed_in_parts() -> None:
     """Terms of one sign: a chain's partial sums grow with each, and so does what a rounding of them takes away.
 
