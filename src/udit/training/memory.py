@@ -15,6 +15,7 @@ from torch.utils._pytree import tree_leaves
 
 from udit.assemble import denoiser_of, objective_of
 from udit.data.batches import share_of
+from udit.data.describe import describe
 from udit.dist import launched
 from udit.errors import UserError
 from udit.models.build import checkpoint_activations
@@ -113,7 +114,7 @@ def dry_run(run: Run, ranks: int | None = None) -> DryRun:
     missing = None
     if run.latents is None:
         try:
-            run.data.info()
+            describe(run.data)
         except UserError as error:
             missing = str(error)
     ranks = launched() if ranks is None else ranks
