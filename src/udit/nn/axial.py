@@ -104,7 +104,7 @@ def attend_windows(q: Tensor, k: Tensor, v: Tensor, size: int, shift: int) -> Te
 
 
 class AxialAttention(nn.Module):
-    """Cosine attention with a learned temperature per head and axial rotary positions.
+    """Cosine attention with a learned scale per head and axial rotary positions.
 
     Args:
         width: D.

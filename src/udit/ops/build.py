@@ -133,7 +133,7 @@ class CFunction:
         function = self._typed.get(dtype) or self._declare(dtype)
         given: list[Any] = []
         for argument, kind in zip(arguments, self.kinds, strict=True):
-            if kind is INT:
+            if not isinstance(kind, Pointer):
                 given.append(argument)
             elif isinstance(argument, Tensor):
                 right = argument.is_cpu and argument.dtype == (kind.dtype or dtype)
