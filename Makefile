@@ -6,7 +6,7 @@ EXTRAS := .[train,metrics,hub,dev]
 EXPORT := .[train,metrics,hub,dev,export]
 
 .DEFAULT_GOAL := help
-.PHONY: help install install-export demo digits test test-slow check bench bench-smoke bench-scan bench-export performance docs constraints clean
+.PHONY: help install install-export demo digits test test-isa test-slow check bench bench-smoke bench-scan bench-export performance docs constraints clean
 
 help:  ## Prints these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -49,6 +49,10 @@ digits: install  ## Trains and scores every family on the digits; skips those in
 # One thread per process: two processes fill two cores, and a fixed thread count keeps the last bits of sums fixed.
 test: install  ## Runs the fast tests on two processes
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
+
+# torch, oneDNN, MKL and our kernels are told to do with less than this processor has.
+test-isa: install  ## Runs the numerical tests under every instruction set of this processor, two processes each
+	$(BIN)/python tests/isa.py
 
 # A file's tests stay in one process: they share runs, traces and models that take long to make.
 test-slow: install-export  ## Runs the slow tests on two processes: kills, disk faults, full sizes (some need strace)

@@ -37,7 +37,7 @@ def this_processor() -> dict[str, str]:
         "torch": torch.__version__,
         "processor": _model(),
         "instructions": " ".join([torch.backends.cpu.get_cpu_capability(), *asked]),
-        "kernels": f"{native.architecture()}, {version.splitlines()[0]}" if version else "none",
+        "kernels": f"{os.environ.get('UDIT_MARCH') or 'native'}, {version.splitlines()[0]}" if version else "none",
     }
 
 

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import json
 import os
 import socket
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from unittest import mock
 
 import numpy as np
+import torch
 from PIL import Image
 from safetensors.torch import load_file
 
@@ -57,6 +60,17 @@ def train(out: Path, *overrides: str, curve: bool = False, stop: StopFlag | None
 def finished_at(out: Path, step: int) -> Outcome:
     """The outcome of a run that is through."""
     return Outcome(step, finished=True, out=out)
+
+
+@contextlib.contextmanager
+def steady_adam() -> Iterator[None]:
+    """For runs that are compared to rounding, in other batches or on another processor.
+
+    Adam's first steps are the gradient's sign, and that of a gradient which is zero but for rounding is chance. Its eps
+    is raised far above what rounding leaves of zero, about 1e-8, so that such gradients move nothing.
+    """
+    with mock.patch.object(torch.optim, "AdamW", functools.partial(torch.optim.AdamW, eps=1e-4)):
+        yield
 
 
 def metrics(out: Path) -> list[dict[str, object]]:

@@ -130,9 +130,9 @@ def test_a_picture_has_the_same_latents_and_a_latent_the_same_picture_in_any_bat
 def test_posterior_is_drawn_by_seed_and_place_alone_and_has_its_moments(vae: LatentVAE) -> None:
     raw = vae.raw(some_pixels(2))
     one = vae.normalise(raw, [(0, 7), (0, 8)])
-    assert torch.equal(vae.normalise(raw.flip(0), [(0, 8), (0, 7)]).flip(0), one)
-    assert not torch.equal(vae.normalise(raw, [(0, 7), (0, 9)])[1], one[1])
-    assert not torch.equal(vae.normalise(raw, [(1, 7), (0, 8)])[0], one[0])
+    torch.testing.assert_close(vae.normalise(raw.flip(0), [(0, 8), (0, 7)]).flip(0), one)
+    assert not torch.allclose(vae.normalise(raw, [(0, 7), (0, 9)])[1], one[1], atol=1e-2)
+    assert not torch.allclose(vae.normalise(raw, [(1, 7), (0, 8)])[0], one[0], atol=1e-2)
     drawn = torch.cat([vae.normalise(raw[:1], [(0, place)]) for place in range(4000)]) / 0.5 + 0.25
     mean, log_variance = raw[:1].chunk(2, dim=1)
     std = (0.5 * log_variance).exp()[0]

@@ -267,6 +267,8 @@ SLOW = (
     "ADM-256",
     "ADM-512",
 )
+SLOW += ("DiMSUM-B/2", "DiMSUM-L/2", "DiMSUM-L/2-celeba", "DiMSUM-XL/2")  # test_dimsum counts the first two
+SLOW += ("DiT-L/2", "SiT-B/2", "DiC-B", "ADM-128", "HDiT-oxford-flowers", "U-ViT-L/2")
 SLOW += ("U-DiT-L", "U-DiT-L-vanilla", "U-DiT-B-vanilla", "U-ViT-L/4", "U-ViT-L/4-512", "U-ViT-H/4-512", "DiT-B/8")
 """Rows like a quicker one."""
 

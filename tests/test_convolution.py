@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -9,6 +11,7 @@ from torch.nn.modules.module import register_module_forward_pre_hook
 from torch.utils.flop_counter import FlopCounterMode
 
 from conftest import gradients, needs_compiler
+from rounding import UNIT, assert_near_float64
 from udit.nn import native
 from udit.nn.convolution import NARROW, convolved
 from udit.nn.tokens import to_first, to_last
@@ -38,12 +41,22 @@ def draw(size: tuple[int, int, int], inner: int, outer: int) -> tuple[Tensor, Te
 def test_gradients_are_those_of_torch_in_float64(size: tuple[int, int, int], inner: int, outer: int) -> None:
     """Every odd end: chunks of rows and of maps, panels and tiles that are not full."""
     inputs, weights = draw(size, inner, outer), torch.randn(*size, outer)
-    ours = gradients(torch.ops.udit.convolution, *inputs, weights=weights)
-    torchs = gradients(plainly, *inputs, weights=weights)
-    truth = gradients(plainly, *(tensor.double() for tensor in inputs), weights=weights)
-    for mine, theirs, exact in zip(ours, torchs, truth, strict=True):
-        assert mine.shape == exact.shape
-        assert (mine - exact).abs().max() <= 3 * (theirs - exact).abs().max() + 4e-7 * exact.abs().max()
+    longest = max(math.prod(size), 9 * max(inner, outer))
+    assert_near_float64(torch.ops.udit.convolution, plainly, inputs, weights, longest)
+
+
+@needs_compiler
+@pytest.mark.xfail(reason="the kernel sums all pixels in one chain", strict=True)
+def test_weights_gradient_of_many_pixels_is_summed_in_parts() -> None:
+    """Terms of one sign: a chain's partial sums grow with each, and so does what a rounding of them takes away.
+
+    A sum of positive terms is off by no more than 2 sqrt(n) roundings, n the additions that one term goes through: in
+    parts of 512 pixels at most 512, and one for each part. A chain of all 65,536 pixels is off by three times that.
+    """
+    x, grad = torch.rand(16, 64, 64, NARROW), torch.rand(16, 64, 64, 1)
+    found = torch.ops.udit.convolution_weights(x, grad)
+    exact = torch.nn.grad.conv2d_weight(to_first(x.double()), (1, NARROW, 3, 3), to_first(grad.double()), padding=1)
+    assert ((found - exact) / exact).abs().max() <= 2 * math.sqrt(512 + 16 * 64 * 64 / 512) * UNIT
 
 
 @needs_compiler

@@ -14,6 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from conftest import gradients, needs_compiler
+from rounding import assert_near_float64
 from udit.nn import linear as module
 from udit.nn import native
 from udit.nn.linear import ROWS, affine, linear
@@ -40,13 +41,7 @@ def draw(rows: int, inner: int, outer: int) -> tuple[Tensor, Tensor, Tensor]:
 def test_values_and_gradients_are_those_of_torch_in_float64(sizes: tuple[int, int, int]) -> None:
     """Every odd end: tiles, panels, stretches of the sum and groups of columns that are not full."""
     inputs, weights = draw(*sizes), torch.randn(sizes[0], sizes[2])
-    ours = gradients(linear, *inputs, weights=weights)
-    truth = gradients(F.linear, *(tensor.double() for tensor in inputs), weights=weights)
-    torchs = gradients(F.linear, *inputs, weights=weights)
-    for mine, theirs, exact in zip(ours, torchs, truth, strict=True):
-        assert mine.dtype == torch.float32
-        assert mine.shape == exact.shape
-        assert (mine - exact).abs().max() <= 3 * (theirs - exact).abs().max() + 4e-7 * exact.abs().max()
+    assert_near_float64(linear, F.linear, inputs, weights, max(sizes))
 
 
 @needs_compiler

@@ -164,15 +164,18 @@ def test_respacing_strings_choose_the_steps() -> None:
 
 @pytest.mark.parametrize("sampler", ["ddpm", "ddim"])
 def test_image_of_a_seed_is_the_same_in_any_batch(sampler: str) -> None:
+    """To the bit for the noise; the network's batch is another, so the rest is the same to rounding."""
+
     def images(seeds: list[int]) -> Tensor:
         noise = SeededNoise(seeds, (2, 4, 4))
         return last(DATA.denoiser(SCHEDULE), noise(0), sampler=make_sampler(sampler), steps=5, noise=noise).x
 
     together = images([10, 11, 12, 13])
     for i in range(4):
-        assert torch.equal(images([10 + i])[0], together[i])
-    assert torch.equal(images([13, 10]), together[[3, 0]])
-    assert not torch.equal(together[0], together[1])
+        torch.testing.assert_close(images([10 + i])[0], together[i])
+        assert torch.equal(SeededNoise([10 + i], (2, 4, 4))(3)[0], SeededNoise([10, 11, 12, 13], (2, 4, 4))(3)[i])
+    torch.testing.assert_close(images([13, 10]), together[[3, 0]])
+    assert not torch.allclose(together[0], together[1], atol=1e-2)
 
 
 def test_seeded_noise_is_a_function_of_seed_and_step() -> None:
