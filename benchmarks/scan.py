@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import udit
-from udit.nn import native, scan
+from udit import ops
 
 ROUNDS = 7
 TOKENS, STATES = 256, 16
@@ -25,7 +25,9 @@ WIDTHS = (16, 32, 64, 128, 256, 512, 1024)
 
 def main() -> None:
     """Prints the table."""
-    kernel = "compiled kernel" if native.kernel("scan") else "no compiler, so all in PyTorch"
+    kernel = (
+        "compiled kernel" if ops.OPERATORS["selective_scan"].usable("cpu", "all") else "no compiler, so all in PyTorch"
+    )
     print(
         f"torch {torch.__version__}, udit {udit.__version__}, Python {platform.python_version()}, {platform.machine()} "
         f"{torch.backends.cpu.get_cpu_capability()}, {torch.get_num_threads()} threads, float32, {date.today()}, "
@@ -44,7 +46,7 @@ def forward(width: int) -> dict[str, Callable[[], object]]:
     inputs, _ = drawn(width)
     return {
         "plain": lambda: plain(*inputs),
-        "compiled": lambda: scan.selective_scan(*inputs),
+        "compiled": lambda: ops.selective_scan(*inputs),
         "PyTorch": lambda: in_pytorch(*inputs),
     }
 
@@ -55,8 +57,8 @@ def training(width: int) -> dict[str, Callable[[], object]]:
     leaves = [part.clone().requires_grad_() for part in inputs]
     return {
         "plain": lambda: torch.autograd.grad(plain(*leaves), leaves, grad),
-        "compiled": lambda: torch.autograd.grad(scan.selective_scan(*leaves), leaves, grad),
-        "PyTorch": lambda: in_pytorch_with_gradients(inputs, grad),
+        "compiled": lambda: torch.autograd.grad(ops.selective_scan(*leaves), leaves, grad),
+        "PyTorch": lambda: torch.autograd.grad(in_pytorch(*leaves), leaves, grad),
     }
 
 
@@ -70,16 +72,10 @@ def plain(x: Tensor, delta: Tensor, a: Tensor, b: Tensor, c: Tensor) -> Tensor:
     return torch.stack(out, 1)
 
 
-@torch.no_grad()
 def in_pytorch(*inputs: Tensor) -> Tensor:
     """What runs where nothing is compiled."""
-    return scan._forward(*inputs)[0]
-
-
-@torch.no_grad()
-def in_pytorch_with_gradients(inputs: list[Tensor], grad: Tensor) -> None:
-    """Its backward pass too."""
-    scan._backward(grad, *inputs, scan._forward(*inputs)[1])
+    with ops.kernels("off"):
+        return ops.selective_scan(*inputs)
 
 
 def drawn(width: int) -> tuple[list[Tensor], Tensor]:

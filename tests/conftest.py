@@ -14,8 +14,9 @@ from hypothesis import HealthCheck, settings
 from torch import Tensor, nn
 
 import udit
+from udit import ops
 from udit.cli import main
-from udit.nn import native
+from udit.ops import build
 
 torch.set_num_threads(1)  # the suite shares its cores; a second thread makes tiny networks slower, not faster
 settings.register_profile(
@@ -25,7 +26,7 @@ settings.load_profile("tests")
 
 DATA = Path(__file__).parent / "data"
 Told = Callable[..., str]
-needs_compiler = pytest.mark.skipif(native.find_compiler() is None, reason="no C++ compiler")
+needs_compiler = pytest.mark.skipif(build.find_compiler() is None, reason="no C++ compiler")
 """For what compares a kernel with itself; without a compiler, all else must still pass."""
 LAUNCHER = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 """What a launcher of several processes sets."""
@@ -71,7 +72,7 @@ def same_bits(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
 @pytest.fixture(autouse=True, scope="session")
 def _kernels_are_compiled() -> None:
     """Once, and not within a test that looks at what is told or how long it takes."""
-    native.describe()
+    ops.describe()
 
 
 @pytest.fixture(autouse=True)

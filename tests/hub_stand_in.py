@@ -16,6 +16,8 @@ MISSING = b'{"error": "not found"}'
 class Hub(ThreadingHTTPServer):
     """Serves the same files as the data set ``o/d`` and as the model ``o/m``, and remembers what was asked for."""
 
+    block_on_close = False  # connections that clients keep open end with their process
+
     def __init__(self, files: dict[str, bytes]) -> None:
         super().__init__(("127.0.0.1", 0), _Answers)
         self.files = files
@@ -37,8 +39,10 @@ def serving(files: dict[str, bytes]) -> Iterator[Hub]:
     """A hub that answers as long as the context lasts."""
     with Hub(files) as hub:
         Thread(target=hub.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
-        yield hub
-        hub.shutdown()
+        try:
+            yield hub
+        finally:
+            hub.shutdown()
 
 
 class _Answers(BaseHTTPRequestHandler):
@@ -59,7 +63,7 @@ class _Answers(BaseHTTPRequestHandler):
 
     def _answer(self) -> None:
         body = self.rfile.read(int(self.headers.get("Content-Length") or 0)).decode()
-        path = self.path.split("?")[0]
+        path, _, query = self.path.partition("?")
         self.server.asked.append(f"{self.command} {path}")
         files = self.server.files
         api = "/api/models/o/m" if path.startswith("/api/models/o/m") else "/api/datasets/o/d"
@@ -67,7 +71,7 @@ class _Answers(BaseHTTPRequestHandler):
             self._send_file(files.get(path.split("/resolve/", 1)[1].split("/", 1)[1]))
         elif path.startswith(f"{api}/tree/"):
             folder = path.removeprefix(f"{api}/tree/").partition("/")[2]
-            self._send(json.dumps(self._entries(folder)).encode())
+            self._send(json.dumps(self._entries(folder, "recursive=true" in query.lower())).encode())
         elif path.startswith(f"{api}/paths-info/"):
             self._send(json.dumps([self._entry(name) for name in files if name in body]).encode())
         elif path == api or path.startswith(f"{api}/revision/"):
@@ -79,9 +83,11 @@ class _Answers(BaseHTTPRequestHandler):
     def _entry(self, name: str) -> dict[str, object]:
         return {"type": "file", "path": name, "size": len(self.server.files[name]), "oid": "b" * 40}
 
-    def _entries(self, folder: str) -> list[dict[str, object]]:
+    def _entries(self, folder: str, recursive: bool) -> list[dict[str, object]]:
         here = f"{folder}/" if folder else ""
         inside = [name for name in self.server.files if name.startswith(here)]
+        if recursive:
+            return [self._entry(name) for name in inside]
         folders = {here + name[len(here) :].split("/")[0] for name in inside if "/" in name[len(here) :]}
         found: list[dict[str, object]] = [
             {"type": "directory", "path": name, "size": 0, "oid": "c" * 40} for name in sorted(folders)

@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from udit.nn import native
+from udit.ops import build
 
 Numbers = Tensor | float | Sequence[float] | Mapping[str, "Numbers"]
 """What is recorded: a tensor, a number, a list of them, or any of these by name."""
@@ -26,7 +26,7 @@ Numbers = Tensor | float | Sequence[float] | Mapping[str, "Numbers"]
 @cache
 def this_processor() -> dict[str, str]:
     """What bits depend on: torch, the processor's model, the instruction sets of torch, oneDNN and MKL, the kernels."""
-    compiler = native.find_compiler()
+    compiler = build.find_compiler()
     version = (
         subprocess.run([compiler, "--version"], capture_output=True, text=True, check=True).stdout if compiler else ""
     )

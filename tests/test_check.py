@@ -32,12 +32,12 @@ def test_every_bad_file_is_one_line_in_little_memory(tmp_path: Path) -> None:
     lines = out.splitlines()
     assert lines[:3] == [
         f"class folder '{root}/empty' holds no PNG, JPEG, WebP or GIF; add some or remove it",
-        f"picture '{root}/class-2/3.png' cannot be read (image file is truncated); replace or remove it",
-        f"picture '{root}/class-4/bomb.png' is larger than 50 million pixels; shrink or remove it",
+        f"image '{root}/class-2/3.png' cannot be read (image file is truncated); replace or remove it",
+        f"image '{root}/class-4/bomb.png' is larger than 50 million pixels; shrink or remove it",
     ]
     assert lines[-3:] == [
         "sizes: 54 of 64x64; shorter sides 64 to 64",
-        f"note: 1 is CMYK, made RGB without its colour profile, e.g. '{root}/class-7/cmyk.jpg'",
+        f"note: CMYK, converted to RGB without its colour profile (1 file, e.g. '{root}/class-7/cmyk.jpg')",
         "3 bad",
     ]
     assert re.search(r"^class-2 +6 +1$", out, re.MULTILINE)
@@ -49,8 +49,8 @@ def test_training_refuses_each_of_them_before_the_first_step_in_little_memory(tm
     root, out = troubled(tmp_path / "data"), tmp_path / "out"
     for bad, said in {
         root / "empty": f"class folder '{root}/empty' holds no PNG",
-        root / "class-2" / "3.png": f"picture '{root}/class-2/3.png' cannot be read (image file is truncated)",
-        root / "class-4" / "bomb.png": f"picture '{root}/class-4/bomb.png' is larger than 50 million pixels",
+        root / "class-2" / "3.png": f"image '{root}/class-2/3.png' cannot be read (image file is truncated)",
+        root / "class-4" / "bomb.png": f"image '{root}/class-4/bomb.png' is larger than 50 million pixels",
     }.items():
         code, said_out, errors, megabytes = peak_megabytes(TRAIN, root, f"out={out}")
         assert (code, said_out) == (2, "")
@@ -76,15 +76,15 @@ def test_what_is_converted_is_noted_with_an_example(tmp_path: Path, capsys: pyte
     assert "formats: 5 PNG, 1 GIF, 1 JPEG\n" in said
     assert "sizes: 4 of 8x8, 3 of 12x10; shorter sides 8 to 10\n" in said
     for line in (
-        f"1 is a copy of another, e.g. '{root}/again.png' of '{root}/1.png'",
-        f"1 is transparent, laid on white, e.g. '{root}/clear.png'",
-        f"1 is 16-bit, of which the high byte is kept, e.g. '{root}/deep.png'",
-        f"1 is animated, of which the first frame is taken, e.g. '{root}/moving.gif'",
-        f"1 is turned upright by EXIF, e.g. '{root}/turned.jpg'",
-        f"1 is no PNG, JPEG, WebP or GIF by name, and left out, e.g. '{root}/notes.txt'",
+        f"copy of another file (1 file, e.g. '{root}/again.png' of '{root}/1.png')",
+        f"transparent, composited on white (1 file, e.g. '{root}/clear.png')",
+        f"16-bit, reduced to 8 bits (1 file, e.g. '{root}/deep.png')",
+        f"animated, reduced to the first frame (1 file, e.g. '{root}/moving.gif')",
+        f"rotated upright by EXIF (1 file, e.g. '{root}/turned.jpg')",
+        f"skipped: unsupported extension (1 file, e.g. '{root}/notes.txt')",
     ):
         assert f"note: {line}\n" in said
-    assert said.endswith("nothing bad\n")
+    assert said.endswith("no problems found\n")
 
 
 def test_names_that_cannot_be_printed_are_escaped(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -115,7 +115,7 @@ def test_folder_that_passes_is_remembered_until_a_file_is_touched(
 def test_idx_files_and_npz_are_counted_or_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     said = succeeds(capsys, "data", "check", str(garments(tmp_path / "idx")))
     assert re.search(r"^0 +4 +0\n", said, re.MULTILINE)
-    assert re.search(r"^kept for testing +10 +0\n", said, re.MULTILINE)
+    assert re.search(r"^test images +10 +0\n", said, re.MULTILINE)
     assert "sizes: 50 of 28x28" in said
     np.savez(tmp_path / "x.npz", images=np.zeros((4, 6, 5, 3), np.uint8), labels=np.array([0, 1, 1, 1]))
     said = succeeds(capsys, "data", "check", str(tmp_path / "x.npz"))

@@ -19,6 +19,7 @@ from runs import RECIPE, SMALL, metrics, pictures, small_run, state_hash, train
 from udit.data.codec import Codec, Identity, LatentVAE, SpaceToDepth, encode
 from udit.data.codec_config import IdentityCodec, SpaceToDepthCodec, VAECodec, codec_from
 from udit.data.config import DataInfo
+from udit.data.vae import complete
 from udit.errors import UserError
 from udit.run.recipes import load_run
 from udit.run.system import SystemConfig
@@ -35,7 +36,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def vae(folder: Path) -> LatentVAE:
-    return VAECodec(source=str(folder)).resolved().build()
+    return complete(VAECodec(source=str(folder))).build()
 
 
 def some_pixels(count: int = 3, channels: int = 1, size: int = 8) -> torch.Tensor:
@@ -100,7 +101,7 @@ def test_vae_writes_down_what_its_own_config_says(folder: Path, vae: LatentVAE) 
 
 def test_means_and_deviations_of_a_vae_become_shift_and_scale_of_each_channel(tmp_path: Path) -> None:
     source = tiny_vae(tmp_path / "v", latents_mean=(1.0, -1.0), latents_std=(2.0, 4.0), shift_factor=None)
-    config = VAECodec(source=str(source)).resolved()
+    config = complete(VAECodec(source=str(source)))
     assert (config.scale, config.shift) == ((0.25, 0.125), (1.0, -1.0))
     codec = config.build()
     z = codec.raw(some_pixels())[:, :2]
@@ -141,13 +142,13 @@ def test_posterior_is_drawn_by_seed_and_place_alone_and_has_its_moments(vae: Lat
 
 
 def test_mode_ignores_the_keys(folder: Path) -> None:
-    codec = VAECodec(source=str(folder), posterior="mode").resolved().build()
+    codec = complete(VAECodec(source=str(folder), posterior="mode")).build()
     raw = codec.raw(some_pixels(1))
     assert torch.equal(codec.normalise(raw, [(0, 7)]), codec.normalise(raw))
 
 
 def test_tiles_cover_large_pictures(folder: Path) -> None:
-    codec = VAECodec(source=str(folder), tiling=True).resolved().build()
+    codec = complete(VAECodec(source=str(folder), tiling=True)).build()
     pixels = some_pixels(1, size=32)
     x = encode(codec, pixels)
     assert x.shape == (1, 2, 16, 16)
@@ -160,11 +161,11 @@ def test_tiles_cover_large_pictures(folder: Path) -> None:
 def test_another_vae_is_refused_by_name(folder: Path, vae: LatentVAE, tmp_path: Path, one_line: OneLine) -> None:
     other = tiny_vae(tmp_path / "other", seed=1)
     config = vae.config.replace(source=str(other))
-    for attempt in (config.build, config.resolved):
+    for attempt in (config.build, lambda: complete(config)):
         with pytest.raises(UserError) as error:
             attempt()
         assert str(vae.config.sha256)[:12] in one_line(error.value)
-        assert "a decode by another VAE is noise" in one_line(error.value)
+        assert "decoding with another VAE gives noise" in one_line(error.value)
 
 
 @pytest.mark.parametrize(
@@ -182,7 +183,7 @@ def test_numbers_that_are_not_the_vaes_are_named(
     folder: Path, change: dict[str, object], wanted: str, one_line: OneLine
 ) -> None:
     with pytest.raises(UserError) as error:
-        VAECodec(source=str(folder)).replace(**change).resolved().build()
+        complete(VAECodec(source=str(folder)).replace(**change)).build()
     assert wanted in one_line(error.value)
 
 
@@ -209,13 +210,13 @@ def test_broken_vae_folders_are_told_in_one_line(folder: Path, tmp_path: Path, o
     }
     for name, text in wanted.items():
         with pytest.raises(UserError) as error:
-            VAECodec(source=str(tmp_path / name)).resolved().build()
+            complete(VAECodec(source=str(tmp_path / name))).build()
         assert text in one_line(error.value), name
 
 
 def test_vae_for_colour_refuses_grey_pictures(tmp_path: Path, one_line: OneLine) -> None:
-    codec = VAECodec(source=str(tiny_vae(tmp_path / "v", channels=3))).resolved().build()
-    with pytest.raises(UserError, match="the pictures have 1 channels and the VAE at"):
+    codec = complete(VAECodec(source=str(tiny_vae(tmp_path / "v", channels=3)))).build()
+    with pytest.raises(UserError, match="the images have 1 channels and the VAE at"):
         codec.raw(some_pixels())
 
 
@@ -225,8 +226,8 @@ def test_unreachable_hub_is_told_in_one_line(
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     full = VAECodec(source="owner/name", channels=4, factor=8, scale=0.18215, shift=0.0)
-    assert full.resolved() == full
-    for attempt in (VAECodec(source="owner/name").resolved, full.build):
+    assert complete(full) == full
+    for attempt in (lambda: complete(VAECodec(source="owner/name")), full.build):
         with pytest.raises(UserError) as error:
             attempt()
         assert "the VAE at 'owner/name' is no folder, and the hub gave none" in one_line(error.value)
@@ -236,7 +237,7 @@ def test_unreachable_hub_is_told_in_one_line(
     ("words", "wanted"),
     [
         (["codec=space-to-deph"], "codec.kind is 'space-to-deph'; did you mean 'space-to-depth'?"),
-        (["codec=space-to-depth", "codec.factor=3"], "pictures of 8x8 do not split into squares of 3"),
+        (["codec=space-to-depth", "codec.factor=3"], "images of 8x8 do not split into squares of 3"),
         (["codec=space-to-depth", "codec.fator=2"], "unknown key 'codec.fator'; did you mean 'factor'?"),
         (["codec=7"], "codec.kind is 7"),
         (["codec=vae"], "codec.source is missing"),
@@ -298,7 +299,9 @@ def test_model_folder_finds_its_vae_where_it_says_or_beside_itself(
     assert np.load(tmp_path / "s" / "samples.npz")["arr_0"].shape == (1, 8, 8, 1)
     shutil.rmtree(model / "vae")
     tiny_vae(model / "vae", seed=1)
-    assert "a decode by another VAE is noise" in told("sample", str(model), "--n", "1", "--out", str(tmp_path / "t"))
+    assert "decoding with another VAE gives noise" in told(
+        "sample", str(model), "--n", "1", "--out", str(tmp_path / "t")
+    )
     shutil.rmtree(model / "vae")
     assert "is no folder" in told("sample", str(model), "--n", "1", "--out", str(tmp_path / "t"))
 

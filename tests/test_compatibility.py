@@ -33,7 +33,7 @@ from udit.evaluation.standard import Scores
 from udit.exporting.folder import load as load_graph
 from udit.exporting.manifest import read_manifest
 from udit.images import read_pixels, read_settings
-from udit.nn import native
+from udit.ops import build
 from udit.run.config import Run
 from udit.run.recipes import load_run, read_yaml
 from udit.store import fingerprint, read_config
@@ -136,9 +136,9 @@ def test_resuming_an_older_run_warns_of_nothing_but_another_torch(
 ) -> None:
     """Kernels are told in other words where none are compiled here; then the warning is true."""
     told = [record.getMessage() for record in resumed[1]]
-    if native.find_compiler() is not None:
+    if build.find_compiler() is not None:
         assert not [line for line in told if line.startswith("kernels")]
-    if recorded()["machine"]["torch"] == torch.__version__ and native.find_compiler() is not None:
+    if recorded()["machine"]["torch"] == torch.__version__ and build.find_compiler() is not None:
         assert told == []
 
 

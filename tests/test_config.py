@@ -16,13 +16,15 @@ from hypothesis import strategies as st
 
 from pictures import folder, garments
 from udit.data.config import DigitsData
+from udit.data.describe import describe
 from udit.diffusion.config import DDPMConfig, SamplingConfig
 from udit.errors import UserError, nearest
 from udit.models.catalog import CATALOG
 from udit.models.udit.config import UDiTConfig
 from udit.nn.specs import Downsampled, Mlp, RepConv
-from udit.run.config import Run, changed_keys, resolve
+from udit.run.config import Run, changed_keys
 from udit.run.recipes import list_recipes, load_run, parse_yaml, read_recipe, to_yaml
+from udit.run.resolve import resolve
 from udit.spec.base import Spec
 
 Path_ = tuple[str, ...]
@@ -76,16 +78,16 @@ def test_every_misspelt_key_is_refused_and_the_right_one_named(values: dict[str,
 
 
 BAD_VALUES = [
-    ("training.lr=abc", "training: lr is 'abc'; it takes a number"),
-    ("training.lr=true", "training: lr is True; it takes a number"),
-    ('training.steps="10"', "training: steps is '10'; it takes a number"),
+    ("training.lr=abc", "training.lr is 'abc'; it takes a number"),
+    ("training.lr=true", "training.lr is True; it takes a number"),
+    ('training.steps="10"', "training.steps is '10'; it takes a number"),
     ("training.steps=10.5", "training.steps is 10.5"),
     ("training.steps=0", "training.steps is 0: input should be greater than 0"),
     ("training.steps=", "training.steps is None"),
-    ("training.compile=1", "training: compile is 1; it takes true or false"),
-    ("training.compile=yes", "training: compile is 'yes'; it takes true or false"),
+    ("training.compile=1", "training.compile is 1; it takes true or false"),
+    ("training.compile=yes", "training.compile is 'yes'; it takes true or false"),
     ("training.checkpoint_activations=selectve", "'selectve'; it takes true, false or 'selective'"),
-    ("training.betas=[0.9, true]", "training: betas is True"),
+    ("training.betas=[0.9, true]", "training.betas.1 is True; it takes a number"),
     ("training.betas=[0.9]", "training.betas.1 is missing"),
     ("training.betas=[0.9, 1.0]", "training.betas.1 is 1.0"),
     ("training.betas=0.9", "training.betas is 0.9"),
@@ -131,7 +133,10 @@ BAD_VALUES = [
     ("model.ffn.branches=[3, 5]", "largest first"),
     ("model.ffn.ratio=0.01", "leaves no hidden channel"),
     ("sampling.sampler=ddim", "a flow model takes flow-euler"),
-    ("diffusion.kind=ddpm + sampling.sampler=ddim + diffusion.steps=10", "sampling.steps is 15; the schedule has 10"),
+    (
+        "diffusion.kind=ddpm + sampling.sampler=ddim + diffusion.steps=10",
+        "sampling.steps is 15 and the schedule has 10",
+    ),
     ("diffusion.kind=ddpm + sampling.sampler=flow-euler", "a ddpm model takes ddim, ddpm"),
     ("sampling.sampler=dim", "'ddim'"),
     ("sampling.guidance=-1", "sampling.guidance is -1"),
@@ -144,7 +149,7 @@ BAD_VALUES = [
     ("=5", "'=5' is no override"),
     ("training.lr.x=5", "'training.lr' is a value, not a section"),
     ("nothing.lr=5", "unknown key 'nothing'"),
-    ("training.lr=[", "is no YAML"),
+    ("training.lr=[", "is not valid YAML"),
 ]
 
 
@@ -354,7 +359,7 @@ def test_folded_config_is_its_own_folded_config() -> None:
 
 
 def test_digits_are_described_without_being_loaded() -> None:
-    info = DigitsData().info()
+    info = describe(DigitsData())
     assert (info.channels, info.height, info.width, len(info.id2label)) == (1, 8, 8, 10)
 
 

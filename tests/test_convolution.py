@@ -10,11 +10,11 @@ from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_pre_hook
 from torch.utils.flop_counter import FlopCounterMode
 
-from conftest import gradients, needs_compiler
+from conftest import needs_compiler
 from rounding import UNIT, assert_near_float64
-from udit.nn import native
-from udit.nn.convolution import NARROW, convolved
-from udit.nn.tokens import to_first, to_last
+from udit.ops import build, convolve, to_first, to_last
+from udit.ops.convolution import OPERATOR, WEIGHTS
+from udit.ops.convolution.cpu import NARROW
 
 
 def plainly(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
@@ -42,7 +42,7 @@ def test_gradients_are_those_of_torch_in_float64(size: tuple[int, int, int], inn
     """Every odd end: chunks of rows and of maps, panels and tiles that are not full."""
     inputs, weights = draw(size, inner, outer), torch.randn(*size, outer)
     longest = max(math.prod(size), 9 * max(inner, outer))
-    assert_near_float64(torch.ops.udit.convolution, plainly, inputs, weights, longest)
+    assert_near_float64(OPERATOR, plainly, inputs, weights, longest)
 
 
 @needs_compiler
@@ -54,7 +54,7 @@ def test_weights_gradient_of_many_pixels_is_summed_in_parts() -> None:
     parts of 512 pixels at most 512, and one for each part. A chain of all 65,536 pixels is off by three times that.
     """
     x, grad = torch.rand(16, 64, 64, NARROW), torch.rand(16, 64, 64, 1)
-    found = torch.ops.udit.convolution_weights(x, grad)
+    found = WEIGHTS(x, grad)
     exact = torch.nn.grad.conv2d_weight(to_first(x.double()), (1, NARROW, 3, 3), to_first(grad.double()), padding=1)
     assert ((found - exact) / exact).abs().max() <= 2 * math.sqrt(512 + 16 * 64 * 64 / 512) * UNIT
 
@@ -62,17 +62,17 @@ def test_weights_gradient_of_many_pixels_is_summed_in_parts() -> None:
 @needs_compiler
 def test_the_kernel_makes_the_weight_s_gradient_of_a_layer_that_learns(monkeypatch: pytest.MonkeyPatch) -> None:
     called: list[str] = []
-    monkeypatch.setattr(native, "call", lambda name, *_: called.append(name))
+    monkeypatch.setattr(build.CFunction, "__call__", lambda self, *_: called.append(self.name))
     layer = nn.Conv2d(NARROW, 8, 3, padding=1)
     x = torch.randn(2, 4, 4, NARROW)
-    convolved(x, layer).sum().backward()
-    assert called == ["convolution"]
+    convolve(layer, x).sum().backward()
+    assert called == ["weights"]
     with torch.no_grad():
-        convolved(x, layer)
+        convolve(layer, x)
     x.requires_grad_()
-    convolved(x, layer.requires_grad_(False)).sum().backward()
+    convolve(layer.requires_grad_(False), x).sum().backward()
     assert x.grad is not None
-    assert called == ["convolution"]
+    assert called == ["weights"]
 
 
 @pytest.mark.parametrize(
@@ -89,9 +89,9 @@ def test_the_kernel_makes_the_weight_s_gradient_of_a_layer_that_learns(monkeypat
     ids=str,
 )
 def test_any_other_layer_is_called(layer: nn.Module, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delattr(native, "call")
+    monkeypatch.delattr(build.CFunction, "__call__")
     x = torch.randn(2, 8, 8, 32, requires_grad=True)
-    out = convolved(x, layer)
+    out = convolve(layer, x)
     assert torch.equal(out, to_last(layer(to_first(x))))
     out.sum().backward()
 
@@ -99,7 +99,7 @@ def test_any_other_layer_is_called(layer: nn.Module, monkeypatch: pytest.MonkeyP
 @needs_compiler
 def test_no_pictures_have_a_gradient_of_zero() -> None:
     layer = nn.Conv2d(NARROW, 8, 3, padding=1)
-    convolved(torch.randn(0, 8, 8, NARROW), layer).sum().backward()
+    convolve(layer, torch.randn(0, 8, 8, NARROW)).sum().backward()
     assert layer.weight.grad is not None
     assert not layer.weight.grad.any()
 
@@ -107,30 +107,19 @@ def test_no_pictures_have_a_gradient_of_zero() -> None:
 def test_hooks_see_a_layer_that_is_watched() -> None:
     layer, x, seen = nn.Conv2d(16, 16, 3, padding=1), torch.randn(1, 4, 4, 16), []
     with layer.register_forward_hook(lambda *_: seen.append("its own")):
-        convolved(x, layer)
+        convolve(layer, x)
     with register_module_forward_pre_hook(lambda *_: seen.append("all")):
-        convolved(x, layer)
+        convolve(layer, x)
     assert seen == ["its own", "all"]
     with torch.autocast("cpu", torch.bfloat16):
-        assert convolved(x, nn.Identity()).dtype == torch.float32
-
-
-@needs_compiler
-def test_any_number_of_threads_gives_the_same_bits() -> None:
-    inputs, weights = draw((5, 20, 20), 50, 30), torch.randn(5, 20, 20, 30)
-    results = []
-    for threads in (1, 2, 7):
-        torch.set_num_threads(threads)
-        results.append(gradients(torch.ops.udit.convolution, *inputs, weights=weights)[2])
-    torch.set_num_threads(1)
-    assert all(torch.equal(results[0], other) for other in results[1:])
+        assert convolve(nn.Identity(), x).dtype == torch.float32
 
 
 @needs_compiler
 def test_work_is_counted_as_torch_s() -> None:
     layer, x = nn.Conv2d(16, 24, 3, padding=1), torch.randn(2, 6, 5, 16, requires_grad=True)
     counts = []
-    for call in (lambda: convolved(x, layer), lambda: to_last(layer(to_first(x)))):
+    for call in (lambda: convolve(layer, x), lambda: to_last(layer(to_first(x)))):
         with FlopCounterMode(display=False) as counter:
             call().sum().backward()
         counts.append(counter.get_total_flops())

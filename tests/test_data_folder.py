@@ -48,6 +48,7 @@ def test_files_of_other_kinds_are_told(tmp_path: Path, caplog: pytest.LogCapture
     noise(9, 9).save(tmp_path / "a" / "x.bmp")
     ImageFolder(tmp_path, 8, 3)
     assert "1 files" in caplog.text
+    assert "skipped: unsupported extension" in caplog.text
     assert "x.bmp" in caplog.text
 
 
@@ -64,7 +65,7 @@ def test_verify_finds_every_bad_picture_and_names_the_first(tmp_path: Path) -> N
     folder(tmp_path, a=3, b=3)
     (tmp_path / "a" / "2.png").write_bytes(b"no picture")
     (tmp_path / "b" / "1.png").write_bytes(b"no picture")
-    with pytest.raises(UserError, match=r"a/2.png' cannot be read .*2 of 6 pictures are unusable"):
+    with pytest.raises(UserError, match=r"a/2.png' cannot be read .*2 of 6 images are unusable"):
         ImageFolder(tmp_path, 8, 3).verify()
 
 

@@ -13,6 +13,7 @@ import pytest
 
 from pictures import mutated
 from udit.data.config import NpzData
+from udit.data.describe import describe
 from udit.data.npz import npz_file
 from udit.data.sources import parts_of
 from udit.errors import UserError
@@ -41,7 +42,7 @@ def test_pictures_come_back_as_they_were_written(tmp_path: Path, images: str, la
 def test_grey_pictures_have_one_channel(tmp_path: Path, shape: tuple[int, ...]) -> None:
     path = saved(tmp_path, images=COLOUR[..., 0].reshape(shape), labels=LABELS)
     assert np.array_equal(npz_file(path).pixels[:, 0], COLOUR[..., 0])
-    info = NpzData(path=path).info()
+    info = describe(NpzData(path=path))
     assert (info.channels, info.height, info.width, info.id2label) == (1, 4, 5, ("0", "1", "2"))
 
 
@@ -49,20 +50,20 @@ def test_its_own_test_pictures_are_held_out(tmp_path: Path) -> None:
     path = saved(tmp_path, train_images=COLOUR, train_labels=LABELS, test_images=COLOUR[:2], test_labels=LABELS[:2])
     data = NpzData(path=path, test_share=None, classes=("a", "b", "c"))
     assert parts_of(data.build(), data).test.tolist() == [6, 7]
-    assert data.info().id2label == ("a", "b", "c")
+    assert describe(data).id2label == ("a", "b", "c")
 
 
 BAD: dict[str, tuple[dict[str, Any], str]] = {
-    "other names": ({"pictures": COLOUR, "labels": LABELS}, "holds labels, pictures; needed are arrays called"),
-    "floats": ({"images": COLOUR / 255, "labels": LABELS}, "is float64; pictures are uint8"),
-    "two channels": ({"images": COLOUR[..., :2], "labels": LABELS}, "is [6, 4, 5, 2]; pictures are"),
-    "no pictures": ({"images": COLOUR[:0], "labels": LABELS[:0]}, "promises uint8 [0, 4, 5, 3]"),
-    "too few labels": ({"images": COLOUR, "labels": LABELS[:5]}, "holds 6 pictures in images and 5 labels"),
+    "other names": ({"pictures": COLOUR, "labels": LABELS}, "holds labels, pictures; it needs arrays named"),
+    "floats": ({"images": COLOUR / 255, "labels": LABELS}, "is float64; images are uint8"),
+    "two channels": ({"images": COLOUR[..., :2], "labels": LABELS}, "is [6, 4, 5, 2]; images are"),
+    "no pictures": ({"images": COLOUR[:0], "labels": LABELS[:0]}, "its header says uint8 [0, 4, 5, 3]"),
+    "too few labels": ({"images": COLOUR, "labels": LABELS[:5]}, "holds 6 images in images and 5 labels"),
     "real labels": ({"images": COLOUR, "labels": LABELS / 2}, "labels are whole numbers"),
     "one hot": ({"images": COLOUR, "labels": np.eye(6, dtype=int)}, "labels are whole numbers [N] or [N, 1]"),
     "negative": ({"images": COLOUR, "labels": LABELS - 1}, "has a label -1; labels count from 0"),
     "many classes": ({"images": COLOUR, "labels": LABELS + 1}, "has a label 3 in labels where there are 3 classes"),
-    "objects": ({"images": COLOUR, "labels": np.array([object()] * 6)}, "promises object [6]"),
+    "objects": ({"images": COLOUR, "labels": np.array([object()] * 6)}, "its header says object [6]"),
 }
 
 
@@ -83,8 +84,8 @@ def test_header_that_promises_more_than_there_is_is_refused_before_memory_is_tak
         with zipfile.ZipFile(tmp_path / "x.npz", "w") as archive:
             archive.writestr("images.npy", stream.getvalue() + body)
             archive.writestr("labels.npy", b"")
-        for read in (npz_file, lambda path: NpzData(path=path).info()):
-            with pytest.raises(UserError, match=r"header promises uint8 \[1099511627776, 8, 8\]"):
+        for read in (npz_file, lambda path: describe(NpzData(path=path))):
+            with pytest.raises(UserError, match=r"header says uint8 \[1099511627776, 8, 8\]"):
                 read(tmp_path / "x.npz")
 
 

@@ -111,7 +111,7 @@ def test_open_file_is_read_as_its_path_is_and_named_as_asked() -> None:
     path = DATA / "pictures" / "rgba.png"
     with path.open("rb") as stream:
         assert np.array_equal(decode(stream, 16, 3), decode(path, 16, 3))
-    with pytest.raises(UserError, match=r"^picture 'row 7' cannot be read \(no PNG, JPEG, WebP or GIF\)"):
+    with pytest.raises(UserError, match=r"^image 'row 7' cannot be read \(not a PNG, JPEG, WebP or GIF\)"):
         decode(io.BytesIO(b"nothing"), 16, 3, name="row 7")
 
 
@@ -221,7 +221,7 @@ def test_programs_in_the_clothes_of_a_picture_are_not_run(tmp_path: Path, suffix
     starts = [b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n", b"SIMPLE  =                    T", b"%PDF-1.4\n"]
     for start in starts:
         (tmp_path / f"x.{suffix}").write_bytes(start + bytes(3000))
-        with pytest.raises(UserError, match=r"no PNG, JPEG, WebP or GIF"):
+        with pytest.raises(UserError, match=r"not a PNG, JPEG, WebP or GIF"):
             decode(tmp_path / f"x.{suffix}", 8, 3)
 
 

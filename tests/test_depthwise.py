@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import concurrent.futures
 import functools
 import math
-import os
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -19,8 +16,8 @@ from torch.utils.flop_counter import FlopCounterMode
 import udit
 from conftest import TINY, batch, gradients, needs_compiler, perturb
 from rounding import assert_near_float64
-from udit.nn import native
-from udit.nn.depthwise import depthwise
+from udit import ops
+from udit.ops import depthwise
 
 
 def plain(x: Tensor, kernel: Tensor, bias: Tensor) -> Tensor:
@@ -37,11 +34,6 @@ def plain_behind_gelu(x: Tensor, kernel: Tensor, bias: Tensor) -> Tensor:
 def draw(shape: tuple[int, ...], side: int) -> tuple[Tensor, Tensor, Tensor]:
     width = shape[-1]
     return torch.randn(shape), torch.randn(width, 1, side, side), torch.randn(width)
-
-
-def test_a_compiler_that_is_there_yields_a_kernel() -> None:
-    """Else every other test here would compare torch with itself."""
-    assert (native.kernel("depthwise") is not None) is (native.find_compiler() is not None)
 
 
 @pytest.mark.parametrize("side", [3, 5])
@@ -114,18 +106,6 @@ def test_views_of_any_layout_are_taken() -> None:
     )
 
 
-@needs_compiler
-def test_any_number_of_threads_gives_the_same_bits() -> None:
-    inputs, weights = draw((3, 12, 12, 70), 5), torch.randn(3, 12, 12, 70)
-    results = []
-    for threads in (1, 2, 5):
-        torch.set_num_threads(threads)
-        results.append(gradients(depthwise, *inputs, weights=weights))
-    torch.set_num_threads(1)
-    for other in results[1:]:
-        assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
-
-
 def test_operations_are_counted_with_the_kernel_and_without() -> None:
     """Backwards only the kernel's: torch counts its own gradient as if every channel met every other."""
     forward = 2 * 25 * 2 * 8 * 8 * 32
@@ -135,18 +115,8 @@ def test_operations_are_counted_with_the_kernel_and_without() -> None:
             out = depthwise(*inputs)
             assert counter.get_total_flops() == forward
             out.sum().backward()
-        if device == "cpu" and native.kernel("depthwise"):
+        if device == "cpu" and ops.OPERATORS["depthwise"].usable("cpu", "all"):
             assert counter.get_total_flops() == 3 * forward
-
-
-def test_compiled_graphs_hold_it_unbroken() -> None:
-    torch._dynamo.reset()
-    inputs, weights = draw((2, 8, 8, 32), 5), torch.randn(2, 8, 8, 32)
-    compiled = torch.compile(depthwise, fullgraph=True, backend="aot_eager")
-    for mine, true in zip(
-        gradients(compiled, *inputs, weights=weights), gradients(depthwise, *inputs, weights=weights), strict=True
-    ):
-        assert torch.equal(mine, true)
 
 
 def test_a_network_loads_without_the_compiler_of_graphs() -> None:
@@ -165,73 +135,12 @@ def test_exported_programs_know_torch_alone() -> None:
     torch.testing.assert_close(program.module()(x, t, y), model(x, t, y), atol=1e-5, rtol=1e-5)
 
 
-def test_a_network_says_the_same_without_a_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_network_gives_the_same_without_kernels() -> None:
     model = perturb(udit.build("U-DiT-S", **TINY)).eval()
     outs = [model(*batch(model))]
-    monkeypatch.setattr("udit.nn.native.compiled", lambda name: False)
-    outs.append(model(*batch(model)))
+    with ops.kernels("off"):
+        outs.append(model(*batch(model)))
     torch.testing.assert_close(*outs, atol=1e-5, rtol=1e-5)
-
-
-def test_no_compiler_is_told_once_and_torch_runs(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    monkeypatch.setenv("CXX", "no-such-compiler")
-    monkeypatch.setattr(native, "kernel", functools.cache(native.kernel.__wrapped__))
-    with caplog.at_level("INFO"):
-        assert native.kernel("depthwise") is None
-        assert native.kernel("depthwise") is None
-    assert [record.message for record in caplog.records] == [
-        "no C++ compiler: depthwise runs on torch's own, slower operator"
-    ]
-
-
-def test_a_compiler_that_fails_is_told_in_one_line(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, tmp_path: Path
-) -> None:
-    broken = tmp_path / "c++"
-    broken.write_text(
-        "#!/bin/sh\n[ \"$1\" = --version ] && echo 1 && exit\necho 'error: no such\nheader' >&2\nexit 1\n"
-    )
-    broken.chmod(0o755)
-    monkeypatch.setenv("CXX", str(broken))
-    monkeypatch.setenv("UDIT_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(native, "kernel", functools.cache(native.kernel.__wrapped__))
-    assert native.kernel("depthwise") is None
-    [record] = caplog.records
-    assert record.message.endswith("slower operator runs: error: no such header")
-    assert list((tmp_path / "cache").iterdir()) == []
-
-
-@needs_compiler
-def test_a_cache_that_cannot_be_written_is_done_without(tmp_path: Path) -> None:
-    (tmp_path / "file").write_text("")
-    compiler = native.find_compiler()
-    assert compiler is not None
-    assert native.load("depthwise", compiler, tmp_path / "file" / "kernels").depthwise_f32
-
-
-@pytest.mark.slow
-@needs_compiler
-def test_processes_that_build_at_once_leave_one_kernel(tmp_path: Path) -> None:
-    code = "from pathlib import Path; import sys; from udit.nn import native\n"
-    code += "assert native.load('depthwise', native.find_compiler(), Path(sys.argv[1])).depthwise_f32"
-    with concurrent.futures.ThreadPoolExecutor() as pool:
-        command = [sys.executable, "-c", code, str(tmp_path)]
-        for done in pool.map(lambda _: subprocess.run(command, env=os.environ, check=False), range(2)):
-            assert done.returncode == 0
-    assert [path.suffix for path in tmp_path.iterdir()] == [".so"]
-
-
-@needs_compiler
-def test_a_torn_kernel_is_built_anew(tmp_path: Path) -> None:
-    compiler = native.find_compiler()
-    assert compiler is not None
-    source = Path(native.__file__).with_name("depthwise.cpp")
-    path = tmp_path / f"depthwise-{native._key(source, compiler)}.so"
-    path.write_bytes(b"\x7fELF torn")
-    assert native.load("depthwise", compiler, tmp_path).depthwise_f32
-    assert path.stat().st_size > 10_000
 
 
 def test_gradients_reach_only_what_asks_for_them() -> None:

@@ -19,7 +19,7 @@ from udit.errors import UserError
 from udit.models.build import checkpoint_activations, compile_blocks
 from udit.models.catalog import find
 from udit.nn.blocks import Recompute
-from udit.nn.dropout import Dropout, key_dropout, random_bits
+from udit.nn.dropout import Dropout, dropout_keys, random_bits
 from udit.run.recipes import load_run
 from udit.training import preview
 from udit.training.trainer import Trainer
@@ -32,11 +32,11 @@ NETWORKS: dict[str, dict[str, Any]] = {
 }
 
 
-def keyed(layer: Dropout, size: int, seed: int = 0) -> Dropout:
+def dropped(layer: Dropout, x: Tensor, seed: int = 0) -> Tensor:
     """The layer in training, with keys for a batch."""
-    key_dropout(layer_in := nn.Sequential(layer, nn.Linear(1, 1)), seed, range(size))
-    assert layer_in.training
-    return layer
+    network = nn.Sequential(layer, nn.Linear(1, 1))
+    with dropout_keys(network, seed, range(len(x))):
+        return layer(x)
 
 
 def network(name: str) -> nn.Module:
@@ -51,7 +51,7 @@ def given(size: int = 4) -> tuple[Tensor, Tensor, Tensor]:
 
 @pytest.mark.parametrize("rate", [0.1, 0.5, 0.9])
 def test_share_that_is_dropped_and_the_mean_are_right(rate: float) -> None:
-    out = keyed(Dropout(rate), 64)(torch.ones(64, 50, 125))
+    out = dropped(Dropout(rate), torch.ones(64, 50, 125))
     kept, count = (out != 0).double(), out.numel()
     spread = math.sqrt(rate * (1 - rate) / count)
     assert kept.mean().item() == pytest.approx(1 - rate, abs=4 * spread)
@@ -71,13 +71,13 @@ def test_numbers_are_uniform_and_neighbours_are_strangers() -> None:
 
 
 def test_whole_samples_are_dropped_from_a_branch() -> None:
-    out = keyed(Dropout(0.25, whole=True), 4000)(torch.ones(4000, 2, 3))
+    out = dropped(Dropout(0.25, whole=True), torch.ones(4000, 2, 3))
     assert all(len(sample.unique()) == 1 for sample in out[:100])
     assert (out[:, 0, 0] != 0).double().mean().item() == pytest.approx(0.75, abs=4 * math.sqrt(0.1875 / 4000))
 
 
 def test_rate_next_to_one_still_keeps_the_mean_finite() -> None:
-    assert keyed(Dropout(0.9999999), 2)(torch.ones(2, 8)).isfinite().all()
+    assert dropped(Dropout(0.9999999), torch.ones(2, 8)).isfinite().all()
 
 
 @pytest.mark.parametrize("name", NETWORKS)
@@ -86,8 +86,8 @@ def test_masks_follow_the_keys_alone(name: str) -> None:
     model, (x, t, y) = network(name), given()
 
     def out(seed: int, positions: list[int], which: slice = slice(None)) -> Tensor:
-        key_dropout(model, seed, positions)
-        return model(x[which], t[which], y[which])
+        with dropout_keys(model, seed, positions):
+            return model(x[which], t[which], y[which])
 
     whole = out(0, [5, 6, 7, 8])
     assert torch.equal(out(0, [5, 6, 7, 8]), whole)
@@ -111,8 +111,9 @@ def test_recomputed_activations_meet_the_same_masks(name: str) -> None:
     def gradients(recompute: Recompute) -> list[Tensor]:
         model.zero_grad()
         checkpoint_activations(model, recompute)
-        key_dropout(model, 0, range(4))
-        model(*given()).square().mean().backward()
+        with dropout_keys(model, 0, range(4)):
+            loss = model(*given()).square().mean()
+        loss.backward()  # outside, as autograd may run it in another thread
         return [p.grad.clone() for p in model.parameters() if p.grad is not None]
 
     kept = gradients(False)
@@ -122,8 +123,8 @@ def test_recomputed_activations_meet_the_same_masks(name: str) -> None:
 
 def test_layers_of_a_network_have_masks_of_their_own() -> None:
     layers = nn.Sequential(Dropout(0.5), Dropout(0.5), nn.Linear(1, 1))
-    key_dropout(layers, 0, [0])
-    one, two = (layer(torch.ones(1, 4000)) != 0 for layer in layers[:2])
+    with dropout_keys(layers, 0, [0]):
+        one, two = (layer(torch.ones(1, 4000)) != 0 for layer in layers[:2])
     assert (one == two).double().mean().item() == pytest.approx(0.5, abs=4 * 0.5 / math.sqrt(4000))
 
 
@@ -142,8 +143,10 @@ def test_nothing_is_dropped_without_keys() -> None:
 
 def test_keys_of_another_batch_are_told(one_line: Callable[[BaseException], str]) -> None:
     model = network("ADM-tiny")
-    key_dropout(model, 0, range(3))
-    with pytest.raises(UserError, match="for 3 samples and was handed 4; call udit") as told:
+    with (
+        pytest.raises(UserError, match="for 3 samples and was handed 4; call udit") as told,
+        dropout_keys(model, 0, range(3)),
+    ):
         model(*given())
     one_line(told.value)
 
@@ -186,8 +189,8 @@ def test_compiled_blocks_meet_the_same_masks() -> None:
     outs = []
     for _ in range(2):
         for step in range(3):
-            key_dropout(model, 0, range(4 * step, 4 * step + 4))
-            outs.append(model(x, t, y))
+            with dropout_keys(model, 0, range(4 * step, 4 * step + 4)):
+                outs.append(model(x, t, y))
         compile_blocks(model)
     for plain, compiled in zip(outs[:3], outs[3:], strict=True):
         torch.testing.assert_close(compiled, plain, rtol=1e-4, atol=1e-4)

@@ -26,13 +26,14 @@ import json, sys
 import numpy as np
 from udit.cli import main
 from udit.data.config import HubData
+from udit.data.describe import describe
 from udit.data.sources import parts_of
 from udit.errors import UserError
 told = []
 for values in json.loads(sys.argv[1]):
     try:
         data = HubData(**values)
-        info, source = data.info(), data.build()
+        info, source = describe(data), data.build()
         source.verify()
         parts = parts_of(source, data)
         told.append({
@@ -134,9 +135,9 @@ def test_what_cannot_be_loaded_is_one_line_each(tmp_path: Path) -> None:
         "'o/d' cannot be loaded (Bad split: test": {"path": "o/d", "split": "test"},
         "'conf' not found": {"path": "o/d", "name": "conf"},
         "o/d has no column 'img'; set data.image to one of its columns: image, label": {"path": "o/d", "image": "img"},
-        "column 'label' of o/d holds no pictures": {"path": "o/d", "image": "label"},
-        "picture 'o/d, train 2' cannot be read": {"path": "o/d", "size": 10},
-        "picture 'o/d, train 2' cannot be read (": {"path": "o/d", "size": 10, "streaming": True},
+        "column 'label' of o/d holds no images": {"path": "o/d", "image": "label"},
+        "image 'o/d, train 2' cannot be read": {"path": "o/d", "size": 10},
+        "image 'o/d, train 2' cannot be read (": {"path": "o/d", "size": 10, "streaming": True},
         "has no class names; give them in label order as data.classes": here["numbers"],
         "has a label 1 where there are 1 classes": here["numbers"] | {"classes": ["cat"]},
         "has a label -1 where there are 2 classes; labels count from 0 (-1 marks": here["unlabelled"],

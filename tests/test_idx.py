@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from pictures import garments, idx
 from udit.data.config import FashionMnistData, IdxData
+from udit.data.describe import describe
 from udit.data.idx import idx_files, read
 from udit.errors import UserError
 from udit.run.recipes import load_run
@@ -43,16 +44,16 @@ def test_padding_puts_the_picture_in_the_middle_of_black(tmp_path: Path) -> None
     assert np.argwhere(padded == 9).min(0).tolist() == [1, 2]
     assert np.argwhere(padded == 9).max(0).tolist() == [3, 3]
     assert padded.sum() == 9 * 6
-    with pytest.raises(UserError, match=r"data.size is 2 and the pictures are 3x2; give 3 or more"):
+    with pytest.raises(UserError, match=r"data.size is 2 and the images are 3x2; give 3 or more"):
         idx_files(tmp_path, 1, 2)
 
 
 def test_config_says_what_the_files_hold_without_reading_a_picture(tmp_path: Path) -> None:
     garments(tmp_path)
-    info = IdxData(root=tmp_path).info()
+    info = describe(IdxData(root=tmp_path))
     assert (info.channels, info.height, info.width, info.id2label) == (1, 28, 28, tuple("0123456789"))
-    assert FashionMnistData(root=tmp_path, size=32).info().height == 32
-    assert FashionMnistData(root=tmp_path).info().id2label[9] == "ankle boot"
+    assert describe(FashionMnistData(root=tmp_path, size=32)).height == 32
+    assert describe(FashionMnistData(root=tmp_path)).id2label[9] == "ankle boot"
     assert FashionMnistData(root=tmp_path, size=32).build().image(0).shape == (1, 32, 32)
 
 
@@ -64,14 +65,14 @@ def test_recipe_pads_to_what_its_model_takes(tmp_path: Path) -> None:
 
 def test_fashion_mnist_that_is_not_installed_names_the_package(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Path, "is_dir", lambda path: False)
-    for asks in (FashionMnistData().info, FashionMnistData(size=32).build):
+    for asks in (lambda: describe(FashionMnistData()), FashionMnistData(size=32).build):
         with pytest.raises(UserError, match="apt-get install dataset-fashion-mnist"):
             asks()
 
 
 def test_fashion_mnists_classes_at_a_given_size_are_known_without_its_files(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Path, "is_dir", lambda path: False)
-    info = load_run("fashion-mnist").data.info()
+    info = describe(load_run("fashion-mnist").data)
     assert (info.height, info.width, len(info.id2label)) == (32, 32, 10)
 
 
@@ -81,15 +82,18 @@ def header(*shape: int, magic: bytes | None = None) -> bytes:
 
 BAD = {
     "empty": (b"", "starts with nothing"),
-    "a picture": (b"\x89PNG\r\n\x1a\n" + bytes(99), "starts with 89504e47, no IDX file of 3 dimensions"),
-    "labels for pictures": (header(6) + bytes(6), "starts with 00000801, no IDX"),
-    "floats": (header(1, 2, 2, magic=b"\0\0\x0d\x03") + bytes(16), "starts with 00000d03, no IDX"),
+    "a picture": (
+        b"\x89PNG\r\n\x1a\n" + bytes(99),
+        "starts with 89504e47, but an IDX file of bytes in 3 dimensions starts",
+    ),
+    "labels for pictures": (header(6) + bytes(6), "starts with 00000801, but an IDX"),
+    "floats": (header(1, 2, 2, magic=b"\0\0\x0d\x03") + bytes(16), "starts with 00000d03, but an IDX"),
     "half a header": (header(5, 5, 5)[:9], "ends within its header"),
-    "torn": (header(2, 4, 4) + bytes(31), "promises 32 bytes and holds only 31"),
-    "more behind": (header(2, 4, 4) + bytes(33), "promises 32 bytes and holds more"),
-    "nothing in it": (header(0, 4, 4), "promises 0x4x4 bytes"),
-    "absurd": (header(*[2**32 - 1] * 3), "promises 4294967295x4294967295x4294967295 bytes"),
-    "large": (header(2**16, 2**8, 2**8), "promises 4,294,967,296 bytes and holds only 0"),
+    "torn": (header(2, 4, 4) + bytes(31), "has a header for 32 bytes and holds only 31"),
+    "more behind": (header(2, 4, 4) + bytes(33), "has a header for 32 bytes and holds more"),
+    "nothing in it": (header(0, 4, 4), "has a header for 0x4x4 bytes"),
+    "absurd": (header(*[2**32 - 1] * 3), "has a header for 4294967295x4294967295x4294967295 bytes"),
+    "large": (header(2**16, 2**8, 2**8), "has a header for 4,294,967,296 bytes and holds only 0"),
 }
 
 
@@ -122,14 +126,14 @@ def test_files_that_do_not_fit_each_other_are_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"has a label 9 where there are 5 classes.*data.classes"):
         idx_files(tmp_path, 5)
     idx(tmp_path, "t10k", np.zeros((3, 8, 8)), np.zeros(3))
-    with pytest.raises(UserError, match=r"8x8, unlike the train file's; give data.size"):
+    with pytest.raises(UserError, match=r"8x8 and do not match the train file's; give data.size"):
         idx_files(tmp_path, 10)
     (tmp_path / "t10k-labels-idx1-ubyte.gz").unlink()
     with pytest.raises(UserError, match="holds no t10k-labels"):
         idx_files(tmp_path, 10)
     idx(tmp_path, "train", np.zeros((3, 8, 8)), np.zeros(4))
     (tmp_path / "t10k-images-idx3-ubyte.gz").unlink()
-    with pytest.raises(UserError, match=r"holds 3 pictures and .* 4 labels"):
+    with pytest.raises(UserError, match=r"holds 3 images and .* 4 labels"):
         idx_files(tmp_path, 10)
 
 

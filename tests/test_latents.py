@@ -21,9 +21,9 @@ from conftest import Told, succeeds
 from runs import RECIPE, SMALL, metrics, pictures, small_run, state_hash, train
 from udit import dist
 from udit.data.batches import batches
-from udit.data.cache_config import MANIFEST, PLAN, follow_cache, read_manifest
+from udit.data.cache_config import MANIFEST, PLAN, follow_cache
 from udit.data.encode import plan_of, write_cache
-from udit.data.latents import LatentCache
+from udit.data.latents import LatentCache, read_manifest
 from udit.errors import RunError, UserError
 from udit.files import seal, unseal
 from udit.run.config import Run
@@ -199,7 +199,7 @@ def test_every_key_that_does_not_fit_the_cache_is_named(cases: Cases, tmp_path: 
         "codec.channels=4": "codec.channels is 4 and",
         "codec.tiling=true": "codec.tiling is True and",
         "codec=identity": "codec.kind is 'identity' and",
-        f"codec.source={other}": "a decode by another VAE is noise",
+        f"codec.source={other}": "decoding with another VAE gives noise",
         "data.size=16": "data.size is 16 and",
         "data.channels=3": "data.channels is 3 and",
         "data.kind=digits": "data.kind is 'digits' and",
@@ -207,7 +207,7 @@ def test_every_key_that_does_not_fit_the_cache_is_named(cases: Cases, tmp_path: 
         "model.in_channels=4": "model.in_channels is 4 and the data has 2",
         "model.input_size=8": "model.input_size is 8x8 and the data is 4x4",
         "latents=nowhere": "the latent cache 'nowhere' is not there",
-        "latents=3": "latents is 3; it names the folder",
+        "latents=3": "latents is 3; give the folder",
     }
     for word, wanted in misfits.items():
         words = [f"latents={cache}", word]
@@ -221,8 +221,8 @@ def test_every_key_that_does_not_fit_the_cache_is_named(cases: Cases, tmp_path: 
 
 def load_with_data_left_out(words: list[str]) -> Run:
     """The tiny run without its data section, so that only the words speak of data."""
-    from udit.run.config import resolve
     from udit.run.recipes import parse_overrides, read_recipe
+    from udit.run.resolve import resolve
 
     values = {key: value for key, value in read_recipe(RECIPE).items() if key != "data"}
     overrides = parse_overrides(words)
@@ -269,9 +269,9 @@ def test_damage_to_a_cache_is_found_before_the_first_step(cases: Cases, tmp_path
         "gone": (shard, None, f"{shard} of the latent cache cannot be read (No such file or directory)"),
         "index": ("index.safetensors", lambda b: b[:-1] + bytes([b[-1] ^ 1]), "index.safetensors does not match"),
         "no manifest": (MANIFEST, None, "is unfinished; run the same `udit encode` again"),
-        "torn manifest": (MANIFEST, lambda b: b[:100], "manifest.json is torn or altered"),
-        "count": (MANIFEST, facts(lambda v: v["plan"].update(count=27)), "lists 24 pictures and the manifest 27"),
-        "counts": (MANIFEST, facts(lambda v: v["plan"].update(count=99)), "shards are 4 and 99 pictures"),
+        "torn manifest": (MANIFEST, lambda b: b[:100], "manifest.json is damaged or altered"),
+        "count": (MANIFEST, facts(lambda v: v["plan"].update(count=27)), "lists 24 images and the manifest 27"),
+        "counts": (MANIFEST, facts(lambda v: v["plan"].update(count=99)), "shards are 4 and 99 images"),
         "shape": (MANIFEST, facts(lambda v: v["plan"].update(shape=[1, 4, 4])), "shape is (1, 4, 4) and the codec"),
         "type": (MANIFEST, facts(lambda v: v["plan"].update(dtype="float32")), "dtype is float32"),
         "flips": (
@@ -320,7 +320,7 @@ def test_bytes_depend_on_neither_ranks_nor_batches(cases: Cases, tmp_path: Path,
 
     with pytest.raises(RunError, match=r"No such file"):  # the other rank's shards are not there yet
         write_cache(tmp_path / "ranks", plan, source, codec, Alone(rank=0, size=2), batch_size=5)
-    with pytest.raises(UserError, match=r"manifest.json is torn or altered"):  # which rank 0 has yet to write
+    with pytest.raises(UserError, match=r"manifest.json is damaged or altered"):  # which rank 0 has yet to write
         write_cache(tmp_path / "ranks", plan, source, codec, Alone(rank=1, size=2), batch_size=5)
     assert not (tmp_path / "ranks" / MANIFEST).exists()
     write_cache(tmp_path / "ranks", plan, source, codec, dist.World(), batch_size=5)
@@ -375,7 +375,7 @@ def test_command_writes_goes_on_and_names_what_changed(
         assert "another fingerprint" in told(*words)
     finally:
         (cases.root / "data" / "cat" / "new.png").unlink()
-    assert "is not empty and no latent cache; take another --out" in told(*plain[:-1], str(cases.root / "data"))
+    assert "is not empty and not a latent cache; take another --out" in told(*plain[:-1], str(cases.root / "data"))
     assert "--shard-size is 0" in told(*plain, "--shard-size", "0")
     assert "leave latents out" in told(*words, f"latents={cache}")
 
@@ -457,7 +457,7 @@ def test_ten_thousand_mutated_manifests_get_an_answer_or_one_clear_line(cases: C
         path.write_text(mutated, encoding="utf-8")
         began = time.perf_counter()
         try:
-            follow_cache({}, cache)
+            follow_cache({}, read_manifest(cache), cache)
             LatentCache(cache)
             answers += 1
         except UserError as error:
@@ -472,7 +472,7 @@ def test_ten_thousand_mutated_manifests_get_an_answer_or_one_clear_line(cases: C
 
 def test_manifest_without_end_is_refused_unread(cases: Cases, tmp_path: Path, one_line: OneLine) -> None:
     cache = Path(shutil.copytree(cases.cache("identity"), tmp_path / "cache"))
-    for text, wanted in (("[" * 200_000, "torn or altered"), (" " * 65_000_000, "more than any manifest")):
+    for text, wanted in (("[" * 200_000, "damaged or altered"), (" " * 65_000_000, "more than any manifest")):
         (cache / MANIFEST).write_text(text)
         with pytest.raises(UserError) as error:
             LatentCache(cache)

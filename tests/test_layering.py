@@ -20,9 +20,9 @@ ROOT = Path(udit.__file__).parent
 FILES = sorted(ROOT.rglob("*.py"))
 
 ORDER = (
-    *("errors", "progress", "spec", "rng", "files", "dist", "images", "checkpoint", "ops", "nn", "models", "diffusion"),
-    *("data", "run", "assemble", "analysis", "store", "exporting", "convert", "parity", "training", "evaluation"),
-    *("scoring", "tuning", "generation", "benchmarking", "studio", "cli", "__main__"),
+    *("errors", "progress", "spec", "rng", "files", "record", "hub", "dist", "images", "checkpoint", "ops", "nn"),
+    *("models", "diffusion", "data", "run", "assemble", "analysis", "store", "exporting", "convert", "parity"),
+    *("training", "evaluation", "scoring", "tuning", "generation", "benchmarking", "studio", "cli", "__main__"),
 )
 """Packages and modules of the library, each of which may import those before it: no circle leaves a package."""
 FORBIDDEN = {
@@ -37,26 +37,35 @@ FORBIDDEN = {
 }
 """What comes before and is none of its business all the same."""
 CONFIGURATION = {
-    *(
-        "udit.spec",
-        "udit.spec.base",
-        "udit.errors",
-        "udit.nn.specs",
-        "udit.diffusion.config",
-        "udit.diffusion.samplers",
-        "udit.data.config",
-    ),
-    *("udit.data.codec_config", "udit.data.cache_config", "udit.models.catalog", "udit.models.config"),
-    *("udit.models.ablation", "udit.models.isotropic", "udit.run", "udit.run.config", "udit.run.recipes"),
-    *("udit.run.start", "udit.run.system", "udit.evaluation.protocol", "udit.tuning.quality", "udit.files"),
-    *("udit.exporting.manifest", "udit.recipes"),
+    *("udit.errors", "udit.spec", "udit.spec.base", "udit.spec.digest", "udit.nn.specs", "udit.diffusion.config"),
+    *("udit.diffusion.samplers",),
+    *("udit.data.config", "udit.data.codec_config", "udit.data.cache_config", "udit.models.catalog"),
+    *("udit.models.config", "udit.models.ablation", "udit.models.isotropic", "udit.evaluation.protocol"),
+    *("udit.run", "udit.run.config", "udit.run.rules", "udit.run.start", "udit.run.system", "udit.run.resolve"),
+    *("udit.run.recipes", "udit.recipes"),
 }
-"""Modules that are free of torch, beside ``models/<family>/config.py``."""
-BUILDERS = {
+"""Modules of configuration, beside ``models/<family>/config.py``: free of torch; only ``READER`` opens files."""
+READER = "udit.run.recipes"
+"""Reads recipes, ``run.yaml`` and ``config.json``."""
+TORCH_FREE = {
+    *("udit.files", "udit.record", "udit.hub", "udit.exporting.manifest", "udit.tuning.quality"),
+    *(f"udit.data.{name}" for name in ("describe", "vae", "latents", "sources", "names", "verify", "decode")),
+    *(f"udit.data.{name}" for name in ("folder", "idx", "npz", "hub")),
+}
+"""No configuration, and free of torch all the same: what is read before torch is imported."""
+CALLS = {
     ("udit.run.config", "source", "udit.data.latents"),
-    *(("udit.data.config", "info", f"udit.data.{name}") for name in ("idx", "npz", "folder", "hub")),
+    ("udit.run.resolve", "latent_cache", "udit.data.latents"),
+    ("udit.run.resolve", "codec", "udit.data.vae"),
+    ("udit.run.resolve", "_described", "udit.data.describe"),
+    (READER, None, "udit.hub"),
 }
-"""(module, function, target) of a spec that builds what another package holds."""
+"""(module, function, target): where configuration calls what is not configuration, beside each spec's ``build``."""
+OPENS = {
+    *("open", "read_text", "read_bytes", "write_text", "write_bytes", "iterdir", "glob", "rglob", "is_file", "is_dir"),
+    *("exists", "stat", "lstat", "touch", "mkdir", "unlink", "scandir", "listdir", "walk"),
+}
+"""Names of functions and methods that open or look at files."""
 OF_A_FAMILY = {
     "build": "network",
     "published_keys": "published",
@@ -175,8 +184,11 @@ def test_imports_make_no_circle() -> None:
     assert set(TopologicalSorter(graph).static_order()) >= MODULES
 
 
-@pytest.mark.parametrize("path", [p for p in FILES if is_configuration(module(p))], ids=module)
-def test_configuration_imports_no_torch(path: Path) -> None:
+CONFIGURATION_FILES = [path for path in FILES if is_configuration(module(path))]
+
+
+@pytest.mark.parametrize("path", CONFIGURATION_FILES, ids=module)
+def test_configuration_imports_configuration(path: Path) -> None:
     """A spec builds itself: ``build`` alone imports what it builds, from the spec's own package.
 
     A family's config has further such methods; each may import one module of its folder.
@@ -191,7 +203,49 @@ def test_configuration_imports_no_torch(path: Path) -> None:
             builds = found.target == f"{own}.{OF_A_FAMILY.get(found.function or '')}"
         else:
             builds = found.function == "build" and found.target.startswith(f"{own}.")
-        assert builds or (module(path), found.function, found.target) in BUILDERS, f"line {found.line}: {found.target}"
+        texts = found.target == "udit.files"  # of which test_configuration_opens_no_file lets digests of texts pass
+        listed = (module(path), found.function, found.target) in CALLS
+        assert builds or texts or listed, f"line {found.line}: {found.target}"
+
+
+def test_tables_of_configuration_list_only_what_is_there() -> None:
+    assert MODULES >= CONFIGURATION | TORCH_FREE
+    there = {
+        (module(path), found.function, found.target) for path in CONFIGURATION_FILES for found in imports(tree(path))
+    }
+    assert there >= CALLS
+
+
+def openings(path: Path) -> Iterator[str]:
+    """Where a module opens or looks at a file, or imports from ``files`` what does."""
+    for node in ast.walk(tree(path)):
+        if isinstance(node, ast.Call):
+            name = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
+            if name in OPENS or ast.unparse(node.func) == "json.load":
+                yield f"line {node.lineno}: {ast.unparse(node.func)}"
+        if isinstance(node, ast.ImportFrom) and node.module == "udit.files":
+            yield from (f"line {node.lineno}: {a.name}" for a in node.names if a.name not in ("seal", "unseal"))
+
+
+@pytest.mark.parametrize("path", CONFIGURATION_FILES, ids=module)
+def test_configuration_opens_no_file(path: Path) -> None:
+    """One module reads recipes, ``run.yaml`` and ``config.json``; the others take values."""
+    assert bool(list(openings(path))) == (module(path) == READER), list(openings(path))
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "open('x')",
+        "Path('x').read_text()",
+        "Path('x').is_file()",
+        "json.load(stream)",
+        "from udit.files import write_text",
+    ],
+)
+def test_openings_of_files_are_seen(source: str, tmp_path: Path) -> None:
+    (tmp_path / "code.py").write_text(source)
+    assert list(openings(tmp_path / "code.py"))
 
 
 def test_a_family_is_named_by_its_folder_and_the_catalogue_alone() -> None:
@@ -210,10 +264,15 @@ def test_a_family_is_named_by_its_folder_and_the_catalogue_alone() -> None:
 
 
 def test_configuration_loads_without_torch() -> None:
-    names = sorted(name for name in MODULES if is_configuration(name))
-    code = f"import importlib, sys; [importlib.import_module(n) for n in {names}]; "
-    code += "sys.exit(len({'torch', 'diffusers', 'numpy', 'sklearn', 'PIL'} & set(sys.modules)))"
-    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+    """And what resolving a run reads, which may take numpy."""
+    configuration = sorted(name for name in MODULES if is_configuration(name))
+    for names, heavy in (
+        (configuration, "{'torch', 'diffusers', 'numpy', 'sklearn', 'PIL'}"),
+        (sorted(TORCH_FREE), "{'torch', 'diffusers', 'sklearn'}"),
+    ):
+        code = f"import importlib, sys; [importlib.import_module(n) for n in {names}]; "
+        code += f"sys.exit(len({heavy} & set(sys.modules)))"
+        assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
 def test_nothing_below_the_jobs_loads_what_only_some_calls_need() -> None:
@@ -377,3 +436,60 @@ def test_every_package_is_described() -> None:
     for path in FILES:
         if path.name == "__init__.py":
             assert ast.get_docstring(tree(path)), path
+
+
+# ---- devices ---------------------------------------------------------------------------------------------------------
+
+OF_A_DEVICE = {"is_cuda", "is_cpu", "is_mps", "is_meta", "is_compiling", "is_exporting", "is_dynamo_compiling"}
+OF_KERNELS = {"usable", "available", "loaded", "is_available"}
+MAY_ASK = {
+    "udit.dist": "chooses a process's device, and how its group speaks",
+    "udit.training.learner": "options of AdamW, of DDP and of cuDNN by device, none of a forward",
+    "udit.tuning.search": "the processor's time is a fair clock on one thread of a CPU only",
+    "udit.models.build": "weights on meta stay without contents",
+    "udit.benchmarking.subjects": "a network that is measured in shapes alone is not loaded",
+}
+"""Modules outside ``ops`` that look at a device, and why; no forward is among them."""
+
+
+def device_checks(path: Path) -> Iterator[str]:
+    """Questions about devices, compilers or kernels."""
+    for node in ast.walk(tree(path)):
+        if isinstance(node, ast.Attribute) and node.attr in OF_A_DEVICE:
+            yield f"line {node.lineno}: {node.attr}"
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr in OF_KERNELS:
+            yield f"line {node.lineno}: {ast.unparse(node.func)}()"
+        if isinstance(node, ast.Compare):
+            for part in (node.left, *node.comparators):
+                if isinstance(part, ast.Attribute) and part.attr == "type" and "device" in ast.unparse(part):
+                    yield f"line {node.lineno}: {ast.unparse(node)}"
+
+
+@pytest.mark.parametrize("path", [path for path in FILES if unit(module(path)) != "ops"], ids=module)
+def test_no_device_or_kernel_is_asked_for_outside_of_operators(path: Path) -> None:
+    found = list(device_checks(path))
+    assert not found or module(path) in MAY_ASK, found
+    if module(path).startswith(("udit.nn", "udit.models")) and module(path) != "udit.models.build":
+        assert module(path) not in MAY_ASK
+
+
+def test_modules_that_may_ask_for_a_device_do() -> None:
+    for path in FILES:
+        if module(path) in MAY_ASK:
+            assert list(device_checks(path)), f"{module(path)} asks no more: strike it off MAY_ASK"
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "if x.is_cuda: pass",
+        "y = x.device.type == 'cpu'",
+        "y = device.type in ('cpu', 'cuda')",
+        "if torch.compiler.is_compiling(): pass",
+        "if kernel.available(): pass",
+        "if torch.cuda.is_available(): pass",
+    ],
+)
+def test_the_check_sees_what_asks_for_a_device(source: str, tmp_path: Path) -> None:
+    (tmp_path / "code.py").write_text(source)
+    assert list(device_checks(tmp_path / "code.py"))

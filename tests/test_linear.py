@@ -13,11 +13,10 @@ from torch.profiler import ProfilerActivity, profile
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from conftest import gradients, needs_compiler
+from conftest import needs_compiler
 from rounding import assert_near_float64
-from udit.nn import linear as module
-from udit.nn import native
-from udit.nn.linear import ROWS, affine, linear
+from udit.ops import apply, linear
+from udit.ops.matmul.cpu import ROWS
 
 
 def draw(rows: int, inner: int, outer: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -44,16 +43,6 @@ def test_values_and_gradients_are_those_of_torch_in_float64(sizes: tuple[int, in
     assert_near_float64(linear, F.linear, inputs, weights, max(sizes))
 
 
-@needs_compiler
-def test_the_kernel_is_what_runs(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Else every other test here would compare torch with itself."""
-    called: list[str] = []
-    monkeypatch.setattr(native, "call", lambda name, *_: called.append(name))
-    x, weight, bias = draw(ROWS, 8, 8)
-    linear(x, weight, bias)
-    assert called == ["linear"]
-
-
 def test_maps_without_a_bias_are_taken_in_any_layout() -> None:
     x, weight = torch.randn(2, 24, 5, 6).permute(0, 2, 3, 1), torch.randn(24, 40).t()
     torch.testing.assert_close(linear(x, weight), F.linear(x, weight), atol=1e-5, rtol=1e-5)
@@ -67,32 +56,14 @@ def test_not_a_number_stays_in_its_row() -> None:
     assert not out[[*range(7), *range(8, 40)]].isnan().any()
 
 
-@needs_compiler
-def test_any_number_of_threads_gives_the_same_bits() -> None:
-    inputs, weights = draw(1000, 70, 90), torch.randn(1000, 90)
-    results = []
-    for threads in (1, 2, 5):
-        torch.set_num_threads(threads)
-        results.append(gradients(linear, *inputs, weights=weights)[:2])
-    torch.set_num_threads(1)
-    for other in results[1:]:
-        assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
-
-
 @pytest.mark.parametrize("rows", [ROWS - 1, ROWS])
 def test_other_element_types_and_autocast_are_torchs(rows: int) -> None:
     layer = nn.Linear(8, 8)
     x = torch.randn(rows, 8)
-    assert torch.equal(affine(x.double(), layer.double()), F.linear(x.double(), layer.weight, layer.bias))
+    assert torch.equal(apply(layer.double(), x.double()), F.linear(x.double(), layer.weight, layer.bias))
     layer.float()
     with torch.autocast("cpu", torch.bfloat16):
-        assert affine(x, layer).dtype == torch.bfloat16
-
-
-def test_without_a_compiler_torchs_operator_runs(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module.native, "kernel", lambda name: None)
-    x, weight, bias = draw(50, 8, 8)
-    assert torch.equal(linear(x, weight, bias), F.linear(x, weight, bias))
+        assert apply(layer, x).dtype == torch.bfloat16
 
 
 def test_operations_are_counted_with_the_kernel_and_without() -> None:
@@ -113,15 +84,6 @@ def test_more_threads_than_rows_fill_are_idle(rows: int, threads: int) -> None:
     out = linear(x, weight, bias)
     torch.set_num_threads(1)
     assert torch.equal(out, linear(x, weight, bias))
-
-
-@needs_compiler
-@torch.no_grad()
-def test_a_weight_elsewhere_is_told() -> None:
-    """Its address is none of the kernel's."""
-    x, weight, _ = draw(64, 8, 8)
-    with pytest.raises(RuntimeError, match="linear runs on the CPU and was handed a tensor on meta"):
-        linear(x, weight.to("meta"))
 
 
 @needs_compiler
@@ -155,31 +117,31 @@ def test_a_layer_that_is_hooked_or_replaced_is_called() -> None:
     x, seen = torch.randn(40, 8), []
     layer = nn.Linear(8, 8)
     handle = layer.register_forward_hook(lambda *given: seen.append(given[2]))
-    out = affine(x, layer)
+    out = apply(layer, x)
     assert seen[0] is out
     handle.remove()
-    affine(x, layer)
+    apply(layer, x)
     assert len(seen) == 1
     layer.register_forward_pre_hook(lambda _, given: (2 * given[0],))
-    torch.testing.assert_close(affine(x, layer), F.linear(2 * x, layer.weight, layer.bias))
-    assert affine(x, nn.Sequential(nn.Linear(8, 3), nn.Tanh())).shape == (40, 3)
+    torch.testing.assert_close(apply(layer, x), F.linear(2 * x, layer.weight, layer.bias))
+    assert apply(nn.Sequential(nn.Linear(8, 3), nn.Tanh()), x).shape == (40, 3)
     layer, calls = nn.Linear(8, 8), []
     with register_module_forward_pre_hook(lambda module, _: calls.append(module)):
-        affine(x, layer)
+        apply(layer, x)
     assert calls == [layer]
 
 
 def test_an_exported_program_is_not_bound_to_a_number_of_rows() -> None:
     batch = torch.export.Dim("batch", min=2)
-    program = torch.export.export(_Affine(), (torch.randn(4, 8),), dynamic_shapes=({0: batch},))
+    program = torch.export.export(_Layer(), (torch.randn(4, 8),), dynamic_shapes=({0: batch},))
     assert program.module()(torch.randn(2 * ROWS, 8)).shape == (2 * ROWS, 8)
     assert not any("udit" in str(node.target) for node in program.graph.nodes)
 
 
-class _Affine(nn.Module):
+class _Layer(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.layer = nn.Linear(8, 8)
 
     def forward(self, x: Tensor) -> Tensor:
-        return affine(x, self.layer)
+        return apply(self.layer, x)

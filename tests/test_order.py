@@ -32,7 +32,7 @@ def test_fewer_pictures_than_a_batch_wrap_into_later_epochs() -> None:
 
 
 def test_no_pictures_is_told() -> None:
-    with pytest.raises(UserError, match=r"no pictures.*judge_share"):
+    with pytest.raises(UserError, match=r"no images.*judge_share"):
         Order(0, 0)
 
 

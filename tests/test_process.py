@@ -35,7 +35,7 @@ from udit.diffusion.samplers import SAMPLERS, SamplerSpec, listed
 from udit.diffusion.schedule import Schedule, TimeUnit
 from udit.diffusion.targets import Target
 from udit.errors import UserError
-from udit.run.config import resolve
+from udit.run.resolve import resolve
 from udit.tuning.quality import default
 
 # ---- a throw-away process and its sampler ----------------------------------------------------------------------------

@@ -15,10 +15,9 @@ import udit
 from conftest import batch, perturb
 from udit.models.build import checkpoint_activations
 from udit.models.catalog import CATALOG
-from udit.nn import recompute
-from udit.nn.dropout import key_dropout
-from udit.nn.linear import lowered
-from udit.nn.recompute import autocast_dtype, cheap, forgetting
+from udit.nn.dropout import dropout_keys
+from udit.ops import lowered, recomputable, recompute, recomputing
+from udit.ops.recompute import autocast_dtype
 
 TINY = sorted(name for name in CATALOG if name.endswith("-tiny"))
 
@@ -32,8 +31,7 @@ def test_gradients_have_the_same_bits_in_every_family(name: str, cast: bool) -> 
     def gradients(recompute: str | bool) -> list[Tensor | None]:
         checkpoint_activations(model, recompute)  # type: ignore[arg-type]
         model.zero_grad()
-        key_dropout(model, 0, range(len(x)))
-        with torch.autocast("cpu", torch.bfloat16, enabled=cast):
+        with dropout_keys(model, 0, range(len(x))), torch.autocast("cpu", torch.bfloat16, enabled=cast):
             out = model(
                 x, t.float() / 1000 if model.config.time == "unit" else t, y if model.config.num_classes else None
             )
@@ -58,10 +56,10 @@ class Counted:
         return out
 
 
-def test_a_cheap_result_goes_and_is_made_again_once_for_all_who_need_it() -> None:
+def test_a_recomputable_result_is_freed_and_computed_once_more() -> None:
     gelu, x, w = Counted(), torch.randn(8, 8, requires_grad=True), torch.randn(8, 8, requires_grad=True)
-    with forgetting():
-        h = cheap(gelu, x)
+    with recomputing():
+        h = recomputable(gelu, x)
         out = (h @ w).sum() + (h * w).sum()
         del h
     gc.collect()
@@ -71,23 +69,23 @@ def test_a_cheap_result_goes_and_is_made_again_once_for_all_who_need_it() -> Non
     out.backward()
     gc.collect()
     assert gelu.calls == 2
-    assert gelu.last() is None, "what was made again is let go after backward"
+    assert gelu.last() is None, "what was computed again is freed after backward"
     mine = x.grad, w.grad
     x.grad = w.grad = None
     ((F.gelu(x) @ w).sum() + (F.gelu(x) * w).sum()).backward()
     torch.testing.assert_close(mine, (x.grad, w.grad))
 
 
-def test_results_of_results_and_views_are_made_again() -> None:
+def test_results_of_results_and_views_are_recomputed() -> None:
     first, second = Counted(), Counted()
     x, w = torch.randn(4, 6, requires_grad=True), torch.randn(6, 6, requires_grad=True)
-    with forgetting():
-        out = cheap(second, cheap(first, x)).t().reshape(3, 8).t()[:6, :]
+    with recomputing():
+        out = recomputable(second, recomputable(first, x)).t().reshape(3, 8).t()[:6, :]
         out = out.contiguous().view(3, 6) @ w
-        loss = (cheap(second, x).t() @ cheap(first, x)).sum() + out.sum()
+        loss = (recomputable(second, x).t() @ recomputable(first, x)).sum() + out.sum()
     assert (first.calls, second.calls) == (2, 2)
     loss.backward()
-    assert (first.calls, second.calls) == (4, 3), "what nobody asks for is not made again"
+    assert (first.calls, second.calls) == (4, 3), "what is not needed is not computed again"
     mine = x.grad, w.grad
     x.grad = w.grad = None
     out = F.gelu(F.gelu(x)).t().reshape(3, 8).t()[:6, :].contiguous().view(3, 6) @ w
@@ -98,8 +96,8 @@ def test_results_of_results_and_views_are_made_again() -> None:
 
 def test_a_result_changed_in_place_is_kept_as_it_is() -> None:
     x, w = torch.randn(3, 3, requires_grad=True), torch.randn(3, 3, requires_grad=True)
-    with forgetting():
-        h = cheap(torch.mul, x, 2.0)
+    with recomputing():
+        h = recomputable(torch.mul, x, 2.0)
         h.add_(1)
         out = (h @ w).sum()
     out.backward()
@@ -111,14 +109,14 @@ def test_parts_of_one_result_are_told_apart() -> None:
 
     def gradient(call: Callable[..., Tensor]) -> Tensor:
         w.grad = None
-        with forgetting():
+        with recomputing():
             (one, other) = (call(_half, x, i) for i in range(2))
             loss = (one @ w).sum() + 2 * (other @ w).sum() + (call(F.gelu, x).chunk(2)[1] @ w).sum()
         loss.backward()
         assert w.grad is not None
         return w.grad
 
-    assert torch.equal(gradient(cheap), gradient(lambda function, *given: function(*given)))
+    assert torch.equal(gradient(recomputable), gradient(lambda function, *given: function(*given)))
 
 
 def _half(x: Tensor, index: int) -> Tensor:
@@ -126,12 +124,12 @@ def _half(x: Tensor, index: int) -> Tensor:
 
 
 def test_what_backward_needs_may_not_change_before_it() -> None:
-    """As without recomputation, whether it is needed itself or to make something again."""
+    """As without recomputation, whether it is needed itself or to compute something again."""
     w = torch.randn(3, 3, requires_grad=True)
     for function in (F.gelu, torch.clone):
         x = torch.randn(3, 3)
-        with forgetting():
-            loss = (cheap(function, x) @ w).sum() + (x @ w).sum()
+        with recomputing():
+            loss = (recomputable(function, x) @ w).sum() + (x @ w).sum()
         x.add_(1)
         with pytest.raises(RuntimeError, match=r"shape \[3, 3\] that backward needs was changed in place"):
             loss.backward()
@@ -140,7 +138,7 @@ def test_what_backward_needs_may_not_change_before_it() -> None:
 def test_a_graph_without_a_backward_goes() -> None:
     """``exp`` keeps its own result, which must not hold itself."""
     x = torch.randn(3, requires_grad=True)
-    with forgetting():
+    with recomputing():
         out = x.exp()
     gone = weakref.ref(out)
     del out
@@ -156,19 +154,19 @@ def test_autocast_is_as_it_was() -> None:
         seen.append(autocast_dtype("cpu"))
         return F.layer_norm(h, (64,))
 
-    with torch.autocast("cpu", torch.bfloat16), forgetting():
-        out = F.linear(lowered(cheap(norm, x @ w)), w)
+    with torch.autocast("cpu", torch.bfloat16), recomputing():
+        out = F.linear(lowered(recomputable(norm, x @ w)), w)
     out.float().square().sum().backward()
     assert seen == [torch.bfloat16, torch.bfloat16]
 
 
 def test_outside_nothing_is_remembered() -> None:
     x = torch.randn(3, requires_grad=True)
-    assert recompute._known is None
-    with forgetting():
+    assert recompute._known.get() is None
+    with recomputing():
         with torch.no_grad():
-            cheap(F.gelu, x)
-        assert recompute._known == {}
-        cheap(F.gelu, x)
-        assert len(recompute._known) == 1
-    assert recompute._known is None
+            recomputable(F.gelu, x)
+        assert recompute._known.get() == {}
+        recomputable(F.gelu, x)
+        assert len(recompute._known.get()) == 1
+    assert recompute._known.get() is None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
 
@@ -14,8 +14,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from udit.nn import native, scan
-from udit.nn.scan import selective_scan
+from udit import ops
+from udit.ops import selective_scan
+from udit.ops.scan import gpu, in_rounds, portable
 
 Scan = Callable[..., Tensor]
 
@@ -50,6 +51,13 @@ def results(run: Scan, inputs: list[Tensor], grad: Tensor) -> list[Tensor]:
     return [y.detach(), *torch.autograd.grad(y, leaves, grad)]
 
 
+def second(run: Scan, inputs: list[Tensor]) -> tuple[Tensor, ...]:
+    """The gradient of a norm of the gradient."""
+    leaves = [part.clone().requires_grad_() for part in inputs]
+    first = torch.autograd.grad(run(*leaves).sin().sum(), leaves, create_graph=True)
+    return torch.autograd.grad(sum(x.square().sum() for x in first), leaves)
+
+
 def assert_near(found: list[Tensor], expected: list[Tensor], limit: float) -> None:
     for name, one, other in zip(("y", "x", "delta", "a", "b", "c"), found, expected, strict=True):
         assert (one.double() - other).norm() <= limit * other.norm(), name
@@ -57,12 +65,11 @@ def assert_near(found: list[Tensor], expected: list[Tensor], limit: float) -> No
 
 
 @pytest.fixture(params=["compiled", "in PyTorch"])
-def form(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    if request.param == "compiled" and native.kernel("scan") is None:
+def form(request: pytest.FixtureRequest) -> Iterator[str]:
+    if request.param == "compiled" and not ops.OPERATORS["selective_scan"].usable("cpu", "all"):
         pytest.skip("no C++ compiler")
-    if request.param != "compiled":
-        monkeypatch.setattr(native, "compiled", lambda name: False)
-    return request.param
+    with ops.kernels("all" if request.param == "compiled" else "off"):
+        yield request.param
 
 
 @pytest.mark.parametrize(("tokens", "channels", "states"), [(1, 1, 1), (64, 16, 16), (65, 5, 3), (200, 33, 16)])
@@ -95,23 +102,9 @@ def test_fast_and_slow_states_neither_overflow_nor_hide_a_fault(form: str) -> No
     assert not faults[0, :, 3].any()
 
 
-def test_rounds_of_the_exported_form_equal_the_loop() -> None:
+def test_rounds_of_the_reference_equal_the_loop() -> None:
     decay, entering = torch.rand(2, 37, 3, 4), torch.randn(2, 37, 3, 4)
-    expected = scan.states(decay, entering.clone())
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(torch.compiler, "is_compiling", lambda: True)
-        torch.testing.assert_close(scan.states(decay, entering), expected)
-
-
-def test_exported_program_holds_no_operator_of_ours() -> None:
-    class Scan(torch.nn.Module):
-        def forward(self, *inputs: Tensor) -> Tensor:
-            return selective_scan(*inputs)
-
-    inputs, _ = drawn(1, 70, 4)
-    program = torch.export.export(Scan(), tuple(inputs))
-    assert "udit" not in str(program.graph)
-    torch.testing.assert_close(program.module()(*inputs), selective_scan(*inputs))
+    torch.testing.assert_close(in_rounds(decay, entering), portable.in_place(decay, entering.clone()))
 
 
 def test_half_precision_is_scanned_in_float32(form: str) -> None:
@@ -120,17 +113,6 @@ def test_half_precision_is_scanned_in_float32(form: str) -> None:
     out = selective_scan(*halves)
     assert out.dtype == torch.bfloat16
     assert torch.equal(out, selective_scan(*(part.float() for part in halves)).bfloat16())
-
-
-def test_thread_count_changes_no_bit() -> None:
-    inputs, grad = drawn(2, 100, 40)
-    one = results(selective_scan, inputs, grad)
-    torch.set_num_threads(2)
-    try:
-        two = results(selective_scan, inputs, grad)
-    finally:
-        torch.set_num_threads(1)
-    assert all(torch.equal(a, b) for a, b in zip(one, two, strict=True))
 
 
 def test_backward_keeps_no_tensor_of_all_tokens_and_states(form: str) -> None:
@@ -164,7 +146,13 @@ def test_mamba_ssm_is_called_as_it_wants_to_be(monkeypatch: pytest.MonkeyPatch) 
         return plain(u.mT, delta.mT, A, B.mT, C.mT).mT
 
     inputs, _ = drawn(2, 20, 5, 3)
-    torch.testing.assert_close(scan.by_mamba_ssm(selective_scan_fn, *inputs), plain(*inputs))
+    torch.testing.assert_close(gpu.by_mamba_ssm(selective_scan_fn, *inputs), plain(*inputs))
+    monkeypatch.setattr(gpu, "mamba_ssm", lambda: selective_scan_fn)
+    assert gpu.available()
+    grad = torch.randn(2, 20, 5)
+    for mine, true in zip(results(gpu.apply, inputs, grad), results(plain, inputs, grad), strict=True):
+        torch.testing.assert_close(mine, true)
+    torch.testing.assert_close(second(gpu.apply, inputs), second(plain, inputs))
 
 
 # ---- the compiled kernel -------------------------------------------------------------------------------------------
@@ -194,7 +182,7 @@ def test_memory_of_a_training_pass_is_linear_in_tokens() -> None:
     """
     code = (
         "import re, sys; sys.path.insert(0, sys.argv[2]); from test_scan import drawn, results; "
-        "from udit.nn.scan import selective_scan; "
+        "from udit.ops import selective_scan; "
         "peak = lambda: int(re.search('VmHWM: *([0-9]+)', open('/proc/self/status').read().expandtabs())[1]); "
         "results(selective_scan, *drawn(1, 64, 16)); inputs, grad = drawn(1, int(sys.argv[1]), 512); before = peak(); "
         "results(selective_scan, inputs, grad); sys.stdout.write(str(peak() - before))"

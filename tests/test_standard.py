@@ -10,7 +10,8 @@ import pytest
 from PIL import Image
 
 from conftest import Told, succeeds
-from udit.data.codec_config import VAE_WEIGHTS, IdentityCodec, VAECodec
+from udit.data.codec_config import IdentityCodec, VAECodec
+from udit.data.vae import VAE_WEIGHTS, cached_sha256
 from udit.errors import UserError
 from udit.evaluation import npz
 from udit.evaluation.features import JudgeFeatures, train_judge
@@ -140,16 +141,25 @@ def test_adm_256_pins_what_a_published_number_depends_on() -> None:
 def test_protocol_refuses_a_model_it_is_not_for() -> None:
     protocol = find_protocol("adm-256")
     codec = VAECodec(source="stabilityai/sd-vae-ft-ema")
-    check_model("adm-256", protocol, shape=(4, 32, 32), num_classes=1000, codec=codec)
+    check_model("adm-256", protocol, shape=(4, 32, 32), num_classes=1000, codec=codec, cached_sha256=cached_sha256)
     with pytest.raises(UserError, match="is for models of 4x32x32 and 1000 classes"):
-        check_model("adm-256", protocol, shape=(1, 8, 8), num_classes=10, codec=codec)
+        check_model("adm-256", protocol, shape=(1, 8, 8), num_classes=10, codec=codec, cached_sha256=cached_sha256)
     with pytest.raises(UserError, match="this model's codec is identity"):
-        check_model("adm-256", protocol, shape=(4, 32, 32), num_classes=1000, codec=IdentityCodec())
+        check_model(
+            "adm-256", protocol, shape=(4, 32, 32), num_classes=1000, codec=IdentityCodec(), cached_sha256=cached_sha256
+        )
 
 
 def test_protocol_knows_its_vae_by_the_file_wherever_that_lies(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def check(codec: VAECodec) -> None:
-        check_model("adm-256", find_protocol("adm-256"), shape=(4, 32, 32), num_classes=1000, codec=codec)
+        check_model(
+            "adm-256",
+            find_protocol("adm-256"),
+            shape=(4, 32, 32),
+            num_classes=1000,
+            codec=codec,
+            cached_sha256=cached_sha256,
+        )
 
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     weights = b"as if they were weights"

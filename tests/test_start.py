@@ -160,7 +160,7 @@ def test_run_folder_and_converted_release_are_sources(tmp_path: Path, capsys: py
         ("diffusion={kind: flow}", "diffusion.kind is 'flow' and the weights of init_from="),
         ("num_classes=1", "model.num_classes is 1 and the data has 2 classes"),
         ("init_from=nowhere", "init_from is 'nowhere', no folder; give a model folder, a run folder or a hub id"),
-        ("init_from=7", "init_from is 7; it names a model folder"),
+        ("init_from=7", "init_from is 7; give a model folder"),
     ],
 )
 def test_what_the_weights_decide_is_not_overruled(

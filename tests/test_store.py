@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 import pickle
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -16,14 +19,18 @@ from torch import nn
 
 import udit
 from conftest import TINY, perturb, same_bits
-from runs import train
+from hub_stand_in import COMMIT, serving
+from runs import environment, train
 from udit import store
 from udit.assemble import System
+from udit.data.codec_config import VAECodec
+from udit.data.vae import VAE_WEIGHTS, complete
 from udit.diffusion.config import FlowConfig, SamplingConfig
 from udit.errors import RunError, UserError
 from udit.files import temporary_sibling
 from udit.models.catalog import find
 from udit.run.system import SystemConfig
+from vaes import tiny_vae
 
 OneLine = Callable[[BaseException], str]
 
@@ -222,6 +229,31 @@ def test_cached_hub_model_is_loaded_offline(folder: Path, tmp_path: Path, monkey
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
     assert udit.load("owner/name").config == udit.load(folder).config
+
+
+LOAD = """
+import sys, udit
+sys.stdout.write(udit.load("o/m", weights=sys.argv[1]).config.codec.source)
+"""
+
+
+def test_hub_model_brings_its_vae_and_only_the_weights_that_are_asked_for(system: System, tmp_path: Path) -> None:
+    vae = complete(VAECodec(source=str(tiny_vae(tmp_path / "model-vae"))))
+    config = system.config.replace(codec=vae)
+    raw = perturb(copy.deepcopy(system.backbone))
+    folder = udit.save(System(config, system.backbone), tmp_path / "model", raw=raw)
+    shutil.copytree(tmp_path / "model-vae", folder / "vae")
+    (folder / "optimiser.safetensors").write_bytes(b"not asked for")
+    files = {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    with serving(files) as hub:
+        ours = environment(HF_ENDPOINT=hub.endpoint, HF_HOME=str(tmp_path / "hf"), HF_HUB_DISABLE_XET="1")
+        for weights in ("ema", "raw"):
+            call = [sys.executable, "-c", LOAD, weights]
+            said = subprocess.run(call, env=ours, capture_output=True, text=True, check=True).stdout
+            assert said == str(tmp_path / "hf" / "hub" / "models--o--m" / "snapshots" / COMMIT / "vae")
+        first, last = hub.downloads()[:-1], hub.downloads()[-1]
+    assert sorted(first) == ["README.md", "config.json", "config.json", VAE_WEIGHTS, "model.safetensors"]
+    assert last == "model.raw.safetensors"
 
 
 class Payload:

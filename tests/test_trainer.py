@@ -23,13 +23,13 @@ from torch import Tensor
 
 import udit
 from runs import environment, finished_at, metrics, newest, pictures, small_run, state_hash, steady_adam, train
+from udit import ops
 from udit.checkpoint import CheckpointStore
 from udit.data.batches import Batch
 from udit.data.sources import InMemory
 from udit.diffusion.objective import Losses
 from udit.errors import RunError, UserError
 from udit.images import read_settings
-from udit.nn import native
 from udit.run.recipes import load_run, read_yaml
 from udit.training import preview
 from udit.training.ema import EMA, decay_at
@@ -107,7 +107,7 @@ def test_manifest_names_everything_that_matters(finished: Path) -> None:
         *("schema", "step", "skipped_in_a_row", "data", "machine", "versions", "run", "files", "digest")
     ]
     assert manifest["step"] == 7
-    facts = {"torch": torch.__version__, "ranks": 1, "threads": 1, "kernels": native.describe()}
+    facts = {"torch": torch.__version__, "ranks": 1, "threads": 1, "kernels": ops.describe()}
     assert manifest["machine"] == facts
     assert manifest["versions"]["udit"] == udit.__version__
     assert manifest["run"] == read_yaml(finished / "run.yaml")

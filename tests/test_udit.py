@@ -17,17 +17,19 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import udit
 from conftest import DATA, TINY, batch, perturb, same_bits, snapshot
+from udit import ops
 from udit.benchmarking.measure import dissect
 from udit.diffusion.guidance import guide
 from udit.errors import UserError
 from udit.models.build import checkpoint_activations
 from udit.models.udit.config import UDiTConfig
 from udit.models.udit.network import UDiT
-from udit.nn.attention import DownsampledAttention, cosine_attention, join_grids, split_grids
+from udit.nn.attention import DownsampledAttention
 from udit.nn.conditioning import timestep_features
 from udit.nn.ffn import projected
 from udit.nn.specs import Downsampled, Mlp
-from udit.nn.tokens import rotary_table, rotate
+from udit.nn.tokens import rotary_table
+from udit.ops.attention import join_grids, rotate, split_grids
 
 # ---- numbers of the official program -------------------------------------------------------------------------------
 
@@ -174,7 +176,7 @@ def test_cosine_attention_is_a_finite_mean_of_values(
     largest = torch.finfo(dtype).max
     q, k, v = (x.clamp(-largest, largest).to(dtype) for x in (size_q * q, size_k * k, v))
     table = rotary_table(3, 3, 16) if rope else None
-    out = cosine_attention(q, k, v, torch.full((2,), scale), table)
+    out = ops.attend(q, k, v, torch.full((2,), scale), table)
     assert out.dtype == dtype
     assert out.isfinite().all()
     slack = 4 * torch.finfo(dtype).eps * v.abs().max()
@@ -185,14 +187,12 @@ def test_cosine_attention_is_a_finite_mean_of_values(
 def test_cosine_attention_ignores_the_length_of_queries_and_keys() -> None:
     q, k, v = (torch.randn(1, 2, 9, 16) for _ in range(3))
     scale = torch.zeros(2)
-    torch.testing.assert_close(
-        cosine_attention(q, k, v, scale, None), cosine_attention(100 * q, 0.01 * k, v, scale, None)
-    )
+    torch.testing.assert_close(ops.attend(q, k, v, scale, None), ops.attend(100 * q, 0.01 * k, v, scale, None))
 
 
-def test_cosine_attention_bounds_its_temperature() -> None:
+def test_cosine_attention_bounds_its_scale() -> None:
     q, k, v = (torch.randn(1, 1, 9, 16) for _ in range(3))
-    hot = [cosine_attention(q, k, v, torch.tensor([s]), None) for s in (4.6052, 6.0, 1e4)]
+    hot = [ops.attend(q, k, v, torch.tensor([s]), None) for s in (4.6052, 6.0, 1e4)]
     assert torch.equal(hot[0], hot[1])
     assert torch.equal(hot[0], hot[2])
 
@@ -427,12 +427,12 @@ def test_parts_of_the_forward_make_the_whole(tiny: nn.Module) -> None:
         assert torch.equal(tiny.leave(tiny.deep(h, cond), skip, cond), tiny(x, t, y))
 
 
-def test_exported_program_computes_the_same(tiny: nn.Module, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_exported_program_computes_the_same(tiny: nn.Module) -> None:
     """To the bit, with torch's depthwise convolution on both sides: an exported program knows no other."""
     fused, inputs = udit.fuse(tiny), batch(tiny)
     program = torch.export.export(fused, inputs)
-    monkeypatch.setattr("udit.nn.native.compiled", lambda name: False)
-    assert torch.equal(program.module()(*inputs), forward(fused, *inputs))
+    with ops.kernels("off"):
+        assert torch.equal(program.module()(*inputs), forward(fused, *inputs))
 
 
 def test_exported_program_takes_any_batch() -> None:

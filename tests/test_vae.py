@@ -15,10 +15,11 @@ import torch
 from conftest import succeeds
 from hub_stand_in import COMMIT, serving
 from runs import environment
-from udit.data.cache_config import read_manifest
 from udit.data.codec import encode
-from udit.data.codec_config import VAE_WEIGHTS, VAECodec
+from udit.data.codec_config import VAECodec
+from udit.data.latents import read_manifest
 from udit.data.sources import digits, split
+from udit.data.vae import VAE_WEIGHTS, complete
 from udit.store import read_run_config
 from vaes import tiny_vae, trained_vae
 
@@ -39,7 +40,7 @@ def test_trained_vae_carries_pictures_through_cache_training_samples_and_scores(
     known = torch.from_numpy(source.pixels[np.concatenate([parts.train, parts.judge])])
     unseen = torch.from_numpy(source.pixels[parts.test])
     vae = trained_vae(tmp_path / "vae", known)
-    codec = VAECodec(source=str(vae)).resolved().build()
+    codec = complete(VAECodec(source=str(vae))).build()
     mean_digit = known.float().mean(0, keepdim=True).expand(len(unseen), -1, -1, -1)
     found = error(codec.decode(encode(codec, unseen)), unseen)
     assert found < 20, f"of 32 numbers for 64 pixels; it is {found:.1f}"
@@ -70,7 +71,8 @@ import hashlib, sys
 import torch
 from udit.data.codec_config import VAECodec
 from udit.data.codec import encode
-codec = VAECodec(source="o/m").resolved().build()
+from udit.data.vae import complete
+codec = complete(VAECodec(source="o/m")).build()
 pixels = torch.arange(64, dtype=torch.uint8).view(1, 1, 8, 8)
 sys.stdout.write(codec.config.sha256 + " " + hashlib.sha256(encode(codec, pixels).numpy().tobytes()).hexdigest())
 """
@@ -86,7 +88,7 @@ def test_vae_of_the_hub_is_downloaded_once_and_encodes_as_the_folder_does(tmp_pa
             for _ in range(2)
         ]
         assert sorted(hub.downloads()) == sorted(files), "each once, and never the pickle"
-    codec = VAECodec(source=str(folder)).resolved().build()
+    codec = complete(VAECodec(source=str(folder))).build()
     pixels = torch.arange(64, dtype=torch.uint8).view(1, 1, 8, 8)
     sha256 = hashlib.sha256(encode(codec, pixels).numpy().tobytes()).hexdigest()
     assert called == [f"{codec.config.sha256} {sha256}"] * 2

@@ -16,7 +16,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from udit.assemble import System
-from udit.data.codec_config import IdentityCodec, VAECodec
+from udit.data.codec_config import CodecConfig, IdentityCodec, VAECodec
+from udit.data.vae import complete
 from udit.diffusion.config import DiffusionConfig, SamplingConfig
 from udit.errors import RunError, UserError
 from udit.files import whole_file
@@ -85,11 +86,11 @@ def from_published(path: Path, config: ModelConfig, *, repair: bool = False, vae
     import_published(model, read_published(path), repair=repair)
     diffusion = native_diffusion(config)
     sampling = SamplingConfig(sampler=diffusion.samplers()[0])
-    codec = SD_VAE if config.in_channels == 4 else IdentityCodec()
+    codec: CodecConfig = SD_VAE if config.in_channels == 4 else IdentityCodec()
     if vae is not None:
         if config.in_channels != 4:
             raise UserError(f"a VAE was named and the model takes {config.in_channels} channels, not latents; drop it")
-        codec = SD_VAE.replace(source=vae).resolved()
+        codec = complete(SD_VAE.replace(source=vae))
     return System(SystemConfig(model=config, diffusion=diffusion, sampling=sampling, codec=codec), model)
 
 

@@ -11,6 +11,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from udit.spec.digest import FileFacts
+
 TEMPORARY = ".tmp-"
 """Prefix of what is being written; ``sweep`` removes what a killed process left of it."""
 
@@ -138,6 +140,15 @@ def file_sha256(path: Path) -> str:
     """
     with path.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def file_facts(path: Path) -> FileFacts:
+    """Size and digest of a file.
+
+    Raises:
+        OSError: it cannot be read.
+    """
+    return FileFacts(bytes=path.stat().st_size, sha256=file_sha256(path))
 
 
 def _canonical(values: dict[str, Any]) -> str:

@@ -15,6 +15,7 @@ import torch
 
 from udit import dist
 from udit.data.sources import parts_of
+from udit.data.vae import cached_sha256
 from udit.dist import World
 from udit.errors import UserError
 from udit.evaluation import FeaturesName, npz
@@ -146,7 +147,14 @@ def score_run(
         if reference is None:
             raise UserError(f"protocol {protocol} scores against {pinned.reference}; give that file with --reference")
         shape = (values.model.in_channels, *values.model.size)
-        check_model(protocol, pinned, shape=shape, num_classes=values.model.num_classes, codec=values.codec)
+        check_model(
+            protocol,
+            pinned,
+            shape=shape,
+            num_classes=values.model.num_classes,
+            codec=values.codec,
+            cached_sha256=cached_sha256,
+        )
         config = config.replace(
             num_samples=pinned.num_samples,
             labels=pinned.labels,
@@ -171,8 +179,8 @@ def score_run(
             source = values.data.build()
             against = reference_of(ImageSet.of_source(source, parts_of(source, values.data).train), extractor)
         subject = {"run": str(run), "weights": weights, "checkpoint_step": system.config.steps}
-        how = {"name": protocol, **drawing_of(config, chosen)}
-        found = score(shards.images(), extractor, against, subject=subject, protocol=how)
+        facts = {"name": protocol, **drawing_of(config, chosen)}
+        found = score(shards.images(), extractor, against, subject=subject, protocol=facts)
         found.write(folder / f"metrics-{protocol or features}.json")
         shards.remove()
         return found
@@ -239,7 +247,7 @@ def draw_samples(
         system: not fused.
         shards: of ``shards_of``.
         config: labels, seeds and batch size.
-        sampling: how.
+        sampling: the sampling setting.
         world: the ranks.
         progress: shows a progress bar.
 

@@ -5,16 +5,18 @@ from __future__ import annotations
 import hashlib
 import json
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Protocol, runtime_checkable
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from udit import hub
 from udit.assemble import System
 from udit.checkpoint import CheckpointStore, write_tensors
 from udit.data.codec_config import VAECodec
+from udit.data.vae import VAE_FILES
 from udit.errors import RunError, UserError
 from udit.files import whole_folder
 from udit.models.build import rebuild
@@ -24,6 +26,8 @@ from udit.run.system import EXPORTED, SystemConfig
 from udit.spec.base import parse
 
 Weights = Literal["ema", "raw"]
+FILES: dict[Weights, str] = {"ema": "model.safetensors", "raw": "model.raw.safetensors"}
+"""Of a model folder."""
 
 
 def save(system: System, path: str | Path, *, raw: nn.Module | None = None) -> Path:
@@ -73,10 +77,10 @@ def load(
     if (folder / "run.yaml").is_file():
         return _load_run(folder, weights).to(device)
     if not folder.exists():
-        folder = _download(str(path), revision)
+        folder = _download(str(path), weights, revision)
     if folder.is_file():
         raise UserError(_file_advice(folder))
-    file = folder / ("model.safetensors" if weights == "ema" else "model.raw.safetensors")
+    file = folder / FILES[weights]
     if not (folder / "config.json").is_file():
         raise UserError(
             f"{folder} holds neither config.json nor run.yaml; give a model folder, a run folder or a hub id"
@@ -159,18 +163,12 @@ def read_run_config(folder: Path) -> Run:
     return parse(Run, read_yaml(path), where=str(path))
 
 
-def _download(name: str, revision: str | None) -> Path:
-    if name.count("/") != 1 or name.startswith((".", "/", "~")):
+def _download(name: str, weights: Weights, revision: str | None) -> Path:
+    if not hub.is_hub_id(name):
         raise UserError(f"no model at {name!r}; give a model folder, a run folder or a hub id (owner/name)")
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-
-    try:
-        patterns = ["config.json", "*.safetensors", "README.md"]
-        return Path(snapshot_download(name, revision=revision, allow_patterns=patterns))
-    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
-        detail = str(error).strip().split("\n", 1)[0]
-        raise UserError(f"no folder {name!r}, and the hub gave none: {detail}") from None
+    vae = [f"vae/{file}" for file in VAE_FILES]  # where the model has one of its own
+    files = ["config.json", "README.md", FILES[weights], *vae]
+    return hub.snapshot(name, files, what=f"no folder {name!r}", revision=revision)
 
 
 def _file_advice(path: Path) -> str:
@@ -179,10 +177,17 @@ def _file_advice(path: Path) -> str:
     return f"{path} is a file; give the model folder that holds it"
 
 
+@runtime_checkable
+class Fingerprinted(Protocol):
+    """A backbone that holds no weights itself and knows the fingerprint of those it was made of: an exported graph."""
+
+    fingerprint: str
+
+
 def fingerprint(model: nn.Module) -> str:
-    """First 16 hex digits of a sha256 over all weights, by name; an exported graph has that of its network."""
-    if isinstance(known := getattr(model, "fingerprint", None), str):
-        return known
+    """First 16 hex digits of a sha256 over all weights, by name; of an exported graph, that of its model's weights."""
+    if isinstance(model, Fingerprinted):
+        return model.fingerprint
     digest = hashlib.sha256()
     for name, tensor in sorted(model.state_dict().items()):
         digest.update(name.encode())

@@ -17,14 +17,14 @@ from torch.profiler import ProfilerActivity, profile
 from udit.assemble import System, denoiser_of
 from udit.benchmarking.subjects import Subject, inputs
 from udit.diffusion.config import SamplingConfig
-from udit.nn.dropout import key_dropout
+from udit.nn.dropout import dropout_keys
 from udit.run.system import SystemConfig
 
 PEAK_SIDE = 1536
 KINDS: Mapping[str, tuple[str, ...]] = {
     "depthwise convolution": ("udit::depthwise", "udit::depthwise_weights"),
     "attention": (
-        *("udit::fused_attention", "aten::_scaled_dot_product"),
+        *("udit::grid_attention", "aten::_scaled_dot_product"),
         *("aten::bmm", "aten::baddbmm", "aten::softmax", "aten::_softmax"),
     ),
     "matrix product": (
@@ -152,9 +152,9 @@ def prepare(subject: Subject, work: Work, images: Images | None = None) -> Prepa
     random: tuple[Tensor, Tensor | None] = (x0.clamp(-1, 1), y0[0] if y0 else None)
 
     def step() -> None:
-        key_dropout(model, 0, range(work.batch))
         x0, y = images() if images else random
-        denoiser.schedule.loss(denoiser, x0, t, noise, y).loss.mean().backward()
+        with dropout_keys(model, 0, range(work.batch)):
+            denoiser.schedule.loss(denoiser, x0, t, noise, y).loss.mean().backward()
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
 

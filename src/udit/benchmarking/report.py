@@ -12,10 +12,9 @@ from typing import Any
 
 import torch
 
-from udit import __version__
+from udit import __version__, ops
 from udit.benchmarking.measure import Result
 from udit.files import write_text
-from udit.nn import native
 
 HEADER = ("", "median ms", "spread", "speed", "TFLOP", "of peak", "peak MB", "first call s")
 EXTRA = {"graphs": "graphs", "graph_breaks": "graph breaks", "waited": "waited for data"}
@@ -31,7 +30,7 @@ def machine() -> dict[str, Any]:
         "torch": torch.__version__,
         "udit": __version__,
         "python": platform.python_version(),
-        "kernels": native.describe(),
+        "kernels": ops.describe(),
         "date": date.today().isoformat(),
     }
 

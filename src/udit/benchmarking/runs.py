@@ -1,4 +1,4 @@
-"""Runs whose training steps ``bench`` times on the images of a recipe; free of torch, so that errors are told early."""
+"""Runs whose training steps ``bench`` times on a recipe's images; free of torch, so that errors are reported early."""
 
 from __future__ import annotations
 
@@ -6,8 +6,9 @@ import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from udit.run.config import Run, resolve
+from udit.run.config import Run
 from udit.run.recipes import load_run
+from udit.run.resolve import resolve
 
 
 def runs_on_data(

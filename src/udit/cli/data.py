@@ -12,22 +12,22 @@ from udit.cli.output import say, table
 if TYPE_CHECKING:
     from udit.data.check import Contents
 
-data = App(name="data", help="Look at data before it is trained on.", help_format="plaintext")
+data = App(name="data", help="Check data before training on it.", help_format="plaintext")
 
 
 @data.command
 def check(path: Path, /, *, size: int = 64) -> int:
-    """Name everything in a data set that training would refuse, in one line each, and count what it holds.
+    """List everything in a data set that training would refuse, one line each, and count what it holds.
 
-    Every picture is decoded as training would decode it. Exit code 1 where something is bad. A folder that passes is
-    not decoded again before a run at this size while its files stay as they are.
+    Every image is decoded as training would decode it. Exit code 1 where something is bad. A folder that passes is not
+    decoded again before a run at this size while its files do not change.
 
     Parameters
     ----------
     path
-        A folder of class folders of pictures, a folder of IDX files, or an .npz file.
+        A folder that holds one folder of images per class, a folder of IDX files, or an .npz file.
     size
-        Side of the square that training would cut from a picture of a folder.
+        Side of the squares that training would crop the images of a folder to.
     """
     from udit.data.check import Contents
     from udit.data.check import check as lines_of
@@ -42,7 +42,7 @@ def check(path: Path, /, *, size: int = 64) -> int:
 def _tell(contents: Contents) -> None:
     rows = [(name if name.isprintable() else repr(name), count, bad) for name, (count, bad) in contents.classes.items()]
     rows.append(("all", sum(count for _, count, _ in rows), sum(bad for _, _, bad in rows)))
-    say(table(("class", "pictures", "bad"), rows))
+    say(table(("class", "images", "bad"), rows))
     if contents.formats:
         say("formats: " + ", ".join(f"{count} {name}" for name, count in contents.formats.most_common()))
     if contents.sizes:
@@ -51,5 +51,5 @@ def _tell(contents: Contents) -> None:
         more = f" and {len(contents.sizes) - 5} more" if len(contents.sizes) > 5 else ""
         say(f"sizes: {', '.join(shown)}{more}; shorter sides {min(shorter)} to {max(shorter)}")
     for what, (count, first) in contents.notes.items():
-        say(f"note: {count} {'is' if count == 1 else 'are'} {what}, e.g. {first}")
-    say(f"{contents.bad} bad" if contents.bad else "nothing bad")
+        say(f"note: {what} ({count} file{'s' if count != 1 else ''}, e.g. {first})")
+    say(f"{contents.bad} bad" if contents.bad else "no problems found")

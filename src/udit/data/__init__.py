@@ -1,1 +1,1 @@
-"""Pictures: where they come from, which comes when, in which batches, and what the network sees of them."""
+"""Data: sources of images, their order and batches, and the codecs that convert them to what the network sees."""

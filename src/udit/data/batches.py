@@ -1,4 +1,4 @@
-"""The batches of a run: the same pictures in the same step on any number of ranks, workers and accumulated parts."""
+"""The batches of a run: the same images in the same step for any number of ranks, workers and accumulated parts."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class Batch:
     ids: list[int]
     """Indices into the source."""
     positions: list[int]
-    """Places in the run's stream: the keys of everything drawn for a sample."""
+    """Positions in the run's stream of images: the keys of everything drawn for each image."""
 
 
 Batches = Generator[list[Batch]]
@@ -58,24 +58,24 @@ def batches(
     """One rank's micro-batches of every step.
 
     Args:
-        source: the pictures.
-        part: indices of those that take part.
+        source: the images.
+        part: indices of the images to train on.
         seed: the run's.
         start: the first step.
         stop: one past the last step.
-        global_batch: pictures a step over all ranks and micro-batches.
+        global_batch: images per step over all ranks and micro-batches.
         rank: this process's number.
         world: number of processes.
-        accumulation: micro-batches a step on each rank.
-        flip: mirror half of the pictures left to right.
-        workers: processes that read ahead; 0 reads in the caller.
+        accumulation: micro-batches per step on each rank.
+        flip: mirror half of the images left to right.
+        workers: processes that read ahead; 0 reads in the calling process.
 
     Yields:
         ``accumulation`` batches for each step. Step s takes positions s * global_batch and on, micro-batch by
         micro-batch and, within one, rank by rank.
 
     Raises:
-        UserError: a batch that does not split evenly, no pictures, or a picture that cannot be decoded.
+        UserError: a batch that does not split evenly, no images, or an image that cannot be decoded.
         RunError: a worker died.
     """
     size = share_of(global_batch, accumulation, world)
@@ -83,14 +83,14 @@ def batches(
     jobs = _Jobs(Order(len(part), seed), range(start, stop), global_batch, size, rank, world, accumulation)
     steps = _steps(reader, jobs, workers)
     if workers:
-        # else multiprocessing's own exit would send SIGTERM, which workers ignore, and wait for them for ever
+        # else multiprocessing's exit handler would send SIGTERM, which workers ignore, and wait for them for ever
         alive = weakref.ref(steps)
         atexit.register(lambda: steps.close() if (steps := alive()) else None)
     return steps
 
 
 def share_of(global_batch: int, accumulation: int, world: int) -> int:
-    """Pictures of one micro-batch of one of ``world`` ranks.
+    """Images in one micro-batch of one of ``world`` ranks.
 
     Raises:
         UserError: the batch does not split evenly.
@@ -106,7 +106,7 @@ def share_of(global_batch: int, accumulation: int, world: int) -> int:
 
 @dataclass(frozen=True)
 class _Jobs:
-    """What to read, in order: (position, index into the part) for each picture of each micro-batch."""
+    """What to read, in order: (position, index into the part) for each image of each micro-batch."""
 
     order: Order
     steps: range
@@ -124,7 +124,7 @@ class _Jobs:
 
 
 class _Reader(Dataset["Batch | UserError"]):
-    """Reads a micro-batch, in the caller or in a worker."""
+    """Reads a micro-batch, in the calling process or in a worker."""
 
     def __init__(self, source: Source, part: Labels, seed: int, flip: bool) -> None:
         self.source = source
@@ -138,7 +138,7 @@ class _Reader(Dataset["Batch | UserError"]):
         try:
             x = self._read(ids, flips(self.seed, positions) if self.flip else [False] * len(ids))
         except UserError as error:
-            # as a value: an exception would come out of a worker wrapped in the worker's traceback
+            # as a value: an exception from a worker would be wrapped in its traceback
             return error
         return Batch(torch.from_numpy(x), torch.from_numpy(self.source.labels[ids]), ids, positions)
 
@@ -167,14 +167,14 @@ def _next(read: Iterator[Batch | UserError]) -> Batch:
     except RuntimeError as error:
         if not str(error).startswith("DataLoader worker"):
             raise
-        raise RunError(f"a process that reads pictures died ({error}); lower training.workers") from None
+        raise RunError(f"a process that reads images died ({error}); lower training.workers") from None
     if isinstance(batch, UserError):
         raise batch
     return batch
 
 
 def _loader(reader: _Reader, jobs: _Jobs, workers: int) -> DataLoader[Batch | UserError]:
-    # where there are fewer cores; readers mostly wait for the trainer
+    # of more workers than cores: readers mostly wait for the trainer
     warnings.filterwarnings("ignore", message="This DataLoader will create")
     return DataLoader(
         reader,
@@ -183,7 +183,7 @@ def _loader(reader: _Reader, jobs: _Jobs, workers: int) -> DataLoader[Batch | Us
         collate_fn=_as_it_is,
         num_workers=workers,
         worker_init_fn=_leave_signals_to_the_trainer,
-        # forked workers share the decoded pictures' memory
+        # forked workers share the memory of decoded images
         multiprocessing_context="fork" if sys.platform == "linux" else None,
     )
 
@@ -193,6 +193,6 @@ def _as_it_is(batch: Any) -> Any:
 
 
 def _leave_signals_to_the_trainer(_worker: int) -> None:
-    """A signal to the whole process group must not take the workers from a trainer that still wants to save."""
+    """A signal to the whole process group must not end the workers of a trainer that is about to save."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)

@@ -1,4 +1,4 @@
-"""What a latent cache says of itself, and how a run is checked against it; free of torch."""
+"""What a latent cache's files say, and how a run is compared with it; free of torch. ``latents.py`` reads it."""
 
 from __future__ import annotations
 
@@ -6,45 +6,45 @@ import hashlib
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
+from pydantic import Field, PositiveInt, model_validator
 
-from udit.data.codec_config import CodecConfig, Sha256, VAECodec
+from udit.data.codec_config import CodecConfig, VAECodec
 from udit.data.config import DataConfig, DataInfo
 from udit.errors import UserError
-from udit.files import seal, unseal
-from udit.spec.base import Spec, parse
+from udit.files import seal
+from udit.spec.base import Spec
+from udit.spec.digest import FileFacts, Sha256
 
 PLAN, MANIFEST, INDEX = "plan.json", "manifest.json", "index.safetensors"
-MAX_BYTES = 64_000_000
-"""Of a plan or manifest that is read; ImageNet's has some 200,000."""
 FREE_DATA_KEYS = frozenset({"judge_share", "test_share", "flip"})
-"""Of a run's data section: what may differ from the cache's, for all pictures are in it."""
+"""Of a run's data section: keys that may differ from the cache's, which holds all images."""
 FREE_CODEC_KEYS = frozenset({"source", "revision", "posterior", "slicing"})
-"""Of a run's codec: what does not change the latents; sha256 says which VAE it is, wherever that lies."""
+"""Of a run's codec: keys that do not change the latents; sha256 says which VAE it is, wherever it is stored."""
 
 
 class LatentPlan(Spec):
-    """What decides every byte of a latent cache."""
+    """``plan.json``: everything that decides the bytes of a latent cache."""
 
     format: Literal[1] = 1
     data: DataConfig
-    """Where the pictures came from."""
+    """Where the images came from."""
     fingerprint: Sha256
-    """Of the pictures."""
+    """Of the images."""
     count: PositiveInt
+    """Of the images."""
     id2label: tuple[str, ...]
     pixels: tuple[PositiveInt, PositiveInt, PositiveInt]
-    """(C, H, W) of a picture."""
+    """(C, H, W) of an image."""
     codec: CodecConfig
     measured: bool = False
-    """Whether scale and shift are this cache's own statistics."""
+    """Whether scale and shift are computed from the cache's own latents."""
     shape: tuple[PositiveInt, PositiveInt, PositiveInt]
-    """(c, h, w) of a raw latent: uint8 pixels, or a posterior's moments."""
+    """(c, h, w) of a raw latent: uint8 pixels, or the mean and log variance of a posterior."""
     dtype: Literal["uint8", "float16", "float32"]
     mirrored: bool
-    """Whether each picture is there twice, as it is and left to right."""
+    """Whether each image is stored twice, as it is and mirrored left to right."""
     shard_size: PositiveInt
-    """Pictures a shard."""
+    """Images per shard."""
 
     @model_validator(mode="after")
     def _check(self) -> LatentPlan:
@@ -59,17 +59,17 @@ class LatentPlan(Spec):
 
     @property
     def info(self) -> DataInfo:
-        """Of the pictures."""
+        """Channels, size and class names of the images."""
         channels, height, width = self.pixels
         return DataInfo(channels=channels, height=height, width=width, id2label=self.id2label)
 
     @property
     def digest(self) -> str:
-        """sha256 in hex of all that the plan says but where pictures and VAE lie."""
+        """sha256 in hex of everything in the plan except the places of images and VAE."""
         return hashlib.sha256(seal(self.comparable()).encode()).hexdigest()
 
     def comparable(self) -> dict[str, Any]:
-        """Plain values of what decides the bytes."""
+        """Plain values of the keys that decide the bytes."""
         values = self.model_dump(mode="json")
         values["data"].pop("root", None)
         values["data"] = {key: value for key, value in values["data"].items() if key not in FREE_DATA_KEYS}
@@ -77,16 +77,9 @@ class LatentPlan(Spec):
         return values
 
     def shard_sizes(self) -> list[int]:
-        """Pictures in each shard."""
+        """Number of images in each shard."""
         whole, rest = divmod(self.count, self.shard_size)
         return [self.shard_size] * whole + ([rest] if rest else [])
-
-
-class FileFacts(Spec):
-    """Size and digest of a file of the cache."""
-
-    bytes: NonNegativeInt
-    sha256: Sha256
 
 
 class LatentManifest(Spec):
@@ -94,10 +87,10 @@ class LatentManifest(Spec):
 
     plan: LatentPlan
     index: FileFacts
-    """Labels, names and held-out pictures."""
+    """Labels, names and test images."""
     shards: tuple[FileFacts, ...]
     mean: tuple[float, ...] | None = None
-    """Of the latents, one a channel, posteriors' spread included; None without a posterior."""
+    """Of draws from the posteriors, one number per channel; None without a posterior."""
     std: tuple[Annotated[float, Field(gt=0)], ...] | None = None
 
     @model_validator(mode="after")
@@ -106,17 +99,17 @@ class LatentManifest(Spec):
         wanted = -(-plan.count // plan.shard_size)
         if len(self.shards) != wanted:
             raise ValueError(
-                f"shards are {len(self.shards)} and {plan.count} pictures at {plan.shard_size} a shard are {wanted}; "
+                f"shards are {len(self.shards)} and {plan.count} images at {plan.shard_size} per shard are {wanted}; "
                 "encode again"
             )
         channels = self.codec.seen(plan.info).channels
         if plan.measured and (self.mean is None or self.std is None or {len(self.mean), len(self.std)} != {channels}):
-            raise ValueError(f"mean and std must have {channels} numbers each, for the plan is measured; encode again")
+            raise ValueError(f"mean and std must have {channels} numbers each, the plan is measured; encode again")
         return self
 
     @property
     def codec(self) -> CodecConfig:
-        """The plan's, with the measured normalisation where that was asked for."""
+        """The plan's codec, with the measured normalisation where the plan is measured."""
         codec = self.plan.codec
         if not (self.plan.measured and isinstance(codec, VAECodec) and self.mean and self.std):
             return codec
@@ -124,65 +117,41 @@ class LatentManifest(Spec):
 
 
 def shard_name(number: int) -> str:
-    """The file of a shard."""
+    """The file name of a shard."""
     return f"shard-{number:05d}.safetensors"
 
 
-def read_manifest(root: Path) -> LatentManifest:
-    """What a finished cache says of itself.
+def follow_cache(values: dict[str, Any], manifest: LatentManifest, root: Path) -> dict[str, Any]:
+    """The data and codec sections of a run that reads a latent cache: the cache's, with the run's own keys on top.
 
-    Raises:
-        UserError: there is none, it is unfinished, or its manifest is torn or altered.
-    """
-    root = root.expanduser()
-    if not (root / MANIFEST).is_file():
-        state = "is unfinished; run the same `udit encode` again" if (root / PLAN).is_file() else "is not there"
-        raise UserError(f"the latent cache {str(root)!r} {state}, or write one with `udit encode RECIPE --out FOLDER`")
-    return parse(LatentManifest, read_sealed(root / MANIFEST), where=str(root / MANIFEST))
-
-
-def read_sealed(path: Path) -> dict[str, Any]:
-    """A sealed JSON file.
-
-    Raises:
-        UserError: it cannot be read, or is not what was sealed.
-    """
-    try:
-        if path.stat().st_size > MAX_BYTES:
-            raise ValueError(f"it has {path.stat().st_size:,} bytes, more than any manifest")
-        return unseal(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        detail = " ".join(str(getattr(error, "strerror", None) or error).split())[:120]
-        raise UserError(f"{path} is torn or altered ({detail}); remove it and run `udit encode` again") from None
-
-
-def follow_cache(values: dict[str, Any], root: Path) -> tuple[dict[str, Any], DataInfo]:
-    """A run's plain values with the data and codec of its latent cache where it leaves them out.
+    Args:
+        values: the run's plain ``data`` and ``codec``, where it has them.
+        manifest: of the cache.
+        root: its folder, for messages.
 
     Returns:
-        ``data`` and ``codec`` as plain values, and what is known of the pictures.
+        ``data`` and ``codec`` as plain values.
 
     Raises:
-        UserError: a key of data or codec says otherwise than the cache; names it with both values.
+        UserError: a key of data or codec does not match the cache; names it with both values.
     """
-    manifest = read_manifest(root)
-    plan = manifest.plan
     merged: dict[str, Any] = {}
-    for section, own, free in (("data", plan.data, FREE_DATA_KEYS), ("codec", manifest.codec, FREE_CODEC_KEYS)):
+    sections = (("data", manifest.plan.data, FREE_DATA_KEYS), ("codec", manifest.codec, FREE_CODEC_KEYS))
+    for section, own, free in sections:
         kept = own.model_dump(mode="json")
         given = dict(values.get(section) or {})
         if given.get("kind", kept["kind"]) != kept["kind"]:
-            raise UserError(_unlike(f"{section}.kind", given["kind"], kept["kind"], root))
+            raise UserError(_does_not_match(f"{section}.kind", given["kind"], kept["kind"], root))
         for key, value in given.items():
             if key not in free and key in kept and not _same(key, value, kept[key]):
-                raise UserError(_unlike(f"{section}.{key}", value, kept[key], root))
+                raise UserError(_does_not_match(f"{section}.{key}", value, kept[key], root))
         merged[section] = kept | given
-    if merged["data"].get("flip") and not plan.mirrored:
+    if merged["data"].get("flip") and not manifest.plan.mirrored:
         raise UserError(
-            f"data.flip is true and the cache {str(root)!r} holds no mirrored pictures; set data.flip=false, or encode "
+            f"data.flip is true and the cache {str(root)!r} holds no mirrored images; set data.flip=false, or encode "
             "with data.flip=true into another folder"
         )
-    return merged, plan.info
+    return merged
 
 
 def _same(key: str, given: Any, kept: Any) -> bool:
@@ -192,7 +161,7 @@ def _same(key: str, given: Any, kept: Any) -> bool:
     return bool(plain[0] == plain[1])
 
 
-def _unlike(key: str, given: Any, kept: Any, root: Path) -> str:
+def _does_not_match(key: str, given: Any, kept: Any, root: Path) -> str:
     return (
         f"{key} is {given!r} and the latent cache {str(root)!r} was made with {kept!r}; leave {key} out, or encode "
         "into another folder"

@@ -1,4 +1,4 @@
-"""What is wrong with a folder of pictures, all of it, and what it holds."""
+"""Checks a data set: lists everything that is wrong with it, and counts what it holds."""
 
 from __future__ import annotations
 
@@ -21,37 +21,37 @@ from udit.errors import UserError
 
 @dataclass
 class Contents:
-    """What a check has counted; complete once its lines are exhausted."""
+    """What a check has counted; complete after its last line."""
 
     classes: dict[str, tuple[int, int]] = field(default_factory=dict)
-    """Pictures and bad ones of each class."""
+    """Of each class: images, and bad images."""
     formats: Counter[str] = field(default_factory=Counter)
     sizes: Counter[tuple[int, int]] = field(default_factory=Counter)
-    """Pictures of each (width, height)."""
+    """Images of each (width, height)."""
     notes: dict[str, tuple[int, str]] = field(default_factory=dict)
-    """What is converted, not refused: how many pictures, and the first."""
+    """What is converted or skipped, not refused: how many images, and the first."""
     bad: int = 0
-    """Pictures that cannot be used, and empty class folders."""
+    """Images that cannot be used, and empty class folders."""
 
     def note(self, what: str, path: str) -> None:
-        """Counts a picture of a kind."""
+        """Counts an image under a note."""
         count, first = self.notes.get(what, (0, path))
         self.notes[what] = (count + 1, first)
 
 
 def check(path: Path, size: int, contents: Contents) -> Iterator[str]:
-    """Looks at a data set of any kind on disk.
+    """Checks a data set on disk, of any format.
 
     Args:
-        path: a folder of class folders, a folder of IDX files, or an ``.npz`` file.
-        size: side of the squares that training would cut from a folder's pictures.
+        path: a folder that holds one folder per class, a folder of IDX files, or an ``.npz`` file.
+        size: side of the squares that training would crop the images of a folder to.
         contents: is filled.
 
     Yields:
         One line for everything that training would refuse.
 
     Raises:
-        UserError: nothing of the kind is there.
+        UserError: there is no such data set.
     """
     if path.suffix == ".npz":
         yield from _check_whole(lambda: npz_file(path), contents)
@@ -62,7 +62,7 @@ def check(path: Path, size: int, contents: Contents) -> Iterator[str]:
 
 
 def _check_whole(read: Callable[[], InMemory], contents: Contents) -> Iterator[str]:
-    """Of files that are good or bad as a whole."""
+    """Files that are usable or not as a whole."""
     try:
         source = read()
     except UserError as error:
@@ -73,23 +73,23 @@ def _check_whole(read: Callable[[], InMemory], contents: Contents) -> Iterator[s
     for label, count in enumerate(np.bincount(source.labels[~held_out])):
         contents.classes[str(label)] = (int(count), 0)
     if held_out.any():
-        contents.classes["kept for testing"] = (int(held_out.sum()), 0)
+        contents.classes["test images"] = (int(held_out.sum()), 0)
     contents.sizes[source.pixels.shape[3], source.pixels.shape[2]] = len(source)
 
 
 def check_folder(root: Path, size: int, contents: Contents) -> Iterator[str]:
-    """Decodes every picture of a folder of class folders.
+    """Decodes every image of a folder that holds one folder per class.
 
     Args:
         root: the folder.
-        size: side of the squares that training would cut.
+        size: side of the squares that training would crop to.
         contents: is filled.
 
     Yields:
         One line for everything that training would refuse.
 
     Raises:
-        UserError: no such folder, or no class folders in it.
+        UserError: no such folder, or no folders in it.
     """
     names = class_folders(root)
     listing = Listing.of(root)
@@ -114,9 +114,8 @@ def check_folder(root: Path, size: int, contents: Contents) -> Iterator[str]:
             yield str(found)
         else:
             _count(contents, found, repr(str(root / listing.names[i])))
-    if listing.others:
-        what = "no PNG, JPEG, WebP or GIF by name, and left out"
-        contents.notes[what] = (listing.num_others, repr(listing.others[0]))
+    if listing.skipped:
+        contents.notes["skipped: unsupported extension"] = (listing.num_skipped, repr(listing.skipped[0]))
     _find_copies(root, listing, contents)
     contents.classes = {
         name: (count, int(wrong)) for name, count, wrong in zip(names, listing.counts, bad, strict=True)
@@ -129,19 +128,19 @@ def _count(contents: Contents, header: Header, path: str) -> None:
     contents.formats[header.format] += 1
     contents.sizes[header.width, header.height] += 1
     if header.mode == "CMYK":
-        contents.note("CMYK, made RGB without its colour profile", path)
+        contents.note("CMYK, converted to RGB without its colour profile", path)
     if header.mode.startswith("I"):
-        contents.note("16-bit, of which the high byte is kept", path)
+        contents.note("16-bit, reduced to 8 bits", path)
     if header.transparent:
-        contents.note("transparent, laid on white", path)
+        contents.note("transparent, composited on white", path)
     if header.animated:
-        contents.note("animated, of which the first frame is taken", path)
+        contents.note("animated, reduced to the first frame", path)
     if header.turned:
-        contents.note("turned upright by EXIF", path)
+        contents.note("rotated upright by EXIF", path)
 
 
 def _find_copies(root: Path, listing: Listing, contents: Contents) -> None:
-    """Notes files with the same bytes as an earlier one; only those of one length are read."""
+    """Notes files with the same bytes as an earlier one; only files of equal length are read."""
     sizes = np.array(listing.sizes, np.int64)
     _, places, counts = np.unique(sizes, return_inverse=True, return_counts=True)
     seen: dict[bytes, int] = {}
@@ -151,7 +150,7 @@ def _find_copies(root: Path, listing: Listing, contents: Contents) -> None:
             with path.open("rb") as stream:
                 key = hashlib.file_digest(stream, "blake2b").digest()[:16]
         except OSError:
-            continue  # has been told
+            continue  # has been reported
         first = seen.setdefault(key, i)
         if first != i:
-            contents.note("a copy of another", f"{str(path)!r} of {str(root / listing.names[first])!r}")
+            contents.note("copy of another file", f"{str(path)!r} of {str(root / listing.names[first])!r}")

@@ -1,4 +1,4 @@
-"""Between stored pixels and what the network sees; ``config/codec.py`` says what raw and normalised mean."""
+"""Codecs: images to what the network sees, and back; ``codec_config.py`` says what raw and normalised mean."""
 
 from __future__ import annotations
 
@@ -11,21 +11,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from udit import rng
-from udit.data.codec_config import (
-    VAE_WEIGHTS,
-    CodecConfig,
-    IdentityCodec,
-    SpaceToDepthCodec,
-    VAECodec,
-    other_vae,
-    read_vae_config,
-    vae_folder,
-    vae_sha256,
-)
+from udit.data import vae
+from udit.data.codec_config import CodecConfig, IdentityCodec, SpaceToDepthCodec, VAECodec
 from udit.errors import UserError
 
 Keys = Sequence[tuple[int, int]]
-"""(seed, place in the run) of each sample."""
+"""(seed, position in the run) of each image."""
 
 
 class Codec(Protocol):
@@ -33,17 +24,17 @@ class Codec(Protocol):
 
     @property
     def config(self) -> CodecConfig:
-        """With all that its files decide."""
+        """Complete: with every number that its files decide."""
 
     def raw(self, pixels: Tensor) -> Tensor:
-        """uint8 [B, C, H, W] -> what a latent cache keeps: uint8 pixels, or a posterior's float32 moments."""
+        """uint8 [B, C, H, W] -> what a latent cache stores: uint8 pixels, or a posterior's moments in float32."""
 
     def normalise(self, raw: Tensor, keys: Keys | None = None) -> Tensor:
         """Raw -> float32 for the network, [B, c, h, w].
 
         Args:
             raw: of ``raw``.
-            keys: draw from the posterior by these; None is its mean. A codec without posterior draws nothing.
+            keys: draw from the posterior with these; None takes its mean. A codec without a posterior draws nothing.
         """
 
     def decode(self, x: Tensor) -> Tensor:
@@ -69,7 +60,7 @@ class Identity:
         return raw.to(torch.float32) / 127.5 - 1
 
     def decode(self, x: Tensor) -> Tensor:
-        """Takes floats [B, C, H, W] to the nearest uint8; what lies outside [-1, 1] is clamped."""
+        """Takes floats [B, C, H, W] to the nearest uint8; values outside [-1, 1] are clamped."""
         return ((x.to(torch.float32) + 1) * 127.5).clamp(0, 255).round().to(torch.uint8)
 
 
@@ -100,19 +91,19 @@ class LatentVAE:
         """Loads the VAE.
 
         Raises:
-            UserError: it cannot be had, its weights are damaged or others than the config's, or its latents have
+            UserError: it cannot be downloaded, its weights are damaged or not those of the config, or its latents have
                 another shape.
         """
-        folder = vae_folder(config.source, config.revision)
-        found = vae_sha256(folder)
-        if config.sha256 not in (None, found):
-            raise UserError(other_vae(config.source, str(config.sha256), found))
-        self.facts = read_vae_config(str(folder))
-        for key, own in (("channels", self.facts.latent_channels), ("factor", self.facts.factor)):
-            if getattr(config, key) != own:
-                raise UserError(
-                    f"codec.{key} is {getattr(config, key)} and the VAE at {config.source!r} has {own}; leave it out"
-                )
+        folder = vae.folder_of(config.source, config.revision)
+        found = vae.weights_sha256(folder)
+        vae.check_sha256(config, found)
+        self.facts = vae.read_facts(str(folder))
+        for key, given, own in (
+            ("channels", config.channels, self.facts.latent_channels),
+            ("factor", config.factor, self.facts.factor),
+        ):
+            if given != own:
+                raise UserError(f"codec.{key} is {given} and the VAE at {config.source!r} has {own}; leave it out")
         self.config = config.replace(sha256=found)
         self.vae = _load(folder)
         self.vae.use_slicing = config.slicing
@@ -122,11 +113,11 @@ class LatentVAE:
         """uint8 [B, C, H, W] -> the posterior's mean and log variance, float32 [B, 2 * c, h, w].
 
         Raises:
-            UserError: pictures of other channels than the VAE's, or the VAE overflows on them.
+            UserError: the images do not have the VAE's number of channels, or the VAE overflows on them.
         """
         if pixels.shape[1] != self.facts.in_channels:
             raise UserError(
-                f"the pictures have {pixels.shape[1]} channels and the VAE at {self.config.source!r} takes "
+                f"the images have {pixels.shape[1]} channels and the VAE at {self.config.source!r} takes "
                 f"{self.facts.in_channels}; change data.channels, or take another VAE"
             )
         with torch.no_grad():
@@ -137,7 +128,7 @@ class LatentVAE:
         return moments
 
     def normalise(self, raw: Tensor, keys: Keys | None = None) -> Tensor:
-        """Moments -> (z - shift) * scale, where z is drawn by the keys, or the mean."""
+        """Moments -> (z - shift) * scale, where z is drawn with the keys, or is the mean."""
         z, log_variance = raw.to(torch.float32).chunk(2, dim=1)
         if keys is not None and self.config.posterior == "sample":
             noise = torch.stack([rng.normal(z.shape[1:], seed, "posterior", place) for seed, place in keys])
@@ -167,19 +158,19 @@ def _load(folder: Path) -> Any:
     from safetensors import SafetensorError
 
     verbosity = logging.get_verbosity()
-    logging.set_verbosity_error()  # what it would warn of is an error below
+    logging.set_verbosity_error()  # everything it would warn about is an error below
     try:
-        vae, report = AutoencoderKL.from_pretrained(
+        network, report = AutoencoderKL.from_pretrained(
             str(folder), use_safetensors=True, low_cpu_mem_usage=False, output_loading_info=True
         )
     except (OSError, ValueError, RuntimeError, TypeError, KeyError, SafetensorError) as error:
         detail = " ".join(str(error).split())[:200]
         raise UserError(
-            f"the VAE in {str(folder)!r} cannot be loaded ({detail}); get its config.json and {VAE_WEIGHTS} again"
+            f"the VAE in {str(folder)!r} cannot be loaded ({detail}); get its {' and '.join(vae.VAE_FILES)} again"
         ) from None
     finally:
         logging.set_verbosity(verbosity)
     odd = [*report["missing_keys"], *report["unexpected_keys"], *report["mismatched_keys"]]
     if odd:
         raise UserError(f"the VAE in {str(folder)!r} is damaged: config.json and weights disagree on {odd[0]!r}")
-    return vae.eval().requires_grad_(False)
+    return network.eval().requires_grad_(False)

@@ -1,13 +1,12 @@
-"""Configs of where pictures come from, free of torch."""
+"""Configs of data sets: where images come from; free of torch. ``describe.py`` reads what a data set holds."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, PositiveInt, model_validator
 
-from udit.errors import UserError
 from udit.spec.base import Spec
 
 if TYPE_CHECKING:
@@ -17,7 +16,7 @@ Share = Annotated[float, Field(ge=0, lt=1)]
 
 
 class DataInfo(Spec):
-    """What the rest of a run needs to know of its data before it reads a picture."""
+    """What the rest of a run needs to know about its data before any image is read."""
 
     channels: PositiveInt
     height: PositiveInt
@@ -27,13 +26,13 @@ class DataInfo(Spec):
 
 
 class SplitData(Spec):
-    """What all kinds of data say: which share of each class is kept from the generator."""
+    """Fields of every data set: which share of each class the generator is not trained on."""
 
     judge_share: Share = 0.2
     """Trains the classifier that judges samples; the generator never sees it."""
     test_share: Share | None = 0.1
-    """Seen by neither: validation loss, real-to-real distance, memorisation check. None takes the pictures that the
-    data set itself keeps for testing, and judge_share counts among the others."""
+    """Seen by neither: validation loss, real-to-real distance, memorisation check. None takes the data set's own test
+    images, and judge_share is a share of the others."""
 
     @model_validator(mode="after")
     def _check_shares(self) -> SplitData:
@@ -44,6 +43,11 @@ class SplitData(Spec):
             )
         return self
 
+    @property
+    def mirrored(self) -> bool:
+        """Whether half of the training images are mirrored left to right."""
+        return False
+
 
 class DigitsData(SplitData):
     """scikit-learn's handwritten digits: 1,797 real grey images of 8x8, 10 classes (UCI, Alpaydin & Kaynak 1998)."""
@@ -52,10 +56,6 @@ class DigitsData(SplitData):
     judge_share: Share = 0.35
     test_share: Share | None = 0.15
 
-    def info(self) -> DataInfo:
-        """Known without loading anything."""
-        return DataInfo(channels=1, height=8, width=8, id2label=tuple("0123456789"))
-
     def build(self) -> Source:
         """The loaded data set."""
         from udit.data.sources import digits
@@ -63,46 +63,35 @@ class DigitsData(SplitData):
         return digits()
 
 
-class _Idx(SplitData):
+class IdxFiles(SplitData):
+    """What the data sets in MNIST's file format have in common."""
+
     root: Path
-    """The folder of the files."""
+    """The folder that holds the files."""
     classes: tuple[str, ...] = ()
-    """Names in label order; empty numbers them, as MNIST's digits want it."""
+    """Names in label order; empty uses the labels' numbers, as for MNIST's digits."""
     size: Annotated[int, Field(ge=1, le=4096)] | None = None
-    """Pads pictures with black, evenly, to this side; None leaves them as they are."""
+    """Pads images with black on all sides to this side; None leaves them as they are."""
     test_share: Share | None = None
 
-    def info(self) -> DataInfo:
-        """From the files' headers and labels, where size and classes are not given.
-
-        Raises:
-            UserError: files that are missing or are no IDX.
-        """
-        from udit.data.idx import count_classes, shape_of
-
-        height, width = (self.size, self.size) if self.size else shape_of(self.folder())
-        names = self.classes or tuple(str(label) for label in range(count_classes(self.folder())))
-        return DataInfo(channels=1, height=height, width=width, id2label=names)
+    INSTALL: ClassVar[str] = ""
+    """How to get the files where the default ``root`` does not exist."""
 
     def build(self) -> Source:
         """The loaded data set."""
-        from udit.data.idx import idx_files
+        from udit.data.idx import load
 
-        return idx_files(self.folder(), len(self.info().id2label), self.size)
-
-    def folder(self) -> Path:
-        """Where the files are."""
-        return self.root.expanduser()
+        return load(self)
 
 
-class IdxData(_Idx):
-    """IDX files of grey pictures as MNIST ships them: train-images-idx3-ubyte and the like, plain or gzipped."""
+class IdxData(IdxFiles):
+    """IDX files of grey images as MNIST ships them: train-images-idx3-ubyte and so on, plain or gzipped."""
 
     kind: Literal["idx"] = "idx"
 
 
-class FashionMnistData(_Idx):
-    """Fashion-MNIST (Xiao, Rasul & Vollgraf 2017): 70,000 grey pictures of garments, 28x28, 10 classes."""
+class FashionMnistData(IdxFiles):
+    """Fashion-MNIST (Xiao, Rasul & Vollgraf 2017): 70,000 grey images of garments, 28x28, 10 classes."""
 
     kind: Literal["fashion-mnist"] = "fashion-mnist"
     root: Path = Path("/usr/share/datasets/fashion-mnist")
@@ -112,39 +101,16 @@ class FashionMnistData(_Idx):
         *("sandal", "shirt", "sneaker", "bag", "ankle boot"),
     )
 
-    def folder(self) -> Path:
-        """Where the files are; asked for only when they are read, for a latent cache is read without them.
-
-        Raises:
-            UserError: the package is not installed.
-        """
-        if self.root == type(self).model_fields["root"].default and not self.root.is_dir():
-            raise UserError(
-                f"data.root is {str(self.root)!r} and is not there; run `apt-get install dataset-fashion-mnist` on "
-                "Debian or Ubuntu, or give the folder that holds the four files"
-            )
-        return super().folder()
+    INSTALL: ClassVar[str] = "run `apt-get install dataset-fashion-mnist` on Debian or Ubuntu"
 
 
 class NpzData(SplitData):
-    """Pictures and labels in one .npz: images and labels, arr_0 and arr_1, or MedMNIST's or Keras' names."""
+    """Images and labels in one .npz file: images and labels, arr_0 and arr_1, or MedMNIST's or Keras' names."""
 
     kind: Literal["npz"] = "npz"
     path: Path
     classes: tuple[str, ...] = ()
-    """Names in label order; empty numbers them."""
-
-    def info(self) -> DataInfo:
-        """From the file's headers and labels.
-
-        Raises:
-            UserError: no such file, or no such arrays in it.
-        """
-        from udit.data.npz import describe
-
-        channels, height, width, count = describe(self.path.expanduser())
-        names = self.classes or tuple(str(label) for label in range(count))
-        return DataInfo(channels=channels, height=height, width=width, id2label=names)
+    """Names in label order; empty uses the labels' numbers."""
 
     def build(self) -> Source:
         """The loaded data set."""
@@ -153,47 +119,41 @@ class NpzData(SplitData):
         return npz_file(self.path.expanduser(), len(self.classes) or None)
 
 
-class _Files(SplitData):
-    """Picture files of any size."""
+class ImageFiles(SplitData):
+    """What data sets of image files of any size have in common."""
 
     size: Annotated[int, Field(ge=1, le=4096)] = 64
     """Side of the square that ADM's centre crop cuts."""
     channels: Literal[1, 3] = 3
     """3 is RGB, 1 grey."""
     flip: bool = True
-    """Mirrors half of the training pictures, by a key of (seed, position in the run)."""
+    """Mirrors half of the training images left to right, chosen by (seed, position in the run)."""
     verify: Literal["full", "headers"] = "full"
-    """What is done before the first step to pictures that are too many to keep in memory (1 GB decoded; fewer are
-    decoded and kept): decode each once, which is remembered while the files stay as they are, or read headers only."""
+    """How images are checked before the first step where they need more than 1 GB of memory decoded (smaller data sets
+    are decoded and kept): decode each one once and not again while the files do not change, or read headers only."""
+
+    @property
+    def mirrored(self) -> bool:
+        """Whether half of the training images are mirrored left to right."""
+        return self.flip
 
 
-class FolderData(_Files):
-    """A folder of class folders of pictures (PNG, JPEG, WebP, GIF); classes are the folder names in sorted order."""
+class FolderData(ImageFiles):
+    """Image files (PNG, JPEG, WebP, GIF) in one folder per class; classes are the folders' names in sorted order."""
 
     kind: Literal["folder"] = "folder"
     root: Path
-
-    def info(self) -> DataInfo:
-        """From the folder's names.
-
-        Raises:
-            UserError: missing or empty folder, or an empty class folder.
-        """
-        from udit.data.folder import class_names
-
-        return DataInfo(
-            channels=self.channels, height=self.size, width=self.size, id2label=tuple(class_names(self.root))
-        )
+    """The folder that holds one folder per class."""
 
     def build(self) -> Source:
-        """The listed pictures; decoded when asked for."""
+        """The listed images, decoded when they are read."""
         from udit.data.folder import ImageFolder
 
         return ImageFolder(self.root, self.size, self.channels, self.verify)
 
 
-class HubData(_Files):
-    """Pictures that Hugging Face `datasets` loads: a hub id, a folder of pictures or parquet files, a .parquet file."""
+class HubData(ImageFiles):
+    """Images that Hugging Face `datasets` loads: a hub id, a folder of images or parquet files, or a .parquet file."""
 
     kind: Literal["huggingface"] = "huggingface"
     path: str
@@ -201,19 +161,19 @@ class HubData(_Files):
     name: str | None = None
     """The configuration, where the data set has several."""
     revision: str | None = None
-    """A branch, tag or commit of the hub's; None is the newest."""
+    """Branch, tag or commit on the hub; None is the newest."""
     split: str = "train"
     test_split: str | None = None
-    """Its pictures are kept for testing, and test_share is null."""
+    """Its images are the test images, and test_share is null."""
     image: str = "image"
-    """The column of pictures."""
+    """The column of images."""
     label: str = "label"
     """The column of labels."""
     classes: tuple[str, ...] = ()
     """Names in label order; empty takes the column's own."""
     streaming: bool = False
-    """Lets the files of a hub id pass by once and keeps only the squares cut from them, in ~/.cache/udit; training
-    starts when all have passed. Otherwise `datasets` downloads the files and keeps them."""
+    """Reads the files of a hub id once without storing them and keeps only the cropped images, in ~/.cache/udit;
+    training starts when all are read. Otherwise `datasets` downloads the files and keeps them."""
 
     @model_validator(mode="before")
     @classmethod
@@ -229,26 +189,16 @@ class HubData(_Files):
                 f"test_share is {self.test_share:g} and test_split {self.test_split!r}; leave one of them out"
             )
         if self.streaming and self.verify == "headers":
-            raise ValueError("verify is 'headers' and streaming decodes every picture as it passes; leave verify out")
+            raise ValueError("verify is 'headers' and streaming decodes every image as it is read; leave verify out")
         return self
 
     @property
     def splits(self) -> tuple[str, ...]:
-        """All that are read, the one kept for testing last."""
+        """All splits that are read, the test split last."""
         return (self.split,) if self.test_split is None else (self.split, self.test_split)
 
-    def info(self) -> DataInfo:
-        """From the data set's description.
-
-        Raises:
-            UserError: no such data set or columns, or labels without names.
-        """
-        from udit.data.hub import class_names
-
-        return DataInfo(channels=self.channels, height=self.size, width=self.size, id2label=class_names(self))
-
     def build(self) -> Source:
-        """The loaded or streamed pictures."""
+        """The loaded or streamed images."""
         from udit.data.hub import Rows, streamed
 
         return streamed(self) if self.streaming else Rows(self)

@@ -1,16 +1,16 @@
-"""From a picture file of any kind to a square of pixels.
+"""Decodes an image file and crops it to a square.
 
-What becomes of what (``tests/test_decode.py`` holds a file of each kind to it):
+What the conversion does (``tests/test_decode.py`` checks a file of each kind):
 
 | in the file | in the square |
 |---|---|
-| EXIF orientation | turned upright |
+| EXIF orientation | rotated upright |
 | grey, one bit, palette | the same colours in RGB |
-| transparency, whole or in part, or a transparent colour | mixed with white |
+| transparency, full or partial, or a transparent colour | composited on white |
 | 16 bits a channel | the high byte |
 | CMYK, YCCK | Pillow's formula, (255 - C) (255 - K) / 255 and so on; colour profiles are not applied |
-| colour, where grey is asked for | ITU-R 601 luma |
-| animation (GIF, WebP, APNG) and several pictures (MPO) | the first frame; of an APNG, its still picture |
+| colour, where ``channels`` is 1 | ITU-R 601 luma |
+| animation (GIF, WebP, APNG) and several images (MPO) | the first frame; of an APNG, its still image |
 """
 
 from __future__ import annotations
@@ -32,10 +32,10 @@ from udit.errors import UserError
 
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF")
 MAX_PIXELS = 50_000_000
-"""Largest picture that is decoded; a small file can claim to be a huge picture. The decoder and the square cut from it
-take at most 8 bytes a pixel together."""
+"""Largest image that is decoded; a small file can claim to be a huge image. Decoder and cropped square together take at
+most 8 bytes per pixel."""
 MAX_BYTES = 2**28
-"""Largest picture file; some decoders read a file whole."""
+"""Largest image file; some decoders read a file whole."""
 DECODE_ERRORS = (
     ArithmeticError,
     AssertionError,
@@ -52,12 +52,12 @@ DECODE_ERRORS = (
     zlib.error,
     Image.DecompressionBombError,
 )
-"""What Pillow's decoders raise on broken files; there is no common base but Exception."""
+"""What Pillow's decoders raise on damaged files; their only common base is Exception."""
 
 
 @dataclass(frozen=True)
 class Header:
-    """What a picture file says of itself before it is decoded."""
+    """What an image file's header says."""
 
     format: str
     width: int
@@ -66,12 +66,12 @@ class Header:
     """Pillow's, e.g. RGB, CMYK, I;16."""
     animated: bool
     turned: bool
-    """By its EXIF orientation."""
+    """Whether its EXIF orientation is other than upright."""
     transparent: bool
 
 
 class Budget:
-    """Pixels that threads may decode at one time: ``MAX_PIXELS`` in all, whatever their number."""
+    """Pixels that all threads together may decode at a time: ``MAX_PIXELS``."""
 
     def __init__(self) -> None:
         self._free = MAX_PIXELS
@@ -79,7 +79,7 @@ class Budget:
 
     @contextmanager
     def take(self, pixels: int) -> Iterator[None]:
-        """Waits until so many are free."""
+        """Waits until that many are free, and holds them within the context."""
         with self._changed:
             self._changed.wait_for(lambda: pixels <= self._free)
             self._free -= pixels
@@ -92,17 +92,17 @@ class Budget:
 
 
 def peek(file: Path | BinaryIO, name: str | None = None) -> Header:
-    """Reads a picture's header, and no pixel.
+    """Reads an image's header, and no pixel.
 
     Args:
         file: a path, or an open file.
-        name: what errors call it; the path if not given.
+        name: of the image in errors; the path if not given.
 
     Raises:
-        UserError: no picture of ``FORMATS``, or larger than ``MAX_PIXELS``.
+        UserError: not an image of ``FORMATS``, or larger than ``MAX_PIXELS``.
     """
     with _opened(file, name or str(file)) as image:
-        exif = Image.Image.getexif(image)  # a PNG's own would decode it, for there may be more behind the pixels
+        exif = Image.Image.getexif(image)  # PngImageFile.getexif would decode the image
         return Header(
             format=str(image.format),
             width=image.width,
@@ -121,40 +121,40 @@ def decode(
     name: str | None = None,
     budget: Budget | None = None,
 ) -> Pixels:
-    """One picture file as a square: converted as the table says, then ``centre_crop``.
+    """One image file as a square: converted as the table says, then ``centre_crop``.
 
     Args:
-        file: a PNG, JPEG, WebP or GIF file, whatever its suffix says; a path or an open file.
+        file: a PNG, JPEG, WebP or GIF file of any extension; a path or an open file.
         size: side in pixels.
         channels: 3 for RGB, 1 for grey.
-        name: what errors call the picture; the path if not given.
-        budget: of all threads that decode at the time.
+        name: of the image in errors; the path if not given.
+        budget: shared by all threads that decode.
 
     Returns:
         [C, size, size] in 0..255.
 
     Raises:
-        UserError: not such a file, broken, larger than ``MAX_PIXELS``, or too narrow.
+        UserError: not such a file, damaged, larger than ``MAX_PIXELS``, or too narrow.
     """
     name = name or str(file)
     with _opened(file, name) as image:
         width, height = image.size
         if size * size * max(image.size) / min(image.size) > MAX_PIXELS:
-            raise UserError(f"picture {name!r} is {width}x{height}, too narrow to cut a square; crop or remove it")
+            raise UserError(f"image {name!r} is {width}x{height}, too narrow to crop to a square; crop or remove it")
         with budget.take(width * height) if budget else nullcontext():
             flat = _flat(image, channels)
             if flat is not image:
-                image.close()  # its pixels are not needed twice
+                image.close()  # frees its pixels
             pixels = np.asarray(centre_crop(flat, size))
     return pixels[None] if channels == 1 else np.ascontiguousarray(pixels.transpose(2, 0, 1))
 
 
 @contextmanager
 def _opened(file: Path | str | BinaryIO, name: str) -> Iterator[Image.Image]:
-    """An open picture within the limits, of which the header has been read; what fails while it is used is told."""
+    """An open image within the limits whose header has been read; errors while it is used become a ``UserError``."""
     try:
         if isinstance(file, str | Path) and Path(file).stat().st_size > MAX_BYTES:
-            raise UserError(f"picture {name!r} is a file of more than {MAX_BYTES // 2**20} MB; shrink or remove it")
+            raise UserError(f"image {name!r} is a file of more than {MAX_BYTES // 2**20} MB; shrink or remove it")
         with Image.open(file, formats=FORMATS) as image:
             if image.width * image.height > MAX_PIXELS:
                 raise Image.DecompressionBombError
@@ -163,13 +163,13 @@ def _opened(file: Path | str | BinaryIO, name: str) -> Iterator[Image.Image]:
         raise
     except Image.DecompressionBombError:
         raise UserError(
-            f"picture {name!r} is larger than {MAX_PIXELS // 10**6} million pixels; shrink or remove it"
+            f"image {name!r} is larger than {MAX_PIXELS // 10**6} million pixels; shrink or remove it"
         ) from None
     except DECODE_ERRORS as error:
         detail = " ".join(str(error).split())[:120] or type(error).__name__
         if isinstance(error, UnidentifiedImageError):
-            detail = "no PNG, JPEG, WebP or GIF"
-        raise UserError(f"picture {name!r} cannot be read ({detail}); replace or remove it") from None
+            detail = "not a PNG, JPEG, WebP or GIF"
+        raise UserError(f"image {name!r} cannot be read ({detail}); replace or remove it") from None
 
 
 def _flat(image: Image.Image, channels: Literal[1, 3]) -> Image.Image:
@@ -185,7 +185,7 @@ def _flat(image: Image.Image, channels: Literal[1, 3]) -> Image.Image:
 
 
 def _high_byte(image: Image.Image) -> Image.Image:
-    """16-bit grey as 8 bits, where Pillow would clip at 255; colour it has already cut to the high byte."""
+    """16-bit grey as 8 bits, where Pillow would clip at 255; of 16-bit colour Pillow keeps the high byte itself."""
     deep = np.asarray(image)
     grey = (deep >> 8).clip(0, 255).astype(np.uint8)
     if isinstance(image.info.get("transparency"), int):
@@ -199,7 +199,7 @@ def _on_white(image: Image.Image) -> Image.Image:
 
 
 def _in_bands(image: Image.Image, mode: str, convert: Callable[[Image.Image], Image.Image]) -> Image.Image:
-    """Converts a band of rows at a time: the steps between would take the whole picture's memory several times."""
+    """Converts a band of rows at a time: intermediate copies of the whole image would take several times its memory."""
     whole = Image.new(mode, image.size)
     rows = max(1, 2**20 // image.width)
     for top in range(0, image.height, rows):
@@ -209,9 +209,9 @@ def _in_bands(image: Image.Image, mode: str, convert: Callable[[Image.Image], Im
 
 
 def centre_crop(image: Image.Image, size: int) -> Image.Image:
-    """The middle square of a picture at ``size`` pixels a side: ADM's preprocessing (Dhariwal & Nichol 2021).
+    """The central square of an image, ``size`` pixels per side: ADM's preprocessing (Dhariwal & Nichol 2021).
 
-    Halves by box averages while both sides stay at least ``size``, then takes the shorter side to ``size`` bicubically.
+    Halves by box averages while both sides stay at least ``size``, then resizes the shorter side bicubically.
     """
     while min(image.size) >= 2 * size:
         image = image.resize((image.width // 2, image.height // 2), Image.Resampling.BOX)

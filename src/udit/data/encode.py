@@ -1,7 +1,8 @@
-"""Writes the latent cache: any process, killed at any moment and started again, on any number of ranks, the same bytes.
+"""Writes the latent cache: the same bytes on any number of ranks, and after any number of interruptions.
 
-A shard depends on the plan alone, is written to a temporary sibling, fsynced and renamed, and carries the digests of
-plan and payload; one that is there and matches both is kept. Two writers of one plan write the same, so nothing locks.
+A shard depends on the plan alone, is written to a temporary sibling, fsynced and renamed, and holds the digests of
+plan and payload; one that exists and matches both is kept. Two writers of one plan write the same bytes, so nothing is
+locked.
 """
 
 from __future__ import annotations
@@ -20,18 +21,19 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from udit.checkpoint import write_tensors
-from udit.data.cache_config import INDEX, MANIFEST, PLAN, LatentManifest, LatentPlan, read_sealed, shard_name
+from udit.data.cache_config import INDEX, MANIFEST, PLAN, LatentManifest, LatentPlan, shard_name
 from udit.data.codec import Codec, LatentVAE
 from udit.data.config import DataConfig
-from udit.data.latents import Raw, file_facts, index_arrays, shard_layout, shard_wanted
+from udit.data.describe import describe
+from udit.data.latents import Raw, index_arrays, read_sealed, shard_layout, shard_wanted
 from udit.data.sources import Source
 from udit.dist import World
 from udit.errors import RunError, UserError
-from udit.files import TEMPORARY, seal, sweep, whole_file, write_text
+from udit.files import TEMPORARY, file_facts, seal, sweep, whole_file, write_text
 from udit.spec.base import differing_keys, parse
 
 KEY = "udit"
-"""Of a shard's metadata: a JSON object with the digests of plan and payload."""
+"""Key of a shard's metadata that holds a JSON object with the digests of plan and payload."""
 
 
 def plan_of(
@@ -43,18 +45,18 @@ def plan_of(
     measured: bool = False,
     shard_size: int = 1024,
 ) -> LatentPlan:
-    """What the pictures of a run become.
+    """The plan of a cache.
 
     Args:
-        data: the run's section; says images and mirroring.
-        source: the pictures.
+        data: the run's section; says which images, and whether they are mirrored.
+        source: the images.
         codec: the run's.
         dtype: of a posterior's moments, float16 or float32; pixels stay uint8.
-        measured: normalise every channel by this cache's own mean and deviation in place of the VAE's factor.
-        shard_size: pictures a shard.
+        measured: normalise every channel with this cache's own mean and standard deviation, not with the VAE's factor.
+        shard_size: images per shard.
 
     Raises:
-        UserError: statistics of a codec that has no latents to measure.
+        UserError: ``measured`` for a codec that is not a VAE.
     """
     vae = isinstance(codec, LatentVAE)
     if measured and not vae:
@@ -70,13 +72,13 @@ def plan_of(
             "data": section,
             "fingerprint": source.fingerprint,
             "count": len(source),
-            "id2label": list(data.info().id2label),
+            "id2label": list(describe(data).id2label),
             "pixels": list(first.shape),
             "codec": codec.config.model_dump(mode="json"),
             "measured": measured,
             "shape": list(raw.shape[1:]),
             "dtype": dtype if vae else "uint8",
-            "mirrored": bool(getattr(data, "flip", False)),
+            "mirrored": data.mirrored,
             "shard_size": shard_size,
         },
         where="the cache",
@@ -93,20 +95,20 @@ def write_cache(
     batch_size: int = 32,
     on_images: Callable[[int], object] | None = None,
 ) -> LatentManifest:
-    """Writes what is missing of a cache, this rank's shards; rank 0 ends it with the manifest.
+    """Writes the missing shards of a cache, each rank its own; rank 0 writes the manifest last.
 
     Args:
         root: the folder.
         plan: of ``plan_of``.
-        source: the pictures.
+        source: the images.
         codec: the plan's.
         world: rank and device.
-        batch_size: pictures at a time.
-        on_images: called with the number of images that are done.
+        batch_size: images encoded at a time.
+        on_images: called with the number of images of each finished shard.
 
     Raises:
-        UserError: the folder holds a cache of another plan, or a picture cannot be decoded.
-        RunError: the disk refuses it.
+        UserError: the folder holds a cache of another plan, or an image cannot be decoded.
+        RunError: it cannot be written.
     """
     world.on_main(_open_folder, root, plan)
     try:
@@ -126,7 +128,7 @@ def write_cache(
 
 
 def _open_folder(root: Path, plan: LatentPlan) -> None:
-    """Makes the folder, or finds it made for the same plan; sweeps what killed writers left."""
+    """Makes the folder, or checks that it was made for the same plan; removes what interrupted writers left."""
     try:
         root.mkdir(parents=True, exist_ok=True)
         if (root / PLAN).exists():
@@ -138,7 +140,7 @@ def _open_folder(root: Path, plan: LatentPlan) -> None:
                     f"{_look(plan.comparable(), changed[0])!r} now; take another --out, or remove it"
                 )
         elif any(entry for entry in root.iterdir() if not entry.name.startswith(TEMPORARY)):
-            raise UserError(f"{root} is not empty and no latent cache; take another --out")
+            raise UserError(f"{root} is not empty and not a latent cache; take another --out")
         else:
             write_text(root / PLAN, seal(plan.model_dump(mode="json")))
         sweep(root)
@@ -153,7 +155,7 @@ def _look(values: Any, key: str) -> Any:
 
 
 def _is_whole(path: Path, plan: LatentPlan, size: int) -> bool:
-    """Whether a shard is there, of this plan, and as it was written."""
+    """Whether a shard exists, is of this plan, and is undamaged."""
     if not path.is_file():
         return False
     try:
@@ -193,12 +195,12 @@ def _encode(
 
 def _write(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str] | None = None) -> None:
     with whole_file(path) as temporary:
-        # one key, for the order of several is not fixed
+        # one key: the order of several is not fixed
         write_tensors(tensors, temporary, {KEY: json.dumps(metadata)} if metadata else None)
 
 
 def _finish(root: Path, plan: LatentPlan, source: Source) -> None:
-    """Index and manifest, after every shard has been read back."""
+    """Writes index and manifest, after reading every shard."""
     try:
         _write(root / INDEX, {key: torch.from_numpy(np.array(value)) for key, value in index_arrays(source).items()})
         sums = [np.zeros(0), np.zeros(0)]
@@ -224,7 +226,7 @@ def _finish(root: Path, plan: LatentPlan, source: Source) -> None:
 
 
 def _sums(raw: Raw) -> tuple[Raw, Raw]:
-    """Sums of z and z squared over everything but channels, of the posterior's draws z."""
+    """Expected sums of z and z squared over all axes but channels, for draws z from the posteriors."""
     mean, log_variance = np.split(raw.astype(np.float64), 2, axis=2)
     axes = (0, 1, 3, 4)
     return mean.sum(axes), (mean**2 + np.exp(log_variance)).sum(axes)

@@ -1,4 +1,4 @@
-"""Hugging Face `datasets`: hub ids, folders of pictures and parquet files; from its cache, or streamed once."""
+"""Hugging Face `datasets`: hub ids, folders of images and parquet files; from its cache, or streamed once."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from tqdm import tqdm
 
-from udit.data.config import HubData
+from udit import hub
+from udit.data.config import DataInfo, HubData
 from udit.data.decode import Budget, decode, peek
 from udit.data.names import Names
 from udit.data.sources import InMemory, Labels, Pixels
@@ -24,8 +25,17 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
 
+def describe(data: HubData) -> DataInfo:
+    """Class names from the data set's own description.
+
+    Raises:
+        UserError: see ``class_names``.
+    """
+    return DataInfo(channels=data.channels, height=data.size, width=data.size, id2label=class_names(data))
+
+
 def class_names(data: HubData) -> tuple[str, ...]:
-    """Of the label column, from the data set's own description; nothing but that is downloaded.
+    """Class names of the label column, from the data set's own description; nothing else is downloaded.
 
     Raises:
         UserError: `datasets` is missing, no such data set or column, or labels without names.
@@ -43,17 +53,17 @@ def class_names(data: HubData) -> tuple[str, ...]:
 def _check_columns(data: HubData, features: Any) -> None:
     for key, name in (("image", data.image), ("label", data.label)):
         if name not in features:
-            known = ", ".join(sorted(features)) or "none that it tells"
+            known = ", ".join(sorted(features)) or "none listed"
             raise UserError(f"{data.path} has no column {name!r}; set data.{key} to one of its columns: {known}")
     if type(features[data.image]).__name__ != "Image":
-        raise UserError(f"column {data.image!r} of {data.path} holds no pictures; set data.image to the one that does")
+        raise UserError(f"column {data.image!r} of {data.path} holds no images; set data.image to the one that does")
 
 
 def _load(data: HubData, split: str, *, streaming: bool) -> Any:
-    """A split as `datasets` gives it.
+    """A split as `datasets` loads it.
 
     Raises:
-        UserError: `datasets` is missing, or cannot load it; in its own words.
+        UserError: `datasets` is missing, or cannot load the split; with its message.
     """
     try:
         from datasets import load_dataset
@@ -76,11 +86,11 @@ def _labels(values: Any, data: HubData, split: str, num_classes: int) -> Labels:
     """A label column as numbers.
 
     Raises:
-        UserError: one that is missing, no whole number, or out of range.
+        UserError: a label is missing, not an integer, or out of range.
     """
     labels = np.array(values)
     if labels.ndim != 1 or labels.dtype.kind not in "iu" or not len(labels):
-        raise UserError(f"column {data.label!r} of {data.path}, {split}, is not all whole numbers; label every picture")
+        raise UserError(f"column {data.label!r} of {data.path}, {split}, does not hold integers; label every image")
     if labels.min() < 0 or labels.max() >= num_classes:
         bad = labels.min() if labels.min() < 0 else labels.max()
         raise UserError(
@@ -91,12 +101,12 @@ def _labels(values: Any, data: HubData, split: str, num_classes: int) -> Labels:
 
 
 def _file(cell: dict[str, Any]) -> Path | io.BytesIO:
-    """What `datasets` holds of a picture: the bytes of its file, or a path."""
+    """An image as `datasets` stores it: the bytes of its file, or a path."""
     return io.BytesIO(cell["bytes"]) if cell["bytes"] is not None else Path(cell["path"])
 
 
 class Rows:
-    """Pictures in the Arrow tables that `datasets` caches, mapped into memory; decoded when asked for."""
+    """Images in the Arrow tables that `datasets` caches, memory-mapped; decoded when they are read."""
 
     def __init__(self, data: HubData) -> None:
         """Loads the splits; decodes nothing.
@@ -125,7 +135,7 @@ class Rows:
         self._pixels: Pixels | None = None
 
     def _digest(self) -> str:
-        """sha256 over labels, and the name and length of every picture's file."""
+        """sha256 over labels, and the name and length of every image file."""
         import pyarrow.compute as pc
 
         digest = hashlib.sha256(self.labels.astype("<i8").tobytes() + self.held_out.astype("<i8").tobytes())
@@ -140,25 +150,25 @@ class Rows:
         return digest.hexdigest()
 
     def __len__(self) -> int:
-        """Number of pictures."""
+        """Number of images."""
         return len(self.labels)
 
     def image(self, i: int) -> Pixels:
-        """Picture ``i``, [C, H, W] in 0..255.
+        """Image ``i``, [C, H, W] in 0..255.
 
         Raises:
             UserError: it cannot be decoded.
         """
         if self._pixels is not None:
-            picture: Pixels = self._pixels[i]
-            return picture
+            image: Pixels = self._pixels[i]
+            return image
         return self._decode(i)
 
     def verify(self) -> None:
-        """Decodes every picture once and keeps them if they fit into memory; else does as ``data.verify`` says.
+        """Decodes every image once and keeps them if they fit into memory; else checks them as ``data.verify`` says.
 
         Raises:
-            UserError: pictures that cannot be decoded; names the first and counts them.
+            UserError: images that cannot be decoded; names the first and counts them.
         """
         if self._pixels is not None:
             return
@@ -183,14 +193,14 @@ class Rows:
 
 
 def streamed(data: HubData) -> InMemory:
-    """A data set of the hub that passes by once: pictures are cut as they come, and only the squares are kept.
+    """A data set of the hub that is read once: images are cropped as they arrive, and only the squares are kept.
 
-    They lie in the user's cache, mapped into memory, so order, mirroring and resuming are those of any other source, to
-    the bit. The first run waits until everything has passed; a pass that was cut off starts again. The commit that
-    ``data.revision`` names today is part of the place: another one is another data set.
+    They are stored in the user's cache and memory-mapped, so that order, mirroring and resuming are bit-identical to
+    those of any other source. The first run waits until everything is read; reading that was interrupted starts again.
+    The commit that ``data.revision`` names today is part of the place: another commit is another data set.
 
     Raises:
-        UserError: see ``class_names``; a picture that cannot be decoded; a cache that cannot be written.
+        UserError: see ``class_names``; an image that cannot be decoded; a cache that cannot be written.
     """
     from filelock import FileLock
 
@@ -215,21 +225,16 @@ def streamed(data: HubData) -> InMemory:
 
 def _commit(data: HubData) -> str:
     """The commit that a revision of a hub's data set names."""
-    from huggingface_hub import HfApi
-    from huggingface_hub.errors import HFValidationError
-
-    try:
-        return str(HfApi().dataset_info(data.path, revision=data.revision).sha)
-    except (OSError, HFValidationError) as error:
-        detail = " ".join(str(error).split())[:160]
-        raise UserError(
-            f"data.path {data.path!r} cannot be streamed ({detail}); only data sets of the hub are, set "
-            "data.streaming=false"
-        ) from None
+    return hub.dataset_commit(
+        data.path,
+        data.revision,
+        what=f"data.path {data.path!r} cannot be streamed",
+        remedy="only data sets of the hub can be streamed, set data.streaming=false",
+    )
 
 
 def _receive(data: HubData, place: Path) -> None:
-    """Writes squares, labels and fingerprint of all splits to a folder that is whole or not there."""
+    """Writes squares, labels and fingerprint of all splits to a folder, whole or not at all."""
     num_classes = len(class_names(data))
     labels: list[Labels] = []
     digest = hashlib.sha256()
@@ -255,7 +260,7 @@ def _passing(data: HubData, split: str) -> Iterator[tuple[Pixels, Any]]:
     rows = _load(data, split, streaming=True)
     _check_columns(data, rows.features or {})
     rows = rows.select_columns([data.image, data.label]).cast_column(data.image, Image(decode=False))
-    bar = tqdm(rows, desc=f"streaming {split}", unit="picture", disable=not sys.stderr.isatty(), leave=False)
+    bar = tqdm(rows, desc=f"streaming {split}", unit="image", disable=not sys.stderr.isatty(), leave=False)
     try:
         for i, row in enumerate(bar):
             called = f"{data.path}, {split} {i}"
@@ -264,4 +269,4 @@ def _passing(data: HubData, split: str) -> Iterator[tuple[Pixels, Any]]:
         raise
     except (OSError, ValueError) as error:
         detail = " ".join(str(error).split())[:160]
-        raise UserError(f"{data.path}, {split}, stopped passing ({detail}); run the same command again") from None
+        raise UserError(f"{data.path}, {split}, stopped streaming ({detail}); run the same command again") from None

@@ -1,4 +1,4 @@
-"""IDX files, the format of MNIST (LeCun, Cortes, Burges 1998) and of those that ship in its clothes."""
+"""IDX files, the format of MNIST (LeCun, Cortes, Burges 1998) and of data sets made to replace it."""
 
 from __future__ import annotations
 
@@ -11,21 +11,56 @@ from typing import BinaryIO, cast
 
 import numpy as np
 
+from udit.data.config import DataInfo, IdxFiles
 from udit.data.names import Names
 from udit.data.sources import InMemory, Labels, Pixels
 from udit.errors import UserError
 
 PARTS = ("train", "t10k")
-"""What the files of a data set are called after; t10k holds the test pictures."""
+"""How the names of a data set's files begin; t10k holds the test images."""
 MAX_BYTES = 2**32
-"""Most that a file may unpack to; a small one can claim to be huge."""
+"""Largest unpacked size of a file that is read; a small file can claim to be huge."""
+
+
+def describe(data: IdxFiles) -> DataInfo:
+    """Size and class names, from the files' headers and labels where ``size`` and ``classes`` are not given.
+
+    Raises:
+        UserError: files that are missing or are not IDX files.
+    """
+    height, width = (data.size, data.size) if data.size else shape_of(_root(data))
+    names = data.classes or tuple(str(label) for label in range(count_classes(_root(data))))
+    return DataInfo(channels=1, height=height, width=width, id2label=names)
+
+
+def load(data: IdxFiles) -> InMemory:
+    """The loaded data set.
+
+    Raises:
+        UserError: see ``idx_files``.
+    """
+    return idx_files(_root(data), len(describe(data).id2label), data.size)
+
+
+def _root(data: IdxFiles) -> Path:
+    """Where the files are.
+
+    Raises:
+        UserError: the default folder does not exist; says how to get it.
+    """
+    if data.INSTALL and data.root == type(data).model_fields["root"].default and not data.root.is_dir():
+        raise UserError(
+            f"data.root is {str(data.root)!r} and is not there; {data.INSTALL}, or give the folder that holds the four "
+            "files"
+        )
+    return data.root.expanduser()
 
 
 def shape_of(root: Path) -> tuple[int, int]:
-    """Height and width of the pictures in a folder of IDX files, from a header.
+    """Height and width of the images in a folder of IDX files, from a header.
 
     Raises:
-        UserError: no such files, or a header that is none.
+        UserError: no such files, or a damaged header.
     """
     path = _find(root, "train", "images", 3)
     with _open(path) as stream:
@@ -43,17 +78,17 @@ def count_classes(root: Path) -> int:
 
 
 def idx_files(root: Path, num_classes: int, size: int | None = None) -> InMemory:
-    """The pictures in a folder of IDX files, [1, H, W]; those of the t10k files are held out.
+    """The images in a folder of IDX files, [1, H, W]; those of the t10k files are the test images.
 
     Args:
-        root: holds train-images-idx3-ubyte, train-labels-idx1-ubyte and, if there are test pictures, the same of t10k;
+        root: holds train-images-idx3-ubyte, train-labels-idx1-ubyte and, if there are test images, the same of t10k;
             plain or gzipped.
-        num_classes: how many labels may be found.
-        size: pads with black, evenly, to this side; None leaves pictures as they are.
+        num_classes: labels must be below it.
+        size: pads images with black on all sides to this side; None leaves them as they are.
 
     Raises:
-        UserError: a file that is missing, torn or no IDX, files that do not fit each other, a label out of range, or
-            pictures larger than ``size``.
+        UserError: a file that is missing, incomplete or not an IDX file, files that do not belong together, a label out
+            of range, or images larger than ``size``.
     """
     pixels: list[Pixels] = []
     labels: list[Labels] = []
@@ -62,16 +97,16 @@ def idx_files(root: Path, num_classes: int, size: int | None = None) -> InMemory
     for part, images, classes in zip(PARTS, _all(root, "images", 3), _all(root, "labels", 1), strict=False):
         x, y = read(images, 3), read(classes, 1)
         if len(x) != len(y):
-            raise UserError(f"{images} holds {len(x)} pictures and {classes} {len(y)} labels; they must be of one set")
+            raise UserError(f"{images} holds {len(x)} images and {classes} {len(y)} labels; the numbers must match")
         if y.max() >= num_classes:
             raise UserError(
-                f"{classes} has a label {y.max()} where there are {num_classes} classes; labels count from 0, name as "
-                "many data.classes"
+                f"{classes} has a label {y.max()} where there are {num_classes} classes; labels count from 0, name all "
+                "classes in data.classes"
             )
         pixels.append(_padded(x, size))
         if pixels[0].shape[1:] != pixels[-1].shape[1:]:
             raise UserError(
-                f"pictures of {images} are {x.shape[1]}x{x.shape[2]}, unlike the train file's; give data.size"
+                f"images of {images} are {x.shape[1]}x{x.shape[2]} and do not match the train file's; give data.size"
             )
         labels.append(y.astype(np.int64))
         names += [f"{part} {i}" for i in range(len(x))]
@@ -87,23 +122,27 @@ def _padded(pixels: Pixels, size: int | None) -> Pixels:
         return pixels
     height, width = pixels.shape[1:]
     if size < max(height, width):
-        raise UserError(f"data.size is {size} and the pictures are {height}x{width}; give {max(height, width)} or more")
+        raise UserError(f"data.size is {size} and the images are {height}x{width}; give {max(height, width)} or more")
     sides = [((size - side) // 2, (size - side + 1) // 2) for side in (height, width)]
     return np.pad(pixels, [(0, 0), *sides])
 
 
 def read(path: Path, dimensions: int) -> Pixels:
-    """The bytes of one IDX file of so many dimensions.
+    """The bytes of one IDX file.
+
+    Args:
+        path: the file.
+        dimensions: that its header must have.
 
     Raises:
-        UserError: not such a file, torn, or with something behind its end.
+        UserError: not such a file, incomplete, or longer than its header says.
     """
     with _open(path) as stream:
         shape = _header(stream, path, dimensions)
         wanted = int(np.prod(shape))
         parts, left = [], wanted + 1
         try:
-            while left and (part := stream.read(min(left, 2**24))):  # what is claimed need not be there
+            while left and (part := stream.read(min(left, 2**24))):  # the file may be shorter than it claims
                 parts.append(part)
                 left -= len(part)
         except (OSError, EOFError, zlib.error) as error:
@@ -111,12 +150,12 @@ def read(path: Path, dimensions: int) -> Pixels:
     found = wanted + 1 - left
     if found != wanted:
         there = "more" if found > wanted else f"only {found:,}"
-        raise UserError(f"{path} promises {wanted:,} bytes and holds {there}; download it again")
+        raise UserError(f"{path} has a header for {wanted:,} bytes and holds {there}; download it again")
     return np.frombuffer(b"".join(parts), np.uint8).reshape(shape)
 
 
 def _header(stream: BinaryIO, path: Path, dimensions: int) -> tuple[int, ...]:
-    """The lengths that a file promises; it starts with 0, 0, 8 for bytes, and the number of dimensions."""
+    """The lengths in a file's header, which starts with 0, 0, 8 for bytes, and the number of dimensions."""
     try:
         head = stream.read(4 + 4 * dimensions)
     except (OSError, EOFError, zlib.error) as error:
@@ -124,15 +163,16 @@ def _header(stream: BinaryIO, path: Path, dimensions: int) -> tuple[int, ...]:
     magic = bytes((0, 0, 8, dimensions))
     if head[:4] != magic:
         raise UserError(
-            f"{path} starts with {head[:4].hex() or 'nothing'}, no IDX file of {dimensions} dimensions of bytes "
-            f"({magic.hex()}); put the right file there"
+            f"{path} starts with {head[:4].hex() or 'nothing'}, but an IDX file of bytes in {dimensions} dimensions "
+            f"starts with {magic.hex()}; put the right file there"
         )
     if len(head) < 4 + 4 * dimensions:
         raise UserError(f"{path} ends within its header; download it again")
     shape = struct.unpack(f">{dimensions}I", head[4:])
     if not 0 < int(np.prod(shape, dtype=object)) <= MAX_BYTES:
         raise UserError(
-            f"{path} promises {'x'.join(map(str, shape))} bytes; files of 1 byte to {MAX_BYTES // 2**30} GB are read"
+            f"{path} has a header for {'x'.join(map(str, shape))} bytes; files of 1 byte to {MAX_BYTES // 2**30} GB "
+            "are read"
         )
     return shape
 
@@ -150,7 +190,7 @@ def _unreadable(path: Path, error: Exception) -> str:
 
 
 def _find(root: Path, part: str, what: str, dimensions: int) -> Path:
-    """One file of the four."""
+    """One of the four files."""
     wanted = f"{part}-{what}-idx{dimensions}-ubyte"
     for name in (wanted, f"{wanted}.gz"):
         if (root / name).is_file():
@@ -159,6 +199,6 @@ def _find(root: Path, part: str, what: str, dimensions: int) -> Path:
 
 
 def _all(root: Path, what: str, dimensions: int) -> Sequence[Path]:
-    """The file of each part; a data set without test pictures has no t10k."""
+    """The file of each part; a data set without test images has no t10k files."""
     parts = PARTS if any(root.glob("t10k-*")) else PARTS[:1]
     return [_find(root, part, what, dimensions) for part in parts]

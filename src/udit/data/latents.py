@@ -1,8 +1,8 @@
-"""The latent cache: what a codec made of every picture, read from memory-mapped shards without decoding a pixel.
+"""The latent cache: every image encoded by a codec, read from memory-mapped shards; free of torch.
 
-A folder with ``plan.json`` (what decides all bytes), ``shard-00000.safetensors`` and on (``raw``: [n, 1 or 2, c, h, w],
-the second mirrored), ``index.safetensors`` (labels, names, held-out pictures) and, last of all, ``manifest.json`` with
-the sha256 of every file. ``data/encode.py`` writes it.
+A folder with ``plan.json`` (everything that decides the bytes), ``shard-00000.safetensors`` and so on (``raw``:
+[n, 1 or 2, c, h, w], the second mirrored), ``index.safetensors`` (labels, names, test images) and, written last,
+``manifest.json`` with the sha256 of every file. ``data/encode.py`` writes it.
 """
 
 from __future__ import annotations
@@ -21,22 +21,55 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import load_file
 from tqdm import tqdm
 
-from udit.data.cache_config import INDEX, FileFacts, read_manifest, shard_name
+from udit.data.cache_config import INDEX, MANIFEST, PLAN, LatentManifest, shard_name
 from udit.data.names import Names
 from udit.data.sources import Labels, Source
 from udit.errors import UserError
+from udit.files import file_facts, unseal
+from udit.spec.base import parse
+from udit.spec.digest import FileFacts
 
 Raw = NDArray[Any]
+MAX_BYTES = 64_000_000
+"""Largest plan or manifest that is read; ImageNet's has some 200,000 bytes."""
+
+
+def read_manifest(root: Path) -> LatentManifest:
+    """The manifest of a finished cache.
+
+    Raises:
+        UserError: there is none, the cache is unfinished, or its manifest is damaged or altered.
+    """
+    root = root.expanduser()
+    if not (root / MANIFEST).is_file():
+        state = "is unfinished; run the same `udit encode` again" if (root / PLAN).is_file() else "is not there"
+        raise UserError(f"the latent cache {str(root)!r} {state}, or write one with `udit encode RECIPE --out FOLDER`")
+    return parse(LatentManifest, read_sealed(root / MANIFEST), where=str(root / MANIFEST))
+
+
+def read_sealed(path: Path) -> dict[str, Any]:
+    """A JSON file that ends with its own digest.
+
+    Raises:
+        UserError: it cannot be read, or does not match its digest.
+    """
+    try:
+        if path.stat().st_size > MAX_BYTES:
+            raise ValueError(f"it has {path.stat().st_size:,} bytes, more than any manifest")
+        return unseal(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        detail = " ".join(str(getattr(error, "strerror", None) or error).split())[:120]
+        raise UserError(f"{path} is damaged or altered ({detail}); remove it and run `udit encode` again") from None
 
 
 class LatentCache:
-    """A source of raw latents in place of pixels."""
+    """A source of raw latents in place of images."""
 
     def __init__(self, root: Path) -> None:
         """Reads manifest and index; opens no shard.
 
         Raises:
-            UserError: no such cache, unfinished, or its manifest and index are torn or do not fit each other.
+            UserError: no such cache, unfinished, or its manifest and index are damaged or do not belong together.
         """
         self.root = root.expanduser()
         self.manifest = read_manifest(self.root)
@@ -47,7 +80,7 @@ class LatentCache:
         count = self.plan.count
         if not len(self.labels) == len(self.names) == count:
             raise UserError(
-                f"{self.root / INDEX} lists {len(self.labels)} pictures and the manifest {count}; run `udit encode` "
+                f"{self.root / INDEX} lists {len(self.labels)} images and the manifest {count}; run `udit encode` "
                 "into another folder"
             )
         if self.labels.min() < 0 or self.labels.max() >= len(self.plan.id2label):
@@ -57,18 +90,18 @@ class LatentCache:
         self._open: dict[int, Any] = {}
 
     def __len__(self) -> int:
-        """Number of pictures."""
+        """Number of images."""
         return self.plan.count
 
     def image(self, i: int) -> Raw:
-        """Raw latent ``i`` of the picture as it is, [c, h, w]."""
+        """Raw latent of image ``i``, not mirrored, [c, h, w]."""
         return self.read(i, mirrored=False)
 
     def read(self, i: int, mirrored: bool) -> Raw:
-        """Raw latent ``i``, [c, h, w], of the picture as it is or left to right.
+        """Raw latent of image ``i``, mirrored left to right or not, [c, h, w].
 
         Raises:
-            UserError: its shard is gone or torn.
+            UserError: its shard is missing or damaged.
         """
         number, place = divmod(i, self.plan.shard_size)
         try:
@@ -84,7 +117,7 @@ class LatentCache:
         """Checks every byte of every shard against the manifest, and its shape against the plan.
 
         Raises:
-            UserError: a shard is missing, torn, altered or of another shape; names the first.
+            UserError: a shard is missing, damaged, altered or of another shape; names the first.
         """
         sizes = self.plan.shard_sizes()
         with (
@@ -108,7 +141,7 @@ def shard_layout(path: Path) -> str:
     """Type and shape of a shard, from its header.
 
     Raises:
-        UserError: it is no shard.
+        UserError: it is not a shard.
     """
     try:
         with safe_open(path, framework="np") as stream:
@@ -121,19 +154,9 @@ def shard_layout(path: Path) -> str:
 
 
 def shard_wanted(shape: tuple[int, int, int], dtype: str, size: int, mirrored: bool) -> str:
-    """The layout that a shard of ``size`` pictures has."""
+    """The layout that a shard of ``size`` images must have."""
     name = {"uint8": "U8", "float16": "F16", "float32": "F32"}[dtype]
     return f"{name} {[size, 2 if mirrored else 1, *shape]}"
-
-
-def file_facts(path: Path) -> FileFacts:
-    """Size and digest of a file.
-
-    Raises:
-        OSError: it cannot be read.
-    """
-    with path.open("rb") as stream:
-        return FileFacts(bytes=path.stat().st_size, sha256=hashlib.file_digest(stream, "sha256").hexdigest())
 
 
 def _check_file(path: Path, wanted: FileFacts) -> None:
@@ -153,7 +176,7 @@ def _unreadable(path: Path, error: Exception) -> str:
 
 
 def index_arrays(source: Source) -> dict[str, Raw]:
-    """What ``index.safetensors`` keeps of a source."""
+    """The arrays of ``index.safetensors``: labels, names and test images of a source."""
     names = source.names if isinstance(source.names, Names) else Names(source.names)
     return {
         "labels": source.labels.astype(np.int64),
@@ -171,7 +194,7 @@ def _read_index(path: Path) -> tuple[Labels, Names, Labels]:
     except (OSError, SafetensorError, KeyError, ValueError) as error:
         raise UserError(_unreadable(path, error)) from None
     if not all(array.ndim == 1 and array.dtype == np.int64 for array in (labels, held_out, ends)) or not len(labels):
-        raise UserError(f"{path} is no index of pictures; run `udit encode` into another folder")
+        raise UserError(f"{path} is not an index of images; run `udit encode` into another folder")
     if len(held_out) and not 0 <= held_out.min() <= held_out.max() < len(labels):
-        raise UserError(f"{path} holds out pictures that are not there; run `udit encode` into another folder")
+        raise UserError(f"{path} lists test images that are not there; run `udit encode` into another folder")
     return labels, names, held_out

@@ -1,4 +1,4 @@
-"""Many names in two arrays, which forked workers share; a list of strings they would copy, page by page."""
+"""Many names in two arrays, whose memory forked workers share; a list of strings would be copied to each of them."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 
 class Names(Sequence[str]):
-    """A sequence of names, file names that are no UTF-8 among them."""
+    """A sequence of names, which may be file names that are not UTF-8."""
 
     def __init__(self, names: Iterable[str]) -> None:
         """Takes any number of names."""
@@ -25,21 +25,21 @@ class Names(Sequence[str]):
 
     @classmethod
     def of_arrays(cls, text: NDArray[np.uint8], ends: NDArray[np.int64]) -> Names:
-        """The names of ``text`` and ``ends``.
+        """The names that two arrays hold.
 
         Raises:
-            ValueError: they are no such arrays.
+            ValueError: they are not such arrays.
         """
         if text.dtype != np.uint8 or ends.dtype != np.int64 or text.ndim != 1 or ends.ndim != 1 or not len(ends):
             raise ValueError("names must be bytes and their ends")
         if ends[0] != 0 or ends[-1] != len(text) or bool((np.diff(ends) < 0).any()):
-            raise ValueError("the ends of the names do not rise from 0 to their length")
+            raise ValueError("the ends of the names must rise from 0 to the length of the text")
         names = cls(())
         names.text, names.ends = text, ends
         return names
 
     def __len__(self) -> int:
-        """How many."""
+        """Number of names."""
         return len(self.ends) - 1
 
     @overload
@@ -47,7 +47,7 @@ class Names(Sequence[str]):
     @overload
     def __getitem__(self, i: slice) -> list[str]: ...
     def __getitem__(self, i: int | slice) -> str | list[str]:
-        """Name ``i``, or a list of some."""
+        """Name ``i``, or the list of a slice."""
         if isinstance(i, slice):
             return [self[k] for k in range(*i.indices(len(self)))]
         if not -len(self) <= i < len(self):
@@ -56,5 +56,5 @@ class Names(Sequence[str]):
         return os.fsdecode(self.text[self.ends[i] : self.ends[i + 1]].tobytes())
 
     def __iter__(self) -> Iterator[str]:
-        """One after another."""
+        """In order."""
         return (self[i] for i in range(len(self)))

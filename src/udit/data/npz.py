@@ -1,4 +1,4 @@
-"""Pictures and labels in one ``.npz`` file of numpy's."""
+"""Images and labels in one ``.npz`` file of numpy's."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ import numpy as np
 from numpy.lib import format as npy
 from numpy.typing import NDArray
 
+from udit.data.config import DataInfo, NpzData
 from udit.data.decode import DECODE_ERRORS
 from udit.data.names import Names
 from udit.data.sources import InMemory, Labels, Pixels
@@ -26,14 +27,14 @@ LAYOUTS = (
     ("train_images", "train_labels"),  # MedMNIST's
     ("x_train", "y_train"),  # Keras'
 )
-"""Keys of pictures and labels. Where they say ``train``, the test pictures' say ``test``."""
+"""Keys of images and labels. Where they say ``train``, those of the test images say ``test``."""
 MAX_BYTES = 2**34
-"""Most that an array may take."""
+"""Largest size of an array that is read."""
 
 
 @dataclass(frozen=True)
 class Header:
-    """What a file says of one of its arrays."""
+    """What a file's header says about one of its arrays."""
 
     key: str
     shape: tuple[int, ...]
@@ -41,15 +42,15 @@ class Header:
 
 
 def npz_file(path: Path, num_classes: int | None = None) -> InMemory:
-    """The pictures of a file; its own test pictures are held out.
+    """The images of a file; its own test images are held out.
 
     Args:
-        path: holds pictures, uint8 [N, H, W], [N, H, W, 1] or [N, H, W, 3], and whole numbers [N] or [N, 1] as labels,
-            under the keys of one of ``LAYOUTS``. Validation pictures (MedMNIST's) are left out.
-        num_classes: how many labels may be found; None allows any.
+        path: holds images, uint8 [N, H, W], [N, H, W, 1] or [N, H, W, 3], and whole numbers [N] or [N, 1] as labels,
+            under the keys of one of ``LAYOUTS``. MedMNIST's validation images are skipped.
+        num_classes: labels must be below it; None allows any.
 
     Raises:
-        UserError: no such file, no such arrays, or a label out of range. Nothing of the file is run (no pickles).
+        UserError: no such file, no such arrays, or a label out of range. Pickled arrays are refused.
     """
     with _opened(path) as archive:
         pairs = _pairs(archive, path)
@@ -57,31 +58,37 @@ def npz_file(path: Path, num_classes: int | None = None) -> InMemory:
         labels = [_labels(_array(archive, path, key), path, key) for _, key in pairs]
     for x, y, (images, key) in zip(pixels, labels, pairs, strict=True):
         if len(x) != len(y):
-            raise UserError(f"{path} holds {len(x)} pictures in {images} and {len(y)} labels in {key}; make them equal")
+            raise UserError(f"{path} holds {len(x)} images in {images} and {len(y)} labels in {key}; they must match")
         if num_classes is not None and y.max() >= num_classes:
             raise UserError(
                 f"{path} has a label {y.max()} in {key} where there are {num_classes} classes; labels count from 0, "
-                "name as many data.classes"
+                "name all classes in data.classes"
             )
     if pixels[0].shape[1:] != pixels[-1].shape[1:]:
-        raise UserError(f"{path} holds test pictures of another shape than its training pictures; make them equal")
+        raise UserError(f"{path} holds test images of another shape than its training images; they must match")
     names = Names(f"{images} {i}" for x, (images, _) in zip(pixels, pairs, strict=True) for i in range(len(x)))
     held_out = range(len(pixels[0]), len(names))
     return InMemory(np.concatenate(pixels), np.concatenate(labels), names, held_out)
 
 
-def describe(path: Path) -> tuple[int, int, int, int]:
-    """Channels, height, width and number of classes, from the header of the pictures and the labels.
+def describe(data: NpzData) -> DataInfo:
+    """Channels, size and class names, from the header of the images, and the labels.
 
     Raises:
         UserError: see ``npz_file``.
     """
+    path = data.path.expanduser()
     with _opened(path) as archive:
         pairs = _pairs(archive, path)
         shape = _header(archive, pairs[0][0], path).shape
         _check_shape(shape, path, pairs[0][0])
         classes = max(int(_labels(_array(archive, path, key), path, key).max()) for _, key in pairs) + 1
-    return (shape[3] if len(shape) == 4 else 1), shape[1], shape[2], classes
+    return DataInfo(
+        channels=shape[3] if len(shape) == 4 else 1,
+        height=shape[1],
+        width=shape[2],
+        id2label=data.classes or tuple(str(label) for label in range(classes)),
+    )
 
 
 @contextmanager
@@ -93,25 +100,25 @@ def _opened(path: Path) -> Iterator[zipfile.ZipFile]:
         raise
     except (*DECODE_ERRORS, zipfile.BadZipFile, tokenize.TokenError) as error:
         detail = getattr(error, "strerror", None) or " ".join(str(error).split())[:120] or type(error).__name__
-        raise UserError(f"{path} cannot be read as .npz ({detail}); make it anew with numpy.savez") from None
+        raise UserError(f"{path} cannot be read as .npz ({detail}); write it again with numpy.savez") from None
 
 
 def _pairs(archive: zipfile.ZipFile, path: Path) -> list[tuple[str, str]]:
-    """The keys of pictures and labels: of the training pictures, and of the test pictures where there are some."""
+    """The keys of images and labels: of the training images, then of the test images where there are some."""
     keys = {name.removesuffix(".npy") for name in archive.namelist()}
     for images, labels in LAYOUTS:
         if {images, labels} <= keys:
             test = (images.replace("train", "test"), labels.replace("train", "test"))
             return [(images, labels)] + ([test] if test[0] != images and set(test) <= keys else [])
     known = ", ".join(f"{images} and {labels}" for images, labels in LAYOUTS)
-    raise UserError(f"{path} holds {', '.join(sorted(keys)) or 'nothing'}; needed are arrays called {known}")
+    raise UserError(f"{path} holds {', '.join(sorted(keys)) or 'nothing'}; it needs arrays named {known}")
 
 
 def _header(archive: zipfile.ZipFile, key: str, path: Path) -> Header:
-    """Of one array: numpy's header without its data.
+    """One array's header, without its data.
 
     Raises:
-        UserError: an array of objects, or one that is not of the length it promises.
+        UserError: an array of objects, or one whose length does not match its header.
     """
     member = archive.getinfo(f"{key}.npy")
     with archive.open(member) as stream:
@@ -123,8 +130,8 @@ def _header(archive: zipfile.ZipFile, key: str, path: Path) -> Header:
     promised = math.prod(shape) * dtype.itemsize
     if dtype.hasobject or promised != there or not 0 < promised <= MAX_BYTES:
         raise UserError(
-            f"{path} holds {there:,} bytes of {key} where its header promises {dtype} {list(shape)}; up to "
-            f"{MAX_BYTES // 2**30} GB of plain numbers are read"
+            f"{path} holds {there:,} bytes of {key} and its header says {dtype} {list(shape)}; arrays of numbers up "
+            f"to {MAX_BYTES // 2**30} GB are read"
         )
     return Header(key, shape, dtype)
 
@@ -138,14 +145,14 @@ def _array(archive: zipfile.ZipFile, path: Path, key: str) -> NDArray[np.generic
 
 def _check_shape(shape: tuple[int, ...], path: Path, key: str) -> None:
     if len(shape) not in (3, 4) or (len(shape) == 4 and shape[3] not in (1, 3)):
-        raise UserError(f"{key} of {path} is {list(shape)}; pictures are [N, H, W], [N, H, W, 1] or [N, H, W, 3]")
+        raise UserError(f"{key} of {path} is {list(shape)}; images are [N, H, W], [N, H, W, 1] or [N, H, W, 3]")
 
 
 def _pixels(array: NDArray[np.generic], path: Path, key: str) -> Pixels:
     """[N, C, H, W]."""
     _check_shape(array.shape, path, key)
     if array.dtype != np.uint8:
-        raise UserError(f"{key} of {path} is {array.dtype}; pictures are uint8, 0 to 255")
+        raise UserError(f"{key} of {path} is {array.dtype}; images are uint8, 0 to 255")
     x = cast(Pixels, array)
     return np.ascontiguousarray(x[:, None] if x.ndim == 3 else x.transpose(0, 3, 1, 2))
 

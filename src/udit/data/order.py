@@ -1,4 +1,4 @@
-"""Which picture comes when: a pure function of (seed, position), where positions count all pictures drawn so far."""
+"""The order of training images: a pure function of (seed, position), where positions count the images drawn so far."""
 
 from __future__ import annotations
 
@@ -12,18 +12,16 @@ from udit.errors import UserError
 
 
 class Order:
-    """An endless stream of indices 0..count-1; every epoch is a fresh permutation."""
+    """An infinite stream of indices 0..count-1; every epoch is a new permutation."""
 
     def __init__(self, count: int, seed: int) -> None:
-        """Takes the number of pictures and the run's seed.
+        """Takes the number of images and the run's seed.
 
         Raises:
-            UserError: nothing to order.
+            UserError: there are no images.
         """
         if count < 1:
-            raise UserError(
-                "there are no pictures to train on; add some, or lower data.judge_share and data.test_share"
-            )
+            raise UserError("there are no images to train on; add some, or lower data.judge_share and data.test_share")
         self.count = count
         self.seed = seed
         self._epochs: dict[int, Tensor] = {}
@@ -32,7 +30,7 @@ class Order:
         """The index at a position >= 0."""
         epoch, place = divmod(position, self.count)
         if epoch not in self._epochs:
-            if len(self._epochs) == 2:  # a batch may straddle two epochs
+            if len(self._epochs) == 2:  # a batch may span two epochs
                 del self._epochs[min(self._epochs)]
             self._epochs[epoch] = torch.randperm(self.count, generator=rng.generator(self.seed, "order", epoch))
         return int(self._epochs[epoch][place])
@@ -45,5 +43,5 @@ def indices(count: int, seed: int, positions: Sequence[int]) -> list[int]:
 
 
 def flips(seed: int, positions: Sequence[int]) -> list[bool]:
-    """Whether the picture at each position is mirrored; half of them are."""
+    """Whether the image at each position is mirrored; half of them are."""
     return [rng.key(seed, "flip", position) & 1 == 1 for position in positions]

@@ -1,4 +1,4 @@
-"""Where pictures come from, free of torch: what every source promises, pictures in memory, and how they are split."""
+"""What every source of images provides, images in memory, and how a source is split; free of torch."""
 
 from __future__ import annotations
 
@@ -19,37 +19,37 @@ Labels = NDArray[np.int64]
 
 
 class Source(Protocol):
-    """Labelled pictures of one size."""
+    """Labelled images of one size."""
 
     labels: Labels
     """[N]"""
     names: Sequence[str]
-    """What errors and the split call picture i; unlike for each."""
+    """Of each image, in errors and for the split; all different."""
     fingerprint: str
-    """sha256 in hex; another data set has another one."""
+    """sha256 in hex; differs between data sets."""
     held_out: Labels
-    """[M] indices of the pictures that the data set itself keeps for testing; empty where it keeps none."""
+    """[M] indices of the data set's own test images; empty where it has none."""
 
     def __len__(self) -> int:
-        """Number of pictures."""
+        """Number of images."""
 
     def image(self, i: int) -> Pixels:
-        """Picture ``i``, [C, H, W] in 0..255.
+        """Image ``i``, [C, H, W] in 0..255.
 
         Raises:
-            UserError: a picture that cannot be decoded.
+            UserError: an image that cannot be decoded.
         """
 
     def verify(self) -> None:
-        """Decodes every picture once, so that a broken one is found before the first step.
+        """Decodes every image once, so that a damaged one is found before the first step.
 
         Raises:
-            UserError: pictures that cannot be decoded; names the first.
+            UserError: images that cannot be decoded; names the first.
         """
 
 
 class InMemory:
-    """Pictures that are already decoded."""
+    """Images that are already decoded."""
 
     def __init__(
         self,
@@ -59,9 +59,9 @@ class InMemory:
         held_out: Labels | Sequence[int] = (),
         fingerprint: str | None = None,
     ) -> None:
-        """Takes [N, C, H, W] pixels, [N] labels, N unlike names, and the indices of test pictures.
+        """Takes [N, C, H, W] pixels, [N] labels, N different names, and the indices of test images.
 
-        A fingerprint that is not given is computed.
+        The fingerprint is computed where it is not given.
         """
         assert pixels.dtype == np.uint8
         assert pixels.ndim == 4
@@ -80,20 +80,20 @@ class InMemory:
         return digest.hexdigest()
 
     def __len__(self) -> int:
-        """Number of pictures."""
+        """Number of images."""
         return len(self.labels)
 
     def image(self, i: int) -> Pixels:
-        """Picture ``i``, [C, H, W]."""
-        picture: Pixels = self.pixels[i]
-        return picture
+        """Image ``i``, [C, H, W]."""
+        image: Pixels = self.pixels[i]
+        return image
 
     def verify(self) -> None:
-        """Nothing can be wrong."""
+        """Does nothing: the images are decoded."""
 
 
 def digits() -> InMemory:
-    """scikit-learn's 1,797 handwritten digits, [1, 8, 8], their 0..16 stretched to 0..255.
+    """scikit-learn's 1,797 handwritten digits, [1, 8, 8], their values 0..16 scaled to 0..255.
 
     Raises:
         UserError: scikit-learn is missing.
@@ -109,10 +109,10 @@ def digits() -> InMemory:
 
 @dataclass(frozen=True)
 class Parts:
-    """Which pictures are for what; sorted indices, no two parts share one."""
+    """The parts of a source, as sorted indices; no image is in two parts."""
 
     train: Labels
-    """The generator's; also what samples are compared with."""
+    """Trains the generator; samples are compared with it."""
     judge: Labels
     """Trains the classifier that judges samples."""
     test: Labels
@@ -122,17 +122,17 @@ class Parts:
 def parts_of(source: Source, data: SplitData) -> Parts:
     """The parts that a run's ``data`` section asks for.
 
-    A number as ``test_share`` splits all pictures; None makes the test part of those that the data set itself keeps for
-    testing, and the other parts of the rest.
+    A number as ``test_share`` splits all images; with None the data set's own test images are the test part, and the
+    others are split.
 
     Raises:
-        UserError: None, and the data set keeps nothing for testing.
+        UserError: ``test_share`` is None and the data set has no test images of its own.
     """
     if data.test_share is not None:
         return split(source.labels, source.names, data.judge_share, data.test_share)
     if not len(source.held_out):
         raise UserError(
-            "data.test_share is null and the data set keeps no pictures for testing; set data.test_share=0.1"
+            "data.test_share is null and the data set has no test images of its own; set data.test_share=0.1"
         )
     rest = np.setdiff1d(np.arange(len(source)), source.held_out)
     parts = split(source.labels[rest], [source.names[i] for i in rest], data.judge_share, 0)
@@ -142,13 +142,13 @@ def parts_of(source: Source, data: SplitData) -> Parts:
 def split(labels: Labels, names: Sequence[str], judge_share: float, test_share: float) -> Parts:
     """Splits every class by the same shares, rounded down.
 
-    Within a class, pictures are ordered by the sha256 of their names, so new pictures do not shuffle the old ones.
+    Within a class, images are ordered by the sha256 of their names, so that adding images does not reorder the others.
 
     Args:
         labels: [N]
-        names: N unlike names.
+        names: N different names.
         judge_share: of each class, in [0, 1).
-        test_share: of each class; both shares sum to less than 1, so each class keeps a picture to train on.
+        test_share: of each class; both shares sum to less than 1, so each class keeps an image to train on.
     """
     hashes = [hashlib.sha256(name.encode("utf-8", "surrogateescape")).digest() for name in names]
     train: list[int] = []

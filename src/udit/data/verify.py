@@ -1,4 +1,4 @@
-"""Every picture is decoded once before the first step; what that has shown is remembered."""
+"""Decodes every image once before the first step, and remembers which data sets have passed."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ MAX_MEMORY = 2**30
 
 
 def attempts(action: Callable[[int], T], count: int, title: str = "decoding") -> Iterator[T | UserError]:
-    """What an action on each of ``count`` pictures returns or raises, in order; run by threads, with a bar."""
+    """What an action on each of ``count`` images returns or raises, in order; run by threads, with a progress bar."""
 
     def attempt(i: int) -> T | UserError:
         try:
@@ -33,9 +33,9 @@ def attempts(action: Callable[[int], T], count: int, title: str = "decoding") ->
 
     with (
         ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool,
-        tqdm(total=count, desc=title, unit="picture", disable=not sys.stderr.isatty(), leave=False) as bar,
+        tqdm(total=count, desc=title, unit="image", disable=not sys.stderr.isatty(), leave=False) as bar,
     ):
-        # in slices, for map() would queue a whole ImageNet at once
+        # in slices: map() would queue all of ImageNet at once
         for start in range(0, count, 256):
             for result in pool.map(attempt, range(start, min(start + 256, count))):
                 yield result
@@ -48,17 +48,17 @@ def verified(
     peek: Callable[[int], object] | None,
     mark: Path,
 ) -> Pixels | None:
-    """Decodes every picture once; returns them if they fit into ``MAX_MEMORY``.
+    """Decodes every image once; returns them if they fit into ``MAX_MEMORY``.
 
     Args:
-        shape: [N, C, H, W] of all pictures.
-        decode: reads picture i.
-        peek: what is done instead to pictures that are too many to be kept; None decodes these too.
-        mark: a file whose presence says that they have been decoded before; they are not again if they would not be
-            kept. Written when all of them are good.
+        shape: [N, C, H, W] of all images.
+        decode: reads image i.
+        peek: called instead of ``decode`` where the images do not fit into memory; None decodes them all the same.
+        mark: a file whose presence says that they have all been decoded before; images that do not fit into memory are
+            not decoded again then. Written when all of them could be decoded.
 
     Raises:
-        UserError: pictures that cannot be decoded; names the first and counts them.
+        UserError: images that cannot be decoded; names the first and counts them.
     """
     keep = np.empty(shape, np.uint8) if math.prod(shape) <= MAX_MEMORY else None
     if keep is None and peek is None and mark.exists():
@@ -71,7 +71,7 @@ def verified(
         elif keep is not None:
             keep[i] = result  # type: ignore[call-overload]
     if bad:
-        more = f" ({bad} of {shape[0]} pictures are unusable)" if bad > 1 else ""
+        more = f" ({bad} of {shape[0]} images are unusable)" if bad > 1 else ""
         raise UserError(first + more)
     if keep is None and peek is None:
         remember(mark)
@@ -79,12 +79,12 @@ def verified(
 
 
 def cache_folder() -> Path:
-    """Where this user's programs keep what can be made again."""
+    """The user's cache folder, for what can be recomputed."""
     return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "udit"
 
 
 def remember(mark: Path) -> None:
-    """Leaves a mark; a cache that cannot be written is no error."""
+    """Writes a marker file; a cache that cannot be written is not an error."""
     with contextlib.suppress(OSError):
         mark.parent.mkdir(parents=True, exist_ok=True)
         mark.touch()

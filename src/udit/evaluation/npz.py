@@ -109,7 +109,7 @@ def _facts(path: Path, text: NDArray[Any] | None) -> dict[str, Any]:
     except (ValueError, RecursionError):
         facts = None
     if not isinstance(facts, dict):
-        raise UserError(f"{path}: its note {FACTS!r} is not a JSON object; make the file again")
+        raise UserError(f"{path}: its note {FACTS!r} is not a JSON object; write the file again")
     return facts
 
 

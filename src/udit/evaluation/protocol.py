@@ -1,12 +1,13 @@
-"""Named protocols: everything a published score depends on besides the weights, pinned."""
+"""Named protocols: everything that a published score depends on besides the weights; free of torch."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Literal
 
 from pydantic import PositiveInt
 
-from udit.data.codec_config import CodecConfig, VAECodec, cached_sha256
+from udit.data.codec_config import CodecConfig, VAECodec
 from udit.diffusion.config import SamplingConfig
 from udit.errors import UserError, nearest
 from udit.spec.base import Spec
@@ -28,7 +29,7 @@ class Protocol(Spec):
     """The VAE that decodes the images, as a hub id."""
     features: Literal["inception"] = "inception"
     reference: str
-    """The file of the reference, by the name it is published under."""
+    """The published name of the reference file."""
 
 
 def _adm256(guidance: float, channels: int | None) -> Protocol:
@@ -48,7 +49,7 @@ as the DiT line publishes it."""
 
 
 def find_protocol(name: str) -> Protocol:
-    """The protocol of a name.
+    """The protocol with a name.
 
     Raises:
         UserError: there is none.
@@ -59,12 +60,25 @@ def find_protocol(name: str) -> Protocol:
 
 
 def check_model(
-    name: str, protocol: Protocol, *, shape: tuple[int, int, int], num_classes: int, codec: CodecConfig
+    name: str,
+    protocol: Protocol,
+    *,
+    shape: tuple[int, int, int],
+    num_classes: int,
+    codec: CodecConfig,
+    cached_sha256: Callable[[str], str | None],
 ) -> None:
     """Refuses a model that a protocol is not for.
 
-    A VAE is known by the sha256 of its weights where both have one: the model's, and the protocol's in the hub's cache;
-    by its name otherwise.
+    Two VAEs are compared by the sha256 of their weights where both are known, else by name.
+
+    Args:
+        name: of the protocol, for messages.
+        protocol: the protocol.
+        shape: (C, H, W) of what the model's network sees.
+        num_classes: of the model.
+        codec: of the model.
+        cached_sha256: of the weights of a hub VAE; None where it has not been downloaded (``data.vae.cached_sha256``).
 
     Raises:
         UserError: another shape, number of classes or codec.

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 from pydantic import Field, NonNegativeFloat, PositiveInt, ValidationError
 
 from udit.evaluation.features import NAME
-from udit.spec.base import Spec
+from udit.record import Record
 
 NOTE = (
     "Distances and classes come from a small classifier that udit trained on your data, on the judge part, which the "
@@ -19,7 +19,7 @@ NOTE = (
 Share = Annotated[float, Field(ge=0, le=1)]
 
 
-class Report(Spec):
+class Report(Record):
     """Scores of one set of generated images. Distances are squared Fréchet distances of the judge's features."""
 
     num_samples: PositiveInt
@@ -133,7 +133,7 @@ class Report(Spec):
             "judge": f"{self.judge}, weights {self.judge_sha256[:12]}",
             "reference": f"{self.reference_count} training images, sha256 {self.reference_sha256[:12]}",
         }
-        return "\n".join([*lines, "", self.note, "", *(f"- {key}: {_plain(value)}" for key, value in facts.items())])
+        return "\n".join([*lines, "", self.note, "", *(f"- {key}: {plain(value)}" for key, value in facts.items())])
 
     @classmethod
     def read(cls, path: Path, protocol: dict[str, Any]) -> Report | None:
@@ -154,7 +154,8 @@ def _percent(share: float) -> str:
     return f"{100 * share:.1f} %"
 
 
-def _plain(value: Any) -> str:
+def plain(value: Any) -> str:
+    """A value of a protocol in words."""
     if isinstance(value, dict):
-        return ", ".join(f"{key} {_plain(inner)}" for key, inner in value.items())
+        return ", ".join(f"{key} {plain(inner)}" for key, inner in value.items())
     return "none" if value is None else str(value)

@@ -16,8 +16,10 @@ from udit.evaluation import metrics
 from udit.evaluation.fidelity import Extractor, extract, inception_score, kernel_distance
 from udit.evaluation.frechet import Array, Statistics, distance, measure
 from udit.evaluation.image_set import ImageSet
+from udit.evaluation.report import plain
 from udit.evaluation.sets import Reference
 from udit.files import whole_file
+from udit.record import Record
 from udit.spec.base import Spec
 
 GROUPS = 5
@@ -38,7 +40,7 @@ class Score(Spec):
     """A note: extractor, number of samples, what it means."""
 
 
-class Scores(Spec):
+class Scores(Record):
     """Scores of one set of images. Scores of two sets can be compared only if ``protocol`` is the same."""
 
     scores: dict[str, Score]
@@ -205,7 +207,7 @@ def _table(group: Sequence[tuple[str, Scores]]) -> str:
     widths = [max(len(row[i]) for row in [header, *rows]) for i in range(len(header))]
     lines = ["| " + " | ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)) + " |" for row in [header, *rows]]
     lines.insert(1, "|" + "|".join("-" * (w + 2) for w in widths) + "|")
-    facts = [f"- {key}: {_plain(value)}" for key, value in group[0][1].protocol.items()]
+    facts = [f"- {key}: {plain(value)}" for key, value in group[0][1].protocol.items()]
     return "\n".join([*lines, "", *facts])
 
 
@@ -219,9 +221,3 @@ def _number(value: float | None) -> str:
 
 def _range(ends: tuple[float, float] | None) -> str:
     return "" if ends is None else f"{ends[0]:.4g} to {ends[1]:.4g}"
-
-
-def _plain(value: Any) -> str:
-    if isinstance(value, dict):
-        return ", ".join(f"{key} {_plain(inner)}" for key, inner in value.items())
-    return "none" if value is None else str(value)

@@ -22,14 +22,13 @@ from udit.exporting.manifest import (
     Check,
     Kind,
     Manifest,
-    describe_file,
     is_exported,
     read_manifest,
     write_manifest,
 )
 from udit.exporting.program import inputs, trace
 from udit.exporting.write import quiet, write_graph
-from udit.files import whole_folder
+from udit.files import file_facts, whole_folder
 from udit.store import fingerprint, read_config, read_run_config
 from udit.store import load as load_model
 
@@ -135,7 +134,7 @@ def write_graph_folder(
                 weights=fingerprint(system.backbone),
                 checks=checks,
                 versions=versions,
-                files={path.name: describe_file(path) for path in sorted(temporary.iterdir())},
+                files={path.name: file_facts(path) for path in sorted(temporary.iterdir())},
             )
             write_manifest(manifest, temporary)
     except OSError as error:

@@ -9,9 +9,10 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, NonNegativeInt, PositiveInt
 
 from udit.errors import UserError
-from udit.files import file_sha256, seal, unseal, write_text
+from udit.files import file_facts, seal, unseal, write_text
 from udit.run.system import EXPORTED
 from udit.spec.base import Spec, parse
+from udit.spec.digest import FileFacts
 
 Kind = Literal["onnx", "openvino"]
 Engine = Literal["onnxruntime", "openvino"]
@@ -22,13 +23,6 @@ PACKAGES: dict[Kind, tuple[str, ...]] = {"onnx": ("onnx", "onnxscript", "onnxrun
 GRAPHS: dict[Kind, str] = {"onnx": "model.onnx", "openvino": "model.xml"}
 TOLERANCE = 1e-4
 """Of max|difference| / max|network's output|."""
-
-
-class GraphFile(Spec):
-    """One file of an exported folder."""
-
-    bytes: NonNegativeInt
-    sha256: str
 
 
 class Check(Spec):
@@ -55,7 +49,7 @@ class Manifest(Spec):
     calibration: NonNegativeInt = 0
     """Number of noised training images that int8's ranges were measured on."""
     versions: dict[str, str]
-    files: dict[str, GraphFile]
+    files: dict[str, FileFacts]
 
     @property
     def error(self) -> float:
@@ -71,11 +65,6 @@ class Manifest(Spec):
     def sizes(self) -> str:
         """The sizes it takes, in words."""
         return "any size of the model's" if self.size is None else f"{self.size[0]}x{self.size[1]} only"
-
-
-def describe_file(path: Path) -> GraphFile:
-    """Size and digest of a file."""
-    return GraphFile(bytes=path.stat().st_size, sha256=file_sha256(path))
 
 
 def write_manifest(manifest: Manifest, folder: Path) -> None:
@@ -112,7 +101,7 @@ def read_manifest(folder: Path) -> Manifest:
     manifest = parse(Manifest, sealed, where=str(path))
     for name, facts in manifest.files.items():
         try:
-            same = describe_file(folder / name) == facts
+            same = file_facts(folder / name) == facts
         except OSError:
             raise UserError(f"{folder / name} is missing; {again}") from None
         if not same:

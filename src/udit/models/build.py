@@ -11,9 +11,9 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
+from udit import ops
 from udit.models.catalog import find
 from udit.models.config import ModelConfig
-from udit.nn import native
 from udit.nn.blocks import Checkpointing, Foldable, Recompute
 from udit.nn.init import fill
 
@@ -97,7 +97,7 @@ def compile_blocks(model: nn.Module) -> nn.Module:
     """
     from torch._dynamo import config as dynamo  # takes a second to import
 
-    native.describe()  # tracing takes the kernels that are loaded
+    ops.describe()  # tracing takes the kernels that are loaded
     # Blocks share their code: each shape of a block at each batch size is one compilation of it.
     dynamo.recompile_limit = max(dynamo.recompile_limit, 128)
     for module in model.modules():

@@ -9,73 +9,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from udit import ops
 from udit.errors import UserError
-from udit.nn import fused_attention as fused
-from udit.nn.depthwise import depthwise
-from udit.nn.fused_attention import fused_attention
-from udit.nn.linear import affine
-from udit.nn.recompute import cheap
 from udit.nn.specs import Downsampled, KVDownsampled, Window
-from udit.nn.tokens import rotary_table, rotate, to_first, to_last
+from udit.nn.tokens import rotary_table
 from udit.nn.window import join_windows, split_windows, wrap_mask
-
-MAX_LOGIT_SCALE = 4.6052  # the release's bound on the log temperature: about ln 100
-
-
-def temperature(logit_scale: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
-    """Log temperatures [h], bounded above by ln 100, to temperatures."""
-    return logit_scale.to(dtype).clamp(max=MAX_LOGIT_SCALE).exp()
-
-
-def cosine_attention(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    logit_scale: Tensor,
-    table: Tensor | None,
-    key_table: Tensor | None = None,
-    mask: Tensor | None = None,
-) -> Tensor:
-    """Attention by cosine similarity with a learned temperature per head (Liu et al. 2022, Swin v2).
-
-    q and k are turned and normalised in float32 at least (float16 zero rows give NaN otherwise), the temperature folds
-    into q.
-
-    Args:
-        q, k, v: [..., h, N, R]; k and v may have another N.
-        logit_scale: [h] log temperature, bounded above by ln 100.
-        table: rotary table [2, N, R] or None.
-        key_table: that of the keys where it is another.
-        mask: bool, true where attention is allowed; broadcasts to [..., h, N of q, N of k].
-
-    Returns:
-        [..., h, N, R] in v's dtype.
-    """
-    precise = torch.promote_types(q.dtype, torch.float32)
-    q, k = q.to(precise), k.to(precise)
-    if table is not None:  # before the norm, which takes the table's float32 rounding out again
-        q, k = cheap(rotate, q, table), cheap(rotate, k, table if key_table is None else key_table)
-    warmth = temperature(logit_scale, precise)[:, None, None]
-    q, k = (cheap(F.normalize, part, 2.0, -1, 1e-12) for part in (q, k))
-    q = cheap(torch.mul, q, warmth)
-    return F.scaled_dot_product_attention(q.to(v.dtype), k.to(v.dtype), v, attn_mask=mask, scale=1.0)
-
-
-def attend(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    logit_scale: Tensor | None,
-    table: Tensor | None,
-    key_table: Tensor | None = None,
-    mask: Tensor | None = None,
-) -> Tensor:
-    """``cosine_attention``, or, without a ``logit_scale``, that by the scaled dot product; arguments as there."""
-    if logit_scale is not None:
-        return cosine_attention(q, k, v, logit_scale, table, key_table, mask)
-    if table is not None:
-        q, k = cheap(rotate, q, table), cheap(rotate, k, table if key_table is None else key_table)
-    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+from udit.ops import to_first, to_last
 
 
 def check_heads(width: int, heads: int, rope: bool) -> None:
@@ -106,14 +45,14 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor, positions: Tensor | None = None) -> Tensor:
         """Tokens [B, N, D] or a map [B, H, W, D], to the same shape; ``positions`` as the method of that name makes."""
-        q, k, v = (
-            affine(x, self.qkv).reshape(x.shape[0], -1, 3, self.heads, x.shape[-1] // self.heads).permute(2, 0, 3, 1, 4)
-        )
-        return affine(attend(q, k, v, self.logit_scale, positions).transpose(1, 2).reshape(x.shape), self.out)
+        qkv = ops.apply(self.qkv, x).reshape(x.shape[0], -1, 3, self.heads, x.shape[-1] // self.heads)
+        q, k, v = qkv.permute(2, 0, 3, 1, 4)
+        out = ops.attend(q, k, v, self.logit_scale, positions)
+        return ops.apply(self.out, out.transpose(1, 2).reshape(x.shape))
 
 
 class CrossFusion(nn.Module):
-    """Two maps ask one another, and a matrix joins what they hear (Phung et al. 2024, DiMSUM).
+    """Cross-attention of two maps to one another, joined by a matrix (Phung et al. 2024, DiMSUM).
 
     Args:
         width: D of either map.
@@ -128,41 +67,12 @@ class CrossFusion(nn.Module):
         self.out = nn.Linear(2 * width, 2 * width)
 
     def forward(self, one: Tensor, two: Tensor) -> Tensor:
-        """Two of [B, H, W, D] -> [B, H, W, 2 D]: first what the one asked of the other."""
-        q, k, v = (
-            torch.stack([affine(one, self.qkv1), affine(two, self.qkv2)], dim=1)
-            .unflatten(-1, (3, self.heads, -1))
-            .unbind(-3)
-        )
+        """Two of [B, H, W, D] -> [B, H, W, 2 D]: first the attention of ``one`` to ``two``."""
+        both = torch.stack([ops.apply(self.qkv1, one), ops.apply(self.qkv2, two)], dim=1)
+        q, k, v = both.unflatten(-1, (3, self.heads, -1)).unbind(-3)
         q, k, v = (part.flatten(2, 3).transpose(2, 3) for part in (q, k, v))  # [B, 2, h, N, R]
-        out = F.scaled_dot_product_attention(q, k.flip(1), v.flip(1))
-        return affine(out.permute(0, 3, 1, 2, 4).reshape(*one.shape[:3], -1), self.out)
-
-
-def split_grids(x: Tensor, factor: int, groups: int, heads: int) -> Tensor:
-    """Interleaved sub-grids of a map, as attention wants them.
-
-    Args:
-        x: [B, H, W, groups * h * R]; factor divides H and W.
-        factor: f.
-        groups: 3 for queries, keys and values together.
-        heads: h.
-
-    Returns:
-        [groups, B * f**2, h, H / f * W / f, R]; sub-grid (a, e) holds pixels (i * f + a, j * f + e).
-    """
-    b, height, width, channels = x.shape
-    h, w = height // factor, width // factor
-    x = x.view(b, h, factor, w, factor, groups, heads, channels // (groups * heads))
-    return x.permute(5, 0, 2, 4, 6, 1, 3, 7).reshape(groups, b * factor**2, heads, h * w, -1)
-
-
-def join_grids(x: Tensor, factor: int, height: int, width: int) -> Tensor:
-    """The way back: [B * f**2, h, N, R] -> [B, H, W, h * R]."""
-    h, w = height // factor, width // factor
-    heads, channels = x.shape[1], x.shape[3]
-    x = x.transpose(1, 2).unflatten(1, (h, w)).unflatten(0, (-1, factor, factor)).permute(0, 3, 1, 4, 2, 5, 6)
-    return x.reshape(-1, height, width, heads * channels)
+        out = ops.dot_product_attention(q, k.flip(1), v.flip(1))
+        return ops.apply(self.out, out.permute(0, 3, 1, 2, 4).reshape(*one.shape[:3], -1))
 
 
 class LowPass(nn.Module):
@@ -194,7 +104,7 @@ class LowPass(nn.Module):
         """[B, H, W, D] -> [B, H, W, D]."""
         kernel = self.kernel()
         if self.groups > 1:
-            return depthwise(x, kernel, self.bias)
+            return ops.depthwise(x, kernel, self.bias)
         return to_last(F.conv2d(to_first(x), kernel, self.bias, padding=kernel.shape[-1] // 2))
 
     def folded(self) -> dict[str, Tensor]:
@@ -224,16 +134,11 @@ class DownsampledAttention(nn.Module):
 
     def forward(self, x: Tensor, positions: Tensor | None = None) -> Tensor:
         """[B, H, W, D] -> [B, H, W, D]; ``positions`` as the method of that name makes them."""
-        _, height, width, _ = x.shape
         if self.filter is not None:
             x = self.filter(x)
-        qkv = affine(x, self.qkv)
-        if fused.available(qkv):
-            warmth = None if self.logit_scale is None else temperature(self.logit_scale)
-            return affine(fused_attention(qkv, warmth, positions, self.heads, self.spec.factor), self.out)
-        q, k, v = split_grids(qkv, self.spec.factor, 3, self.heads)
-        out = attend(q, k, v, self.logit_scale, positions)
-        return affine(join_grids(out, self.spec.factor, height, width), self.out)
+        qkv = ops.apply(self.qkv, x)
+        x = ops.grid_attention(qkv, self.logit_scale, positions, heads=self.heads, factor=self.spec.factor)
+        return ops.apply(self.out, x)
 
 
 class KVDownsampledAttention(nn.Module):
@@ -263,11 +168,11 @@ class KVDownsampledAttention(nn.Module):
         b, height, width, _ = x.shape
         coarse = x if self.filter is None else self.filter(x)
         coarse = to_last(F.avg_pool2d(to_first(coarse), self.spec.factor))
-        q = affine(x, self.q).view(b, height * width, self.heads, -1).transpose(1, 2)
-        k, v = affine(coarse, self.kv).reshape(b, -1, 2, self.heads, q.shape[-1]).permute(2, 0, 3, 1, 4)
+        q = ops.apply(self.q, x).view(b, height * width, self.heads, -1).transpose(1, 2)
+        k, v = ops.apply(self.kv, coarse).reshape(b, -1, 2, self.heads, q.shape[-1]).permute(2, 0, 3, 1, 4)
         table, key_table = (None, None) if positions is None else positions.split([q.shape[2], k.shape[2]], dim=1)
-        out = attend(q, k, v, self.logit_scale, table, key_table)
-        return affine(out.transpose(1, 2).reshape(x.shape), self.out)
+        out = ops.attend(q, k, v, self.logit_scale, table, key_table)
+        return ops.apply(self.out, out.transpose(1, 2).reshape(x.shape))
 
 
 class WindowAttention(nn.Module):
@@ -298,12 +203,13 @@ class WindowAttention(nn.Module):
         b, height, width, _ = x.shape
         window = self.window(height, width)
         shift = self.shift * (window[0] < height), self.shift * (window[1] < width)
-        qkv = affine(x, self.qkv)
+        qkv = ops.apply(self.qkv, x)
         mask = None
         if any(shift):
             qkv = qkv.roll(shift, dims=(1, 2))
             mask = wrap_mask(height, width, window, shift, x.device)
         q, k, v = (split_windows(part, window) for part in qkv.unflatten(-1, (3, self.heads, -1)).unbind(-3))
         scale = None if self.logit_scale is None else self.logit_scale.repeat(b)  # heads of every sample in turn
-        out = join_windows(attend(q, k, v, scale, positions, mask=mask), window, height, width, self.heads).flatten(-2)
-        return affine(out.roll([-s for s in shift], dims=(1, 2)) if any(shift) else out, self.out)
+        out = ops.attend(q, k, v, scale, positions, mask=mask)
+        out = join_windows(out, window, height, width, self.heads).flatten(-2)
+        return ops.apply(self.out, out.roll([-s for s in shift], dims=(1, 2)) if any(shift) else out)

@@ -11,13 +11,11 @@ import math
 from collections.abc import Callable
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
+from udit import ops
 from udit.errors import UserError
 from udit.nn.dropout import Dropout
-from udit.nn.linear import affine
-from udit.nn.recompute import cheap
 from udit.nn.window import join_windows, split_windows, wrap_mask
 
 
@@ -89,7 +87,7 @@ def attend_all(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """Every pixel to every pixel."""
     height, width = v.shape[1:3]
     q, k, v = (part.flatten(1, 2).transpose(1, 2) for part in (q, k, v))
-    return F.scaled_dot_product_attention(q, k, v, scale=1.0).transpose(1, 2).unflatten(1, (height, width))
+    return ops.dot_product_attention(q, k, v, scale=1.0).transpose(1, 2).unflatten(1, (height, width))
 
 
 def attend_windows(q: Tensor, k: Tensor, v: Tensor, size: int, shift: int) -> Tensor:
@@ -100,7 +98,7 @@ def attend_windows(q: Tensor, k: Tensor, v: Tensor, size: int, shift: int) -> Te
         q, k, v = (part.roll((shift, shift), dims=(1, 2)) for part in (q, k, v))
         mask = wrap_mask(height, width, window, (shift, shift), v.device)
     q, k, v = (split_windows(part, window) for part in (q, k, v))
-    out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=1.0)
+    out = ops.dot_product_attention(q, k, v, mask, scale=1.0)
     out = join_windows(out, window, height, width, heads)
     return out.roll((-shift, -shift), dims=(1, 2)) if shift else out
 
@@ -134,12 +132,12 @@ class AxialAttention(nn.Module):
 
     def forward(self, x: Tensor, positions: Tensor) -> Tensor:
         """[B, H, W, D] -> [B, H, W, D]; ``positions`` as the method of that name makes them."""
-        q, k, v = affine(x, self.qkv).unflatten(-1, (3, self.heads, -1)).unbind(-3)
+        q, k, v = ops.apply(self.qkv, x).unflatten(-1, (3, self.heads, -1)).unbind(-3)
         precise = torch.promote_types(q.dtype, torch.float32)
         root = self.scale.to(precise).sqrt()[:, None]
-        q, k = (cheap(torch.mul, cheap(unit, part.to(precise)), root) for part in (q, k))
-        q, k = (cheap(turn, part, positions).to(v.dtype) for part in (q, k))
-        return affine(self.dropout(self.attend(q, k, v).flatten(-2)), self.out)
+        q, k = (ops.recomputable(torch.mul, ops.recomputable(unit, part.to(precise)), root) for part in (q, k))
+        q, k = (ops.recomputable(turn, part, positions).to(v.dtype) for part in (q, k))
+        return ops.apply(self.out, self.dropout(self.attend(q, k, v).flatten(-2)))
 
 
 def unit(x: Tensor) -> Tensor:

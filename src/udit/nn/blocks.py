@@ -13,8 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from udit.nn.linear import affine
-from udit.nn.recompute import cheap, forgetting
+from udit import ops
+from udit.nn.dropout import recomputed_with_keys
 
 M_co = TypeVar("M_co", bound=nn.Module, covariant=True)
 M = TypeVar("M", bound=nn.Module)
@@ -63,9 +63,9 @@ def run(block: nn.Module, recompute: Recompute, x: Tensor, *args: Any) -> Any:
     if not recompute or not block.training:
         return block(x, *args)
     if recompute == "selective":
-        with forgetting():
+        with ops.recomputing():
             return block(x, *args)
-    return checkpoint(block, x, *args, use_reentrant=False)
+    return checkpoint(block, x, *args, use_reentrant=False, context_fn=recomputed_with_keys)
 
 
 class PreNormBlock(nn.Module):
@@ -80,8 +80,8 @@ class PreNormBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, N, D] -> [B, N, D]."""
-        x = x + self.attention(cheap(self.norm1, x))
-        return x + self.ffn(cheap(self.norm2, x))
+        x = x + self.attention(ops.recomputable(self.norm1, x))
+        return x + self.ffn(ops.recomputable(self.norm2, x))
 
 
 class NormedJoin(nn.Module):
@@ -97,4 +97,4 @@ class NormedJoin(nn.Module):
         both = torch.cat([x, skip], dim=-1)
         norm = self.norm  # in float32 whatever the model's dtype, as the release has it
         normed = F.layer_norm(both.float(), norm.normalized_shape, norm.weight.float(), norm.bias.float(), norm.eps)
-        return affine(normed.to(both.dtype), self.mix)
+        return ops.apply(self.mix, normed.to(both.dtype))

@@ -12,12 +12,10 @@ import math
 from typing import NamedTuple, Protocol
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
+from udit import ops
 from udit.errors import UserError
-from udit.nn import fused_norm
-from udit.nn.recompute import cheap
 from udit.nn.specs import Context
 
 
@@ -149,18 +147,6 @@ class Modulation(NamedTuple):
     gate: Tensor
 
 
-def modulated_norm(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
-    """LayerNorm without affine (eps 1e-6), then x * (1 + scale) + shift. x [B, H, W, D], the others [B, 1, 1, D]."""
-    if fused_norm.available(x):
-        return cheap(fused_norm.modulated_norm, x, shift, scale)
-    return cheap(torch.addcmul, shift, cheap(F.layer_norm, x, x.shape[-1:], None, None, 1e-6), 1 + scale)
-
-
-def gated_sum(x: Tensor, gate: Tensor, y: Tensor) -> Tensor:
-    """x + gate * y. x and y [B, H, W, D], gate [B, 1, 1, D]."""
-    return cheap(fused_norm.gated_sum if fused_norm.available(x) else torch.addcmul, x, gate, y)
-
-
 class AdaLNBlock(nn.Module):
     """Attention and FFN on a map, each modulated before and gated after by the condition (adaLN-Zero)."""
 
@@ -178,5 +164,5 @@ class AdaLNBlock(nn.Module):
     def forward(self, x: Tensor, mods: tuple[Modulation, Modulation], *positions: Tensor | None) -> Tensor:
         """x [B, H, W, D], ``condition``'s result, the rotary table if the attention takes one -> [B, H, W, D]."""
         one, two = mods
-        x = gated_sum(x, one.gate, self.attention(modulated_norm(x, one.shift, one.scale), *positions))
-        return gated_sum(x, two.gate, self.ffn(modulated_norm(x, two.shift, two.scale)))
+        x = ops.gated_sum(x, one.gate, self.attention(ops.modulated_norm(x, one.shift, one.scale), *positions))
+        return ops.gated_sum(x, two.gate, self.ffn(ops.modulated_norm(x, two.shift, two.scale)))

@@ -10,11 +10,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from udit import ops
 from udit.nn.conditioning import Modulation
-from udit.nn.convolution import convolved
 from udit.nn.dropout import Dropout
-from udit.nn.recompute import cheap
-from udit.nn.tokens import to_first, to_last
+from udit.ops import to_first, to_last
 
 
 class Merge(nn.Module):
@@ -26,7 +25,7 @@ class Merge(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, H, W, D] -> [B, H / 2, W / 2, 2 D]."""
-        return to_last(F.pixel_unshuffle(to_first(convolved(x, self.conv)), 2))
+        return to_last(F.pixel_unshuffle(to_first(ops.convolve(self.conv, x)), 2))
 
 
 class Split(nn.Module):
@@ -38,7 +37,7 @@ class Split(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, H, W, D] -> [B, 2 H, 2 W, D / 2]."""
-        return to_last(F.pixel_shuffle(to_first(convolved(x, self.conv)), 2))
+        return to_last(F.pixel_shuffle(to_first(ops.convolve(self.conv, x)), 2))
 
 
 def group_norm(width: int) -> nn.GroupNorm:
@@ -66,9 +65,10 @@ class GatedConvBlock(nn.Module):
     def forward(self, x: Tensor, mod: Modulation) -> Tensor:
         """x [B, H, W, C], ``condition``'s result -> [B, H, W, D]."""
         residual = x if self.shortcut is None else self.shortcut(x)
-        x = convolved(cheap(F.gelu, cheap(_normed, self.norm_in, x)), self.conv_in)
-        x = cheap(F.gelu, cheap(torch.addcmul, mod.shift, cheap(_normed, self.norm_out, x), 1 + mod.scale))
-        return torch.addcmul(residual, mod.gate, convolved(x, self.conv_out))
+        x = ops.recomputable(F.gelu, ops.recomputable(_normed, self.norm_in, x))
+        x = ops.recomputable(_normed, self.norm_out, ops.convolve(self.conv_in, x))
+        x = ops.recomputable(F.gelu, ops.recomputable(torch.addcmul, mod.shift, x, 1 + mod.scale))
+        return torch.addcmul(residual, mod.gate, ops.convolve(self.conv_out, x))
 
 
 class ResBlock(nn.Module):
@@ -103,16 +103,16 @@ class ResBlock(nn.Module):
 
     def forward(self, x: Tensor, mod: tuple[Tensor, ...]) -> Tensor:
         """x [B, H, W, C], ``condition``'s result -> [B, H', W', D]."""
-        h = cheap(F.silu, cheap(_normed, self.norm_in, x))
+        h = ops.recomputable(F.silu, ops.recomputable(_normed, self.norm_in, x))
         if self.resample is not None:
             h, x = (to_last(self.resample(to_first(part))) for part in (h, x))
-        h = convolved(h, self.conv_in)
+        h = ops.convolve(self.conv_in, h)
         if self.scale_shift:
             scale, shift = mod
-            h = cheap(torch.addcmul, shift, cheap(_normed, self.norm_out, h), 1 + scale)
+            h = ops.recomputable(torch.addcmul, shift, ops.recomputable(_normed, self.norm_out, h), 1 + scale)
         else:
-            h = cheap(_normed, self.norm_out, h + mod[0])
-        h = convolved(self.dropout(cheap(F.silu, h)), self.conv_out)
+            h = ops.recomputable(_normed, self.norm_out, h + mod[0])
+        h = ops.convolve(self.conv_out, self.dropout(ops.recomputable(F.silu, h)))
         return (x if self.shortcut is None else self.shortcut(x)) + h
 
 
@@ -145,7 +145,7 @@ class ConvResample(nn.Module):
 
     def forward(self, x: Tensor, mod: tuple[Tensor, ...] = ()) -> Tensor:
         """[B, H, W, D] -> [B, H / 2, W / 2, D], or twice H and W."""
-        return convolved(to_last(doubled(to_first(x))) if self.up else x, self.conv)
+        return ops.convolve(self.conv, to_last(doubled(to_first(x))) if self.up else x)
 
 
 class ResidualAttention(nn.Module):
@@ -173,5 +173,5 @@ class ResidualAttention(nn.Module):
             q, k, v = qkv.unflatten(-1, (self.heads, 3, -1)).permute(3, 0, 2, 1, 4)
         else:
             q, k, v = qkv.unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
-        out = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(x.shape)
+        out = ops.dot_product_attention(q, k, v).transpose(1, 2).reshape(x.shape)
         return x + self.out(out)

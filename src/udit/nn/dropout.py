@@ -1,13 +1,16 @@
 """Dropout without a generator: a mask is a function of the sample's key and the layer's name.
 
-A resumed run, another number of ranks or of accumulated parts, and activations that are made again in backward all ask
-with the same keys, so they get the same masks.
+A resumed run, another number of ranks or of accumulated parts, and activations that are computed again in backward all
+use the same keys, so they get the same masks.
 """
 
 from __future__ import annotations
 
+import contextlib
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager
+from contextvars import ContextVar
 
 import torch
 from torch import Tensor, nn
@@ -17,12 +20,14 @@ from udit.errors import UserError
 
 LEVELS = 1 << 16
 """A rate is a whole number of these parts."""
+_keys: ContextVar[Tensor | None] = ContextVar("dropout keys", default=None)
+"""[B] int64, one for each sample of the batch that runs."""
 
 
 class Dropout(nn.Module):
     """Zeroes a share of the entries in training and scales up the others, so that means stay (Srivastava et al. 2014).
 
-    In evaluation, at rate 0, and until ``key_dropout`` has handed it keys, it is the identity.
+    In evaluation, at rate 0, and outside of ``dropout_keys``, it is the identity.
 
     Args:
         rate: share of zeros, at least 0 and below 1.
@@ -33,7 +38,8 @@ class Dropout(nn.Module):
         super().__init__()
         self.dropped = min(LEVELS - 1, round(rate * LEVELS))
         self.whole = whole
-        self.keys: Tensor | None = None
+        self.own_key: Tensor | None = None
+        """[] int64, a function of the layer's name; known once ``dropout_keys`` has seen the network."""
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, ...] -> [B, ...].
@@ -41,33 +47,53 @@ class Dropout(nn.Module):
         Raises:
             UserError: in training, with the keys of another batch.
         """
-        if not self.training or not self.dropped or self.keys is None:
+        keys = _keys.get()
+        if not self.training or not self.dropped or keys is None or self.own_key is None:
             return x
-        if len(self.keys) != len(x):
+        if len(keys) != len(x):
             raise UserError(
-                f"the network has keys to drop out by for {len(self.keys)} samples and was handed {len(x)}; call "
-                "udit.nn.dropout.key_dropout before each forward, or the network's eval()"
+                f"the network has dropout keys for {len(keys)} samples and was handed {len(x)}; call "
+                "udit.nn.dropout.dropout_keys with this batch's positions, or the network's eval()"
             )
         shape = (len(x), *[1] * (x.ndim - 1)) if self.whole else x.shape
-        kept = random_bits(self.keys, math.prod(shape[1:])).view(shape) >= self.dropped - LEVELS // 2
+        bits = random_bits(keys ^ self.own_key, math.prod(shape[1:]))
+        kept = bits.view(shape) >= self.dropped - LEVELS // 2
         return torch.where(kept, x * (LEVELS / (LEVELS - self.dropped)), 0)
 
 
-def key_dropout(network: nn.Module, seed: int, positions: Sequence[int]) -> None:
-    """Decides the masks of the next forward, and of its backward.
+@contextlib.contextmanager
+def dropout_keys(network: nn.Module, seed: int, positions: Sequence[int]) -> Iterator[None]:
+    """Decides the masks of a batch that runs within it. Its backward need not.
 
     Args:
         network: any; without dropout nothing happens.
         seed: the run's.
-        positions: one a sample of the batch; the same one has the same masks.
+        positions: one for each sample of the batch; the same one has the same masks.
     """
     layers = [(name, part) for name, part in network.named_modules() if isinstance(part, Dropout) and part.dropped]
     if not layers:
+        yield
         return
-    device = next(network.parameters()).device
-    keys = torch.tensor([rng.key(seed, "dropout", position) for position in positions]).to(device)
     for name, layer in layers:
-        layer.keys = keys ^ rng.key(0, f"dropout layer {name}")
+        if layer.own_key is None:
+            layer.own_key = torch.tensor(rng.key(0, f"dropout layer {name}"))
+    keys = torch.tensor([rng.key(seed, "dropout", position) for position in positions])
+    with _using(keys.to(next(network.parameters()).device)):
+        yield
+
+
+def recomputed_with_keys() -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
+    """Contexts of a block and of its recomputation, which autograd may run later and in another thread."""
+    return contextlib.nullcontext(), _using(_keys.get())
+
+
+@contextlib.contextmanager
+def _using(keys: Tensor | None) -> Iterator[None]:
+    token = _keys.set(keys)
+    try:
+        yield
+    finally:
+        _keys.reset(token)
 
 
 def random_bits(keys: Tensor, count: int) -> Tensor:

@@ -13,10 +13,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from udit.nn.depthwise import depthwise
-from udit.nn.linear import affine, linear
-from udit.nn.recompute import cheap
+from udit import ops
 from udit.nn.specs import Mlp, RepConv
+from udit.ops.matmul import composed
 
 
 class MLP(nn.Module):
@@ -31,7 +30,7 @@ class MLP(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[..., D] -> [..., D]."""
-        return affine(cheap(self.gelu, affine(x, self.expand)), self.contract)
+        return ops.apply(self.contract, ops.recomputable(self.gelu, ops.apply(self.expand, x)))
 
     def folded(self) -> dict[str, Tensor]:
         """State of the inference form: its own."""
@@ -50,13 +49,8 @@ class GatedMLP(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[..., D] -> [..., D]."""
-        x, y = affine(x, self.expand).chunk(2, dim=-1)
-        return affine(cheap(torch.mul, cheap(self.gelu, x), y), self.contract)
-
-
-def composed_linear(first: nn.Linear, second: nn.Linear) -> tuple[Tensor, Tensor]:
-    """Weight [out, in] and bias [out] of ``second(first(x))``, differentiable in both."""
-    return second.weight @ first.weight, second.weight @ first.bias + second.bias
+        x, y = ops.apply(self.expand, x).chunk(2, dim=-1)
+        return ops.apply(self.contract, ops.recomputable(torch.mul, ops.recomputable(self.gelu, x), y))
 
 
 def composed_projection(part: nn.Module) -> tuple[Tensor, Tensor]:
@@ -64,20 +58,15 @@ def composed_projection(part: nn.Module) -> tuple[Tensor, Tensor]:
     if isinstance(part, nn.Linear):
         return part.weight, part.bias
     first, second = cast(nn.Sequential, part)
-    return composed_linear(cast(nn.Linear, first), cast(nn.Linear, second))
+    return composed(cast(nn.Linear, first), cast(nn.Linear, second))
 
 
 def projected(x: Tensor, part: nn.Module) -> Tensor:
-    """x [..., in] through a matrix or a chain of two: their product's, unless few rows make one by one cheaper."""
+    """x [..., in] through a matrix or a chain of two."""
     if not isinstance(part, nn.Sequential):
-        return affine(x, part)
+        return ops.apply(part, x)
     first, second = (cast(nn.Linear, layer) for layer in part)
-    inner, middle, outer = first.in_features, first.out_features, second.out_features
-    rows = x.numel() // inner
-    few = not torch.compiler.is_exporting() and rows * middle * (inner + outer) < (rows + middle) * inner * outer
-    if few:  # an exported program serves any number of rows
-        return affine(affine(x, first), second)
-    return linear(x, *composed_linear(first, second))
+    return ops.apply_chain(first, second, x)
 
 
 def composed_depthwise(branches: Sequence[nn.Conv2d]) -> tuple[Tensor, Tensor]:
@@ -124,7 +113,9 @@ class DepthwiseFFN(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, H, W, D] -> [B, H, W, D]."""
-        return projected(cheap(depthwise, projected(x, self.expand), *self.kernel(), True), self.contract)
+        x = projected(x, self.expand)
+        x = ops.depthwise(x, *self.kernel(), gelu=True)
+        return projected(x, self.contract)
 
     def kernel(self) -> tuple[Tensor, Tensor]:
         """The folded depthwise kernel [E, 1, s, s] and its bias [E]."""

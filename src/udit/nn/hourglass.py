@@ -12,10 +12,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from udit import ops
 from udit.nn.dropout import Dropout
-from udit.nn.linear import affine
-from udit.nn.recompute import cheap
-from udit.nn.tokens import to_last, unpatchify
+from udit.nn.tokens import unpatchify
+from udit.ops import to_last
 
 
 class FourierFeatures(nn.Module):
@@ -45,13 +45,13 @@ class GEGLU(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[..., D] -> [..., D]."""
-        x, gate = affine(x, self.expand).chunk(2, dim=-1)
-        return affine(self.dropout(cheap(torch.mul, x, cheap(F.gelu, gate))), self.contract)
+        x, gate = ops.apply(self.expand, x).chunk(2, dim=-1)
+        return ops.apply(self.contract, self.dropout(ops.recomputable(torch.mul, x, ops.recomputable(F.gelu, gate))))
 
 
 def rms_norm(x: Tensor, scale: Tensor) -> Tensor:
     """x [..., D] over its root mean square, times ``scale`` (Zhang & Sennrich 2019)."""
-    return cheap(torch.mul, cheap(F.rms_norm, x, x.shape[-1:], None, 1e-6), scale)
+    return ops.recomputable(torch.mul, ops.recomputable(F.rms_norm, x, x.shape[-1:], None, 1e-6), scale)
 
 
 class ScaledNorm(nn.Module):
@@ -122,7 +122,7 @@ class PatchMerge(nn.Module):
         """[B, H, W, C] -> [B, H / p, W / p, D]."""
         b, height, width, channels = x.shape
         x = x.reshape(b, height // self.patch, self.patch, width // self.patch, self.patch, channels)
-        return affine(x.transpose(2, 3).flatten(3), self.proj)
+        return ops.apply(self.proj, x.transpose(2, 3).flatten(3))
 
 
 class PatchSplit(nn.Module):
@@ -135,7 +135,7 @@ class PatchSplit(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, H, W, C] -> [B, H * p, W * p, D]."""
-        return to_last(unpatchify(affine(x, self.proj), self.patch))
+        return to_last(unpatchify(ops.apply(self.proj, x), self.patch))
 
 
 class Join(nn.Module):

@@ -9,10 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from udit import ops
 from udit.nn.conditioning import Modulation
-from udit.nn.linear import affine
-from udit.nn.recompute import cheap
-from udit.nn.scan import selective_scan
 
 
 class Unused(nn.Module):
@@ -53,15 +51,15 @@ class Mamba(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, L, D] -> [B, L, D]; token l sees tokens up to l."""
-        x, gate = affine(x, self.expand).chunk(2, dim=-1)
-        x = cheap(F.silu, self.conv(x.transpose(1, 2))[..., : x.shape[1]].transpose(1, 2))
-        step, into, out_of = affine(x, self.select).split(self.split, dim=-1)
-        delta = cheap(F.softplus, self.step(step).to(torch.promote_types(x.dtype, torch.float32)))
+        x, gate = ops.apply(self.expand, x).chunk(2, dim=-1)
+        x = ops.recomputable(F.silu, self.conv(x.transpose(1, 2))[..., : x.shape[1]].transpose(1, 2))
+        step, into, out_of = ops.apply(self.select, x).split(self.split, dim=-1)
+        delta = ops.recomputable(F.softplus, self.step(step).to(torch.promote_types(x.dtype, torch.float32)))
         rates = -self.log_rate.to(delta.dtype).exp()
-        y = selective_scan(x, delta, rates, into, out_of)
-        return affine(
-            cheap(torch.mul, cheap(torch.addcmul, y, x, self.direct.to(x.dtype)), cheap(F.silu, gate)), self.contract
-        )
+        y = ops.selective_scan(x, delta, rates, into, out_of)
+        y = ops.recomputable(torch.addcmul, y, x, self.direct.to(x.dtype))
+        y = ops.recomputable(torch.mul, y, ops.recomputable(F.silu, gate))
+        return ops.apply(self.contract, y)
 
 
 class ModulatedMamba(nn.Module):

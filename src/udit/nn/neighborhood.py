@@ -6,10 +6,9 @@ Axes: B batch, H and W side lengths, h heads, R channels a head, n tiles, N pixe
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from udit.nn.recompute import cheap
+from udit import ops
 
 TILE = 8  # side of the squares of queries that are attended to together
 
@@ -63,8 +62,8 @@ def neighborhood_attention(q: Tensor, k: Tensor, v: Tensor, kernel: int, scale: 
     columns, key_columns, near_columns = spans(width, kernel, TILE, v.device)
     near = near_rows[:, None, :, None, :, None] & near_columns[None, :, None, :, None, :]  # [n, m, 8, 8, r, c]
     mask = near.flatten(4).flatten(2, 3).flatten(0, 1)[:, None]  # [n * m, 1, N, M]
-    q = cheap(gather_tiles, q, rows, columns)
-    k, v = (cheap(gather_tiles, part, key_rows, key_columns) for part in (k, v))
-    out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale)
+    q = ops.recomputable(gather_tiles, q, rows, columns)
+    k, v = (ops.recomputable(gather_tiles, part, key_rows, key_columns) for part in (k, v))
+    out = ops.dot_product_attention(q, k, v, mask, scale=scale)
     out = out.view(len(rows), len(columns), b, heads, TILE, TILE, channels).permute(2, 0, 4, 1, 5, 3, 6)
     return out.flatten(3, 4).flatten(1, 2)[:, :height, :width]

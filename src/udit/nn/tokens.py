@@ -9,15 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-
-def to_last(x: Tensor) -> Tensor:
-    """[B, C, H, W] -> [B, H, W, C], a view."""
-    return x.permute(0, 2, 3, 1)
-
-
-def to_first(x: Tensor) -> Tensor:
-    """[B, H, W, C] -> [B, C, H, W], a view (channels_last where x is contiguous)."""
-    return x.permute(0, 3, 1, 2)
+from udit.ops import to_last
 
 
 def rotary_table(height: int, width: int, channels: int, device: torch.device | None = None, step: int = 1) -> Tensor:
@@ -34,7 +26,8 @@ def rotary_table(height: int, width: int, channels: int, device: torch.device | 
         step: side of the squares of pixels of which each is a token; its position is their centre.
 
     Returns:
-        [2, N, R] float32, N = height * width row-major: the cosines and the sines, the latter signed for ``rotate``.
+        [2, N, R] float32, N = height * width row-major: the cosines, and the sines with the signs that
+            ``udit.ops.attention.rotate`` expects.
     """
     frequencies = 1 / 10000 ** (torch.arange(0, channels, 4, dtype=torch.float32, device=device) / channels)
     rows, columns = (
@@ -45,20 +38,6 @@ def rotary_table(height: int, width: int, channels: int, device: torch.device | 
     angles = angles.reshape(height * width, channels // 2)
     sine = angles.sin()
     return torch.stack([angles.cos().repeat_interleave(2, dim=-1), torch.stack([-sine, sine], dim=-1).flatten(-2)])
-
-
-def rotate(x: Tensor, table: Tensor) -> Tensor:
-    """Turns each pair of channels by its token's angle.
-
-    Args:
-        x: [..., N, R].
-        table: [2, N, R] of ``rotary_table``.
-
-    Returns:
-        [..., N, R] in x's dtype; (a, b) -> (a cos - b sin, a sin + b cos).
-    """
-    swapped = x.unflatten(-1, (-1, 2)).flip(-1).flatten(-2)
-    return x * table[0].to(x.dtype) + swapped * table[1].to(x.dtype)
 
 
 def patchify(x: Tensor, patch: int) -> Tensor:

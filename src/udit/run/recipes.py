@@ -1,7 +1,8 @@
-"""Recipes in YAML, and overrides on top of them."""
+"""Reads recipes, ``run.yaml`` and ``config.json``: the only module of configuration that opens files."""
 
 from __future__ import annotations
 
+import json
 from importlib import resources
 from io import StringIO
 from pathlib import Path
@@ -10,8 +11,10 @@ from typing import Any
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
+from udit import hub
 from udit.errors import UserError, nearest
-from udit.run.config import Run, resolve
+from udit.run.config import Run
+from udit.run.resolve import resolve
 from udit.run.start import DECIDED
 
 
@@ -30,15 +33,15 @@ def load_run(recipe: str, overrides: list[str] | tuple[str, ...] = (), *, absent
 
     Args:
         recipe: the name or the file.
-        overrides: the words.
-        absent: a folder of pictures may be missing, see ``resolve``.
+        overrides: ``key.path=value`` each.
+        absent: a folder of images may be missing, see ``resolve``.
 
     Raises:
         UserError: no such recipe (the nearest is named), bad YAML, an unknown key, or a value out of range.
     """
     values = read_recipe(recipe)
     if "init_from" not in values and any(override.startswith("init_from=") for override in overrides):
-        values = {key: value for key, value in values.items() if key not in DECIDED}  # for the weights bring their own
+        values = {key: value for key, value in values.items() if key not in DECIDED}  # the weights have their own
     for override in overrides:
         _apply(values, override)
     return resolve(values, absent=absent)
@@ -81,10 +84,58 @@ def parse_yaml(text: str, where: str) -> dict[str, Any]:
         values = YAML(typ="safe", pure=True).load(text)
     except (YAMLError, ValueError, RecursionError) as error:
         detail = " ".join(str(error).split())[:200]
-        raise UserError(f"{where} is no YAML: {detail}") from None
+        raise UserError(f"{where} is not valid YAML: {detail}") from None
     if not isinstance(values, dict) or not all(isinstance(key, str) for key in values):
         raise UserError(f"{where} holds no mapping of keys to values")
     return values
+
+
+def read_origin(source: str, out: Path) -> dict[str, Any]:
+    """The sections that the weights of ``init_from`` decide; of a run that has begun, its own.
+
+    Args:
+        source: a model folder, a run folder or a hub id.
+        out: the run folder; a run that has begun from ``source`` does not need it any more.
+
+    Raises:
+        UserError: there is nothing of the kind.
+    """
+    begun = out.expanduser() / "run.yaml"
+    if begun.is_file() and (values := read_yaml(begun)).get("init_from") == source:
+        return _decided(values, begun)
+    folder = Path(source).expanduser()
+    if folder.is_file():
+        raise UserError(
+            f"init_from is {source!r}, a file; convert it once: `udit convert {source} FOLDER --model NAME`, then give "
+            "the folder"
+        )
+    if not folder.is_dir():
+        if not hub.is_hub_id(source):
+            raise UserError(
+                f"init_from is {source!r}, no folder; give a model folder, a run folder or a hub id (owner/name)"
+            )
+        folder = hub.snapshot(source, ["config.json"], what=f"init_from is {source!r}, no folder")
+    if (folder / "run.yaml").is_file():
+        return _decided(read_yaml(folder / "run.yaml"), folder / "run.yaml")
+    path = folder / "config.json"
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        detail = " ".join(str(getattr(error, "strerror", None) or error).split())[:120]
+        raise UserError(
+            f"init_from is {source!r} and {path} cannot be read ({detail}); give a model or run folder, or a hub id"
+        ) from None
+    return _decided(values, path)
+
+
+def _decided(values: Any, path: Path) -> dict[str, Any]:
+    sections = {key: values.get(key) if isinstance(values, dict) else None for key in DECIDED}
+    if isinstance(sections["codec"], str) or sections["codec"] is None:
+        sections["codec"] = {"kind": sections["codec"] or "identity"}
+    for key, section in sections.items():
+        if not isinstance(section, dict) or (key == "diffusion" and not isinstance(section.get("kind"), str)):
+            raise UserError(f"{path} has no section {key!r}; init_from takes a folder that udit wrote")
+    return sections
 
 
 def to_yaml(values: dict[str, Any]) -> str:
@@ -117,7 +168,7 @@ def _apply(values: dict[str, Any], override: str) -> None:
     try:
         value = YAML(typ="safe", pure=True).load(text)
     except (YAMLError, ValueError, RecursionError):
-        raise UserError(f"the value of {override!r} is no YAML; quote it") from None
+        raise UserError(f"the value of {override!r} is not valid YAML; quote it") from None
     *parents, last = key.split(".")
     node = values
     for i, parent in enumerate(parents):

@@ -1,45 +1,43 @@
-"""What all configs share: frozen, strict, and checked when they are made."""
+"""What all configs share: frozen, strict, and checked when they are made. No torch and no files here."""
 
 from __future__ import annotations
 
-import os
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Self, TypeVar, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, GetCoreSchemaHandler, ValidationError, model_validator
+from pydantic_core import CoreSchema, ErrorDetails, PydanticCustomError, core_schema
 
 from udit.errors import UserError, nearest
 
 S = TypeVar("S", bound=BaseModel)
 
+NOT_A_NUMBER = ("int_type", "float_type")
+"""Pydantic's types of the error on a value that is no number."""
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
 
 
 class Spec(BaseModel):
     """A frozen description of one part. Unknown keys, wrong types, NaN and infinity are refused."""
 
-    # validators are built when first needed: a command needs a few of all the specs there are
+    # validators are built at first use: a command uses few of all specs
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, defer_build=True)
+
+    @classmethod
+    def __get_pydantic_core_schema__(cls, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        """Fields take numbers and booleans as they are: pydantic would read true as 1, "10" as 10 and 1 as true."""
+        schema: CoreSchema = _strict(handler(source), cls)
+        return schema
 
     @model_validator(mode="before")
     @classmethod
-    def _no_guessing(cls, values: Any) -> Any:
-        """Pydantic would read true as 1, "10" as 10 and 1 as true: slips of the pen, not values."""
-        for key, value in values.items() if isinstance(values, dict) else ():
-            kinds = _leaves(cls.model_fields[key].annotation) if key in cls.model_fields else set()
-            for item in value if isinstance(value, list | tuple) else (value,):
-                refused = (int | float) if str in kinds else (int | float | str)
-                if bool in kinds and isinstance(item, refused) and not isinstance(item, bool):
-                    raise ValueError(f"{key} is {item!r}; it takes true or false")
-                if kinds & {int, float} and isinstance(item, bool | str) and not kinds & {bool, str}:
-                    raise ValueError(f"{key} is {item!r}; it takes a number")
+    def _known_keys(cls, values: Any) -> Any:
+        if isinstance(values, dict) and cls.model_config.get("extra") == "forbid":
+            for key in values:
+                if key not in cls.model_fields:
+                    hint = nearest(str(key), cls.model_fields)
+                    raise PydanticCustomError("unknown_key", "unknown key {key}{hint}", {"key": str(key), "hint": hint})
         return values
-
-    def write(self, path: Path) -> None:
-        """Writes all fields as JSON; a half-written file never bears the name."""
-        part = path.with_name(f".{path.name}.{os.getpid()}")
-        part.write_text(self.model_dump_json(indent=2) + "\n", encoding="utf-8")
-        part.replace(path)
 
     def replace(self, **changes: Any) -> Self:
         """A checked copy with some fields changed; a section without a ``kind`` is of the kind that stands there.
@@ -47,7 +45,7 @@ class Spec(BaseModel):
         Raises:
             UserError: an unknown field (with the nearest one) or a value the field refuses.
         """
-        own = {key: getattr(self, key) for key in type(self).model_fields}  # a dump would forget what subclasses add
+        own = {key: getattr(self, key) for key in type(self).model_fields}  # a dump would lose fields of subclasses
         for key, value in changes.items():
             kind = getattr(own.get(key), "kind", None)
             own[key] = {"kind": kind, **value} if kind and isinstance(value, dict) else value
@@ -55,7 +53,7 @@ class Spec(BaseModel):
 
 
 def parse(spec: type[S], values: dict[str, Any], where: str = "") -> S:
-    """``spec`` from plain values, with pydantic's report told as one line.
+    """``spec`` from plain values, with pydantic's report in one line.
 
     Args:
         spec: the config class.
@@ -68,7 +66,27 @@ def parse(spec: type[S], values: dict[str, Any], where: str = "") -> S:
     try:
         return spec.model_validate(values)
     except ValidationError as error:
-        raise UserError(_one_line(spec, error, where)) from None
+        raise UserError(_one_line(error.errors(include_url=False), values, where)) from None
+
+
+def parse_kind(union: Any, values: Any, where: str) -> Any:
+    """The member of a union of specs that ``values["kind"]`` names; errors are those of that member alone.
+
+    Args:
+        union: ``Annotated[A | B, Field(discriminator="kind")]``.
+        values: a mapping, or a spec, which is returned as it is.
+        where: prefix for the key in the message.
+
+    Raises:
+        UserError: an unknown kind or key, or a value out of range.
+    """
+    if isinstance(values, Spec):
+        return values
+    kinds = {spec.model_fields["kind"].default: spec for spec in get_args(get_args(union)[0])}
+    kind = values.get("kind")
+    if not isinstance(kind, str) or kind not in kinds:
+        raise UserError(f"{where}.kind is {kind!r}{nearest(str(kind), kinds)}")
+    return parse(kinds[kind], values, where=where)
 
 
 def differing_keys(old: Any, new: Any, free: frozenset[str] = frozenset(), path: str = "") -> list[str]:
@@ -81,90 +99,76 @@ def differing_keys(old: Any, new: Any, free: frozenset[str] = frozenset(), path:
     return [path]
 
 
-def _one_line(spec: type[BaseModel], error: ValidationError, where: str) -> str:
-    problems = error.errors(include_url=False)
-    problem = next((p for p in problems if p["type"] == "extra_forbidden"), problems[0])
-    path = [str(part) for part in problem["loc"]]
-    holder = _holder(spec, path)
-    dotted = ".".join(part for part in _without_tags(spec, path))
+def _strict(schema: Any, owner: type[BaseModel]) -> Any:
+    """A core schema of pydantic's in which numbers and booleans are not converted; specs within see to themselves."""
+    if isinstance(schema, list | tuple):
+        return type(schema)(_strict(part, owner) for part in schema)
+    if not isinstance(schema, dict) or schema.get("cls", owner) is not owner:
+        return schema
+    match schema.get("type"):
+        case "bool" | "float":
+            return {**schema, "strict": True}
+        case "int":  # not strict: YAML's 1e5 is a float, and a whole number
+            return core_schema.no_info_before_validator_function(_number, schema)
+    return {key: value if key == "metadata" else _strict(value, owner) for key, value in schema.items()}
+
+
+def _number(value: Any) -> Any:
+    if isinstance(value, bool | str):
+        raise PydanticCustomError("int_type", "Input should be a valid integer")
+    return value
+
+
+def _one_line(problems: Sequence[ErrorDetails], values: Any, where: str) -> str:
+    """The first of pydantic's problems, an unknown key before any other."""
+    unknown = [p for p in problems if p["type"] == "unknown_key"]
+    problem = [*unknown, *(p for p in problems if not _is_number_or_list(p)), *problems][0]
+    kind, context, value = problem["type"], problem.get("ctx", {}), problem["input"]
+    path = _path(problem, values)
+    if kind == "unknown_key":
+        path.append(str(context["key"]))
+    dotted = ".".join(path)
     if where and dotted:
         dotted = f"{where}.{dotted}" if where[0].islower() else f"{where}: {dotted}"
     dotted = dotted or where
-    if problem["type"] == "extra_forbidden":
-        return f"unknown key {dotted!r}" + (nearest(path[-1], holder.model_fields) if holder else "")
-    if problem["type"] == "missing":
-        return f"{dotted} is missing; give it a value"
-    if problem["type"].startswith("union_tag"):
-        tags = [t.strip(" '") for t in problem.get("ctx", {}).get("expected_tags", "").split(",") if t.strip()]
-        kind = problem["input"].get("kind") if isinstance(problem["input"], dict) else problem["input"]
-        return f"{dotted}.kind is {kind!r}" + (nearest(str(kind), tags) if tags else "; name one")
-    if problem["type"].startswith("model_"):
-        return f"{dotted} is {problem['input']!r}; it is a section with keys of its own, e.g. {dotted}.KEY=VALUE"
     message = problem["msg"].removeprefix("Value error, ").removeprefix("Assertion failed, ")
-    value = problem.get("input")
-    if problem["type"] == "value_error" and (not dotted or isinstance(value, dict | BaseModel)):
+    if kind == "unknown_key":
+        return f"unknown key {dotted!r}{context['hint']}"
+    if kind == "missing":
+        return f"{dotted} is missing; give it a value"
+    if kind.startswith("union_tag"):
+        tags = [tag.strip(" '") for tag in context.get("expected_tags", "").split(",") if tag.strip()]
+        named = value.get("kind") if isinstance(value, dict) else value
+        return f"{dotted}.kind is {named!r}" + (nearest(str(named), tags) if tags else "; name one")
+    if kind.startswith("model_"):
+        return f"{dotted} is {value!r}; it is a section with keys of its own, e.g. {dotted}.KEY=VALUE"
+    if kind == "value_error" and (not dotted or isinstance(value, dict | BaseModel)):
         return message if not dotted or message.startswith(dotted) else f"{dotted}: {message}"
-    if problem["type"].startswith("bool_"):
-        words = [
-            p["ctx"]["expected"]
-            for p in problems
-            if p["type"] == "literal_error" and p["loc"][:-1] == problem["loc"][:-1]
-        ]
-        return f"{dotted} is {value!r}; it takes true, false{''.join(f' or {word}' for word in words)}"
+    if kind.startswith("bool_"):
+        words = [p["ctx"]["expected"] for p in problems if p["type"] == "literal_error" and p["input"] is value]
+        return f"{dotted} is {value!r}; it takes {f'true, false or {words[0]}' if words else 'true or false'}"
+    if kind in NOT_A_NUMBER:
+        return f"{dotted} is {value!r}; it takes a number"
     return f"{dotted} is {value!r}: {message[0].lower()}{message[1:]}"
 
 
-def _walk(spec: type[BaseModel], path: list[str]) -> tuple[type[BaseModel] | None, list[str]]:
-    """Follows an error's path through nested specs; drops the union tags pydantic puts between keys."""
-    holder: type[BaseModel] | None = spec
-    kept: list[str] = []
-    pending: list[type[BaseModel]] = []
-    leaf = False
-    for part in path:
-        if leaf and not part.isdigit():
-            continue  # which member of a union of plain types was tried
-        if pending:
-            tagged = [s for s in pending if part in (s.__name__, _tag(s))]
-            pending = []
-            if tagged:
-                holder = tagged[0]
-                continue
-        kept.append(part)
-        field = holder.model_fields.get(part) if holder else None
-        if field is None:
-            continue
-        specs = _specs_in(field.annotation)
-        if len(specs) == 1:
-            holder = specs[0]
-        elif specs:
-            pending = specs
-        leaf = not specs
-    return holder, kept
+def _is_number_or_list(problem: ErrorDetails) -> bool:
+    """A list where a number or a list may stand: what is wrong with it as a list tells more."""
+    return problem["type"] in NOT_A_NUMBER and isinstance(problem["input"], list | tuple)
 
 
-def _holder(spec: type[BaseModel], path: list[str]) -> type[BaseModel] | None:
-    return _walk(spec, path[:-1])[0]
-
-
-def _without_tags(spec: type[BaseModel], path: list[str]) -> list[str]:
-    return _walk(spec, path)[1]
-
-
-def _tag(spec: type[BaseModel]) -> str:
-    field = spec.model_fields.get("kind")
-    return str(field.default) if field else ""
-
-
-def _leaves(annotation: Any) -> set[Any]:
-    """The plain types an annotation is made of, the types of its literals among them."""
-    args = get_args(annotation)
-    if not args:
-        return {annotation if isinstance(annotation, type) else type(annotation)}
-    return {leaf for arg in args for leaf in _leaves(arg)}
-
-
-def _specs_in(annotation: Any) -> list[type[BaseModel]]:
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return [annotation]
-    args = getattr(annotation, "__args__", ()) or ()
-    return [spec for arg in args for spec in _specs_in(arg)]
+def _path(problem: ErrorDetails, values: Any) -> list[str]:
+    """The keys that lead to a problem; pydantic's path also has the members of unions that it tried."""
+    path = []
+    for i, part in enumerate(problem["loc"]):
+        if isinstance(values, BaseModel):
+            values = {key: getattr(values, key) for key in type(values).model_fields}
+        if isinstance(part, int) or (isinstance(values, Mapping) and part in values):
+            path.append(str(part))
+            try:
+                values = values[part]
+            except (LookupError, TypeError):
+                values = None
+        elif problem["type"] == "missing" and i == len(problem["loc"]) - 1:
+            path.append(str(part))
+    return path

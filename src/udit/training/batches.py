@@ -19,6 +19,6 @@ def batches_of(run: Run, source: Source, part: Labels, start: int = 0, rank: int
         rank=rank,
         world=world,
         accumulation=run.training.accumulation,
-        flip=bool(getattr(run.data, "flip", False)),
+        flip=run.data.mirrored,
         workers=run.training.workers,
     )

@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from udit import __version__
+from udit import __version__, ops
 from udit.assemble import System
 from udit.checkpoint import Checkpoint, CheckpointStore
 from udit.data.sources import Parts, Source
 from udit.errors import RunError, UserError
 from udit.files import sweep
-from udit.nn import native
+from udit.ops.operator import current_names
 from udit.run.config import Run
 from udit.run.system import SystemConfig
 from udit.store import read_config, save
@@ -90,6 +90,8 @@ class RunFiles:
         self.learner.restore(found)
         log.info("resuming from step %d", found.step)
         before, now = found.manifest["machine"], self._machine()
+        if "kernels" in before:
+            before = before | {"kernels": current_names(before["kernels"])}
         for name in now:
             if before.get(name) != now[name]:
                 log.warning(
@@ -102,7 +104,8 @@ class RunFiles:
         """What rounding depends on."""
         world = self.learner.world
         facts = {"torch": torch.__version__, "ranks": world.size, "threads": torch.get_num_threads()}
-        return facts | ({"kernels": native.describe()} if world.device.type == "cpu" else {})
+        kernels = ops.describe(world.device)
+        return facts | ({"kernels": kernels} if kernels else {})
 
     def open_logs(self, step: int) -> None:
         """Opens the logs for the steps after ``step``; what they hold of later steps is removed."""

@@ -20,7 +20,7 @@ from udit.diffusion.objective import Losses
 from udit.dist import World
 from udit.errors import UserError
 from udit.models.build import build, checkpoint_activations, compile_blocks
-from udit.nn.dropout import key_dropout
+from udit.nn.dropout import dropout_keys
 from udit.run.config import Run
 from udit.run.system import SystemConfig
 from udit.training.ema import EMA, decay_at
@@ -159,8 +159,8 @@ class Learner:
         Every random number is keyed by (seed, position in the run).
         """
         x0 = self.encode(batch)
-        key_dropout(self.model, self.run.seed, batch.positions)
-        return self.objective(self.denoiser, x0, batch.y, batch.positions)
+        with dropout_keys(self.model, self.run.seed, batch.positions):
+            return self.objective(self.denoiser, x0, batch.y, batch.positions)
 
     def step(self, step: int, micro_batches: list[Batch], stop_signal: int = 0) -> StepReport:
         """One optimiser step; skipped on every rank if a loss or gradient of any rank is not finite.

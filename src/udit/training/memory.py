@@ -15,10 +15,11 @@ from torch.utils._pytree import tree_leaves
 
 from udit.assemble import denoiser_of, objective_of
 from udit.data.batches import share_of
+from udit.data.describe import describe
 from udit.dist import launched
 from udit.errors import UserError
 from udit.models.build import checkpoint_activations
-from udit.nn.dropout import key_dropout
+from udit.nn.dropout import dropout_keys
 from udit.run.config import Run
 from udit.run.system import SystemConfig
 
@@ -68,8 +69,7 @@ def estimate(run: Run, ranks: int = 1) -> Memory:
             for parameter in parameters:
                 parameter.grad = torch.empty_like(parameter)
                 there.append(parameter.grad)
-        key_dropout(model, run.seed, range(batch))
-        with _Living(there) as living:
+        with dropout_keys(model, run.seed, range(batch)), _Living(there) as living:
             loss = objective_of(run)(denoiser, x0, y, range(batch)).loss.mean()
             activations = living.bytes
             loss.backward()
@@ -114,7 +114,7 @@ def dry_run(run: Run, ranks: int | None = None) -> DryRun:
     missing = None
     if run.latents is None:
         try:
-            run.data.info()
+            describe(run.data)
         except UserError as error:
             missing = str(error)
     ranks = launched() if ranks is None else ranks

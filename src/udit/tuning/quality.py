@@ -11,6 +11,7 @@ from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, Valida
 from udit.diffusion.config import DiffusionConfig, SamplingConfig
 from udit.diffusion.config import Level as Level
 from udit.errors import RunError, UserError
+from udit.record import Record
 from udit.spec.base import Spec
 
 FILE = "quality.json"
@@ -40,7 +41,7 @@ class Scored(Spec):
         return self.distance <= (1 + loss) * other.distance and self.agreement >= (1 - loss) * other.agreement
 
 
-class Quality(Spec):
+class Quality(Record):
     """``quality.json``: what ``udit tune`` found."""
 
     format: Literal[1] = 1

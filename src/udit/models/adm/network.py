@@ -12,13 +12,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from udit import ops
 from udit.models.adm.config import ADMConfig
 from udit.nn import init
 from udit.nn.blocks import module_list, run
 from udit.nn.conditioning import VectorConditioner
 from udit.nn.conv import ConvResample, ResBlock, ResidualAttention
-from udit.nn.convolution import convolved
-from udit.nn.tokens import to_first, to_last
+from udit.ops import to_first, to_last
 
 Mod = tuple[Tensor, ...]
 
@@ -146,4 +146,4 @@ class ADM(nn.Module):
     def leave(self, x: Tensor, skips: Sequence[Tensor], cond: Conditions) -> Tensor:
         """Full resolution out: [B, H, W, D] and the skips -> [B, out_channels, H, W]."""
         x = self.decoder[0].decode(x, cond.decoder[0], skips)
-        return to_first(convolved(to_last(F.silu(self.norm(to_first(x)))), self.out))
+        return to_first(ops.convolve(self.out, to_last(F.silu(self.norm(to_first(x))))))

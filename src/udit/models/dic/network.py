@@ -12,13 +12,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from udit import ops
 from udit.models.dic.config import DiCConfig
 from udit.nn import init
 from udit.nn.blocks import module_list, run
-from udit.nn.conditioning import Modulation, VectorConditioner, modulated_norm
+from udit.nn.conditioning import Modulation, VectorConditioner
 from udit.nn.conv import GatedConvBlock, Merge, Split
-from udit.nn.convolution import convolved
-from udit.nn.tokens import to_first, to_last
+from udit.ops import to_first, to_last
 
 
 class Stage(nn.Module):
@@ -126,5 +126,5 @@ class DiC(nn.Module):
         """Full resolution out: [B, H, W, D] and the skips -> [B, out_channels, H, W]."""
         if skips is not None:
             x = self.decoder[0].decode(x, cond.decoder[0], skips)
-        x = convolved(x, self.mix)
-        return to_first(convolved(modulated_norm(x, *cond.out), self.out))
+        x = ops.convolve(self.mix, x)
+        return to_first(ops.convolve(self.out, ops.modulated_norm(x, *cond.out)))

@@ -12,15 +12,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from udit import ops
 from udit.models.dimsum.config import DiMSUMConfig
 from udit.nn import init
 from udit.nn.attention import Attention, CrossFusion
 from udit.nn.blocks import module_list, run
-from udit.nn.conditioning import AdaLNBlock, Modulation, VectorConditioner, modulated_norm
+from udit.nn.conditioning import AdaLNBlock, Modulation, VectorConditioner
 from udit.nn.dropout import Dropout
 from udit.nn.ffn import GatedMLP
 from udit.nn.mamba import ModulatedMamba
-from udit.nn.recompute import cheap
 from udit.nn.tokens import patchify, sincos_table, unpatchify
 from udit.nn.wavelet import from_lines, from_windows, inverse_wavelets, to_lines, to_windows, wavelets
 
@@ -69,7 +69,7 @@ class Block(nn.Module):
         space, frequency = x.chunk(2, dim=-1)
         x = x + self.fuse(self.scan_space(space, mods[0]), self.scan_frequency(frequency, mods[1]))
         shift, scale, gate = mods[2]
-        x = torch.addcmul(x, gate, self.ffn(cheap(torch.addcmul, shift, rms(x, self.norm2), 1 + scale)))
+        x = torch.addcmul(x, gate, self.ffn(ops.recomputable(torch.addcmul, shift, rms(x, self.norm2), 1 + scale)))
         return x, residual
 
     def scan_space(self, x: Tensor, mod: Modulation) -> Tensor:
@@ -85,7 +85,7 @@ class Block(nn.Module):
 
 def rms(x: Tensor, norm: nn.RMSNorm) -> Tensor:
     """The norm of x [..., D] in x's own dtype, whatever the weight's."""
-    return cheap(F.rms_norm, x, norm.normalized_shape, norm.weight.to(x.dtype), norm.eps)
+    return ops.recomputable(F.rms_norm, x, norm.normalized_shape, norm.weight.to(x.dtype), norm.eps)
 
 
 class DiMSUM(nn.Module):
@@ -153,4 +153,4 @@ class DiMSUM(nn.Module):
 
     def leave(self, x: Tensor, skip: None, cond: Conditions) -> Tensor:
         """Patches back to pixels: [B, H / p, W / p, D] -> [B, out_channels, H, W]."""
-        return unpatchify(self.out(modulated_norm(x, *cond.out)), self.config.patch)
+        return unpatchify(self.out(ops.modulated_norm(x, *cond.out)), self.config.patch)

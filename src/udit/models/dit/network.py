@@ -12,10 +12,11 @@ from typing import ClassVar, NamedTuple, cast
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from udit import ops
 from udit.models.dit.config import DiTConfig
 from udit.nn import init
 from udit.nn.blocks import Positioned, module_list, run
-from udit.nn.conditioning import AdaLNBlock, Modulation, VectorConditioner, modulated_norm
+from udit.nn.conditioning import AdaLNBlock, Modulation, VectorConditioner
 from udit.nn.tokens import patchify, sincos_table, unpatchify
 
 
@@ -79,7 +80,7 @@ class DiT(nn.Module):
     def leave(self, x: Tensor, skip: None, cond: Conditions) -> Tensor:
         """The last blocks, and patches back to pixels: [B, H / p, W / p, D] -> [B, out_channels, H, W]."""
         x = self.through(x, cond, range(self.config.depth - self.config.outer, self.config.depth))
-        x = unpatchify(self.out(modulated_norm(x, *cond.out)), self.config.patch)
+        x = unpatchify(self.out(ops.modulated_norm(x, *cond.out)), self.config.patch)
         return x[:, : self.config.out_channels]
 
     def through(self, x: Tensor, cond: Conditions, blocks: range) -> Tensor:

@@ -27,7 +27,7 @@ from udit.nn.hourglass import (
     PatchSplit,
     ScaledNorm,
 )
-from udit.nn.tokens import to_first, to_last
+from udit.ops import to_first, to_last
 
 Scales = tuple[Tensor, Tensor]
 

@@ -11,11 +11,12 @@ from typing import ClassVar, NamedTuple
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from udit import ops
 from udit.models.skipdit.config import SkipDiTConfig
 from udit.nn import init
 from udit.nn.attention import Attention
 from udit.nn.blocks import NormedJoin, module_list, run
-from udit.nn.conditioning import AdaLNBlock, Modulation, VectorConditioner, modulated_norm
+from udit.nn.conditioning import AdaLNBlock, Modulation, VectorConditioner
 from udit.nn.tokens import patchify, sincos_table, unpatchify
 
 
@@ -85,7 +86,7 @@ class SkipDiT(nn.Module):
     def leave(self, x: Tensor, skips: Sequence[Tensor], cond: Conditions) -> Tensor:
         """The last blocks, and patches back to pixels: [B, H / p, W / p, D] -> [B, out_channels, H, W]."""
         x = self.second_half(x, skips, cond, range(self.config.depth - self.config.outer, self.config.depth))
-        return unpatchify(self.out(modulated_norm(x, *cond.out)), self.config.patch)
+        return unpatchify(self.out(ops.modulated_norm(x, *cond.out)), self.config.patch)
 
     def first_half(self, x: Tensor, cond: Conditions, blocks: range) -> tuple[Tensor, list[Tensor]]:
         """Runs blocks and keeps the output of each."""

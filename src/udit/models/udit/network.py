@@ -13,14 +13,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from udit import ops
 from udit.models.udit.config import UDiTConfig
 from udit.nn import init
 from udit.nn.blocks import Positioned, module_list, run
-from udit.nn.conditioning import AdaLNBlock, Modulation, VectorConditioner, modulated_norm
+from udit.nn.conditioning import AdaLNBlock, Modulation, VectorConditioner
 from udit.nn.conv import Merge, Split
-from udit.nn.convolution import convolved
-from udit.nn.linear import affine
-from udit.nn.tokens import to_first, to_last
+from udit.ops import to_first, to_last
 
 Mods = Sequence[tuple[Modulation, Modulation]]
 
@@ -139,11 +138,11 @@ class UDiT(nn.Module):
 
     def join(self, x: Tensor, skip: Tensor, level: int) -> Tensor:
         """The map from below, then the encoder's, mixed to the decoder's width."""
-        return affine(torch.cat([x, skip], dim=-1), self.reduce[level])
+        return ops.apply(self.reduce[level], torch.cat([x, skip], dim=-1))
 
     def leave(self, x: Tensor, skip: Tensor | None, cond: Conditions) -> Tensor:
         """Full resolution out: [B, H, W, D] and the skip -> [B, out_channels, H, W]."""
         if skip is not None:
             x = self.decoder[0](self.join(x, skip, 0), cond.decoder[0])
-        x = convolved(x, self.mix)
-        return to_first(convolved(modulated_norm(x, *cond.out), self.out))
+        x = ops.convolve(self.mix, x)
+        return to_first(ops.convolve(self.out, ops.modulated_norm(x, *cond.out)))

@@ -11,12 +11,12 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
+from udit import ops
 from udit.models.uvit.config import UViTConfig
 from udit.nn import init
 from udit.nn.attention import Attention
 from udit.nn.blocks import PreNormBlock, run
 from udit.nn.conditioning import TokenConditioner
-from udit.nn.linear import affine
 from udit.nn.tokens import patchify, unpatchify
 
 
@@ -94,6 +94,6 @@ class UViT(nn.Module):
     def second_half(self, x: Tensor, skips: Sequence[Tensor], blocks: range) -> Tensor:
         """Runs blocks of the second half, each after it has joined a skip, the last one first."""
         for i, skip in zip(blocks, reversed(skips), strict=True):
-            x = affine(torch.cat([x, skip], dim=-1), self.joins[i])
+            x = ops.apply(self.joins[i], torch.cat([x, skip], dim=-1))
             x = run(self.blocks[self.config.depth // 2 + 1 + i], self.checkpointing, x)
         return x

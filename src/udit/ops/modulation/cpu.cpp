@@ -1,35 +1,13 @@
-// LayerNorm without affine and its modulation, out = (x - mean) / deviation * (1 + scale) + shift, and gated sums,
-// out = x + gate * y, each in one pass over memory, forward and backward.
+// LayerNorm without affine parameters and its modulation, out = (x - mean) / deviation * (1 + scale) + shift, in one pass
+// over memory, forward and backward.
 //
-// x, y and out are [B, N, D]; shift, scale and gate [B, D] floats, each with its step from row to row. A task is BAND rows of one sample. Every sum runs in
-// an order that depends on shapes alone.
+// x and out are [B, N, D]; shift and scale [B, D] floats. Every sum runs in an order that depends on shapes alone.
 
-#include "vectors.h"
+#include "rows.h"
 
 namespace {
 
-constexpr int BAND = 64;
 constexpr float EPS = 1e-6f;
-
-struct Rows {
-  const float* start;
-  int step;
-  const float* operator[](int b) const { return start + int64_t(b) * step; }
-};
-
-struct Band {
-  int b, first, last;
-};
-
-struct Shape {
-  int B, N, D;
-  int bands() const { return (N + BAND - 1) / BAND; }
-  int wide() const { return (D + LANES - 1) / LANES * LANES; }
-  Band rows(int task) const {
-    int first = task % bands() * BAND;
-    return {task / bands(), first, first + BAND < N ? first + BAND : N};
-  }
-};
 
 template <typename T>
 inline void read(const T* from, int D, float* row) {
@@ -42,13 +20,13 @@ inline void write(const float* row, int D, T* to) {
 }
 
 template <typename T>
-void norm(const T* x, Rows shift, Rows scale, T* out, float* moments, Shape s, int threads) {
+void norm(const T* x, Factors shift, Factors scale, T* out, float* moments, Bands s, int threads) {
   int wide = s.wide();
 #pragma omp parallel num_threads(threads) if (threads > 1)
   {
     Floats row(wide), shifts(wide), scales(wide);
 #pragma omp for schedule(static)
-    for (int task = 0; task < s.B * s.bands(); task++) {
+    for (int task = 0; task < s.tasks(); task++) {
       auto [b, first, last] = s.rows(task);
       for (int d = 0; d < s.D; d++) {
         shifts.data()[d] = shift[b][d];
@@ -81,14 +59,14 @@ void norm(const T* x, Rows shift, Rows scale, T* out, float* moments, Shape s, i
 
 // sums is [2, B, bands, D]: of the shift's gradient, of the scale's.
 template <typename T>
-void norm_backward(const T* grad, const T* x, Rows scale, const float* moments, T* to, float* sums, Shape s,
+void norm_backward(const T* grad, const T* x, Factors scale, const float* moments, T* to, float* sums, Bands s,
                    int threads) {
   int wide = s.wide();
 #pragma omp parallel num_threads(threads) if (threads > 1)
   {
     Floats g(wide), h(wide), scales(wide), shifted(wide), scaled(wide);
 #pragma omp for schedule(static)
-    for (int task = 0; task < s.B * s.bands(); task++) {
+    for (int task = 0; task < s.tasks(); task++) {
       auto [b, first, last] = s.rows(task);
       for (int d = 0; d < s.D; d++) scales.data()[d] = 1 + scale[b][d];
       std::memset(shifted.data(), 0, wide * sizeof(float));
@@ -117,40 +95,7 @@ void norm_backward(const T* grad, const T* x, Rows scale, const float* moments, 
         for (int d = s.D; d < wide; d++) g.data()[d] = 0;
       }
       std::memcpy(sums + int64_t(task) * s.D, shifted.data(), s.D * sizeof(float));
-      std::memcpy(sums + (int64_t(s.B) * s.bands() + task) * s.D, scaled.data(), s.D * sizeof(float));
-    }
-  }
-}
-
-template <typename T>
-void gate(const T* x, Rows gates, const T* y, T* out, Shape s, int threads) {
-#pragma omp parallel for schedule(static) num_threads(threads) if (threads > 1)
-  for (int task = 0; task < s.B * s.bands(); task++) {
-    auto [b, first, last] = s.rows(task);
-    const float* row = gates[b];
-    for (int n = first; n < last; n++) {
-      int64_t place = (int64_t(b) * s.N + n) * s.D;
-      for (int d = 0; d < s.D; d++) narrow(widen(x[place + d]) + row[d] * widen(y[place + d]), out + place + d);
-    }
-  }
-}
-
-// to is y's gradient; sums is [B, bands, D], of the gate's.
-template <typename T>
-void gate_backward(const T* grad, Rows gates, const T* y, T* to, float* sums, Shape s, int threads) {
-#pragma omp parallel for schedule(static) num_threads(threads) if (threads > 1)
-  for (int task = 0; task < s.B * s.bands(); task++) {
-    auto [b, first, last] = s.rows(task);
-    const float* row = gates[b];
-    float* sum = sums + int64_t(task) * s.D;
-    std::memset(sum, 0, s.D * sizeof(float));
-    for (int n = first; n < last; n++) {
-      int64_t place = (int64_t(b) * s.N + n) * s.D;
-      for (int d = 0; d < s.D; d++) {
-        float g = widen(grad[place + d]);
-        sum[d] += g * widen(y[place + d]);
-        narrow(g * row[d], to + place + d);
-      }
+      std::memcpy(sums + (int64_t(s.tasks()) + task) * s.D, scaled.data(), s.D * sizeof(float));
     }
   }
 }
@@ -162,23 +107,17 @@ extern "C" {
 #define NORM(NAME, T)                                                                                                  \
   void norm_##NAME(const void* x, const float* shift, int shifts, const float* scale, int scales, void* out,           \
                    void* moments, int B, int N, int D, int threads) {                                                  \
-    norm((const T*)x, Rows{shift, shifts}, Rows{scale, scales}, (T*)out, (float*)moments, Shape{B, N, D}, threads);    \
+    norm((const T*)x, Factors{shift, shifts}, Factors{scale, scales}, (T*)out, (float*)moments, Bands{B, N, D}, threads);    \
   }                                                                                                                    \
   void norm_backward_##NAME(const void* grad, const void* x, const float* scale, int scales, const void* moments,      \
                             void* to, void* sums, int B, int N, int D, int threads) {                                  \
-    norm_backward((const T*)grad, (const T*)x, Rows{scale, scales}, (const float*)moments, (T*)to, (float*)sums,       \
-                  Shape{B, N, D}, threads);                                                                            \
-  }                                                                                                                    \
-  void gate_##NAME(const void* x, const float* gates, int step, const void* y, void* out, int B, int N, int D,         \
-                   int threads) {                                                                                      \
-    gate((const T*)x, Rows{gates, step}, (const T*)y, (T*)out, Shape{B, N, D}, threads);                               \
-  }                                                                                                                    \
-  void gate_backward_##NAME(const void* grad, const float* gates, int step, const void* y, void* to, void* sums, int B,\
-                            int N, int D, int threads) {                                                               \
-    gate_backward((const T*)grad, Rows{gates, step}, (const T*)y, (T*)to, (float*)sums, Shape{B, N, D}, threads);      \
+    norm_backward((const T*)grad, (const T*)x, Factors{scale, scales}, (const float*)moments, (T*)to, (float*)sums,       \
+                  Bands{B, N, D}, threads);                                                                            \
   }
 
 NORM(f32, float)
 NORM(bf16, BFloat16)
+
+int band() { return BAND; }
 
 }  // extern "C"

@@ -1,19 +1,22 @@
-"""Results that cost little, made again in backward instead of kept (Chen et al. 2016, on training in sublinear memory).
+"""Results that cost little, computed again in backward instead of kept (Chen et al. 2016, sublinear memory).
 
-A network calls what is cheap through ``cheap``. While a block runs within ``forgetting``, autograd keeps such a result
-as how it was made; backward makes it when it is asked for, once, and lets it go with the last who needs it. The bits
-are those of the first time.
+A network calls such functions through ``recomputable``, operators do so themselves. While a block runs within
+``recomputing``, autograd keeps of such a result only how it was computed; backward computes it when it is first needed,
+once, and frees it after its last use. The bits are those of the first time.
 """
 
 from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator
+from contextvars import ContextVar
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils.weak import TensorWeakRef
+
+from udit.ops import surroundings
 
 
 class _Kept:
@@ -31,7 +34,7 @@ class _Kept:
 
 
 class _Recipe:
-    """A function, its arguments and autocast as it was, until the result is made."""
+    """A function, its arguments and the state of autocast, until the result is computed."""
 
     def __init__(self, function: Callable[..., Tensor], arguments: tuple[Any, ...], device: str) -> None:
         self.function = function
@@ -41,7 +44,7 @@ class _Recipe:
         self.result: Tensor | None = None
 
     def get(self) -> Tensor:
-        """The result, from arguments that may have to be made themselves."""
+        """The result, from arguments that may have to be computed themselves."""
         if self.result is None:
             arguments = [_get(argument) for argument in self.arguments]
             with torch.no_grad():
@@ -56,7 +59,7 @@ class _Recipe:
 
 
 class _Known:
-    """A cheap result that is there, and how to make it."""
+    """A recomputable result that exists, and how to compute it."""
 
     def __init__(self, tensor: Tensor, recipe: _Recipe) -> None:
         self.tensor = TensorWeakRef(tensor)
@@ -64,7 +67,7 @@ class _Known:
         self.recipe = recipe
 
     def recipe_of(self, tensor: Tensor) -> _Recipe | None:
-        """How to make a tensor in the result's memory: the result itself or a view; None if anything changed."""
+        """How to compute a tensor in the result's memory: the result itself or a view; None if anything changed."""
         mine = self.tensor()
         if mine is None or tensor._version != self.version or tensor.dtype != mine.dtype:
             return None
@@ -73,29 +76,31 @@ class _Known:
         return _Recipe(torch.as_strided, (self.recipe, *_layout(tensor)), self.recipe.device)
 
 
-_known: dict[int, _Known] | None = None
-"""By memory, the cheap results of the block that runs; None outside ``forgetting``."""
+_known: ContextVar[dict[int, _Known] | None] = ContextVar("recomputable results", default=None)
+"""By memory, the recomputable results of the block that runs; None outside ``recomputing``."""
 
 
-def cheap(function: Callable[..., Tensor], *arguments: Any) -> Tensor:
-    """``function(*arguments)``, which backward may ask for again: no randomness, nothing changed in place."""
+def recomputable(function: Callable[..., Tensor], *arguments: Any) -> Tensor:
+    """``function(*arguments)``, which backward may compute again: no randomness, nothing changed in place."""
     out = function(*arguments)
-    if not torch.compiler.is_compiling() and _known is not None and torch.is_grad_enabled():
+    if surroundings.compiling():
+        return out
+    known = _known.get()
+    if known is not None and torch.is_grad_enabled():
         kept = tuple(_keep(a) if isinstance(a, Tensor) else a for a in arguments)
-        _known[_memory(out)] = _Known(out, _Recipe(function, kept, out.device.type))
+        known[_memory(out)] = _Known(out, _Recipe(function, kept, out.device.type))
     return out
 
 
 @contextlib.contextmanager
-def forgetting() -> Iterator[None]:
-    """Autograd keeps no cheap result of what runs within, unless it is compiled."""
-    global _known
-    before, _known = _known, {}
+def recomputing() -> Iterator[None]:
+    """Autograd keeps no recomputable result of what runs within, unless it is compiled."""
+    token = _known.set({})
     try:
         with torch.autograd.graph.saved_tensors_hooks(_keep, _get):
             yield
     finally:
-        _known = before
+        _known.reset(token)
 
 
 def autocast_dtype(device: str) -> torch.dtype | None:
@@ -105,8 +110,15 @@ def autocast_dtype(device: str) -> torch.dtype | None:
     return torch.get_autocast_dtype(device)
 
 
+def lowered(x: Tensor) -> Tensor:
+    """x as autocast gives it to a product: cast here, so that backward need not keep it where it is recomputable."""
+    dtype = autocast_dtype(x.device.type) if x.dtype == torch.float32 else None
+    return x if dtype is None else recomputable(Tensor.to, x, dtype)
+
+
 def _keep(tensor: Tensor) -> _Kept | _Recipe:
-    known = _known.get(_memory(tensor)) if _known else None
+    results = _known.get()
+    known = results.get(_memory(tensor)) if results else None
     return (known and known.recipe_of(tensor)) or _Kept(tensor)
 
 

@@ -1,4 +1,4 @@
-// The selective scan of scan.py on a CPU, forward and backward; built at first use by native.py.
+// The selective scan, forward and backward.
 //
 // B samples, L tokens, D channels, N states. One job is one sample and LANES neighbouring channels, whose states stay in
 // the cache through all tokens; the lanes fill vector registers. Jobs and their sums are the same for any number of
@@ -182,3 +182,5 @@ void scan_backward(const T* grad_y, const T* x, const T* delta, const T* a, cons
 
 SCANS(float, f32)
 SCANS(double, f64)
+
+extern "C" int lanes() { return LANES; }

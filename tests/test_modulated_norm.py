@@ -10,10 +10,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from conftest import needs_compiler
 from rounding import assert_near_float64
-from udit.nn import fused_norm, native
+from udit import ops
 
-pytestmark = pytest.mark.skipif(native.find_compiler() is None, reason="no C++ compiler")
+pytestmark = needs_compiler
 
 SHAPES = [(2, 8, 8, 32), (1, 9, 9, 12), (3, 1, 1, 1), (2, 5, 40), (2, 130, 7)]
 
@@ -22,13 +23,13 @@ def norm_by_torch(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
     return torch.addcmul(shift, F.layer_norm(x, x.shape[-1:], eps=1e-6), 1 + scale)
 
 
-PAIRS = [(fused_norm.modulated_norm, norm_by_torch), (fused_norm.gated_sum, torch.addcmul)]
+PAIRS = [(ops.modulated_norm, norm_by_torch), (ops.gated_sum, torch.addcmul)]
 
 
 def given(shape: tuple[int, ...], function: object) -> list[Tensor]:
     """A map with a mean far from zero, and what modulates or joins it."""
     x, row = torch.randn(shape) * 3 + 5, (shape[0], *[1] * (len(shape) - 2), shape[-1])
-    return [x, torch.randn(row), torch.randn(row if function is fused_norm.modulated_norm else shape)]
+    return [x, torch.randn(row), torch.randn(row if function is ops.modulated_norm else shape)]
 
 
 def outcome(function: Callable[..., Tensor], tensors: list[Tensor]) -> list[Tensor]:
@@ -62,13 +63,3 @@ def test_not_a_number_reaches_the_output(function: Callable[..., Tensor]) -> Non
     out = function(*tensors)
     assert out[0, 1, 1].isnan().any()
     assert out[0, 0].isfinite().all()
-
-
-@pytest.mark.parametrize("function", [pair[0] for pair in PAIRS])
-def test_any_number_of_threads_gives_the_same_bits(function: Callable[..., Tensor]) -> None:
-    tensors, results = given((3, 9, 9, 20), function), []
-    for threads in (1, 3):
-        torch.set_num_threads(threads)
-        results.append(outcome(function, tensors))
-    torch.set_num_threads(1)
-    assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))

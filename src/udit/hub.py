@@ -1,0 +1,74 @@
+"""Downloads from the Hugging Face hub; free of torch. HF_HOME, HF_ENDPOINT and HF_HUB_OFFLINE are honoured."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from udit.errors import UserError
+
+
+def is_hub_id(name: str) -> bool:
+    """Whether a name can be an ``owner/name`` of the hub: one slash, and not written as a path."""
+    return name.count("/") == 1 and not name.startswith((".", "/", "~"))
+
+
+def snapshot(name: str, files: Sequence[str], *, what: str, revision: str | None = None, remedy: str = "") -> Path:
+    """Downloads files of a model repository; files that are in the cache already are not downloaded again.
+
+    Args:
+        name: ``owner/name``.
+        files: paths within the repository; those it does not have are left out, and nothing else is downloaded.
+        what: the error's first words, e.g. ``no folder 'owner/name'``.
+        revision: branch, tag or commit; None is the newest.
+        remedy: the error's last words.
+
+    Returns:
+        The folder that holds them.
+
+    Raises:
+        UserError: the hub has no such repository, or cannot be reached and the files are not in the cache.
+    """
+    from huggingface_hub import snapshot_download
+
+    with _hub_errors_told(f"{what}, and the hub gave none", remedy):
+        return Path(snapshot_download(name, revision=revision, allow_patterns=list(files)))
+
+
+def cached(name: str, file: str) -> Path | None:
+    """A file of a model repository that has been downloaded before; None where it has not."""
+    from huggingface_hub import try_to_load_from_cache
+
+    path = try_to_load_from_cache(name, file)
+    return Path(path) if isinstance(path, str) else None
+
+
+def dataset_commit(name: str, revision: str | None, *, what: str, remedy: str) -> str:
+    """The commit that a revision of a data set names today.
+
+    Args:
+        name: ``owner/name``.
+        revision: branch, tag or commit; None is the newest.
+        what: the error's first words.
+        remedy: the error's last words.
+
+    Raises:
+        UserError: the hub has no such data set or cannot be reached.
+    """
+    from huggingface_hub import HfApi
+
+    with _hub_errors_told(what, remedy):
+        return str(HfApi().dataset_info(name, revision=revision).sha)
+
+
+@contextmanager
+def _hub_errors_told(what: str, remedy: str) -> Iterator[None]:
+    """Turns errors of the hub's client into a ``UserError`` of one line: ``what``, the client's words, ``remedy``."""
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    try:
+        yield
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+        detail = " ".join(str(error).split())[:200]
+        raise UserError(f"{what}: {detail}" + (f"; {remedy}" if remedy else "")) from None

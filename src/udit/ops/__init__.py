@@ -1,0 +1,38 @@
+"""Operators: parts of networks that compiled kernels compute where there are some, and torch everywhere else.
+
+One folder each: the public function, its reference in torch, and a module for each device with a kernel. Networks
+call the functions and ask for nothing; ``operator.py`` chooses.
+"""
+
+from udit.ops.attention import attend, dot_product_attention, grid_attention
+from udit.ops.convolution import convolve
+from udit.ops.depthwise_convolution import depthwise
+from udit.ops.gating import gated_sum
+from udit.ops.layout import to_first, to_last
+from udit.ops.matmul import apply, apply_chain, linear
+from udit.ops.modulation import modulated_norm
+from udit.ops.operator import OPERATORS, describe, kernels
+from udit.ops.recompute import lowered, recomputable, recomputing
+from udit.ops.scan import selective_scan
+
+__all__ = [
+    "OPERATORS",
+    "apply",
+    "apply_chain",
+    "attend",
+    "convolve",
+    "depthwise",
+    "describe",
+    "dot_product_attention",
+    "gated_sum",
+    "grid_attention",
+    "kernels",
+    "linear",
+    "lowered",
+    "modulated_norm",
+    "recomputable",
+    "recomputing",
+    "selective_scan",
+    "to_first",
+    "to_last",
+]

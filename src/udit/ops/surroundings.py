@@ -1,0 +1,80 @@
+"""What a call to an operator is surrounded by: compilers, transformations and observers.
+
+All of torch's private names that the library asks for this stand here, and nowhere else. ``tests/test_surroundings.py``
+fails when a version of torch changes what one of them says.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor
+from torch.autograd import forward_ad
+from torch.nn.modules.module import _has_any_global_hook
+
+PLAIN = frozenset({Tensor, nn.Parameter, type(None), bool, int, float})
+"""Types of arguments behind which there is nothing but data."""
+WITHOUT_DATA = (FakeTensor,)
+
+# Bound here, for they are asked at every call of an operator.
+_compiling = torch.compiler.is_compiling
+_gradients = torch.is_grad_enabled
+_interpreters = torch._C._functorch.peek_interpreter_stack
+_tracing_state = torch._C._get_tracing_state
+_profiling = torch._C._autograd._profiler_enabled
+_dispatch_modes = torch._C._len_torch_dispatch_stack
+_function_modes = torch._C._len_torch_function_stack
+
+
+def compiling() -> bool:
+    """Whether ``torch.compile`` or ``torch.export`` traces the call."""
+    return torch.compiler.is_compiling()
+
+
+def exporting() -> bool:
+    """Whether ``torch.export`` traces the call, whose program knows torch's own operators only."""
+    return torch.compiler.is_exporting()
+
+
+def transformed() -> bool:
+    """Whether a transformation of functorch (``torch.func``) or a level of forward-mode derivatives is active."""
+    return _interpreters() is not None or forward_ad._current_level >= 0
+
+
+transformed._dynamo_marked_constant = True  # type: ignore[attr-defined]  # a compiler calls it rather than reads it
+
+
+def plain(arguments: tuple[Any, ...]) -> bool:
+    """Whether all tensors are of torch's own class, which holds data."""
+    for argument in arguments:  # noqa: SIM110 - a generator costs more than the whole loop
+        if type(argument) not in PLAIN:
+            return False
+    return True
+
+
+def foreign(arguments: tuple[Any, ...]) -> bool:
+    """Whether any tensor is of a subclass that kernels know nothing of; torch's own without contents are no such."""
+    return any(
+        isinstance(argument, Tensor) and type(argument) not in PLAIN and not isinstance(argument, WITHOUT_DATA)
+        for argument in arguments
+    )
+
+
+def observed() -> bool:
+    """Whether autograd, a compiler, a tracer, a profiler or a mode would notice how an operator is called."""
+    return (
+        _gradients()
+        or _compiling()
+        or _tracing_state() is not None
+        or _profiling()
+        or bool(_dispatch_modes() or _function_modes())
+        or _interpreters() is not None
+    )
+
+
+def hooked(layer: nn.Module) -> bool:
+    """Whether hooks, its own or those of all modules, wait for a call of a layer."""
+    hooks = layer._forward_hooks, layer._forward_pre_hooks, layer._backward_hooks, layer._backward_pre_hooks
+    return any(hooks) or _has_any_global_hook()

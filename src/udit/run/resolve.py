@@ -1,0 +1,219 @@
+"""From a recipe's plain values to a complete ``Run``: the steps in their order, and what each of them decides.
+
+A step uses what earlier steps found, and calls the modules that read data sets, latent caches, VAEs and initial
+weights. None of them imports torch, so that a wrong key or value is told within a second.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from udit.data.cache_config import follow_cache
+from udit.data.codec_config import codec_from
+from udit.data.config import DataConfig, DataInfo, FolderData
+from udit.diffusion.config import DDPMConfig, process_from
+from udit.errors import UserError, nearest
+from udit.models.catalog import find
+from udit.run.config import Run, model_from
+from udit.run.rules import check
+from udit.run.start import follow_start
+from udit.spec.base import Spec, parse, parse_kind
+
+
+@dataclass
+class Draft:
+    """A run on its way to being complete."""
+
+    values: dict[str, Any]
+    """Sections and keys, plain or as specs; complete after the last step."""
+    absent: bool = False
+    """Whether a folder of images may be missing."""
+    images: DataInfo | None = None
+    """Of the images; from ``latent_cache`` or ``data_set`` on."""
+    seen: DataInfo | None = None
+    """Of what the network sees of an image; from ``codec`` on."""
+
+
+def resolve(values: dict[str, Any], *, absent: bool = False) -> Run:
+    """A complete Run from a recipe's plain values; the model's boundary follows the data where it is not given.
+
+    Args:
+        values: of the recipe.
+        absent: a folder of images may be missing; then the model's own number of classes is taken, without names.
+
+    Raises:
+        UserError: unknown keys, values out of range, or parts that do not fit each other.
+    """
+    draft = Draft(dict(values), absent)
+    for step in STEPS:
+        step(draft)
+    run = parse(Run, draft.values)
+    assert draft.seen is not None
+    check(run, draft.seen)
+    return run
+
+
+def known_keys(draft: Draft) -> None:
+    """Refuses unknown keys, and plain values where a section belongs."""
+    for key, value in draft.values.items():
+        if key not in Run.model_fields and key != "num_classes":
+            raise UserError(f"unknown key {key!r}{nearest(key, Run.model_fields)}")
+        if key in ("data", "diffusion", "training", "sampling", "evaluation") and not isinstance(value, dict | Spec):
+            raise UserError(f"{key} is {value!r}; it is a section with keys of its own, e.g. {key}.KEY=VALUE")
+    model = draft.values.get("model")
+    if model is not None and not isinstance(model, str | dict | Spec):
+        raise UserError(f"model is {model!r}; name one, e.g. model=U-DiT-S, or give its keys, e.g. model.width=32")
+
+
+def name_and_folder(draft: Draft) -> None:
+    """``name`` and ``out``, where they are not given."""
+    draft.values.setdefault("name", "run")
+    draft.values.setdefault("out", f"runs/{draft.values['name']}")
+
+
+def class_count(draft: Draft) -> None:
+    """Moves ``num_classes``, which may be given outside the model's section, into it."""
+    count = draft.values.pop("num_classes", None)
+    if count is not None:
+        model = draft.values.get("model")
+        keys = {"name": model} if isinstance(model, str) else dict(model or {})
+        draft.values["model"] = keys | {"num_classes": count}
+
+
+def initial_weights(draft: Draft) -> None:
+    """With ``init_from``: model, diffusion, codec and sampling are those of the weights where the run has none."""
+    source, model = draft.values.get("init_from"), draft.values.get("model")
+    if source is None:
+        return
+    if not isinstance(source, str):
+        raise UserError(f"init_from is {source!r}; give a model folder, a run folder or a hub id")
+    from udit.run.recipes import read_origin
+
+    model = {"name": model} if isinstance(model, str) else model
+    if isinstance(model, dict) and "name" in model:
+        model = find(str(model["name"])).config.model_dump(mode="json") | model
+        del model["name"]
+    origin = read_origin(source, Path(str(draft.values["out"])))
+    draft.values = follow_start(draft.values | {"model": model}, origin)
+
+
+def latent_cache(draft: Draft) -> None:
+    """With ``latents``: data and codec are those of the latent cache where the run has none."""
+    root = draft.values.get("latents")
+    if root is None:
+        return
+    if not isinstance(root, str | Path):
+        raise UserError(f"latents is {root!r}; give the folder that `udit encode` wrote")
+    from udit.data.latents import read_manifest
+
+    manifest = read_manifest(Path(root))
+    given = {key: _plain(draft.values.get(key)) for key in ("data", "codec")}
+    if isinstance(given["codec"], str):
+        given["codec"] = {"kind": given["codec"]}
+    draft.values |= follow_cache(given, manifest, Path(root))
+    draft.images = manifest.plan.info
+
+
+def data_set(draft: Draft) -> None:
+    """The data's config, and what the data set holds; a latent cache has told that already."""
+    if "data" not in draft.values:
+        raise UserError("data is missing; name a source, e.g. data.kind=digits or data.kind=folder data.root=PATH")
+    section = draft.values["data"]
+    if draft.absent and isinstance(section, dict) and section.get("kind") == "folder":
+        section = {"root": "PATH", **section}
+    data = draft.values["data"] = parse_kind(DataConfig, section, "data")
+    if draft.images is None:
+        draft.images = _described(data, draft.absent)
+
+
+def noising_process(draft: Draft) -> None:
+    """The noising process's config."""
+    draft.values["diffusion"] = process_from(draft.values.get("diffusion", DDPMConfig()))
+
+
+def codec(draft: Draft) -> None:
+    """The codec's config with what its files decide, and what the network sees of an image."""
+    from udit.data.vae import complete
+
+    found = draft.values["codec"] = complete(codec_from(draft.values.get("codec", {})))
+    assert draft.images is not None
+    draft.seen = found.seen(draft.images)
+
+
+def model(draft: Draft) -> None:
+    """The model's config; channels, size and classes are those of the data where they are not given."""
+    section, seen = draft.values.get("model"), draft.seen
+    assert seen is not None
+    if section is None:
+        raise UserError("model is missing; name one, e.g. model=U-DiT-S (`udit models` lists all)")
+    section = {"name": section} if isinstance(section, str) else dict(section)
+    boundary: dict[str, Any] = {"in_channels": seen.channels, "input_size": [seen.height, seen.width]}
+    if seen.id2label:
+        boundary["num_classes"] = len(seen.id2label)
+    if not draft.values["diffusion"].learns_variance:
+        boundary["learn_sigma"] = False
+    draft.values["model"] = model_from(boundary | section)
+
+
+def class_names(draft: Draft) -> None:
+    """``id2label`` is the data's; an unconditional model has none."""
+    assert draft.seen is not None
+    names = draft.seen.id2label if draft.values["model"].num_classes else ()
+    if draft.values.get("id2label", names) not in (names, list(names)):
+        raise UserError(f"id2label is {draft.values['id2label']!r} and the data says {list(names)}; leave it out")
+    draft.values["id2label"] = names
+
+
+def sampler(draft: Draft) -> None:
+    """The sampler is the noising process's first where none is given."""
+    _default(draft, "sampling", "sampler", draft.values["diffusion"].samplers()[0])
+
+
+def label_dropout(draft: Draft) -> None:
+    """Labels are not dropped by default where the model has no null label."""
+    if draft.values["model"].null_label is None:
+        _default(draft, "training", "label_dropout", 0.0)
+
+
+Step = Callable[[Draft], None]
+STEPS: tuple[Step, ...] = (
+    known_keys,
+    name_and_folder,  # before initial_weights, which asks the run's folder first
+    class_count,
+    initial_weights,  # before data and codec, which it may decide
+    latent_cache,  # likewise
+    data_set,
+    noising_process,
+    codec,  # needs the images
+    model,  # needs what the codec makes of them, and the process
+    class_names,  # needs the model's number of classes
+    sampler,  # needs the process
+    label_dropout,  # needs the model
+)
+"""What ``resolve`` does, in this order."""
+
+
+def _described(data: DataConfig, absent: bool) -> DataInfo:
+    """What the data set holds; of a folder that may be missing, what its config says."""
+    from udit.data.describe import describe
+
+    try:
+        return describe(data)
+    except UserError:
+        if not absent or not isinstance(data, FolderData):
+            raise
+        return DataInfo(channels=data.channels, height=data.size, width=data.size, id2label=())
+
+
+def _default(draft: Draft, section: str, key: str, value: Any) -> None:
+    """Sets a key of a plain section where it is not given; a spec is complete already."""
+    values = draft.values.get(section, {})
+    if isinstance(values, dict):
+        draft.values[section] = {key: value} | values
+
+
+def _plain(section: Any) -> Any:
+    return section.model_dump() if isinstance(section, Spec) else section

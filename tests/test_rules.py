@@ -1,0 +1,75 @@
+"""What parts of a run must fit each other: every rule refuses what breaks it, and lets the rest through."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+
+from udit.errors import UserError
+from udit.run import rules
+from udit.run.recipes import load_run
+from udit.run.rules import RULES, Rule
+
+DDPM = "diffusion.kind=ddpm + sampling.sampler=ddim"
+UVIT = "model={name: U-ViT-M/4, patch: 2}"
+SIT = "model={name: SiT-S/2, width: 16, depth: 1, heads: 2}"
+BROKEN: dict[Rule, tuple[str, str]] = {
+    rules.input_size_is_that_of_the_data: ("model.input_size=16", "model.input_size is 16x16 and the data is 8x8"),
+    rules.channels_are_those_of_the_data: ("model.in_channels=3", "model.in_channels is 3 and the data has 1"),
+    rules.all_classes_have_a_label: ("model.num_classes=5", "is 5 and the data has 10 classes"),
+    rules.guidance_needs_a_null_label: (
+        "model.num_classes=0",
+        "guidance is 2 and the model has no null label",
+    ),
+    rules.label_dropout_needs_a_null_label: (
+        f"{UVIT} + sampling.guidance=1 + training.label_dropout=0.2",
+        "training.label_dropout is 0.2 and the model has no null label",
+    ),
+    rules.guided_channels_are_predicted: ("sampling.guidance_channels=3", "is 3 and the model predicts 1"),
+    rules.variance_is_the_process_s: ("model.learn_sigma=true", "flow matching learns no variance"),
+    rules.caching_needs_the_usual_direction: (
+        f"{SIT} + sampling.cache=2",
+        "sampling.cache is 2 and DiT counts time from noise to data",
+    ),
+    rules.data_gives_labels: (
+        "model.num_classes=0 + model.context={width: 8, tokens: 2} + sampling.guidance=1",
+        "model.context takes vectors and the data gives labels",
+    ),
+    rules.reversed_flow_is_trained_as_flow: (
+        f"{SIT} + {DDPM}",
+        "diffusion.kind is ddpm and the model predicts a reversed flow",
+    ),
+    rules.sampler_is_the_process_s: (
+        "sampling.sampler=ddim",
+        "is 'ddim'; a flow model takes flow-euler",
+    ),
+    rules.steps_are_within_the_schedule: (f"{DDPM} + diffusion.steps=10", "is 15 and the schedule has 10"),
+    rules.level_dropout_needs_labels_at_levels: (
+        "model={name: DiT-S/2, width: 16, depth: 1, heads: 2} + training.independent_level_dropout=true",
+        "training.independent_level_dropout needs a U-DiT",
+    ),
+    rules.selective_checkpointing_is_not_compiled: (
+        "training.checkpoint_activations=selective + training.compile=true",
+        "training.checkpoint_activations is selective and training.compile true",
+    ),
+    rules.batch_splits_into_accumulated_parts: (
+        "training.accumulation=7",
+        "32 does not split into 7 accumulated",
+    ),
+}
+"""Rule -> overrides of the digits' recipe that break it and no other, and what is said."""
+
+
+def test_every_rule_is_in_the_table() -> None:
+    assert set(BROKEN) == set(RULES)
+
+
+@pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.__name__)
+def test_rule_refuses_what_breaks_it(rule: Rule, one_line: Callable, monkeypatch: pytest.MonkeyPatch) -> None:
+    words, said = BROKEN[rule]
+    with pytest.raises(UserError) as caught:
+        load_run("digits", words.split(" + "))
+    assert said in one_line(caught.value)
+    monkeypatch.setattr(rules, "RULES", [other for other in RULES if other is not rule])
+    load_run("digits", words.split(" + "))
