@@ -1,4 +1,4 @@
-"""Counts operators, copies and allocated bytes of a forward and a training step, and compares them with ``budget.json``.
+"""Compares operators, copies and allocated bytes of a forward and a training step with ``budget.json``.
 
 The counts do not depend on the machine's load. ``python benchmarks/budget.py --write`` stores the present counts as the
 budget.

@@ -4,11 +4,11 @@ python benchmarks/frontier.py RUN [--also RUN ...]            scores what fronti
 python benchmarks/frontier.py RUN [--also RUN ...] --clock    times everything that is scored once more
 python benchmarks/frontier.py --page                          writes docs/sampling.md and its figure from the record
 
-Scores are those of ``udit tune``: all settings use the same seeds. The ancestral steps are DDPM's, with the same weights:
-where a variance-preserving x_t has the ratio of noise to signal r, the linear path's x_t at t = r / (1 + r) is the same
-image scaled, and the network is given that. For each run named with --also, a 50-step solver is scored without a cache
-and with calibrated ones. Seconds are of one processor thread, medians of the rounds; the baseline's are a few steps of
-the literal network, multiplied.
+Scores are those of ``udit tune``: all settings use the same seeds. The ancestral steps are DDPM's, with the same
+weights: where a variance-preserving x_t has the ratio of noise to signal r, the linear path's x_t at t = r / (1 + r) is
+the same image scaled, and the network is given that. For each run named with --also, a 50-step solver is scored without
+a cache and with calibrated ones. Seconds are of one processor thread, medians of the rounds; the baseline's are a few
+steps of the literal network, multiplied.
 """
 
 from __future__ import annotations
@@ -195,7 +195,7 @@ def measure(section: str, run: Path, n: int, steps: list[int]) -> None:
 
 
 def reference_of(run: Path) -> tuple[str, Backbone]:
-    """The literal network with a run's weights, fused; our own network unless it has three levels, as the literal one has."""
+    """The literal network with a run's weights, fused; for a model without three levels, our own network."""
     system = udit.load(run)
     if getattr(system.config.model, "levels", 0) != 3:
         return OURS, system.fused().backbone

@@ -20,7 +20,7 @@ SPEED, CACHED = 40.0, 1.8
 """Target speed-ups: of an image with no worse score, and of step caching on top of a 50-step solver."""
 INTRO = """# Fast sampling
 
-    udit tune RUN                     # once, after training: scores and times sampling settings, writes RUN/quality.json
+    udit tune RUN                     # once, after training: scores and times settings, writes RUN/quality.json
     udit sample RUN --quality good    # from then on
 
 **Which to take.** `draft` for a look at a model, `good` for images to show, `best` for images to score: the fastest

@@ -1,8 +1,8 @@
 """U-DiT as its release computes it, a baseline for timing: channels first, no fused operators.
 
-RoPE in complex numbers, attention matrices written out, one matrix product of the condition per block, the FFN fused for
-inference and unfused in training. Parameters have the release's key names, so that ``udit.export_published`` of one of
-our models loads into it; both compute the same numbers (``tests/test_bench.py``).
+RoPE in complex numbers, attention matrices written out, one matrix product of the condition per block, the FFN fused
+for inference and unfused in training. Parameters have the release's key names, so that ``udit.export_published`` of one
+of our models loads into it; both compute the same numbers (``tests/test_bench.py``).
 
     udit bench U-DiT-S --baseline benchmarks/literal.py:LiteralUDiT
 """

@@ -60,9 +60,12 @@ KEPT = {
     "src/udit/evaluation/score.py": ('"pictures": ids',),
     "src/udit/tuning/search.py": ('"pictures": self.count',),
     "benchmarks/frontier_page.py": ("['pictures']", '["pictures"]'),
-    "CHANGELOG.md": ("`udit.pictures`", "`Seamed`"),
+    "src/udit/data/hub.py": ('cache_folder() / "pictures"',),
+    "src/udit/cli/reference.py": ("--keep-pictures",),
+    "docs/architecture.md": ("`pictures.txt`",),
+    "CHANGELOG.md": ("--keep-pictures", "`udit.pictures`", "`Seamed`"),
 }
-"""Words that stay, by file: names and keys on disk, which older versions wrote, and names that the changelog gives up."""
+"""Words that stay, by file: names and keys on disk, which older versions wrote, and former names."""
 OLD_FLAGS = {"keep_pictures"}
 """Parameters of commands that are still read under their old names."""
 

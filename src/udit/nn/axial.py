@@ -104,12 +104,12 @@ def attend_windows(q: Tensor, k: Tensor, v: Tensor, size: int, shift: int) -> Te
 
 
 class AxialAttention(nn.Module):
-    """Cosine attention with a learned temperature per head and axial rotary positions.
+    """Cosine attention with a learned scale per head and axial rotary positions.
 
     Args:
         width: D.
         heads: h.
-        attend: who attends to whom.
+        attend: computes attention; decides which pixels attend to which.
         dropout: share of what was attended that is dropped in training.
     """
 

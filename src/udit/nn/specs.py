@@ -189,7 +189,7 @@ class AxialGlobal(Spec):
 
 
 class AxialWindow(Spec):
-    """``AxialGlobal`` within square windows, shifted by half their side in every other block (Liu et al. 2021, Swin)."""
+    """``AxialGlobal`` within square windows, shifted by half a side in every other block (Liu et al. 2021, Swin)."""
 
     kind: Literal["window"] = "window"
     size: PositiveInt = 8
@@ -209,7 +209,7 @@ class AxialWindow(Spec):
 
 
 class AxialNeighborhood(Spec):
-    """``AxialGlobal`` within a square around each pixel, moved inside the map at its edges (Hassani et al. 2023, NATTEN)."""
+    """``AxialGlobal`` within a square around each pixel, shifted inside at the edges (Hassani et al. 2023, NATTEN)."""
 
     kind: Literal["neighborhood"] = "neighborhood"
     kernel: PositiveInt = 7
