@@ -70,7 +70,10 @@ SLIPS: dict[str, tuple[list[str], str]] = {
     "unknown graph": (["export", "onxx", "model"], "onxx"),
     "export of what": (["export", "onnx"], "`udit export --help` tells more"),
     "size of a graph": (["export", "onnx", "model", "--size", "big"], "--size is 'big'; write free, a side or HxW"),
-    "export to where": (["export", "onnx", "owner/name"], "owner/name is no folder to write beside"),
+    "export to where": (
+        ["export", "onnx", "owner/name"],
+        "owner/name is not a folder, so the graph has no default place",
+    ),
     "unknown engine": (["sample", "model", "--engine", "onnx"], "onnx"),
     "unnamed weights": (["convert", RECIPE, "out"], "does not say which model it is; add --model NAME"),
     "unknown weights": (["convert", RECIPE, "out", "--model", "U-DiT"], "U-DiT"),

@@ -470,7 +470,7 @@ def test_size_the_levels_cannot_halve_is_refused(tiny: nn.Module, size: tuple[in
     ("overrides", "said"),
     [
         ({"heads": 5}, "width 96 does not split over 5 heads"),
-        ({"width": 40, "heads": 4}, "10 channels a head; RoPE needs a multiple of 4"),
+        ({"width": 40, "heads": 4}, "10 channels per head; RoPE needs a multiple of 4"),
         ({"depths": (1, 1)}, "a U needs an odd number"),
         ({"width": 15, "heads": 1, "attention": Downsampled(rope=False)}, "width 15 is odd"),
         ({"input_size": (32, 36)}, "an input of 32x36 cannot pass 3 levels"),

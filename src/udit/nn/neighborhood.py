@@ -1,6 +1,6 @@
 """Neighbourhood attention (Hassani et al. 2023, arXiv 2204.07143): every pixel attends to the k x k pixels around it.
 
-Axes: B batch, H and W side lengths, h heads, R channels a head, n tiles, N pixels of a tile, M pixels that they see.
+Axes: B batch, H and W side lengths, h heads, R channels per head, n tiles, N pixels of a tile, M pixels that they see.
 """
 
 from __future__ import annotations

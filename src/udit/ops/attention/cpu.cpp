@@ -1,9 +1,9 @@
-// Attention within the interleaved sub-grids of a map, from the product of queries, keys and values to what heads say.
+// Attention within the interleaved sub-grids of a map, from queries, keys and values to each head's output.
 //
-// qkv is [B, H, W, 3, h, R], out [B, H, W, h, R]; a sub-grid's N = H / f * W / f pixels (i * f + a, j * f + e) attend
-// to one another. A task is one head of one sub-grid. It works in columns, [R, N]: with tokens along a vector's lanes
-// rotation, norms and softmax need no sum across lanes. No more than a piece of an attention matrix is there at once.
-// Every sum runs in an order that depends on shapes alone.
+// qkv is [B, H, W, 3, h, R], out [B, H, W, h, R]; the N = H / f * W / f pixels (i * f + a, j * f + e) of a sub-grid
+// attend to each other. A task is one head of one sub-grid. It works in columns, [R, N]: with tokens along a vector's
+// lanes, rotation, norms and softmax need no sum across lanes. Only a block of the attention matrix is in memory at a
+// time. Every sum runs in an order that depends on shapes alone.
 
 #include "columns.h"
 #include "products.h"
@@ -172,7 +172,7 @@ struct Weigh {
   }
 };
 
-inline float size_of(const float* scales, int head, int R) {
+inline float scale_of(const float* scales, int head, int R) {
   return scales ? scales[head] : 1.0f / std::sqrt(float(R));
 }
 
@@ -188,7 +188,7 @@ void forward(const T* qkv, const float* scales, const float* table, T* out, floa
 #pragma omp for schedule(static)
     for (int index = 0; index < s.tasks; index++) {
       Task task(plan, index);
-      float size = LOG2E * size_of(scales, task.head, R);
+      float size = LOG2E * scale_of(scales, task.head, R);
       bool bounded = scales && std::abs(size) <= BOUND;
       for (int n = 0; n < tokens; n += LANES) {
         prepare(task.rows(qkv, 3, 0), plan, n, scales, size, q.data() + n);
@@ -252,7 +252,7 @@ void backward(const T* grad, const T* qkv, const float* scales, const float* tab
 #pragma omp for schedule(static)
     for (int index = 0; index < s.tasks; index++) {
       Task task(plan, index);
-      float size = size_of(scales, task.head, R), length = LOG2E * size;
+      float size = scale_of(scales, task.head, R), length = LOG2E * size;
       const float* log = logs + int64_t(index) * N;
       for (int n = 0; n < tokens; n += LANES) {
         store(q_norms.data() + n, prepare(task.rows(qkv, 3, 0), plan, n, scales, length, q.data() + n));
@@ -306,15 +306,15 @@ void backward(const T* grad, const T* qkv, const float* scales, const float* tab
 extern "C" {
 
 #define ATTENTION(NAME, T)                                                                                             \
-  void attention_##NAME(const void* qkv, const void* scales, const void* table, void* out, void* logs, int B,     \
+  void attention_##NAME(const void* qkv, const void* scales, const void* table, void* out, void* logs, int B,          \
                         int H, int W, int heads, int R, int f, int threads) {                                          \
-    forward((const T*)qkv, (const float*)scales, (const float*)table, (T*)out, (float*)logs,                      \
+    forward((const T*)qkv, (const float*)scales, (const float*)table, (T*)out, (float*)logs,                           \
             Shape(B, H, W, heads, R, f), threads);                                                                     \
   }                                                                                                                    \
-  void attention_backward_##NAME(const void* grad, const void* qkv, const void* scales, const void* table,        \
+  void attention_backward_##NAME(const void* grad, const void* qkv, const void* scales, const void* table,             \
                                  const void* out, const void* logs, void* to, void* gradients, int B, int H, int W,    \
                                  int heads, int R, int f, int threads) {                                               \
-    backward((const T*)grad, (const T*)qkv, (const float*)scales, (const float*)table, (const T*)out,             \
+    backward((const T*)grad, (const T*)qkv, (const float*)scales, (const float*)table, (const T*)out,                  \
              (const float*)logs, (T*)to, (float*)gradients, Shape(B, H, W, heads, R, f), threads);                     \
   }
 
