@@ -25,7 +25,7 @@ settings.register_profile(
 settings.load_profile("tests")
 
 DATA = Path(__file__).parent / "data"
-Told = Callable[..., str]
+ErrorOf = Callable[..., str]
 needs_compiler = pytest.mark.skipif(build.find_compiler() is None, reason="no C++ compiler")
 """For what compares a kernel with itself; without a compiler, all else must still pass."""
 LAUNCHER = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
@@ -101,7 +101,7 @@ def one_line() -> Callable[[BaseException], str]:
 
 
 @pytest.fixture
-def told(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Told:
+def error_of(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> ErrorOf:
     """Runs a command that fails; returns its one line of error."""
     for name in LAUNCHER:
         monkeypatch.delenv(name, raising=False)

@@ -87,7 +87,7 @@ def assert_golden(out: Tensor, record: dict[str, Any]) -> None:
 
 
 def learns(model: nn.Module, y: Any, time: Tensor | None = None, steps: int = 2) -> tuple[float, float]:
-    """The squared error to a fixed picture before and after some steps; by then every parameter must have a gradient.
+    """The squared error to a fixed image before and after some steps; by then every parameter must have a gradient.
 
     One is not enough: each only opens what was initialised to zero and hides the parameters behind it.
     """

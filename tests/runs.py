@@ -33,8 +33,8 @@ SMALL = ["model.depths=[1]", "training.batch_size=6", "training.save_every=3"]
 """Overrides of it for tests that train in their own process: a network of one block, saved every three steps."""
 
 
-def pictures(root: Path, each: int = 12) -> list[str]:
-    """Writes two classes of random 8x8 grey pictures; returns the overrides that train on them.
+def image_folder(root: Path, each: int = 12) -> list[str]:
+    """Writes two classes of random 8x8 grey images; returns the overrides that train on them.
 
     They load without scikit-learn, which takes longer than all else that a small run does.
     """

@@ -47,7 +47,7 @@ def test_macs_of_u_dit_b_split_over_levels_as_measured() -> None:
     assert sum(macs[name] for name in macs if name.endswith(glue)) == pytest.approx(3.31, abs=0.03)
 
 
-def test_training_form_costs_one_fused_pass_a_sample_beyond_composing_once() -> None:
+def test_unfused_forward_costs_one_fused_pass_per_sample_beyond_composing_once() -> None:
     model = udit.build("U-DiT-S", device="meta", depths=(1, 1, 1))
     some, more, folded = (count(m, batch)["all"] for m, batch in ((model, 16), (model, 17), (udit.fuse(model), 1)))
     assert more - some == pytest.approx(folded, rel=1e-9)

@@ -1,4 +1,4 @@
-"""A step sees the same pictures on any number of ranks, workers and accumulated parts."""
+"""A step sees the same images on any number of ranks, workers and accumulated parts."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ PARENT = os.getpid()
 
 
 def numbered(count: int = 30) -> InMemory:
-    """Picture i holds i, and one at its left edge."""
+    """Image i holds i, and one at its left edge."""
     pixels = np.zeros((count, 1, 2, 2), np.uint8) + np.arange(count, dtype=np.uint8)[:, None, None, None]
     pixels[..., 0] += 100
     return InMemory(pixels, np.arange(count) % 4, [f"picture {i}" for i in range(count)])
@@ -102,7 +102,7 @@ class Deadly(InMemory):
 
 
 class Signals(InMemory):
-    """Pictures of how many of the two signals their reader ignores."""
+    """Images of how many of the two signals their reader ignores."""
 
     def image(self, i: int) -> Pixels:
         ignored = [signal.getsignal(s) == signal.SIG_IGN for s in (signal.SIGINT, signal.SIGTERM)]
@@ -115,7 +115,7 @@ def like(kind: type[InMemory]) -> InMemory:
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_bad_picture_is_told_in_one_line_from_anywhere(workers: int) -> None:
+def test_bad_image_is_a_one_line_error_with_and_without_workers(workers: int) -> None:
     with pytest.raises(UserError, match=r"^picture 'picture \d+' cannot be read; remove it$"):
         read(like(Broken), workers=workers)
 

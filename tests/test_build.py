@@ -39,7 +39,7 @@ def test_same_seed_gives_the_same_bits_and_another_gives_others() -> None:
     assert not any(torch.equal(a[name], c[name]) for name in drawn)
 
 
-def test_initial_weights_owe_nothing_to_the_global_generator() -> None:
+def test_initial_weights_do_not_depend_on_the_global_generator() -> None:
     torch.manual_seed(1)
     a = snapshot(udit.build("U-DiT-S", **TINY))
     before = torch.get_rng_state()
@@ -128,7 +128,7 @@ def test_overrides_are_checked_against_the_config(overrides: dict[str, Any], sai
 
 
 @pytest.mark.parametrize("name", ["U-DiT-s", "UDiT-S", "U-DiT-S ", "u-dit-s"])
-def test_unknown_name_is_told_its_nearest(name: str, one_line: Callable) -> None:
+def test_unknown_name_gives_the_nearest_known_one(name: str, one_line: Callable) -> None:
     with pytest.raises(UserError, match="no model") as caught:
         udit.build(name)
     assert "did you mean 'U-DiT-S'?" in one_line(caught.value)

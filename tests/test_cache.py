@@ -148,7 +148,7 @@ def test_an_image_is_the_same_in_any_batch_and_call(network: nn.Module, forecast
 
 
 @pytest.mark.slow
-def test_compiled_blocks_are_cached_alike() -> None:
+def test_compiled_blocks_are_cached_the_same_way() -> None:
     model = perturb(udit.build("U-DiT-S", **TINY | {"in_channels": 1})).eval()
     cache = StepCache(refresh=SPARSE, forecast=True, guidance=True)
     eager = last(Guided(denoiser(model), 2.0), cache=cache)
@@ -182,13 +182,13 @@ def test_generated_images_follow_the_sampling_config(network: nn.Module) -> None
         ({"keep_guidance": True}, "keep_guidance needs cached steps"),
     ],
 )
-def test_settings_that_cannot_be_are_told(values: dict, said: str, one_line: Callable) -> None:
+def test_impossible_settings_are_refused(values: dict, said: str, one_line: Callable) -> None:
     with pytest.raises(UserError) as caught:
         SamplingConfig().replace(**values)
     assert said in one_line(caught.value)
 
 
-def test_policies_that_cannot_be_are_told(one_line: Callable) -> None:
+def test_impossible_policies_are_refused(one_line: Callable) -> None:
     for values, said in (
         ({"interval": 0}, "cache interval is 0"),
         ({"interval": 2, "refresh": (0, 1)}, "calls are named as well"),

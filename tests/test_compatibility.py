@@ -202,7 +202,7 @@ def test_tuned_quality_is_read_and_drawn_with(
         same_images(read_pixels(tmp_path / name), read_pixels(FIXTURES / "samples" / name))
 
 
-def test_written_scores_are_found_and_not_made_again(
+def test_written_scores_are_found_and_not_recomputed(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = copy("interrupted", tmp_path)

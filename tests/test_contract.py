@@ -95,7 +95,7 @@ def test_a_sample_does_not_depend_on_its_batch(model: nn.Module) -> None:
 
 
 @torch.no_grad()
-def test_half_precision_stays_near(model: nn.Module) -> None:
+def test_half_precision_is_close(model: nn.Module) -> None:
     x, t, y = inputs(model.config)
     exact = model(x, t, y)
     vectors = y is not None and y.is_floating_point()
@@ -170,7 +170,7 @@ def test_blocks_compile_without_a_graph_break(model: nn.Module, form: str, monke
 
 @pytest.mark.parametrize("size", [(8, 16), (16, 8), (9, 8), (7, 7)], ids=str)
 @torch.no_grad()
-def test_other_sizes_run_or_are_told_in_one_line(model: nn.Module, size: tuple[int, int]) -> None:
+def test_other_sizes_run_or_are_one_line_errors(model: nn.Module, size: tuple[int, int]) -> None:
     x, t, y = inputs(model.config, size)
     try:
         out = model(x, t, y)
@@ -182,7 +182,7 @@ def test_other_sizes_run_or_are_told_in_one_line(model: nn.Module, size: tuple[i
         assert out.isfinite().all()
 
 
-def test_a_label_without_classes_is_told_in_one_line(model: nn.Module) -> None:
+def test_a_label_without_classes_is_a_one_line_error(model: nn.Module) -> None:
     config = model.config
     if not config.num_classes:
         pytest.skip("takes no labels")

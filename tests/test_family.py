@@ -142,7 +142,7 @@ def family(path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     return "Throwaway-tiny"
 
 
-def test_it_builds_by_name_and_its_mistakes_are_told(family: str) -> None:
+def test_it_builds_by_name_and_its_mistakes_are_refused(family: str) -> None:
     model = udit.build(family)
     assert model(torch.zeros(2, 1, 8, 8), torch.tensor([3, 900]), torch.tensor([0, 4])).shape == (2, 2, 8, 8)
     with pytest.raises(UserError, match="did you mean 'Throwaway-tiny'"):

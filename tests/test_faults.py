@@ -29,10 +29,10 @@ from runs import (
     finish,
     finished_at,
     free_port,
+    image_folder,
     launch,
     metrics,
     newest,
-    pictures,
     state_hash,
     train,
 )
@@ -46,8 +46,8 @@ STEPS = "training.steps=40"
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
-    """Overrides for pictures that two processes a rank read."""
-    return [*pictures(tmp_path_factory.mktemp("data") / "pictures"), "training.workers=2"]
+    """Overrides for images that two processes a rank read."""
+    return [*image_folder(tmp_path_factory.mktemp("data") / "pictures"), "training.workers=2"]
 
 
 @pytest.fixture(scope="module")

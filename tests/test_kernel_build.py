@@ -27,7 +27,7 @@ def test_a_compiler_that_is_there_yields_a_kernel() -> None:
     assert library().available() is (build.find_compiler() is not None)
 
 
-def test_no_compiler_is_told_once_and_torch_runs(
+def test_a_missing_compiler_is_logged_once_and_torch_runs(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setenv("CXX", "no-such-compiler")
@@ -41,7 +41,7 @@ def test_no_compiler_is_told_once_and_torch_runs(
     ]
 
 
-def test_a_compiler_that_fails_is_told_in_one_line(
+def test_a_compiler_that_fails_is_logged_in_one_line(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, tmp_path: Path
 ) -> None:
     broken = tmp_path / "c++"
@@ -79,7 +79,7 @@ def test_processes_that_build_at_once_leave_one_kernel(tmp_path: Path) -> None:
 
 
 @needs_compiler
-def test_a_torn_kernel_is_built_anew(tmp_path: Path) -> None:
+def test_a_truncated_kernel_is_built_again(tmp_path: Path) -> None:
     compiler = build.find_compiler()
     assert compiler is not None
     path = tmp_path / f"depthwise-{build.key(SOURCE, compiler)}.so"

@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from runs import RECIPE, finish, launch, pictures, state_hash, train
+from runs import RECIPE, finish, image_folder, launch, state_hash, train
 from udit.cli import main
 from vaes import tiny_vae
 
@@ -165,7 +165,7 @@ def kill_ten_times(
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_killed_encoding_goes_on_to_the_same_bytes(tmp_path: Path) -> None:
-    data, vae, cache = pictures(tmp_path / "data", 400), tiny_vae(tmp_path / "vae"), tmp_path / "cache"
+    data, vae, cache = image_folder(tmp_path / "data", 400), tiny_vae(tmp_path / "vae"), tmp_path / "cache"
 
     def outcome() -> dict[str, bytes]:
         found = {path.name: path.read_bytes() for path in cache.iterdir()}

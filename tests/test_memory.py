@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from conftest import Told, succeeds
+from conftest import ErrorOf, succeeds
 from runs import RECIPE, SMALL
 from udit.benchmarking.measure import dissect
 from udit.data.batches import Batch
@@ -105,8 +105,8 @@ def test_dry_run_tells_the_memory_and_stays_yaml(capsys: pytest.CaptureFixture[s
 
 
 @pytest.mark.parametrize("root", [[], ["data.root=/nowhere"]])
-def test_dry_run_answers_where_the_pictures_are_missing(
-    capsys: pytest.CaptureFixture[str], told: Told, root: list[str], monkeypatch: pytest.MonkeyPatch
+def test_dry_run_works_without_the_images(
+    capsys: pytest.CaptureFixture[str], error_of: ErrorOf, root: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("udit.training.memory.estimate", lambda run, ranks: Memory(256, 1, 1, 2, 1, 9, 14))
     said = succeeds(capsys, "train", "imagenet256-latent", *root, "--dry-run")
@@ -116,7 +116,7 @@ def test_dry_run_answers_where_the_pictures_are_missing(
     assert f"# data.root is '{name}', no folder;" in said
     assert "until then 1000 classes are assumed" in said
     assert "and the VAE, unless its latents are read" in said
-    assert "data.root is" in told("train", "imagenet256-latent", *root)
+    assert "data.root is" in error_of("train", "imagenet256-latent", *root)
 
 
 @pytest.mark.slow

@@ -117,7 +117,7 @@ def test_nearest_distances_are_exact() -> None:
     assert found[699] == 0
 
 
-def test_copies_count_as_memorised_and_fresh_pictures_do_not() -> None:
+def test_copies_count_as_memorised_and_new_images_do_not() -> None:
     rng = np.random.default_rng(0)
     train, held_out, fresh = (rng.integers(0, 256, (n, 1, 3, 3), dtype=np.uint8) for n in (400, 400, 400))
     reference = metrics.nearest_distances(held_out, train)

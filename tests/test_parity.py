@@ -62,7 +62,7 @@ def test_any_array_a_thousandth_off_fails_alone(name: str, report: Callable) -> 
 
 @pytest.mark.parametrize("name", ["loss_t", "loss_x0_seed"])
 @pytest.mark.parametrize("factor", [1.001, -1, 1000])
-def test_spoiled_inputs_fail(name: str, factor: float, report: Callable) -> None:
+def test_altered_inputs_fail(name: str, factor: float, report: Callable) -> None:
     assert not report(REFERENCE | {name: REFERENCE[name] * factor}).ok
 
 
@@ -109,7 +109,7 @@ def test_other_respacings_and_seeds_are_read_from_the_file(report: Callable) -> 
     [b"", b"PK\x03\x04 torn", b"\x93NUMPY", b"text", None],
     ids=["empty", "torn zip", "torn npy", "text", "none"],
 )
-def test_unreadable_file_is_told_in_one_line(content: bytes | None, tmp_path: Path, one_line: Callable) -> None:
+def test_unreadable_file_is_a_one_line_error(content: bytes | None, tmp_path: Path, one_line: Callable) -> None:
     path = tmp_path / "bad.npz"
     if content is not None:
         path.write_bytes(content)
@@ -118,7 +118,7 @@ def test_unreadable_file_is_told_in_one_line(content: bytes | None, tmp_path: Pa
     assert str(path) in one_line(caught.value)
 
 
-def test_truncated_file_is_told_in_one_line(tmp_path: Path, one_line: Callable) -> None:
+def test_truncated_file_is_a_one_line_error(tmp_path: Path, one_line: Callable) -> None:
     whole_file = (DATA / "diffusion.npz").read_bytes()
     path = tmp_path / "short.npz"
     path.write_bytes(whole_file[: len(whole_file) // 2])
@@ -127,7 +127,7 @@ def test_truncated_file_is_told_in_one_line(tmp_path: Path, one_line: Callable) 
     one_line(caught.value)
 
 
-def test_flipped_byte_is_told_in_one_line(tmp_path: Path, one_line: Callable) -> None:
+def test_flipped_byte_is_a_one_line_error(tmp_path: Path, one_line: Callable) -> None:
     raw = bytearray((DATA / "diffusion.npz").read_bytes())
     raw[len(raw) // 2] ^= 0xFF
     path = tmp_path / "flipped.npz"
@@ -178,7 +178,7 @@ def described(**changes: Any) -> Arrays:
         (NETWORK | {"x_shape": np.array([2, 4, -1, 8])}, "-1"),
     ],
 )
-def test_description_that_cannot_be_built_is_told_in_one_line(
+def test_description_that_cannot_be_built_is_a_one_line_error(
     arrays: Arrays, said: str, report: Callable, one_line: Callable
 ) -> None:
     with pytest.raises(UserError) as caught:
@@ -274,7 +274,7 @@ def small() -> Arrays:
     return arrays | {"out": out, "outB": out, "f64_max_abs_err": np.array(1e-6), "f64_max_abs_errB": np.array(2e-6)}
 
 
-def test_noise_floor_is_told_beside_our_error(small: Arrays, report: Callable) -> None:
+def test_noise_floor_is_printed_next_to_our_error(small: Arrays, report: Callable) -> None:
     result = report(small)
     assert result.ok, str(result)
     assert [floor.name for floor in result.floors] == ["out", "outB"]

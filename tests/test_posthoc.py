@@ -13,7 +13,7 @@ from scipy.integrate import quad
 from torch import Tensor, nn
 
 import udit
-from conftest import Told, same_bits, succeeds
+from conftest import ErrorOf, same_bits, succeeds
 from runs import newest, small_run, state_hash, train
 from udit.errors import UserError
 from udit.run.config import PosthocConfig
@@ -279,14 +279,16 @@ def test_sweep_scores_lengths_on_one_protocol(run: Path, capsys: pytest.CaptureF
         sweep_ema(run, ())
 
 
-def test_slips_are_told(run: Path, tmp_path: Path, told: Told) -> None:
+def test_mistakes_are_refused(run: Path, tmp_path: Path, error_of: ErrorOf) -> None:
     out = str(tmp_path / "model")
-    assert "sigma_rel is 0.5" in told("ema", "make", str(run), out, "--sigma-rel", "0.5")
-    assert "the first snapshot is of step 2" in told("ema", "make", str(run), out, "--sigma-rel", "0.1", "--step", "1")
+    assert "sigma_rel is 0.5" in error_of("ema", "make", str(run), out, "--sigma-rel", "0.5")
+    assert "the first snapshot is of step 2" in error_of(
+        "ema", "make", str(run), out, "--sigma-rel", "0.1", "--step", "1"
+    )
     bare = tmp_path / "bare"
     bare.mkdir()
     (bare / "run.yaml").write_text((run / "run.yaml").read_text())
-    assert "holds no snapshots" in told("ema", "make", str(bare), out, "--sigma-rel", "0.1")
+    assert "holds no snapshots" in error_of("ema", "make", str(bare), out, "--sigma-rel", "0.1")
 
 
 def test_run_says_how_small_it_may_be() -> None:

@@ -204,7 +204,7 @@ def test_checkpoint_saved_after_the_release_eval_is_refused(times: int, one_line
 
 
 @pytest.mark.parametrize("times", [1, 2, 3])
-def test_spoiled_checkpoint_is_repaired_to_rounding(times: int) -> None:
+def test_corrupted_checkpoint_is_repaired_to_rounding(times: int) -> None:
     model, state = trained()
     spoiled = evaluated(state, times)
     given = {key: value.clone() for key, value in spoiled.items()}
@@ -218,7 +218,7 @@ def test_spoiled_checkpoint_is_repaired_to_rounding(times: int) -> None:
         torch.testing.assert_close(repaired(*inputs), model(*inputs), atol=1e-4, rtol=1e-4)
 
 
-def test_spoiled_weights_would_have_changed_the_output() -> None:
+def test_corrupted_weights_would_have_changed_the_output() -> None:
     """The damage is worth refusing."""
     model, state = trained()
     other = udit.build(model.config)

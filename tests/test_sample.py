@@ -229,7 +229,7 @@ def test_labels_reach_the_network() -> None:
         (SCHEDULE, {"y": torch.tensor([0])}, "unconditional model"),
     ],
 )
-def test_misuse_is_told_in_one_line(schedule: DDPM | Flow, options: dict, said: str, one_line: Callable) -> None:
+def test_misuse_is_a_one_line_error(schedule: DDPM | Flow, options: dict, said: str, one_line: Callable) -> None:
     target = "eps" if isinstance(schedule, DDPM) else "flow"
     with pytest.raises(UserError) as caught:
         last(DATA.denoiser(schedule, target), torch.zeros(1, 1, 2, 2), **options)

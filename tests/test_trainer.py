@@ -22,7 +22,7 @@ from PIL import Image
 from torch import Tensor
 
 import udit
-from runs import environment, finished_at, metrics, newest, pictures, small_run, state_hash, steady_adam, train
+from runs import environment, finished_at, image_folder, metrics, newest, small_run, state_hash, steady_adam, train
 from udit import ops
 from udit.checkpoint import CheckpointStore
 from udit.data.batches import Batch
@@ -62,7 +62,7 @@ def spoil(monkeypatch: pytest.MonkeyPatch, spoilt: Callable[[Batch], Tensor | No
 
 
 def step_of(batch: Batch) -> int:
-    """Steps done before a batch of ``SMALL``, six pictures each."""
+    """Steps done before a batch of ``SMALL``, six images each."""
     return batch.positions[0] // 6
 
 
@@ -140,7 +140,7 @@ def test_tensorboard_shows_the_same_scalars(finished: Path) -> None:
         assert [event.value for event in shown.Scalars(key)] == pytest.approx([line[key] for line in lines])
 
 
-def test_grid_carries_its_settings(finished: Path) -> None:
+def test_grid_contains_its_settings(finished: Path) -> None:
     settings = read_settings(finished / "samples" / "step-00000007.png")
     assert settings is not None
     assert settings["seeds"] == list(range(40))
@@ -174,7 +174,7 @@ def test_decay_warms_up_and_then_stays() -> None:
     assert decay_at(10_000, 0.99) == 0.99
 
 
-def test_average_stands_beside_the_network(tiny: torch.nn.Module) -> None:
+def test_average_is_a_second_network(tiny: torch.nn.Module) -> None:
     before = {name: tensor.clone() for name, tensor in tiny.state_dict().items()}
     ema = EMA(tiny)
     ema.update(tiny, 0.5)
@@ -242,7 +242,7 @@ def test_unconditional_run_has_no_labels(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("workers", [1, 2])
 def test_reading_workers_change_no_bit(tmp_path: Path, workers: int) -> None:
-    data = pictures(tmp_path / "data")
+    data = image_folder(tmp_path / "data")
     train(tmp_path / "here", "training.steps=4", *data)
     train(tmp_path / "there", "training.steps=4", f"training.workers={workers}", *data)
     assert state_hash(tmp_path / "there") == state_hash(tmp_path / "here")
@@ -255,7 +255,7 @@ def test_compiling_changes_losses_by_rounding_only(finished: Path, tmp_path: Pat
         assert line["loss"] == pytest.approx(eager["loss"], rel=1e-3)
 
 
-def test_share_of_the_time_that_a_step_waited_for_its_pictures_is_told(
+def test_share_of_the_time_that_a_step_waited_for_its_images_is_reported(
     finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def paces(out: Path) -> list[tuple[float, float]]:
@@ -276,9 +276,9 @@ def test_share_of_the_time_that_a_step_waited_for_its_pictures_is_told(
 
 
 def test_data_is_read_before_anything_is_written(tmp_path: Path, one_line: OneLine) -> None:
-    data = pictures(tmp_path / "data")
-    picture = tmp_path / "data" / "dog" / "5.png"
-    picture.write_bytes(picture.read_bytes()[:50])
+    data = image_folder(tmp_path / "data")
+    damaged = tmp_path / "data" / "dog" / "5.png"
+    damaged.write_bytes(damaged.read_bytes()[:50])
     with pytest.raises(UserError, match=r"dog/5\.png' cannot be read") as error:
         train(tmp_path / "out", *data)
     one_line(error.value)
@@ -326,7 +326,7 @@ def test_non_finite_gradient_of_a_finite_loss_is_skipped_and_the_batch_named(
     assert message.count("digit ") == 6
 
 
-def test_one_bad_micro_batch_spoils_the_whole_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_one_bad_micro_batch_skips_the_whole_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     train(tmp_path / "before", "training.steps=2", "training.accumulation=3")
     spoil(monkeypatch, lambda batch: torch.tensor(float("nan")) if batch.positions[0] == 14 else None)
     train(tmp_path / "after", "training.steps=3", "training.accumulation=3")

@@ -1,4 +1,4 @@
-"""Pictures and data sets that tests write."""
+"""Images and data sets that tests write."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def idx(root: Path, part: str, images: np.ndarray, labels: np.ndarray, packed: b
 
 
 def garments(root: Path, train: int = 40, test: int = 10, side: int = 28, packed: bool = True) -> Path:
-    """Writes random pictures in the files of Fashion-MNIST; returns the folder."""
+    """Writes random images in the files of Fashion-MNIST; returns the folder."""
     random = np.random.default_rng(0)
     for part, count in (("train", train), ("t10k", test)):
         idx(root, part, random.integers(0, 256, (count, side, side), np.uint8), np.arange(count) % 10, packed)
@@ -65,7 +65,7 @@ def png(header: bytes, body: bytes) -> bytes:
 
 
 def troubled(root: Path) -> Path:
-    """Writes ten classes of 64x64 colour pictures, one of them empty, with a corrupt file, a CMYK one and a bomb."""
+    """Writes ten classes of 64x64 colour images, one of them empty, with a corrupt file, a CMYK one and a bomb."""
     for label in range(9):
         (root / f"class-{label}").mkdir(parents=True)
         for i in range(6):
