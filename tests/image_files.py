@@ -49,7 +49,7 @@ def garments(root: Path, train: int = 40, test: int = 10, side: int = 28, packed
 
 
 def bomb(side: int = 8_773) -> bytes:
-    """A PNG of one bit a pixel, 10 KB by default, that becomes side * side * 3 bytes of RGB: 231 MB."""
+    """A PNG of one bit per pixel, 10 KB by default, that becomes side * side * 3 bytes of RGB: 231 MB."""
     return png(
         struct.pack(">IIBBBBB", side, side, 1, 0, 0, 0, 0), zlib.compress(bytes(side * (1 + (side + 7) // 8)), 9)
     )
@@ -99,7 +99,7 @@ def peak_megabytes(statement: str, *arguments: str | Path) -> tuple[int, str, st
 
 
 def mutated(data: bytes, random: np.random.Generator) -> bytes:
-    """With some bytes changed, a piece taken out or put in, or the end cut off."""
+    """The data with some bytes changed, removed or inserted, or truncated."""
     changed = bytearray(data)
     kind = random.integers(4)
     place = int(random.integers(len(changed)))

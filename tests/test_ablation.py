@@ -1,4 +1,4 @@
-"""The ablation axis of U-DiT's paper as configs: what every attention promises in both shells, and what they cost."""
+"""Ablations of U-DiT's paper as configs: the contract of every attention, in U-DiT's and DiT's blocks, and costs."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def model(request: pytest.FixtureRequest) -> nn.Module:
     return perturb(udit.build(SHELLS[request.param]))
 
 
-# ---- what every attention promises ---------------------------------------------------------------------------------
+# ---- the contract of every attention ---------------------------------------------------------------------------------
 
 
 @torch.no_grad()
@@ -131,7 +131,7 @@ def test_rectangles_run_and_rows_are_not_columns(name: str) -> None:
     assert not near(straight, across, 1e-3)
 
 
-# ---- every knob turns something ------------------------------------------------------------------------------------
+# ---- every option has an effect ------------------------------------------------------------------------------------
 
 KNOBS: list[tuple[Any, dict[str, Any]]] = [
     (Full(), {"rope": False}),

@@ -35,7 +35,7 @@ def test_macs_on_512_pixels_are_the_published_ones(name: str, published: str) ->
 
 
 def test_macs_of_u_dit_b_split_over_levels_as_measured() -> None:
-    """Attention and FFN of every stage, and the convolutions that glue them."""
+    """Attention and FFN of every stage, and the convolutions between them."""
     macs = count(udit.fuse(udit.build("U-DiT-B", device="meta")))
     stages = ["encoder.0", "encoder.1", "encoder.2", "decoder.1", "decoder.0"]
     expected = [(1.03, 0.64), (1.66, 1.56), (2.46, 2.46), (1.66, 1.56), (3.26, 2.50)]

@@ -1,4 +1,4 @@
-"""The attentions of U-DiT's shell, each against its definition, written out pixel by pixel or in another way."""
+"""Attentions against their definitions, written out pixel by pixel or in another way."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def turned(x: Tensor, row: float, column: float) -> Tensor:
 def by_hand(
     spec: MapAttention, attention: Any, sees: list[list[list[int]]], q: Tensor, k: Tensor, v: Tensor, at: Any, to: Any
 ) -> Tensor:
-    """Attention token by token: q [B, N, D], k and v [B, M, D], their positions, and who sees whom by sample."""
+    """Attention token by token: q [B, N, D], k and v [B, M, D], their positions, and the keys of each query."""
     out = torch.zeros_like(q)
     size = WIDTH // HEADS
     for b in range(len(q)):

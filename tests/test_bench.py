@@ -1,4 +1,4 @@
-"""The literal U-DiT is U-DiT, and the bench tells what it measured."""
+"""The literal U-DiT equals ours, and the benchmark reports what it measured."""
 
 from __future__ import annotations
 
@@ -171,14 +171,14 @@ def test_rows_before_an_interruption_are_in_the_files(
 def test_nothing_but_the_table_is_printed() -> None:
     words = [sys.executable, "-m", "udit", "bench", "U-DiT-tiny", "--rounds", "1"]
     ended = subprocess.run(words, env=environment(), capture_output=True, text=True, check=True)
-    assert ended.stderr == "", "torch's profiler announces itself unless it is told not to"
+    assert ended.stderr == "", "torch's profiler announces itself by default"
 
 
 @pytest.mark.parametrize("workers", ["0", pytest.param("1", marks=pytest.mark.slow)])
 def test_steps_on_a_recipes_images_report_how_long_they_waited(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, workers: str
 ) -> None:
-    """Of a loader that is slower than the step: no pause may let it catch up."""
+    """The loader is slower than the step: no pause may let it catch up."""
     image = InMemory.image
 
     def slow(self: InMemory, i: int) -> NDArray[np.uint8]:

@@ -1,4 +1,4 @@
-"""From a name to weights, and from weights to their inference form, which never touches its argument."""
+"""From a name to weights, and from a network to its fused copy, which leaves the original unchanged."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def test_no_two_parameters_share_their_numbers() -> None:
 
 
 def test_initial_weights_follow_their_rules() -> None:
-    """Zero gates and head, zero biases, log temperature ln 10, N(0, 0.02) conditioners, Xavier for the rest."""
+    """Zero gates and head, zero biases, logit_scale ln 10, N(0, 0.02) conditioners, Xavier for the rest."""
     model = udit.build("U-DiT-S", depths=(1, 1, 1), num_classes=50)
     for name, value in model.named_parameters():
         if name.startswith("out.") or "modulation" in name or name.endswith("bias"):
@@ -183,7 +183,7 @@ def test_fused_model_is_a_new_model_of_parameters_in_eval_mode(tiny: nn.Module) 
 
 
 def test_fused_model_has_fewer_parameters_by_the_folded_ones() -> None:
-    """Each pair of matrices becomes one, three depthwise kernels one; the attention's shortcut costs nothing."""
+    """Each pair of matrices becomes one, three depthwise kernels one; the attention's shortcut adds no parameters."""
     model = udit.build("U-DiT-S", **TINY)
     saved = 0
     for width, blocks in ((16, 2), (32, 2), (32, 2)):
@@ -258,7 +258,7 @@ OPERATIONS = ("train", "eval", "save and load", "deepcopy", "fuse", "forward", "
 @settings(max_examples=5)
 @given(st.lists(st.sampled_from(OPERATIONS), min_size=50, max_size=50))
 def test_no_sequence_of_calls_changes_a_bit_of_the_weights(operations: list[str]) -> None:
-    """The release folds in place in ``eval()``; here neither order nor repetition may matter."""
+    """The release folds in place in ``eval()``; here neither order nor repetition matters."""
     model = perturb(udit.build("U-DiT-S", **TINY | {"width": 8, "heads": 1, "depths": (1,), "input_size": 4}), std=0.02)
     before, inputs = snapshot(model), batch(model, size=1)
     expected = forward(model, *inputs)

@@ -98,7 +98,7 @@ def test_cached_guidance_runs_the_conditional_half_alone_between_refreshes() -> 
 
 @pytest.mark.parametrize("guidance", [False, True])
 def test_guidance_that_comes_and_goes_finds_its_batch(network: nn.Module, guidance: bool) -> None:
-    """Where it sets in all runs; where it ends, the labels' half of what is kept goes on."""
+    """Where guidance starts, everything runs; where it ends, the conditional half of the cache is still used."""
     counted = Counted(network)
     guided = Guided(denoiser(counted), 3.0, interval=(0.3, 0.75))
     last(guided, cache=StepCache(refresh=(0,), guidance=guidance))
@@ -108,7 +108,7 @@ def test_guidance_that_comes_and_goes_finds_its_batch(network: nn.Module, guidan
 
 def test_cached_guidance_reuses_the_last_difference() -> None:
     class Drifting:
-        """Its deep part says nothing; predictions are the label times the call, and the variance behind them."""
+        """A network without a deep part's effect: predictions are the label times the call, then the variance."""
 
         def __call__(self, x: Tensor, t: Tensor, y: Tensor | None = None) -> Tensor:
             assert y is not None

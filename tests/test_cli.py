@@ -1,4 +1,4 @@
-"""The command line answers at once where it can, and tells every slip of the user's in one line."""
+"""The command line answers fast where it needs no torch, and reports every user error in one line."""
 
 from __future__ import annotations
 
@@ -139,7 +139,7 @@ def test_help_and_lists_answer_without_torch() -> None:
 
 
 def seconds(*words: str) -> float:
-    """The least processor time of five runs: what one takes on a machine that does nothing else."""
+    """The least processor time of five runs, close to that on an idle machine."""
     times = []
     for _ in range(5):
         before = resource.getrusage(resource.RUSAGE_CHILDREN)

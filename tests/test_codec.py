@@ -1,4 +1,4 @@
-"""Pixels survive the way to the network and back, and a VAE's latents carry their scale with them."""
+"""Pixels are restored from what the network sees, and a VAE's latents are stored with their scale."""
 
 from __future__ import annotations
 

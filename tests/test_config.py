@@ -1,4 +1,4 @@
-"""Configs say what is wrong in one line, before torch is imported."""
+"""Configs report what is wrong in one line, before torch is imported."""
 
 from __future__ import annotations
 

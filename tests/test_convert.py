@@ -68,7 +68,7 @@ def test_fused_folder_has_fewer_weights_and_the_same_images(
 
 
 class Trap:
-    """Runs a command where a pickle is trusted."""
+    """Runs a command if it is unpickled."""
 
     def __init__(self, path: str) -> None:
         self.path = path

@@ -1,4 +1,4 @@
-"""Folders of images are listed in one order, and broken files are named before anything is trained."""
+"""Folders of images are listed in one order, and damaged files are named before training starts."""
 
 from __future__ import annotations
 

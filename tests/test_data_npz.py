@@ -1,4 +1,4 @@
-"""Images in .npz files come back as they went in, and what is not such a file is told in one line."""
+"""Images in .npz files are read as they were written, and other files are refused in one line."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Images of any kind are read the same way every time, and what cannot be read is told in one line."""
+"""Images of any kind are converted by fixed rules, and what cannot be read is refused in one line."""
 
 from __future__ import annotations
 
@@ -217,7 +217,7 @@ def test_other_formats_behind_a_good_suffix_are_refused(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("suffix", ["png", "jpg", "webp"])
 def test_programs_with_an_image_suffix_are_not_run(tmp_path: Path, suffix: str) -> None:
-    """Pillow hands PostScript to Ghostscript and reads FITS through a codec; neither is asked here."""
+    """Pillow passes PostScript to Ghostscript and reads FITS through a codec; neither is called here."""
     starts = [b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n", b"SIMPLE  =                    T", b"%PDF-1.4\n"]
     for start in starts:
         (tmp_path / f"x.{suffix}").write_bytes(start + bytes(3000))

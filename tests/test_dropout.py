@@ -1,4 +1,4 @@
-"""Dropout: its masks by their statistics, and that nothing but keys decides them, in networks and in whole runs."""
+"""Dropout: the statistics of its masks, and that keys alone decide them, in networks and in whole runs."""
 
 from __future__ import annotations
 

@@ -248,5 +248,5 @@ def test_samplers_of_other_schedules_are_refused(
 
 
 def test_recipe_of_the_tests_is_no_edm() -> None:
-    """So that the tests above change what they mean to."""
+    """Shows that the tests above change the intended values."""
     assert load_run(RECIPE).diffusion.kind == "ddpm"

@@ -1,6 +1,6 @@
-"""Exported graphs agree with their networks, sample as they do, and every slip is told in one line.
+"""Exported graphs agree with their networks, sample as they do, and every mistake is reported in one line.
 
-What the fast tests run is a stand-in for an engine, made of the network itself; the slow ones run the engines.
+The fast tests run a stand-in for an engine, made of the network itself; the slow ones run the engines.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ def system(tiny: nn.Module) -> System:
 
 @pytest.fixture
 def engine(system: System, monkeypatch: pytest.MonkeyPatch) -> Callable[[float], None]:
-    """Exports take no exporter, and graphs run in the network; called with a share, it is off by that."""
+    """Replaces exporter and engine by the network itself; called with a share, its output is off by that."""
     network = fuse(system.backbone)
 
     def stand_in(error: float = 0.0) -> None:

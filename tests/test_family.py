@@ -1,4 +1,4 @@
-"""A new family is one folder and one row of the catalogue: a throw-away one, written out, does all that others do.
+"""A new family is one folder and one row of the catalogue: an example is added and does all that others do.
 
 CONTRIBUTING.md ("Add a model") shows the same files.
 """
@@ -117,7 +117,7 @@ about = About(paper="1234.56789", code="MIT", attention="none", ffn="none", skip
 CATALOG["Throwaway-tiny"] = Entry(config=ThrowawayConfig(**small), about=about)
 CATALOG["Throwaway-impure-tiny"] = Entry(config=ThrowawayConfig(impure=True, **small), about=about)
 """
-"""What stands in ``models/catalog.py``; the second row breaks the contract, so that the tests must find it out."""
+"""The rows of ``models/catalog.py``; the second one breaks the contract, which the tests must detect."""
 
 
 @pytest.fixture

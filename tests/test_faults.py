@@ -1,6 +1,6 @@
 """Real processes on real faults: every crash point of a save, full disks, signals to whole groups, a rank's NaN.
 
-Each ends in one clear line, loses nothing, and the same command goes on to the bits of a run that had no fault.
+Each ends in one clear line, loses nothing, and the same command resumes to the bits of a run without a fault.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ STEPS = "training.steps=40"
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
-    """Overrides for images that two processes a rank read."""
+    """Overrides for images that two processes per rank read."""
     return [*image_folder(tmp_path_factory.mktemp("data") / "pictures"), "training.workers=2"]
 
 

@@ -1,4 +1,4 @@
-"""The judge is right about images it has not seen, and is the same judge every time."""
+"""The judge classifies unseen images, and training it again gives the same judge."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The run folder: one trainer at a time, no silent change of configuration, one log line a step."""
+"""The run folder: one trainer at a time, no silent change of configuration, one log line per step."""
 
 from __future__ import annotations
 

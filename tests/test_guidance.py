@@ -146,7 +146,7 @@ def test_model_without_a_null_label_cannot_be_guided(guidance: float, one_line: 
 @pytest.mark.parametrize("name", ["U-ViT-tiny", "U-DiT-tiny"])
 @torch.no_grad()
 def test_text_model_is_guided_by_the_null_condition_it_is_handed(name: str) -> None:
-    """What the text encoder makes of the empty text."""
+    """The text encoder's output for the empty text."""
     network = perturb(udit.build(name, num_classes=0, context={"tokens": 3, "width": 6}, learn_sigma=False))
     denoiser = Denoiser(network, SCHEDULE)
     x, t, _ = batch(network)

@@ -1,4 +1,4 @@
-"""Data sets of the hub are read whole, streamed, or refused in one line; a stand-in of this machine is the hub."""
+"""Data sets of the hub are read whole, streamed, or refused in one line; a local server stands in for the hub."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""IDX files are read as MNIST ships them, and what is none is told in one line."""
+"""IDX files are read as MNIST ships them, and other files are refused in one line."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Building kernels: told in one line where it fails, one file for many processes, built again where it is cut off."""
+"""Building kernels: one line where it fails, one file for many processes, built again where it is truncated."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ SOURCE = Path(ops.__file__).parent / "depthwise_convolution" / "cpu.cpp"
 
 
 def library() -> build.Library:
-    """One that nobody has asked for yet."""
+    """A library that has not been used yet."""
     return build.Library("depthwise", SOURCE)
 
 
 def test_a_compiler_that_is_there_yields_a_kernel() -> None:
-    """Else every test of kernels would compare torch with itself."""
+    """Otherwise every test of kernels would compare torch with itself."""
     assert library().available() is (build.find_compiler() is not None)
 
 

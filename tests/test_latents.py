@@ -1,4 +1,4 @@
-"""The latent cache: the same bytes however it is written, the same training as from images, every misfit named."""
+"""The latent cache: the same bytes however it is written, the same training as from images, every mismatch named."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ from vaes import tiny_vae
 OneLine = Callable[[BaseException], str]
 COUNT = 24
 FOLDER = "data.kind=folder"
-"""All that a run says of its data where the cache says the rest; the recipe would say digits."""
+"""The data settings of a run that takes the rest from the cache; the recipe itself has the digits."""
 
 
 class Cases:
@@ -187,7 +187,7 @@ def test_another_cache_is_refused_on_resuming(cases: Cases, tmp_path: Path, one_
     assert "the data is not what" in one_line(error.value)
 
 
-# -- misfits -------------------------------------------------------------------------------------------------------
+# -- mismatches ----------------------------------------------------------------------------------------------------
 
 
 def test_every_key_that_does_not_fit_the_cache_is_named(cases: Cases, tmp_path: Path, one_line: OneLine) -> None:
@@ -220,7 +220,7 @@ def test_every_key_that_does_not_fit_the_cache_is_named(cases: Cases, tmp_path: 
 
 
 def load_with_data_left_out(words: list[str]) -> Run:
-    """The tiny run without its data section, so that only the words speak of data."""
+    """The tiny run without its data section, so that only the overrides set the data."""
     from udit.run.recipes import parse_overrides, read_recipe
     from udit.run.resolve import resolve
 
@@ -311,7 +311,7 @@ def test_bytes_depend_on_neither_ranks_nor_batches(cases: Cases, tmp_path: Path,
     plan = plan_of(run.data, source, codec, shard_size=7)
 
     class Alone(dist.World):
-        """One of several ranks, that waits for none."""
+        """One of several ranks, which waits for no other."""
 
         def sum(self, values: Any) -> list[float]:
             return list(values)
@@ -408,11 +408,11 @@ def test_python_refuses_what_the_command_refuses(cases: Cases, tmp_path: Path) -
     assert not (tmp_path / "cache").exists()
 
 
-# -- what strangers hand over --------------------------------------------------------------------------------------
+# -- untrusted files -----------------------------------------------------------------------------------------------
 
 
 def mutations(text: str, count: int) -> Any:
-    """Texts made of ``text`` by flips, cuts, copies, and by other values under a fresh seal."""
+    """Texts made of ``text`` by flips, cuts, copies, and by other values with a new digest."""
     chance = random.Random(0)
     odd = [
         None, True, -1, 0, 1, 2**63, 1e308, -0.5, "", "x", "../../etc/passwd", "a\x00b", [], {}, [[]], [1, 2],

@@ -1,4 +1,4 @@
-"""The memory of a training step is known before it is taken."""
+"""The memory of a training step is estimated before it is used."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def tiny(*words: str) -> Run:
 
 
 def measured(run: Run) -> int:
-    """Bytes of weights, optimiser and averages, and the most that lives at once beside them in a step."""
+    """Bytes of weights, optimiser and averages, and the most that is allocated in addition at one time in a step."""
     torch.manual_seed(0)
     learner = Learner(run, World())
     learner.share(0)
@@ -44,7 +44,7 @@ def measured(run: Run) -> int:
         Batch(pixels, torch.zeros(size, dtype=torch.int64), list(range(size)), list(range(size)))
         for _ in range(run.training.accumulation)
     ]
-    learner.step(0, micro)  # the optimiser's moments come into being
+    learner.step(0, micro)  # the optimiser's moments are created
     _, most = dissect(lambda: learner.step(1, micro))
     tensors = [t for part in learner.tensors().values() for t in part.values()]
     return most + sum(t.numel() * t.element_size() for t in tensors)

@@ -1,4 +1,4 @@
-"""ADM's files come back as they went in, and broken ones are told in one line."""
+"""ADM's files are read as they were written, and damaged ones are refused in one line."""
 
 from __future__ import annotations
 

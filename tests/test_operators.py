@@ -1,4 +1,4 @@
-"""What every operator promises, on every device that has a kernel: one contract for all of them.
+"""The contract of all operators, on every device that has a kernel.
 
 Limits come from float32's theory. An operator may be off by as much as rounding its inputs once changes the exact
 answer (``sensitivity``, measured in float64), times the root of the longest sum's length for the rounding of that sum.

@@ -288,7 +288,7 @@ def test_noise_floor_is_printed_next_to_our_error(small: Arrays, report: Callabl
     "floor", [np.array(1.0), np.array(0.0), np.array(np.nan), np.zeros(3), np.array("text")], ids=str
 )
 def test_noise_floor_is_never_judged(floor: np.ndarray, small: Arrays, report: Callable) -> None:
-    """The last digit of a constant table decides it; correct networks do not find it again."""
+    """The last digit of a constant table decides it; correct networks do not reproduce it."""
     assert report(small | {"f64_max_abs_err": floor}).ok
 
 
@@ -331,7 +331,7 @@ def test_u_dit_s_agrees_with_every_array_of_the_reference(tmp_path: Path) -> Non
     ("names", "failing"),
     [
         ("out cfg4 grad_norms grad_x", "out cfg4 grad_norms grad_x"),
-        ("loss f64_max_abs_err", "loss"),  # the reference's own rounding is told, and is no array to reproduce
+        ("loss f64_max_abs_err", "loss"),  # the reference's own rounding is printed, and is not an array to reproduce
         ("train_out", "train_out loss"),  # the stored loss must be the stored output's
     ],
 )

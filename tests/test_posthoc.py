@@ -1,4 +1,4 @@
-"""Averages of any length come back from two, as the paper's formulas and ema-pytorch have them."""
+"""Averages of any length are rebuilt from two, as the paper's formulas and ema-pytorch have them."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ LENGTHS = (0.03, 0.05, 0.07, 0.1, 0.15, 0.2, 0.25)
 
 
 class Walk(nn.Module):
-    """Weights that wander as in a training: fast at first, then slower, with noise."""
+    """Weights on a random walk whose steps shrink, as in training."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -140,7 +140,7 @@ def test_half_precision_costs_what_it_says(tmp_path: Path) -> None:
 
 
 def test_decay_is_the_oracles_one_step_on() -> None:
-    """ema-pytorch takes 1 - 1 / (t + 1) where the paper has 1 - 1 / t; the step aside, the recursion is the same."""
+    """ema-pytorch takes 1 - 1 / (t + 1) where the paper has 1 - 1 / t; otherwise the recursion is the same."""
     ema_pytorch = pytest.importorskip("ema_pytorch")
     model = Walk()
     oracle = ema_pytorch.KarrasEMA(model, sigma_rel=0.1, update_every=1)

@@ -1,7 +1,7 @@
 """A noising process is one place, and so is a sampler: throw-away ones are added, trained, sampled and refused.
 
 The process takes a config with its row (``diffusion/config.py``), a module and the row of its sampler
-(``diffusion/samplers.py``); nothing else in the library is told of it.
+(``diffusion/samplers.py``); nothing else in the library names it.
 """
 
 from __future__ import annotations
@@ -266,7 +266,7 @@ def test_tables_of_the_page_are_those_of_the_code() -> None:
         assert f"| {' | '.join(cells)} |" in page
 
 
-# ---- what samplers ask -----------------------------------------------------------------------------------------------
+# ---- times of samplers -----------------------------------------------------------------------------------------------
 
 SCHEDULES: dict[str, Schedule] = {
     "ddpm": DDPM.linear(1000),
@@ -287,7 +287,7 @@ ASKED += [
 
 
 def heard(denoiser: AnyDenoiser, sampler: Sampler, steps: int | str, times: list[Tensor]) -> Tensor:
-    """What the network was told in a run, one time per evaluation."""
+    """The times that the network got in a run, one per evaluation."""
     x, y = torch.randn(3, 1, 4, 4, generator=torch.Generator().manual_seed(0)), torch.tensor([1, 4, 0])
     times.clear()
     taken = sample(denoiser, x, sampler=sampler, steps=steps, y=y, noise=lambda k: torch.ones_like(x))

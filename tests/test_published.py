@@ -1,4 +1,4 @@
-"""Weights of the release come in under its own names, whole or not at all, and never spoiled."""
+"""Weights of the release are imported under its own names, completely or not at all, and never corrupted."""
 
 from __future__ import annotations
 
@@ -158,7 +158,7 @@ def test_bad_state_is_refused_and_the_model_keeps_its_bits(
     assert same_bits(snapshot(again), before)
 
 
-# ---- the mark of the release's eval() --------------------------------------------------------------------------------
+# ---- damage by the release's eval() ----------------------------------------------------------------------------------
 
 
 def branches(state: dict[str, Tensor]) -> list[str]:
@@ -219,7 +219,7 @@ def test_corrupted_checkpoint_is_repaired_to_rounding(times: int) -> None:
 
 
 def test_corrupted_weights_would_have_changed_the_output() -> None:
-    """The damage is worth refusing."""
+    """Shows that the damage matters."""
     model, state = trained()
     other = udit.build(model.config)
     own = other.state_dict()
@@ -244,7 +244,7 @@ def test_healthy_checkpoint_passes_silently_and_untouched(spread: float, repair:
 
 @pytest.mark.parametrize("excess", [0.37, 0.1])
 def test_early_average_with_a_decayed_excess_is_warned_about(excess: float) -> None:
-    """An average that began as a spoiled copy: 0.9999 ** 10,000 = 0.37 of the excess is left after 10,000 steps."""
+    """An average that began as a corrupted copy: 0.9999 ** 10,000 = 0.37 of the excess is left after 10,000 steps."""
     model, state = trained()
     again = udit.build(model.config, seed=1)
     with pytest.warns(UserWarning, match=r"centres of dwconv\.0 lie 0\.\d\d above") as caught:
@@ -273,7 +273,7 @@ def test_weights_of_no_training_pass_silently(seed: int) -> None:
 
 
 def test_wide_models_are_judged_too() -> None:
-    """At full width the Xavier bounds are narrower; the mark must still be seen, and health still be silent."""
+    """At full width the Xavier bounds are narrower; damage must still be detected, and intact weights still pass."""
     config = UDiTConfig(depths=(1, 1, 1), num_classes=2)
     state = udit.export_published(udit.build(config))
     model = udit.build(config, seed=1)

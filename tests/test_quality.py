@@ -1,4 +1,4 @@
-"""``udit tune`` and ``udit sample --quality``: what is quick and good enough, beside the run, or a table's setting."""
+"""``udit tune`` and ``udit sample --quality``: settings from the run's quality.json, or from a table."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A run cut anywhere and started again ends at the bits of the unbroken one."""
+"""A run interrupted anywhere and started again ends with the bits of the unbroken one."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def half(crashed: Path, tmp_path: Path) -> Path:
 
 
 def crash(out: Path, before: int) -> None:
-    """Trains until the losses of a step would be taken, and dies there."""
+    """Trains until the losses of a step would be computed, and stops there."""
     honest = Learner.losses
 
     def losses(self: Learner, batch: Batch) -> Losses:

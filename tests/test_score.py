@@ -1,4 +1,4 @@
-"""Good samples score well, bad ones badly, and the report says how both came about."""
+"""Good samples score well, bad ones badly, and the report contains the protocol."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def test_copies_of_training_images_are_detected(judge_path: Path) -> None:
     assert report.memorised == 1
     assert report.distance == pytest.approx(0, abs=1e-9)
     assert report.agreement == pytest.approx(report.judge_on_train)
-    assert report.distance_matched > report.distance  # few samples look farther than many
+    assert report.distance_matched > report.distance  # few samples seem farther away than many
     assert report.matched_count == len(PARTS.test)
 
 

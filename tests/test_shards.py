@@ -1,4 +1,4 @@
-"""Samples of a score are the same images however their drawing was cut, and by however many ranks."""
+"""Samples of a score are the same images after interruptions and on any number of ranks."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ def evaluate(run: Path, ranks: int = 1) -> list[subprocess.Popen[str]]:
 
 
 def outcome(run: Path) -> tuple[str, str]:
-    """Hashes of the samples and of the scores; what lies there is removed."""
+    """Hashes of the samples and of the scores; the files are removed."""
     with np.load(run / "evaluation" / "samples.npz") as file:
         samples = hashlib.sha256(file["arr_0"].tobytes()).hexdigest()
     scores = hashlib.sha256((run / "evaluation" / "metrics.json").read_bytes()).hexdigest()

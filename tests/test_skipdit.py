@@ -42,7 +42,7 @@ def test_a_cached_step_costs_what_the_release_says() -> None:
         cond = model.condition(t, y.long())
         x, skips = model.enter(x, cond)
         model.leave(x, skips, cond)
-    # ``condition`` makes the modulations of the 20 blocks between, too; the release does not
+    # ``condition`` computes the modulations of the 20 blocks between, too; the release does not
     ahead = 20 * 6 * XL.width**2
     assert round((counter.get_total_flops() / 2 - ahead) / 1e9, 3) == 36.623
 
@@ -61,7 +61,7 @@ def test_starts_as_the_release_does() -> None:
 
 
 class Counted(nn.Module):
-    """A seamed network that counts how often its deep part runs."""
+    """A network in parts that counts how often its deep part runs."""
 
     def __init__(self, network: nn.Module) -> None:
         super().__init__()

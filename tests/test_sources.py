@@ -1,4 +1,4 @@
-"""Data sets are what they say, and are split the same way every time."""
+"""Data sets match their description, and are split the same way every time."""
 
 from __future__ import annotations
 

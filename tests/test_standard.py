@@ -65,7 +65,7 @@ def test_distances_are_near_the_closed_form_with_interval_and_spread(scored: Sco
     assert found.interval[0] < found.debiased < found.value
     assert found.interval[0] < 4 * 20**2 < found.interval[1]  # four features, each 20 off
     assert len(found.spread) == 5
-    assert np.mean(found.spread) > found.value  # fewer samples look farther
+    assert np.mean(found.spread) > found.value  # fewer samples seem farther away
 
 
 def test_scores_come_back_from_disk(scored: Scores, tmp_path: Path) -> None:

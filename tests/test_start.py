@@ -27,7 +27,7 @@ OneLine = Callable[[BaseException], str]
 
 
 def folder_of(root: Path, *names: str, size: int = 8, channels: int = 1) -> list[str]:
-    """Random images, six a class; the overrides that train on them."""
+    """Random images, six per class; the overrides that train on them."""
     random = np.random.default_rng(1)
     for name in names:
         (root / name).mkdir(parents=True)

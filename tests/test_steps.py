@@ -1,4 +1,4 @@
-"""A training as a loop of one's own: a record after each step, and a loop that may be left at any of them."""
+"""Training as a loop: a record after each step, and a loop that may be left after any of them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Model folders describe themselves, are whole or not there, and nothing in them is run."""
+"""Model folders describe themselves, are complete or absent, and nothing in them is executed."""
 
 from __future__ import annotations
 

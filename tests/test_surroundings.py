@@ -1,4 +1,4 @@
-"""Torch's private names that ``ops/surroundings.py`` asks for say what it takes them to say.
+"""The private names of torch in ``ops/surroundings.py`` have the meaning that it relies on.
 
 A version of torch that renames one or changes its meaning fails here first.
 """

@@ -48,7 +48,7 @@ def weights(out: Path, part: str = "model") -> dict[str, Tensor]:
 
 
 def spoil(monkeypatch: pytest.MonkeyPatch, spoilt: Callable[[Batch], Tensor | None]) -> list[list[int]]:
-    """Multiplies the losses of some batches by a factor a sample; returns the ids of all batches, as they come."""
+    """Multiplies the losses of some batches by a factor per sample; returns the ids of all batches, as they come."""
     honest = Learner.losses
     seen: list[list[int]] = []
 
@@ -71,7 +71,7 @@ def step_of(batch: Batch) -> int:
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run of seven steps that is through."""
+    """A finished run of seven steps."""
     out = tmp_path_factory.mktemp("runs") / "finished"
     assert train(out, "training.steps=7", "training.sample_every=4", curve=True) == finished_at(out, 7)
     return out

@@ -1,4 +1,4 @@
-"""U-DiT: numbers of the official program, and what every backbone of this library promises."""
+"""U-DiT: numbers of the official program, and the contract of backbones in detail."""
 
 from __future__ import annotations
 
@@ -428,7 +428,7 @@ def test_parts_of_the_forward_make_the_whole(tiny: nn.Module) -> None:
 
 
 def test_exported_program_computes_the_same(tiny: nn.Module) -> None:
-    """To the bit, with torch's depthwise convolution on both sides: an exported program knows no other."""
+    """Bit-identical, with torch's depthwise convolution on both sides: an exported program has no other."""
     fused, inputs = udit.fuse(tiny), batch(tiny)
     program = torch.export.export(fused, inputs)
     with ops.kernels("off"):

@@ -1,4 +1,4 @@
-"""A VAE that has learned something, all the way: reconstruction, cache, training, samples, scores; one of the hub."""
+"""A trained VAE in all its uses: reconstruction, cache, training, samples, scores; and one from the hub."""
 
 from __future__ import annotations
 
