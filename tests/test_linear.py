@@ -88,7 +88,7 @@ def test_more_threads_than_rows_fill_are_idle(rows: int, threads: int) -> None:
 
 @needs_compiler
 @torch.no_grad()
-def test_whoever_watches_sees_the_operator() -> None:
+def test_modes_profilers_and_tracers_see_the_operator() -> None:
     """Without gradients the dispatcher is skipped, but only where that cannot be observed."""
     x, weight, _ = draw(64, 8, 8)
     expected, seen = linear(x, weight), []

@@ -52,12 +52,12 @@ def test_diffusion_tower_agrees_with_the_reference() -> None:
 
 @pytest.mark.parametrize("name", [name for name in REFERENCE if name not in ("loss_t", "loss_x0_seed")])
 def test_any_array_a_thousandth_off_fails_alone(name: str, report: Callable) -> None:
-    spoiled = report(REFERENCE | {name: REFERENCE[name] * 1.001})
-    assert not spoiled.ok
-    assert failed(spoiled) == {name}
-    assert str(spoiled).startswith("FAILED ")
-    assert f"worst {name} " in str(spoiled)
-    assert "\n" not in str(spoiled)
+    altered = report(REFERENCE | {name: REFERENCE[name] * 1.001})
+    assert not altered.ok
+    assert failed(altered) == {name}
+    assert str(altered).startswith("FAILED ")
+    assert f"worst {name} " in str(altered)
+    assert "\n" not in str(altered)
 
 
 @pytest.mark.parametrize("name", ["loss_t", "loss_x0_seed"])
@@ -67,23 +67,23 @@ def test_altered_inputs_fail(name: str, factor: float, report: Callable) -> None
 
 
 def test_one_altered_number_fails(report: Callable) -> None:
-    spoiled = {key: value.copy() for key, value in REFERENCE.items()}
-    spoiled["ddpm_50_clip0"][1, 3, 7, 7] += 1e-4 * np.abs(spoiled["ddpm_50_clip0"]).max()
-    assert failed(report(spoiled)) == {"ddpm_50_clip0"}
+    altered = {key: value.copy() for key, value in REFERENCE.items()}
+    altered["ddpm_50_clip0"][1, 3, 7, 7] += 1e-4 * np.abs(altered["ddpm_50_clip0"]).max()
+    assert failed(report(altered)) == {"ddpm_50_clip0"}
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])
 def test_nan_and_infinity_fail(value: float, report: Callable) -> None:
-    spoiled = {key: value_.copy() for key, value_ in REFERENCE.items()}
-    spoiled["vb"][0] = value
-    assert failed(report(spoiled)) == {"vb"}
+    altered = {key: value_.copy() for key, value_ in REFERENCE.items()}
+    altered["vb"][0] = value
+    assert failed(report(altered)) == {"vb"}
 
 
 @pytest.mark.parametrize("name", ["novel", "timesteps_", "ddpm_10_clip2", "ddim_10_eta", "outB"])
 def test_unknown_array_fails(name: str, report: Callable) -> None:
-    spoiled = report(REFERENCE | {name: np.zeros(3)})
-    assert failed(spoiled) == {name}
-    assert "(unknown array)" in str(spoiled)
+    altered = report(REFERENCE | {name: np.zeros(3)})
+    assert failed(altered) == {name}
+    assert "(unknown array)" in str(altered)
 
 
 @pytest.mark.parametrize("name", ["loss", "betas_10", "timesteps_50", "ddim_ddim10_eta0.7"])
@@ -196,9 +196,9 @@ def test_description_that_cannot_be_built_is_a_one_line_error(
     ],
 )
 def test_inputs_no_reference_holds_fail(changes: Arrays, said: str, report: Callable) -> None:
-    spoiled = report(NETWORK | changes)
-    assert not spoiled.ok
-    assert said in str(spoiled)
+    altered = report(NETWORK | changes)
+    assert not altered.ok
+    assert said in str(altered)
 
 
 def test_description_becomes_the_config() -> None:
@@ -336,14 +336,14 @@ def test_u_dit_s_agrees_with_every_array_of_the_reference(tmp_path: Path) -> Non
     ],
 )
 def test_network_arrays_a_thousandth_off_fail(names: str, failing: str, report: Callable) -> None:
-    spoiled = report(NETWORK | {name: NETWORK[name] * 1.001 for name in names.split()})
-    assert failed(spoiled) == set(failing.split())
+    altered = report(NETWORK | {name: NETWORK[name] * 1.001 for name in names.split()})
+    assert failed(altered) == set(failing.split())
 
 
 @pytest.mark.slow
 def test_network_file_with_another_count_or_array_fails(report: Callable) -> None:
-    spoiled = report(NETWORK | {"n_params": NETWORK["n_params"] + 1, "novel": np.zeros(2), "outC": NETWORK["out"]})
-    assert failed(spoiled) == {"n_params", "novel", "outC"}
+    altered = report(NETWORK | {"n_params": NETWORK["n_params"] + 1, "novel": np.zeros(2), "outC": NETWORK["out"]})
+    assert failed(altered) == {"n_params", "novel", "outC"}
 
 
 def test_references_are_not_of_our_own_making() -> None:

@@ -47,14 +47,14 @@ def weights(out: Path, part: str = "model") -> dict[str, Tensor]:
     return found.tensors(part)
 
 
-def spoil(monkeypatch: pytest.MonkeyPatch, spoilt: Callable[[Batch], Tensor | None]) -> list[list[int]]:
+def corrupt_losses(monkeypatch: pytest.MonkeyPatch, corrupted: Callable[[Batch], Tensor | None]) -> list[list[int]]:
     """Multiplies the losses of some batches by a factor per sample; returns the ids of all batches, as they come."""
     honest = Learner.losses
     seen: list[list[int]] = []
 
     def losses(self: Learner, batch: Batch) -> Losses:
         seen.append(batch.ids)
-        result, factor = honest(self, batch), spoilt(batch)
+        result, factor = honest(self, batch), corrupted(batch)
         return result if factor is None else Losses(result.loss * factor, result.mse, result.vb)
 
     monkeypatch.setattr(Learner, "losses", losses)
@@ -211,7 +211,7 @@ def test_accumulated_parts_equal_one_big_batch(tmp_path: Path) -> None:
 OPTIONS: dict[str, list[str]] = {
     "bfloat16, activations recomputed": ["training.precision=bfloat16", "training.checkpoint_activations=true"],
     "flow, unclipped": ["diffusion.kind=flow", "sampling.sampler=flow-euler", "training.clip_norm=null"],
-    "cheap activations recomputed": ["training.checkpoint_activations=selective"],
+    "selected activations recomputed": ["training.checkpoint_activations=selective"],
     "unconditional, nothing held out": ["model.num_classes=0", "data.test_share=0"],
     "labels dropped by level": ["training.independent_level_dropout=true", "sampling.guidance=2"],
     "fixed variance, no warm-up": ["model.learn_sigma=false", "training.lr_warmup=0", "training.weight_decay=0.1"],
@@ -295,7 +295,7 @@ def test_non_finite_loss_is_skipped_and_its_samples_named(
     before, after = tmp_path / "before", tmp_path / "after"
     train(before, "training.steps=3")
     factor = torch.tensor([1.0, value, 1, 1, value, 1])
-    seen = spoil(monkeypatch, lambda batch: factor if step_of(batch) == 3 else None)
+    seen = corrupt_losses(monkeypatch, lambda batch: factor if step_of(batch) == 3 else None)
     with caplog.at_level(logging.WARNING):
         train(after, "training.steps=4")
     names = [f"digit {i}" for i in sorted((seen[3][1], seen[3][4]))]
@@ -328,14 +328,14 @@ def test_non_finite_gradient_of_a_finite_loss_is_skipped_and_the_batch_named(
 
 def test_one_bad_micro_batch_skips_the_whole_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     train(tmp_path / "before", "training.steps=2", "training.accumulation=3")
-    spoil(monkeypatch, lambda batch: torch.tensor(float("nan")) if batch.positions[0] == 14 else None)
+    corrupt_losses(monkeypatch, lambda batch: torch.tensor(float("nan")) if batch.positions[0] == 14 else None)
     train(tmp_path / "after", "training.steps=3", "training.accumulation=3")
     assert state_hash(tmp_path / "after") == state_hash(tmp_path / "before")
 
 
 def test_training_goes_on_after_two_bad_steps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     bad = (1, 2, 4, 5)
-    spoil(monkeypatch, lambda batch: torch.tensor(float("nan")) if step_of(batch) in bad else None)
+    corrupt_losses(monkeypatch, lambda batch: torch.tensor(float("nan")) if step_of(batch) in bad else None)
     assert train(tmp_path, "training.steps=7") == finished_at(tmp_path, 7)
     assert [line["step"] for line in metrics(tmp_path) if "skipped_samples" in line] == [2, 3, 5, 6]
     assert all(torch.isfinite(t).all() for part in ("model", "ema", "optim") for t in weights(tmp_path, part).values())
@@ -346,7 +346,7 @@ def test_three_bad_steps_in_a_row_stop_the_run_with_the_weights_saved(
 ) -> None:
     train(tmp_path / "before", "training.steps=2")
     with monkeypatch.context() as patch:
-        seen = spoil(patch, lambda batch: torch.tensor(float("nan")) if step_of(batch) >= 2 else None)
+        seen = corrupt_losses(patch, lambda batch: torch.tensor(float("nan")) if step_of(batch) >= 2 else None)
         with pytest.raises(RunError) as error:
             train(tmp_path / "after", "training.steps=9")
         assert len(seen) == 5
@@ -361,7 +361,7 @@ def test_three_bad_steps_in_a_row_stop_the_run_with_the_weights_saved(
 
 
 def test_bad_steps_are_counted_across_a_restart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    spoil(monkeypatch, lambda batch: torch.tensor(float("nan")) if step_of(batch) >= 1 else None)
+    corrupt_losses(monkeypatch, lambda batch: torch.tensor(float("nan")) if step_of(batch) >= 1 else None)
     train(tmp_path, "training.steps=3")
     with pytest.raises(RunError, match="stopped after step 4: 3 steps in a row"):
         train(tmp_path, "training.steps=9")
@@ -381,7 +381,7 @@ def test_signal_saves_leaves_and_resumes_to_the_same_bits(
             os.kill(os.getpid(), number)
 
     with monkeypatch.context() as patch, StopFlag() as stop:
-        spoil(patch, ask)
+        corrupt_losses(patch, ask)
         outcome = train(tmp_path, "training.steps=7", stop=stop)
     assert outcome == Outcome(outcome.step, finished=False, out=tmp_path, signal=number)
     assert 4 <= outcome.step <= 5
