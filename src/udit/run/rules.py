@@ -175,4 +175,4 @@ RULES: tuple[Rule, ...] = (
     selective_checkpointing_is_not_compiled,
     batch_splits_into_accumulated_parts,
 )
-"""In the order in which they are told."""
+"""In the order in which they are checked."""
