@@ -96,7 +96,7 @@ def test_any_other_layer_is_called(layer: nn.Module, monkeypatch: pytest.MonkeyP
 
 
 @needs_compiler
-def test_no_pictures_have_a_gradient_of_zero() -> None:
+def test_an_empty_batch_has_a_gradient_of_zero() -> None:
     layer = nn.Conv2d(NARROW, 8, 3, padding=1)
     convolve(layer, torch.randn(0, 8, 8, NARROW)).sum().backward()
     assert layer.weight.grad is not None

@@ -134,7 +134,7 @@ def test_backward_keeps_no_tensor_of_all_tokens_and_states(form: str) -> None:
     assert sizes[1] <= 2 * sizes[0]
 
 
-def test_mamba_ssm_is_called_as_it_wants_to_be(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_mamba_ssm_is_called_with_its_layout(monkeypatch: pytest.MonkeyPatch) -> None:
     """A stand-in with the signature of ``selective_scan_fn``, tokens last."""
 
     def selective_scan_fn(

@@ -62,7 +62,7 @@ def step_cache(model: ModelConfig, sampling: SamplingConfig) -> StepCache | None
     if model.reversed_flow:
         raise UserError(
             f"cache is {sampling.cache} and {model.family} counts time from noise to data (reversed flow), so that its "
-            "last steps cannot be told by a time near 0; set cache to 1, or name evaluations in refresh"
+            "last steps cannot be recognised by a time near 0; set cache to 1, or name evaluations in refresh"
         )
     final_time = {"index": 20.0, "unit": 0.02, "sigma": 0.02 / 0.98}[model.time]
     return StepCache(sampling.cache, final_time, forecast=sampling.forecast, guidance=sampling.keep_guidance)

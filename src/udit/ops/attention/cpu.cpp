@@ -33,7 +33,7 @@ inline Vector power(Vector x) {
   return p * scale;
 }
 
-// log2 of x, positive and normal: its bits tell it to 0.05, and Newton's steps double the digits.
+// log2 of x, positive and normal: its bits give it to 0.05, and Newton's steps double the digits.
 inline Vector logarithm(Vector x) {
   Integers bits;
   std::memcpy(&bits, &x, sizeof bits);
