@@ -231,7 +231,7 @@ def test_mode_collapse_costs_recall_and_noise_costs_precision() -> None:
 
 
 def test_too_few_for_precision_are_told() -> None:
-    with pytest.raises(UserError, match="3 samples and 9 reference pictures need more than 3 of both"):
+    with pytest.raises(UserError, match="3 samples and 9 reference images need more than 3 of both"):
         metrics.precision_recall(samples=np.zeros((3, 2)), reference=np.zeros((9, 2)))
 
 
