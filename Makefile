@@ -43,10 +43,10 @@ demo: install  ## Trains on the embedded digits in minutes on a CPU, then scores
 	$(BIN)/python -m udit eval runs/digits
 
 digits: export OMP_NUM_THREADS = 1
-digits: install  ## Trains every family on the digits and scores it; what is measured already is not measured again
+digits: install  ## Trains and scores every family on the digits; skips those in benchmarks/digits.json
 	$(BIN)/python benchmarks/digits.py
 
-# One thread a process: two processes fill two cores, and a fixed thread count keeps the last bits of sums fixed.
+# One thread per process: two processes fill two cores, and a fixed thread count keeps the last bits of sums fixed.
 test: install  ## Runs the fast tests on two processes
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
 
@@ -63,12 +63,12 @@ check: install  ## Lints, checks the format and the types
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 
-bench: install  ## Times U-DiT-S against a literal U-DiT and diffusers' DiT, forward and training step
+bench: install  ## Times U-DiT-S, the release's way of computing it (benchmarks/literal.py) and diffusers' DiT
 	$(BIN)/python -m udit bench U-DiT-S --work forward --work train --compiled --baseline benchmarks/literal.py:LiteralUDiT \
 	  --baseline diffusers:DiTTransformer2DModel
 
-# One thread: on a machine with other work a second one mostly waits for the first. The literal network is left out at
-# 128x128, where its attention matrices ask for more than 24 GB while they are profiled.
+# One thread: where other programs run, a second one mostly waits for the first. The literal network is left out at
+# 128x128, where its attention matrices need more than 24 GB while they are profiled.
 MEASURE := $(BIN)/python -m udit bench --threads 1
 LITERAL := --baseline benchmarks/literal.py:LiteralUDiT
 EQUAL := --baseline equal:DiT --baseline diffusers:DiTTransformer2DModel --work forward --work train
@@ -86,7 +86,7 @@ performance: install  ## Measures what docs/performance.md reports, and writes i
 	$(MEASURE) U-DiT-S input_size=16 --batch 1,16 $(EQUAL) $(OTHERS) --rounds 7 --json $(PAGE)/equal-MACs-16x16.json
 	$(MEASURE) U-DiT-S input_size=32 --batch 1,4 $(EQUAL) $(OTHERS) --rounds 7 --json $(PAGE)/equal-MACs-32x32.json
 	$(MEASURE) U-DiT-S input_size=64 $(EQUAL) $(OTHERS) --rounds 3 --json $(PAGE)/equal-MACs-64x64.json
-	rm -f $(PAGE)/equal-MACs-*-training-batch-*.json  # of a run that was ended early: the two files before hold all
+	rm -f $(PAGE)/equal-MACs-*-training-batch-*.json  # left by an interrupted run; the two files above replace them
 	$(MEASURE) U-DiT-S input_size=128 $(EQUAL) --rounds 1 --json $(PAGE)/equal-MACs-128x128.json
 	$(MEASURE) U-DiT-B --batch 1,4,16 --rounds 2 --baseline DiT-XL/2 --json $(PAGE)/forward-B-against-DiT-XL.json
 	$(MEASURE) U-DiT-L --batch 1,4 --rounds 2 --baseline DiT-XL/2 --json $(PAGE)/forward-L-against-DiT-XL.json
@@ -106,15 +106,15 @@ performance: install  ## Measures what docs/performance.md reports, and writes i
 bench-smoke: install  ## Counts operators, copies and allocated bytes against benchmarks/budget.json
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/budget.py
 
-bench-scan: install  ## Times DiMSUM's selective scan against the plain loop, widths 16 to 1,024
+bench-scan: install  ## Times DiMSUM's selective scan and a plain loop over tokens, widths 16 to 1,024
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/scan.py
 
 bench-export: export OMP_NUM_THREADS = 1
-bench-export: install-export  ## Exports the families that can be, times and scores exports; what is measured already is not measured again
+bench-export: install-export  ## Exports, times and scores the families that can be exported; skips those in benchmarks/export.json
 	$(BIN)/python -m udit train digits
 	$(BIN)/python benchmarks/export.py
 
-docs: install  ## Writes docs/models.md from the catalogue, docs/digits.md and docs/export.md from what was measured
+docs: install  ## Writes docs/models.md from the catalogue, docs/digits.md and docs/export.md from recorded measurements
 	$(BIN)/python -m udit models --markdown > docs/models.md.new
 	mv docs/models.md.new docs/models.md
 	$(BIN)/python benchmarks/digits.py --table > docs/digits.md.new
@@ -122,8 +122,8 @@ docs: install  ## Writes docs/models.md from the catalogue, docs/digits.md and d
 	$(BIN)/python benchmarks/export.py --table > docs/export.md.new
 	mv docs/export.md.new docs/export.md
 
-# A fresh environment without constraints, so that every version is the newest one that fits.
-constraints: install  ## Writes constraints.txt anew from the newest versions
+# A new environment without constraints, so that every version is the newest one that fits.
+constraints: install  ## Rewrites constraints.txt with the newest versions
 	rm -rf .venv-constraints
 	$(BIN)/python -m venv .venv-constraints
 	.venv-constraints/bin/python -m pip install --quiet --disable-pip-version-check '$(EXPORT)'

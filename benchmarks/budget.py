@@ -1,7 +1,7 @@
-"""Operators, copies and allocated bytes of a forward and a training step, against ``budget.json``.
+"""Compares operators, copies and allocated bytes of a forward and a training step with ``budget.json``.
 
-They do not depend on the machine's load: what a change adds, it adds here. ``python benchmarks/budget.py --write``
-takes the present counts as the budget.
+The counts do not depend on the machine's load. ``python benchmarks/budget.py --write`` stores the present counts as the
+budget.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ CONFIG = UDiTConfig(width=32, heads=2, depths=(1, 1, 1, 1, 1), num_classes=10, i
 
 
 def counted(kind: str) -> dict[str, int]:
-    """Operators called (views apart), copies among them, and bytes allocated, of the second call."""
+    """Of the second call: operators (and how many of them copy), allocations, and kilobytes allocated."""
     call = prepare(ours("tiny", CONFIG), Work(kind, 2, (16, 16))).call
     call()
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as trace:
@@ -38,7 +38,7 @@ def counted(kind: str) -> dict[str, int]:
 
 
 def main() -> int:
-    """Prints the counts and what is over the budget."""
+    """Prints the counts and marks those over the budget; exit code 1 if there are any."""
     torch.set_num_threads(1)
     found = {kind: counted(kind) for kind in ("forward", "train")}
     if "--write" in sys.argv:

@@ -1,6 +1,6 @@
-"""Trains every family on the digits by the demo's recipe, the model's word changed, and scores it: ``make digits``.
+"""Trains every family on the digits with the demo's recipe, changing only the model, and scores it: ``make digits``.
 
-python benchmarks/digits.py [CASE ...]    trains and scores what digits.json lacks; cut it anywhere and run it again
+python benchmarks/digits.py [CASE ...]    trains and scores what digits.json lacks; resumes when interrupted
 python benchmarks/digits.py --table       prints docs/digits.md from digits.json
 """
 
@@ -27,13 +27,13 @@ CASES = {
     **{name: [f"model={name}"] for name in udit.list_models() if name.endswith("-tiny")},
     "HDiT-tiny, EDM": ["model=HDiT-tiny", "diffusion.kind=edm"],
 }
-"""What the recipe is overridden by."""
+"""Overrides of the recipe, by case."""
 
 
 def main() -> None:
     """Reads the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("cases", nargs="*", metavar="CASE", help=f"of {', '.join(CASES)}; all if none is named")
+    parser.add_argument("cases", nargs="*", metavar="CASE", help=f"any of {', '.join(CASES)}; all if none is given")
     parser.add_argument("--table", action="store_true", help="print the table")
     parser.add_argument("--runs", type=Path, default=Path("runs/families"), help="where the run folders are")
     asked = parser.parse_args()
@@ -50,13 +50,13 @@ def main() -> None:
 
 
 def read() -> dict[str, Any]:
-    """What has been measured, in the order of the cases."""
+    """The measurements so far, in the order of the cases."""
     record = json.loads(RECORD.read_text(encoding="utf-8")) if RECORD.is_file() else {}
     return {case: record[case] for case in CASES if case in record}
 
 
 def measure(case: str, out: Path) -> dict[str, Any]:
-    """Trains and scores one case, or goes on where that was cut."""
+    """Trains and scores one case; resumes if it was interrupted."""
     words = [*CASES[case], f"out={out}"]
     run = load_run("digits", words)
     for command in (["train", "digits", *words], ["eval", str(out)]):
@@ -85,7 +85,7 @@ def measure(case: str, out: Path) -> dict[str, Any]:
 
 
 def processor() -> str:
-    """The processor's name, where the system tells it."""
+    """The processor's name, where the system reports it."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:
@@ -94,7 +94,7 @@ def processor() -> str:
 
 
 def table(record: dict[str, Any]) -> str:
-    """The page."""
+    """docs/digits.md."""
     run = load_run("digits")
     some = next(iter(record.values()))
     lines = [

@@ -1,4 +1,4 @@
-"""Exports every family, times and scores exported graphs beside torch: ``make bench-export`` (docs/export.md).
+"""Exports every family, and times and scores the graphs against torch: ``make bench-export`` (docs/export.md).
 
 python benchmarks/export.py [RUN]     measures what export.json lacks, on a run of the digits (runs/digits)
 python benchmarks/export.py --table   prints docs/export.md from export.json
@@ -77,7 +77,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", nargs="?", type=Path, default=Path("runs/digits"), help="a run of the digits recipe")
     parser.add_argument(
-        "--only", default="", metavar="WORD", help="measure only what begins so: family, speed or score"
+        "--only",
+        default="",
+        metavar="WORD",
+        help="measure only cases that begin with this word: family, speed or score",
     )
     parser.add_argument("--table", action="store_true", help="print the page")
     asked = parser.parse_args()
@@ -100,12 +103,12 @@ def main() -> None:
 
 
 def read() -> dict[str, Any]:
-    """What has been measured."""
+    """The measurements so far."""
     return json.loads(RECORD.read_text(encoding="utf-8")) if RECORD.is_file() else {}
 
 
 def perturbed(name: str) -> System:
-    """A network none of whose weights is zero, as gates and head are before training."""
+    """A network without zero weights; before training, gates and head are zero."""
     model, draw = udit.build(name), torch.Generator().manual_seed(0)
     with torch.no_grad():
         for parameter in model.parameters():
@@ -127,7 +130,7 @@ def family(name: str) -> dict[str, Any]:
 
 
 def graphs(system: System, folder: Path, given: list[Any]) -> Iterator[tuple[str, System, Manifest | None]]:
-    """The system under every engine, its size fixed; the last one in int8."""
+    """The system in every engine, at a fixed size; the last one in int8."""
     yield "torch", system.fused(), None
     size = system.config.model.size
     for engine, kind, quantity in zip(SUBJECTS[1:], ("onnx", "openvino", "openvino"), ([], [], given), strict=True):
@@ -165,7 +168,7 @@ def speed(name: str, run: Path) -> dict[str, Any]:
 
 
 def score(run: Path) -> dict[str, Any]:
-    """The judge's scores of the same seeds under every engine."""
+    """The judge's scores of images from the same seeds in every engine."""
     values = read_run_config(run)
     config, how = values.evaluation, values.sampling
     source = values.source()
@@ -191,7 +194,7 @@ def score(run: Path) -> dict[str, Any]:
 
 
 def advice(record: dict[str, Any]) -> Iterator[str]:
-    """What the tables below say, a line a question."""
+    """A summary of the tables, one line per question."""
     rows = {
         f"{name} at batch {batch}": {engine: t["median"] for engine, t in times.items()}
         for name in SPEED

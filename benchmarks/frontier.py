@@ -1,14 +1,14 @@
-"""Scores and times ways of drawing from a flow-matching run of a U-DiT: from 250 ancestral steps to a few cached ones.
+"""Scores and times sampling settings of a flow-matching run of a U-DiT: from 250 ancestral steps to a few cached ones.
 
-python benchmarks/frontier.py RUN [--beside RUN ...]            scores what frontier.json lacks; cut it, run it again
-python benchmarks/frontier.py RUN [--beside RUN ...] --clock    one more round of the clock over all that is scored
-python benchmarks/frontier.py --page                            writes docs/sampling.md and its picture from the record
+python benchmarks/frontier.py RUN [--also RUN ...]            scores what frontier.json lacks; resumes when interrupted
+python benchmarks/frontier.py RUN [--also RUN ...] --clock    times everything that is scored once more
+python benchmarks/frontier.py --page                          writes docs/sampling.md and its figure from the record
 
-Scores are ``udit tune``'s: all ways draw pictures of the same seeds. The ancestral steps are DDPM's, walked by the very
-same weights: where a variance-preserving x_t has the ratio of noise to signal r, the linear path's at t = r / (1 + r)
-is the same picture scaled, and the network is handed that. Each run named with --beside is drawn from by a 50-step
-solver, without a cache and with calibrated ones. Seconds are of one processor thread, medians of the rounds; the
-baseline's are a few steps of the literal network, multiplied.
+Scores are those of ``udit tune``: all settings use the same seeds. The ancestral steps are DDPM's, with the same
+weights: where a variance-preserving x_t has the ratio of noise to signal r, the linear path's x_t at t = r / (1 + r) is
+the same image scaled, and the network is given that. For each run named with --also, a 50-step solver is scored without
+a cache and with calibrated ones. Seconds are of one processor thread, medians of the rounds; the baseline's are a few
+steps of the literal network, multiplied.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ class OnTheFlowPath:
 
 
 def ancestral(system: System) -> Guided:
-    """The run's denoiser on DDPM's schedule, guided at every step as the run says."""
+    """The run's denoiser on DDPM's schedule, guided at every step with the run's own guidance."""
     model, how = system.config.model, system.config.sampling
     network = OnTheFlowPath(system.backbone, {"index": 1000.0, "unit": 1.0}[model.time])
     denoiser = Denoiser(
@@ -69,22 +69,24 @@ def main() -> None:
     """Reads the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", type=Path, nargs="?", help="a flow-matching run of a U-DiT")
-    parser.add_argument("--n", type=int, default=200, help="pictures of each way")
+    parser.add_argument("--n", type=int, default=200, help="images per setting")
     parser.add_argument("--steps", default=",".join(map(str, STEPS)), help="evaluations of few-step solvers, e.g. 5,9")
-    parser.add_argument("--batch", type=int, default=16, help="pictures of the clock's rounds")
-    parser.add_argument("--beside", type=Path, action="append", default=[], help="runs whose cache is shown beside")
-    parser.add_argument("--clock", action="store_true", help="time what is scored, once more")
+    parser.add_argument("--batch", type=int, default=16, help="images per round of --clock")
+    parser.add_argument(
+        "--also", type=Path, action="append", default=[], help="a further run, to measure step caches on"
+    )
+    parser.add_argument("--clock", action="store_true", help="time everything that is scored once more")
     parser.add_argument("--page", action="store_true", help="write the page")
     asked = parser.parse_args()
     if asked.page:
         write_page(read())
         return
-    if asked.run is None and not asked.beside:
+    if asked.run is None and not asked.also:
         parser.error("name a run, or --page")
     torch.set_num_threads(1)
     few = [int(count) for count in asked.steps.split(",")]
     runs = [("frontier", asked.run, few)] if asked.run is not None else []
-    for section, run, steps in [*runs, *((run.name, run, []) for run in asked.beside)]:
+    for section, run, steps in [*runs, *((run.name, run, []) for run in asked.also)]:
         if asked.clock:
             clock(section, run, asked.batch)
         else:
@@ -92,12 +94,12 @@ def main() -> None:
 
 
 def read() -> dict[str, Any]:
-    """All that is measured."""
+    """The measurements so far."""
     return json.loads(RECORD.read_text(encoding="utf-8")) if RECORD.is_file() else {}
 
 
 def keep(section: str, values: dict[str, Any]) -> None:
-    """Lays values over a section of the record."""
+    """Stores values in a section of the record."""
     record = read()
     record[section] = record.get(section, {}) | values
     part = RECORD.with_suffix(".part")
@@ -106,23 +108,23 @@ def keep(section: str, values: dict[str, Any]) -> None:
 
 
 def scale_of(run: Path, n: int) -> Scorer:
-    """The scale of a run; its judge is kept beside it as by ``udit eval``."""
+    """The scorer of a run; the judge is stored where ``udit eval`` stores it."""
     return Scorer.of(read_run_config(run), udit.load(run), run / "evaluation" / "judge.safetensors", n)
 
 
 def named(how: SamplingConfig) -> str:
-    """A way's key in the record."""
+    """The key of a setting in the record."""
     return json.dumps(how.model_dump(mode="json", exclude_defaults=True))
 
 
 class Rows:
-    """A section of the record that holds scored ways; what is there is not measured again."""
+    """A section of the record with scored settings; what is in it is not measured again."""
 
     def __init__(self, section: str, scale: Scorer, run: Path) -> None:
         self.section, self.scale = section, scale
         about = {"weights": fingerprint(scale.system.backbone), "protocol": scale.protocol()}
         if read().get(section, {}).get("about", about) != about:
-            raise SystemExit(f"{RECORD} holds {section} of other weights or another protocol; remove it to begin anew")
+            raise SystemExit(f"{RECORD} holds {section} of other weights or another protocol; remove it to start over")
         facts = {
             "model": scale.system.config.model.family,
             "run": run.name,
@@ -132,23 +134,23 @@ class Rows:
         keep(section, {"about": about, "facts": facts})
 
     def get(self, name: str, make: Callable[[], Scored]) -> Scored:
-        """The scored way of a name."""
+        """The scored setting of a name; measures it if the record lacks it."""
         found = read()[self.section].get("rows", {})
         if name not in found:
             scored = make()
             found[name] = scored.model_dump(mode="json")
             keep(self.section, {"rows": found})
             print(f"{name}: distance {scored.distance:.4f}, agreement {scored.agreement:.3f}", flush=True)
-            print(f"  {1e3 * scored.seconds:.1f} ms a picture", flush=True)
+            print(f"  {1e3 * scored.seconds:.1f} ms per image", flush=True)
         return Scored.model_validate(found[name])
 
     def way(self, how: SamplingConfig) -> Scored:
-        """A way, measured or remembered."""
+        """A setting, measured or from the record."""
         return self.get(named(how), lambda: self.scale.measure(how))
 
 
 class Remembering(Scorer):
-    """A scale that looks into the record first, so that a calibration that was cut short goes on."""
+    """A scorer that looks into the record first, so that an interrupted calibration resumes."""
 
     rows: Rows
 
@@ -158,7 +160,7 @@ class Remembering(Scorer):
 
 
 def remembering(scale: Scorer, section: str, run: Path) -> Remembering:
-    """The scale with a section of the record."""
+    """The scorer with a section of the record."""
     other = Remembering(**vars(scale))
     object.__setattr__(other, "rows", Rows(section, scale, run))
     return other
@@ -170,7 +172,7 @@ def fifty(system: System) -> SamplingConfig:
 
 
 def caches(scale: Remembering) -> dict[str, str | None]:
-    """A 50-step solver: the plain way, one with the deep part cached, and one with the guidance kept as well."""
+    """A 50-step solver: without a cache, with the deep part cached, and with guidance cached as well."""
     plain = scale.measure(fifty(scale.system))
     deep, both = (scale.cache(plain, LOSS, guidance=guidance) for guidance in (False, True))
     found = {"plain": plain, "deep": deep, "deep and guidance": both}
@@ -178,7 +180,7 @@ def caches(scale: Remembering) -> dict[str, str | None]:
 
 
 def measure(section: str, run: Path, n: int, steps: list[int]) -> None:
-    """Scores of the first run, for which steps are given: every way; of one beside it: its caches."""
+    """Scores every setting of a run and its caches; without ``steps``, as for further runs, its caches alone."""
     scale = remembering(scale_of(run, n), section, run)
     keep(section, {"caches": caches(scale)})
     if not steps:
@@ -193,7 +195,7 @@ def measure(section: str, run: Path, n: int, steps: list[int]) -> None:
 
 
 def reference_of(run: Path) -> tuple[str, Backbone]:
-    """The literal network with a run's weights, folded; ours where there is no literal one, which has three levels."""
+    """The literal network with a run's weights, fused; for a model without three levels, our own network."""
     system = udit.load(run)
     if getattr(system.config.model, "levels", 0) != 3:
         return OURS, system.fused().backbone
@@ -213,7 +215,7 @@ def _ancestral(scale: Scorer) -> Scored:
         for k, step in enumerate(steps, start=1):
             last = step.x
             if k % 25 == 0:
-                print(f"  {ANCESTRAL}: pictures {start} to {end}, step {k}", flush=True)
+                print(f"  {ANCESTRAL}: images {start} to {end}, step {k}", flush=True)
         images.append(system.codec.decode(last.float()))
     seconds = (time.process_time() - clocked) / scale.count
     return scale.score(
@@ -224,9 +226,9 @@ def _ancestral(scale: Scorer) -> Scored:
 
 
 def clock(section: str, run: Path, batch: int) -> None:
-    """One more round of a section's clock: processor seconds a picture of every way, once each.
+    """Times every setting of a section once more: processor seconds per image.
 
-    The ancestral steps' are 250 times those of a guided step of the literal network, the mean of two.
+    Those of the ancestral sampler are 250 times a guided step of the literal network, the mean of two.
     """
     record, system = read()[section], udit.load(run).fused()
     if record["about"]["weights"] != fingerprint(system.backbone):
@@ -245,7 +247,7 @@ def clock(section: str, run: Path, batch: int) -> None:
         work[ANCESTRAL] = lambda: [network(given, t, y) for _ in range(2)], 250 / 2
     found = record.get("clock", {"rounds": {}, **about})
     if any(found[name] != value for name, value in about.items()):
-        raise SystemExit(f"{RECORD} holds other rounds of {section}; remove its clock to begin anew")
+        raise SystemExit(f"{RECORD} holds other rounds of {section}; remove its clock to start over")
     with torch.no_grad():
         for do, _ in list(work.values())[-2:]:  # warms up
             do()
@@ -253,7 +255,7 @@ def clock(section: str, run: Path, batch: int) -> None:
             start = time.process_time()
             do()
             found["rounds"].setdefault(name, []).append((time.process_time() - start) * times / batch)
-            print(f"{section}, {name}: {1e3 * found['rounds'][name][-1]:.1f} ms a picture", flush=True)
+            print(f"{section}, {name}: {1e3 * found['rounds'][name][-1]:.1f} ms per image", flush=True)
     keep(section, {"clock": found})
 
 

@@ -1,4 +1,4 @@
-"""Writes docs/sampling.md and its picture from benchmarks/frontier.json; ``benchmarks/frontier.py --page`` runs it."""
+"""Writes docs/sampling.md and its figure from benchmarks/frontier.json; ``benchmarks/frontier.py --page`` runs it."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from udit.tuning.quality import LOSSES, Scored, fastest
 DOCS = Path(__file__).parent.parent / "docs"
 ANCESTRAL = "ancestral 250"
 LITERAL, OURS = "the literal U-DiT", "our fused network, not of the literal U-DiT"
-"""What the baseline's seconds may be of."""
+"""The networks whose seconds the baseline's may be."""
 SPEED, CACHED = 40.0, 1.8
-"""Targets: for an image of no worse score, and for step caching on top of a 50-step solver."""
+"""Target speed-ups: of an image with no worse score, and of step caching on top of a 50-step solver."""
 INTRO = """# Fast sampling
 
-    udit tune RUN                     # once, after training: scores and times ways of drawing, writes RUN/quality.json
+    udit tune RUN                     # once, after training: scores and times settings, writes RUN/quality.json
     udit sample RUN --quality good    # from then on
 
 **Which to take.** `draft` for a look at a model, `good` for images to show, `best` for images to score: the fastest
@@ -80,7 +80,7 @@ settings differ by less than their intervals suggest. Seconds are processor time
 
 
 def write_page(record: dict[str, Any]) -> None:
-    """Page and picture."""
+    """Writes the page and its figure."""
     lines = [intro()]
     if record:
         lines += [MEASURED]
@@ -92,7 +92,7 @@ def write_page(record: dict[str, Any]) -> None:
 
 
 def intro() -> str:
-    """The part of the page that measures nothing, with the tables of processes and samplers."""
+    """The part of the page without measurements: advice, and the tables of processes and samplers."""
     defaults = [
         f"| {kind} | " + " | ".join(f"{sampler}, {steps} steps" for sampler, steps in config.quality.values()) + " |"
         for kind, config in PROCESSES.items()
@@ -106,21 +106,21 @@ def intro() -> str:
 
 
 def scored(section: dict[str, Any]) -> dict[str, Scored]:
-    """The ways of a section by name, their seconds the clock's where it has run."""
+    """The settings of a section by name, with the seconds of ``--clock`` where it has run."""
     rounds = section.get("clock", {}).get("rounds", {})
     ways = {name: Scored.model_validate(row) for name, row in section["rows"].items()}
     return {name: each.replace(seconds=median(rounds[name])) if name in rounds else each for name, each in ways.items()}
 
 
 def picked(ways: dict[str, Scored]) -> dict[str, Scored]:
-    """By level, the quickest way within its loss of the best one."""
+    """For each quality level, the fastest setting whose score is within the level's loss of the best."""
     tried = [each for name, each in ways.items() if name != ANCESTRAL]
     best = min(tried, key=lambda each: each.distance)
     return {level: fastest(tried, loss, best) for level, loss in LOSSES.items()}
 
 
 def about(section: dict[str, Any]) -> str:
-    """What was measured, in words."""
+    """A sentence on what was measured and where."""
     protocol, facts = section["about"]["protocol"], section["facts"]
     words = (
         f"{facts['model']} of the run {facts['run']}, weights {section['about']['weights']} of step {facts['step']}; "
@@ -138,7 +138,7 @@ def about(section: dict[str, Any]) -> str:
 
 
 def told(how: SamplingConfig) -> tuple[str, str, str]:
-    """Solver, guidance and cache in words."""
+    """Cells of a table row: solver, guidance, cache."""
     low, high = how.guidance_interval
     guided = "never" if how.guidance == 1 else "always" if (low, high) == (0, 1) else f"t from {low:g} to {high:g}"
     cache = f"{len(how.refresh)} of {how.steps}" if how.refresh else "always"
@@ -147,7 +147,7 @@ def told(how: SamplingConfig) -> tuple[str, str, str]:
 
 
 def score(each: Scored) -> str:
-    """Cells of distance and agreement."""
+    """Cells of a table row: distance and agreement."""
     (low, high), (sure, surer) = each.distance_interval, each.agreement_interval
     return (
         f"{each.distance:.3f} ({low:.3f} to {high:.3f}) | "
@@ -156,12 +156,12 @@ def score(each: Scored) -> str:
 
 
 def overlap(a: Scored, b: Scored) -> bool:
-    """Whether a is no worse than b as far as intervals tell, in both scores."""
+    """Whether a is no worse than b in both scores, up to their intervals."""
     return a.distance_interval[0] <= b.distance_interval[1] and a.agreement_interval[1] >= b.agreement_interval[0]
 
 
 def frontier(section: dict[str, Any]) -> Iterator[str]:
-    """The first run's part."""
+    """Lines of the section on the first run."""
     ways = scored(section)
     ancestral = ways[ANCESTRAL]
     network = section.get("clock", {}).get("baseline", OURS)
@@ -174,7 +174,7 @@ def frontier(section: dict[str, Any]) -> Iterator[str]:
         cells, speed = " | ".join(told(way.sampling)), ancestral.seconds / way.seconds
         yield f"| {level} | {cells} | {score(way)} | {1e3 * way.seconds:.1f} | {speed:.0f}x |"
     yield f"\n{verdict(section)}"
-    picture(ways)
+    draw_figure(ways)
     yield "\n![score against seconds, every setting tried](images/frontier.png)\n"
     yield "*Every setting tried; bars are 95 % intervals.*\n"
     yield "| solver | guided | deep part runs | distance | agreement | ms per image |"
@@ -185,7 +185,7 @@ def frontier(section: dict[str, Any]) -> Iterator[str]:
 
 
 def verdict(section: dict[str, Any]) -> str:
-    """Whether an image of no worse score is as much faster as the target says."""
+    """A sentence on how much faster an image of no worse score is, and whether that reaches the target."""
     ways = scored(section)
     slow, picks = ways[ANCESTRAL], picked(ways)
     count = section["about"]["protocol"]["pictures"]
@@ -200,7 +200,7 @@ def verdict(section: dict[str, Any]) -> str:
 
 
 def fastest_of(speeds: dict[str, float]) -> str:
-    """In words."""
+    """The largest of some speed-ups by level, as part of a sentence."""
     if not speeds:
         return "not faster at any quality"
     level, speed = max(speeds.items(), key=lambda item: item[1])
@@ -208,7 +208,7 @@ def fastest_of(speeds: dict[str, float]) -> str:
 
 
 def caching(record: dict[str, Any]) -> Iterator[str]:
-    """Every run's three rows."""
+    """Lines of the section on caches: a table of three rows for each run."""
     yield CACHES
     for section in record.values():
         ways = scored(section)
@@ -234,7 +234,7 @@ def caching(record: dict[str, Any]) -> Iterator[str]:
 
 
 def cached(section: dict[str, Any]) -> dict[str, list[float]]:
-    """How much faster the 50-step solver is by each cache that keeps within the loss, round by round."""
+    """Speed-up of the 50-step solver by each cache within the allowed loss, one per round."""
     rounds = section.get("clock", {}).get("rounds") or {name: [row["seconds"]] for name, row in section["rows"].items()}
     plain = rounds[section["caches"]["plain"]]
     return {
@@ -245,12 +245,12 @@ def cached(section: dict[str, Any]) -> dict[str, list[float]]:
 
 
 def span(speeds: list[float]) -> str:
-    """Median and ends."""
+    """Median, minimum and maximum."""
     return f"{median(speeds):.2f}x ({min(speeds):.2f} to {max(speeds):.2f})"
 
 
 def whole_images(record: dict[str, Any]) -> Iterator[str]:
-    """The lines and the picture that stand in docs/performance.md."""
+    """The lines and the figure in docs/performance.md."""
     section = record["frontier"]
     ways = scored(section)
     slow, pick, run = ways[ANCESTRAL], picked(ways), section["facts"]["run"]
@@ -273,8 +273,8 @@ def whole_images(record: dict[str, Any]) -> Iterator[str]:
     yield "*Score against seconds, every setting tried: [sampling.md](sampling.md) has the numbers.*"
 
 
-def picture(ways: dict[str, Scored]) -> None:
-    """Score against seconds."""
+def draw_figure(ways: dict[str, Scored]) -> None:
+    """Writes docs/images/frontier.png: score against seconds."""
     import matplotlib
 
     matplotlib.use("agg")

@@ -1,8 +1,8 @@
-"""U-DiT as its release computes it, for timing against: plain, channels first, nothing fused.
+"""U-DiT as its release computes it, a baseline for timing: channels first, no fused operators.
 
-RoPE in complex numbers, attention matrices written out, a product of the condition for every block, the FFN folded for
-inference and unfolded for training. Parameters bear the release's key names, so ``udit.export_published`` of a model
-of ours loads into it: both give the same numbers (``tests/test_bench.py``), and only the clock tells them apart.
+RoPE in complex numbers, attention matrices written out, one matrix product of the condition per block, the FFN fused
+for inference and unfused in training. Parameters have the release's key names, so that ``udit.export_published`` of one
+of our models loads into it; both compute the same numbers (``tests/test_bench.py``).
 
     udit bench U-DiT-S --baseline benchmarks/literal.py:LiteralUDiT
 """
@@ -39,7 +39,7 @@ class LabelEmbedder(nn.Module):
 
 
 def rotation(height: int, width: int, channels: int) -> Tensor:
-    """[N, channels / 2] complex: even pairs turn with the column, odd ones with the row."""
+    """Complex RoPE table [N, channels / 2]: even pairs rotate with the column, odd ones with the row."""
     frequencies = 1.0 / (10000 ** (torch.arange(0, channels, 4).float() / channels))
     p = torch.arange(height * width).float()
     angles = torch.stack([torch.outer(p % width, frequencies), torch.outer(p // width, frequencies)], dim=-1)
@@ -98,7 +98,7 @@ class FeedForward(nn.Module):
 
     @torch.no_grad()
     def fold(self) -> None:
-        """Stores the inference form beside the parameters, which stay as they are."""
+        """Stores the fused weights in addition to the parameters, which are not changed."""
         self.folded = []
         for first, second in (self.project_in, self.project_out):
             weight = second.weight[:, :, 0, 0] @ first.weight[:, :, 0, 0]
@@ -158,7 +158,7 @@ class FinalLayer(nn.Module):
 
 
 class Named(nn.Module):
-    """One layer under a name, where the release's keys have one more part."""
+    """A layer under a name of its own, where the release's keys have one more part."""
 
     def __init__(self, name: str, layer: nn.Module) -> None:
         super().__init__()
@@ -170,7 +170,7 @@ class Named(nn.Module):
 
 
 class LiteralUDiT(nn.Module):
-    """Backbone of three levels, of a config in training form."""
+    """U-DiT backbone of three levels; the config must be unfused."""
 
     def __init__(self, config: UDiTConfig) -> None:
         super().__init__()
@@ -183,7 +183,7 @@ class LiteralUDiT(nn.Module):
                 input_size=config.input_size,
                 learn_sigma=config.learn_sigma,
             )
-        ), "the release knows three levels and one kind of block"
+        ), "the release has three levels and one kind of block"
         self.config = config
         c, d = config.width, config.depths
 
@@ -212,7 +212,7 @@ class LiteralUDiT(nn.Module):
         self.final_layer = FinalLayer(2 * c, config.out_channels)
 
     def fold(self) -> LiteralUDiT:
-        """Makes every FFN ready for inference; returns itself, in eval mode."""
+        """Fuses every FFN for inference; returns itself, in eval mode."""
         for module in self.modules():
             if isinstance(module, FeedForward):
                 module.fold()

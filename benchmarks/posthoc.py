@@ -1,4 +1,4 @@
-"""What post-hoc EMA costs in precision, on weights that wander for 1,000 steps; prints a Markdown table.
+"""Errors of post-hoc EMA on weights that follow a random walk of 1,000 steps; prints a Markdown table.
 
 `.venv/bin/python benchmarks/posthoc.py`, one process, seconds.
 """
@@ -19,7 +19,7 @@ STEPS, EVERY = 1000, 50
 
 
 class Walk(nn.Module):
-    """Weights that wander as in a training: fast at first, then slower, with noise."""
+    """Weights on a random walk whose steps shrink, as in training."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -27,7 +27,7 @@ class Walk(nn.Module):
 
     @torch.no_grad()
     def move(self, step: int) -> None:
-        """Step ``step``, the same every time."""
+        """Takes step number ``step``, the same in every run."""
         self.w += torch.randn(500, generator=torch.Generator().manual_seed(step)) / (10 + step) ** 0.5
 
 
@@ -48,7 +48,7 @@ def main() -> None:
         if step % EVERY == 0:
             for precision, averages in writers.items():
                 averages.snapshot(folder / precision, step)
-    print("| sigma_rel | profile off by | rebuilt against kept | float16 | bfloat16 |\n|---|---|---|---|---|")
+    print("| sigma_rel | profile error | rebuilt against kept | float16 | bfloat16 |\n|---|---|---|---|---|")
     for length in LENGTHS:
         found = {precision: Snapshots(folder / precision).rebuild(length) for precision in writers}
         exact = found["float32"].state["w"]

@@ -1,6 +1,6 @@
-"""Measurements of docs/performance/*.json, which ``make performance`` makes, as tables.
+"""Prints the measurements in docs/performance/*.json, which ``make performance`` writes, as tables.
 
-python benchmarks/report.py [NAME ...]   prints every table of these files, e.g. forward-S; of all if none is named
+python benchmarks/report.py [NAME ...]   prints every table of these files, e.g. forward-S; of all if none is given
 python benchmarks/report.py --page       writes docs/performance.md: targets, results, how to measure
 """
 
@@ -57,13 +57,13 @@ Time, and memory beyond the weights, grow as the number of pixels to this power:
     udit bench U-DiT-S --work train --batch 4   # any network, batch, size or baseline; see `udit bench --help`
     make bench-smoke                            # counts operators, copies and bytes against benchmarks/budget.json
 
-A run interleaves its networks, so that a drifting clock speed affects all of them alike, and reports for each:
+A run interleaves its networks, so that a drifting clock speed affects all of them equally, and reports for each:
 
 - **median ms** and **spread**: of the rounds, and (largest - smallest) / median.
 - **speed**: a ratio within the run, against the first row of its table.
 - **of peak**: arithmetic per second as a share of what a large matrix product reaches in the same rounds. A training
   step counts as three forwards.
-- **peak MB**: weights, optimiser state, and the most that was allocated at once beside them.
+- **peak MB**: weights, optimiser state, plus the most that was allocated in addition at one time.
 - **first call s**: of a compiled network with an empty kernel cache, so all of compiling is in it. Blocks are
   compiled, not the network around them; a graph break would be a place in a block that falls back to Python.
 - **waited for data**: the share of consecutive training steps that passed before their images were there, read as
@@ -116,7 +116,7 @@ def page(found: dict[str, Any]) -> str:
 
 
 def tables(name: str, content: dict[str, Any]) -> Iterator[str]:
-    """All that one file tells."""
+    """All tables of one file."""
     yield from (f"## {name}\n", f"`{content['command']}`\n")
     if rows := growth(content):
         yield "| time and memory grow as pixels to the power of | time | memory |"
@@ -127,7 +127,7 @@ def tables(name: str, content: dict[str, Any]) -> Iterator[str]:
 
 
 def grown(found: dict[str, Any]) -> Iterator[str]:
-    """A table of the exponents of all files that have some."""
+    """A table of the growth exponents of all files that have them."""
     yield "| network | work | sides | time | memory |"
     yield "| --- | --- | --- | ---: | ---: |"
     for content in found.values():
@@ -138,10 +138,11 @@ def grown(found: dict[str, Any]) -> Iterator[str]:
 
 
 def growth(content: dict[str, Any]) -> list[tuple[str, float, float]]:
-    """Exponents of time and memory in pixels by subject, where rows have three or more sizes, each four times the last.
+    """Exponents of time and memory in the number of pixels, by subject, where there are three sizes or more.
 
-    Time's is a least-squares slope of logarithms. Memory holds the weights, which do not grow: its exponent is that of
-    the differences between the three largest sizes.
+    Each size must have four times the pixels of the one before. The exponent of time is a least-squares slope of
+    logarithms. Memory includes the weights, which do not grow, so its exponent is that of the differences between the
+    three largest sizes.
     """
     series: dict[str, dict[int, dict[str, Any]]] = {}
     for row in content["results"]:

@@ -1,4 +1,4 @@
-"""Targets of speed beside the results of docs/performance/*.json, as tables."""
+"""Tables of speed targets and the results in docs/performance/*.json."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class Figure(NamedTuple):
     """One measured figure of a target."""
 
     where: str
-    """What distinguishes it from the target's other figures, e.g. the batch."""
+    """What distinguishes this figure from the target's others, e.g. the batch."""
     text: str
     reached: bool
 
@@ -33,7 +33,7 @@ class Target(NamedTuple):
 
 
 def targets(found: Found) -> list[str]:
-    """The table's lines; a target whose files are not there is left out."""
+    """Lines of the table of targets; a target whose files are missing is left out."""
     lines = ["| | target | result | |", "| --- | --- | --- | --- |"]
     for what, target, figures, either in _all(found):
         if figures:
@@ -47,7 +47,7 @@ def targets(found: Found) -> list[str]:
 
 
 def baselines(found: Found) -> list[str]:
-    """U-DiT-S's time over that of every network of about its MACs: a table's lines."""
+    """Lines of a table: U-DiT-S's time over that of each network of about the same MACs."""
     groups = [
         (side, rows) for side in (16, 32, 64, 128) for rows in _groups(found, f"equal-MACs-{side}x{side}") if rows
     ]
@@ -66,7 +66,7 @@ def baselines(found: Found) -> list[str]:
 
 
 def _kind(row: Row) -> str:
-    """Of which class a subject is, without its sizes."""
+    """The class of a subject's network, without its sizes."""
     return "our DiT" if row["subject"].startswith("DiT/") else str(row["subject"]).split(", ")[0]
 
 
@@ -150,7 +150,7 @@ def _compiling(found: Found) -> Iterator[Target]:
 
 
 def _groups(found: Found, name: str, exact: bool = False) -> Iterator[list[Row]]:
-    """Rows that were timed together, of the file of a name and those that go on with it."""
+    """Groups of rows that were timed together, from the files whose names begin with ``name``."""
     for stem, content in found.items():
         if stem == name or (not exact and stem.startswith(name + "-") and "against" not in stem):
             yield from comparisons(content)
@@ -161,7 +161,7 @@ def _row(rows: Sequence[Row], subject: str) -> Row | None:
 
 
 def _ratio(rows: Sequence[Row], one: str, two: str) -> float:
-    """Seconds of one over those of two."""
+    """The median seconds of ``one`` over those of ``two``."""
     seconds = {row["subject"]: float(row["median"]) for row in rows}
     return seconds[one] / seconds[two]
 

@@ -1,4 +1,4 @@
-"""What all tests share: one thread, few examples, and the tiny network most of them exercise."""
+"""What all tests share: one thread, few examples, and a tiny network."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ settings.register_profile(
 settings.load_profile("tests")
 
 DATA = Path(__file__).parent / "data"
-Told = Callable[..., str]
+ErrorOf = Callable[..., str]
 needs_compiler = pytest.mark.skipif(build.find_compiler() is None, reason="no C++ compiler")
-"""For what compares a kernel with itself; without a compiler, all else must still pass."""
+"""For tests that need a kernel; without a compiler, all others must still pass."""
 LAUNCHER = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
-"""What a launcher of several processes sets."""
+"""Environment variables that a launcher of several processes sets."""
 
 TINY: dict[str, Any] = {
     "width": 16,
@@ -39,7 +39,7 @@ TINY: dict[str, Any] = {
     "num_classes": 5,
     "input_size": 8,
 }
-"""Overrides of U-DiT-S: two levels, 2 channels a pixel, 5 classes, 8x8."""
+"""Overrides of U-DiT-S: two levels, 2 channels, 5 classes, 8x8."""
 
 
 def perturb(model: nn.Module, std: float = 0.1, seed: int = 0) -> nn.Module:
@@ -71,7 +71,7 @@ def same_bits(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
 
 @pytest.fixture(autouse=True, scope="session")
 def _kernels_are_compiled() -> None:
-    """Once, and not within a test that looks at what is told or how long it takes."""
+    """Builds the kernels once, and not within a test that looks at messages or at the time."""
     ops.describe()
 
 
@@ -89,7 +89,7 @@ def tiny() -> nn.Module:
 
 @pytest.fixture
 def one_line() -> Callable[[BaseException], str]:
-    """Checks that an error is told in one line, and returns the line."""
+    """Checks that an error's text is one line, and returns it."""
 
     def check(error: BaseException) -> str:
         text = str(error)
@@ -101,8 +101,8 @@ def one_line() -> Callable[[BaseException], str]:
 
 
 @pytest.fixture
-def told(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Told:
-    """Runs a command that fails; returns its one line of error."""
+def error_of(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> ErrorOf:
+    """Runs a command that fails; returns the text of its one-line error."""
     for name in LAUNCHER:
         monkeypatch.delenv(name, raising=False)
 
@@ -120,7 +120,7 @@ def told(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) ->
 
 
 def succeeds(capsys: pytest.CaptureFixture[str], *words: str) -> str:
-    """Runs a command that succeeds; returns what it says."""
+    """Runs a command that succeeds; returns its standard output."""
     with pytest.raises(SystemExit) as ended:
         main(list(words))
     out, errors = capsys.readouterr()
@@ -134,7 +134,7 @@ def release_keys(size: str) -> dict[str, list[int]]:
 
 
 def gradients(function: object, *inputs: Tensor, weights: Tensor) -> list[Tensor]:
-    """The function's output, and every input's gradient of its sum weighted so."""
+    """The function's output, and the gradients of its weighted sum with respect to the inputs."""
     inputs = tuple(tensor.detach().clone().requires_grad_() for tensor in inputs)
     out = function(*inputs)  # type: ignore[operator]
     (out * weights.to(out.dtype)).sum().backward()

@@ -1,4 +1,4 @@
-"""Data of which everything is known: pixels drawn from N(mean, std**2), whose best denoiser has a closed form.
+"""Data with a known distribution: pixels drawn from N(mean, std**2), whose best denoiser has a closed form.
 
 With x_t = a x0 + s eps, x_t has variance V = a**2 std**2 + s**2, and the mean of eps given x_t is s (x_t - a mean) / V.
 """
@@ -28,7 +28,7 @@ class Gaussian:
         return self.mean + self.std * torch.randn(*shape, generator=generator, dtype=torch.float64)
 
     def denoiser(self, schedule: Schedule, target: Target = "eps", variance: float | None = None) -> Denoiser:
-        """The best denoiser there is; with ``variance`` it says that learned-range fraction everywhere."""
+        """The optimal denoiser; with ``variance`` it predicts that learned-range fraction everywhere."""
         full = schedule
 
         def backbone(x: Tensor, t: Tensor, y: Tensor | None = None) -> Tensor:
@@ -42,5 +42,5 @@ class Gaussian:
         return Denoiser(backbone, schedule, target, learn_sigma=variance is not None, time=schedule.time)
 
     def flow_map(self, x: Tensor, alpha: float, sigma: float) -> Tensor:
-        """Where the probability-flow ODE carries x from (alpha, sigma) to the data: it keeps x's standardised place."""
+        """Where the probability-flow ODE takes x from (alpha, sigma) to the data, with the same standardised value."""
         return self.mean + self.std * (x - alpha * self.mean) / np.sqrt(alpha**2 * self.std**2 + sigma**2)

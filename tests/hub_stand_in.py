@@ -1,4 +1,4 @@
-"""A stand-in for the Hugging Face hub: what `datasets` asks for parquet files, and a download of a model."""
+"""A stand-in for the Hugging Face hub: serves parquet files to `datasets`, and the files of a model."""
 
 from __future__ import annotations
 

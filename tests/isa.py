@@ -17,7 +17,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 TOLD = ("ATEN_CPU_CAPABILITY", "ONEDNN_MAX_CPU_ISA", "MKL_ENABLE_INSTRUCTIONS", "UDIT_MARCH")
-"""Who is told by which variable: torch, oneDNN, MKL, the kernels' compiler."""
+"""The environment variable of each library: torch, oneDNN, MKL, the kernels' compiler."""
 
 
 @dataclass(frozen=True)

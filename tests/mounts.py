@@ -1,4 +1,4 @@
-"""Real file systems to fail on: root passes over permissions, so tests of them mount."""
+"""Real file systems for tests of failures: root ignores permissions, so these tests mount read-only or full ones."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ import pytest
 
 @functools.cache
 def private() -> tuple[str, ...]:
-    """The command in front of one that may mount; its mounts vanish with it.
+    """The command prefix under which mounting is allowed; its mounts end with it.
 
-    A machine that lets nobody mount (no root, no user namespaces, no sudo) skips the test.
+    Where mounting is not possible (no root, no user namespaces, no sudo) the test is skipped.
     """
     for words in (("unshare", "-m"), ("unshare", "-Urm"), ("sudo", "-nE", "unshare", "-m")):
         try:
@@ -21,7 +21,7 @@ def private() -> tuple[str, ...]:
                 return words
         except OSError:
             continue
-    pytest.skip("this machine lets nobody mount")
+    pytest.skip("mounting is not possible on this machine")
 
 
 def shell(script: str, *arguments: str | Path, **variables: str) -> subprocess.CompletedProcess[str]:

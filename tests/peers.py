@@ -1,4 +1,4 @@
-"""What the tests of U-DiT's peers share: published keys, tiny records of official programs, a few training steps."""
+"""What the tests of the families share: published keys, small records of official programs, a few training steps."""
 
 from __future__ import annotations
 
@@ -87,9 +87,9 @@ def assert_golden(out: Tensor, record: dict[str, Any]) -> None:
 
 
 def learns(model: nn.Module, y: Any, time: Tensor | None = None, steps: int = 2) -> tuple[float, float]:
-    """The squared error to a fixed picture before and after some steps; by then every parameter must have a gradient.
+    """The squared error to a fixed image before and after some steps; by then every parameter must have a gradient.
 
-    One is not enough: each only opens what was initialised to zero and hides the parameters behind it.
+    One step is not enough: parameters behind a layer that is initialised to zero get a gradient only after it.
     """
     x, t, _ = batch(model)
     t = t if time is None else time

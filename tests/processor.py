@@ -42,7 +42,7 @@ def this_processor() -> dict[str, str]:
 
 
 def _model() -> str:
-    """The processor's model as Linux tells it, else the name of its architecture."""
+    """The processor's model as Linux reports it, else the name of its architecture."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:

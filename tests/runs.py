@@ -1,4 +1,4 @@
-"""What tests of whole runs share: a small run, processes that train it, and the hash of what came out."""
+"""What tests of whole runs share: a small run, processes that train it, and the hash of the result."""
 
 from __future__ import annotations
 
@@ -33,8 +33,8 @@ SMALL = ["model.depths=[1]", "training.batch_size=6", "training.save_every=3"]
 """Overrides of it for tests that train in their own process: a network of one block, saved every three steps."""
 
 
-def pictures(root: Path, each: int = 12) -> list[str]:
-    """Writes two classes of random 8x8 grey pictures; returns the overrides that train on them.
+def image_folder(root: Path, each: int = 12) -> list[str]:
+    """Writes two classes of random 8x8 grey images; returns the overrides that train on them.
 
     They load without scikit-learn, which takes longer than all else that a small run does.
     """
@@ -58,7 +58,7 @@ def train(out: Path, *overrides: str, curve: bool = False, stop: StopFlag | None
 
 
 def finished_at(out: Path, step: int) -> Outcome:
-    """The outcome of a run that is through."""
+    """The outcome of a finished run."""
     return Outcome(step, finished=True, out=out)
 
 
@@ -109,7 +109,7 @@ def launch(out: Path, *overrides: str, ranks: int = 1, **popen: object) -> list[
 
 
 def free_port() -> str:
-    """A port of this machine that nobody listens on."""
+    """A free port of this machine."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         return str(free.getsockname()[1])

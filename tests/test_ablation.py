@@ -1,4 +1,4 @@
-"""The ablation axis of U-DiT's paper as configs: what every attention promises in both shells, and what they cost."""
+"""Ablations of U-DiT's paper as configs: the contract of every attention, in U-DiT's and DiT's blocks, and costs."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def model(request: pytest.FixtureRequest) -> nn.Module:
     return perturb(udit.build(SHELLS[request.param]))
 
 
-# ---- what every attention promises ---------------------------------------------------------------------------------
+# ---- the contract of every attention ---------------------------------------------------------------------------------
 
 
 @torch.no_grad()
@@ -85,7 +85,7 @@ def test_a_sample_does_not_depend_on_its_batch(model: nn.Module) -> None:
 
 
 @torch.no_grad()
-def test_half_precision_stays_near(model: nn.Module) -> None:
+def test_half_precision_is_close(model: nn.Module) -> None:
     x, t, y = batch(model)
     exact = model(x, t, y)
     half = copy.deepcopy(model).bfloat16()(x.bfloat16(), t, y)
@@ -131,7 +131,7 @@ def test_rectangles_run_and_rows_are_not_columns(name: str) -> None:
     assert not near(straight, across, 1e-3)
 
 
-# ---- every knob turns something ------------------------------------------------------------------------------------
+# ---- every option has an effect ------------------------------------------------------------------------------------
 
 KNOBS: list[tuple[Any, dict[str, Any]]] = [
     (Full(), {"rope": False}),
@@ -151,7 +151,7 @@ KNOBS: list[tuple[Any, dict[str, Any]]] = [
 
 @pytest.mark.parametrize(("spec", "change"), KNOBS, ids=str)
 @torch.no_grad()
-def test_a_knob_changes_the_output_of_the_same_weights(spec: Any, change: dict[str, Any]) -> None:
+def test_an_option_changes_the_output_of_the_same_weights(spec: Any, change: dict[str, Any]) -> None:
     model = perturb(udit.build(U_SHELL.replace(attention=spec.model_dump())))
     other = udit.build(U_SHELL.replace(attention=spec.replace(**change).model_dump()))
     other.load_state_dict(model.state_dict())
@@ -160,7 +160,7 @@ def test_a_knob_changes_the_output_of_the_same_weights(spec: Any, change: dict[s
 
 @pytest.mark.parametrize("spec", [Full(), KVDownsampled(), Downsampled(), Window(size=4)], ids=lambda spec: spec.kind)
 @torch.no_grad()
-def test_cosine_similarity_has_a_temperature_and_the_scaled_product_none(spec: Any) -> None:
+def test_cosine_similarity_has_a_learned_scale_and_the_scaled_product_none(spec: Any) -> None:
     cosine = perturb(udit.build(U_SHELL.replace(attention=spec.model_dump())))
     scaled = udit.build(U_SHELL.replace(attention=spec.replace(cosine=False).model_dump()))
     shared = {key: value for key, value in cosine.state_dict().items() if not key.endswith("logit_scale")}
@@ -179,7 +179,7 @@ def differences(one: UDiTConfig, other: UDiTConfig) -> set[str]:
     return {key for key in a.keys() | b.keys() if a.get(key) != b.get(key)}
 
 
-def test_tricks_of_table_9_come_one_at_a_time() -> None:
+def test_rows_of_table_9_add_one_change_each() -> None:
     chain = ["vanilla", "cosine", "rope", "dwconv", ""]
     configs = [ABLATIONS[f"U-DiT-T-like-{name}".removesuffix("-")] for name in chain]
     changed = [differences(*pair) for pair in pairwise(configs)]
@@ -244,7 +244,7 @@ def test_the_docs_print_the_macs_that_are_counted() -> None:
         (DIT_SHELL.replace(attention=Downsampled().model_dump()), (7, 8), "makes 7x8 patches.* multiples of 2"),
     ],
 )
-def test_sizes_an_attention_cannot_take_are_told(shell: Any, size: tuple[int, int], said: str, one_line: Any) -> None:
+def test_sizes_that_do_not_fit_are_refused(shell: Any, size: tuple[int, int], said: str, one_line: Any) -> None:
     with pytest.raises(UserError, match=said) as caught:
         shell.replace(input_size=size)
     one_line(caught.value)
@@ -259,7 +259,7 @@ def test_ablations_have_no_published_names(name: str, one_line: Any) -> None:
     one_line(caught.value)
 
 
-def test_kinds_of_attention_are_told() -> None:
+def test_unknown_kind_of_attention_gives_the_nearest() -> None:
     with pytest.raises(UserError, match=r"attention.kind is 'windows'; did you mean 'window'"):
         udit.build("U-DiT-S", attention={"kind": "windows"})
     assert udit.build("U-DiT-S", device="meta", attention={"rope": False}).config.attention == Downsampled(rope=False)

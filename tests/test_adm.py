@@ -72,7 +72,7 @@ def test_initial_output_is_zero_and_layers_start_from_torch_s_default() -> None:
 
 
 @torch.no_grad()
-def test_orders_of_the_projection_are_permutations_of_one_another() -> None:
+def test_orders_of_the_projection_are_permutations_of_each_other() -> None:
     new, legacy = (perturb(nn.Module.to(ResidualAttention(32, 2, legacy=flag), "cpu")) for flag in (False, True))
     rows = torch.arange(96).view(3, 2, 16).transpose(0, 1).flatten()  # heads in front of queries, keys, values
     legacy.load_state_dict(

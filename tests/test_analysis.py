@@ -35,7 +35,7 @@ def test_macs_on_512_pixels_are_the_published_ones(name: str, published: str) ->
 
 
 def test_macs_of_u_dit_b_split_over_levels_as_measured() -> None:
-    """Attention and FFN of every stage, and the convolutions that glue them."""
+    """Attention and FFN of every stage, and the convolutions between them."""
     macs = count(udit.fuse(udit.build("U-DiT-B", device="meta")))
     stages = ["encoder.0", "encoder.1", "encoder.2", "decoder.1", "decoder.0"]
     expected = [(1.03, 0.64), (1.66, 1.56), (2.46, 2.46), (1.66, 1.56), (3.26, 2.50)]
@@ -47,7 +47,7 @@ def test_macs_of_u_dit_b_split_over_levels_as_measured() -> None:
     assert sum(macs[name] for name in macs if name.endswith(glue)) == pytest.approx(3.31, abs=0.03)
 
 
-def test_training_form_costs_one_fused_pass_a_sample_beyond_composing_once() -> None:
+def test_unfused_forward_costs_one_fused_pass_per_sample_beyond_composing_once() -> None:
     model = udit.build("U-DiT-S", device="meta", depths=(1, 1, 1))
     some, more, folded = (count(m, batch)["all"] for m, batch in ((model, 16), (model, 17), (udit.fuse(model), 1)))
     assert more - some == pytest.approx(folded, rel=1e-9)

@@ -1,4 +1,4 @@
-"""The attentions of U-DiT's shell, each against its definition, written out pixel by pixel or in another way."""
+"""Attentions against their definitions, written out pixel by pixel or in another way."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def module(spec: MapAttention, index: int = 0) -> Any:
     return perturb(built, std=0.5).double()
 
 
-def picture(height: int, width: int, count: int = 2) -> Tensor:
+def image(height: int, width: int, count: int = 2) -> Tensor:
     generator = torch.Generator().manual_seed(5)
     return torch.randn(count, height, width, WIDTH, dtype=torch.float64, generator=generator)
 
@@ -50,7 +50,7 @@ def turned(x: Tensor, row: float, column: float) -> Tensor:
 def by_hand(
     spec: MapAttention, attention: Any, sees: list[list[list[int]]], q: Tensor, k: Tensor, v: Tensor, at: Any, to: Any
 ) -> Tensor:
-    """Attention token by token: q [B, N, D], k and v [B, M, D], their positions, and who sees whom by sample."""
+    """Attention token by token: q [B, N, D], k and v [B, M, D], their positions, and the keys of each query."""
     out = torch.zeros_like(q)
     size = WIDTH // HEADS
     for b in range(len(q)):
@@ -81,7 +81,7 @@ def places(height: int, width: int) -> list[tuple[int, int]]:
 @pytest.mark.parametrize("how", COMPARISONS, ids=str)
 @torch.no_grad()
 def test_full_attention_is_its_formula(how: dict[str, bool]) -> None:
-    spec, x = Full(**how), picture(3, 5)
+    spec, x = Full(**how), image(3, 5)
     attention = module(spec)
     q, k, v = attention.qkv(x).flatten(1, 2).chunk(3, dim=-1)
     at, everything = places(3, 5), [[list(range(15))] * 15] * 2
@@ -96,7 +96,7 @@ def test_windows_are_full_attention_among_their_pixels(
     how: dict[str, bool], height: int, width: int, shift: int
 ) -> None:
     """Windows start at -shift, side - shift, ...; those at the edge are cut off, not wrapped. Positions are global."""
-    spec, x = Window(size=4, **how), picture(height, width, count=1)
+    spec, x = Window(size=4, **how), image(height, width, count=1)
     attention = module(spec, index=1 if shift else 0)
     assert attention.shift == shift
     down, right = shift * (height > 4), shift * (width > 4)
@@ -111,7 +111,7 @@ def test_windows_are_full_attention_among_their_pixels(
 @pytest.mark.parametrize("how", COMPARISONS, ids=str)
 @torch.no_grad()
 def test_keys_and_values_of_a_coarser_map_are_means_at_their_centres(how: dict[str, bool]) -> None:
-    spec, x = KVDownsampled(kernel=3, **how), picture(4, 6)
+    spec, x = KVDownsampled(kernel=3, **how), image(4, 6)
     attention = module(spec)
     first = x.permute(0, 3, 1, 2)
     smooth = F.conv2d(first, attention.filter.weight, attention.filter.bias, padding=1, groups=WIDTH) + first
@@ -126,7 +126,7 @@ def test_keys_and_values_of_a_coarser_map_are_means_at_their_centres(how: dict[s
 @pytest.mark.parametrize("how", COMPARISONS, ids=str)
 @torch.no_grad()
 def test_sub_grids_are_full_attention_among_their_pixels(how: dict[str, bool]) -> None:
-    spec, x = Downsampled(kernel=0, shortcut=False, **how), picture(4, 6)
+    spec, x = Downsampled(kernel=0, shortcut=False, **how), image(4, 6)
     attention = module(spec)
     at = places(4, 6)
     sees = [[[j for j in range(24) if (at[i][0] - at[j][0]) % 2 == 0 == (at[i][1] - at[j][1]) % 2] for i in range(24)]]
@@ -151,7 +151,7 @@ def test_sub_grids_are_full_attention_among_their_pixels(how: dict[str, bool]) -
 )
 @torch.no_grad()
 def test_one_part_of_the_whole_map_is_full_attention(spec: MapAttention, how: dict[str, bool]) -> None:
-    full, x = module(Full(**how)), picture(4, 6)
+    full, x = module(Full(**how)), image(4, 6)
     part = spec.replace(**how).build(WIDTH, HEADS, 1).double()
     state = dict(full.state_dict())
     if isinstance(spec, KVDownsampled):
@@ -170,8 +170,8 @@ def test_windows_of_every_other_block_are_shifted_by_half_their_side() -> None:
 def test_an_axis_within_one_window_is_not_shifted() -> None:
     straight, shifted = (module(Window(size=4), index) for index in (0, 1))
     assert isinstance(shifted, WindowAttention)
-    torch.testing.assert_close(run(shifted, picture(4, 3)), run(straight, picture(4, 3)), atol=0, rtol=0)
-    assert not torch.allclose(run(shifted, picture(4, 8)), run(straight, picture(4, 8)))
+    torch.testing.assert_close(run(shifted, image(4, 3)), run(straight, image(4, 3)), atol=0, rtol=0)
+    assert not torch.allclose(run(shifted, image(4, 8)), run(straight, image(4, 8)))
 
 
 # ---- filters -------------------------------------------------------------------------------------------------------
@@ -181,7 +181,7 @@ def test_an_axis_within_one_window_is_not_shifted() -> None:
 @torch.no_grad()
 def test_the_filter_is_a_convolution_and_its_shortcut_folds(dense: bool) -> None:
     spec = Downsampled(kernel=3, dense=dense)
-    attention, x = module(spec), picture(4, 6)
+    attention, x = module(spec), image(4, 6)
     lowpass, first = attention.filter, x.permute(0, 3, 1, 2)
     groups = 1 if dense else WIDTH
     assert isinstance(lowpass, LowPass)
@@ -207,7 +207,7 @@ def products(spec: MapAttention, height: int = 16, width: int = 16) -> dict[str,
     return {"attention": counts["bmm"], "matrices": matrices, "filter": counts.get("convolution", 0)}
 
 
-def test_costs_stand_in_the_ratios_that_the_definitions_give() -> None:
+def test_costs_have_the_ratios_that_the_definitions_give() -> None:
     pixels = 16 * 16
     full = products(Full())
     assert full == {"attention": 2 * pixels**2 * WIDTH, "matrices": 4 * pixels * WIDTH**2, "filter": 0}

@@ -1,4 +1,4 @@
-"""A step sees the same pictures on any number of ranks, workers and accumulated parts."""
+"""A step sees the same images on any number of ranks, workers and accumulated parts."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ PARENT = os.getpid()
 
 
 def numbered(count: int = 30) -> InMemory:
-    """Picture i holds i, and one at its left edge."""
+    """Image i holds i, and one at its left edge."""
     pixels = np.zeros((count, 1, 2, 2), np.uint8) + np.arange(count, dtype=np.uint8)[:, None, None, None]
     pixels[..., 0] += 100
     return InMemory(pixels, np.arange(count) % 4, [f"picture {i}" for i in range(count)])
@@ -102,7 +102,7 @@ class Deadly(InMemory):
 
 
 class Signals(InMemory):
-    """Pictures of how many of the two signals their reader ignores."""
+    """Images whose pixels are the number of signals, of two, that their reader ignores."""
 
     def image(self, i: int) -> Pixels:
         ignored = [signal.getsignal(s) == signal.SIG_IGN for s in (signal.SIGINT, signal.SIGTERM)]
@@ -115,7 +115,7 @@ def like(kind: type[InMemory]) -> InMemory:
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_bad_picture_is_told_in_one_line_from_anywhere(workers: int) -> None:
+def test_bad_image_is_a_one_line_error_with_and_without_workers(workers: int) -> None:
     with pytest.raises(UserError, match=r"^picture 'picture \d+' cannot be read; remove it$"):
         read(like(Broken), workers=workers)
 
@@ -195,11 +195,11 @@ for step, _ in enumerate(stream, 1):
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_memory_of_trainer_and_workers_is_flat_over_epochs_of_200_000_paths(tmp_path: Path) -> None:
     words = [sys.executable, "-c", FLAT, str(tmp_path)]
-    # a freed permutation goes back to the system at once, else it stays now and then, as the heap happens to lie
+    # a freed permutation is returned to the system at once; otherwise that depends on the heap's layout
     given = environment(MALLOC_MMAP_THRESHOLD_="131072")
     ended = subprocess.run(words, env=given, capture_output=True, text=True, check=True)
     _, _, *epochs = map(int, ended.stdout.split())  # the first two warm up
     assert len(epochs) == 4
-    # only pages written to: those of a library's file are private or not as other processes come and go
+    # only pages written to: whether those of a library's file are private depends on other processes
     told = f"private dirty memory, kB, after each epoch: {epochs}"
     assert all(after < 1.01 * before for before, after in itertools.pairwise(epochs)), told

@@ -1,4 +1,4 @@
-"""The literal U-DiT is U-DiT, and the bench tells what it measured."""
+"""The literal U-DiT equals ours, and the benchmark reports what it measured."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from torch import nn
 import udit
 import udit.analysis
 import udit.models.catalog
-from conftest import Told, batch, perturb, succeeds
+from conftest import ErrorOf, batch, perturb, succeeds
 from runs import environment
 from udit import ops
 from udit.benchmarking import measure
@@ -65,7 +65,7 @@ def test_the_literal_network_computes_what_ours_does() -> None:
         torch.testing.assert_close(literal.fold()(x, t, y), udit.fuse(model)(x, t, y), atol=2e-5, rtol=1e-5)
 
 
-def test_arithmetic_is_counted_alike_and_unfolded_training_costs_the_literal_more() -> None:
+def test_arithmetic_is_counted_the_same_way_and_unfused_training_costs_the_literal_more() -> None:
     mine, literal = ours("mine", CONFIG), baseline(LITERAL, CONFIG)
     assert mine.flops(2, (16, 16), training=False) == literal.flops(2, (16, 16), training=False)
     assert mine.flops(2, (16, 16), training=False) == 4 * udit.analysis.cost(CONFIG).macs
@@ -92,7 +92,7 @@ def test_a_dit_of_equal_macs_is_within_two_hundredths_at_every_size(side: int) -
 
 
 @pytest.mark.slow
-def test_rounds_kinds_levels_and_memory_are_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_rounds_kinds_levels_and_memory_are_reported(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file, page = tmp_path / "bench.json", tmp_path / "bench.md"
     works = [word for kind in ("forward", "train", "image") for word in ("--work", kind)]
     out = succeeds(
@@ -168,17 +168,17 @@ def test_rows_before_an_interruption_are_in_the_files(
 
 
 @pytest.mark.slow
-def test_beside_the_table_nothing_is_said() -> None:
+def test_nothing_but_the_table_is_printed() -> None:
     words = [sys.executable, "-m", "udit", "bench", "U-DiT-tiny", "--rounds", "1"]
     ended = subprocess.run(words, env=environment(), capture_output=True, text=True, check=True)
-    assert ended.stderr == "", "torch's profiler announces itself unless it is told not to"
+    assert ended.stderr == "", "torch's profiler announces itself by default"
 
 
 @pytest.mark.parametrize("workers", ["0", pytest.param("1", marks=pytest.mark.slow)])
-def test_steps_on_a_recipes_pictures_tell_how_long_they_waited(
+def test_steps_on_a_recipes_images_report_how_long_they_waited(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, workers: str
 ) -> None:
-    """Of a loader that is slower than the step: no pause may let it catch up."""
+    """The loader is slower than the step: no pause may let it catch up."""
     image = InMemory.image
 
     def slow(self: InMemory, i: int) -> NDArray[np.uint8]:
@@ -212,7 +212,7 @@ def test_compiling_is_timed_with_nothing_kept_from_before_and_breaks_are_counted
     assert not list(kept.rglob("*.cpp"))
 
 
-def test_depthwise_convolutions_are_told_from_dense_ones() -> None:
+def test_depthwise_convolutions_are_distinguished_from_dense_ones() -> None:
     assert measure.kind_of("aten::mkldnn_convolution", [[1, 8, 4, 4], [8, 1, 5, 5]]) == "depthwise convolution"
     assert measure.kind_of("aten::mkldnn_convolution", [[1, 8, 4, 4], [8, 8, 3, 3]]) == "matrix product"
     assert measure.kind_of("aten::mkldnn_convolution", [[1, 1, 4, 4], [8, 1, 3, 3]]) == "matrix product"
@@ -248,5 +248,5 @@ def test_a_forward_and_a_step_keep_to_the_budget(capsys: pytest.CaptureFixture[s
         (("U-DiT-S", "--baseline", "diffusers:UNet3DModel"), "did you mean 'UNet2DModel'"),
     ],
 )
-def test_slips_are_told(told: Told, words: tuple[str, ...], message: str) -> None:
-    assert message in told("bench", *words)
+def test_mistakes_are_refused(error_of: ErrorOf, words: tuple[str, ...], message: str) -> None:
+    assert message in error_of("bench", *words)

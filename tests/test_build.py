@@ -1,4 +1,4 @@
-"""From a name to weights, and from weights to their inference form, which never touches its argument."""
+"""From a name to weights, and from a network to its fused copy, which leaves the original unchanged."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def test_same_seed_gives_the_same_bits_and_another_gives_others() -> None:
     assert not any(torch.equal(a[name], c[name]) for name in drawn)
 
 
-def test_initial_weights_owe_nothing_to_the_global_generator() -> None:
+def test_initial_weights_do_not_depend_on_the_global_generator() -> None:
     torch.manual_seed(1)
     a = snapshot(udit.build("U-DiT-S", **TINY))
     before = torch.get_rng_state()
@@ -68,7 +68,7 @@ def test_no_two_parameters_share_their_numbers() -> None:
 
 
 def test_initial_weights_follow_their_rules() -> None:
-    """Zero gates and head, zero biases, log temperature ln 10, N(0, 0.02) conditioners, Xavier for the rest."""
+    """Zero gates and head, zero biases, logit_scale ln 10, N(0, 0.02) conditioners, Xavier for the rest."""
     model = udit.build("U-DiT-S", depths=(1, 1, 1), num_classes=50)
     for name, value in model.named_parameters():
         if name.startswith("out.") or "modulation" in name or name.endswith("bias"):
@@ -128,7 +128,7 @@ def test_overrides_are_checked_against_the_config(overrides: dict[str, Any], sai
 
 
 @pytest.mark.parametrize("name", ["U-DiT-s", "UDiT-S", "U-DiT-S ", "u-dit-s"])
-def test_unknown_name_is_told_its_nearest(name: str, one_line: Callable) -> None:
+def test_unknown_name_gives_the_nearest_known_one(name: str, one_line: Callable) -> None:
     with pytest.raises(UserError, match="no model") as caught:
         udit.build(name)
     assert "did you mean 'U-DiT-S'?" in one_line(caught.value)
@@ -183,7 +183,7 @@ def test_fused_model_is_a_new_model_of_parameters_in_eval_mode(tiny: nn.Module) 
 
 
 def test_fused_model_has_fewer_parameters_by_the_folded_ones() -> None:
-    """Each pair of matrices becomes one, three depthwise kernels one; the attention's shortcut costs nothing."""
+    """Each pair of matrices becomes one, three depthwise kernels one; the attention's shortcut adds no parameters."""
     model = udit.build("U-DiT-S", **TINY)
     saved = 0
     for width, blocks in ((16, 2), (32, 2), (32, 2)):
@@ -258,7 +258,7 @@ OPERATIONS = ("train", "eval", "save and load", "deepcopy", "fuse", "forward", "
 @settings(max_examples=5)
 @given(st.lists(st.sampled_from(OPERATIONS), min_size=50, max_size=50))
 def test_no_sequence_of_calls_changes_a_bit_of_the_weights(operations: list[str]) -> None:
-    """The release folds in place in ``eval()``; here neither order nor repetition may matter."""
+    """The release folds in place in ``eval()``; here neither order nor repetition matters."""
     model = perturb(udit.build("U-DiT-S", **TINY | {"width": 8, "heads": 1, "depths": (1,), "input_size": 4}), std=0.02)
     before, inputs = snapshot(model), batch(model, size=1)
     expected = forward(model, *inputs)

@@ -98,7 +98,7 @@ def test_cached_guidance_runs_the_conditional_half_alone_between_refreshes() -> 
 
 @pytest.mark.parametrize("guidance", [False, True])
 def test_guidance_that_comes_and_goes_finds_its_batch(network: nn.Module, guidance: bool) -> None:
-    """Where it sets in all runs; where it ends, the labels' half of what is kept goes on."""
+    """Where guidance starts, everything runs; where it ends, the conditional half of the cache is still used."""
     counted = Counted(network)
     guided = Guided(denoiser(counted), 3.0, interval=(0.3, 0.75))
     last(guided, cache=StepCache(refresh=(0,), guidance=guidance))
@@ -108,7 +108,7 @@ def test_guidance_that_comes_and_goes_finds_its_batch(network: nn.Module, guidan
 
 def test_cached_guidance_reuses_the_last_difference() -> None:
     class Drifting:
-        """Its deep part says nothing; predictions are the label times the call, and the variance behind them."""
+        """A network without a deep part's effect: predictions are the label times the call, then the variance."""
 
         def __call__(self, x: Tensor, t: Tensor, y: Tensor | None = None) -> Tensor:
             assert y is not None
@@ -148,7 +148,7 @@ def test_an_image_is_the_same_in_any_batch_and_call(network: nn.Module, forecast
 
 
 @pytest.mark.slow
-def test_compiled_blocks_are_cached_alike() -> None:
+def test_compiled_blocks_are_cached_the_same_way() -> None:
     model = perturb(udit.build("U-DiT-S", **TINY | {"in_channels": 1})).eval()
     cache = StepCache(refresh=SPARSE, forecast=True, guidance=True)
     eager = last(Guided(denoiser(model), 2.0), cache=cache)
@@ -182,13 +182,13 @@ def test_generated_images_follow_the_sampling_config(network: nn.Module) -> None
         ({"keep_guidance": True}, "keep_guidance needs cached steps"),
     ],
 )
-def test_settings_that_cannot_be_are_told(values: dict, said: str, one_line: Callable) -> None:
+def test_impossible_settings_are_refused(values: dict, said: str, one_line: Callable) -> None:
     with pytest.raises(UserError) as caught:
         SamplingConfig().replace(**values)
     assert said in one_line(caught.value)
 
 
-def test_policies_that_cannot_be_are_told(one_line: Callable) -> None:
+def test_impossible_policies_are_refused(one_line: Callable) -> None:
     for values, said in (
         ({"interval": 0}, "cache interval is 0"),
         ({"interval": 2, "refresh": (0, 1)}, "calls are named as well"),

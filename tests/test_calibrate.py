@@ -1,4 +1,4 @@
-"""The calls that a cache refreshes are those of the least estimated error, as a search through all of them finds."""
+"""The calls that a cache refreshes have the least estimated error, as an exhaustive search finds."""
 
 from __future__ import annotations
 

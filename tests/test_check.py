@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from conftest import Told, succeeds
-from pictures import folder, garments, noise, peak_megabytes, troubled
+from conftest import ErrorOf, succeeds
+from image_files import folder, garments, noise, peak_megabytes, troubled
 from udit.cli import main
 from udit.data.folder import Listing
 
@@ -135,6 +135,6 @@ def test_file_that_is_bad_as_a_whole_is_one_line(tmp_path: Path, capsys: pytest.
     assert said[-1] == "1 bad"
 
 
-def test_nothing_to_check_is_an_error(tmp_path: Path, told: Told) -> None:
-    assert "no folder" in told("data", "check", str(tmp_path / "absent"))
-    assert "holds no class folders" in told("data", "check", str(tmp_path))
+def test_nothing_to_check_is_an_error(tmp_path: Path, error_of: ErrorOf) -> None:
+    assert "no folder" in error_of("data", "check", str(tmp_path / "absent"))
+    assert "holds no class folders" in error_of("data", "check", str(tmp_path))

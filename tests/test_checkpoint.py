@@ -1,4 +1,4 @@
-"""Checkpoints are whole or not there; a damaged one is named, set aside and skipped."""
+"""Checkpoints are complete or absent; a damaged one is named, renamed and skipped."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ FILES = ["model.safetensors", "ema.safetensors", "optim.safetensors", MANIFEST]
 
 
 def state(step: int) -> State:
-    """Tensors of several types and shapes, unlike for each step."""
+    """Tensors of several types and shapes, different for each step."""
     generator = torch.Generator().manual_seed(step)
     weight = torch.randn(3, 4, generator=generator)
     return {

@@ -1,4 +1,4 @@
-"""The command line answers at once where it can, and tells every slip of the user's in one line."""
+"""The command line answers fast where it needs no torch, and reports every user error in one line."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 import udit
-from conftest import Told, succeeds
-from runs import RECIPE, SMALL, environment, pictures, state_hash
+from conftest import ErrorOf, succeeds
+from runs import RECIPE, SMALL, environment, image_folder, state_hash
 from udit.run.recipes import load_run, parse_yaml
 
 # -- before torch --------------------------------------------------------------------------------------------------
@@ -58,10 +58,10 @@ SLIPS: dict[str, tuple[list[str], str]] = {
     ),
     "no kind of data": (["train", "digits", "data.kind=imagenet"], "data.kind is 'imagenet'"),
     "bad YAML": (["train", "digits", "model.depths=[1,"], "is not valid YAML; quote it"),
-    "endless nesting": (["train", "digits", "model.depths=" + "[" * 3000], "is not valid YAML"),
+    "deep nesting": (["train", "digits", "model.depths=" + "[" * 3000], "is not valid YAML"),
     "no seeds": (["sample", "model", "--seeds", "a-b"], "--seeds has 'a-b'"),
     "backward seeds": (["sample", "model", "--seeds", "9-1"], "a range runs upwards"),
-    "no pictures": (["sample", "model", "--n", "0"], "--n is 0"),
+    "no images": (["sample", "model", "--n", "0"], "--n is 0"),
     "no batch": (["sample", "model", "--batch-size", "0"], "--batch-size is 0"),
     "guidance": (["sample", "model", "--guidance", "nan"], "guidance is nan"),
     "steps": (["sample", "model", "--steps", "-3"], "steps is -3"),
@@ -70,7 +70,10 @@ SLIPS: dict[str, tuple[list[str], str]] = {
     "unknown graph": (["export", "onxx", "model"], "onxx"),
     "export of what": (["export", "onnx"], "`udit export --help` tells more"),
     "size of a graph": (["export", "onnx", "model", "--size", "big"], "--size is 'big'; write free, a side or HxW"),
-    "export to where": (["export", "onnx", "owner/name"], "owner/name is no folder to write beside"),
+    "export to where": (
+        ["export", "onnx", "owner/name"],
+        "owner/name is not a folder, so the graph has no default place",
+    ),
     "unknown engine": (["sample", "model", "--engine", "onnx"], "onnx"),
     "unnamed weights": (["convert", RECIPE, "out"], "does not say which model it is; add --model NAME"),
     "unknown weights": (["convert", RECIPE, "out", "--model", "U-DiT"], "U-DiT"),
@@ -100,7 +103,7 @@ def torch_free(commands: list[list[str]]) -> list[tuple[int, str, bool]]:
     return json.loads(subprocess.run(words, env=environment(), capture_output=True, text=True, check=True).stdout)
 
 
-def test_every_slip_is_one_line_with_exit_code_2_before_torch_is_imported() -> None:
+def test_every_mistake_is_one_line_with_exit_code_2_before_torch_is_imported() -> None:
     for name, (code, errors, torch) in zip(SLIPS, torch_free([words for words, _ in SLIPS.values()]), strict=True):
         assert (code, torch) == (2, False), f"{name}: {errors}"
         assert errors.startswith("udit: error: "), name
@@ -108,14 +111,14 @@ def test_every_slip_is_one_line_with_exit_code_2_before_torch_is_imported() -> N
         assert SLIPS[name][1] in errors, name
 
 
-def test_slips_of_a_folder_of_pictures_are_told_before_torch_is_imported(tmp_path: Path) -> None:
+def test_mistakes_in_a_folder_of_images_are_refused_before_torch_is_imported(tmp_path: Path) -> None:
     def words(root: Path, *more: str) -> list[str]:
         return ["train", RECIPE, "data.kind=folder", f"data.root={root}", "data.size=8", "data.channels=1", *more]
 
     (tmp_path / "empty").mkdir()
-    pictures(tmp_path / "hollow", each=1)
+    image_folder(tmp_path / "hollow", each=1)
     (tmp_path / "hollow" / "bird").mkdir()
-    pictures(tmp_path / "whole", each=1)
+    image_folder(tmp_path / "whole", each=1)
     cases = {
         "holds no class folders": words(tmp_path / "empty"),
         "bird' holds no PNG": words(tmp_path / "hollow"),
@@ -136,7 +139,7 @@ def test_help_and_lists_answer_without_torch() -> None:
 
 
 def seconds(*words: str) -> float:
-    """The least processor time of five runs: what one takes on a machine that does nothing else."""
+    """The least processor time of five runs, close to that on an idle machine."""
     times = []
     for _ in range(5):
         before = resource.getrusage(resource.RUSAGE_CHILDREN)
@@ -172,7 +175,7 @@ def test_importing_udit_costs_little_and_leaves_diffusers_out() -> None:
 # -- runs ----------------------------------------------------------------------------------------------------------
 
 
-def test_run_is_trained_found_finished_and_told_where(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_run_is_trained_found_finished_and_its_folder_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = ["train", RECIPE, *SMALL, "training.steps=4", f"out={tmp_path}", "--no-progress"]
     said = succeeds(capsys, *words)
     assert said == f"finished: 4 steps in {tmp_path} (model/, samples/, loss.png); next: udit eval {tmp_path}\n"
@@ -191,30 +194,30 @@ def test_version_is_the_packages(capsys: pytest.CaptureFixture[str]) -> None:
     assert succeeds(capsys, "--version").strip() == udit.__version__
 
 
-def test_corrupt_picture_is_named_before_the_first_step(tmp_path: Path, told: Told) -> None:
-    data = pictures(tmp_path / "data", each=5)
+def test_corrupt_image_is_named_before_the_first_step(tmp_path: Path, error_of: ErrorOf) -> None:
+    data = image_folder(tmp_path / "data", each=5)
     (tmp_path / "data" / "dog" / "3.png").write_bytes(b"\x89PNG\r\n\x1a\n")
-    line = told("train", RECIPE, *data, f"out={tmp_path / 'out'}")
+    line = error_of("train", RECIPE, *data, f"out={tmp_path / 'out'}")
     assert str(tmp_path / "data" / "dog" / "3.png") in line
     assert not (tmp_path / "out").exists()
 
 
-def test_changed_key_of_a_run_is_named(tmp_path: Path, told: Told, capsys: pytest.CaptureFixture[str]) -> None:
+def test_changed_key_of_a_run_is_named(tmp_path: Path, error_of: ErrorOf, capsys: pytest.CaptureFixture[str]) -> None:
     words = ["train", RECIPE, *SMALL, "training.steps=1", f"out={tmp_path}", "--no-progress"]
     succeeds(capsys, *words)
-    assert told(*words, "model.width=16").startswith("model.width was 8 in ")
+    assert error_of(*words, "model.width=16").startswith("model.width was 8 in ")
     (tmp_path / "run.yaml").unlink()
-    assert "step-00000001/manifest.json and is 16 now" in told(*words, "model.width=16")
+    assert "step-00000001/manifest.json and is 16 now" in error_of(*words, "model.width=16")
 
 
-def test_file_in_the_place_of_the_run_folder_is_refused(tmp_path: Path, told: Told) -> None:
+def test_file_in_the_place_of_the_run_folder_is_refused(tmp_path: Path, error_of: ErrorOf) -> None:
     (tmp_path / "file").write_text("mine")
-    assert "cannot write to run folder" in told("train", RECIPE, *SMALL, f"out={tmp_path / 'file'}")
+    assert "cannot write to run folder" in error_of("train", RECIPE, *SMALL, f"out={tmp_path / 'file'}")
 
 
-def test_impossible_device_is_refused(tmp_path: Path, told: Told) -> None:
+def test_impossible_device_is_refused(tmp_path: Path, error_of: ErrorOf) -> None:
     for device in ("gpu", "cuda:x", "meta"):
-        assert f"device is '{device}'" in told("train", RECIPE, f"out={tmp_path}", f"training.device={device}")
+        assert f"device is '{device}'" in error_of("train", RECIPE, f"out={tmp_path}", f"training.device={device}")
 
 
 RANK_1 = {"WORLD_SIZE": "2", "RANK": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"}
@@ -235,32 +238,32 @@ RANK_1 = {"WORLD_SIZE": "2", "RANK": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PO
         (RANK_1 | {"MASTER_PORT": "70000"}, "met no peers at 127.0.0.1:70000"),
     ],
 )
-def test_half_a_launcher_is_no_single_process(
-    tmp_path: Path, told: Told, monkeypatch: pytest.MonkeyPatch, variables: dict[str, str], wanted: str
+def test_incomplete_launcher_environment_is_refused(
+    tmp_path: Path, error_of: ErrorOf, monkeypatch: pytest.MonkeyPatch, variables: dict[str, str], wanted: str
 ) -> None:
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
-    assert wanted in told("train", RECIPE, f"out={tmp_path / 'out'}", "training.timeout=1")
+    assert wanted in error_of("train", RECIPE, f"out={tmp_path / 'out'}", "training.timeout=1")
     assert not (tmp_path / "out").exists()
 
 
-def test_ctrl_c_before_training_is_one_line(tmp_path: Path, told: Told, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ctrl_c_before_training_is_one_line(tmp_path: Path, error_of: ErrorOf, monkeypatch: pytest.MonkeyPatch) -> None:
     def interrupt(*arguments: object, **options: object) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr("udit.training.trainer.Trainer.__init__", interrupt)
-    assert told("train", RECIPE, f"out={tmp_path}", code=130) == "interrupted"
+    assert error_of("train", RECIPE, f"out={tmp_path}", code=130) == "interrupted"
 
 
-def test_error_of_the_disk_that_nobody_foresaw_is_one_line(told: Told, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unexpected_disk_error_is_one_line(error_of: ErrorOf, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*arguments: object, **choices: object) -> None:
         raise PermissionError(13, "Permission denied", "/somewhere")
 
     monkeypatch.setattr("udit.run.recipes.load_run", refuse)
-    assert told("train", "digits", code=1) == "Permission denied: /somewhere"
+    assert error_of("train", "digits", code=1) == "Permission denied: /somewhere"
 
 
-def test_reader_that_leaves_early_is_no_error(tmp_path: Path) -> None:
+def test_closed_pipe_is_no_error(tmp_path: Path) -> None:
     reading, writing = os.pipe()
     os.close(reading)
     words = [sys.executable, "-m", "udit", "train", "digits", "--dry-run"]

@@ -1,4 +1,4 @@
-"""``udit sample`` draws the same picture for the same seed and label, however it is asked."""
+"""``udit sample`` draws the same image for the same seed and label, however it is asked."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 
 import udit
-from conftest import TINY, Told, perturb, succeeds
+from conftest import TINY, ErrorOf, perturb, succeeds
 from runs import environment, finish, free_port
 from udit.assemble import System
 from udit.cli.sample import parse_seeds
@@ -27,7 +27,7 @@ SEEDS, COUNT = "0-10", 11
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """A model folder whose weights are noise: its pictures show every difference."""
+    """A model folder whose weights are noise: its images show every difference."""
     network = perturb(udit.build("U-DiT-S", **TINY | {"in_channels": 1, "learn_sigma": False}), 0.05)
     config = SystemConfig(
         model=network.config,
@@ -42,7 +42,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 @pytest.fixture(scope="module")
 def one_by_one(model: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Pictures, each in a batch of its own."""
+    """Images, each in a batch of its own."""
     out = tmp_path_factory.mktemp("one")
     draw(model, out, "--batch-size", "1")
     return out
@@ -57,7 +57,7 @@ def draw(model: str, out: Path, *more: str) -> None:
 
 
 def pixels(out: Path) -> np.ndarray:
-    """[N, C, H, W] of the numbered pictures."""
+    """[N, C, H, W] of the numbered images."""
     return torch.stack([read_pixels(path) for path in sorted(out.glob("0*.png"))]).numpy().astype(int)
 
 
@@ -74,7 +74,7 @@ def test_same_seeds_are_the_same_png_at_any_batch_size(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("output", ["png", "npz"])
-def test_several_ranks_draw_the_same_pictures(model: str, one_by_one: Path, tmp_path: Path, output: str) -> None:
+def test_several_ranks_sample_the_same_images(model: str, one_by_one: Path, tmp_path: Path, output: str) -> None:
     group = {"WORLD_SIZE": "3", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port()}
     quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE, "text": True}
     words = command(model, tmp_path, "--output", output, "--batch-size", "2")
@@ -85,7 +85,7 @@ def test_several_ranks_draw_the_same_pictures(model: str, one_by_one: Path, tmp_
     assert np.abs(drawn.astype(int) - pixels(one_by_one)).max() <= 1
 
 
-def test_pictures_carry_their_settings(model: str, one_by_one: Path) -> None:
+def test_images_contain_their_settings(model: str, one_by_one: Path) -> None:
     settings = json.loads(Image.open(one_by_one / "000007.png").text["udit"])
     assert settings["seed"] == 7
     assert (settings["label"], settings["class"]) == (2, "cow")
@@ -96,7 +96,7 @@ def test_pictures_carry_their_settings(model: str, one_by_one: Path) -> None:
     assert len(settings["model"]) >= 16
 
 
-def test_settings_of_a_picture_draw_it_again_alone(
+def test_settings_of_an_image_sample_it_again_alone(
     model: str, one_by_one: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     words = ["sample", model, "--seeds", "7", "--labels", "cow", "--out", str(tmp_path), "--no-progress"]
@@ -104,7 +104,7 @@ def test_settings_of_a_picture_draw_it_again_alone(
     assert np.abs(pixels(tmp_path)[0] - pixels(one_by_one)[7]).max() <= 1
 
 
-def test_grid_shows_every_picture_and_npz_holds_the_same(
+def test_grid_shows_every_image_and_npz_holds_the_same(
     model: str, one_by_one: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     images = torch.from_numpy(pixels(one_by_one).astype(np.uint8))
@@ -117,9 +117,7 @@ def test_grid_shows_every_picture_and_npz_holds_the_same(
     assert np.abs(batch["arr_0"].transpose(0, 3, 1, 2).astype(int) - pixels(one_by_one)).max() <= 1
 
 
-def test_options_change_the_pictures(
-    model: str, one_by_one: Path, tmp_path: Path, capsys: pytest.CaptureFixture
-) -> None:
+def test_options_change_the_images(model: str, one_by_one: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     wanted = pixels(one_by_one)[:3]
     for name, words in {
         "steps": ["--steps", "5"],
@@ -140,9 +138,9 @@ def test_seeds_are_listed_ranged_cut_and_counted_on() -> None:
     assert parse_seeds(None, 3) == [0, 1, 2]
 
 
-def test_mistakes_are_told_and_nothing_is_drawn(model: str, tmp_path: Path, told: Told) -> None:
+def test_mistakes_are_refused_and_nothing_is_sampled(model: str, tmp_path: Path, error_of: ErrorOf) -> None:
     def line(*words: str) -> str:
-        return told("sample", *words, "--out", str(tmp_path / "out"), "--no-progress")
+        return error_of("sample", *words, "--out", str(tmp_path / "out"), "--no-progress")
 
     assert "no class 'cat'; did you mean" in line(model, "--labels", "cat")
     assert "label 5 is out of range" in line(model, "--labels", "5")
@@ -156,4 +154,4 @@ def test_mistakes_are_told_and_nothing_is_drawn(model: str, tmp_path: Path, told
     assert "model.raw.safetensors is missing; the folder is incomplete" in line(model, "--weights", "raw")
     assert not list(tmp_path.glob("out/*.png"))
     (tmp_path / "file").write_text("mine")
-    assert "cannot write to" in told("sample", model, "--out", str(tmp_path / "file"))
+    assert "cannot write to" in error_of("sample", model, "--out", str(tmp_path / "file"))

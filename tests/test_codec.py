@@ -1,4 +1,4 @@
-"""Pixels survive the way to the network and back, and a VAE's latents carry their scale with them."""
+"""Pixels are restored from what the network sees, and a VAE's latents are stored with their scale."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import udit
-from conftest import Told, same_bits, succeeds
-from runs import RECIPE, SMALL, metrics, pictures, small_run, state_hash, train
+from conftest import ErrorOf, same_bits, succeeds
+from runs import RECIPE, SMALL, image_folder, metrics, small_run, state_hash, train
 from udit.data.codec import Codec, Identity, LatentVAE, SpaceToDepth, encode
 from udit.data.codec_config import IdentityCodec, SpaceToDepthCodec, VAECodec, codec_from
 from udit.data.config import DataInfo
@@ -30,7 +30,7 @@ OneLine = Callable[[BaseException], str]
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tiny VAE for grey pictures."""
+    """A tiny VAE for grey images."""
     return tiny_vae(tmp_path_factory.mktemp("vae") / "grey")
 
 
@@ -119,7 +119,7 @@ def test_normalised_latents_are_those_of_diffusers_shifted_and_scaled(vae: Laten
     assert torch.equal(vae.decode(wanted), Identity().decode(decoded))
 
 
-def test_a_picture_has_the_same_latents_and_a_latent_the_same_picture_in_any_batch(vae: LatentVAE) -> None:
+def test_an_image_has_the_same_latents_and_a_latent_the_same_image_in_any_batch(vae: LatentVAE) -> None:
     pixels = some_pixels(5)
     raw = vae.raw(pixels)
     x = vae.normalise(raw)
@@ -147,7 +147,7 @@ def test_mode_ignores_the_keys(folder: Path) -> None:
     assert torch.equal(codec.normalise(raw, [(0, 7)]), codec.normalise(raw))
 
 
-def test_tiles_cover_large_pictures(folder: Path) -> None:
+def test_tiles_cover_large_images(folder: Path) -> None:
     codec = complete(VAECodec(source=str(folder), tiling=True)).build()
     pixels = some_pixels(1, size=32)
     x = encode(codec, pixels)
@@ -187,7 +187,7 @@ def test_numbers_that_are_not_the_vaes_are_named(
     assert wanted in one_line(error.value)
 
 
-def test_broken_vae_folders_are_told_in_one_line(folder: Path, tmp_path: Path, one_line: OneLine) -> None:
+def test_broken_vae_folders_are_one_line_errors(folder: Path, tmp_path: Path, one_line: OneLine) -> None:
     def broken(name: str) -> Path:
         return Path(shutil.copytree(folder, tmp_path / name))
 
@@ -214,13 +214,13 @@ def test_broken_vae_folders_are_told_in_one_line(folder: Path, tmp_path: Path, o
         assert text in one_line(error.value), name
 
 
-def test_vae_for_colour_refuses_grey_pictures(tmp_path: Path, one_line: OneLine) -> None:
+def test_vae_for_colour_refuses_grey_images(tmp_path: Path, one_line: OneLine) -> None:
     codec = complete(VAECodec(source=str(tiny_vae(tmp_path / "v", channels=3)))).build()
     with pytest.raises(UserError, match="the images have 1 channels and the VAE at"):
         codec.raw(some_pixels())
 
 
-def test_unreachable_hub_is_told_in_one_line(
+def test_unreachable_hub_is_a_one_line_error(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, one_line: OneLine
 ) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
@@ -245,7 +245,7 @@ def test_unreachable_hub_is_told_in_one_line(
         (["codec=space-to-depth", "model.in_channels=1"], "model.in_channels is 1 and the data has 4"),
     ],
 )
-def test_slips_in_the_codec_are_told(words: list[str], wanted: str, one_line: OneLine) -> None:
+def test_mistakes_in_the_codec_are_refused(words: list[str], wanted: str, one_line: OneLine) -> None:
     with pytest.raises(UserError) as error:
         load_run(RECIPE, words)
     assert wanted in one_line(error.value)
@@ -270,7 +270,7 @@ def test_old_name_of_the_codec_still_reads() -> None:
 
 @pytest.mark.parametrize("kind", ["space-to-depth", "vae"])
 def test_run_in_latents_trains_resumes_and_samples_pixels(tmp_path: Path, folder: Path, kind: str) -> None:
-    words = [*pictures(tmp_path / "data"), "training.sample_every=2", f"codec.kind={kind}"]
+    words = [*image_folder(tmp_path / "data"), "training.sample_every=2", f"codec.kind={kind}"]
     words += [f"codec.source={folder}"] if kind == "vae" else []
     train(tmp_path / "whole", "training.steps=4", *words)
     train(tmp_path / "cut", "training.steps=2", *words)
@@ -286,10 +286,10 @@ def test_run_in_latents_trains_resumes_and_samples_pixels(tmp_path: Path, folder
 
 
 def test_model_folder_finds_its_vae_where_it_says_or_beside_itself(
-    tmp_path: Path, folder: Path, told: Told, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, folder: Path, error_of: ErrorOf, capsys: pytest.CaptureFixture[str]
 ) -> None:
     moved = Path(shutil.copytree(folder, tmp_path / "vae"))
-    words = [*pictures(tmp_path / "data"), "codec.kind=vae", f"codec.source={moved}", "training.steps=1"]
+    words = [*image_folder(tmp_path / "data"), "codec.kind=vae", f"codec.source={moved}", "training.steps=1"]
     train(tmp_path / "run", *words)
     model = tmp_path / "run" / "model"
     before = next(udit.load(model).generate([3], [1]))
@@ -299,17 +299,17 @@ def test_model_folder_finds_its_vae_where_it_says_or_beside_itself(
     assert np.load(tmp_path / "s" / "samples.npz")["arr_0"].shape == (1, 8, 8, 1)
     shutil.rmtree(model / "vae")
     tiny_vae(model / "vae", seed=1)
-    assert "decoding with another VAE gives noise" in told(
+    assert "decoding with another VAE gives noise" in error_of(
         "sample", str(model), "--n", "1", "--out", str(tmp_path / "t")
     )
     shutil.rmtree(model / "vae")
-    assert "is no folder" in told("sample", str(model), "--n", "1", "--out", str(tmp_path / "t"))
+    assert "is no folder" in error_of("sample", str(model), "--n", "1", "--out", str(tmp_path / "t"))
 
 
-def test_changed_codec_is_named_on_resuming(tmp_path: Path, told: Told) -> None:
-    words = ["train", RECIPE, *SMALL, *pictures(tmp_path / "data"), f"out={tmp_path / 'out'}", "--no-progress"]
-    train(tmp_path / "out", *pictures(tmp_path / "again"), "training.steps=1", "codec=space-to-depth")
-    assert "codec.kind was 'space-to-depth'" in told(*words, "training.steps=1", f"data.root={tmp_path / 'again'}")
+def test_changed_codec_is_named_on_resuming(tmp_path: Path, error_of: ErrorOf) -> None:
+    words = ["train", RECIPE, *SMALL, *image_folder(tmp_path / "data"), f"out={tmp_path / 'out'}", "--no-progress"]
+    train(tmp_path / "out", *image_folder(tmp_path / "again"), "training.steps=1", "codec=space-to-depth")
+    assert "codec.kind was 'space-to-depth'" in error_of(*words, "training.steps=1", f"data.root={tmp_path / 'again'}")
 
 
 def test_released_latents_name_their_vae(tmp_path: Path, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,6 +1,6 @@
-"""What the udit of commit 3b2bc46 wrote is still read, and still says the same.
+"""Files that the udit of commit 3b2bc46 wrote are still read, with the same results.
 
-The files lie in data/from-3b2bc46, whose README tells how they were made. Numbers are compared bit by bit on the torch,
+They are in data/from-3b2bc46, whose README describes how they were made. Numbers are compared bit by bit on the torch,
 processor and kernels that recorded them, and to rounding elsewhere.
 """
 
@@ -50,7 +50,7 @@ ROUNDING = 1e-5
 
 @cache
 def recorded() -> dict[str, Any]:
-    """What 3b2bc46 said of each."""
+    """Results of 3b2bc46 for each."""
     return json.loads((FIXTURES / "expected.json").read_text(encoding="utf-8"))
 
 
@@ -79,7 +79,7 @@ def trained(out: Path, *overrides: str) -> Run:
 
 
 def keeps(now: Any, before: Any, where: str = "") -> None:
-    """Asserts that every key of ``before`` is there now and says the same; there may be new ones."""
+    """Asserts that every key of ``before`` still has its value; there may be new ones."""
     if isinstance(before, dict):
         assert isinstance(now, dict), where
         for key, value in before.items():
@@ -134,7 +134,7 @@ def test_interrupted_run_goes_on_from_its_checkpoint_with_no_changed_key(
 def test_resuming_an_older_run_warns_of_nothing_but_another_torch(
     resumed: tuple[Path, list[logging.LogRecord]],
 ) -> None:
-    """Kernels are told in other words where none are compiled here; then the warning is true."""
+    """Without compiled kernels here, the description of kernels differs, and the warning is right."""
     told = [record.getMessage() for record in resumed[1]]
     if build.find_compiler() is not None:
         assert not [line for line in told if line.startswith("kernels")]
@@ -176,7 +176,7 @@ def says_what_was_recorded(system: Any, expected: dict[str, Any]) -> None:
     same_images(torch.cat(list(fused.generate(SEEDS, LABELS))), expected["images"])
 
 
-# ---- what lies beside a run ------------------------------------------------------------------------------------------
+# ---- other files of a run --------------------------------------------------------------------------------------------
 
 
 def test_tuned_quality_is_read_and_drawn_with(
@@ -202,7 +202,7 @@ def test_tuned_quality_is_read_and_drawn_with(
         same_images(read_pixels(tmp_path / name), read_pixels(FIXTURES / "samples" / name))
 
 
-def test_written_scores_are_found_and_not_made_again(
+def test_written_scores_are_found_and_not_recomputed(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = copy("interrupted", tmp_path)
@@ -309,7 +309,7 @@ def test_latent_cache_verifies_and_keeps_its_digests(name: str) -> None:
 
 
 def test_images_are_encoded_to_the_same_bytes_as_before(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """So that an encoding that was cut short goes on."""
+    """So that an interrupted encoding resumes."""
     words = ("codec=space-to-depth", "data.flip=true", f"data.root={FIXTURES / 'images'}")
     recipe = str(FIXTURES / "finished.yaml")
     succeeds(capsys, "encode", recipe, *words, "--shard-size", "16", "--out", str(tmp_path), "--no-progress")

@@ -1,4 +1,4 @@
-"""Configs say what is wrong in one line, before torch is imported."""
+"""Configs report what is wrong in one line, before torch is imported."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pictures import folder, garments
+from image_files import folder, garments
 from udit.data.config import DigitsData
 from udit.data.describe import describe
 from udit.diffusion.config import DDPMConfig, SamplingConfig
@@ -110,7 +110,7 @@ BAD_VALUES = [
     ("model={family: U-DIT}", "did you mean 'U-DiT'?"),
     ("model={family: {a: 1}}", "model.family is {'a': 1}"),
     ("model.width=-16", "model.width is -16"),
-    ("model.width=18", "width 18 over 2 heads leaves 9 channels a head; RoPE needs a multiple of 4, e.g. width 16"),
+    ("model.width=18", "width 18 over 2 heads leaves 9 channels per head; RoPE needs a multiple of 4, e.g. width 16"),
     ("model.heads=3", "width 16 does not split over 3 heads"),
     ("model.depths=[1, 1]", "depths has 2 entries; a U needs an odd number"),
     ("model.depths=[1, 0, 1]", "model.depths.1 is 0"),
@@ -154,7 +154,7 @@ BAD_VALUES = [
 
 
 @pytest.mark.parametrize(("overrides", "said"), BAD_VALUES, ids=[o for o, _ in BAD_VALUES])
-def test_bad_value_is_told_in_one_line(overrides: str, said: str, one_line: Callable) -> None:
+def test_bad_value_is_a_one_line_error(overrides: str, said: str, one_line: Callable) -> None:
     with pytest.raises(UserError) as caught:
         load_run("digits", overrides.split(" + "))
     assert said in one_line(caught.value)
@@ -198,7 +198,7 @@ ANYTHING = st.recursive(
 
 @settings(max_examples=300)
 @given(st.sampled_from(list(paths(COMPLETE))), ANYTHING)
-def test_any_value_anywhere_resolves_or_is_told_in_one_line(path: Path_, value: Any) -> None:
+def test_any_value_anywhere_resolves_or_is_a_one_line_error(path: Path_, value: Any) -> None:
     try:
         run = resolve(edited(COMPLETE, path, value=value))
     except UserError as error:
@@ -300,7 +300,7 @@ def test_text_that_is_no_mapping_is_refused(text: str, one_line: Callable) -> No
     assert one_line(caught.value).startswith("here.yaml ")
 
 
-def test_missing_recipes_are_told_apart(tmp_path: Path) -> None:
+def test_recipes_that_cannot_be_read_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no recipe 'digit'; did you mean 'digits'"):
         load_run("digit")
     with pytest.raises(UserError, match="no recipe file"):

@@ -1,4 +1,4 @@
-"""Pictures of models that take vectors, a text encoder's say: from Python, and from a file by ``udit sample``."""
+"""Images of models that take vectors, a text encoder's say: from Python, and from a file by ``udit sample``."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 import udit
-from conftest import Told, perturb, succeeds
+from conftest import ErrorOf, perturb, succeeds
 from udit.assemble import System
 from udit.diffusion.config import FlowConfig, SamplingConfig
 from udit.errors import UserError
@@ -64,7 +64,7 @@ def test_guidance_leaves_the_null_condition() -> None:
     assert (drawn(system, nothing, guidance=3) - drawn(system, nothing)).abs().max() <= 1
 
 
-def test_conditions_that_do_not_fit_are_told(one_line: Callable[[BaseException], str]) -> None:
+def test_conditions_that_do_not_fit_are_refused(one_line: Callable[[BaseException], str]) -> None:
     text, classes = system_of(), system_of("DiT-tiny", num_classes=3, learn_sigma=False)
 
     def said(system: System, **options: object) -> str:
@@ -92,17 +92,17 @@ def test_command_draws_the_rows_of_a_file_in_turn(
         save_file({"context": ROWS, "null": NULL}, file)
     words = ["--context", str(file), "--n", "5", "--guidance", "2", "--out", str(tmp_path / "out"), "--no-progress"]
     succeeds(capsys, "sample", str(folder), *words)
-    pictures = sorted((tmp_path / "out").glob("0*.png"))
+    paths = sorted((tmp_path / "out").glob("0*.png"))
     wanted = drawn(udit.load(folder), ROWS[[0, 1, 2, 0, 1]], guidance=2)
-    assert (torch.stack([read_pixels(path) for path in pictures]).int() - wanted).abs().max() <= 1
-    settings = json.loads(Image.open(pictures[4]).text["udit"])
+    assert (torch.stack([read_pixels(path) for path in paths]).int() - wanted).abs().max() <= 1
+    settings = json.loads(Image.open(paths[4]).text["udit"])
     assert (settings["context"], settings["row"], settings["seed"]) == (file.name, 1, 4)
 
 
-def test_files_that_do_not_fit_are_told(folder: Path, tmp_path: Path, told: Told) -> None:
+def test_files_that_do_not_fit_are_refused(folder: Path, tmp_path: Path, error_of: ErrorOf) -> None:
     def line(file: str, *words: str) -> str:
         context = ["--context", str(tmp_path / file)] if file else []
-        return told("sample", str(folder), *context, *words, "--out", str(tmp_path / "out"), "--no-progress")
+        return error_of("sample", str(folder), *context, *words, "--out", str(tmp_path / "out"), "--no-progress")
 
     np.savez(tmp_path / "whole.npz", context=np.zeros((2, 2, 4), np.int64))
     np.savez(tmp_path / "nan.npz", context=np.full((2, 2, 4), np.nan))

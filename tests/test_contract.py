@@ -1,4 +1,4 @@
-"""What every backbone promises, held to every row of the catalogue by itself.
+"""The contract of backbones, run on every row of the catalogue.
 
 A family's tiny row (``NAME-tiny``) runs; every row is built at full size on the meta device, and counted.
 """
@@ -95,7 +95,7 @@ def test_a_sample_does_not_depend_on_its_batch(model: nn.Module) -> None:
 
 
 @torch.no_grad()
-def test_half_precision_stays_near(model: nn.Module) -> None:
+def test_half_precision_is_close(model: nn.Module) -> None:
     x, t, y = inputs(model.config)
     exact = model(x, t, y)
     vectors = y is not None and y.is_floating_point()
@@ -130,7 +130,7 @@ def test_cached_steps_see_the_present_input(model: nn.Module) -> None:
 
 @torch.no_grad()
 def test_conditions_of_some_rows_are_rows_of_the_conditions(model: nn.Module) -> None:
-    """Sampling makes them once for all times and labels."""
+    """Sampling computes them once for all times and labels."""
     x, t, y = inputs(model.config)
     wanted = torch.tensor([2, 0, 0])
     cond = gather(model.condition(t, y), wanted)
@@ -170,7 +170,7 @@ def test_blocks_compile_without_a_graph_break(model: nn.Module, form: str, monke
 
 @pytest.mark.parametrize("size", [(8, 16), (16, 8), (9, 8), (7, 7)], ids=str)
 @torch.no_grad()
-def test_other_sizes_run_or_are_told_in_one_line(model: nn.Module, size: tuple[int, int]) -> None:
+def test_other_sizes_run_or_are_one_line_errors(model: nn.Module, size: tuple[int, int]) -> None:
     x, t, y = inputs(model.config, size)
     try:
         out = model(x, t, y)
@@ -182,7 +182,7 @@ def test_other_sizes_run_or_are_told_in_one_line(model: nn.Module, size: tuple[i
         assert out.isfinite().all()
 
 
-def test_a_label_without_classes_is_told_in_one_line(model: nn.Module) -> None:
+def test_a_label_without_classes_is_a_one_line_error(model: nn.Module) -> None:
     config = model.config
     if not config.num_classes:
         pytest.skip("takes no labels")
@@ -249,9 +249,9 @@ PUBLISHED: dict[str, tuple[int, str, str]] = {
     "HDiT-oxford-flowers": (22_361_274, "", "hdit/oxford-flowers"),
     "HDiT-oxford-flowers-shifted-window": (22_361_274, "11.73", "hdit/oxford-flowers-shifted-window"),
 }
-"""Of the official programs: parameters of the inference form, position tables included; billions of MACs; key lists.
+"""Of the official programs: parameters of the fused network, position tables included; billions of MACs; key lists.
 
-DiMSUM's MACs are in ``test_dimsum``: the official count holds products that are not made here.
+DiMSUM's MACs are in ``test_dimsum``: the official count includes products that are not computed here.
 """
 TRAINING_FORM = {"U-DiT-S": 58_896_568, "U-DiT-B": 231_251_304, "U-DiT-L": 916_335_304}
 """Parameters, where they are others."""
@@ -270,7 +270,7 @@ SLOW = (
 SLOW += ("DiMSUM-B/2", "DiMSUM-L/2", "DiMSUM-L/2-celeba", "DiMSUM-XL/2")  # test_dimsum counts the first two
 SLOW += ("DiT-L/2", "SiT-B/2", "DiC-B", "ADM-128", "HDiT-oxford-flowers", "U-ViT-L/2")
 SLOW += ("U-DiT-L", "U-DiT-L-vanilla", "U-DiT-B-vanilla", "U-ViT-L/4", "U-ViT-L/4-512", "U-ViT-H/4-512", "DiT-B/8")
-"""Rows like a quicker one."""
+"""Rows like another one that runs faster."""
 
 
 @functools.cache

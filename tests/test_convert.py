@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 import udit
-from conftest import Told, perturb, same_bits, succeeds
+from conftest import ErrorOf, perturb, same_bits, succeeds
 from udit.convert import read_published
 from udit.errors import UserError
 from udit.models.published import export_published
@@ -52,7 +52,7 @@ def test_release_becomes_a_model_folder_and_comes_back_with_its_bits(
     assert same_bits(load_file(back), released)
 
 
-def test_fused_folder_has_fewer_weights_and_the_same_pictures(
+def test_fused_folder_has_fewer_weights_and_the_same_images(
     released: dict[str, Tensor], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     save_file(released, tmp_path / "w.safetensors")
@@ -68,7 +68,7 @@ def test_fused_folder_has_fewer_weights_and_the_same_pictures(
 
 
 class Trap:
-    """Runs a command where a pickle is trusted."""
+    """Runs a command if it is unpickled."""
 
     def __init__(self, path: str) -> None:
         self.path = path
@@ -77,17 +77,19 @@ class Trap:
         return os.mkdir, (self.path,)
 
 
-def test_nothing_in_a_pickle_runs(tmp_path: Path, told: Told) -> None:
+def test_nothing_in_a_pickle_runs(tmp_path: Path, error_of: ErrorOf) -> None:
     sprung = tmp_path / "sprung"
     for file, write in {"new.pt": torch.save, "old.bin": lambda it, path: path.write_bytes(pickle.dumps(it))}.items():
         write({"model": Trap(str(sprung))}, tmp_path / file)
-        line = told("convert", str(tmp_path / file), str(tmp_path / "out"), *NAMED)
+        line = error_of("convert", str(tmp_path / file), str(tmp_path / "out"), *NAMED)
         assert "holds more than tensors and is not opened" in line or "is no readable torch file" in line
     assert not sprung.exists()
     assert not (tmp_path / "out").exists()
 
 
-def test_what_is_no_weights_is_told_in_one_line(released: dict[str, Tensor], tmp_path: Path, told: Told) -> None:
+def test_files_without_weights_are_one_line_errors(
+    released: dict[str, Tensor], tmp_path: Path, error_of: ErrorOf
+) -> None:
     torch.save([1, 2], tmp_path / "list.pt")
     torch.save({"ema": {"a": 1}}, tmp_path / "numbers.pt")
     torch.save(released, tmp_path / "torn.pt")
@@ -101,30 +103,34 @@ def test_what_is_no_weights_is_told_in_one_line(released: dict[str, Tensor], tmp
         "empty.safetensors": "empty.safetensors",
     }
     for name, said in wanted.items():
-        assert said in told("convert", str(tmp_path / name), str(tmp_path / "out"), *NAMED)
+        assert said in error_of("convert", str(tmp_path / name), str(tmp_path / "out"), *NAMED)
     assert not (tmp_path / "out").exists()
     with pytest.raises(UserError, match="no file"):
         read_published(tmp_path / "nothing.pt")
 
 
-def test_weights_of_another_size_name_what_is_missing(released: dict[str, Tensor], tmp_path: Path, told: Told) -> None:
+def test_weights_of_another_size_name_what_is_missing(
+    released: dict[str, Tensor], tmp_path: Path, error_of: ErrorOf
+) -> None:
     save_file(released, tmp_path / "w.safetensors")
-    line = told("convert", str(tmp_path / "w.safetensors"), str(tmp_path / "out"), "--model", "U-DiT-S", "input_size=8")
+    line = error_of(
+        "convert", str(tmp_path / "w.safetensors"), str(tmp_path / "out"), "--model", "U-DiT-S", "input_size=8"
+    )
     assert line.startswith("these weights are of another model or size: missing: t_embedder_3.mlp.0.weight")
     assert not (tmp_path / "out").exists()
 
 
 def test_targets_and_options_that_do_not_fit_are_refused(
-    released: dict[str, Tensor], tmp_path: Path, told: Told, capsys: pytest.CaptureFixture[str]
+    released: dict[str, Tensor], tmp_path: Path, error_of: ErrorOf, capsys: pytest.CaptureFixture[str]
 ) -> None:
     save_file(released, tmp_path / "w.safetensors")
     folder = str(tmp_path / "model")
     succeeds(capsys, "convert", str(tmp_path / "w.safetensors"), folder, *NAMED)
-    assert "is no file of weights" in told("convert", folder, str(tmp_path / "o"), "--model", "U-DiT-S")
-    assert "no published form" in told("convert", folder, str(tmp_path / "o"), "--fuse", "--to", "published")
-    assert "exists; choose another name" in told(
+    assert "is no file of weights" in error_of("convert", folder, str(tmp_path / "o"), "--model", "U-DiT-S")
+    assert "no published form" in error_of("convert", folder, str(tmp_path / "o"), "--fuse", "--to", "published")
+    assert "exists; choose another name" in error_of(
         "convert", folder, str(tmp_path / "w.safetensors"), "--to", "published"
     )
-    assert "cannot write" in told(
+    assert "cannot write" in error_of(
         "convert", folder, str(tmp_path / "no" / "x.safetensors"), "--to", "published", code=1
     )

@@ -1,4 +1,4 @@
-"""Folders of pictures are listed in one order, and broken files are named before anything is trained."""
+"""Folders of images are listed in one order, and damaged files are named before training starts."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pictures import folder, noise
+from image_files import folder, noise
 from udit.data import folder as data_folder
 from udit.data import verify
 from udit.data.folder import ImageFolder, class_names
@@ -33,7 +33,7 @@ def test_class_names_refuse_what_cannot_be_trained_on(tmp_path: Path) -> None:
         class_names(tmp_path)
 
 
-def test_folder_lists_pictures_of_any_depth_with_labels(tmp_path: Path) -> None:
+def test_folder_lists_images_of_any_depth_with_labels(tmp_path: Path) -> None:
     folder(tmp_path, b=2, a=1)
     (tmp_path / "a" / "more").mkdir()
     noise(9, 9).save(tmp_path / "a" / "more" / "x.JPEG")
@@ -43,7 +43,7 @@ def test_folder_lists_pictures_of_any_depth_with_labels(tmp_path: Path) -> None:
     assert source.image(1).shape == (3, 8, 8)
 
 
-def test_files_of_other_kinds_are_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_files_of_other_kinds_are_logged(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     folder(tmp_path, a=1)
     noise(9, 9).save(tmp_path / "a" / "x.bmp")
     ImageFolder(tmp_path, 8, 3)
@@ -61,7 +61,7 @@ def test_fingerprint_follows_names_and_sizes(tmp_path: Path) -> None:
     assert len({first, second, ImageFolder(tmp_path, 8, 3).fingerprint}) == 3
 
 
-def test_verify_finds_every_bad_picture_and_names_the_first(tmp_path: Path) -> None:
+def test_verify_finds_every_bad_image_and_names_the_first(tmp_path: Path) -> None:
     folder(tmp_path, a=3, b=3)
     (tmp_path / "a" / "2.png").write_bytes(b"no picture")
     (tmp_path / "b" / "1.png").write_bytes(b"no picture")
@@ -69,7 +69,7 @@ def test_verify_finds_every_bad_picture_and_names_the_first(tmp_path: Path) -> N
         ImageFolder(tmp_path, 8, 3).verify()
 
 
-def test_verified_pictures_stay_in_memory_as_they_were(tmp_path: Path) -> None:
+def test_verified_images_stay_in_memory_as_they_were(tmp_path: Path) -> None:
     source = ImageFolder(folder(tmp_path, a=3), 8, 3)
     before = [source.image(i).copy() for i in range(3)]
     source.verify()
@@ -89,7 +89,7 @@ def test_verify_keeps_nothing_that_is_too_large(tmp_path: Path, monkeypatch: pyt
 
 @pytest.fixture
 def too_large(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder of three pictures, none of which may be kept in memory."""
+    """A folder of three images, none of which may be kept in memory."""
     monkeypatch.setattr(verify, "MAX_MEMORY", 0)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     return folder(tmp_path / "data", a=3)

@@ -1,4 +1,4 @@
-"""Pictures in .npz files come back as they went in, and what is not such a file is told in one line."""
+"""Images in .npz files are read as they were written, and other files are refused in one line."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pictures import mutated
+from image_files import mutated
 from udit.data.config import NpzData
 from udit.data.describe import describe
 from udit.data.npz import npz_file
@@ -29,7 +29,7 @@ def saved(path: Path, **arrays: Any) -> Path:
 
 @pytest.mark.parametrize(("images", "labels"), [("images", "labels"), ("arr_0", "arr_1"), ("x_train", "y_train")])
 @pytest.mark.parametrize("write", [np.savez, np.savez_compressed])
-def test_pictures_come_back_as_they_were_written(tmp_path: Path, images: str, labels: str, write: Any) -> None:
+def test_images_come_back_as_they_were_written(tmp_path: Path, images: str, labels: str, write: Any) -> None:
     write(tmp_path / "x.npz", **{images: COLOUR, labels: LABELS.astype(np.uint8)[:, None]})
     source = npz_file(tmp_path / "x.npz")
     assert np.array_equal(source.pixels, COLOUR.transpose(0, 3, 1, 2))
@@ -39,14 +39,14 @@ def test_pictures_come_back_as_they_were_written(tmp_path: Path, images: str, la
 
 
 @pytest.mark.parametrize("shape", [(6, 4, 5), (6, 4, 5, 1)])
-def test_grey_pictures_have_one_channel(tmp_path: Path, shape: tuple[int, ...]) -> None:
+def test_grey_images_have_one_channel(tmp_path: Path, shape: tuple[int, ...]) -> None:
     path = saved(tmp_path, images=COLOUR[..., 0].reshape(shape), labels=LABELS)
     assert np.array_equal(npz_file(path).pixels[:, 0], COLOUR[..., 0])
     info = describe(NpzData(path=path))
     assert (info.channels, info.height, info.width, info.id2label) == (1, 4, 5, ("0", "1", "2"))
 
 
-def test_its_own_test_pictures_are_held_out(tmp_path: Path) -> None:
+def test_its_own_test_images_are_held_out(tmp_path: Path) -> None:
     path = saved(tmp_path, train_images=COLOUR, train_labels=LABELS, test_images=COLOUR[:2], test_labels=LABELS[:2])
     data = NpzData(path=path, test_share=None, classes=("a", "b", "c"))
     assert parts_of(data.build(), data).test.tolist() == [6, 7]
@@ -68,7 +68,7 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
 
 
 @pytest.mark.parametrize("kind", BAD)
-def test_arrays_that_are_no_labelled_pictures_are_told(tmp_path: Path, kind: str, one_line: Callable) -> None:
+def test_arrays_that_are_not_labelled_images_are_refused(tmp_path: Path, kind: str, one_line: Callable) -> None:
     arrays, said = BAD[kind]
     path = saved(tmp_path, **arrays)
     with pytest.raises(UserError) as caught:
@@ -90,7 +90,7 @@ def test_header_that_promises_more_than_there_is_is_refused_before_memory_is_tak
 
 
 @pytest.mark.parametrize("data", [b"", b"nothing", b"PK\x03\x04" + bytes(60)])
-def test_files_that_are_no_archive_are_told(tmp_path: Path, data: bytes, one_line: Callable) -> None:
+def test_files_that_are_no_archive_are_refused(tmp_path: Path, data: bytes, one_line: Callable) -> None:
     (tmp_path / "x.npz").write_bytes(data)
     for path in (tmp_path / "x.npz", tmp_path / "absent.npz", tmp_path):
         with pytest.raises(UserError, match=r"cannot be read as .npz") as caught:

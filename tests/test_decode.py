@@ -1,4 +1,4 @@
-"""Pictures of any kind are read the same way every time, and what cannot be read is told in one line."""
+"""Images of any kind are converted by fixed rules, and what cannot be read is refused in one line."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from conftest import DATA
-from pictures import mutated, noise, peak_megabytes
+from image_files import mutated, noise, peak_megabytes
 from udit.data.decode import FORMATS, MAX_BYTES, MAX_PIXELS, Budget, Header, centre_crop, decode, peek
 from udit.errors import UserError
 
@@ -63,7 +63,7 @@ GOLDEN = {
 
 
 @pytest.mark.parametrize("name", GOLDEN)
-def test_every_kind_of_picture_becomes_what_the_table_says(name: str) -> None:
+def test_every_kind_of_image_becomes_what_the_table_says(name: str) -> None:
     pixels = decode(DATA / "pictures" / name, 16, 3).astype(int)
     wanted = np.array(GOLDEN[name]).reshape(2, 2, 3).repeat(8, 0).repeat(8, 1).transpose(2, 0, 1)
     assert np.abs(pixels - wanted).max() <= (1 if name.endswith("jpg") else 0)
@@ -83,7 +83,7 @@ def test_every_file_of_the_table_is_there() -> None:
         ("grey16-clear.png", Header("PNG", 16, 16, "I;16", animated=False, turned=False, transparent=True)),
     ],
 )
-def test_header_says_what_is_special_about_a_picture(name: str, said: Header) -> None:
+def test_header_gives_what_is_converted_in_an_image(name: str, said: Header) -> None:
     assert peek(DATA / "pictures" / name) == said
 
 
@@ -122,7 +122,7 @@ def test_huge_file_is_refused_unread(tmp_path: Path) -> None:
         decode(tmp_path / "x.webp", 16, 3)
 
 
-def test_budget_lets_no_two_large_pictures_be_decoded_at_once() -> None:
+def test_budget_lets_no_two_large_images_be_decoded_at_once() -> None:
     budget, inside, most = Budget(), 0, 0
 
     def take(pixels: int) -> None:
@@ -178,7 +178,7 @@ def test_crop_takes_the_middle() -> None:
     assert np.array_equal(np.array(centre_crop(Image.fromarray(tall), 8)), tall[6:14])
 
 
-def test_crop_enlarges_small_pictures() -> None:
+def test_crop_enlarges_small_images() -> None:
     assert centre_crop(noise(3, 5), 8).size == (8, 8)
 
 
@@ -193,14 +193,14 @@ def test_file_that_claims_to_be_huge_is_refused_unread(tmp_path: Path) -> None:
             decode(tmp_path / "bomb.png", 64, 3)
 
 
-def test_picture_too_narrow_for_a_square_is_refused(tmp_path: Path) -> None:
+def test_image_too_narrow_for_a_square_is_refused(tmp_path: Path) -> None:
     Image.new("L", (30_000, 1)).save(tmp_path / "line.png")
     with pytest.raises(UserError, match=r"line.png' is 30000x1, too narrow"):
         decode(tmp_path / "line.png", 256, 3)
 
 
 @pytest.mark.parametrize("kind", FORMATS)
-def test_truncated_picture_is_named(tmp_path: Path, kind: str) -> None:
+def test_truncated_image_is_named(tmp_path: Path, kind: str) -> None:
     (tmp_path / "half.png").write_bytes(ENCODED[kind][: len(ENCODED[kind]) // 2])
     with pytest.raises(UserError, match=r"half.png' cannot be read .*; replace or remove it") as caught:
         decode(tmp_path / "half.png", 8, 3)
@@ -216,8 +216,8 @@ def test_other_formats_behind_a_good_suffix_are_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("suffix", ["png", "jpg", "webp"])
-def test_programs_in_the_clothes_of_a_picture_are_not_run(tmp_path: Path, suffix: str) -> None:
-    """Pillow hands PostScript to Ghostscript and reads FITS through a codec; neither is asked here."""
+def test_programs_with_an_image_suffix_are_not_run(tmp_path: Path, suffix: str) -> None:
+    """Pillow passes PostScript to Ghostscript and reads FITS through a codec; neither is called here."""
     starts = [b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n", b"SIMPLE  =                    T", b"%PDF-1.4\n"]
     for start in starts:
         (tmp_path / f"x.{suffix}").write_bytes(start + bytes(3000))
@@ -225,7 +225,7 @@ def test_programs_in_the_clothes_of_a_picture_are_not_run(tmp_path: Path, suffix
             decode(tmp_path / f"x.{suffix}", 8, 3)
 
 
-def test_two_thousand_mutated_files_are_a_picture_or_one_line_each_within_five_seconds() -> None:
+def test_two_thousand_mutated_files_are_an_image_or_one_line_each_within_five_seconds() -> None:
     random = np.random.default_rng(0)
     told, slowest = 0, 0.0
     for i in range(2_000):
@@ -263,7 +263,7 @@ def test_damaged_bytes_raise_nothing_but_user_errors(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("mode", ["RGB", "RGBA", "P", "CMYK", "I;16", "LA", "1"])
-def test_largest_picture_of_any_kind_is_decoded_in_less_than_500_megabytes(tmp_path: Path, mode: str) -> None:
+def test_largest_image_of_any_kind_is_decoded_in_less_than_500_megabytes(tmp_path: Path, mode: str) -> None:
     image = Image.new(mode, (7_071, 7_071), 1 if mode in ("P", "1") else None)
     exif = Image.Exif()
     exif[0x0112] = 6

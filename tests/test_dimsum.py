@@ -56,7 +56,7 @@ def test_official_output() -> None:
 
 
 def test_official_wavelets() -> None:
-    """The record's numbers are small, so they are held closer than others."""
+    """The record's numbers are small, so the limit is smaller than for others."""
     record = GOLDEN["dimsum WaveDiMBlock._dwt_fast d32 8x8"]
     flat = wavelet.wavelets(golden_input(1, 64, 32).view(1, 8, 8, 32)).double().flatten()
     for index, value in record["samples"].items():
@@ -80,10 +80,10 @@ SIZES = [
     ],
 )
 def test_published_sizes(name: str, parameters: int, gmacs: str) -> None:
-    """The official count holds, beside ours, what this network has no need to multiply.
+    """The official count includes products that this network does not need.
 
     Its wavelets are convolutions (four a block, of 4 products for each of D / 2 channels at N positions), it runs the
-    layer that no one reads (twice a block), and it makes the shared block's modulation anew at every call.
+    layer whose output is unused (twice per block), and it recomputes the shared block's modulation at every call.
     """
     config = find(name).config
     counted = cost(config)
@@ -192,7 +192,7 @@ def _no_queries(model: nn.Module) -> None:
 @torch.no_grad()
 @pytest.mark.parametrize("change", [_no_reversal, _rows_first, _slower, _no_queries])
 def test_every_part_shows_in_the_output(change: Callable[[nn.Module], None]) -> None:
-    """A network in which nothing is near zero; what these tests could not see, they could not protect."""
+    """A network without values near zero, so that every part affects the output."""
     model = perturb(udit.build("DiMSUM-L/2", **TINY), std=0.3)
     x, _, y = batch(model)
     t = torch.tensor([0.1, 0.5, 0.9])
@@ -255,7 +255,7 @@ def test_release_was_trained_along_sines_and_cosines() -> None:
 
 @pytest.mark.parametrize("path", ["linear", "gvp"])
 def test_flow_loss_turns_time_and_velocity_around(path: Literal["linear", "gvp"]) -> None:
-    """As SiT's: the network is told 0 at noise and 1 at data, where its velocity is that of t turned around."""
+    """As SiT's: the network's t is 0 at noise and 1 at data, and its velocity has the opposite sign."""
     told: list[Tensor] = []
     x0, noise, t = torch.randn(2, 1, 8, 8), torch.randn(2, 1, 8, 8), torch.tensor([0.25, 0.75])
 

@@ -1,4 +1,4 @@
-"""Ranks: what counts as a lost peer, and actions that rank 0 takes for all."""
+"""Ranks: what counts as a lost rank, and actions that rank 0 takes for all."""
 
 from __future__ import annotations
 

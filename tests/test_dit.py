@@ -141,11 +141,11 @@ def test_a_table_of_another_size_or_kind_is_refused(one_line: Callable[[BaseExce
 # ---- SiT's flow ----------------------------------------------------------------------------------------------------
 
 
-def test_reversed_flow_is_told_in_the_librarys_convention() -> None:
+def test_reversed_flow_is_converted_to_the_librarys_convention() -> None:
     x0, eps, t = torch.randn(3, 1, 8, 8), torch.randn(3, 1, 8, 8), torch.tensor([0.1, 0.5, 0.8])
 
     def sit(x: Tensor, time: Tensor, y: Tensor | None = None) -> Tensor:
-        """Knows the pair; answers as SiT is trained to: d/dt of t x0 + (1 - t) eps."""
+        """A network that predicts SiT's target for the known pair: d/dt of t x0 + (1 - t) eps."""
         torch.testing.assert_close(x, time.view(-1, 1, 1, 1) * x0 + (1 - time.view(-1, 1, 1, 1)) * eps)
         return x0 - eps
 

@@ -1,4 +1,4 @@
-"""Dropout: its masks by their statistics, and that nothing but keys decides them, in networks and in whole runs."""
+"""Dropout: the statistics of its masks, and that keys alone decide them, in networks and in whole runs."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 import udit
 from conftest import perturb
-from runs import metrics, pictures, state_hash, steady_adam
+from runs import image_folder, metrics, state_hash, steady_adam
 from udit import dist
 from udit.errors import UserError
 from udit.models.build import checkpoint_activations, compile_blocks
@@ -141,7 +141,7 @@ def test_nothing_is_dropped_without_keys() -> None:
     assert torch.equal(model(*given()), model.eval()(*given()))
 
 
-def test_keys_of_another_batch_are_told(one_line: Callable[[BaseException], str]) -> None:
+def test_keys_of_another_batch_are_refused(one_line: Callable[[BaseException], str]) -> None:
     model = network("ADM-tiny")
     with (
         pytest.raises(UserError, match="for 3 samples and was handed 4; call udit") as told,
@@ -155,7 +155,7 @@ def test_keys_of_another_batch_are_told(one_line: Callable[[BaseException], str]
 def trained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Path]:
     """Trains, or goes on training, a run with dropout in a folder of the name; returns the folder."""
     monkeypatch.setattr(preview, "save_curve", lambda *_: None)
-    data = pictures(tmp_path / "data")
+    data = image_folder(tmp_path / "data")
 
     def run(name: str, *words: str) -> Path:
         small = ["model=ADM-tiny", "model.dropout=0.2", "training.batch_size=4", "sampling.steps=1"]

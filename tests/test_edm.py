@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 import udit
-from conftest import Told, perturb, succeeds
+from conftest import ErrorOf, perturb, succeeds
 from gaussian import Gaussian
 from runs import RECIPE, train
 from udit.assemble import System
@@ -45,7 +45,7 @@ def losses(weighting: str, backbone: Callable[..., Tensor] = says) -> tuple[Tens
     return WeightedLoss(0.5, weighting)(denoiser, x0, SIGMA, noise).loss, x0, noise  # type: ignore[arg-type]
 
 
-def test_edm_weighs_the_network_s_own_error_alike_at_every_level() -> None:
+def test_edm_weighs_the_network_s_own_error_equally_at_every_level() -> None:
     """Karras et al. 2022, Eq. 8: lambda c_out**2 is 1."""
     loss, x0, noise = losses("edm")
     s = SIGMA.view(-1, 1, 1, 1)
@@ -194,9 +194,11 @@ def test_command_draws_what_python_draws(hourglass: Path, tmp_path: Path, capsys
         assert (drawn - generated(hourglass)).abs().max() <= 1
 
 
-def test_misfits_of_sampling_are_told_in_one_line(hourglass: Path, tmp_path: Path, told: Told) -> None:
+def test_sampling_settings_that_do_not_fit_are_one_line_errors(
+    hourglass: Path, tmp_path: Path, error_of: ErrorOf
+) -> None:
     def line(model: Path, *words: str) -> str:
-        return told("sample", str(model), *words, "--out", str(tmp_path / "out"), "--no-progress")
+        return error_of("sample", str(model), *words, "--out", str(tmp_path / "out"), "--no-progress")
 
     assert "ddim does not fit a model that was trained with EDM; use edm-heun" in line(hourglass, "--sampler", "ddim")
     assert "flow-euler does not fit a model that was trained with EDM" in line(hourglass, "--sampler", "flow-euler")
@@ -224,8 +226,8 @@ SAID = {
 
 
 @pytest.mark.parametrize(("words", "said"), SAID.values(), ids=SAID)
-def test_misfits_are_told_in_one_line(words: list[str], said: str, told: Told) -> None:
-    assert said in told("train", "digits", "diffusion.kind=edm", *words, "sampling.guidance=1", "--dry-run")
+def test_settings_that_do_not_fit_are_one_line_errors(words: list[str], said: str, error_of: ErrorOf) -> None:
+    assert said in error_of("train", "digits", "diffusion.kind=edm", *words, "sampling.guidance=1", "--dry-run")
 
 
 @pytest.mark.parametrize(
@@ -237,7 +239,7 @@ def test_misfits_are_told_in_one_line(words: list[str], said: str, told: Told) -
         (DDPM.linear(), "edm-euler", "trained with DDPM; use ddim"),
     ],
 )
-def test_samplers_of_other_schedules_are_told(
+def test_samplers_of_other_schedules_are_refused(
     schedule: DDPM | Flow | EDM, sampler: str, said: str, one_line: Callable[[BaseException], str]
 ) -> None:
     with pytest.raises(UserError) as caught:
@@ -246,5 +248,5 @@ def test_samplers_of_other_schedules_are_told(
 
 
 def test_recipe_of_the_tests_is_no_edm() -> None:
-    """So that the tests above change what they mean to."""
+    """Shows that the tests above change the intended values."""
     assert load_run(RECIPE).diffusion.kind == "ddpm"

@@ -1,6 +1,6 @@
-"""Exported graphs agree with their networks, sample as they do, and every slip is told in one line.
+"""Exported graphs agree with their networks, sample as they do, and every mistake is reported in one line.
 
-What the fast tests run is a stand-in for an engine, made of the network itself; the slow ones run the engines.
+The fast tests run a stand-in for an engine, made of the network itself; the slow ones run the engines.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 import udit
-from conftest import TINY, Told, perturb, succeeds
+from conftest import TINY, ErrorOf, perturb, succeeds
 from udit.assemble import System
 from udit.cli.export import parse_size
 from udit.diffusion.config import FlowConfig, SamplingConfig
@@ -54,7 +54,7 @@ def system(tiny: nn.Module) -> System:
 
 @pytest.fixture
 def engine(system: System, monkeypatch: pytest.MonkeyPatch) -> Callable[[float], None]:
-    """Exports take no exporter, and graphs run in the network; called with a share, it is off by that."""
+    """Replaces exporter and engine by the network itself; called with a share, its output is off by that."""
     network = fuse(system.backbone)
 
     def stand_in(error: float = 0.0) -> None:
@@ -112,29 +112,29 @@ def test_a_folder_of_something_else_is_never_replaced(system: System, engine: ob
     assert (tmp_path / "letters" / "mother.txt").read_text() == "dear"
 
 
-def test_altered_missing_and_older_folders_are_told_in_one_line(exported: Path, one_line: OneLine) -> None:
-    def told(pattern: str) -> None:
+def test_altered_missing_and_older_folders_are_one_line_errors(exported: Path, one_line: OneLine) -> None:
+    def error_of(pattern: str) -> None:
         with pytest.raises(UserError, match=pattern) as error:
             read_manifest(exported)
         assert "export it again" in one_line(error.value)
 
     graph, manifest = exported / "model.onnx", exported / EXPORTED
     graph.write_text("grapf")
-    told("model.onnx is altered")
+    error_of("model.onnx is altered")
     graph.unlink()
-    told("model.onnx is missing")
+    error_of("model.onnx is missing")
     graph.write_text("graph")
     whole = manifest.read_text()
     manifest.write_text(whole.replace("float32", "int8"))
-    told("is altered: it does not match its own digest")
+    error_of("is altered: it does not match its own digest")
     manifest.write_text(whole[:-20])
-    told("cannot be read")
+    error_of("cannot be read")
     manifest.write_text(seal(json.loads(whole) | {"format": 0}))
-    told("was exported in format 0 and this udit reads 1")
+    error_of("was exported in format 0 and this udit reads 1")
 
 
 @pytest.mark.parametrize("size", [(9, 8), (6, 6)], ids=str)
-def test_sizes_that_the_model_cannot_take_are_told(
+def test_sizes_that_the_model_cannot_take_are_refused(
     system: System, engine: object, tmp_path: Path, size: tuple[int, int], one_line: OneLine
 ) -> None:
     with pytest.raises(UserError, match=f"{size[0]}x{size[1]}.*multiples of 4") as error:
@@ -152,7 +152,7 @@ def test_a_size_of_its_own_is_what_the_folder_samples_and_all_that_it_takes(
         graph.backbone(torch.zeros(1, 2, 8, 8), torch.zeros(1), torch.zeros(1, dtype=torch.long))
 
 
-def test_half_precision_weights_are_told(system: System, engine: object, tmp_path: Path, one_line: OneLine) -> None:
+def test_half_precision_weights_are_refused(system: System, engine: object, tmp_path: Path, one_line: OneLine) -> None:
     system.backbone.bfloat16()
     with pytest.raises(UserError, match="weights are bfloat16 and graphs are made of float32") as error:
         folder.export(system, "onnx", tmp_path / "graph")
@@ -183,7 +183,7 @@ def test_a_graph_without_labels_draws_the_null_class(tiny: nn.Module) -> None:
     assert torch.equal(graph_of(tiny)(x, t), tiny(x, t.float(), torch.tensor([5, 5])))
 
 
-def test_conditions_and_dtypes_that_no_graph_takes_are_told(tiny: nn.Module, one_line: OneLine) -> None:
+def test_conditions_and_dtypes_that_no_graph_takes_are_refused(tiny: nn.Module, one_line: OneLine) -> None:
     without = perturb(udit.build("U-DiT-S", **TINY | {"num_classes": 0}))
     x, t, y = torch.randn(2, 2, 8, 8), torch.tensor([3, 500]), torch.tensor([0, 1])
     cases: list[tuple[nn.Module, tuple[Any, ...], str]] = [
@@ -223,7 +223,7 @@ def test_a_family_without_a_graph_is_refused(tmp_path: Path) -> None:
 # -- the command line --------------------------------------------------------------------------------------------------
 
 
-def test_sizes_are_read_or_told(one_line: OneLine) -> None:
+def test_sizes_are_read_or_refused(one_line: OneLine) -> None:
     assert parse_size("32") == (32, 32)
     assert parse_size("32x64") == (32, 64)
     for text in ("", "0", "8x", "x8", "8x8x8", "-8", "wide"):
@@ -232,41 +232,45 @@ def test_sizes_are_read_or_told(one_line: OneLine) -> None:
         one_line(error.value)
 
 
-def test_an_exported_folder_draws_the_model_s_pictures(
+def test_an_exported_folder_samples_the_model_s_images(
     exported: Path, system: System, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     udit.save(system, tmp_path / "model")
-    pictures = []
+    images = []
     for source in (tmp_path / "model", exported):
         out = tmp_path / f"of-{source.name}"
         succeeds(capsys, "sample", str(source), "--n=4", "--no-progress", f"--out={out}", "--output=npz")
-        pictures.append(np.load(out / "samples.npz")["arr_0"].astype(int))
-    assert np.abs(pictures[0] - pictures[1]).max() <= 1
+        images.append(np.load(out / "samples.npz")["arr_0"].astype(int))
+    assert np.abs(images[0] - images[1]).max() <= 1
 
 
-def test_slips_with_engines_are_told_in_one_line(exported: Path, system: System, told: Told, tmp_path: Path) -> None:
+def test_mistakes_with_engines_are_one_line_errors(
+    exported: Path, system: System, error_of: ErrorOf, tmp_path: Path
+) -> None:
     graph, model = str(exported), str(udit.save(system, tmp_path / "model"))
-    assert "holds a graph and no weights for torch" in told("sample", graph, "--engine", "torch")
-    assert "which onnxruntime runs" in told("sample", graph, "--engine", "openvino")
-    assert "leave out --weights raw" in told("sample", graph, "--weights", "raw")
-    assert "exported graphs run on the CPU" in told("sample", graph, "--device", "cuda")
-    assert "cache 2 caches steps and an exported graph always runs whole" in told("sample", graph, "--cache", "2")
-    assert f"make one: udit export openvino {model}" in told("sample", model, "--engine", "openvino")
-    assert "onnx" in told("sample", model, "--engine", "onx")
-    assert "openvino" in told("export", "openvine", model)
-    assert "--size is 'big'" in told("export", "onnx", model, "--size", "big")
-    assert "udit export openvino" in told("export", "onnx", model, "--int8")
-    assert "is no run folder" in told("export", "openvino", model, "--int8")
-    assert "name one with --out" in told("export", "onnx", "owner/name")
-    assert "holds an exported graph and no weights" in told("export", "onnx", graph)
+    assert "holds a graph and no weights for torch" in error_of("sample", graph, "--engine", "torch")
+    assert "which onnxruntime runs" in error_of("sample", graph, "--engine", "openvino")
+    assert "leave out --weights raw" in error_of("sample", graph, "--weights", "raw")
+    assert "exported graphs run on the CPU" in error_of("sample", graph, "--device", "cuda")
+    assert "cache 2 caches steps and an exported graph always runs whole" in error_of("sample", graph, "--cache", "2")
+    assert f"make one: udit export openvino {model}" in error_of("sample", model, "--engine", "openvino")
+    assert "onnx" in error_of("sample", model, "--engine", "onx")
+    assert "openvino" in error_of("export", "openvine", model)
+    assert "--size is 'big'" in error_of("export", "onnx", model, "--size", "big")
+    assert "udit export openvino" in error_of("export", "onnx", model, "--int8")
+    assert "is no run folder" in error_of("export", "openvino", model, "--int8")
+    assert "name one with --out" in error_of("export", "onnx", "owner/name")
+    assert "holds an exported graph and no weights" in error_of("export", "onnx", graph)
 
 
-def test_a_graph_of_other_weights_is_not_drawn_with(exported: Path, system: System, told: Told, tmp_path: Path) -> None:
+def test_a_graph_of_other_weights_is_not_drawn_with(
+    exported: Path, system: System, error_of: ErrorOf, tmp_path: Path
+) -> None:
     with torch.no_grad():
         next(system.backbone.parameters()).add_(1)
     udit.save(system, tmp_path / "model")
     exported.rename(tmp_path / "model" / "onnx")
-    words = told("sample", str(tmp_path / "model"), "--engine", "onnxruntime")
+    words = error_of("sample", str(tmp_path / "model"), "--engine", "onnxruntime")
     assert "was made of other weights" in words
 
 
@@ -275,7 +279,7 @@ def test_a_graph_of_other_weights_is_not_drawn_with(exported: Path, system: Syst
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", [name for name in FAMILIES if CATALOG[name].config.has_graph])
-def test_every_family_exports_and_draws_the_same_pictures(
+def test_every_family_exports_and_samples_the_same_images(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = perturb(udit.build(name))

@@ -1,4 +1,4 @@
-"""A new family is one folder and one row of the catalogue: a throw-away one, written out, does all that others do.
+"""A new family is one folder and one row of the catalogue: an example is added and does all that others do.
 
 CONTRIBUTING.md ("Add a model") shows the same files.
 """
@@ -117,7 +117,7 @@ about = About(paper="1234.56789", code="MIT", attention="none", ffn="none", skip
 CATALOG["Throwaway-tiny"] = Entry(config=ThrowawayConfig(**small), about=about)
 CATALOG["Throwaway-impure-tiny"] = Entry(config=ThrowawayConfig(impure=True, **small), about=about)
 """
-"""What stands in ``models/catalog.py``; the second row breaks the contract, so that the tests must find it out."""
+"""The rows of ``models/catalog.py``; the second one breaks the contract, which the tests must detect."""
 
 
 @pytest.fixture
@@ -142,7 +142,7 @@ def family(path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     return "Throwaway-tiny"
 
 
-def test_it_builds_by_name_and_its_mistakes_are_told(family: str) -> None:
+def test_it_builds_by_name_and_its_mistakes_are_refused(family: str) -> None:
     model = udit.build(family)
     assert model(torch.zeros(2, 1, 8, 8), torch.tensor([3, 900]), torch.tensor([0, 4])).shape == (2, 2, 8, 8)
     with pytest.raises(UserError, match="did you mean 'Throwaway-tiny'"):

@@ -1,6 +1,6 @@
 """Real processes on real faults: every crash point of a save, full disks, signals to whole groups, a rank's NaN.
 
-Each ends in one clear line, loses nothing, and the same command goes on to the bits of a run that had no fault.
+Each ends in one clear line, loses nothing, and the same command resumes to the bits of a run without a fault.
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ from runs import (
     finish,
     finished_at,
     free_port,
+    image_folder,
     launch,
     metrics,
     newest,
-    pictures,
     state_hash,
     train,
 )
@@ -46,8 +46,8 @@ STEPS = "training.steps=40"
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
-    """Overrides for pictures that two processes a rank read."""
-    return [*pictures(tmp_path_factory.mktemp("data") / "pictures"), "training.workers=2"]
+    """Overrides for images that two processes per rank read."""
+    return [*image_folder(tmp_path_factory.mktemp("data") / "pictures"), "training.workers=2"]
 
 
 @pytest.fixture(scope="module")
@@ -150,10 +150,10 @@ def test_frozen_rank_ends_the_run_within_the_timeout(tmp_path: Path, data: list[
 
 
 def test_second_trainer_in_the_same_folder_is_kept_out(tmp_path: Path, data: list[str]) -> None:
-    endless = "training.steps=1000000"
-    [first] = launch(tmp_path, endless, *data)
+    unending = "training.steps=1000000"
+    [first] = launch(tmp_path, unending, *data)
     wait_for_steps(tmp_path, 1, [first])
-    [(code, errors)] = finish(launch(tmp_path, endless, *data))
+    [(code, errors)] = finish(launch(tmp_path, unending, *data))
     assert code == 2
     assert f"is in use by process {first.pid} on " in one_error(errors)
     assert first.poll() is None
@@ -179,7 +179,7 @@ def test_torchrun_trains_saves_at_its_signal_and_resumes_to_the_same_bits(
 
 # -- one rank's losses ---------------------------------------------------------------------------------------------
 
-SPOIL = """
+CORRUPT_LOSSES = """
 import os, sys
 os.environ["TORCH_CPP_LOG_LEVEL"] = "ERROR"  # as ``main`` would, but torch is imported before it here
 from udit.cli import main
@@ -189,7 +189,7 @@ honest = Learner.losses
 def losses(self, batch):
     result = honest(self, batch)
     if os.environ["RANK"] == "1" and first <= batch.positions[0] // 6 <= last:
-        sys.stderr.write(f"spoilt {self.world.rank}: {batch.ids[2]}\\n")
+        sys.stderr.write(f"corrupted {self.world.rank}: {batch.ids[2]}\\n")
         result.loss[2] *= float("nan")
     return result
 Learner.losses = losses
@@ -197,11 +197,11 @@ main(sys.argv[3:])
 """
 
 
-def spoil(out: Path, steps: int, first: int, last: int, data: list[str]) -> list[tuple[int, str]]:
+def corrupt_losses(out: Path, steps: int, first: int, last: int, data: list[str]) -> list[tuple[int, str]]:
     """Trains on two ranks; the third sample of rank 1 loses its loss from step ``first`` to ``last``."""
     group = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port()}
     arguments = command(out, *SMALL, f"training.steps={steps}", *data)[3:]
-    words = [sys.executable, "-c", SPOIL, str(first), str(last), *arguments]
+    words = [sys.executable, "-c", CORRUPT_LOSSES, str(first), str(last), *arguments]
     quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE, "text": True}
     ranks = [environment(RANK=str(rank), **group) for rank in range(2)]
     return finish([subprocess.Popen(words, env=rank, **quiet) for rank in ranks])
@@ -209,22 +209,22 @@ def spoil(out: Path, steps: int, first: int, last: int, data: list[str]) -> list
 
 def test_nan_of_one_rank_reaches_no_rank_and_is_named(tmp_path: Path, data: list[str]) -> None:
     finished(launch(tmp_path / "before", *SMALL, "training.steps=4", *data, ranks=2))
-    (code, errors), (other, spoilt) = spoil(tmp_path / "after", 5, first=4, last=4, data=data)
+    (code, errors), (other, corrupted) = corrupt_losses(tmp_path / "after", 5, first=4, last=4, data=data)
     assert code == other == 0
     [line] = errors.splitlines()
     [bad] = metrics(tmp_path / "after")[4]["skipped_samples"]  # type: ignore[misc]
     assert line == f"udit: step 5 skipped: no finite loss or gradient with samples {bad}"
-    [told] = spoilt.splitlines()
-    assert told.startswith("spoilt 1: ")
+    [told] = corrupted.splitlines()
+    assert told.startswith("corrupted 1: ")
     assert state_hash(tmp_path / "after") == state_hash(tmp_path / "before")
 
 
-def test_three_nan_of_one_rank_stop_all_and_one_tells(tmp_path: Path, data: list[str]) -> None:
+def test_three_nan_of_one_rank_stop_all_and_one_reports(tmp_path: Path, data: list[str]) -> None:
     finished(launch(tmp_path / "before", *SMALL, "training.steps=4", *data, ranks=2))
-    (code, errors), (other, spoilt) = spoil(tmp_path / "after", 20, first=4, last=99, data=data)
+    (code, errors), (other, corrupted) = corrupt_losses(tmp_path / "after", 20, first=4, last=99, data=data)
     assert code == other == 1
     assert "stopped after step 7: 3 steps in a row had no finite loss" in errors.splitlines()[-1]
-    assert all(line.startswith("spoilt 1: ") for line in spoilt.splitlines())
+    assert all(line.startswith("corrupted 1: ") for line in corrupted.splitlines())
     assert state_hash(tmp_path / "after") == state_hash(tmp_path / "before")
 
 

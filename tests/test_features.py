@@ -1,4 +1,4 @@
-"""The judge is right about pictures it has not seen, and is the same judge every time."""
+"""The judge classifies unseen images, and training it again gives the same judge."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def accuracy(judge: Judge, source: InMemory, part: np.ndarray) -> float:
 
 
 def textures(count: int, height: int, width: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Noisy colour pictures of stripes; class 0 lie, class 1 stand, class 2 are none."""
+    """Noisy colour images of stripes; class 0 lie, class 1 stand, class 2 are none."""
     rng = np.random.default_rng(seed)
     labels = np.arange(count) % 3
     pixels = rng.normal(128, 20, (count, 3, height, width))
@@ -59,7 +59,7 @@ def test_full_training_is_right_on_98_percent_of_unseen_digits(data: tuple[InMem
 
 
 @pytest.mark.parametrize(("height", "width"), [(64, 64), (90, 130), (16, 12)])
-def test_colour_pictures_of_any_size_are_told_apart(height: int, width: int) -> None:
+def test_colour_images_of_any_size_are_classified(height: int, width: int) -> None:
     judge = train_judge(*textures(60, height, width, seed=0), 3, steps=40, seed=0)
     images, labels = textures(60, height, width, seed=1)
     assert (judge.predict(images) == labels).mean() > 0.9
@@ -135,12 +135,12 @@ def test_files_that_hold_no_judge_are_refused(judge: Judge, tmp_path: Path) -> N
         Judge.load(path)
 
 
-def test_class_without_pictures_is_named() -> None:
+def test_class_without_images_is_named() -> None:
     with pytest.raises(UserError, match=r"class 1; raise data.judge_share"):
         train_judge(np.zeros((2, 1, 4, 4), np.uint8), np.array([0, 2]), 3, steps=1, seed=0)
 
 
-def test_augmentation_moves_pictures_a_little() -> None:
+def test_augmentation_moves_images_a_little() -> None:
     x = torch.zeros(64, 1, 16, 16)
     x[:, :, 6:10, 6:10] = 1
     moved = augment(x, torch.Generator().manual_seed(0))

@@ -98,12 +98,12 @@ def test_features_do_not_depend_on_the_batch(inception: Fidelity, images: np.nda
     assert again.pool == pytest.approx(seen.pool[1:], rel=1e-4, abs=1e-6)
 
 
-def test_grey_pictures_are_three_equal_channels(inception: Fidelity, images: np.ndarray) -> None:
+def test_grey_images_are_three_equal_channels(inception: Fidelity, images: np.ndarray) -> None:
     grey = images[:1, :1]
     assert np.array_equal(inception(grey).pool, inception(grey.repeat(3, axis=1)).pool)
 
 
-def test_clip_of_a_weight_file_sees_pictures(images: np.ndarray) -> None:
+def test_clip_of_a_weight_file_sees_images(images: np.ndarray) -> None:
     """A CLIP of OpenAI's key names with two narrow blocks."""
     generator, width = torch.Generator().manual_seed(0), 64
 
@@ -141,7 +141,7 @@ def test_weights_are_named_by_their_hash(inception: Fidelity) -> None:
     assert "inception-v3-compat" in inception.name
 
 
-def test_weights_of_something_else_are_told(weights_file: Path) -> None:
+def test_weights_of_something_else_are_refused(weights_file: Path) -> None:
     with pytest.raises(UserError, match="the weights do not fit"):
         Fidelity("inception", {"w": torch.zeros(3)})
     with pytest.raises(UserError, match=r"takes DINOv2 from torch\.hub alone"):
@@ -159,7 +159,7 @@ def test_weight_file_runs_no_code(tmp_path: Path) -> None:
     assert not (tmp_path / "sprung").exists()
 
 
-def test_missing_library_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_library_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(__import__("sys").modules, "torch_fidelity.registry", None)
     with pytest.raises(UserError, match=r"pip install 'udit\[metrics\]'"):
         Fidelity("inception", {})
@@ -230,7 +230,7 @@ def test_mode_collapse_costs_recall_and_noise_costs_precision() -> None:
     assert scattered.recall > 0.8
 
 
-def test_too_few_for_precision_are_told() -> None:
+def test_too_few_for_precision_are_refused() -> None:
     with pytest.raises(UserError, match="3 samples and 9 reference images need more than 3 of both"):
         metrics.precision_recall(samples=np.zeros((3, 2)), reference=np.zeros((9, 2)))
 

@@ -1,4 +1,4 @@
-"""The run folder: one trainer at a time, no silent change of configuration, one log line a step."""
+"""The run folder: one trainer at a time, no silent change of configuration, one log line per step."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def hold(folder: Path) -> subprocess.Popen[str]:
     return process
 
 
-def test_second_trainer_is_kept_out_and_told_by_whom(tmp_path: Path, one_line: OneLine) -> None:
+def test_second_trainer_is_refused_with_the_holder_of_the_lock(tmp_path: Path, one_line: OneLine) -> None:
     holder = hold(tmp_path)
     try:
         with pytest.raises(UserError) as error:
@@ -159,7 +159,7 @@ def test_run_is_written_and_read_back(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("content", [b"\xff\xfe", b"[1, 2]", b"a: [", b"", b"a: 1\na: 2"])
-def test_unreadable_run_yaml_is_told_in_one_line(tmp_path: Path, content: bytes, one_line: OneLine) -> None:
+def test_unreadable_run_yaml_is_a_one_line_error(tmp_path: Path, content: bytes, one_line: OneLine) -> None:
     (tmp_path / "run.yaml").write_bytes(content)
     with pytest.raises(UserError, match=r"run\.yaml") as error:
         read_run(tmp_path)

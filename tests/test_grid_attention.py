@@ -21,7 +21,7 @@ SHAPES = [
     ((1, 6, 3), 3, 4, 3),
     ((2, 4, 4), 1, 12, 1),
     ((1, 16, 16), 4, 24, 2),
-    ((1, 2, 2), 2, 8, 2),  # one token a sub-grid
+    ((1, 2, 2), 2, 8, 2),  # one token per sub-grid
     ((1, 36, 36), 1, 8, 1),  # more tokens than a piece of the matrix has
     ((1, 17, 19), 2, 20, 1),  # and no whole number of pieces, tiles or vectors
 ]

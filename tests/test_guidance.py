@@ -48,7 +48,7 @@ def test_guided_output_leaves_the_null_towards_the_label() -> None:
         torch.testing.assert_close(eps[i, :, 0, 0], expected)
 
 
-def test_only_the_first_channels_are_guided_when_told() -> None:
+def test_only_the_first_channels_are_guided_when_asked() -> None:
     """The published DiT and U-DiT protocol guides three of four."""
     eps = guided(channels=3)(X, T, Y).eps
     torch.testing.assert_close(eps[0, :, 0, 0], torch.tensor([9 - 24.0, 9 - 24 + 0.1, 9 - 24 + 0.2, 1.3]))
@@ -146,7 +146,7 @@ def test_model_without_a_null_label_cannot_be_guided(guidance: float, one_line: 
 @pytest.mark.parametrize("name", ["U-ViT-tiny", "U-DiT-tiny"])
 @torch.no_grad()
 def test_text_model_is_guided_by_the_null_condition_it_is_handed(name: str) -> None:
-    """What the text encoder makes of the empty text."""
+    """The text encoder's output for the empty text."""
     network = perturb(udit.build(name, num_classes=0, context={"tokens": 3, "width": 6}, learn_sigma=False))
     denoiser = Denoiser(network, SCHEDULE)
     x, t, _ = batch(network)
@@ -159,7 +159,7 @@ def test_text_model_is_guided_by_the_null_condition_it_is_handed(name: str) -> N
     assert step.x.isfinite().all()
 
 
-def test_null_conditions_that_do_not_fit_are_told(one_line: Callable) -> None:
+def test_null_conditions_that_do_not_fit_are_refused(one_line: Callable) -> None:
     def backbone(x: Tensor, t: Tensor, y: Tensor | None = None) -> Tensor:
         return x
 

@@ -313,7 +313,7 @@ def test_reference_files_may_draw_further_inputs_and_be_rectangular() -> None:
     model = case.network("")
     for name, parameter in model.named_parameters():
         if name.endswith("attention.scale"):
-            parameter.abs_()  # a negative temperature has no root
+            parameter.abs_()  # a negative scale has no root
     x, aug, vector = (
         torch.from_numpy(np.random.RandomState(seed).standard_normal(shape).astype(np.float32))
         for seed, shape in ((5, (2, 3, 8, 24)), (9, (2, 9)), (8, (2, 5)))

@@ -1,4 +1,4 @@
-"""Data sets of the hub are read whole, streamed, or refused in one line; a stand-in of this machine is the hub."""
+"""Data sets of the hub are read whole, streamed, or refused in one line; a local server stands in for the hub."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 from hub_stand_in import Hub, serving
-from pictures import folder, noise
+from image_files import folder, noise
 from runs import environment
 from udit.data.config import HubData
 from udit.data.folder import ImageFolder
@@ -48,18 +48,18 @@ sys.stdout.write(json.dumps(told))
 """
 
 
-def picture(seed: int) -> bytes:
+def png(seed: int) -> bytes:
     stream = io.BytesIO()
     noise(12, 10, seed=seed).save(stream, "PNG")
     return stream.getvalue()
 
 
-def parquet(pictures: list[bytes], labels: list[int], named: bool = True) -> bytes:
+def parquet(images: list[bytes], labels: list[int], named: bool = True) -> bytes:
     """A file as `datasets` writes it, with class names in its schema or without."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    cells = [{"bytes": data, "path": f"{i}.png"} for i, data in enumerate(pictures)]
+    cells = [{"bytes": data, "path": f"{i}.png"} for i, data in enumerate(images)]
     table = pa.table({"image": cells, "label": labels})
     label: dict[str, Any] = {"dtype": "int64", "_type": "Value"}
     if named:
@@ -70,8 +70,8 @@ def parquet(pictures: list[bytes], labels: list[int], named: bool = True) -> byt
     return stream.getvalue()
 
 
-TRAIN = [picture(i) for i in range(8)]
-TEST = [picture(i) for i in range(8, 11)]
+TRAIN = [png(i) for i in range(8)]
+TEST = [png(i) for i in range(8, 11)]
 FILES = {
     "data/train-00000-of-00001.parquet": parquet(TRAIN, [0, 1] * 4),
     "data/test-00000-of-00001.parquet": parquet(TEST, [0, 1, 0]),
@@ -93,16 +93,16 @@ def call(home: Path, hub: Hub, *configs: dict[str, Any]) -> list[Any]:
     return json.loads(ended.stdout)
 
 
-def squares(pictures: list[bytes]) -> np.ndarray:
-    """The middles of pictures of 12 rows and 10 columns."""
-    return np.stack([np.array(Image.open(io.BytesIO(data)))[1:11].transpose(2, 0, 1) for data in pictures])
+def squares(images: list[bytes]) -> np.ndarray:
+    """The middles of images of 12 rows and 10 columns."""
+    return np.stack([np.array(Image.open(io.BytesIO(data)))[1:11].transpose(2, 0, 1) for data in images])
 
 
 def without(values: dict[str, Any], key: str) -> dict[str, Any]:
     return {name: value for name, value in values.items() if name != key}
 
 
-def test_hub_data_set_is_read_whole_or_streamed_to_the_same_pictures(tmp_path: Path) -> None:
+def test_hub_data_set_is_read_whole_or_streamed_to_the_same_images(tmp_path: Path) -> None:
     plain = {"path": "o/d", "size": 10, "test_split": "test"}
     with serving(FILES) as hub:
         whole, streamed, again = call(tmp_path, hub, plain, plain | {"streaming": True}, plain | {"streaming": True})
@@ -153,7 +153,7 @@ def test_what_cannot_be_loaded_is_one_line_each(tmp_path: Path) -> None:
     assert not [entry for entry in (tmp_path / "cache" / "udit" / "pictures").iterdir() if entry.is_dir()]
 
 
-def test_folder_of_pictures_through_datasets_is_the_folder_itself(tmp_path: Path) -> None:
+def test_folder_of_images_through_datasets_is_the_folder_itself(tmp_path: Path) -> None:
     root = folder(tmp_path / "pets", cat=3, dog=2)
     with serving({}) as hub:
         (found,) = call(tmp_path, hub, {"path": str(root), "size": 8})
@@ -163,7 +163,7 @@ def test_folder_of_pictures_through_datasets_is_the_folder_itself(tmp_path: Path
     assert np.array_equal(found["pixels"], [own.image(i) for i in range(5)])
 
 
-def test_two_ways_of_keeping_test_pictures_are_one_too_many() -> None:
+def test_two_ways_of_keeping_test_images_are_refused() -> None:
     assert HubData(path="o/d", test_split="test").test_share is None
     with pytest.raises(ValueError, match=r"test_share is 0.2 and test_split 'test'"):
         HubData(path="o/d", test_split="test", test_share=0.2)

@@ -1,4 +1,4 @@
-"""IDX files are read as MNIST ships them, and what is none is told in one line."""
+"""IDX files are read as MNIST ships them, and other files are refused in one line."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pictures import garments, idx
+from image_files import garments, idx
 from udit.data.config import FashionMnistData, IdxData
 from udit.data.describe import describe
 from udit.data.idx import idx_files, read
@@ -22,7 +22,7 @@ IMAGES, LABELS = "train-images-idx3-ubyte", "train-labels-idx1-ubyte"
 
 
 @pytest.mark.parametrize("packed", [True, False])
-def test_pictures_and_labels_come_back_as_they_were_written(tmp_path: Path, packed: bool) -> None:
+def test_images_and_labels_come_back_as_they_were_written(tmp_path: Path, packed: bool) -> None:
     images = np.arange(2 * 3 * 4).reshape(2, 3, 4)
     idx(tmp_path, "train", images, np.array([1, 0]), packed)
     source = idx_files(tmp_path, 2)
@@ -38,7 +38,7 @@ def test_test_files_are_held_out(tmp_path: Path) -> None:
     assert source.names[7] == "t10k 0"
 
 
-def test_padding_puts_the_picture_in_the_middle_of_black(tmp_path: Path) -> None:
+def test_padding_puts_the_image_in_the_middle_of_black(tmp_path: Path) -> None:
     idx(tmp_path, "train", np.full((1, 3, 2), 9), np.array([0]))
     padded = idx_files(tmp_path, 1, 6).pixels[0, 0]
     assert np.argwhere(padded == 9).min(0).tolist() == [1, 2]
@@ -48,7 +48,7 @@ def test_padding_puts_the_picture_in_the_middle_of_black(tmp_path: Path) -> None
         idx_files(tmp_path, 1, 2)
 
 
-def test_config_says_what_the_files_hold_without_reading_a_picture(tmp_path: Path) -> None:
+def test_config_says_what_the_files_hold_without_reading_an_image(tmp_path: Path) -> None:
     garments(tmp_path)
     info = describe(IdxData(root=tmp_path))
     assert (info.channels, info.height, info.width, info.id2label) == (1, 28, 28, tuple("0123456789"))
@@ -99,7 +99,7 @@ BAD = {
 
 @pytest.mark.parametrize("packed", [True, False])
 @pytest.mark.parametrize("kind", BAD)
-def test_file_that_is_no_idx_is_told_in_one_line(tmp_path: Path, kind: str, packed: bool, one_line: Callable) -> None:
+def test_file_that_is_no_idx_is_a_one_line_error(tmp_path: Path, kind: str, packed: bool, one_line: Callable) -> None:
     data, said = BAD[kind]
     idx(tmp_path, "train", np.zeros((2, 4, 4)), np.zeros(2), packed)
     path = tmp_path / (IMAGES + ".gz" * packed)
@@ -109,7 +109,7 @@ def test_file_that_is_no_idx_is_told_in_one_line(tmp_path: Path, kind: str, pack
     assert f"{path} {said}" in one_line(caught.value)
 
 
-def test_torn_or_false_gzip_is_told_in_one_line(tmp_path: Path, one_line: Callable) -> None:
+def test_truncated_or_false_gzip_is_a_one_line_error(tmp_path: Path, one_line: Callable) -> None:
     path = garments(tmp_path) / f"{IMAGES}.gz"
     whole = path.read_bytes()
     for data in (whole[: len(whole) // 2], whole[:1000] + bytes(100) + whole[1100:], header(1, 2, 2) + bytes(4)):

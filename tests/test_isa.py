@@ -11,7 +11,7 @@ import isa
 
 HERE = Path(__file__).parent
 COMPARES = re.compile(r"assert_close|assert_near|same_bits_or_close|torch\.allclose|\.abs\(\)\.max\(\) <")
-"""What a test that rounding could fail holds."""
+"""Text by which a test that rounding could fail is recognised."""
 NOT_OF_ROUNDING = {
     "bench": "times and memory",
     "export": "slow, and by other programs",

@@ -95,7 +95,7 @@ def test_a_setting_is_whole_or_changes_or_a_quality(system: System) -> None:
     assert draft.guidance == 1.5
 
 
-def test_requests_that_do_not_fit_are_told(system: System, tmp_path: Path, one_line: OneLine) -> None:
+def test_requests_that_do_not_fit_are_refused(system: System, tmp_path: Path, one_line: OneLine) -> None:
     def told(**options: Any) -> str:
         with pytest.raises(UserError) as error:
             udit.generate(system, **options)

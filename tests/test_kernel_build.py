@@ -1,4 +1,4 @@
-"""Building kernels: told in one line where it fails, one file for many processes, built again where it is cut off."""
+"""Building kernels: one line where it fails, one file for many processes, built again where it is truncated."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ SOURCE = Path(ops.__file__).parent / "depthwise_convolution" / "cpu.cpp"
 
 
 def library() -> build.Library:
-    """One that nobody has asked for yet."""
+    """A library that has not been used yet."""
     return build.Library("depthwise", SOURCE)
 
 
 def test_a_compiler_that_is_there_yields_a_kernel() -> None:
-    """Else every test of kernels would compare torch with itself."""
+    """Otherwise every test of kernels would compare torch with itself."""
     assert library().available() is (build.find_compiler() is not None)
 
 
-def test_no_compiler_is_told_once_and_torch_runs(
+def test_a_missing_compiler_is_logged_once_and_torch_runs(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setenv("CXX", "no-such-compiler")
@@ -41,7 +41,7 @@ def test_no_compiler_is_told_once_and_torch_runs(
     ]
 
 
-def test_a_compiler_that_fails_is_told_in_one_line(
+def test_a_compiler_that_fails_is_logged_in_one_line(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, tmp_path: Path
 ) -> None:
     broken = tmp_path / "c++"
@@ -79,7 +79,7 @@ def test_processes_that_build_at_once_leave_one_kernel(tmp_path: Path) -> None:
 
 
 @needs_compiler
-def test_a_torn_kernel_is_built_anew(tmp_path: Path) -> None:
+def test_a_truncated_kernel_is_built_again(tmp_path: Path) -> None:
     compiler = build.find_compiler()
     assert compiler is not None
     path = tmp_path / f"depthwise-{build.key(SOURCE, compiler)}.so"

@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from runs import RECIPE, finish, launch, pictures, state_hash, train
+from runs import RECIPE, finish, image_folder, launch, state_hash, train
 from udit.cli import main
 from vaes import tiny_vae
 
@@ -25,7 +25,7 @@ STEPS = "training.steps=56"
 
 
 def unbroken(out: Path, ranks: int) -> tuple[str, float]:
-    """State hash and seconds of a run that nobody kills."""
+    """State hash and seconds of a run that is not killed."""
     began = time.monotonic()
     ended = finish(launch(out, STEPS, ranks=ranks))
     assert [code for code, _ in ended] == [0] * ranks, ended
@@ -58,7 +58,7 @@ def test_killed_run_resumes_to_the_same_bits(tmp_path: Path, ranks: int, kills: 
         out = tmp_path / f"killed-{folder}"
         if kill_after(moments.uniform(0, seconds), launch(out, STEPS, ranks=ranks)):
             done += 1
-        else:  # it finished first: what it has is checked, and the next one begins anew
+        else:  # it finished first: its result is checked, and the next one starts over
             assert state_hash(out) == wanted
             folder += 1
     out = tmp_path / f"killed-{folder}"
@@ -75,11 +75,11 @@ FORKS = multiprocessing.get_context("forkserver")
 FORKS.set_forkserver_preload(
     ["diffusers.models.autoencoders.autoencoder_kl", "sklearn.datasets", "udit.data.encode", "udit.evaluation.score"]
 )
-"""Twenty starts would take longer than all else; so the commands are forked from a process that has imported all."""
+"""Twenty starts would take longer than all else; so commands are forked from a process that has imported everything."""
 
 
 def run(words: list[str], log: Path) -> None:
-    """The command, in its own process; it takes the file that it speaks to for a terminal, so that its bar is shown."""
+    """The command, in its own process; it treats its output file as a terminal, so that its bar is shown."""
     stream = log.open("w")
     os.dup2(stream.fileno(), 2)
     sys.stdout = sys.stderr
@@ -100,7 +100,7 @@ class Command:
         self.began = self.clock()
 
     def wait_for(self, text: str) -> None:
-        """Waits until it says something."""
+        """Waits for its next output."""
         while text not in self.log.read_text(encoding="utf-8"):
             assert self.process.is_alive(), self.log.read_text(encoding="utf-8")
             time.sleep(0.002)
@@ -139,7 +139,7 @@ def kill_ten_times(
     Args:
         words: the command.
         bar: how its bar begins.
-        log: a file for what it says.
+        log: a file for its output.
         left: counts the files that a killed command left.
         outcome: what a finished command made; takes it away.
     """
@@ -165,7 +165,7 @@ def kill_ten_times(
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_killed_encoding_goes_on_to_the_same_bytes(tmp_path: Path) -> None:
-    data, vae, cache = pictures(tmp_path / "data", 400), tiny_vae(tmp_path / "vae"), tmp_path / "cache"
+    data, vae, cache = image_folder(tmp_path / "data", 400), tiny_vae(tmp_path / "vae"), tmp_path / "cache"
 
     def outcome() -> dict[str, bytes]:
         found = {path.name: path.read_bytes() for path in cache.iterdir()}

@@ -1,4 +1,4 @@
-"""The latent cache: the same bytes however it is written, the same training as from pictures, every misfit named."""
+"""The latent cache: the same bytes however it is written, the same training as from images, every mismatch named."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ import torch
 from safetensors.numpy import load_file
 
 import udit
-from conftest import Told, succeeds
-from runs import RECIPE, SMALL, metrics, pictures, small_run, state_hash, train
+from conftest import ErrorOf, succeeds
+from runs import RECIPE, SMALL, image_folder, metrics, small_run, state_hash, train
 from udit import dist
 from udit.data.batches import batches
 from udit.data.cache_config import MANIFEST, PLAN, follow_cache
@@ -35,15 +35,15 @@ from vaes import tiny_vae
 OneLine = Callable[[BaseException], str]
 COUNT = 24
 FOLDER = "data.kind=folder"
-"""All that a run says of its data where the cache says the rest; the recipe would say digits."""
+"""The data settings of a run that takes the rest from the cache; the recipe itself has the digits."""
 
 
 class Cases:
-    """Pictures, a VAE, and a cache of each codec, made once."""
+    """Images, a VAE, and a cache of each codec, made once."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
-        self.data = pictures(root / "data", COUNT // 2)
+        self.data = image_folder(root / "data", COUNT // 2)
         self.vae = tiny_vae(root / "vae")
 
     def words(self, kind: str) -> list[str]:
@@ -82,7 +82,7 @@ KINDS = ("identity", "space-to-depth", "vae")
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_cache_holds_what_the_codec_makes_of_each_picture_and_its_mirror_image(cases: Cases, kind: str) -> None:
+def test_cache_holds_what_the_codec_makes_of_each_image_and_its_mirror_image(cases: Cases, kind: str) -> None:
     run = cases.run(kind)
     source, codec, cache = run.data.build(), run.codec.build(), LatentCache(cases.cache(kind))
     cache.verify()
@@ -105,7 +105,7 @@ def test_cache_holds_what_the_codec_makes_of_each_picture_and_its_mirror_image(c
 
 def test_pixels_are_never_decoded_from_a_cache(cases: Cases, tmp_path: Path) -> None:
     data = tmp_path / "data"
-    words = [*pictures(data), "codec=space-to-depth"]
+    words = [*image_folder(data), "codec=space-to-depth"]
     encode(tmp_path / "cache", small_run(tmp_path / "x", *words))
     shutil.rmtree(data)
     train(tmp_path / "run", "training.steps=2", FOLDER, f"latents={tmp_path / 'cache'}")
@@ -139,7 +139,7 @@ def test_measured_normalisation_travels_with_the_run(cases: Cases, tmp_path: Pat
 
 @pytest.mark.parametrize("kind", ["identity", "space-to-depth"])
 @pytest.mark.parametrize("workers", [0, 2])
-def test_batches_of_a_lossless_codec_are_those_of_the_pictures(cases: Cases, kind: str, workers: int) -> None:
+def test_batches_of_a_lossless_codec_are_those_of_the_images(cases: Cases, kind: str, workers: int) -> None:
     codec = cases.run(kind).codec.build()
     part = np.arange(COUNT)
     choices: Any = {"seed": 3, "start": 0, "stop": 8, "global_batch": 6, "flip": True, "workers": workers}
@@ -187,12 +187,12 @@ def test_another_cache_is_refused_on_resuming(cases: Cases, tmp_path: Path, one_
     assert "the data is not what" in one_line(error.value)
 
 
-# -- misfits -------------------------------------------------------------------------------------------------------
+# -- mismatches ----------------------------------------------------------------------------------------------------
 
 
 def test_every_key_that_does_not_fit_the_cache_is_named(cases: Cases, tmp_path: Path, one_line: OneLine) -> None:
     cache, other = cases.cache("vae"), tiny_vae(tmp_path / "other", seed=1)
-    pictures(tmp_path / "elsewhere")
+    image_folder(tmp_path / "elsewhere")
     misfits = {
         "codec.scale=0.18215": "codec.scale is 0.18215 and the latent cache",
         "codec.shift=0": "codec.shift is 0 and",
@@ -220,7 +220,7 @@ def test_every_key_that_does_not_fit_the_cache_is_named(cases: Cases, tmp_path: 
 
 
 def load_with_data_left_out(words: list[str]) -> Run:
-    """The tiny run without its data section, so that only the words speak of data."""
+    """The tiny run without its data section, so that only the overrides set the data."""
     from udit.run.recipes import parse_overrides, read_recipe
     from udit.run.resolve import resolve
 
@@ -289,14 +289,14 @@ def test_damage_to_a_cache_is_found_before_the_first_step(cases: Cases, tmp_path
         assert wanted in one_line(error.value), name
 
 
-def test_torn_shard_is_told_before_training_and_encoding_again_mends_it(
-    cases: Cases, tmp_path: Path, told: Told
+def test_truncated_shard_is_refused_before_training_and_encoding_again_replaces_it(
+    cases: Cases, tmp_path: Path, error_of: ErrorOf
 ) -> None:
     cache = Path(shutil.copytree(cases.cache("identity"), tmp_path / "cache"))
     wanted = contents(cache)
     (cache / "shard-00002.safetensors").write_bytes(wanted["shard-00002.safetensors"][:-9])
     words = ["train", RECIPE, *SMALL, *cases.words("identity"), f"latents={cache}", f"out={tmp_path / 'out'}"]
-    assert "shard-00002.safetensors has" in told(*words)
+    assert "shard-00002.safetensors has" in error_of(*words)
     encode(cache, cases.run("identity"))
     assert contents(cache) == wanted
 
@@ -311,7 +311,7 @@ def test_bytes_depend_on_neither_ranks_nor_batches(cases: Cases, tmp_path: Path,
     plan = plan_of(run.data, source, codec, shard_size=7)
 
     class Alone(dist.World):
-        """One of several ranks, that waits for none."""
+        """One of several ranks, which waits for no other."""
 
         def sum(self, values: Any) -> list[float]:
             return list(values)
@@ -356,7 +356,7 @@ def test_stopped_writer_goes_on_and_keeps_what_is_whole(cases: Cases, tmp_path: 
 
 
 def test_command_writes_goes_on_and_names_what_changed(
-    cases: Cases, tmp_path: Path, told: Told, capsys: pytest.CaptureFixture[str]
+    cases: Cases, tmp_path: Path, error_of: ErrorOf, capsys: pytest.CaptureFixture[str]
 ) -> None:
     cache = tmp_path / "cache"
     plain = ["encode", RECIPE, *SMALL, *cases.words("vae"), "--no-progress", "--out", str(cache)]
@@ -366,18 +366,18 @@ def test_command_writes_goes_on_and_names_what_changed(
     assert said.endswith(f"next: udit train {RECIPE} latents={cache}\n")
     assert contents(cache) == contents(cases.cache("vae"))
     assert succeeds(capsys, *words) == said
-    assert "another dtype: 'float16', and 'float32' now; take another --out" in told(*words, "--dtype", "float32")
-    assert "another shard_size: 7, and 5 now" in told(*plain, "--shard-size", "5")
-    assert "another codec.scale: 0.5, and 1.0 now" in told(*words, "codec.scale=1")
-    assert "another codec.kind" in told(*words, "codec={kind: identity}")
+    assert "another dtype: 'float16', and 'float32' now; take another --out" in error_of(*words, "--dtype", "float32")
+    assert "another shard_size: 7, and 5 now" in error_of(*plain, "--shard-size", "5")
+    assert "another codec.scale: 0.5, and 1.0 now" in error_of(*words, "codec.scale=1")
+    assert "another codec.kind" in error_of(*words, "codec={kind: identity}")
     (cases.root / "data" / "cat" / "new.png").write_bytes((cases.root / "data" / "cat" / "0.png").read_bytes())
     try:
-        assert "another fingerprint" in told(*words)
+        assert "another fingerprint" in error_of(*words)
     finally:
         (cases.root / "data" / "cat" / "new.png").unlink()
-    assert "is not empty and not a latent cache; take another --out" in told(*plain[:-1], str(cases.root / "data"))
-    assert "--shard-size is 0" in told(*plain, "--shard-size", "0")
-    assert "leave latents out" in told(*words, f"latents={cache}")
+    assert "is not empty and not a latent cache; take another --out" in error_of(*plain[:-1], str(cases.root / "data"))
+    assert "--shard-size is 0" in error_of(*plain, "--shard-size", "0")
+    assert "leave latents out" in error_of(*words, f"latents={cache}")
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -408,11 +408,11 @@ def test_python_refuses_what_the_command_refuses(cases: Cases, tmp_path: Path) -
     assert not (tmp_path / "cache").exists()
 
 
-# -- what strangers hand over --------------------------------------------------------------------------------------
+# -- untrusted files -----------------------------------------------------------------------------------------------
 
 
 def mutations(text: str, count: int) -> Any:
-    """Texts made of ``text`` by flips, cuts, copies, and by other values under a fresh seal."""
+    """Texts made of ``text`` by flips, cuts, copies, and by other values with a new digest."""
     chance = random.Random(0)
     odd = [
         None, True, -1, 0, 1, 2**63, 1e308, -0.5, "", "x", "../../etc/passwd", "a\x00b", [], {}, [[]], [1, 2],

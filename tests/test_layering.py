@@ -1,4 +1,4 @@
-"""The law of the house that a linter does not know: imports point down, and some things stay unwritten."""
+"""Rules that a linter does not check: imports point down, and some constructs are banned."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ FORBIDDEN = {
     "training": {"exporting", "convert", "parity", "analysis"},
     "evaluation": {"exporting", "parity", "training", "store", "assemble"},
 }
-"""What comes before and is none of its business all the same."""
+"""Units that come before and may still not be imported."""
 CONFIGURATION = {
     *("udit.errors", "udit.spec", "udit.spec.base", "udit.spec.digest", "udit.nn.specs", "udit.diffusion.config"),
     *("udit.diffusion.samplers",),
@@ -162,7 +162,7 @@ def test_packages_make_no_circle() -> None:
 
 
 def test_towers_never_meet_below_the_joints() -> None:
-    """Said twice, because it is the first law: a change of the table must not pass unseen."""
+    """Stated twice: a change of the table alone must not allow it."""
     for path in FILES:
         here, targets = unit(module(path)), {unit(found.target) for found in own_imports(path)}
         if here in ("nn", "models"):
@@ -300,7 +300,7 @@ RENAMES = {"files.py", "checkpoint.py"}
 
 
 def offences(path: Path) -> Iterator[str]:
-    """What the house bans."""
+    """Banned constructs."""
     for node in ast.walk(tree(path)):
         line = getattr(node, "lineno", 0)
         if isinstance(node, ast.ExceptHandler) and node.type is None:

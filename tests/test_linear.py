@@ -88,8 +88,8 @@ def test_more_threads_than_rows_fill_are_idle(rows: int, threads: int) -> None:
 
 @needs_compiler
 @torch.no_grad()
-def test_whoever_watches_sees_the_operator() -> None:
-    """Without gradients the kernel is called at once, but only where nobody could tell."""
+def test_modes_profilers_and_tracers_see_the_operator() -> None:
+    """Without gradients the dispatcher is skipped, but only where that cannot be observed."""
     x, weight, _ = draw(64, 8, 8)
     expected, seen = linear(x, weight), []
 
@@ -113,7 +113,7 @@ def test_whoever_watches_sees_the_operator() -> None:
 
 
 def test_a_layer_that_is_hooked_or_replaced_is_called() -> None:
-    """Low-rank adaption, quantisation and whoever looks at activations rely on it."""
+    """Low-rank adaptation, quantisation and hooks rely on it."""
     x, seen = torch.randn(40, 8), []
     layer = nn.Linear(8, 8)
     handle = layer.register_forward_hook(lambda *given: seen.append(given[2]))

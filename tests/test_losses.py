@@ -1,8 +1,8 @@
 """The first losses of every family at a fixed seed: a refactor that keeps the numerics keeps these.
 
-Where they were recorded they are asked to the bit. Adam's first steps are the gradient's sign, which is chance where
-it is zero but for rounding. So elsewhere a run is compared whose Adam leaves such gradients alone. To record anew,
-after a change that is meant to change them: ``python tests/test_losses.py``, one thread.
+On the processor that recorded them they must be bit-identical. Adam's first steps are the gradient's sign, which is
+chance where it is zero but for rounding. So elsewhere a run is compared whose Adam leaves such gradients alone. To
+record them again after a change that is meant to change them: ``python tests/test_losses.py``, one thread.
 """
 
 from __future__ import annotations

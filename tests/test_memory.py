@@ -1,4 +1,4 @@
-"""The memory of a training step is known before it is taken."""
+"""The memory of a training step is estimated before it is used."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from conftest import Told, succeeds
+from conftest import ErrorOf, succeeds
 from runs import RECIPE, SMALL
 from udit.benchmarking.measure import dissect
 from udit.data.batches import Batch
@@ -34,7 +34,7 @@ def tiny(*words: str) -> Run:
 
 
 def measured(run: Run) -> int:
-    """Bytes of weights, optimiser and averages, and the most that lives at once beside them in a step."""
+    """Bytes of weights, optimiser and averages, and the most that is allocated in addition at one time in a step."""
     torch.manual_seed(0)
     learner = Learner(run, World())
     learner.share(0)
@@ -44,7 +44,7 @@ def measured(run: Run) -> int:
         Batch(pixels, torch.zeros(size, dtype=torch.int64), list(range(size)), list(range(size)))
         for _ in range(run.training.accumulation)
     ]
-    learner.step(0, micro)  # the optimiser's moments come into being
+    learner.step(0, micro)  # the optimiser's moments are created
     _, most = dissect(lambda: learner.step(1, micro))
     tensors = [t for part in learner.tensors().values() for t in part.values()]
     return most + sum(t.numel() * t.element_size() for t in tensors)
@@ -105,8 +105,8 @@ def test_dry_run_tells_the_memory_and_stays_yaml(capsys: pytest.CaptureFixture[s
 
 
 @pytest.mark.parametrize("root", [[], ["data.root=/nowhere"]])
-def test_dry_run_answers_where_the_pictures_are_missing(
-    capsys: pytest.CaptureFixture[str], told: Told, root: list[str], monkeypatch: pytest.MonkeyPatch
+def test_dry_run_works_without_the_images(
+    capsys: pytest.CaptureFixture[str], error_of: ErrorOf, root: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("udit.training.memory.estimate", lambda run, ranks: Memory(256, 1, 1, 2, 1, 9, 14))
     said = succeeds(capsys, "train", "imagenet256-latent", *root, "--dry-run")
@@ -116,7 +116,7 @@ def test_dry_run_answers_where_the_pictures_are_missing(
     assert f"# data.root is '{name}', no folder;" in said
     assert "until then 1000 classes are assumed" in said
     assert "and the VAE, unless its latents are read" in said
-    assert "data.root is" in told("train", "imagenet256-latent", *root)
+    assert "data.root is" in error_of("train", "imagenet256-latent", *root)
 
 
 @pytest.mark.slow

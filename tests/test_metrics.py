@@ -1,4 +1,4 @@
-"""Distances equal their closed forms, and shares mean what they say."""
+"""Distances equal their closed forms, and shares their definitions."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ def test_interval_is_not_negative() -> None:
 def test_subsets_compare_at_one_size() -> None:
     a, b = gaussian(1000), gaussian(1000, seed=1)
     assert metrics.mean_distance_of(1000, a, b, seed=0) == metrics.frechet_distance(a, b)
-    assert metrics.mean_distance_of(40, a, b, seed=0) > 2 * metrics.frechet_distance(a, b)  # small sets look farther
+    assert metrics.mean_distance_of(40, a, b, seed=0) > 2 * metrics.frechet_distance(a, b)  # small sets seem farther
 
 
 def test_subsets_of_sorted_samples_are_mixed() -> None:
@@ -117,7 +117,7 @@ def test_nearest_distances_are_exact() -> None:
     assert found[699] == 0
 
 
-def test_copies_count_as_memorised_and_fresh_pictures_do_not() -> None:
+def test_copies_count_as_memorised_and_new_images_do_not() -> None:
     rng = np.random.default_rng(0)
     train, held_out, fresh = (rng.integers(0, 256, (n, 1, 3, 3), dtype=np.uint8) for n in (400, 400, 400))
     reference = metrics.nearest_distances(held_out, train)

@@ -1,4 +1,4 @@
-"""Names in arrays are the names that were put in."""
+"""Names stored in arrays are read back unchanged."""
 
 from __future__ import annotations
 

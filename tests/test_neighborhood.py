@@ -119,7 +119,7 @@ def test_an_hourglass_of_neighbourhoods_exports_for_any_batch() -> None:
     torch.testing.assert_close(program(x[:2], t[:2], y[:2]), out, atol=1e-5, rtol=1e-5)
 
 
-def test_kernels_and_maps_that_do_not_fit_are_told() -> None:
+def test_kernels_and_maps_that_do_not_fit_are_refused() -> None:
     with pytest.raises(ValueError, match="kernel is 4; a neighbourhood around a pixel needs an odd side"):
         AxialNeighborhood(kernel=4)
     with pytest.raises(UserError, match="neighbourhoods of 3x3 do not fit a level's map of 2x8"):

@@ -1,4 +1,4 @@
-"""ADM's files come back as they went in, and broken ones are told in one line."""
+"""ADM's files are read as they were written, and damaged ones are refused in one line."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def statistics(width: int = 4) -> Statistics:
 
 @pytest.fixture
 def whole(tmp_path: Path) -> Path:
-    """Pictures, labels, both statistics and a note."""
+    """Images, labels, both statistics and a note."""
     path = tmp_path / "whole.npz"
     images = np.random.default_rng(1).integers(0, 256, (6, 3, 4, 4), np.uint8)
     npz.write(path, images=images, labels=np.arange(6), pool=statistics(), spatial=statistics(3), facts={"count": 6})
@@ -75,12 +75,12 @@ SLIPS: dict[str, tuple[dict[str, Any], str]] = {
     "NaN": ({"mu": np.array([np.nan]), "sigma": np.eye(1)}, "mu is float64 and must be finite"),
     "shapes": ({"mu": np.zeros(3), "sigma": np.eye(4)}, "mu is [3] and sigma is [4, 4]"),
     "asymmetry": ({"mu": np.zeros(2), "sigma": np.array([[1.0, 2], [0, 1]])}, "sigma is not symmetric"),
-    "note": ({"mu": np.zeros(1), "sigma": np.eye(1), "udit": np.array("[1]")}, "is no JSON object"),
+    "note": ({"mu": np.zeros(1), "sigma": np.eye(1), "udit": np.array("[1]")}, "is not a JSON object"),
 }
 
 
 @pytest.mark.parametrize("slip", SLIPS)
-def test_wrong_contents_are_told(tmp_path: Path, slip: str, one_line: OneLine) -> None:
+def test_wrong_contents_are_refused(tmp_path: Path, slip: str, one_line: OneLine) -> None:
     arrays, text = SLIPS[slip]
     np.savez(tmp_path / "x.npz", **arrays)
     with pytest.raises(UserError) as error:
@@ -110,7 +110,7 @@ def test_header_is_believed_no_further_than_its_bytes(tmp_path: Path, one_line: 
     one_line(error.value)
 
 
-def test_missing_file_is_told(tmp_path: Path) -> None:
+def test_missing_file_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no file"):
         npz.read(tmp_path / "none.npz")
 

@@ -1,4 +1,4 @@
-"""Losses equal their closed forms, and the draws behind them belong to their sample."""
+"""Losses equal their closed forms, and their random draws depend on the sample alone."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What every operator promises, on every device that has a kernel: one contract for all of them.
+"""The contract of all operators, on every device that has a kernel.
 
 Limits come from float32's theory. An operator may be off by as much as rounding its inputs once changes the exact
 answer (``sensitivity``, measured in float64), times the root of the longest sum's length for the rounding of that sum.
@@ -392,7 +392,7 @@ def test_one_tensor_may_be_several_arguments(case: Any) -> None:
         torch.testing.assert_close(found.detach(), (1 + gate).expand_as(x))
 
 
-def test_work_is_counted_by_kernel_and_reference_alike() -> None:
+def test_kernel_and_reference_count_the_same_work() -> None:
     for name in ("linear", "convolution", "depthwise"):
         example = next(examples(name))
         counts = []
@@ -407,7 +407,7 @@ def test_work_is_counted_by_kernel_and_reference_alike() -> None:
 # ---- which kernels run -----------------------------------------------------------------------------------------------
 
 
-def test_a_word_that_is_none_is_told(one_line: Callable[[BaseException], str]) -> None:
+def test_an_unknown_setting_is_refused(one_line: Callable[[BaseException], str]) -> None:
     with pytest.raises(UserError, match="kernels is 'of'; set it to off, cpu or all") as told, ops.kernels("of"):  # type: ignore[arg-type]
         pass
     one_line(told.value)
@@ -547,7 +547,7 @@ def test_a_new_operator_is_one_folder(tmp_path: Path) -> None:
 
 
 @needs_compiler
-def test_a_tensor_that_is_not_as_declared_is_told(one_line: Callable[[BaseException], str]) -> None:
+def test_a_tensor_that_is_not_as_declared_is_an_error(one_line: Callable[[BaseException], str]) -> None:
     from udit.ops.matmul.cpu import MULTIPLY
 
     x, out = torch.randn(4, 8), torch.empty(4, 8)

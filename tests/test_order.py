@@ -8,7 +8,7 @@ from udit.data.order import Order, flips, indices
 from udit.errors import UserError
 
 
-def test_every_epoch_shows_every_picture_once() -> None:
+def test_every_epoch_has_every_image_once() -> None:
     for epoch in range(3):
         assert sorted(indices(11, 0, range(11 * epoch, 11 * epoch + 11))) == list(range(11))
 
@@ -27,11 +27,11 @@ def test_a_position_is_the_same_however_it_is_reached() -> None:
     assert indices(7, 3, range(33, 40)) == straight[33:40]
 
 
-def test_fewer_pictures_than_a_batch_wrap_into_later_epochs() -> None:
+def test_fewer_images_than_a_batch_wrap_into_later_epochs() -> None:
     assert sorted(indices(3, 0, range(9))) == [0, 0, 0, 1, 1, 1, 2, 2, 2]
 
 
-def test_no_pictures_is_told() -> None:
+def test_an_empty_data_set_is_refused() -> None:
     with pytest.raises(UserError, match=r"no images.*judge_share"):
         Order(0, 0)
 

@@ -52,38 +52,38 @@ def test_diffusion_tower_agrees_with_the_reference() -> None:
 
 @pytest.mark.parametrize("name", [name for name in REFERENCE if name not in ("loss_t", "loss_x0_seed")])
 def test_any_array_a_thousandth_off_fails_alone(name: str, report: Callable) -> None:
-    spoiled = report(REFERENCE | {name: REFERENCE[name] * 1.001})
-    assert not spoiled.ok
-    assert failed(spoiled) == {name}
-    assert str(spoiled).startswith("FAILED ")
-    assert f"worst {name} " in str(spoiled)
-    assert "\n" not in str(spoiled)
+    altered = report(REFERENCE | {name: REFERENCE[name] * 1.001})
+    assert not altered.ok
+    assert failed(altered) == {name}
+    assert str(altered).startswith("FAILED ")
+    assert f"worst {name} " in str(altered)
+    assert "\n" not in str(altered)
 
 
 @pytest.mark.parametrize("name", ["loss_t", "loss_x0_seed"])
 @pytest.mark.parametrize("factor", [1.001, -1, 1000])
-def test_spoiled_inputs_fail(name: str, factor: float, report: Callable) -> None:
+def test_altered_inputs_fail(name: str, factor: float, report: Callable) -> None:
     assert not report(REFERENCE | {name: REFERENCE[name] * factor}).ok
 
 
 def test_one_altered_number_fails(report: Callable) -> None:
-    spoiled = {key: value.copy() for key, value in REFERENCE.items()}
-    spoiled["ddpm_50_clip0"][1, 3, 7, 7] += 1e-4 * np.abs(spoiled["ddpm_50_clip0"]).max()
-    assert failed(report(spoiled)) == {"ddpm_50_clip0"}
+    altered = {key: value.copy() for key, value in REFERENCE.items()}
+    altered["ddpm_50_clip0"][1, 3, 7, 7] += 1e-4 * np.abs(altered["ddpm_50_clip0"]).max()
+    assert failed(report(altered)) == {"ddpm_50_clip0"}
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])
 def test_nan_and_infinity_fail(value: float, report: Callable) -> None:
-    spoiled = {key: value_.copy() for key, value_ in REFERENCE.items()}
-    spoiled["vb"][0] = value
-    assert failed(report(spoiled)) == {"vb"}
+    altered = {key: value_.copy() for key, value_ in REFERENCE.items()}
+    altered["vb"][0] = value
+    assert failed(report(altered)) == {"vb"}
 
 
 @pytest.mark.parametrize("name", ["novel", "timesteps_", "ddpm_10_clip2", "ddim_10_eta", "outB"])
 def test_unknown_array_fails(name: str, report: Callable) -> None:
-    spoiled = report(REFERENCE | {name: np.zeros(3)})
-    assert failed(spoiled) == {name}
-    assert "(unknown array)" in str(spoiled)
+    altered = report(REFERENCE | {name: np.zeros(3)})
+    assert failed(altered) == {name}
+    assert "(unknown array)" in str(altered)
 
 
 @pytest.mark.parametrize("name", ["loss", "betas_10", "timesteps_50", "ddim_ddim10_eta0.7"])
@@ -109,7 +109,7 @@ def test_other_respacings_and_seeds_are_read_from_the_file(report: Callable) -> 
     [b"", b"PK\x03\x04 torn", b"\x93NUMPY", b"text", None],
     ids=["empty", "torn zip", "torn npy", "text", "none"],
 )
-def test_unreadable_file_is_told_in_one_line(content: bytes | None, tmp_path: Path, one_line: Callable) -> None:
+def test_unreadable_file_is_a_one_line_error(content: bytes | None, tmp_path: Path, one_line: Callable) -> None:
     path = tmp_path / "bad.npz"
     if content is not None:
         path.write_bytes(content)
@@ -118,7 +118,7 @@ def test_unreadable_file_is_told_in_one_line(content: bytes | None, tmp_path: Pa
     assert str(path) in one_line(caught.value)
 
 
-def test_truncated_file_is_told_in_one_line(tmp_path: Path, one_line: Callable) -> None:
+def test_truncated_file_is_a_one_line_error(tmp_path: Path, one_line: Callable) -> None:
     whole_file = (DATA / "diffusion.npz").read_bytes()
     path = tmp_path / "short.npz"
     path.write_bytes(whole_file[: len(whole_file) // 2])
@@ -127,7 +127,7 @@ def test_truncated_file_is_told_in_one_line(tmp_path: Path, one_line: Callable) 
     one_line(caught.value)
 
 
-def test_flipped_byte_is_told_in_one_line(tmp_path: Path, one_line: Callable) -> None:
+def test_flipped_byte_is_a_one_line_error(tmp_path: Path, one_line: Callable) -> None:
     raw = bytearray((DATA / "diffusion.npz").read_bytes())
     raw[len(raw) // 2] ^= 0xFF
     path = tmp_path / "flipped.npz"
@@ -178,7 +178,7 @@ def described(**changes: Any) -> Arrays:
         (NETWORK | {"x_shape": np.array([2, 4, -1, 8])}, "-1"),
     ],
 )
-def test_description_that_cannot_be_built_is_told_in_one_line(
+def test_description_that_cannot_be_built_is_a_one_line_error(
     arrays: Arrays, said: str, report: Callable, one_line: Callable
 ) -> None:
     with pytest.raises(UserError) as caught:
@@ -196,9 +196,9 @@ def test_description_that_cannot_be_built_is_told_in_one_line(
     ],
 )
 def test_inputs_no_reference_holds_fail(changes: Arrays, said: str, report: Callable) -> None:
-    spoiled = report(NETWORK | changes)
-    assert not spoiled.ok
-    assert said in str(spoiled)
+    altered = report(NETWORK | changes)
+    assert not altered.ok
+    assert said in str(altered)
 
 
 def test_description_becomes_the_config() -> None:
@@ -274,7 +274,7 @@ def small() -> Arrays:
     return arrays | {"out": out, "outB": out, "f64_max_abs_err": np.array(1e-6), "f64_max_abs_errB": np.array(2e-6)}
 
 
-def test_noise_floor_is_told_beside_our_error(small: Arrays, report: Callable) -> None:
+def test_noise_floor_is_printed_next_to_our_error(small: Arrays, report: Callable) -> None:
     result = report(small)
     assert result.ok, str(result)
     assert [floor.name for floor in result.floors] == ["out", "outB"]
@@ -288,7 +288,7 @@ def test_noise_floor_is_told_beside_our_error(small: Arrays, report: Callable) -
     "floor", [np.array(1.0), np.array(0.0), np.array(np.nan), np.zeros(3), np.array("text")], ids=str
 )
 def test_noise_floor_is_never_judged(floor: np.ndarray, small: Arrays, report: Callable) -> None:
-    """The last digit of a constant table decides it; correct networks do not find it again."""
+    """The last digit of a constant table decides it; correct networks do not reproduce it."""
     assert report(small | {"f64_max_abs_err": floor}).ok
 
 
@@ -331,19 +331,19 @@ def test_u_dit_s_agrees_with_every_array_of_the_reference(tmp_path: Path) -> Non
     ("names", "failing"),
     [
         ("out cfg4 grad_norms grad_x", "out cfg4 grad_norms grad_x"),
-        ("loss f64_max_abs_err", "loss"),  # the reference's own rounding is told, and is no array to reproduce
+        ("loss f64_max_abs_err", "loss"),  # the reference's own rounding is printed, and is not an array to reproduce
         ("train_out", "train_out loss"),  # the stored loss must be the stored output's
     ],
 )
 def test_network_arrays_a_thousandth_off_fail(names: str, failing: str, report: Callable) -> None:
-    spoiled = report(NETWORK | {name: NETWORK[name] * 1.001 for name in names.split()})
-    assert failed(spoiled) == set(failing.split())
+    altered = report(NETWORK | {name: NETWORK[name] * 1.001 for name in names.split()})
+    assert failed(altered) == set(failing.split())
 
 
 @pytest.mark.slow
 def test_network_file_with_another_count_or_array_fails(report: Callable) -> None:
-    spoiled = report(NETWORK | {"n_params": NETWORK["n_params"] + 1, "novel": np.zeros(2), "outC": NETWORK["out"]})
-    assert failed(spoiled) == {"n_params", "novel", "outC"}
+    altered = report(NETWORK | {"n_params": NETWORK["n_params"] + 1, "novel": np.zeros(2), "outC": NETWORK["out"]})
+    assert failed(altered) == {"n_params", "novel", "outC"}
 
 
 def test_references_are_not_of_our_own_making() -> None:

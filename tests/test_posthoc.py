@@ -1,4 +1,4 @@
-"""Averages of any length come back from two, as the paper's formulas and ema-pytorch have them."""
+"""Averages of any length are rebuilt from two, as the paper's formulas and ema-pytorch have them."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from scipy.integrate import quad
 from torch import Tensor, nn
 
 import udit
-from conftest import Told, same_bits, succeeds
+from conftest import ErrorOf, same_bits, succeeds
 from runs import newest, small_run, state_hash, train
 from udit.errors import UserError
 from udit.run.config import PosthocConfig
@@ -26,7 +26,7 @@ LENGTHS = (0.03, 0.05, 0.07, 0.1, 0.15, 0.2, 0.25)
 
 
 class Walk(nn.Module):
-    """Weights that wander as in a training: fast at first, then slower, with noise."""
+    """Weights on a random walk whose steps shrink, as in training."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -140,7 +140,7 @@ def test_half_precision_costs_what_it_says(tmp_path: Path) -> None:
 
 
 def test_decay_is_the_oracles_one_step_on() -> None:
-    """ema-pytorch takes 1 - 1 / (t + 1) where the paper has 1 - 1 / t; the step aside, the recursion is the same."""
+    """ema-pytorch takes 1 - 1 / (t + 1) where the paper has 1 - 1 / t; otherwise the recursion is the same."""
     ema_pytorch = pytest.importorskip("ema_pytorch")
     model = Walk()
     oracle = ema_pytorch.KarrasEMA(model, sigma_rel=0.1, update_every=1)
@@ -279,14 +279,16 @@ def test_sweep_scores_lengths_on_one_protocol(run: Path, capsys: pytest.CaptureF
         sweep_ema(run, ())
 
 
-def test_slips_are_told(run: Path, tmp_path: Path, told: Told) -> None:
+def test_mistakes_are_refused(run: Path, tmp_path: Path, error_of: ErrorOf) -> None:
     out = str(tmp_path / "model")
-    assert "sigma_rel is 0.5" in told("ema", "make", str(run), out, "--sigma-rel", "0.5")
-    assert "the first snapshot is of step 2" in told("ema", "make", str(run), out, "--sigma-rel", "0.1", "--step", "1")
+    assert "sigma_rel is 0.5" in error_of("ema", "make", str(run), out, "--sigma-rel", "0.5")
+    assert "the first snapshot is of step 2" in error_of(
+        "ema", "make", str(run), out, "--sigma-rel", "0.1", "--step", "1"
+    )
     bare = tmp_path / "bare"
     bare.mkdir()
     (bare / "run.yaml").write_text((run / "run.yaml").read_text())
-    assert "holds no snapshots" in told("ema", "make", str(bare), out, "--sigma-rel", "0.1")
+    assert "holds no snapshots" in error_of("ema", "make", str(bare), out, "--sigma-rel", "0.1")
 
 
 def test_run_says_how_small_it_may_be() -> None:

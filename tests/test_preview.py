@@ -1,4 +1,4 @@
-"""The pictures behind a validation loss are those of all classes, and the same ones all through a run."""
+"""The images behind a validation loss are those of all classes, and the same ones all through a run."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ SORTED = np.repeat(np.arange(10), 103)
 """Labels as a folder lists them."""
 
 
-def test_pictures_of_a_validation_are_spread_evenly_over_sorted_classes() -> None:
+def test_images_of_a_validation_are_spread_evenly_over_sorted_classes() -> None:
     part = np.arange(2000, 3030)
     taken = spread(part, 256, seed=0)
     assert len(set(taken)) == 256
@@ -41,7 +41,7 @@ def test_seed_decides_which_and_never_leaves_the_part(seed: int) -> None:
     assert len({tuple(spread(part, 100, other)) for other in range(20)}) > 1
 
 
-def test_validation_loss_is_of_the_spread_pictures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_validation_loss_is_of_the_spread_images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(preview, "VALIDATION_SIZE", 6)
     run = small_run(tmp_path)
     system = System(SystemConfig.of(run, 1), build(run.model))

@@ -1,7 +1,7 @@
 """A noising process is one place, and so is a sampler: throw-away ones are added, trained, sampled and refused.
 
 The process takes a config with its row (``diffusion/config.py``), a module and the row of its sampler
-(``diffusion/samplers.py``); nothing else in the library is told of it.
+(``diffusion/samplers.py``); nothing else in the library names it.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ import torch
 from torch import Tensor
 
 import udit
-from conftest import Told, succeeds
-from runs import metrics, pictures, train
+from conftest import ErrorOf, succeeds
+from runs import image_folder, metrics, train
 from test_layering import FILES, module, tree
 from udit.diffusion.config import PROCESSES, DDPMConfig, Level, ProcessConfig, SamplingConfig, check_sampler
 from udit.diffusion.ddpm import DDPM
@@ -136,7 +136,7 @@ def added(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("added")
 def test_added_process_trains_resumes_samples_and_is_saved(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    out, words = tmp_path / "run", pictures(tmp_path / "pictures")
+    out, words = tmp_path / "run", image_folder(tmp_path / "pictures")
     words += ["diffusion={kind: cosine, shift: 0.5}", "sampling={steps: 3, guidance: 2}", "model={name: U-DiT-tiny}"]
     train(out, *words, "training.steps=3")
     train(out, *words, "training.steps=4")
@@ -169,9 +169,9 @@ SAID = [
 
 @pytest.mark.usefixtures("added")
 @pytest.mark.parametrize(("words", "said"), SAID, ids=[said for _, said in SAID])
-def test_misuse_of_an_added_process_is_told_in_one_line(words: list[str], said: str, told: Told) -> None:
+def test_misuse_of_an_added_process_is_a_one_line_error(words: list[str], said: str, error_of: ErrorOf) -> None:
     words = words if "sampling" in str(words) else [*words, "sampling={}"]  # for the recipe names a sampler
-    assert said in told("train", "digits", *words, "--dry-run")
+    assert said in error_of("train", "digits", *words, "--dry-run")
 
 
 @pytest.mark.usefixtures("added")
@@ -249,8 +249,8 @@ def test_help_names_every_sampler(capsys: pytest.CaptureFixture[str]) -> None:
     assert listed(DDPMConfig.samplers()) in " ".join(succeeds(capsys, "bench", "--help").split())
 
 
-def test_bench_refuses_samplers_of_other_processes(told: Told) -> None:
-    assert "flow-euler does not fit a model that was trained with DDPM; use ddim" in told(
+def test_bench_refuses_samplers_of_other_processes(error_of: ErrorOf) -> None:
+    assert "flow-euler does not fit a model that was trained with DDPM; use ddim" in error_of(
         "bench", "U-DiT-tiny", "--sampler", "flow-euler"
     )
 
@@ -266,7 +266,7 @@ def test_tables_of_the_page_are_those_of_the_code() -> None:
         assert f"| {' | '.join(cells)} |" in page
 
 
-# ---- what samplers ask -----------------------------------------------------------------------------------------------
+# ---- times of samplers -----------------------------------------------------------------------------------------------
 
 SCHEDULES: dict[str, Schedule] = {
     "ddpm": DDPM.linear(1000),
@@ -287,7 +287,7 @@ ASKED += [
 
 
 def heard(denoiser: AnyDenoiser, sampler: Sampler, steps: int | str, times: list[Tensor]) -> Tensor:
-    """What the network was told in a run, one time per evaluation."""
+    """The times that the network got in a run, one per evaluation."""
     x, y = torch.randn(3, 1, 4, 4, generator=torch.Generator().manual_seed(0)), torch.tensor([1, 4, 0])
     times.clear()
     taken = sample(denoiser, x, sampler=sampler, steps=steps, y=y, noise=lambda k: torch.ones_like(x))
@@ -298,7 +298,7 @@ def heard(denoiser: AnyDenoiser, sampler: Sampler, steps: int | str, times: list
 
 @pytest.mark.parametrize("guided", [False, True], ids=["plain", "guided"])
 @pytest.mark.parametrize(("label", "name", "steps"), ASKED)
-def test_times_are_what_the_network_is_told(label: str, name: str, steps: int | str, guided: bool) -> None:
+def test_times_are_those_that_the_network_gets(label: str, name: str, steps: int | str, guided: bool) -> None:
     schedule, sampler, told = SCHEDULES[label], make_sampler(name), []
 
     def network(x: Tensor, t: Tensor, y: Tensor | None = None) -> Tensor:
@@ -337,7 +337,7 @@ def test_times_are_those_of_the_innermost_network() -> None:
 # ---- names that changed ----------------------------------------------------------------------------------------------
 
 
-def test_scheduler_is_still_read_and_the_new_name_told() -> None:
+def test_scheduler_is_still_read_and_the_new_name_given() -> None:
     denoiser = Denoiser(lambda x, t, y=None: 0.1 * x, DDPM.linear(100))
     x = torch.randn(2, 1, 4, 4, generator=torch.Generator().manual_seed(0))
     with pytest.warns(DeprecationWarning, match=r"sampler="):

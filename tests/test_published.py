@@ -1,4 +1,4 @@
-"""Weights of the release come in under its own names, whole or not at all, and never spoiled."""
+"""Weights of the release are imported under its own names, completely or not at all, and never corrupted."""
 
 from __future__ import annotations
 
@@ -144,12 +144,12 @@ SPOILERS = [
 ]
 
 
-@pytest.mark.parametrize(("spoil", "said"), SPOILERS, ids=[f.__name__.strip("_") for f, _ in SPOILERS])
+@pytest.mark.parametrize(("alter", "said"), SPOILERS, ids=[f.__name__.strip("_") for f, _ in SPOILERS])
 def test_bad_state_is_refused_and_the_model_keeps_its_bits(
-    tiny: nn.Module, spoil: Callable, said: str, one_line: Callable
+    tiny: nn.Module, alter: Callable, said: str, one_line: Callable
 ) -> None:
     state = udit.export_published(tiny)
-    spoil(state)
+    alter(state)
     again = udit.build(tiny.config, seed=1)
     before = snapshot(again)
     with pytest.raises(UserError, match=said) as caught:
@@ -158,7 +158,7 @@ def test_bad_state_is_refused_and_the_model_keeps_its_bits(
     assert same_bits(snapshot(again), before)
 
 
-# ---- the mark of the release's eval() --------------------------------------------------------------------------------
+# ---- damage by the release's eval() ----------------------------------------------------------------------------------
 
 
 def branches(state: dict[str, Tensor]) -> list[str]:
@@ -182,15 +182,15 @@ def trained(spread: float = 0.1) -> tuple[nn.Module, dict[str, Tensor]]:
 
 def evaluated(state: dict[str, Tensor], times: float) -> dict[str, Tensor]:
     """What the release's ``eval()`` leaves in a checkpoint: folded branches added to the first, in place, each time."""
-    spoiled = {key: value.clone() for key, value in state.items()}
+    altered = {key: value.clone() for key, value in state.items()}
     for key in branches(state):
-        k5, k3, k1 = (spoiled[f"{key}.{i}.weight"] for i in range(3))
+        k5, k3, k1 = (altered[f"{key}.{i}.weight"] for i in range(3))
         for _ in range(math.ceil(times)):
             share = min(1.0, times)
             k5 += share * F.pad(k3, [1] * 4)
             k5 += share * F.pad(k1, [2] * 4)
             k5[:, :, 2, 2] += share
-    return spoiled
+    return altered
 
 
 @pytest.mark.parametrize("times", [1, 2, 3])
@@ -204,13 +204,13 @@ def test_checkpoint_saved_after_the_release_eval_is_refused(times: int, one_line
 
 
 @pytest.mark.parametrize("times", [1, 2, 3])
-def test_spoiled_checkpoint_is_repaired_to_rounding(times: int) -> None:
+def test_corrupted_checkpoint_is_repaired_to_rounding(times: int) -> None:
     model, state = trained()
-    spoiled = evaluated(state, times)
-    given = {key: value.clone() for key, value in spoiled.items()}
+    altered = evaluated(state, times)
+    given = {key: value.clone() for key, value in altered.items()}
     repaired = udit.build(model.config, seed=1)
-    udit.import_published(repaired, spoiled, repair=True)
-    assert same_bits(spoiled, given)
+    udit.import_published(repaired, altered, repair=True)
+    assert same_bits(altered, given)
     for name, value in model.state_dict().items():
         torch.testing.assert_close(repaired.state_dict()[name], value, atol=2e-6, rtol=0)
     inputs = batch(model)
@@ -218,14 +218,14 @@ def test_spoiled_checkpoint_is_repaired_to_rounding(times: int) -> None:
         torch.testing.assert_close(repaired(*inputs), model(*inputs), atol=1e-4, rtol=1e-4)
 
 
-def test_spoiled_weights_would_have_changed_the_output() -> None:
-    """The damage is worth refusing."""
+def test_corrupted_weights_would_have_changed_the_output() -> None:
+    """Shows that the damage matters."""
     model, state = trained()
     other = udit.build(model.config)
     own = other.state_dict()
-    spoiled = evaluated(state, 1)
+    altered = evaluated(state, 1)
     for key, (name, _) in model.config.published_keys().items():
-        own[name].copy_(spoiled[key].reshape(own[name].shape))
+        own[name].copy_(altered[key].reshape(own[name].shape))
     inputs = batch(model)
     with torch.no_grad():
         assert (other(*inputs) - model(*inputs)).abs().max() > 0.1
@@ -244,7 +244,7 @@ def test_healthy_checkpoint_passes_silently_and_untouched(spread: float, repair:
 
 @pytest.mark.parametrize("excess", [0.37, 0.1])
 def test_early_average_with_a_decayed_excess_is_warned_about(excess: float) -> None:
-    """An average that began as a spoiled copy: 0.9999 ** 10,000 = 0.37 of the excess is left after 10,000 steps."""
+    """An average that began as a corrupted copy: 0.9999 ** 10,000 = 0.37 of the excess is left after 10,000 steps."""
     model, state = trained()
     again = udit.build(model.config, seed=1)
     with pytest.warns(UserWarning, match=r"centres of dwconv\.0 lie 0\.\d\d above") as caught:
@@ -273,7 +273,7 @@ def test_weights_of_no_training_pass_silently(seed: int) -> None:
 
 
 def test_wide_models_are_judged_too() -> None:
-    """At full width the Xavier bounds are narrower; the mark must still be seen, and health still be silent."""
+    """At full width the Xavier bounds are narrower; damage must still be detected, and intact weights still pass."""
     config = UDiTConfig(depths=(1, 1, 1), num_classes=2)
     state = udit.export_published(udit.build(config))
     model = udit.build(config, seed=1)

@@ -1,4 +1,4 @@
-"""``udit tune`` and ``udit sample --quality``: what is quick and good enough, beside the run, or a table's setting."""
+"""``udit tune`` and ``udit sample --quality``: settings from the run's quality.json, or from a table."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 import udit
-from conftest import TINY, Told, perturb, succeeds
-from runs import pictures, train
+from conftest import TINY, ErrorOf, perturb, succeeds
+from runs import image_folder, train
 from udit.assemble import System
 from udit.diffusion.config import DDPMConfig, EDMConfig, FlowConfig, SamplingConfig
 from udit.diffusion.sample import make_sampler
@@ -71,7 +71,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def drawn(capsys: pytest.CaptureFixture[str], model: Path, out: Path, *words: str) -> dict:
-    """The sampling settings that a picture carries."""
+    """The sampling settings that an image carries."""
     succeeds(capsys, "sample", str(model), "--n", "1", "--out", str(out), "--no-progress", *words)
     return read_settings(out / "000000.png")["sampling"]
 
@@ -104,9 +104,9 @@ def test_tuned_model_is_drawn_from_as_it_was_tuned(
     assert "quality.json was tuned for other weights, of step 9" in caplog.text
 
 
-def test_mistakes_are_told_in_one_line(model: Path, tmp_path: Path, told: Told) -> None:
+def test_mistakes_are_one_line_errors(model: Path, tmp_path: Path, error_of: ErrorOf) -> None:
     def line(*words: str) -> str:
-        return told("sample", str(model), "--out", str(tmp_path / "out"), "--no-progress", *words)
+        return error_of("sample", str(model), "--out", str(tmp_path / "out"), "--no-progress", *words)
 
     assert 'Did you mean "best"' in line("--quality", "beste")
     assert "--steps is given and --quality good sets it" in line("--quality", "good", "--steps", "4")
@@ -115,16 +115,21 @@ def test_mistakes_are_told_in_one_line(model: Path, tmp_path: Path, told: Told) 
     for text in ("{", '{"format": 2}'):
         (broken / FILE).write_text(text)
         words = ("sample", str(broken), "--quality", "best", "--out", str(tmp_path / "out"), "--no-progress")
-        assert "write it again with `udit tune`" in told(*words)
-    assert "needs at least 20 images" in told("tune", str(model), "--n", "3")
-    assert "is no run folder" in told("tune", str(model))
+        assert "write it again with `udit tune`" in error_of(*words)
+    assert "needs at least 20 images" in error_of("tune", str(model), "--n", "3")
+    assert "is no run folder" in error_of("tune", str(model))
 
 
 def test_a_run_is_tuned_and_drawn_from(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = tmp_path / "run"
-    words = [*pictures(tmp_path / "pictures"), "diffusion={kind: flow}", "training.steps=3", "evaluation.judge_steps=2"]
+    words = [
+        *image_folder(tmp_path / "data"),
+        "diffusion={kind: flow}",
+        "training.steps=3",
+        "evaluation.judge_steps=2",
+    ]
     train(run, *words, "model.depths=[1,1,1]", "sampling={sampler: flow-euler, steps: 2, guidance: 2.0}")
     for name, value in {"STEPS": (2, 4), "RESAMPLES": 4, "WATCHED": 2}.items():
         monkeypatch.setattr(search, name, value)

@@ -104,7 +104,7 @@ def test_a_result_changed_in_place_is_kept_as_it_is() -> None:
     torch.testing.assert_close(w.grad, (2 * x + 1).detach().t() @ torch.ones(3, 3))
 
 
-def test_parts_of_one_result_are_told_apart() -> None:
+def test_parts_of_one_result_are_distinguished() -> None:
     x, w = torch.randn(6, 4, requires_grad=True), torch.randn(4, 4, requires_grad=True)
 
     def gradient(call: Callable[..., Tensor]) -> Tensor:

@@ -1,4 +1,4 @@
-"""A run cut anywhere and started again ends at the bits of the unbroken one."""
+"""A run interrupted anywhere and started again ends with the bits of the unbroken one."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from safetensors.torch import load_file
 import udit
 from runs import (
     finished_at,
+    image_folder,
     metrics,
     newest,
-    pictures,
     state_hash,
     train,
 )
@@ -58,7 +58,7 @@ def half(crashed: Path, tmp_path: Path) -> Path:
 
 
 def crash(out: Path, before: int) -> None:
-    """Trains until the losses of a step would be taken, and dies there."""
+    """Trains until the losses of a step would be computed, and stops there."""
     honest = Learner.losses
 
     def losses(self: Learner, batch: Batch) -> Losses:
@@ -73,7 +73,7 @@ def crash(out: Path, before: int) -> None:
 
 
 def assert_same_run(out: Path, unbroken: Path) -> None:
-    """State, log and pictures are those of the unbroken run."""
+    """State, log and images are those of the unbroken run."""
     assert newest(out).name == newest(unbroken).name
     assert state_hash(out) == state_hash(unbroken)
     assert metrics(out) == metrics(unbroken)
@@ -105,7 +105,7 @@ def test_finished_run_goes_on_where_more_steps_are_asked_for(unbroken: Path, tmp
 
 
 def test_no_sample_is_lost_or_repeated_over_epochs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    data = pictures(tmp_path / "data")  # 18 to train on: an epoch is 3 steps
+    data = image_folder(tmp_path / "data")  # 18 to train on: an epoch is 3 steps
     seen: dict[int, list[int]] = {}
     honest = Learner.losses
 
@@ -258,8 +258,8 @@ def test_checkpoint_with_the_tensors_of_another_model_is_refused(half: Path, par
     one_line(error.value)
 
 
-def test_changed_pictures_are_refused_and_named(tmp_path: Path, one_line: OneLine) -> None:
-    data, cats = pictures(tmp_path / "data"), tmp_path / "data" / "cat"
+def test_changed_images_are_refused_and_named(tmp_path: Path, one_line: OneLine) -> None:
+    data, cats = image_folder(tmp_path / "data"), tmp_path / "data" / "cat"
     train(tmp_path / "out", "training.steps=2", *data)
 
     def told() -> str:
@@ -282,15 +282,15 @@ def test_changed_pictures_are_refused_and_named(tmp_path: Path, one_line: OneLin
         train(tmp_path / "out", "training.steps=4", *data)
 
 
-def test_pictures_may_move(tmp_path: Path) -> None:
-    data = pictures(tmp_path / "data")
+def test_images_may_move(tmp_path: Path) -> None:
+    data = image_folder(tmp_path / "data")
     train(tmp_path / "out", "training.steps=2", *data)
     (tmp_path / "data").rename(tmp_path / "elsewhere")
     moved = [f"data.root={tmp_path / 'elsewhere'}" if word.startswith("data.root") else word for word in data]
     assert train(tmp_path / "out", "training.steps=3", *moved) == finished_at(tmp_path / "out", 3)
 
 
-def test_another_machine_is_told_and_goes_on(half: Path, unbroken: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_resuming_on_another_machine_warns(half: Path, unbroken: Path, caplog: pytest.LogCaptureFixture) -> None:
     path = newest(half)
     manifest = json.loads((path / MANIFEST).read_text())
     tensors = {name: load_file(path / f"{name}.safetensors") for name in ("model", "ema", "optim")}

@@ -1,4 +1,4 @@
-"""Our two exact samplers reach Gaussian data as theory says, and noise belongs to the image."""
+"""Our two exact samplers reach Gaussian data as theory says, and noise depends on the image's seed alone."""
 
 from __future__ import annotations
 
@@ -164,7 +164,7 @@ def test_respacing_strings_choose_the_steps() -> None:
 
 @pytest.mark.parametrize("sampler", ["ddpm", "ddim"])
 def test_image_of_a_seed_is_the_same_in_any_batch(sampler: str) -> None:
-    """To the bit for the noise; the network's batch is another, so the rest is the same to rounding."""
+    """Bit-identical for the noise; the network's batch differs, so the rest is equal up to rounding."""
 
     def images(seeds: list[int]) -> Tensor:
         noise = SeededNoise(seeds, (2, 4, 4))
@@ -229,7 +229,7 @@ def test_labels_reach_the_network() -> None:
         (SCHEDULE, {"y": torch.tensor([0])}, "unconditional model"),
     ],
 )
-def test_misuse_is_told_in_one_line(schedule: DDPM | Flow, options: dict, said: str, one_line: Callable) -> None:
+def test_misuse_is_a_one_line_error(schedule: DDPM | Flow, options: dict, said: str, one_line: Callable) -> None:
     target = "eps" if isinstance(schedule, DDPM) else "flow"
     with pytest.raises(UserError) as caught:
         last(DATA.denoiser(schedule, target), torch.zeros(1, 1, 2, 2), **options)

@@ -145,7 +145,7 @@ def test_respacing_twice_remembers_the_training_index() -> None:
         ("ddim2000", "no whole stride"),
     ],
 )
-def test_impossible_respacing_is_told_in_one_line(sections: int | str, said: str, one_line: Callable) -> None:
+def test_impossible_respacing_is_a_one_line_error(sections: int | str, said: str, one_line: Callable) -> None:
     with pytest.raises(UserError, match=said) as caught:
         DDPM_1000.respaced(sections)
     assert str(sections) in one_line(caught.value)
@@ -154,7 +154,7 @@ def test_impossible_respacing_is_told_in_one_line(sections: int | str, said: str
 # ---- time ------------------------------------------------------------------------------------------------------------
 
 
-def test_network_hears_the_training_index_under_respacing() -> None:
+def test_network_gets_the_training_index_under_respacing() -> None:
     kept, t = DDPM_1000.respaced(10), torch.tensor([0, 1, 9])
     assert kept.network_time(t, "index").tolist() == [0, 111, 999]
     assert kept.network_time(t, "index").dtype == torch.int64

@@ -1,4 +1,4 @@
-"""Good samples score well, bad ones badly, and the report says how both came about."""
+"""Good samples score well, bad ones badly, and the report contains the protocol."""
 
 from __future__ import annotations
 
@@ -35,11 +35,11 @@ def score(path: Path | None, pixels: np.ndarray, labels: np.ndarray, **changes: 
 
 @pytest.fixture(scope="module")
 def real(judge_path: Path) -> Report:
-    """Test pictures in the place of samples."""
+    """Test images in the place of samples."""
     return score(judge_path, SOURCE.pixels[PARTS.test], SOURCE.labels[PARTS.test])
 
 
-def test_fresh_real_pictures_score_as_real(real: Report) -> None:
+def test_fresh_real_images_score_as_real(real: Report) -> None:
     assert real.num_samples == real.matched_count == len(PARTS.test)
     assert real.distance == real.distance_matched == real.distance_real
     assert real.agreement == real.judge_on_test > 0.9
@@ -63,12 +63,12 @@ def test_wrong_classes_lower_agreement_alone(judge_path: Path, real: Report) -> 
     assert report.distance == real.distance
 
 
-def test_copies_of_training_pictures_are_found_out(judge_path: Path) -> None:
+def test_copies_of_training_images_are_detected(judge_path: Path) -> None:
     report = score(judge_path, SOURCE.pixels[PARTS.train], SOURCE.labels[PARTS.train])
     assert report.memorised == 1
     assert report.distance == pytest.approx(0, abs=1e-9)
     assert report.agreement == pytest.approx(report.judge_on_train)
-    assert report.distance_matched > report.distance  # few samples look farther than many
+    assert report.distance_matched > report.distance  # few samples seem farther away than many
     assert report.matched_count == len(PARTS.test)
 
 
@@ -84,7 +84,7 @@ def test_kept_judge_is_used_again(judge_path: Path, real: Report) -> None:
     assert Judge.load(judge_path).fingerprint == real.judge_sha256
 
 
-def test_judge_of_other_pictures_or_steps_is_replaced(tmp_path: Path) -> None:
+def test_judge_of_other_images_or_steps_is_replaced(tmp_path: Path) -> None:
     path = tmp_path / "judge.safetensors"
     quick = CONFIG.replace(judge_steps=2)
     seen = [score(path, SOURCE.pixels[:30], SOURCE.labels[:30], config=quick).judge_sha256]
@@ -97,7 +97,7 @@ def test_judge_of_other_pictures_or_steps_is_replaced(tmp_path: Path) -> None:
     assert len(set(seen)) == 4
 
 
-def test_torn_judge_is_trained_anew(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_damaged_judge_is_trained_again(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     path = tmp_path / "judge.safetensors"
     path.write_bytes(b"torn")
     report = score(path, SOURCE.pixels[:30], SOURCE.labels[:30], config=CONFIG.replace(judge_steps=2))
@@ -105,7 +105,7 @@ def test_torn_judge_is_trained_anew(tmp_path: Path, caplog: pytest.LogCaptureFix
     assert "cannot be used" in caplog.text
 
 
-def test_too_few_pictures_name_the_share() -> None:
+def test_too_few_images_name_the_share() -> None:
     for name in ("judge", "test"):
         with pytest.raises(UserError, match=f"the {name} part has 0 images; raise data.{name}_share"):
             score(None, SOURCE.pixels, SOURCE.labels, parts=replace(PARTS, **{name: PARTS.test[:0]}))

@@ -1,4 +1,4 @@
-"""Samples of a score are the same pictures however their drawing was cut, and by however many ranks."""
+"""Samples of a score are the same images after interruptions and on any number of ranks."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ from udit.evaluation.shards import Shards, labels_for
 KEY = {"weights": "abc"}
 
 
-def pictures(count: int) -> np.ndarray:
+def random_images(count: int) -> np.ndarray:
     return np.random.default_rng(0).integers(0, 256, (count, 1, 4, 4), np.uint8)
 
 
-def test_shards_come_back_in_order_and_cover_every_picture_once(tmp_path: Path) -> None:
-    shards, images = Shards(tmp_path, KEY, 10, 4), pictures(10)
+def test_shards_come_back_in_order_and_cover_every_image_once(tmp_path: Path) -> None:
+    shards, images = Shards(tmp_path, KEY, 10, 4), random_images(10)
     assert [i for s in range(len(shards)) for i in shards.places(s)] == list(range(10))
     assert list(shards.missing(0, 2)) == [0, 2]
     assert list(shards.missing(1, 2)) == [1]
@@ -41,8 +41,8 @@ def test_shards_come_back_in_order_and_cover_every_picture_once(tmp_path: Path) 
     assert list(tmp_path.iterdir()) == []
 
 
-def test_torn_altered_or_short_shard_is_drawn_again(tmp_path: Path) -> None:
-    shards, images = Shards(tmp_path, KEY, 10, 4), pictures(10)
+def test_truncated_altered_or_short_shard_is_sampled_again(tmp_path: Path) -> None:
+    shards, images = Shards(tmp_path, KEY, 10, 4), random_images(10)
     for shard in range(3):
         shards.write(shard, images[list(shards.places(shard))])
     files = sorted(shards.folder.iterdir())
@@ -89,7 +89,7 @@ def evaluate(run: Path, ranks: int = 1) -> list[subprocess.Popen[str]]:
 
 
 def outcome(run: Path) -> tuple[str, str]:
-    """Hashes of the samples and of the scores; what lies there is removed."""
+    """Hashes of the samples and of the scores; the files are removed."""
     with np.load(run / "evaluation" / "samples.npz") as file:
         samples = hashlib.sha256(file["arr_0"].tobytes()).hexdigest()
     scores = hashlib.sha256((run / "evaluation" / "metrics.json").read_bytes()).hexdigest()

@@ -42,7 +42,7 @@ def test_a_cached_step_costs_what_the_release_says() -> None:
         cond = model.condition(t, y.long())
         x, skips = model.enter(x, cond)
         model.leave(x, skips, cond)
-    # ``condition`` makes the modulations of the 20 blocks between, too; the release does not
+    # ``condition`` computes the modulations of the 20 blocks between, too; the release does not
     ahead = 20 * 6 * XL.width**2
     assert round((counter.get_total_flops() / 2 - ahead) / 1e9, 3) == 36.623
 
@@ -61,7 +61,7 @@ def test_starts_as_the_release_does() -> None:
 
 
 class Counted(nn.Module):
-    """A seamed network that counts how often its deep part runs."""
+    """A network in parts that counts how often its deep part runs."""
 
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
@@ -113,7 +113,7 @@ def test_cached_call_joins_the_present_ends_to_the_kept_middle(network: nn.Modul
     assert not torch.allclose(expected, network(two, late, y), atol=1e-4)
 
 
-def test_interval_one_changes_no_bit_and_more_changes_the_picture(network: nn.Module) -> None:
+def test_interval_one_changes_no_bit_and_more_changes_the_image(network: nn.Module) -> None:
     plain = last(denoiser(network), steps=6)
     assert torch.equal(last(denoiser(network), steps=6, cache=StepCache(1)), plain)
     assert not torch.equal(last(denoiser(network), steps=6, cache=StepCache(3)), plain)
@@ -130,12 +130,12 @@ def test_a_run_leaves_nothing_behind(network: nn.Module) -> None:
     assert set(vars(network)) == attributes
 
 
-def test_a_picture_is_the_same_in_any_batch(network: nn.Module) -> None:
+def test_an_image_is_the_same_in_any_batch(network: nn.Module) -> None:
     two = last(denoiser(network), steps=5, cache=StepCache(2))
     torch.testing.assert_close(last(denoiser(network), 1, steps=5, cache=StepCache(2)), two[:1], atol=1e-5, rtol=1e-5)
 
 
-def test_guidance_that_sets_in_midway_starts_the_cache_anew(network: nn.Module) -> None:
+def test_guidance_that_starts_midway_restarts_the_cache(network: nn.Module) -> None:
     counted = Counted(network)
     guided = Guided(denoiser(counted), 3.0, interval=(0.0, 0.5))
     last(guided, steps=10, cache=StepCache(100, final_time=-1))

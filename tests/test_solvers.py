@@ -109,7 +109,7 @@ def test_what_the_network_predicts_does_not_matter(schedule: str, name: str, tar
     ("schedule", "name"),
     [(s, n) for s, n, *_ in CASES if (s, n[:4]) != ("gvp", "flow")],  # whose steps leave the arc
 )
-def test_network_is_told_the_time_its_input_is_at(schedule: str, name: str) -> None:
+def test_network_gets_the_time_of_its_input(schedule: str, name: str) -> None:
     """x_t of known data lies on its path, so alpha(t) x0 + sigma(t) x_T is what the network must be shown at t."""
     kind, point, shown = SCHEDULES[schedule], 0.7, []
 

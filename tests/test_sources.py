@@ -1,4 +1,4 @@
-"""Data sets are what they say, and are split the same way every time."""
+"""Data sets match their description, and are split the same way every time."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def test_split_leaves_every_class_something_to_train_on(count: int, judge: float
         assert len(split(*items(count), judge, test).train) >= 1
 
 
-def test_new_pictures_do_not_shuffle_the_old() -> None:
+def test_new_images_do_not_shuffle_the_old() -> None:
     labels, names = items(200)
     more_labels, more_names = items(210)
     old, new = split(labels, names, 0.3, 0.1), split(more_labels, more_names, 0.3, 0.1)
@@ -73,7 +73,7 @@ def numbered(count: int, held_out: list[int]) -> InMemory:
     return InMemory(np.zeros((count, 1, 2, 2), np.uint8), np.arange(count) % 2, names, held_out)
 
 
-def test_pictures_kept_for_testing_are_the_test_part_and_nothing_else_is() -> None:
+def test_images_kept_for_testing_are_the_test_part_and_nothing_else_is() -> None:
     source, data = numbered(30, [3, 4, 20]), IdxData(root="x", judge_share=0.3)
     parts = parts_of(source, data)
     assert parts.test.tolist() == [3, 4, 20]
@@ -81,7 +81,7 @@ def test_pictures_kept_for_testing_are_the_test_part_and_nothing_else_is() -> No
     assert sorted([*parts.train, *parts.judge, *parts.test]) == list(range(30))
 
 
-def test_share_for_testing_pools_all_pictures() -> None:
+def test_share_for_testing_pools_all_images() -> None:
     data = IdxData(root="x", judge_share=0.3, test_share=0.2)
     ours, plain = parts_of(numbered(30, [3]), data), parts_of(numbered(30, []), data)
     assert all(np.array_equal(a, b) for a, b in zip(vars(ours).values(), vars(plain).values(), strict=True))

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from conftest import Told, succeeds
+from conftest import ErrorOf, succeeds
 from udit.data.codec_config import IdentityCodec, VAECodec
 from udit.data.vae import VAE_WEIGHTS, cached_sha256
 from udit.errors import UserError
@@ -34,7 +34,7 @@ class Pixels:
         return Features(flat[:, :4], flat[:, 4:8], flat[:, :3] / 64)
 
 
-def pictures(count: int, shift: int = 0, seed: int = 0) -> np.ndarray:
+def random_images(count: int, shift: int = 0, seed: int = 0) -> np.ndarray:
     g = np.random.default_rng(seed)
     return (g.integers(0, 100, (count, 3, 8, 8)) + shift).astype(np.uint8)
 
@@ -45,8 +45,8 @@ def pixels_of(path: Path) -> np.ndarray:
 
 @pytest.fixture(scope="module")
 def scored() -> Scores:
-    reference = reference_of(pictures(400, seed=1), Pixels())
-    return score(pictures(300, 20), Pixels(), reference, subject={"run": "a"}, protocol={"name": "test"})
+    reference = reference_of(random_images(400, seed=1), Pixels())
+    return score(random_images(300, 20), Pixels(), reference, subject={"run": "a"}, protocol={"name": "test"})
 
 
 def test_every_score_says_what_made_it(scored: Scores) -> None:
@@ -65,7 +65,7 @@ def test_distances_are_near_the_closed_form_with_interval_and_spread(scored: Sco
     assert found.interval[0] < found.debiased < found.value
     assert found.interval[0] < 4 * 20**2 < found.interval[1]  # four features, each 20 off
     assert len(found.spread) == 5
-    assert np.mean(found.spread) > found.value  # fewer samples look farther
+    assert np.mean(found.spread) > found.value  # fewer samples seem farther away
 
 
 def test_scores_come_back_from_disk(scored: Scores, tmp_path: Path) -> None:
@@ -90,32 +90,34 @@ def test_different_protocols_are_listed_separately_and_not_compared(scored: Scor
         require_same_protocol([("a", scored), ("c", other)])
 
 
-def test_statistics_alone_give_distances_and_nothing_that_needs_pictures(tmp_path: Path) -> None:
-    made = reference_of(pictures(400, seed=1), Pixels())
+def test_statistics_alone_give_distances_and_nothing_that_needs_images(tmp_path: Path) -> None:
+    made = reference_of(random_images(400, seed=1), Pixels())
     npz.write(tmp_path / "ref.npz", pool=made.pool, spatial=made.spatial)
     reference = read_reference(tmp_path / "ref.npz", Pixels())
-    found = score(pictures(300, 20), Pixels(), reference, subject={}, protocol={})
+    found = score(random_images(300, 20), Pixels(), reference, subject={}, protocol={})
     assert set(found.scores) == {"fid", "sfid", "inception_score"}
     assert found.scores["fid"].value == pytest.approx(
-        score(pictures(300, 20), Pixels(), made, subject={}, protocol={}).scores["fid"].value
+        score(random_images(300, 20), Pixels(), made, subject={}, protocol={}).scores["fid"].value
     )
 
 
 def test_statistics_of_another_extractor_are_refused(tmp_path: Path) -> None:
-    made = reference_of(pictures(40), Pixels())
+    made = reference_of(random_images(40), Pixels())
     npz.write(tmp_path / "ref.npz", pool=made.pool, facts={"extractor": "inception", "extractor_sha256": "1" * 64})
     with pytest.raises(UserError, match="use one of them for both"):
         read_reference(tmp_path / "ref.npz", Pixels())
-    npz.write(tmp_path / "bare.npz", pool=reference_of(pictures(40), lambda x: Features(x[:, 0, 0, :3] * 1.0)).pool)  # type: ignore[arg-type]
+    npz.write(
+        tmp_path / "bare.npz", pool=reference_of(random_images(40), lambda x: Features(x[:, 0, 0, :3] * 1.0)).pool
+    )  # type: ignore[arg-type]
     with pytest.raises(UserError, match="the reference has 3 features and pixels gives 4"):
-        score(pictures(30), Pixels(), read_reference(tmp_path / "bare.npz", Pixels()), subject={}, protocol={})
+        score(random_images(30), Pixels(), read_reference(tmp_path / "bare.npz", Pixels()), subject={}, protocol={})
 
 
-def test_folder_and_npz_of_the_same_pictures_are_the_same(tmp_path: Path) -> None:
-    images = pictures(12)
+def test_folder_and_npz_of_the_same_images_are_the_same(tmp_path: Path) -> None:
+    images = random_images(12)
     npz.write(tmp_path / "a.npz", images=images)
-    for i, picture in enumerate(images):
-        Image.fromarray(picture.transpose(1, 2, 0)).save(tmp_path / f"{i:06d}.png")
+    for i, image in enumerate(images):
+        Image.fromarray(image.transpose(1, 2, 0)).save(tmp_path / f"{i:06d}.png")
     Image.new("RGB", (50, 50)).save(tmp_path / "grid.png")
     assert np.array_equal(pixels_of(tmp_path), pixels_of(tmp_path / "a.npz"))
     Image.new("RGB", (9, 9)).save(tmp_path / "odd.png")
@@ -183,18 +185,18 @@ def test_protocol_knows_its_vae_by_the_file_wherever_that_lies(tmp_path: Path, m
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Samples and pictures as .npz, and a judge of two classes."""
+    """Samples and images as .npz, and a judge of two classes."""
     folder = tmp_path_factory.mktemp("files")
-    npz.write(folder / "samples.npz", images=pictures(40, 60))
-    npz.write(folder / "pictures.npz", images=pictures(50, seed=1), labels=np.arange(50) % 2)
-    images = np.concatenate([pictures(30, seed=2), pictures(30, 100, seed=3)])
+    npz.write(folder / "samples.npz", images=random_images(40, 60))
+    npz.write(folder / "images.npz", images=random_images(50, seed=1), labels=np.arange(50) % 2)
+    images = np.concatenate([random_images(30, seed=2), random_images(30, 100, seed=3)])
     train_judge(images, np.repeat([0, 1], 30), 2, steps=10, seed=0).save(folder / "judge.safetensors")
     return folder
 
 
-def test_foreign_samples_are_scored_from_the_command_line(files: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_other_tools_samples_are_scored_from_the_command_line(files: Path, capsys: pytest.CaptureFixture[str]) -> None:
     judge = ["--features", "judge", "--weights-file", str(files / "judge.safetensors")]
-    made = succeeds(capsys, "ref", "make", str(files / "pictures.npz"), str(files / "ref.npz"), *judge)
+    made = succeeds(capsys, "ref", "make", str(files / "images.npz"), str(files / "ref.npz"), *judge)
     assert "statistics of 50 images by udit-judge" in made
     shown = succeeds(capsys, "ref", "inspect", str(files / "ref.npz"))
     assert "50 images of 3x8x8" in shown
@@ -209,19 +211,19 @@ def test_foreign_samples_are_scored_from_the_command_line(files: Path, capsys: p
     assert "| fid" in succeeds(capsys, "scores", str(out), str(out))
 
 
-def test_slips_are_told(files: Path, told: Told) -> None:
+def test_mistakes_are_refused(files: Path, error_of: ErrorOf) -> None:
     samples = str(files / "samples.npz")
-    assert "images need a --reference" in told("eval", samples)
-    reference = ["--reference", str(files / "pictures.npz")]
-    assert "need the classifier of a run" in told("eval", samples, *reference)
-    assert "--steps is for runs" in told("eval", samples, "--steps", "3", *reference)
-    assert "is no run folder" in told("eval", "nowhere")
-    assert "must end in .npz" in told("ref", "make", samples, "ref.txt")
-    assert "no file" in told("ref", "inspect", "none.npz")
-    assert "name at least one" in told("scores")
+    assert "images need a --reference" in error_of("eval", samples)
+    reference = ["--reference", str(files / "images.npz")]
+    assert "need the classifier of a run" in error_of("eval", samples, *reference)
+    assert "--steps is for runs" in error_of("eval", samples, "--steps", "3", *reference)
+    assert "is no run folder" in error_of("eval", "nowhere")
+    assert "must end in .npz" in error_of("ref", "make", samples, "ref.txt")
+    assert "no file" in error_of("ref", "inspect", "none.npz")
+    assert "name at least one" in error_of("scores")
 
 
-def test_judge_knows_its_own_pictures_alone(files: Path) -> None:
+def test_judge_is_for_its_own_images_alone(files: Path) -> None:
     from udit.evaluation.features import Judge
 
     judge = JudgeFeatures(Judge.load(files / "judge.safetensors"))

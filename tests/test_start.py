@@ -14,8 +14,8 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 import udit
-from conftest import TINY, Told, perturb, succeeds
-from runs import RECIPE, pictures, state_hash, train
+from conftest import TINY, ErrorOf, perturb, succeeds
+from runs import RECIPE, image_folder, state_hash, train
 from udit.assemble import System
 from udit.errors import UserError
 from udit.run.config import Run
@@ -27,7 +27,7 @@ OneLine = Callable[[BaseException], str]
 
 
 def folder_of(root: Path, *names: str, size: int = 8, channels: int = 1) -> list[str]:
-    """Random pictures, six a class; the overrides that train on them."""
+    """Random images, six per class; the overrides that train on them."""
     random = np.random.default_rng(1)
     for name in names:
         (root / name).mkdir(parents=True)
@@ -84,7 +84,7 @@ def test_tables_without_names_are_taken_in_order_or_not_at_all(source: Path, tmp
         assert report[1] == f"label table for {len(names)} classes: {line}"
 
 
-def test_other_channels_and_sizes_begin_anew_where_they_change_a_shape(source: Path, tmp_path: Path) -> None:
+def test_other_channels_and_sizes_are_initialised_where_they_change_a_shape(source: Path, tmp_path: Path) -> None:
     data = folder_of(tmp_path / "data", "cat", "dog", size=16, channels=3)
     run = load_run(RECIPE, [*data, f"init_from={source}"])
     assert (run.model.in_channels, run.model.size) == (3, (16, 16))
@@ -98,7 +98,7 @@ def test_other_channels_and_sizes_begin_anew_where_they_change_a_shape(source: P
     assert report[2] == "initialised: stem.weight, out.weight, out.bias"
 
 
-def test_learned_positions_of_another_size_begin_anew_and_fixed_ones_follow(tmp_path: Path) -> None:
+def test_learned_positions_of_another_size_are_initialised_and_fixed_ones_recomputed(tmp_path: Path) -> None:
     sizes = {"width": 16, "depth": 4, "heads": 2, "in_channels": 1, "num_classes": 2, "input_size": 8}
     for name, anew in (("U-ViT-L/2", ["positions"]), ("DiT-S/2", [])):
         model = perturb(udit.build(name, **sizes))
@@ -134,7 +134,7 @@ def test_run_begins_with_the_weights_and_resumes_exactly_without_its_source(
 
 
 def test_run_folder_and_converted_release_are_sources(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    data = pictures(tmp_path / "data")
+    data = image_folder(tmp_path / "data")
     train(tmp_path / "first", *data, "training.steps=2")
     run = load_run(RECIPE, [*folder_of(tmp_path / "more", "cat", "dog", "eel"), f"init_from={tmp_path / 'first'}"])
     _, _, report = begun(run)
@@ -172,15 +172,15 @@ def test_what_the_weights_decide_is_not_overruled(
     assert wanted in one_line(error.value)
 
 
-def test_files_and_broken_folders_are_told(source: Path, tmp_path: Path, told: Told) -> None:
+def test_files_and_damaged_folders_are_refused(source: Path, tmp_path: Path, error_of: ErrorOf) -> None:
     data = folder_of(tmp_path / "data", "cat", "dog")
     file = tmp_path / "w.pt"
     file.write_bytes(b"x")
     words = ["train", RECIPE, *data, f"out={tmp_path / 'out'}"]
-    assert "convert it once: `udit convert" in told(*words, f"init_from={file}")
-    assert "config.json cannot be read (No such file or directory)" in told(*words, f"init_from={tmp_path}")
+    assert "convert it once: `udit convert" in error_of(*words, f"init_from={file}")
+    assert "config.json cannot be read (No such file or directory)" in error_of(*words, f"init_from={tmp_path}")
     (source / "config.json").write_text("[]")
-    assert "has no section 'model'; init_from takes a folder that udit wrote" in told(*words, f"init_from={source}")
+    assert "has no section 'model'; init_from takes a folder that udit wrote" in error_of(*words, f"init_from={source}")
     (source / "config.json").unlink()
     (source / "config.json").write_text("{")
-    assert "config.json cannot be read" in told(*words, f"init_from={source}")
+    assert "config.json cannot be read" in error_of(*words, f"init_from={source}")

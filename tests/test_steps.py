@@ -1,4 +1,4 @@
-"""A training as a loop of one's own: a record after each step, and a loop that may be left at any of them."""
+"""Training as a loop: a record after each step, and a loop that may be left after any of them."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from unittest import mock
 import pytest
 
 import udit
-from runs import finished_at, metrics, newest, pictures, small_run, state_hash
+from runs import finished_at, image_folder, metrics, newest, small_run, state_hash
 from udit.data.batches import Batch
 from udit.diffusion.objective import Losses
 from udit.dist import World
@@ -115,7 +115,7 @@ def test_skipped_step_is_yielded_with_the_names_of_its_samples(tmp_path: Path, m
 def test_break_saves_and_frees_the_lock(tmp_path: Path, unbroken: Path, data: str) -> None:
     out, words = tmp_path / "out", []
     if data != "digits":
-        words = [*pictures(tmp_path / "data"), "training.workers=2"]
+        words = [*image_folder(tmp_path / "data"), "training.workers=2"]
         unbroken = tmp_path / "unbroken"
         udit.train(run(unbroken, *words), progress=False)
     for record in udit.Trainer(run(out, *words), World()).steps():

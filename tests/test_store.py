@@ -1,4 +1,4 @@
-"""Model folders describe themselves, are whole or not there, and nothing in them is run."""
+"""Model folders describe themselves, are complete or absent, and nothing in them is executed."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def test_settings_of_every_kind_come_back(tmp_path: Path) -> None:
     assert udit.load(udit.save(System(config, model), tmp_path / "m")).config == config
 
 
-def test_fused_model_is_saved_and_drawn_from_alike(system: System, tmp_path: Path) -> None:
+def test_fused_model_is_saved_and_sampled_like_any_other(system: System, tmp_path: Path) -> None:
     fused = udit.load(udit.save(system.fused(), tmp_path / "fused"))
     how = SamplingConfig(steps=2)
     one, other = (next(s.generate([1, 2], [0, 3], sampling=how)) for s in (system, fused))
@@ -148,7 +148,7 @@ def test_card_says_what_the_model_is_and_how_to_load_it(folder: Path) -> None:
     assert "udit.load(" in card
 
 
-def test_hash_knows_every_weight(tiny: nn.Module) -> None:
+def test_hash_depends_on_every_weight(tiny: nn.Module) -> None:
     before = store.fingerprint(tiny)
     assert len(before) == 16
     assert store.fingerprint(tiny) == before
@@ -207,7 +207,7 @@ def test_nothing_there_asks_for_a_folder_or_a_hub_id(name: str, one_line: OneLin
 
 
 @pytest.mark.parametrize("name", ["owner/name", "bad owner/na me"])
-def test_hub_that_gives_nothing_is_told_in_one_line(
+def test_unreachable_hub_or_missing_model_is_a_one_line_error(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, one_line: OneLine
 ) -> None:
     import huggingface_hub.constants
@@ -290,7 +290,7 @@ def test_folder_without_a_config_is_no_model(tmp_path: Path, one_line: OneLine) 
 @pytest.mark.parametrize(
     "content", [b"", b"{", b"[]", b"\xff", b"{}", b'{"model": 3}', b'{"model": {"family": "x"}}', b"[" * 20_000]
 )
-def test_config_that_is_none_is_told_in_one_line(folder: Path, content: bytes, one_line: OneLine) -> None:
+def test_invalid_config_is_a_one_line_error(folder: Path, content: bytes, one_line: OneLine) -> None:
     (folder / "config.json").write_bytes(content)
     with pytest.raises(UserError, match=r"config\.json|model") as error:
         udit.load(folder)
@@ -306,7 +306,7 @@ def test_unknown_key_of_a_config_is_named(folder: Path, one_line: OneLine) -> No
 
 
 @pytest.mark.parametrize("size", [0, 1, 8, 300, -1])
-def test_torn_weights_are_told_in_one_line(folder: Path, size: int, one_line: OneLine) -> None:
+def test_truncated_weights_are_a_one_line_error(folder: Path, size: int, one_line: OneLine) -> None:
     path = folder / "model.safetensors"
     os.truncate(path, size if size >= 0 else path.stat().st_size - 1)
     with pytest.raises(UserError, match=r"model\.safetensors is no readable safetensors file") as error:
@@ -314,7 +314,7 @@ def test_torn_weights_are_told_in_one_line(folder: Path, size: int, one_line: On
     one_line(error.value)
 
 
-def test_weights_of_another_model_are_told_in_one_line(folder: Path, one_line: OneLine) -> None:
+def test_weights_of_another_model_are_a_one_line_error(folder: Path, one_line: OneLine) -> None:
     state = load_file(folder / "model.safetensors")
     name = next(iter(state))
     cases = [

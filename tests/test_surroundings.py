@@ -1,4 +1,4 @@
-"""Torch's private names that ``ops/surroundings.py`` asks for say what it takes them to say.
+"""The private names of torch in ``ops/surroundings.py`` have the meaning that it relies on.
 
 A version of torch that renames one or changes its meaning fails here first.
 """
@@ -20,7 +20,7 @@ from udit.ops import surroundings
 
 
 @torch.no_grad()
-def test_without_company_nothing_is_observed() -> None:
+def test_a_plain_call_is_not_observed() -> None:
     assert not surroundings.observed()
     assert not surroundings.transformed()
     assert not surroundings.compiling()
@@ -95,7 +95,7 @@ def test_exporting_is_seen() -> None:
         assert torch.equal(program.module()(torch.ones(2)), torch.full((2,), 2.0))
 
 
-def test_kinds_of_tensors_are_told_apart() -> None:
+def test_kinds_of_tensors_are_distinguished() -> None:
     class Foreign(Tensor):
         pass
 

@@ -22,7 +22,7 @@ from PIL import Image
 from torch import Tensor
 
 import udit
-from runs import environment, finished_at, metrics, newest, pictures, small_run, state_hash, steady_adam, train
+from runs import environment, finished_at, image_folder, metrics, newest, small_run, state_hash, steady_adam, train
 from udit import ops
 from udit.checkpoint import CheckpointStore
 from udit.data.batches import Batch
@@ -47,14 +47,14 @@ def weights(out: Path, part: str = "model") -> dict[str, Tensor]:
     return found.tensors(part)
 
 
-def spoil(monkeypatch: pytest.MonkeyPatch, spoilt: Callable[[Batch], Tensor | None]) -> list[list[int]]:
-    """Multiplies the losses of some batches by a factor a sample; returns the ids of all batches, as they come."""
+def corrupt_losses(monkeypatch: pytest.MonkeyPatch, corrupted: Callable[[Batch], Tensor | None]) -> list[list[int]]:
+    """Multiplies the losses of some batches by a factor per sample; returns the ids of all batches, as they come."""
     honest = Learner.losses
     seen: list[list[int]] = []
 
     def losses(self: Learner, batch: Batch) -> Losses:
         seen.append(batch.ids)
-        result, factor = honest(self, batch), spoilt(batch)
+        result, factor = honest(self, batch), corrupted(batch)
         return result if factor is None else Losses(result.loss * factor, result.mse, result.vb)
 
     monkeypatch.setattr(Learner, "losses", losses)
@@ -62,7 +62,7 @@ def spoil(monkeypatch: pytest.MonkeyPatch, spoilt: Callable[[Batch], Tensor | No
 
 
 def step_of(batch: Batch) -> int:
-    """Steps done before a batch of ``SMALL``, six pictures each."""
+    """Steps done before a batch of ``SMALL``, six images each."""
     return batch.positions[0] // 6
 
 
@@ -71,7 +71,7 @@ def step_of(batch: Batch) -> int:
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run of seven steps that is through."""
+    """A finished run of seven steps."""
     out = tmp_path_factory.mktemp("runs") / "finished"
     assert train(out, "training.steps=7", "training.sample_every=4", curve=True) == finished_at(out, 7)
     return out
@@ -140,7 +140,7 @@ def test_tensorboard_shows_the_same_scalars(finished: Path) -> None:
         assert [event.value for event in shown.Scalars(key)] == pytest.approx([line[key] for line in lines])
 
 
-def test_grid_carries_its_settings(finished: Path) -> None:
+def test_grid_contains_its_settings(finished: Path) -> None:
     settings = read_settings(finished / "samples" / "step-00000007.png")
     assert settings is not None
     assert settings["seeds"] == list(range(40))
@@ -174,7 +174,7 @@ def test_decay_warms_up_and_then_stays() -> None:
     assert decay_at(10_000, 0.99) == 0.99
 
 
-def test_average_stands_beside_the_network(tiny: torch.nn.Module) -> None:
+def test_average_is_a_second_network(tiny: torch.nn.Module) -> None:
     before = {name: tensor.clone() for name, tensor in tiny.state_dict().items()}
     ema = EMA(tiny)
     ema.update(tiny, 0.5)
@@ -211,7 +211,7 @@ def test_accumulated_parts_equal_one_big_batch(tmp_path: Path) -> None:
 OPTIONS: dict[str, list[str]] = {
     "bfloat16, activations recomputed": ["training.precision=bfloat16", "training.checkpoint_activations=true"],
     "flow, unclipped": ["diffusion.kind=flow", "sampling.sampler=flow-euler", "training.clip_norm=null"],
-    "cheap activations recomputed": ["training.checkpoint_activations=selective"],
+    "selected activations recomputed": ["training.checkpoint_activations=selective"],
     "unconditional, nothing held out": ["model.num_classes=0", "data.test_share=0"],
     "labels dropped by level": ["training.independent_level_dropout=true", "sampling.guidance=2"],
     "fixed variance, no warm-up": ["model.learn_sigma=false", "training.lr_warmup=0", "training.weight_decay=0.1"],
@@ -242,7 +242,7 @@ def test_unconditional_run_has_no_labels(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("workers", [1, 2])
 def test_reading_workers_change_no_bit(tmp_path: Path, workers: int) -> None:
-    data = pictures(tmp_path / "data")
+    data = image_folder(tmp_path / "data")
     train(tmp_path / "here", "training.steps=4", *data)
     train(tmp_path / "there", "training.steps=4", f"training.workers={workers}", *data)
     assert state_hash(tmp_path / "there") == state_hash(tmp_path / "here")
@@ -255,7 +255,7 @@ def test_compiling_changes_losses_by_rounding_only(finished: Path, tmp_path: Pat
         assert line["loss"] == pytest.approx(eager["loss"], rel=1e-3)
 
 
-def test_share_of_the_time_that_a_step_waited_for_its_pictures_is_told(
+def test_share_of_the_time_that_a_step_waited_for_its_images_is_reported(
     finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def paces(out: Path) -> list[tuple[float, float]]:
@@ -276,9 +276,9 @@ def test_share_of_the_time_that_a_step_waited_for_its_pictures_is_told(
 
 
 def test_data_is_read_before_anything_is_written(tmp_path: Path, one_line: OneLine) -> None:
-    data = pictures(tmp_path / "data")
-    picture = tmp_path / "data" / "dog" / "5.png"
-    picture.write_bytes(picture.read_bytes()[:50])
+    data = image_folder(tmp_path / "data")
+    damaged = tmp_path / "data" / "dog" / "5.png"
+    damaged.write_bytes(damaged.read_bytes()[:50])
     with pytest.raises(UserError, match=r"dog/5\.png' cannot be read") as error:
         train(tmp_path / "out", *data)
     one_line(error.value)
@@ -295,7 +295,7 @@ def test_non_finite_loss_is_skipped_and_its_samples_named(
     before, after = tmp_path / "before", tmp_path / "after"
     train(before, "training.steps=3")
     factor = torch.tensor([1.0, value, 1, 1, value, 1])
-    seen = spoil(monkeypatch, lambda batch: factor if step_of(batch) == 3 else None)
+    seen = corrupt_losses(monkeypatch, lambda batch: factor if step_of(batch) == 3 else None)
     with caplog.at_level(logging.WARNING):
         train(after, "training.steps=4")
     names = [f"digit {i}" for i in sorted((seen[3][1], seen[3][4]))]
@@ -326,16 +326,16 @@ def test_non_finite_gradient_of_a_finite_loss_is_skipped_and_the_batch_named(
     assert message.count("digit ") == 6
 
 
-def test_one_bad_micro_batch_spoils_the_whole_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_one_bad_micro_batch_skips_the_whole_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     train(tmp_path / "before", "training.steps=2", "training.accumulation=3")
-    spoil(monkeypatch, lambda batch: torch.tensor(float("nan")) if batch.positions[0] == 14 else None)
+    corrupt_losses(monkeypatch, lambda batch: torch.tensor(float("nan")) if batch.positions[0] == 14 else None)
     train(tmp_path / "after", "training.steps=3", "training.accumulation=3")
     assert state_hash(tmp_path / "after") == state_hash(tmp_path / "before")
 
 
 def test_training_goes_on_after_two_bad_steps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     bad = (1, 2, 4, 5)
-    spoil(monkeypatch, lambda batch: torch.tensor(float("nan")) if step_of(batch) in bad else None)
+    corrupt_losses(monkeypatch, lambda batch: torch.tensor(float("nan")) if step_of(batch) in bad else None)
     assert train(tmp_path, "training.steps=7") == finished_at(tmp_path, 7)
     assert [line["step"] for line in metrics(tmp_path) if "skipped_samples" in line] == [2, 3, 5, 6]
     assert all(torch.isfinite(t).all() for part in ("model", "ema", "optim") for t in weights(tmp_path, part).values())
@@ -346,7 +346,7 @@ def test_three_bad_steps_in_a_row_stop_the_run_with_the_weights_saved(
 ) -> None:
     train(tmp_path / "before", "training.steps=2")
     with monkeypatch.context() as patch:
-        seen = spoil(patch, lambda batch: torch.tensor(float("nan")) if step_of(batch) >= 2 else None)
+        seen = corrupt_losses(patch, lambda batch: torch.tensor(float("nan")) if step_of(batch) >= 2 else None)
         with pytest.raises(RunError) as error:
             train(tmp_path / "after", "training.steps=9")
         assert len(seen) == 5
@@ -361,7 +361,7 @@ def test_three_bad_steps_in_a_row_stop_the_run_with_the_weights_saved(
 
 
 def test_bad_steps_are_counted_across_a_restart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    spoil(monkeypatch, lambda batch: torch.tensor(float("nan")) if step_of(batch) >= 1 else None)
+    corrupt_losses(monkeypatch, lambda batch: torch.tensor(float("nan")) if step_of(batch) >= 1 else None)
     train(tmp_path, "training.steps=3")
     with pytest.raises(RunError, match="stopped after step 4: 3 steps in a row"):
         train(tmp_path, "training.steps=9")
@@ -381,7 +381,7 @@ def test_signal_saves_leaves_and_resumes_to_the_same_bits(
             os.kill(os.getpid(), number)
 
     with monkeypatch.context() as patch, StopFlag() as stop:
-        spoil(patch, ask)
+        corrupt_losses(patch, ask)
         outcome = train(tmp_path, "training.steps=7", stop=stop)
     assert outcome == Outcome(outcome.step, finished=False, out=tmp_path, signal=number)
     assert 4 <= outcome.step <= 5

@@ -1,4 +1,4 @@
-"""U-DiT: numbers of the official program, and what every backbone of this library promises."""
+"""U-DiT: numbers of the official program, and the contract of backbones in detail."""
 
 from __future__ import annotations
 
@@ -73,17 +73,17 @@ T, Y = torch.tensor([7, 803]), torch.tensor([3, 9])
 
 
 @torch.no_grad()
-def test_official_output_in_training_form() -> None:
+def test_official_output_of_the_unfused_network() -> None:
     assert_golden(golden_model().train()(golden_input(2, 4, 16, 16), T, Y), "udit-tiny (train form)")
 
 
 @torch.no_grad()
-def test_official_output_in_fused_form() -> None:
+def test_official_output_of_the_fused_network() -> None:
     assert_golden(udit.fuse(golden_model())(golden_input(2, 4, 16, 16), T, Y), "udit-tiny (folded eval)")
 
 
 @torch.no_grad()
-def test_official_output_of_the_vanilla_form() -> None:
+def test_official_output_of_the_vanilla_variant() -> None:
     config = GOLDEN_CONFIG.replace(attention=Downsampled(cosine=False, rope=False), ffn=Mlp(ratio=2))
     model = golden_model(config)
     assert_golden(model(golden_input(2, 4, 16, 16), T, Y), "udit-tiny vanilla")
@@ -261,7 +261,7 @@ def test_unconditional_model_has_no_label_table_and_takes_no_labels() -> None:
         model(x, t, torch.tensor([0, 1]))
 
 
-def test_one_label_a_level_reaches_its_own_level(tiny: nn.Module) -> None:
+def test_one_label_per_level_reaches_its_own_level(tiny: nn.Module) -> None:
     x, t, y = batch(tiny)
     assert torch.equal(forward(tiny, x, t, y[:, None].expand(-1, 2)), forward(tiny, x, t, y))
     null = torch.full_like(y, 5)
@@ -327,7 +327,7 @@ def test_checkpointed_activations_give_identical_gradients(tiny: nn.Module) -> N
         assert all(torch.equal(gradient, gradients[0]) for gradient in gradients)
 
 
-def test_selective_checkpointing_takes_less_memory_and_makes_no_product_again(tiny: nn.Module) -> None:
+def test_selective_checkpointing_takes_less_memory_and_recomputes_no_product(tiny: nn.Module) -> None:
     x, t, y = batch(tiny, size=16)
 
     def step() -> None:
@@ -405,7 +405,7 @@ def test_autocast_to_bfloat16_stays_near_single(tiny: nn.Module) -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32], ids=str)
 @pytest.mark.parametrize("size", [0.0, 1e-6, 1e3])
-def test_blank_and_glaring_inputs_stay_finite(tiny: nn.Module, dtype: torch.dtype, size: float) -> None:
+def test_inputs_of_extreme_size_stay_finite(tiny: nn.Module, dtype: torch.dtype, size: float) -> None:
     x, t, y = batch(tiny)
     for model in (tiny, udit.fuse(tiny)):
         assert forward(copy.deepcopy(model).to(dtype), size * x.to(dtype), t, y).isfinite().all()
@@ -428,7 +428,7 @@ def test_parts_of_the_forward_make_the_whole(tiny: nn.Module) -> None:
 
 
 def test_exported_program_computes_the_same(tiny: nn.Module) -> None:
-    """To the bit, with torch's depthwise convolution on both sides: an exported program knows no other."""
+    """Bit-identical, with torch's depthwise convolution on both sides: an exported program has no other."""
     fused, inputs = udit.fuse(tiny), batch(tiny)
     program = torch.export.export(fused, inputs)
     with ops.kernels("off"):
@@ -470,7 +470,7 @@ def test_size_the_levels_cannot_halve_is_refused(tiny: nn.Module, size: tuple[in
     ("overrides", "said"),
     [
         ({"heads": 5}, "width 96 does not split over 5 heads"),
-        ({"width": 40, "heads": 4}, "10 channels a head; RoPE needs a multiple of 4"),
+        ({"width": 40, "heads": 4}, "10 channels per head; RoPE needs a multiple of 4"),
         ({"depths": (1, 1)}, "a U needs an odd number"),
         ({"width": 15, "heads": 1, "attention": Downsampled(rope=False)}, "width 15 is odd"),
         ({"input_size": (32, 36)}, "an input of 32x36 cannot pass 3 levels"),

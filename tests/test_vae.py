@@ -1,4 +1,4 @@
-"""A VAE that has learned something, all the way: reconstruction, cache, training, samples, scores; one of the hub."""
+"""A trained VAE in all its uses: reconstruction, cache, training, samples, scores; and one from the hub."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 SMALL = ["model.width=16", "model.depths=[1]", "training.batch_size=32", "training.save_every=1000", "sampling.steps=8"]
 
 
-def error(pictures: torch.Tensor, others: torch.Tensor) -> float:
+def error(images: torch.Tensor, others: torch.Tensor) -> float:
     """Root of the mean squared difference, in steps of 255."""
-    return float((pictures.float() - others.float()).square().mean().sqrt())
+    return float((images.float() - others.float()).square().mean().sqrt())
 
 
-def test_trained_vae_carries_pictures_through_cache_training_samples_and_scores(
+def test_trained_vae_serves_cache_training_samples_and_scores(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     source = digits()

@@ -30,7 +30,7 @@ def tiny_vae(folder: Path, channels: int = 1, seed: int = 0, **changes: object) 
 
 
 def trained_vae(folder: Path, pixels: torch.Tensor, steps: int = 600, seed: int = 0) -> Path:
-    """Writes an AutoencoderKL of ``tiny_vae``'s shape that has learned some pictures, uint8 [N, 1, 8, 8]."""
+    """Writes an AutoencoderKL of ``tiny_vae``'s shape that has learned some images, uint8 [N, 1, 8, 8]."""
     from diffusers import AutoencoderKL
 
     tiny_vae(folder, seed=seed, block_out_channels=(16, 32))

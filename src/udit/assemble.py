@@ -62,7 +62,7 @@ def step_cache(model: ModelConfig, sampling: SamplingConfig) -> StepCache | None
     if model.reversed_flow:
         raise UserError(
             f"cache is {sampling.cache} and {model.family} counts time from noise to data (reversed flow), so that its "
-            "last steps cannot be told by a time near 0; set cache to 1, or name evaluations in refresh"
+            "last steps cannot be recognised by a time near 0; set cache to 1, or name evaluations in refresh"
         )
     final_time = {"index": 20.0, "unit": 0.02, "sigma": 0.02 / 0.98}[model.time]
     return StepCache(sampling.cache, final_time, forecast=sampling.forecast, guidance=sampling.keep_guidance)
@@ -75,11 +75,11 @@ class System:
     One evaluation passes up to six wrappers. From the network outwards, and where each is applied:
 
     1. ``PrecomputedConditions`` looks up what depends on time and label alone: ``generate``, once per call.
-    2. ``StepCache.attach`` reuses the deep part's output: ``sample``, anew for every batch.
+    2. ``StepCache.attach`` reuses the deep part's output: ``sample``, once per batch.
     3. ``Preconditioned``, of EDM alone, scales the network's input and output: ``denoiser_of``.
     4. ``Denoiser`` converts the time and turns the output into (x0, eps): ``denoiser_of``.
     5. ``Guided`` combines the conditional and the null prediction: ``guided``; with ``keep_guidance`` it is
-       ``CachedGuidance``, of the same step cache: ``sample``, anew for every batch.
+       ``CachedGuidance``, of the same step cache: ``sample``, once per batch.
     6. ``respaced``, of ddpm and ddim, takes a part of the schedule's steps: the sampler, on all of the above.
     """
 

@@ -1,4 +1,4 @@
-"""Errors that are the user's to mend, told in one line."""
+"""Errors that a user can fix, reported in one line."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class RunError(RuntimeError):
 
 
 class PeerError(RunError):
-    """Another rank gave up and has told the user why; this one leaves without a word, exit code 1."""
+    """Another rank failed and has reported why; this one exits with code 1 and prints nothing."""
 
 
 def nearest(word: str, known: Iterable[str]) -> str:

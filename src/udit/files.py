@@ -1,4 +1,4 @@
-"""Files and folders that are whole or not there, and digests that tell a torn or altered one."""
+"""Files and folders that are complete or absent, and digests that detect a damaged or altered one."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def whole_folder(path: Path, *, replace: bool = False) -> Iterator[Path]:
 
     Args:
         path: the folder; its parents are made.
-        replace: one that is there gives way; without, a folder that is not empty is an OSError.
+        replace: an existing one is replaced; without, a folder that is not empty is an OSError.
 
     Raises:
         OSError: the disk refuses it.

@@ -61,7 +61,7 @@ def bench(
         raise UserError(f"rounds is {rounds}; at least 1 is needed")
     configs = dict(models) if isinstance(models, Mapping) else {name: find(name).config for name in models}
     chosen = sampling or SamplingConfig(sampler="ddim", steps=20)
-    keep_freed_memory()  # as training does, for all networks alike
+    keep_freed_memory()  # as training does, and for every network
     before = torch.get_num_threads()
     if threads:
         torch.set_num_threads(threads)

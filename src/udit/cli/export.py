@@ -44,7 +44,7 @@ def export(
     if size is not None:
         extent = "free" if size == "free" else parse_size(size)
     if out is None and not Path(model).is_dir():
-        raise UserError(f"{model} is no folder to write beside; name one with --out")
+        raise UserError(f"{model} is not a folder, so the graph has no default place; name one with --out")
 
     from udit.exporting.folder import default_folder
     from udit.exporting.folder import export as export_model

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
+from typing import Annotated
 
-from cyclopts import App
+from cyclopts import App, Parameter
 
 from udit.cli.output import say, table
 from udit.errors import UserError
 from udit.evaluation import FeaturesName
 
+log = logging.getLogger(__name__)
 ref = App(name="ref", help="References that generated images are scored against: make one, or look into one.")
 
 
@@ -21,8 +24,9 @@ def make(
     *,
     features: FeaturesName = "inception",
     weights_file: Path | None = None,
-    keep_pictures: bool = True,
+    keep_images: bool = True,
     device: str = "cpu",
+    keep_pictures: Annotated[bool | None, Parameter(show=False)] = None,
 ) -> int:
     """Make a reference .npz of images in ADM's format: arr_0, mu, sigma and, of Inception, mu_s and sigma_s.
 
@@ -36,11 +40,16 @@ def make(
         judge, inception, clip or dinov2.
     weights_file
         The network's weights; downloaded if not given. For judge, RUN/evaluation/judge.safetensors.
-    keep_pictures
+    keep_images
         Keep the images in the file: KID, precision and recall need them.
     device
         cpu, cuda or cuda:N.
+    keep_pictures
+        The former name of keep_images.
     """
+    if keep_pictures is not None:
+        log.warning("--keep-pictures is now --keep-images; the old name is still read")
+        keep_images = keep_pictures
     if out.suffix != ".npz":
         raise UserError(f"the reference is {str(out)!r}; its name must end in .npz")
 
@@ -49,7 +58,7 @@ def make(
 
     found = read_images(images)
     extractor = load_extractor(features, weights_file, device)
-    write_reference(out, found, extractor, keep_images=keep_pictures)
+    write_reference(out, found, extractor, keep_images=keep_images)
     say(f"wrote {out}: statistics of {len(found)} images by {extractor.name}")
     return 0
 

@@ -45,7 +45,7 @@ class ProcessConfig(Spec):
     learns_variance: ClassVar[bool] = False
     """Whether its loss trains the variance channels of a network with ``learn_sigma``."""
     reversible: ClassVar[bool] = False
-    """Whether it takes networks that are told 1 - t and predict x0 - eps (``reversed_flow``)."""
+    """Whether it takes networks that get 1 - t and predict x0 - eps (``reversed_flow``)."""
     quality: ClassVar[dict[Level, tuple[str, int]]]
     """Sampler and steps of ``udit sample --quality`` where nothing has been tuned."""
     few_step_samplers: ClassVar[tuple[str, ...]]
@@ -84,7 +84,7 @@ class DDPMConfig(ProcessConfig):
     """T."""
     betas: Literal["linear", "scaled-linear"] = "linear"
     """``linear``: from 0.1 / T to 20 / T (ADM, DiT). ``scaled-linear``: square roots linear from 0.85 / T to 12 / T,
-    and the network is told t + 1 (Rombach et al. 2022), on which the latent U-ViTs were trained."""
+    and the network gets t + 1 (Rombach et al. 2022), on which the latent U-ViTs were trained."""
 
     @property
     def max_steps(self) -> int:

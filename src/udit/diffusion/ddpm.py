@@ -36,7 +36,7 @@ class DDPM(Schedule):
 
     Attributes:
         betas: [T] noise variances, cleanest step first.
-        timesteps: [T] indices in the training schedule, which the network is told.
+        timesteps: [T] indices in the training schedule, which the network gets.
         train_steps: length of the training schedule.
     """
 
@@ -54,7 +54,7 @@ class DDPM(Schedule):
 
     @staticmethod
     def scaled_linear(steps: int = 1000) -> DDPM:
-        """Square roots of betas linear from 0.85 / T to 12 / T; networks are told 1 to T (Rombach et al. 2022)."""
+        """Square roots of betas linear from 0.85 / T to 12 / T; networks get 1 to T (Rombach et al. 2022)."""
         roots = np.linspace(np.sqrt(0.85 / steps), np.sqrt(12 / steps), steps, dtype=np.float64)
         return DDPM(roots**2, np.arange(1, steps + 1), steps)
 

@@ -55,7 +55,7 @@ class Denoiser:
         time: the network's unit of t.
         null_label: the label of "no class"; None if there is none.
         num_classes: labels run from 0 to this; 0 is unconditional.
-        reversed_flow: whether the network has the opposite convention of flow, as SiT (Ma et al. 2024): it is told
+        reversed_flow: whether the network has the opposite convention of flow, as SiT (Ma et al. 2024): it gets
             1 - t, which is 0 at noise and 1 at data, and predicts x0 - eps. All around the network keeps the library's
             convention.
     """
@@ -91,9 +91,9 @@ class Denoiser:
         return self.schedule.network_time(1 - t if self.reversed_flow else t, self.time)
 
     def network_time(self, t: Tensor) -> Tensor:
-        """What the innermost network is told at t [B]."""
-        told = self._backbone_time(t)
-        return self.backbone.inner_time(told) if isinstance(self.backbone, WrappedBackbone) else told
+        """The time that the innermost network gets at t [B]."""
+        time = self._backbone_time(t)
+        return self.backbone.inner_time(time) if isinstance(self.backbone, WrappedBackbone) else time
 
     def decode(self, prediction: Tensor, variance: Tensor | None, x_t: Tensor, t: Tensor) -> Prediction:
         """A raw prediction as (x0, eps), in float32 at least."""

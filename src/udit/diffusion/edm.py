@@ -70,7 +70,7 @@ class EDM(Schedule):
         return "x0"
 
     def precondition(self, backbone: Backbone, unit: TimeUnit) -> tuple[Backbone, TimeUnit]:
-        """The network in ``Preconditioned``, which is told sigma."""
+        """The network in ``Preconditioned``, which gets sigma."""
         return Preconditioned(backbone, self.sigma_data, time=unit), "sigma"
 
     def alpha_sigma(self, t: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:

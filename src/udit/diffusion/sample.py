@@ -45,7 +45,7 @@ class Sampler(Protocol):
         """Yields after every step."""
 
     def times(self, denoiser: AnyDenoiser, steps: int | str) -> Tensor:
-        """[n] what the innermost network is told at each of the n evaluations, in their order and in its own unit."""
+        """[n] the time that the innermost network gets at each evaluation, in its own unit and in order."""
 
 
 class SeededNoise:

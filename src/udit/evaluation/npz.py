@@ -97,7 +97,7 @@ def _statistics(
             f"{path}: {mu} is {list(mean.shape)} and {sigma} is {list(cov.shape)}; needed are [D] and [D, D]"
         )
     if not np.allclose(cov, cov.T, rtol=1e-4, atol=1e-6 * max(1.0, float(np.abs(cov).max()))):
-        raise UserError(f"{path}: {sigma} is not symmetric, so it is no covariance; make the reference again")
+        raise UserError(f"{path}: {sigma} is not symmetric, so it is not a covariance; make the reference again")
     return Statistics(mean.astype(np.float64), cov.astype(np.float64), count)
 
 
@@ -109,7 +109,7 @@ def _facts(path: Path, text: NDArray[Any] | None) -> dict[str, Any]:
     except (ValueError, RecursionError):
         facts = None
     if not isinstance(facts, dict):
-        raise UserError(f"{path}: its note {FACTS!r} is no JSON object; write the file again")
+        raise UserError(f"{path}: its note {FACTS!r} is not a JSON object; write the file again")
     return facts
 
 

@@ -69,7 +69,7 @@ def score_with_judge(
     reference, drawn, real = np.concatenate(features), generated.map(judge.features), test.map(judge.features)
     statistics = frechet.Statistics.of(reference)
     unlimited = frechet.measure(drawn, statistics)
-    fifths = np.array_split(drawn, 5) if len(drawn) >= 10 else [drawn]
+    subsets = np.array_split(drawn, 5) if len(drawn) >= 10 else [drawn]
     shares = metrics.precision_recall(samples=drawn, reference=reference)
     count = min(len(drawn), len(real))
     agreement = metrics.class_agreement(generated.map(judge.predict), np.array(labels, np.int64))
@@ -82,7 +82,7 @@ def score_with_judge(
         ),
         distance_debiased=unlimited.debiased,
         debiased_interval=unlimited.interval,
-        distance_spread=tuple(frechet.distance(frechet.Statistics.of(part), statistics) for part in fifths),
+        distance_spread=tuple(frechet.distance(frechet.Statistics.of(part), statistics) for part in subsets),
         precision=shares.precision,
         precision_interval=metrics.share_interval(shares.precision, len(generated)),
         recall=shares.recall,

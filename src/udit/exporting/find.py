@@ -41,10 +41,10 @@ def find_graph(model: str | Path, engine: EngineName | None) -> Found | None:
     if engine in (None, "torch"):
         return None
     kind = next(kind for kind, runner in ENGINES.items() if runner == engine)
-    beside = folder / kind
-    if not is_exported(beside):
-        raise UserError(f"{model} has no graph for {engine} at {beside}; make one: udit export {kind} {model}")
-    return Found(beside, read_manifest(beside))
+    inside = folder / kind
+    if not is_exported(inside):
+        raise UserError(f"{model} has no graph for {engine} at {inside}; make one: udit export {kind} {model}")
+    return Found(inside, read_manifest(inside))
 
 
 def load_graph(found: Found, model: str | Path, weights: Literal["ema", "raw"]) -> System:

@@ -1,4 +1,4 @@
-"""The config that those of all families derive from."""
+"""Base class of every family's config."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ class ModelConfig(Spec):
     input_size: PositiveInt | tuple[PositiveInt, PositiveInt] = 32
     """H = W, or (H, W), of the input the model is meant for; others run where ``check_size`` allows them."""
     learn_sigma: bool = True
-    """Predicts the variance beside eps (Nichol & Dhariwal 2021): twice the output channels."""
+    """Also predicts the variance (Nichol & Dhariwal 2021): twice the output channels."""
     time: Literal["index", "unit", "sigma"] = "index"
     """The network's own unit of t: 0..999, 0..1, or the noise level sigma."""
     reversed_flow: bool = False

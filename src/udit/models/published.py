@@ -20,7 +20,7 @@ from udit.models.fixed import Fixed, Unused
 
 
 def frozen_parameters(config: ModelConfig) -> int:
-    """How many parameters of the release are none here: tables that we compute, layers that are never used.
+    """How many parameters of the release are not parameters here: tables that we compute, layers that are never used.
 
     0 if there is no release.
     """

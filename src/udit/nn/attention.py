@@ -1,6 +1,7 @@
 """Self-attention on maps.
 
-Axes: B batch, H and W side lengths, D width, h heads, R channels a head, f sub-grids an axis, N tokens of a sub-grid.
+Axes: B batch, H and W side lengths, D width, h heads, R channels per head, f sub-grids per axis, N tokens per
+sub-grid.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ def check_heads(width: int, heads: int, rope: bool) -> None:
         raise UserError(f"width {width} does not split over {heads} heads; choose a multiple")
     if rope and width // heads % 4:
         raise UserError(
-            f"width {width} over {heads} heads leaves {width // heads} channels a head; RoPE needs a multiple of 4"
+            f"width {width} over {heads} heads leaves {width // heads} channels per head; RoPE needs a multiple of 4"
         )
 
 

@@ -2,7 +2,7 @@
 
 Of the whole map, within windows, or within neighbourhoods.
 
-Axes: B batch, H and W side lengths, D width, h heads, R channels a head.
+Axes: B batch, H and W side lengths, D width, h heads, R channels per head.
 """
 
 from __future__ import annotations
@@ -104,19 +104,19 @@ def attend_windows(q: Tensor, k: Tensor, v: Tensor, size: int, shift: int) -> Te
 
 
 class AxialAttention(nn.Module):
-    """Cosine attention with a learned temperature per head and axial rotary positions.
+    """Cosine attention with a learned scale per head and axial rotary positions.
 
     Args:
         width: D.
         heads: h.
-        attend: who attends to whom.
+        attend: computes attention; decides which pixels attend to which.
         dropout: share of what was attended that is dropped in training.
     """
 
     def __init__(self, width: int, heads: int, attend: Attend = attend_all, dropout: float = 0.0) -> None:
         super().__init__()
         if width % heads or width // heads % 8:
-            raise UserError(f"width {width} over {heads} heads: axial positions need a multiple of 8 channels a head")
+            raise UserError(f"width {width} over {heads} heads: axial positions need a multiple of 8 channels per head")
         self.heads, self.attend = heads, attend
         self.scale = nn.Parameter(torch.empty(heads))
         self.qkv = nn.Linear(width, 3 * width, bias=False)

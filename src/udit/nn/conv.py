@@ -41,7 +41,7 @@ class Split(nn.Module):
 
 
 def group_norm(width: int) -> nn.GroupNorm:
-    """Affine GroupNorm (eps 1e-5) with at least four channels a group and at most 32 groups."""
+    """Affine GroupNorm (eps 1e-5) with at least four channels per group and at most 32 groups."""
     return nn.GroupNorm(min(32, width // 4), width)
 
 

@@ -97,7 +97,7 @@ def _using(keys: Tensor | None) -> Iterator[None]:
 
 
 def random_bits(keys: Tensor, count: int) -> Tensor:
-    """Uniform int16 numbers, [B, count], of keys [B] int64: SplitMix64 (Steele et al. 2014), four numbers a word."""
+    """Uniform int16 numbers, [B, count], of keys [B] int64: SplitMix64 (Steele et al. 2014), four numbers per word."""
     words = torch.arange(1, -(-count // 4) + 1, device=keys.device)
     z = keys[:, None] + words * _signed(0x9E3779B97F4A7C15)
     z = (z ^ _right(z, 30)) * _signed(0xBF58476D1CE4E5B9)

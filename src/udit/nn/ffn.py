@@ -33,7 +33,7 @@ class MLP(nn.Module):
         return ops.apply(self.contract, ops.recomputable(self.gelu, ops.apply(self.expand, x)))
 
     def folded(self) -> dict[str, Tensor]:
-        """State of the inference form: its own."""
+        """State of the fused module: its own."""
         return dict(self.state_dict())
 
 
@@ -72,8 +72,8 @@ def projected(x: Tensor, part: nn.Module) -> Tensor:
 def composed_depthwise(branches: Sequence[nn.Conv2d]) -> tuple[Tensor, Tensor]:
     """Kernel [D, 1, s, s] and bias [D] of an identity plus parallel depthwise convolutions, the largest first.
 
-    Differentiable in all of them. In training this is exact too, and cheaper than running the branches: they differ
-    only in the support of their kernels.
+    Differentiable in all of them. In training this is exact too, and takes fewer operations than running the branches,
+    which differ only in the support of their kernels.
     """
     size = branches[0].kernel_size[0]
     kernel = branches[0].weight

@@ -85,13 +85,13 @@ class Labels(NamedTuple):
     label: Tensor | None = None
     """[B] int64; None is the null class."""
     augmentation: Tensor | None = None
-    """[B, 9] how the picture was augmented (Karras et al. 2022); None is not at all."""
+    """[B, 9] how the image was augmented (Karras et al. 2022); None is not at all."""
     vector: Tensor | None = None
     """[B, M] a free condition, for models with ``vector_cond`` M; None is zero."""
 
 
 class HourglassBlock(nn.Module):
-    """Attention and FFN on a map, each behind a norm whose scale the condition decides, and added to the map."""
+    """Residual block: attention and FFN on a map, each after a norm whose scale is computed from the condition."""
 
     def __init__(self, attention: nn.Module, width: int, hidden: int, cond: int, dropout: float) -> None:
         super().__init__()

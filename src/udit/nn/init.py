@@ -1,7 +1,7 @@
-"""Weights from a key: each parameter is drawn from a generator of (seed, its name).
+"""Initial weights: each parameter is drawn from a generator keyed by (seed, its name).
 
 Networks are built on the meta device and filled here, so any rank, in any order, draws the same weights. Persistent
-buffers are weights that no one trains, and are filled alike.
+buffers are filled by the same rules.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ Draw = Callable[[Tensor, torch.Generator], None]
 
 @dataclass(frozen=True)
 class PerLayer:
-    """A fill that depends on the number of inputs of the layer, which a bias does not tell."""
+    """A fill that depends on the layer's number of inputs, which the shape of a bias does not contain."""
 
     make: Callable[[int], Draw]
 
@@ -50,7 +50,7 @@ def constant(value: float) -> Draw:
 
 
 def values(make: Callable[[torch.Size], Tensor]) -> Draw:
-    """The same table every time: what ``make`` says for the tensor's shape."""
+    """A fixed table: what ``make`` returns for the tensor's shape."""
     return lambda tensor, generator: tensor.copy_(make(tensor.shape))  # type: ignore[return-value]
 
 
@@ -60,7 +60,7 @@ def uniform(bound: float) -> Draw:
 
 
 torch_default = PerLayer(lambda inputs: uniform(1 / math.sqrt(inputs)))
-"""What ``nn.Linear`` and ``nn.Conv2d`` start from, weight and bias: uniform within 1 / sqrt(inputs)."""
+"""Torch's initialisation of ``nn.Linear`` and ``nn.Conv2d``, weight and bias: uniform within 1 / sqrt(inputs)."""
 
 
 def scaled(rule: PerLayer, factor: float) -> PerLayer:
@@ -79,7 +79,7 @@ def scaled(rule: PerLayer, factor: float) -> PerLayer:
 
 
 def inverse_softplus(low: float, high: float) -> Draw:
-    """What softplus makes log-uniform in [low, high]: Mamba's step sizes (Gu & Dao 2023, Sec. 3.6)."""
+    """Values whose softplus is log-uniform in [low, high]: Mamba's step sizes (Gu & Dao 2023, Sec. 3.6)."""
 
     def draw(tensor: Tensor, generator: torch.Generator) -> None:
         step = tensor.uniform_(math.log(low), math.log(high), generator=generator).exp_()
@@ -94,7 +94,7 @@ def fill(model: nn.Module, rules: Mapping[str, Fill], seed: int, device: torch.d
     Args:
         model: any module, typically on the meta device.
         rules: regular expression (searched in the tensor's name) -> fill. Order matters.
-        seed: first part of every tensor's key.
+        seed: first part of the key of every tensor's generator.
         device: where the weights go. They are drawn on the CPU, so every device gets the same numbers.
     """
     model.to_empty(device=device)

@@ -1,6 +1,6 @@
 """Neighbourhood attention (Hassani et al. 2023, arXiv 2204.07143): every pixel attends to the k x k pixels around it.
 
-Axes: B batch, H and W side lengths, h heads, R channels a head, n tiles, N pixels of a tile, M pixels that they see.
+Axes: B batch, H and W side lengths, h heads, R channels per head, n tiles, N pixels of a tile, M pixels that they see.
 """
 
 from __future__ import annotations
@@ -46,8 +46,8 @@ def gather_tiles(x: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
 def neighborhood_attention(q: Tensor, k: Tensor, v: Tensor, kernel: int, scale: float | None = None) -> Tensor:
     """Scaled dot-product attention of every pixel to its neighbourhood.
 
-    Tiles of 8x8 queries share the keys of their neighbourhoods, and a mask tells whose is whose: memory grows with the
-    number of pixels, not with its square, and products are (8 + k - 1)**2 / k**2 times those that count.
+    Tiles of 8x8 queries share the keys of their neighbourhoods, and a mask selects each query's own: memory grows with
+    the number of pixels, not with its square, and products are (8 + k - 1)**2 / k**2 times those that count.
 
     Args:
         q, k, v: [B, H, W, h, R].

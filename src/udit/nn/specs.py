@@ -1,4 +1,4 @@
-"""Specs of the parts that networks share. A spec builds itself; the network that uses it stays free of switches."""
+"""Specs of the layers that networks share. A spec builds its module, so that networks need no switch over kinds."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ if TYPE_CHECKING:
 
 
 class MapAttention(Spec):
-    """What the attentions of U-DiT's shell share: how queries and keys are compared."""
+    """Base of the attention specs that U-DiT's blocks accept: how queries and keys are compared."""
 
     cosine: bool = True
-    """Cosine similarity with a learned temperature per head (Table 9); off is the scaled dot product."""
+    """Cosine similarity times a learned scale per head (Table 9); off is the scaled dot product."""
     rope: bool = True
-    """Rotary positions from (row, column) (Table 9); off is no position but the convolutions'."""
+    """Rotary positions from (row, column) (Table 9); off leaves positions to the convolutions."""
 
     any_map: ClassVar[bool] = True
-    """Takes every map whose H and W are multiples of ``step``."""
+    """Whether it takes every map whose H and W are multiples of ``step``."""
 
     @property
     def step(self) -> int:
@@ -30,18 +30,18 @@ class MapAttention(Spec):
         return 1
 
     def check_heads(self, width: int, heads: int) -> None:
-        """Raises ValueError unless heads divide the width, and RoPE each head."""
+        """Raises ValueError unless the heads divide the width and, with RoPE, a head has a multiple of 4 channels."""
         if width % heads:
             raise ValueError(f"width {width} does not split over {heads} heads; choose a multiple")
         channels = width // heads
         if self.rope and channels % 4:
             raise ValueError(
-                f"width {width} over {heads} heads leaves {channels} channels a head; RoPE needs a multiple of 4, "
+                f"width {width} over {heads} heads leaves {channels} channels per head; RoPE needs a multiple of 4, "
                 f"e.g. width {4 * heads * max(1, round(channels / 4))}"
             )
 
     def check_map(self, height: int, width: int) -> None:
-        """Raises ValueError if a map of height x width, both multiples of ``step``, is none for this attention."""
+        """Raises ValueError if the attention cannot take a map of height x width, both multiples of ``step``."""
 
     def build(self, width: int, heads: int, index: int = 0) -> nn.Module:
         """The attention module for maps [B, H, W, width] of the ``index``-th block of a stage.
@@ -52,12 +52,12 @@ class MapAttention(Spec):
         raise NotImplementedError(f"{type(self).__name__} names no module")
 
     def folded(self) -> Self:
-        """The spec of the inference form."""
+        """The spec of the fused module."""
         return self
 
 
 class Full(MapAttention):
-    """Self-attention of all pixels of a map, each with each, as DiT has it."""
+    """Self-attention among all pixels of a map, as in DiT."""
 
     kind: Literal["full"] = "full"
 
@@ -69,10 +69,10 @@ class Full(MapAttention):
 
 
 class Filtered(MapAttention):
-    """Attention behind a low-pass filter, a depthwise convolution."""
+    """Base of attentions whose input passes through a low-pass filter, a depthwise convolution."""
 
     factor: PositiveInt = 2
-    """How much coarser an axis becomes. Divides H and W of every level."""
+    """By how much an axis is downsampled; divides H and W of every level."""
     kernel: Annotated[int, Field(ge=0)] = 5
     """Odd side of the depthwise low-pass filter in front; 0 for none."""
     shortcut: bool = True
@@ -83,7 +83,9 @@ class Filtered(MapAttention):
         if self.kernel and self.kernel % 2 == 0:
             raise ValueError(f"kernel is {self.kernel}; a centred filter needs an odd side, e.g. 5 (0 for none)")
         if self.shortcut and not self.kernel:
-            raise ValueError("shortcut adds the map to its filtered self; with kernel 0 set shortcut to false")
+            raise ValueError(
+                "shortcut adds the map to the filtered map; with kernel 0 there is no filter, set shortcut to false"
+            )
         return self
 
     @property
@@ -92,7 +94,7 @@ class Filtered(MapAttention):
         return self.factor
 
     def folded(self) -> Self:
-        """The spec of the inference form: the shortcut lives in the filter."""
+        """The spec of the fused module, in which the shortcut is part of the filter."""
         return self.replace(shortcut=False)
 
 
@@ -104,8 +106,8 @@ class Downsampled(Filtered):
 
     kind: Literal["downsampled"] = "downsampled"
     dense: bool = False
-    """The filter is an ordinary convolution, every channel with every channel, not a depthwise one. Table 7 has such a
-    row and no equation; that the filter is the same otherwise is our definition."""
+    """The filter is an ordinary convolution that mixes channels, not a depthwise one. Table 7 has such a row and no
+    equation; that the filter is the same otherwise is our definition."""
 
     @model_validator(mode="after")
     def _check_dense(self) -> Self:
@@ -125,9 +127,9 @@ class Downsampled(Filtered):
 class KVDownsampled(Filtered):
     """Every pixel attends to a coarser map, as in pyramid transformers (the ablation of Tian et al. 2024, Table 1).
 
-    The paper prints no equation; this definition is ours. Keys and values come from the map behind the filter, each
-    ``factor x factor`` of its pixels averaged; queries come from the map as it is. Attention costs 1 / factor**2 of
-    full attention. With RoPE a coarse pixel's position is the centre of those it was made of.
+    The paper prints no equation; this definition is ours. Keys and values come from the filtered map, averaged over
+    ``factor x factor`` pixels; queries come from the unfiltered map. Attention costs 1 / factor**2 of full attention.
+    With RoPE the position of a mean is the centre of its pixels.
     """
 
     kind: Literal["kv-downsampled"] = "kv-downsampled"
@@ -142,9 +144,8 @@ class KVDownsampled(Filtered):
 class Window(MapAttention):
     """Self-attention within the square windows of a map (Liu et al. 2021, Swin).
 
-    Where an axis of the map is no longer than a window, one window spans it, and nothing is shifted along it. Queries
-    and keys are compared as in U-DiT. It is not Swin DiT's attention (arXiv 2505.13219), of which no equations are
-    published.
+    Where an axis of the map is no longer than a window, one window spans it and is not shifted along it. Queries and
+    keys are compared as in U-DiT. This is not Swin DiT's attention (arXiv 2505.13219), whose equations are unpublished.
     """
 
     any_map: ClassVar[bool] = False
@@ -178,17 +179,17 @@ class AxialGlobal(Spec):
     kind: Literal["global"] = "global"
 
     def build(self, width: int, heads: int, shifted: bool = False, dropout: float = 0.0) -> nn.Module:
-        """The attention module for maps [B, H, W, width]; nothing is there to shift."""
+        """The attention module for maps [B, H, W, width]; ``shifted`` has no effect."""
         from udit.nn import axial
 
         return axial.AxialAttention(width, heads, dropout=dropout)
 
     def check_size(self, height: int, width: int) -> None:
-        """Any map will do."""
+        """Accepts any map."""
 
 
 class AxialWindow(Spec):
-    """The same within square windows, which every other block shifts by half their side (Liu et al. 2021, Swin)."""
+    """``AxialGlobal`` within square windows, shifted by half a side in every other block (Liu et al. 2021, Swin)."""
 
     kind: Literal["window"] = "window"
     size: PositiveInt = 8
@@ -208,11 +209,11 @@ class AxialWindow(Spec):
 
 
 class AxialNeighborhood(Spec):
-    """The same among the pixels around each (Hassani et al. 2023, NATTEN), moved inside the map at its edges."""
+    """``AxialGlobal`` within a square around each pixel, shifted inside at the edges (Hassani et al. 2023, NATTEN)."""
 
     kind: Literal["neighborhood"] = "neighborhood"
     kernel: PositiveInt = 7
-    """Odd side of the square of pixels that each attends to, in pixels of the level."""
+    """Odd side of the square that a pixel attends to, in pixels of the level."""
 
     @model_validator(mode="after")
     def _check(self) -> AxialNeighborhood:
@@ -221,7 +222,7 @@ class AxialNeighborhood(Spec):
         return self
 
     def build(self, width: int, heads: int, shifted: bool = False, dropout: float = 0.0) -> nn.Module:
-        """The attention module for maps [B, H, W, width]; nothing is there to shift."""
+        """The attention module for maps [B, H, W, width]; ``shifted`` has no effect."""
         from udit.nn import axial
         from udit.nn.neighborhood import neighborhood_attention
 
@@ -243,8 +244,8 @@ class RepConv(Spec):
     """FFN with a depthwise convolution, re-parameterised while training (Tian et al. 2024, Sec. 3.3).
 
     ``branches`` are the sides of parallel depthwise convolutions, joined by an identity; each 1x1 convolution is a
-    product of two through ``width`` channels. All of it is linear, so it folds into one convolution and one matrix a
-    side.
+    product of two through ``width`` channels. All of these are linear, so fusing makes them one depthwise convolution
+    between two matrices.
     """
 
     kind: Literal["rep-conv"] = "rep-conv"
@@ -253,7 +254,7 @@ class RepConv(Spec):
     branches: tuple[PositiveInt, ...] = (5, 3, 1)
     """Odd sides, largest first."""
     reparam: bool = True
-    """Off is the folded form: one matrix, one depthwise convolution without identity, one matrix."""
+    """Off is the fused form: one matrix, one depthwise convolution without identity, one matrix."""
 
     @model_validator(mode="after")
     def _check(self) -> RepConv:
@@ -270,17 +271,17 @@ class RepConv(Spec):
         return DepthwiseFFN(self, width)
 
     def folded(self) -> RepConv:
-        """The spec of the inference form."""
+        """The spec of the fused module."""
         return self.replace(branches=self.branches[:1], reparam=False)
 
 
 class Context(Spec):
-    """A condition that comes as vectors: y is float [B, tokens, width], e.g. what a text encoder made."""
+    """A condition of vectors: y is float [B, tokens, width], e.g. the output of a text encoder."""
 
     tokens: PositiveInt = 77
-    """Vectors a sample; CLIP's texts have 77."""
+    """Vectors per sample; CLIP's texts have 77."""
     width: PositiveInt = 768
-    """Channels of each."""
+    """Channels of each vector."""
 
 
 def check_context(context: Context | None, num_classes: int) -> None:
@@ -296,7 +297,7 @@ class Mlp(Spec):
     ratio: Annotated[float, Field(gt=0)] = 4.0
     """Hidden channels per channel."""
     gelu: Literal["tanh", "exact"] = "tanh"
-    """DiT's approximation by a hyperbolic tangent, or the exact function, as U-ViT has it."""
+    """DiT's approximation by a hyperbolic tangent, or the exact function, as in U-ViT."""
 
     def build(self, width: int) -> nn.Module:
         """The FFN module for [..., width]."""
@@ -305,7 +306,7 @@ class Mlp(Spec):
         return MLP(self, width)
 
     def folded(self) -> Mlp:
-        """Itself: there is nothing to fold."""
+        """The spec itself: an MLP is not re-parameterised."""
         return self
 
 

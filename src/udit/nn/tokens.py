@@ -1,6 +1,6 @@
 """Maps, tokens and their positions.
 
-Axes: B batch, C channels, H and W side lengths, D width, N tokens, R channels a head, p patch side.
+Axes: B batch, C channels, H and W side lengths, D width, N tokens, R channels per head, p patch side.
 """
 
 from __future__ import annotations

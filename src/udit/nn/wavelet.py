@@ -9,16 +9,16 @@ import torch
 from torch import Tensor
 
 CELL = 4
-"""Side of the square of pixels that two levels make into one."""
+"""Side of the square of pixels that two levels of the transform combine."""
 HALF = 0.4999999701976776
-"""The square of float32's root of one half: what the release, and so its weights, have for one half."""
+"""The square of float32's root of one half, which the release (and so its weights) uses in place of one half."""
 
 
 def haar(x: Tensor) -> Tensor:
     """One level of the Haar transform: [B, H, W, C] -> [B, H / 2, W / 2, 4 C].
 
-    Sums, row differences, column differences and their differences over 2x2 pixels, each halved: an orthogonal map, but
-    for the last digit of ``HALF``.
+    Sums, row differences, column differences and differences of differences over 2x2 pixels, each halved: an orthogonal
+    map, up to the last digit of ``HALF``.
     """
     a, b, c, d = x[:, 0::2, 0::2], x[:, 0::2, 1::2], x[:, 1::2, 0::2], x[:, 1::2, 1::2]
     top, bottom, left, right = a + b, c + d, a - b, c - d
@@ -26,7 +26,7 @@ def haar(x: Tensor) -> Tensor:
 
 
 def inverse_haar(x: Tensor) -> Tensor:
-    """The way back: [B, H, W, 4 C] -> [B, 2 H, 2 W, C]."""
+    """Inverse of ``haar``: [B, H, W, 4 C] -> [B, 2 H, 2 W, C]."""
     sums, rows, columns, both = x.chunk(4, dim=-1)
     top, bottom, left, right = sums + rows, sums - rows, columns + both, columns - both
     quads = torch.stack([top + left, top - left, bottom + right, bottom - right], dim=-1) * HALF
@@ -36,11 +36,11 @@ def inverse_haar(x: Tensor) -> Tensor:
 
 
 def wavelets(x: Tensor) -> Tensor:
-    """Two Haar levels, over 4, laid out on the map's own grid: [B, H, W, C] -> [B, H, W, C].
+    """Two Haar levels, divided by 4, arranged on the map's own grid: [B, H, W, C] -> [B, H, W, C].
 
     The 16 C channels of a cell of 4x4 pixels are ordered by the first level's band, the second's, then the channel;
     number m of them goes to pixel m % 16 of the cell, row-major, as its channel m // 16. So a pixel holds some bands of
-    some channels; that is what the release's reshape does, and its weights know no other.
+    some channels; the release's reshape does this, and its weights were trained with it.
     """
     b, height, width, channels = x.shape
     x = haar(haar(x)) / 4
@@ -51,7 +51,7 @@ def wavelets(x: Tensor) -> Tensor:
 
 
 def inverse_wavelets(x: Tensor) -> Tensor:
-    """The way back, [B, H, W, C] -> [B, H, W, C]."""
+    """Inverse of ``wavelets``: [B, H, W, C] -> [B, H, W, C]."""
     b, height, width, channels = x.shape
     x = x.view(b, height // CELL, CELL, width // CELL, CELL, channels).permute(0, 1, 3, 5, 2, 4)
     x = x.reshape(b, height // CELL, width // CELL, 4, 4, channels).transpose(-3, -2)
@@ -69,7 +69,7 @@ def to_windows(x: Tensor, by_column: bool) -> Tensor:
 
 
 def from_windows(x: Tensor, height: int, width: int, by_column: bool) -> Tensor:
-    """The way back: [B, N, C] -> [B, H, W, C]."""
+    """Inverse of ``to_windows``: [B, N, C] -> [B, H, W, C]."""
     b, _, channels = x.shape
     h, w = height // CELL, width // CELL
     if by_column:
@@ -86,6 +86,6 @@ def to_lines(x: Tensor, by_column: bool, backwards: bool) -> Tensor:
 
 
 def from_lines(x: Tensor, height: int, width: int, by_column: bool, backwards: bool) -> Tensor:
-    """The way back: [B, N, C] -> [B, H, W, C]."""
+    """Inverse of ``to_lines``: [B, N, C] -> [B, H, W, C]."""
     x = x.flip(1) if backwards else x
     return x.unflatten(1, (width, height)).transpose(1, 2) if by_column else x.unflatten(1, (height, width))

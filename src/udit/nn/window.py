@@ -1,6 +1,6 @@
-"""Windows of a map, and which pixels of a shifted one may see each other.
+"""Windows of a map, and which pixels of a shifted window may attend to each other.
 
-Axes: B batch, H and W side lengths, h heads, R channels a head, n windows, N pixels of a window.
+Axes: B batch, H and W side lengths, h heads, R channels per head, n windows, N pixels of a window.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ def split_windows(x: Tensor, window: tuple[int, int]) -> Tensor:
 
 
 def join_windows(x: Tensor, window: tuple[int, int], height: int, width: int, heads: int) -> Tensor:
-    """The way back: [n, B * h, N, R] -> [B, H, W, h, R]."""
+    """Inverse of ``split_windows``: [n, B * h, N, R] -> [B, H, W, h, R]."""
     rows, columns = window
     x = x.view(height // rows, width // columns, -1, heads, rows, columns, x.shape[-1])
     return x.permute(2, 0, 4, 1, 5, 3, 6).reshape(-1, height, width, heads, x.shape[-1])
@@ -37,7 +37,7 @@ def wrap_mask(
 ) -> Tensor:
     """Which pixels of a window may attend to each other after the map was rolled by ``shift`` down and right.
 
-    Rows and columns that came in over the edge see only their like.
+    Rows and columns that wrapped around the edge attend only to others that did.
 
     Returns:
         bool [n, 1, N, N], true where attention is allowed.

@@ -1,7 +1,7 @@
-"""Operators: parts of networks that compiled kernels compute where there are some, and torch everywhere else.
+"""Operators: functions of networks, computed by compiled kernels where there are some, and by torch otherwise.
 
 One folder each: the public function, its reference in torch, and a module for each device with a kernel. Networks
-call the functions and ask for nothing; ``operator.py`` chooses.
+call the functions; ``operator.py`` chooses the implementation.
 """
 
 from udit.ops.attention import attend, dot_product_attention, grid_attention

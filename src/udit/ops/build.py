@@ -30,9 +30,9 @@ from udit import files
 log = logging.getLogger(__name__)
 
 HEADERS = Path(__file__).parent
-"""Where the headers lie that kernels share."""
+"""Folder of the headers that kernels share."""
 SUFFIX = {torch.float32: "f32", torch.bfloat16: "bf16", torch.float64: "f64"}
-"""What the name of a C function ends in, by its element type. No function has all of them."""
+"""Suffix of a C function's name, by element type; no function is compiled for all of them."""
 FLAGS = ("-O3", "-fno-math-errno", "-std=c++17", "-fPIC", f"-I{HEADERS}")
 THREADED = ("-fopenmp",)
 """Compiled in but not linked: torch has loaded the one OpenMP runtime that a process should have, and its symbols are
@@ -48,7 +48,7 @@ class Pointer:
     optional: bool = False
     """Whether it may be None, which is a null pointer."""
     rows: bool = False
-    """Whether its rows may lie apart, as another argument tells; else it is contiguous."""
+    """Whether its rows may have a stride, which is another argument; otherwise it must be contiguous."""
 
 
 INT = ctypes.c_int
@@ -74,7 +74,7 @@ class Library:
         self._constants: dict[str, int] = {}
 
     def available(self) -> bool:
-        """Whether it is there; built at the first call, once a process.
+        """Whether the library could be built; it is built at the first call, once per process.
 
         The compiler is ``$CXX``, else c++, g++ or clang++, the first that is installed.
         """
@@ -84,11 +84,11 @@ class Library:
         return self._library is not None
 
     def loaded(self) -> bool:
-        """Whether it was asked for before, and is there."""
+        """Whether ``available`` was called before, and the library could be built."""
         return self._library is not None
 
     def constant(self, name: str) -> int:
-        """A number that the C++ file decides: what its function ``int NAME()`` returns."""
+        """A constant of the C++ file: what its function ``int NAME()`` returns."""
         if name not in self._constants:
             function = self.symbol(name)
             function.argtypes, function.restype = [], ctypes.c_int
@@ -135,7 +135,7 @@ class CFunction:
         function = self._typed.get(dtype) or self._declare(dtype)
         given: list[Any] = []
         for argument, kind in zip(arguments, self.kinds, strict=True):
-            if kind is INT:
+            if not isinstance(kind, Pointer):
                 given.append(argument)
             elif isinstance(argument, Tensor):
                 right = argument.is_cpu and argument.dtype == (kind.dtype or dtype)

@@ -97,8 +97,8 @@ class Function:
     def __call__(self, *arguments: Any) -> Any:
         """Runs the kernel of the first tensor's device.
 
-        The way through torch's dispatcher and back to Python takes 40 us, as long as the work on a small map. So it is
-        left out where neither autograd nor anyone else would notice.
+        Torch's dispatcher takes 40 us, as long as the work on a small map, so it is skipped where neither autograd nor
+        a compiler, tracer, profiler or mode needs it.
         """
         if surroundings.observed() or not surroundings.plain(arguments):
             return self.operator(*arguments)
@@ -107,14 +107,14 @@ class Function:
 
 
 class Added(NamedTuple):
-    """What is kept for backward of an argument on whose value no gradient depends."""
+    """Kept for backward in place of an argument whose values no gradient depends on."""
 
     shape: torch.Size
     dtype: torch.dtype
     device: torch.device
 
     def zeros(self) -> Tensor:
-        """A tensor that does as well."""
+        """A tensor of that shape, dtype and device."""
         return torch.zeros(self.shape, dtype=self.dtype, device=self.device)
 
 
@@ -124,9 +124,9 @@ class Saved(NamedTuple):
     inputs: tuple[Any, ...]
     """The arguments, ``Added`` or None in the place of tensors that are only added."""
     extras: tuple[Tensor, ...]
-    """What the kernel returned besides the output; first of all the output too where the operator says so."""
+    """The kernel's further results; the output comes first where the operator has ``output_needed``."""
     needed: Sequence[bool]
-    """By argument, whether its gradient is asked for."""
+    """For each argument, whether its gradient is needed."""
 
 
 Gradient = Callable[[Tensor, Saved], tuple[Tensor | None, ...]]
@@ -257,7 +257,7 @@ def by_reference(reference: Callable[..., Tensor], grad: Tensor, saved: Saved) -
         inputs = []
         for x, needed in zip(saved.inputs, saved.needed, strict=True):
             x = x.zeros() if isinstance(x, Added) else x
-            # One tensor may be several arguments, each with a gradient of its own.
+            # One tensor may be several arguments, each with its own gradient.
             inputs.append(x.view_as(x) if needed and x.requires_grad else x.requires_grad_() if needed else x)
         with sdpa_kernel(SDPBackend.MATH):  # torch's other attentions have no second derivative
             out = reference(*inputs)
@@ -290,7 +290,7 @@ _setting: ContextVar[Setting | None] = ContextVar("kernels", default=None)
 def kernels(allowed: Setting) -> Iterator[None]:
     """Allows some kernels only, within the context: "off" none, "cpu" those for the CPU, "all" all there are.
 
-    Outside of any, the environment variable ``UDIT_KERNELS`` says the same; without it all are allowed. Graphs of
+    Outside of such a context the environment variable ``UDIT_KERNELS`` decides; by default all are allowed. Graphs of
     ``torch.compile`` are compiled again where it matters.
 
     Raises:

@@ -20,6 +20,8 @@ template <int M>
 struct Tile {
   Vector one[M], two[M];
 
+  inline __attribute__((always_inline)) Tile() : one{}, two{} {}
+
   inline __attribute__((always_inline)) Tile(const float* from, int64_t step) {
 #pragma GCC unroll 12
     for (int i = 0; i < M; i++) {
@@ -38,6 +40,15 @@ struct Tile {
         one[i] += x * left;
         two[i] += x * right;
       }
+    }
+  }
+
+  // Adds the sums to what is there.
+  inline __attribute__((always_inline)) void put_on(float* to, int64_t step) const {
+#pragma GCC unroll 12
+    for (int i = 0; i < M; i++) {
+      store(to + i * step, load(to + i * step) + one[i]);
+      store(to + i * step + LANES, load(to + i * step + LANES) + two[i]);
     }
   }
 

@@ -1,6 +1,6 @@
-"""What a call to an operator is surrounded by: compilers, transformations and observers.
+"""Whether a compiler, a transformation, a mode or a hook is active around an operator's call.
 
-All of torch's private names that the library asks for this stand here, and nowhere else. ``tests/test_surroundings.py``
+The private names of torch that this needs are in this module alone. ``tests/test_surroundings.py``
 fails when a version of torch changes what one of them says.
 """
 
@@ -15,10 +15,10 @@ from torch.autograd import forward_ad
 from torch.nn.modules.module import _has_any_global_hook
 
 PLAIN = frozenset({Tensor, nn.Parameter, type(None), bool, int, float})
-"""Types of arguments behind which there is nothing but data."""
+"""Types of arguments that hold data and nothing else."""
 WITHOUT_DATA = (FakeTensor,)
 
-# Bound here, for they are asked at every call of an operator.
+# Bound here, since every call of an operator uses them.
 _compiling = torch.compiler.is_compiling
 _gradients = torch.is_grad_enabled
 _interpreters = torch._C._functorch.peek_interpreter_stack
@@ -55,7 +55,7 @@ def plain(arguments: tuple[Any, ...]) -> bool:
 
 
 def foreign(arguments: tuple[Any, ...]) -> bool:
-    """Whether any tensor is of a subclass that kernels know nothing of; torch's own without contents are no such."""
+    """Whether any tensor is of a subclass that kernels do not support; torch's fake tensors do not count."""
     return any(
         isinstance(argument, Tensor) and type(argument) not in PLAIN and not isinstance(argument, WITHOUT_DATA)
         for argument in arguments
@@ -75,6 +75,6 @@ def observed() -> bool:
 
 
 def hooked(layer: nn.Module) -> bool:
-    """Whether hooks, its own or those of all modules, wait for a call of a layer."""
+    """Whether a layer has hooks, its own or those that all modules have."""
     hooks = layer._forward_hooks, layer._forward_pre_hooks, layer._backward_hooks, layer._backward_pre_hooks
     return any(hooks) or _has_any_global_hook()

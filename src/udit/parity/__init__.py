@@ -37,7 +37,7 @@ class Check:
 
 @dataclass(frozen=True)
 class Floor:
-    """Our error beside the rounding of the program that wrote the file: printed, never checked.
+    """Our error next to the rounding of the program that wrote the file: printed, never checked.
 
     The last digit of constant tables decides that rounding, so a correct network need not reproduce it.
     """

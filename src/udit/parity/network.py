@@ -39,7 +39,7 @@ def check(
     """Compares every array of a network file, of the unfused and the fused network, for each recipe it holds.
 
     Returns:
-        The checks, and our errors beside the rounding that the file reports.
+        The checks, and our errors next to the rounding that the file reports.
 
     Raises:
         UserError: the file's system is unknown or described in words this version does not know.

@@ -60,7 +60,7 @@ class TrainingConfig(Spec):
     """Uses torch.compile; the first steps are slow."""
     checkpoint_activations: bool | Literal["selective"] = False
     """Recomputes activations in backward. true: those of whole blocks; least memory, about a third more time.
-    selective: those of cheap operators; a U-DiT keeps a third less, and takes a few per cent more time."""
+    selective: those of operators that cost little; a U-DiT stores a third less, and takes a few per cent more time."""
     deterministic: bool = False
     """Uses deterministic CUDA kernels: slower; bit-identical resuming on a GPU needs it. CPU kernels always are."""
     device: str = "auto"

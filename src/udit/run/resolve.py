@@ -1,7 +1,7 @@
 """From a recipe's plain values to a complete ``Run``: the steps in their order, and what each of them decides.
 
 A step uses what earlier steps found, and calls the modules that read data sets, latent caches, VAEs and initial
-weights. None of them imports torch, so that a wrong key or value is told within a second.
+weights. None of them imports torch, so that a wrong key or value is reported within a second.
 """
 
 from __future__ import annotations
@@ -118,7 +118,7 @@ def latent_cache(draft: Draft) -> None:
 
 
 def data_set(draft: Draft) -> None:
-    """The data's config, and what the data set holds; a latent cache has told that already."""
+    """The data's config, and what the data set holds; a latent cache has both already."""
     if "data" not in draft.values:
         raise UserError("data is missing; name a source, e.g. data.kind=digits or data.kind=folder data.root=PATH")
     section = draft.values["data"]

@@ -95,7 +95,7 @@ def caching_needs_the_usual_direction(run: Run, seen: DataInfo) -> str | None:
         return None
     return (
         f"sampling.cache is {run.sampling.cache} and {run.model.family} counts time from noise to data (reversed "
-        "flow), so that its last steps cannot be told by a time near 0; set it to 1, or give sampling.refresh"
+        "flow), so that its last steps cannot be recognised by a time near 0; set it to 1, or give sampling.refresh"
     )
 
 
@@ -175,4 +175,4 @@ RULES: tuple[Rule, ...] = (
     selective_checkpointing_is_not_compiled,
     batch_splits_into_accumulated_parts,
 )
-"""In the order in which they are told."""
+"""In the order in which they are checked."""

@@ -160,7 +160,7 @@ def _one_line(problems: Sequence[ErrorDetails], values: Any, where: str) -> str:
 
 
 def _is_number_or_list(problem: ErrorDetails) -> bool:
-    """A list where a number or a list may stand: what is wrong with it as a list tells more."""
+    """For a list where a number or a list is allowed: the error about the list is more specific."""
     return problem["type"] in NOT_A_NUMBER and isinstance(problem["input"], list | tuple)
 
 

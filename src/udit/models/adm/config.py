@@ -77,7 +77,7 @@ class ADMConfig(ModelConfig):
         for width in (*attended, self.widths[-1]):
             for split in (self.head_channels, self.heads, self.decoder_heads):
                 if split is not None and width % split:
-                    kind = "heads" if self.head_channels is None else "channels a head"
+                    kind = "heads" if self.head_channels is None else "channels per head"
                     raise ValueError(f"a level of {width} channels does not split by {split} {kind}; choose a divisor")
         self.check_size(*self.size)
         return self

@@ -87,7 +87,7 @@ class HDiTConfig(ModelConfig):
     """Levels, finest first; the last is the middle of the hourglass."""
     mapping: Mapping = Mapping()
     vector_cond: NonNegativeInt = 0
-    """Length M of a free condition vector beside the label; 0 for none."""
+    """Length M of a free condition vector in addition to the label; 0 for none."""
 
     @model_validator(mode="after")
     def _check(self) -> HDiTConfig:

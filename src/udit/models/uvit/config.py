@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 class UViTConfig(IsotropicConfig):
     """U-ViT of any size; the defaults are U-ViT-L/2 on 32x32 latents.
 
-    Its condition is a class (``num_classes``), vectors (``context``) or nothing (``num_classes=0``).
+    Its condition is a label (``num_classes``), vectors (``context``) or nothing (``num_classes=0``).
     """
 
     family: Literal["U-ViT"] = "U-ViT"

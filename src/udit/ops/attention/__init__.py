@@ -1,6 +1,6 @@
 """Attention: by scaled dot products or cosine similarity, with rotary positions, and within the sub-grids of a map.
 
-Axes: B batch, H and W side lengths, h heads, R channels a head, f sub-grids an axis, N tokens (of a sub-grid).
+Axes: B batch, H and W side lengths, h heads, R channels per head, f sub-grids per axis, N tokens (of a sub-grid).
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
-// Attention within the interleaved sub-grids of a map, from the product of queries, keys and values to what heads say.
+// Attention within the interleaved sub-grids of a map, from queries, keys and values to each head's output.
 //
-// qkv is [B, H, W, 3, h, R], out [B, H, W, h, R]; a sub-grid's N = H / f * W / f pixels (i * f + a, j * f + e) attend
-// to one another. A task is one head of one sub-grid. It works in columns, [R, N]: with tokens along a vector's lanes
-// rotation, norms and softmax need no sum across lanes. No more than a piece of an attention matrix is there at once.
-// Every sum runs in an order that depends on shapes alone.
+// qkv is [B, H, W, 3, h, R], out [B, H, W, h, R]; the N = H / f * W / f pixels (i * f + a, j * f + e) of a sub-grid
+// attend to each other. A task is one head of one sub-grid. It works in columns, [R, N]: with tokens along a vector's
+// lanes, rotation, norms and softmax need no sum across lanes. Only a block of the attention matrix is in memory at a
+// time. Every sum runs in an order that depends on shapes alone.
 
 #include "columns.h"
 #include "products.h"
@@ -33,7 +33,7 @@ inline Vector power(Vector x) {
   return p * scale;
 }
 
-// log2 of x, positive and normal: its bits tell it to 0.05, and Newton's steps double the digits.
+// log2 of x, positive and normal: its bits give it to 0.05, and Newton's steps double the digits.
 inline Vector logarithm(Vector x) {
   Integers bits;
   std::memcpy(&bits, &x, sizeof bits);
@@ -172,12 +172,12 @@ struct Weigh {
   }
 };
 
-inline float size_of(const float* temperature, int head, int R) {
-  return temperature ? temperature[head] : 1.0f / std::sqrt(float(R));
+inline float scale_of(const float* scales, int head, int R) {
+  return scales ? scales[head] : 1.0f / std::sqrt(float(R));
 }
 
 template <typename T>
-void forward(const T* qkv, const float* temperature, const float* table, T* out, float* logs, Shape s, int threads) {
+void forward(const T* qkv, const float* scales, const float* table, T* out, float* logs, Shape s, int threads) {
   int N = s.N, R = s.R, tokens = s.tokens;
   int64_t line = s.line;
   Plan plan(s, table);
@@ -188,11 +188,11 @@ void forward(const T* qkv, const float* temperature, const float* table, T* out,
 #pragma omp for schedule(static)
     for (int index = 0; index < s.tasks; index++) {
       Task task(plan, index);
-      float size = LOG2E * size_of(temperature, task.head, R);
-      bool bounded = temperature && std::abs(size) <= BOUND;
+      float size = LOG2E * scale_of(scales, task.head, R);
+      bool bounded = scales && std::abs(size) <= BOUND;
       for (int n = 0; n < tokens; n += LANES) {
-        prepare(task.rows(qkv, 3, 0), plan, n, temperature, size, q.data() + n);
-        prepare(task.rows(qkv, 3, 1), plan, n, temperature, 1, k.data() + n);
+        prepare(task.rows(qkv, 3, 0), plan, n, scales, size, q.data() + n);
+        prepare(task.rows(qkv, 3, 1), plan, n, scales, 1, k.data() + n);
         gather(task.rows(qkv, 3, 2).from(n), R, line, nullptr, v.data() + n);
         store(most.data() + n, bounded ? Vector{} : Vector{} - INFINITY);
         store(all.data() + n, Vector{});
@@ -233,9 +233,9 @@ void forward(const T* qkv, const float* temperature, const float* table, T* out,
   }
 }
 
-// gradients is [B, f, f, h], of the temperatures.
+// gradients is [B, f, f, h], of the scales.
 template <typename T>
-void backward(const T* grad, const T* qkv, const float* temperature, const float* table, const T* out,
+void backward(const T* grad, const T* qkv, const float* scales, const float* table, const T* out,
               const float* logs, T* to, float* gradients, Shape s, int threads) {
   int N = s.N, R = s.R, tokens = s.tokens, wide = s.wide;
   int64_t line = s.line;
@@ -252,11 +252,11 @@ void backward(const T* grad, const T* qkv, const float* temperature, const float
 #pragma omp for schedule(static)
     for (int index = 0; index < s.tasks; index++) {
       Task task(plan, index);
-      float size = size_of(temperature, task.head, R), length = LOG2E * size;
+      float size = scale_of(scales, task.head, R), length = LOG2E * size;
       const float* log = logs + int64_t(index) * N;
       for (int n = 0; n < tokens; n += LANES) {
-        store(q_norms.data() + n, prepare(task.rows(qkv, 3, 0), plan, n, temperature, length, q.data() + n));
-        store(k_norms.data() + n, prepare(task.rows(qkv, 3, 1), plan, n, temperature, 1, k.data() + n));
+        store(q_norms.data() + n, prepare(task.rows(qkv, 3, 0), plan, n, scales, length, q.data() + n));
+        store(k_norms.data() + n, prepare(task.rows(qkv, 3, 1), plan, n, scales, 1, k.data() + n));
         gather(task.rows(qkv, 3, 2).from(n), R, line, nullptr, v.data() + n);
         gather(task.rows(grad, 1, 0).from(n), R, line, nullptr, g.data() + n);
         gather(task.rows(out, 1, 0).from(n), R, line, nullptr, dq.data() + n);
@@ -286,17 +286,17 @@ void backward(const T* grad, const T* qkv, const float* temperature, const float
                   of_q.data() + int64_t(n0) * wide, wide, Put{j0 > 0});
         }
       }
-      Vector warmer{};
+      Vector of_scale{};
       for (int n = 0; n < tokens; n += LANES) {
         int count = N - n < LANES ? N - n : LANES;
         gather(of_q_rows.from(n), R, line, nullptr, dq.data() + n);
-        warmer += unprepare(dq.data() + n, q.data() + n, plan, n, temperature, length, size, load(q_norms.data() + n),
+        of_scale += unprepare(dq.data() + n, q.data() + n, plan, n, scales, length, size, load(q_norms.data() + n),
                             count, task.rows(to, 3, 0));
-        unprepare(dk.data() + n, k.data() + n, plan, n, temperature, 1, 1 / LOG2E, load(k_norms.data() + n), count,
+        unprepare(dk.data() + n, k.data() + n, plan, n, scales, 1, 1 / LOG2E, load(k_norms.data() + n), count,
                   task.rows(to, 3, 1));
         scatter(dv.data() + n, R, line, nullptr, one, nullptr, one, count, task.rows(to, 3, 2).from(n));
       }
-      gradients[index] = total(warmer);
+      gradients[index] = total(of_scale);
     }
   }
 }
@@ -306,15 +306,15 @@ void backward(const T* grad, const T* qkv, const float* temperature, const float
 extern "C" {
 
 #define ATTENTION(NAME, T)                                                                                             \
-  void attention_##NAME(const void* qkv, const void* temperature, const void* table, void* out, void* logs, int B,     \
+  void attention_##NAME(const void* qkv, const void* scales, const void* table, void* out, void* logs, int B,          \
                         int H, int W, int heads, int R, int f, int threads) {                                          \
-    forward((const T*)qkv, (const float*)temperature, (const float*)table, (T*)out, (float*)logs,                      \
+    forward((const T*)qkv, (const float*)scales, (const float*)table, (T*)out, (float*)logs,                           \
             Shape(B, H, W, heads, R, f), threads);                                                                     \
   }                                                                                                                    \
-  void attention_backward_##NAME(const void* grad, const void* qkv, const void* temperature, const void* table,        \
+  void attention_backward_##NAME(const void* grad, const void* qkv, const void* scales, const void* table,             \
                                  const void* out, const void* logs, void* to, void* gradients, int B, int H, int W,    \
                                  int heads, int R, int f, int threads) {                                               \
-    backward((const T*)grad, (const T*)qkv, (const float*)temperature, (const float*)table, (const T*)out,             \
+    backward((const T*)grad, (const T*)qkv, (const float*)scales, (const float*)table, (const T*)out,                  \
              (const float*)logs, (T*)to, (float*)gradients, Shape(B, H, W, heads, R, f), threads);                     \
   }
 

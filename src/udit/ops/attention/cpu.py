@@ -1,11 +1,11 @@
 """Attention within the sub-grids of a map on the CPU.
 
-It takes queries, keys and values as the matrix product leaves them, and keeps nothing for backward but those, the
-output and a number a row: torch's operators need a dozen passes over memory for layout, rotation, norms and scale, and
-their attention is slow where heads are narrow. Memory is linear in tokens. Sums run in an order that depends on shapes
-alone, so bits do not depend on the number of threads.
+It takes queries, keys and values as the matrix product returns them, and keeps for backward only these, the output and
+one number per row: torch's operators need a dozen passes over memory for layout, rotation, norms and scale, and their
+attention is slow where heads are narrow. Memory is linear in tokens. Sums run in an order that depends on shapes alone,
+so bits do not depend on the number of threads.
 
-Axes: B batch, H and W side lengths, h heads, R channels a head, f sub-grids an axis, N tokens of a sub-grid.
+Axes: B batch, H and W side lengths, h heads, R channels per head, f sub-grids per axis, N tokens of a sub-grid.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def accepts(qkv: Tensor, scale: Tensor | None, rope: Tensor | None, heads: int, 
 def grid_attention(
     qkv: Tensor, scale: Tensor | None, rope: Tensor | None, heads: int, factor: int
 ) -> tuple[Tensor, Tensor]:
-    """And the logarithm of each row's sum of exponentials."""
+    """The output, and the logarithm of each row's sum of exponentials."""
     qkv = qkv.contiguous()
     b, height, width, channels = qkv.shape
     out = qkv.new_empty(b, height, width, channels // 3)

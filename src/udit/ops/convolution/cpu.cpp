@@ -3,8 +3,8 @@
 //
 // x is [B, H, W, I], grad [B, H, W, O], to [O, I, 3, 3]. Pixels come in chunks, rows of one map or some whole maps. The
 // gradient is packed once, in panels of no more than ROWS channels; a task packs two vectors of x's channels, three
-// times, so that a kernel's column is one of the three and its row a step in it. Sums stay in registers over a chunk.
-// Every sum runs in an order that depends on shapes alone.
+// times, so that a kernel's column is one of the three and its row a step in it. PART pixels are summed in registers
+// and then added to the sums of those before them. Every sum runs in an order that depends on shapes alone.
 
 #include <algorithm>
 #include <memory>
@@ -14,6 +14,7 @@
 namespace {
 
 constexpr int PIXELS = 512;  // of a chunk: a panel of the gradient stays in the first cache
+constexpr int PART = 128;    // pixels that are summed from zero: rounding errors grow with the length of a sum
 
 struct Shape {
   int B, H, W, I, O;
@@ -66,9 +67,12 @@ void pack_map(const float* x, const Shape& s, const Chunk& chunk, int first, flo
 // Adds M channels of the gradient times PANEL of the map to c, over the pixels of some maps, ``step`` floats apart.
 template <int M>
 __attribute__((noinline)) void tile(const float* grad, const float* x, int64_t step, int maps, int pixels, float* c) {
-  Tile<M> sums(c, PANEL);
-  for (; maps > 0; maps--, grad += pixels * M, x += step) sums.add(grad, 1, M, x, pixels);
-  sums.put(c, PANEL);
+  for (; maps > 0; maps--, grad += pixels * M, x += step)
+    for (int n = 0; n < pixels; n += PART) {
+      Tile<M> sums;
+      sums.add(grad + n * M, 1, M, x + n * PANEL, std::min(PART, pixels - n));
+      sums.put_on(c, PANEL);
+    }
 }
 
 void weights(const float* x, const float* grad, float* to, Shape s, int threads) {

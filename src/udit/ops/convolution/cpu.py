@@ -19,7 +19,7 @@ LIBRARY = Library("convolution", Path(__file__).with_name("cpu.cpp"))
 available, loaded = LIBRARY.available, LIBRARY.loaded
 OF_WEIGHTS = CFunction(LIBRARY, "weights", FLOATS, FLOATS, FLOATS, INT, INT, INT, INT, INT)
 NARROW = 16
-"""Fewer channels in are torch's: the kernel takes two vectors of them at a time."""
+"""With fewer input channels torch's operator runs: the kernel takes two vectors of them at a time."""
 
 
 def accepts(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:

@@ -18,14 +18,14 @@ KERNELS = {"cpu": "udit.ops.depthwise_convolution.cpu"}
 
 
 def depthwise(x: Tensor, kernel: Tensor, bias: Tensor, gelu: bool = False) -> Tensor:
-    """Depthwise convolution with stride 1 and zeros half a side around.
+    """Depthwise convolution with stride 1 and zero padding that keeps H and W.
 
     Args:
         x: [B, H, W, D].
         kernel: [D, 1, s, s], s odd.
         bias: [D].
-        gelu: whether the (exact) GELU of x is filtered instead of x. Compiled kernels compute it on the way, and again
-            in backward.
+        gelu: whether the (exact) GELU of x is filtered instead of x. Compiled kernels compute it within the
+            convolution, and recompute it in backward.
 
     Returns:
         [B, H, W, D].

@@ -49,7 +49,7 @@ def depthwise_weights(x: Tensor, grad: Tensor, side: int, gelu: bool) -> tuple[T
 
 
 def _filter(x: Tensor, kernel: Tensor, bias: Tensor | None, turned: int, gelu: int, slopes: Tensor | None) -> Tensor:
-    """By the kernel or that turned by half a circle, x or its GELU; times the GELU's slope at ``slopes``."""
+    """Filters x or its GELU (``turned``: kernel rotated by 180 degrees); times the GELU's slope at ``slopes``."""
     x, kernel = x.contiguous(), kernel.float().contiguous()
     bias = None if bias is None else bias.float().contiguous()
     out = torch.empty_like(x)

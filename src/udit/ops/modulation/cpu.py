@@ -1,7 +1,7 @@
 """Modulated norms on the CPU in one pass over memory.
 
 torch's operators read and write a map three times as often and keep its normalised form for backward; this kernel keeps
-two numbers a row. Sums run in an order that depends on shapes alone, so bits do not depend on the number of threads.
+two numbers per row. Sums run in an order that depends on shapes alone, so bits do not depend on the number of threads.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ def accepts(x: Tensor, shift: Tensor, scale: Tensor) -> bool:
 
 
 def modulated_norm(x: Tensor, shift: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
-    """And mean and inverse deviation of every row."""
+    """The output, and mean and inverse deviation of every row."""
     x, batch = x.contiguous(), len(x)
     out, moments = torch.empty_like(x), torch.empty(*x.shape[:-1], 2)
     NORM(x.dtype, x, *factors(shift, batch), *factors(scale, batch), out, moments, *sizes(x))

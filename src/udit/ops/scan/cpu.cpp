@@ -1,8 +1,8 @@
 // The selective scan, forward and backward.
 //
 // B samples, L tokens, D channels, N states. One job is one sample and LANES neighbouring channels, whose states stay in
-// the cache through all tokens; the lanes fill vector registers. Jobs and their sums are the same for any number of
-// threads, and so are the results, to the bit.
+// the cache through all tokens; the lanes fill vector registers. Jobs and their sums do not depend on the number of
+// threads, so results are bit-identical for any number.
 
 #include <cmath>
 #include <cstdint>

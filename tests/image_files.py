@@ -1,4 +1,4 @@
-"""Pictures and data sets that tests write."""
+"""Images and data sets that tests write."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def idx(root: Path, part: str, images: np.ndarray, labels: np.ndarray, packed: b
 
 
 def garments(root: Path, train: int = 40, test: int = 10, side: int = 28, packed: bool = True) -> Path:
-    """Writes random pictures in the files of Fashion-MNIST; returns the folder."""
+    """Writes random images in the files of Fashion-MNIST; returns the folder."""
     random = np.random.default_rng(0)
     for part, count in (("train", train), ("t10k", test)):
         idx(root, part, random.integers(0, 256, (count, side, side), np.uint8), np.arange(count) % 10, packed)
@@ -49,7 +49,7 @@ def garments(root: Path, train: int = 40, test: int = 10, side: int = 28, packed
 
 
 def bomb(side: int = 8_773) -> bytes:
-    """A PNG of one bit a pixel, 10 KB by default, that becomes side * side * 3 bytes of RGB: 231 MB."""
+    """A PNG of one bit per pixel, 10 KB by default, that becomes side * side * 3 bytes of RGB: 231 MB."""
     return png(
         struct.pack(">IIBBBBB", side, side, 1, 0, 0, 0, 0), zlib.compress(bytes(side * (1 + (side + 7) // 8)), 9)
     )
@@ -65,7 +65,7 @@ def png(header: bytes, body: bytes) -> bytes:
 
 
 def troubled(root: Path) -> Path:
-    """Writes ten classes of 64x64 colour pictures, one of them empty, with a corrupt file, a CMYK one and a bomb."""
+    """Writes ten classes of 64x64 colour images, one of them empty, with a corrupt file, a CMYK one and a bomb."""
     for label in range(9):
         (root / f"class-{label}").mkdir(parents=True)
         for i in range(6):
@@ -99,7 +99,7 @@ def peak_megabytes(statement: str, *arguments: str | Path) -> tuple[int, str, st
 
 
 def mutated(data: bytes, random: np.random.Generator) -> bytes:
-    """With some bytes changed, a piece taken out or put in, or the end cut off."""
+    """The data with some bytes changed, removed or inserted, or truncated."""
     changed = bytearray(data)
     kind = random.integers(4)
     place = int(random.integers(len(changed)))
