@@ -103,6 +103,10 @@ def torch_free(commands: list[list[str]]) -> list[tuple[int, str, bool]]:
     return json.loads(subprocess.run(words, env=environment(), capture_output=True, text=True, check=True).stdout)
 
 
+def test_a_flag_in_place_of_a_command_names_a_help_that_exists(error_of: ErrorOf) -> None:
+    assert error_of("--versio").endswith("(`udit --help` tells more)")
+
+
 def test_every_mistake_is_one_line_with_exit_code_2_before_torch_is_imported() -> None:
     for name, (code, errors, torch) in zip(SLIPS, torch_free([words for words, _ in SLIPS.values()]), strict=True):
         assert (code, torch) == (2, False), f"{name}: {errors}"

@@ -127,6 +127,9 @@ def test_targets_and_options_that_do_not_fit_are_refused(
     folder = str(tmp_path / "model")
     succeeds(capsys, "convert", str(tmp_path / "w.safetensors"), folder, *NAMED)
     assert "is no file of weights" in error_of("convert", folder, str(tmp_path / "o"), "--model", "U-DiT-S")
+    assert "no file 'nosuch.pt'; give a release's weights" in error_of(
+        "convert", "nosuch.pt", "o", "--model", "U-DiT-S"
+    )
     assert "no published form" in error_of("convert", folder, str(tmp_path / "o"), "--fuse", "--to", "published")
     assert "exists; choose another name" in error_of(
         "convert", folder, str(tmp_path / "w.safetensors"), "--to", "published"

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 import udit
 from conftest import TINY, perturb
@@ -106,11 +107,42 @@ def test_requests_that_do_not_fit_are_refused(system: System, tmp_path: Path, on
     assert "for 0 seeds" in told(seeds=[])
     assert "batch_size is 0" in told(batch_size=0)
     assert "unknown key" in told(sampling={"step": 2})
+    assert "labels is '12'; give a list, e.g. ['12']" in told(labels="12"), "not classes 1 and 2"
+    assert "labels is 7; give a list" in told(labels=7)
+    assert "seeds is 3; give a list" in told(seeds=3)
     (tmp_path / "file").write_text("mine")
     with pytest.raises(UserError, match="cannot write to"):
         udit.generate(system).save_pngs(tmp_path / "file")
     with pytest.raises(UserError, match="takes no vectors"):
         list(udit.generate(system, context=Context(torch.zeros(1, 2, 4))))
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda run: udit.train("digits"), r"run is 'digits'; give a Run, e.g. udit.load_run\('digits'\)"),
+        (lambda run: udit.encode("digits", "cache"), "run is 'digits'; give a Run"),
+        (lambda run: udit.evaluate(run), "run is a Run; give its folder"),
+        (lambda run: udit.tune(run), "run is a Run; give its folder"),
+        (lambda run: udit.posthoc_ema(run, 0.07), "run is a Run; give its folder"),
+        (lambda run: udit.generate(nn.Linear(1, 1)), "model is Linear.*; give a folder, a hub id or a loaded system"),
+        (lambda run: udit.export(nn.Linear(1, 1), "onnx"), "model is Linear.*; give a folder"),
+        (lambda run: udit.export("runs/digits", "onnxx"), "kind is 'onnxx'; did you mean 'onnx'"),
+        (lambda run: udit.load_run("digits", "seed=1"), "overrides is 'seed=1'; give a list"),
+        (lambda run: next(udit.bench("U-DiT-tiny")), "models is 'U-DiT-tiny'; give a list"),
+        (
+            lambda run: next(udit.bench(["U-DiT-tiny"], work=["forwards"])),
+            "work has 'forwards'; did you mean 'forward'",
+        ),
+        (lambda run: next(udit.bench(["U-DiT-tiny"], batch_sizes=[0])), "at least 1, and one of them is 0"),
+    ],
+)
+def test_an_argument_of_another_type_or_name_is_refused(
+    call: Callable[[udit.Run], object], message: str, one_line: OneLine
+) -> None:
+    with pytest.raises(UserError, match=message) as error:
+        call(udit.load_run("digits"))
+    one_line(error.value)
 
 
 # -- evaluate ----------------------------------------------------------------------------------------------------------

@@ -206,7 +206,7 @@ def test_every_key_that_does_not_fit_the_cache_is_named(cases: Cases, tmp_path: 
         f"data.root={tmp_path / 'elsewhere'}": "data.root is",
         "model.in_channels=4": "model.in_channels is 4 and the data has 2",
         "model.input_size=8": "model.input_size is 8x8 and the data is 4x4",
-        "latents=nowhere": "the latent cache 'nowhere' is not there",
+        "latents=nowhere": "the latent cache 'nowhere' is not there; write one with `udit encode",
         "latents=3": "latents is 3; give the folder",
     }
     for word, wanted in misfits.items():

@@ -116,6 +116,7 @@ def test_unreadable_file_is_a_one_line_error(content: bytes | None, tmp_path: Pa
     with pytest.raises(UserError, match="cannot be read as a reference") as caught:
         check_file(path)
     assert str(path) in one_line(caught.value)
+    assert "allow_pickle" not in str(caught.value), "no advice to load what could run code"
 
 
 def test_truncated_file_is_a_one_line_error(tmp_path: Path, one_line: Callable) -> None:

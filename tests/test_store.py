@@ -21,7 +21,7 @@ import udit
 from conftest import TINY, perturb, same_bits
 from hub_stand_in import COMMIT, serving
 from runs import environment, train
-from udit import store
+from udit import hub, store
 from udit.assemble import System
 from udit.data.codec_config import VAECodec
 from udit.data.vae import VAE_WEIGHTS, complete
@@ -217,6 +217,24 @@ def test_unreachable_hub_or_missing_model_is_a_one_line_error(
     with pytest.raises(UserError, match=f"no folder '{name}', and the hub gave none: ") as error:
         udit.load(name)
     one_line(error.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "kept"),
+    [
+        ("Got: no connection\n" + "An error happened " * 20, "Got: no connection"),
+        (
+            "404 Client Error.\n\nRepository Not Found for url: a.\n" + "Please " * 40,
+            "404 Client Error. Repository Not Found for url: a.",
+        ),
+        ("x" * 300, "x" * 200),
+        ("", ""),
+    ],
+)
+def test_the_hub_s_own_words_are_whole_lines(text: str, kept: str) -> None:
+    with pytest.raises(UserError) as error, hub._hub_errors_told("no folder", "go on"):
+        raise OSError(text)
+    assert str(error.value) == f"no folder: {kept}; go on"
 
 
 def test_cached_hub_model_is_loaded_offline(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

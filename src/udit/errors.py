@@ -21,6 +21,33 @@ class PeerError(RunError):
     """Another rank failed and has reported why; this one exits with code 1 and prints nothing."""
 
 
+def require_type(name: str, value: object, kinds: type | tuple[type, ...], remedy: str) -> None:
+    """Refuses an argument of another type where Python's own error would come late and name another one.
+
+    Args:
+        name: of the argument.
+        value: what was given.
+        kinds: the types it may have.
+        remedy: what to give.
+
+    Raises:
+        UserError: ``value`` has none of these types.
+    """
+    if not isinstance(value, kinds):
+        given = repr(value)
+        raise UserError(f"{name} is {given if len(given) <= 60 else f'a {type(value).__name__}'}; {remedy}")
+
+
+def require_list(name: str, value: object) -> None:
+    """Refuses one word or number where several are expected: a word would be taken letter by letter.
+
+    Raises:
+        UserError: ``value`` is a word or a number.
+    """
+    if isinstance(value, str | int | float):
+        raise UserError(f"{name} is {value!r}; give a list, e.g. [{value!r}]")
+
+
 def nearest(word: str, known: Iterable[str]) -> str:
     """The tail of an error on an unknown word: the nearest known one, or all of them.
 

@@ -21,7 +21,7 @@ from udit import __version__, dist
 from udit.assemble import System
 from udit.diffusion.config import SamplingConfig
 from udit.dist import World
-from udit.errors import UserError
+from udit.errors import UserError, require_list, require_type
 from udit.evaluation import npz
 from udit.exporting.engines import Graph
 from udit.exporting.find import EngineName, find_graph, load_graph
@@ -252,6 +252,9 @@ def generate(
     """
     if quality is not None and sampling is not None:
         raise UserError(f"sampling is given and quality {quality} sets it; leave one of them out")
+    require_type("model", model, (System, str, Path), "give a folder, a hub id or a loaded system (udit.load)")
+    require_list("seeds", seeds)
+    require_list("labels", labels)
     if batch_size < 1 or not len(seeds):
         raise UserError(f"batch_size is {batch_size} for {len(seeds)} seeds; both count images, at least 1")
     if isinstance(model, System):

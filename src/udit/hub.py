@@ -70,5 +70,16 @@ def _hub_errors_told(what: str, remedy: str) -> Iterator[None]:
     try:
         yield
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
-        detail = " ".join(str(error).split())[:200]
+        detail = _first_lines(str(error), 200)
         raise UserError(f"{what}: {detail}" + (f"; {remedy}" if remedy else "")) from None
+
+
+def _first_lines(text: str, limit: int) -> str:
+    """As many whole lines as fit into ``limit`` characters, joined; of a longer first line its beginning."""
+    lines = [" ".join(line.split()) for line in text.splitlines() if line.strip()]
+    kept = lines[0][:limit] if lines else ""
+    for line in lines[1:]:
+        if len(kept) + 1 + len(line) > limit:
+            break
+        kept = f"{kept} {line}"
+    return kept

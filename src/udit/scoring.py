@@ -260,7 +260,7 @@ def _settings(
     run: str | Path, num_samples: int | None, sampling: Changes | None
 ) -> tuple[Run, EvaluationConfig, SamplingConfig]:
     """The run, and its settings of evaluation and sampling with the changes that were asked for."""
-    values = read_run_config(Path(run))
+    values = read_run_config(run)
     config = values.evaluation if num_samples is None else values.evaluation.replace(num_samples=num_samples)
     return values, config, values.sampling.replace(**sampling or {})
 

@@ -17,7 +17,7 @@ from udit.assemble import System
 from udit.checkpoint import CheckpointStore, write_tensors
 from udit.data.codec_config import VAECodec
 from udit.data.vae import VAE_FILES
-from udit.errors import RunError, UserError
+from udit.errors import RunError, UserError, require_type
 from udit.files import whole_folder
 from udit.models.build import rebuild
 from udit.run.config import Run
@@ -151,13 +151,14 @@ def _load_run(folder: Path, weights: Weights) -> System:
     return System(config, network(config, checkpoint.tensors(name), checkpoint.path))
 
 
-def read_run_config(folder: Path) -> Run:
+def read_run_config(folder: Path | str) -> Run:
     """The Run of a run folder.
 
     Raises:
         UserError: the folder has none.
     """
-    path = folder / "run.yaml"
+    require_type("run", folder, (str, Path), "give its folder, e.g. 'runs/digits' or run.out")
+    path = Path(folder) / "run.yaml"
     if not path.is_file():
         raise UserError(f"{folder} is no run folder: it has no run.yaml; `udit train` makes one")
     return parse(Run, read_yaml(path), where=str(path))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 
@@ -12,7 +12,7 @@ from udit.benchmarking import feed, measure, subjects
 from udit.benchmarking.measure import Result, Work
 from udit.diffusion.config import SamplingConfig
 from udit.dist import keep_freed_memory
-from udit.errors import UserError
+from udit.errors import UserError, nearest, require_list
 from udit.models.catalog import find
 from udit.models.config import ModelConfig
 from udit.run.config import Run
@@ -57,8 +57,14 @@ def bench(
     Raises:
         UserError: an unknown model or baseline, a size that a model cannot take, or data that cannot be read.
     """
-    if rounds < 1:
-        raise UserError(f"rounds is {rounds}; at least 1 is needed")
+    require_list("models", models)
+    require_list("work", work)
+    for kind in work:
+        if kind not in get_args(WorkKind):
+            raise UserError(f"work has {kind!r}{nearest(str(kind), get_args(WorkKind))}")
+    for count in (rounds, *batch_sizes, *sizes):
+        if count < 1:
+            raise UserError(f"rounds, batch_sizes and sizes are at least 1, and one of them is {count}")
     configs = dict(models) if isinstance(models, Mapping) else {name: find(name).config for name in models}
     chosen = sampling or SamplingConfig(sampler="ddim", steps=20)
     keep_freed_memory()  # as training does, and for every network

@@ -129,7 +129,7 @@ def _class_of(path: Path, name: str) -> Any:
     spec = importlib.util.spec_from_file_location(path.stem, path) if path.is_file() else None
     if spec is None or spec.loader is None:
         raise UserError(
-            f"no Python file {path}; a baseline is FILE.py:Class, diffusers:Class or a name of the catalogue"
+            f"no Python file {path}; a baseline is FILE.py:Class, diffusers:Class, equal:DiT or a name of the catalogue"
         )
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)

@@ -85,7 +85,7 @@ def _usage(error: CycloptsError, tokens: list[str]) -> str:
     commands = [name for name in app if not name.startswith("-")]
     if tokens and not tokens[0].startswith("-") and tokens[0] not in commands:
         return f"no command {tokens[0]!r}{nearest(tokens[0], commands)}"
-    command = f"udit {tokens[0]}" if tokens else "udit"
+    command = f"udit {tokens[0]}" if tokens and tokens[0] in commands else "udit"
     return f"{' '.join(str(error).split())} (`{command} --help` tells more)"
 
 

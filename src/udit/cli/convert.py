@@ -10,6 +10,8 @@ from cyclopts import Parameter
 from udit.cli.output import say
 from udit.errors import UserError
 
+WEIGHT_SUFFIXES = (".pt", ".pth", ".ckpt", ".bin", ".safetensors")
+
 
 def convert(
     source: str,
@@ -55,6 +57,8 @@ def convert(
     is_file = Path(source).is_file()
     if is_file and model is None:
         raise UserError(f"{source} does not say which model it is; add --model NAME (`udit models` lists all)")
+    if not Path(source).exists() and Path(source).suffix in WEIGHT_SUFFIXES:
+        raise UserError(f"no file {source!r}; give a release's weights, a run folder, a model folder or a hub id")
     if not is_file and (model or values or repair or vae):
         raise UserError(f"{source} is no file of weights; --model, --repair, --vae and KEY=VALUE are for those only")
     config = model_from({"name": model, **values}) if is_file else None

@@ -13,7 +13,7 @@ import torch
 
 from udit import __version__
 from udit.assemble import System
-from udit.errors import RunError, UserError
+from udit.errors import RunError, UserError, nearest, require_type
 from udit.exporting.calibrate import Inputs, calibration_inputs
 from udit.exporting.engines import Graph, Session, open_graph, require
 from udit.exporting.manifest import (
@@ -62,6 +62,9 @@ def export(
         UserError: the network has no such graph, the graph does not agree with it, or a package is missing.
         RunError: the folder cannot be written.
     """
+    require_type("model", model, (System, str, Path), "give a folder, a hub id or a loaded system (udit.load)")
+    if kind not in PACKAGES:
+        raise UserError(f"kind is {kind!r}{nearest(str(kind), PACKAGES)}")
     source = None if isinstance(model, System) else Path(model)
     if folder is None and (source is None or not source.is_dir()):
         raise UserError(f"{source or 'a loaded system'} is no folder to write beside; name one with --out")

@@ -167,4 +167,5 @@ def read(path: Path) -> dict[str, np.ndarray]:
         with np.load(path, allow_pickle=False) as archive:
             return {name: archive[name] for name in archive.files}
     except (OSError, ValueError, EOFError, zipfile.BadZipFile, AttributeError, TypeError) as error:
-        raise UserError(f"{path} cannot be read as a reference .npz: {error or type(error).__name__}") from None
+        detail = "it is no zip archive of arrays" if "pickle" in str(error) else str(error) or type(error).__name__
+        raise UserError(f"{path} cannot be read as a reference .npz: {detail}") from None

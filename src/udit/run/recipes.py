@@ -12,7 +12,7 @@ from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
 from udit import hub
-from udit.errors import UserError, nearest
+from udit.errors import UserError, nearest, require_list
 from udit.run.config import Run
 from udit.run.resolve import resolve
 from udit.run.start import DECIDED
@@ -39,6 +39,7 @@ def load_run(recipe: str, overrides: list[str] | tuple[str, ...] = (), *, absent
     Raises:
         UserError: no such recipe (the nearest is named), bad YAML, an unknown key, or a value out of range.
     """
+    require_list("overrides", overrides)
     values = read_recipe(recipe)
     if "init_from" not in values and any(override.startswith("init_from=") for override in overrides):
         values = {key: value for key, value in values.items() if key not in DECIDED}  # the weights have their own

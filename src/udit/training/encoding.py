@@ -9,7 +9,7 @@ from typing import Literal
 
 from udit import dist
 from udit.data.encode import plan_of, write_cache
-from udit.errors import UserError
+from udit.errors import UserError, require_type
 from udit.progress import progress_bar
 from udit.run.config import Run
 
@@ -68,6 +68,7 @@ def encode(
         UserError: an image cannot be read, the folder holds another cache, or a size is not positive.
         RunError: the disk refuses it, or a rank was lost.
     """
+    require_type("run", run, Run, "give a Run, e.g. udit.load_run('digits')")
     for name, count in (("shard_size", shard_size), ("batch_size", batch_size)):
         if count < 1:
             raise UserError(f"{name} is {count}; it counts images, at least 1")

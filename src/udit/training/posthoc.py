@@ -239,8 +239,8 @@ def posthoc_ema(run: Path | str, sigma_rel: float, step: int | None = None) -> P
     Raises:
         UserError: no run folder, no snapshots in it or none that early, or a length out of range.
     """
+    values = read_run_config(run)
     folder = Path(run)
-    values = read_run_config(folder)
     rebuilt = Snapshots(folder / "posthoc").rebuild(sigma_rel, step)
     config = SystemConfig.of(values, rebuilt.step)
     system = System(config, network(config, rebuilt.state, folder / "posthoc"))

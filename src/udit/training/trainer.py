@@ -11,7 +11,7 @@ from typing import NoReturn, ParamSpec, TypeVar
 
 from udit import dist
 from udit.data.sources import Source, parts_of
-from udit.errors import RunError
+from udit.errors import RunError, require_type
 from udit.progress import progress_bar
 from udit.run.config import Run
 from udit.training.batches import batches_of
@@ -68,6 +68,7 @@ class Trainer:
         Raises:
             UserError: the data or the configuration cannot be used.
         """
+        require_type("run", run, Run, "give a Run, e.g. udit.load_run('digits')")
         self.run = run
         self.world = world or dist.start(run.training.device, run.training.timeout)
         self.source = source or verified_source(run)
