@@ -16,6 +16,7 @@ NOT_OF_ROUNDING = {
     "bench": "times and memory",
     "export": "slow, and by other programs",
     "isa": "this file",
+    "jobs": "whole jobs take long; images are compared to one level of 255, which their parts' tests do as well",
 }
 
 

@@ -22,7 +22,7 @@ FILES = sorted(ROOT.rglob("*.py"))
 ORDER = (
     *("errors", "progress", "spec", "rng", "files", "record", "hub", "dist", "images", "checkpoint", "ops", "nn"),
     *("models", "diffusion", "data", "run", "assemble", "analysis", "store", "exporting", "convert", "parity"),
-    *("training", "evaluation", "scoring", "tuning", "generation", "benchmarking", "studio", "cli", "__main__"),
+    *("training", "evaluation", "scoring", "tuning", "generation", "benchmarking", "cli", "__main__"),
 )
 """Packages and modules of the library, each of which may import those before it: no circle leaves a package."""
 FORBIDDEN = {
@@ -493,3 +493,62 @@ def test_modules_that_may_ask_for_a_device_do() -> None:
 def test_the_check_sees_what_asks_for_a_device(source: str, tmp_path: Path) -> None:
     (tmp_path / "code.py").write_text(source)
     assert list(device_checks(tmp_path / "code.py"))
+
+
+# ---- private names of torch ------------------------------------------------------------------------------------------
+
+ASK_TORCH_ITSELF = {
+    "udit.ops.surroundings": "what surrounds a call of an operator; tests/test_surroundings.py has a test for each",
+    "udit.ops.operator": "names of an operator's arguments, and which functions a compiler calls",
+    "udit.ops.recompute": "the memory of a tensor, and whether it was changed",
+    "udit.training.memory": "shapes without data, and what is allocated within a mode",
+    "udit.models.build": "an option of the compiler",
+    "udit.benchmarking.measure": "what the compiler counts",
+    "udit.data.batches": "ends the reading processes at once",
+}
+"""Modules that use names of torch that begin with an underscore, and for what."""
+
+
+@cache
+def own_private_names() -> frozenset[str]:
+    """Names with an underscore that the library defines."""
+    found: set[str] = set()
+    for node in (node for path in FILES for node in ast.walk(tree(path))):
+        if isinstance(node, ast.FunctionDef | ast.ClassDef):
+            found.add(node.name)
+        elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+            found.add(node.id)
+        elif isinstance(node, ast.Attribute) and ast.unparse(node.value) in ("self", "ctx"):
+            found.add(node.attr)
+    return frozenset(found)
+
+
+def private_names(path: Path) -> Iterator[str]:
+    """Names that another package, torch as a rule, keeps to itself."""
+    for node in ast.walk(tree(path)):
+        if isinstance(node, ast.Attribute) and re.match("_[a-zA-Z]", node.attr):
+            of_torch = ast.unparse(node.value).startswith("torch")
+            yield from [f"line {node.lineno}: {ast.unparse(node)}"] * (of_torch or node.attr not in own_private_names())
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("torch"):
+            for name in [*(node.module or "").split("."), *(alias.name for alias in node.names)]:
+                if name.startswith("_"):
+                    yield f"line {node.lineno}: {ast.unparse(node)}"
+
+
+def test_private_names_of_torch_are_used_in_few_modules() -> None:
+    found = {module(path): list(private_names(path)) for path in FILES}
+    assert {name: uses for name, uses in found.items() if uses}.keys() == ASK_TORCH_ITSELF.keys(), found
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "import torch\ntorch._dynamo.reset()",
+        "x = tensor._base",
+        "from torch._C import _get_tracing_state",
+        "from torch.nn.modules.module import _has_any_global_hook",
+    ],
+)
+def test_private_names_are_seen(source: str, tmp_path: Path) -> None:
+    (tmp_path / "code.py").write_text(source)
+    assert list(private_names(tmp_path / "code.py"))

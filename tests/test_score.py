@@ -12,7 +12,7 @@ import pytest
 
 from udit.data.sources import InMemory, digits, split
 from udit.errors import UserError
-from udit.evaluation.features import Judge
+from udit.evaluation.judge import Judge
 from udit.evaluation.report import NOTE, Report
 from udit.evaluation.score import score_with_judge
 from udit.run.config import EvaluationConfig

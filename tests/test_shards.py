@@ -14,7 +14,7 @@ from conftest import succeeds
 from runs import environment, finish, free_port, train
 from udit.cli import main
 from udit.errors import UserError
-from udit.evaluation.features import Judge
+from udit.evaluation.judge import Judge
 from udit.evaluation.report import Report
 from udit.evaluation.shards import Shards, labels_for
 

@@ -14,8 +14,8 @@ from udit.data.codec_config import IdentityCodec, VAECodec
 from udit.data.vae import VAE_WEIGHTS, cached_sha256
 from udit.errors import UserError
 from udit.evaluation import npz
-from udit.evaluation.features import JudgeFeatures, train_judge
 from udit.evaluation.fidelity import Features
+from udit.evaluation.judge import JudgeFeatures, train_judge
 from udit.evaluation.protocol import PROTOCOLS, check_model, find_protocol
 from udit.evaluation.sets import read_images, read_reference, reference_of
 from udit.evaluation.standard import Scores, require_same_protocol, score, tables
@@ -224,7 +224,7 @@ def test_mistakes_are_refused(files: Path, error_of: ErrorOf) -> None:
 
 
 def test_judge_is_for_its_own_images_alone(files: Path) -> None:
-    from udit.evaluation.features import Judge
+    from udit.evaluation.judge import Judge
 
     judge = JudgeFeatures(Judge.load(files / "judge.safetensors"))
     with pytest.raises(UserError, match="the judge knows"):

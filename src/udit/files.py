@@ -83,6 +83,24 @@ def write_text(path: Path, text: str) -> None:
         temporary.write_text(text, encoding="utf-8")
 
 
+def cache_folder() -> Path:
+    """The user's cache folder, for what can be recomputed: udit in ``$XDG_CACHE_HOME``, or in ~/.cache."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "udit"
+
+
+def check_writable(folder: Path) -> None:
+    """Writes a small file into a folder and removes it.
+
+    Raises:
+        OSError: that cannot be done.
+    """
+    probe = temporary_sibling(folder / "probe")
+    try:
+        probe.write_bytes(b"udit")
+    finally:
+        probe.unlink(missing_ok=True)
+
+
 def temporary_sibling(path: Path) -> Path:
     """Where this process writes what becomes ``path``; the suffix is kept, which some writers go by."""
     return path.with_name(f"{TEMPORARY}{os.getpid()}-{path.name}")

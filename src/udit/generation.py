@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import logging
-import os
 import zipfile
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
@@ -26,6 +25,7 @@ from udit.errors import UserError, require_list, require_type
 from udit.evaluation import npz
 from udit.exporting.engines import Graph
 from udit.exporting.find import EngineName, find_graph, load_graph
+from udit.files import check_writable
 from udit.images import grid, save_png, to_image
 from udit.progress import progress_bar
 from udit.store import fingerprint, load
@@ -329,8 +329,6 @@ def _prepare(folder: Path) -> None:
     """Makes a folder and checks that it can be written to, before the first image is sampled."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        probe = folder / f".probe-{os.getpid()}"
-        probe.write_bytes(b"udit")
-        probe.unlink()
+        check_writable(folder)
     except OSError as error:
         raise UserError(f"cannot write to {folder}: {error.strerror}; give a writable folder with --out") from None

@@ -9,12 +9,12 @@ if TYPE_CHECKING:
 
 
 def progress_bar(
-    total: int, task: str, unit: str, *, initial: int = 0, show: bool = True, leave: bool = True
+    total: int | None, task: str, unit: str, *, initial: int = 0, show: bool = True, leave: bool = True
 ) -> tqdm[Any]:
     """A bar on standard error; it stays hidden where that is no terminal.
 
     Args:
-        total: how many units there are.
+        total: how many units there are; None where that is not known.
         task: what is done, in a word.
         unit: what is counted, in a word.
         initial: how many of them are done already.

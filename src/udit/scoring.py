@@ -6,7 +6,7 @@ chunks; started by ``torchrun``, every rank samples its share.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +21,7 @@ from udit.errors import UserError
 from udit.evaluation import FeaturesName, npz
 from udit.evaluation.extractors import load_extractor
 from udit.evaluation.image_set import ImageSet
-from udit.evaluation.protocol import check_model, find_protocol
+from udit.evaluation.protocol import Protocol, check_model, find_protocol
 from udit.evaluation.report import Report
 from udit.evaluation.score import score_with_judge
 from udit.evaluation.sets import read_images, read_reference, reference_of
@@ -140,21 +140,8 @@ def score_run(
     """
     values, config, chosen = _settings(run, num_samples, sampling)
     if protocol is not None:
-        pinned = find_protocol(protocol)
         given = [*(["num_samples"] if num_samples is not None else []), *sorted(sampling or {})]
-        if given:
-            raise UserError(f"{given[0]} is given and protocol {protocol} pins it; leave it out")
-        if reference is None:
-            raise UserError(f"protocol {protocol} scores against {pinned.reference}; give that file with --reference")
-        shape = (values.model.in_channels, *values.model.size)
-        check_model(
-            protocol,
-            pinned,
-            shape=shape,
-            num_classes=values.model.num_classes,
-            codec=values.codec,
-            cached_sha256=cached_sha256,
-        )
+        pinned = _fitting_protocol(protocol, values, given, reference)
         config = config.replace(
             num_samples=pinned.num_samples,
             labels=pinned.labels,
@@ -276,6 +263,18 @@ def _settings(
     values = read_run_config(run)
     config = values.evaluation if num_samples is None else values.evaluation.replace(num_samples=num_samples)
     return values, config, values.sampling.replace(**sampling or {})
+
+
+def _fitting_protocol(name: str, run: Run, given: Sequence[str], reference: Path | None) -> Protocol:
+    """The protocol of a name, if it scores such a model, its reference is given, and no setting that it pins."""
+    pinned = find_protocol(name)
+    if given:
+        raise UserError(f"{given[0]} is given and protocol {name} pins it; leave it out")
+    if reference is None:
+        raise UserError(f"protocol {name} scores against {pinned.reference}; give that file with --reference")
+    shape, classes = (run.model.in_channels, *run.model.size), run.model.num_classes
+    check_model(name, pinned, shape=shape, num_classes=classes, codec=run.codec, cached_sha256=cached_sha256)
+    return pinned
 
 
 def _write(folder: Path, report: Report, images: ImageSet, labels: list[int], names: tuple[str, ...]) -> None:

@@ -13,7 +13,6 @@ import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -30,7 +29,7 @@ from udit.data.sources import Source
 from udit.dist import World
 from udit.errors import RunError, UserError
 from udit.files import TEMPORARY, file_facts, seal, sweep, whole_file, write_text
-from udit.spec.base import differing_keys, parse
+from udit.spec.base import differing_keys, parse, value_at
 
 KEY = "udit"
 """Key of a shard's metadata that holds a JSON object with the digests of plan and payload."""
@@ -136,8 +135,8 @@ def _open_folder(root: Path, plan: LatentPlan) -> None:
             changed = differing_keys(old, plan.comparable(), frozenset({"data.verify"}))
             if changed:
                 raise UserError(
-                    f"{root} holds a latent cache with another {changed[0]}: {_look(old, changed[0])!r}, and "
-                    f"{_look(plan.comparable(), changed[0])!r} now; take another --out, or remove it"
+                    f"{root} holds a latent cache with another {changed[0]}: {value_at(old, changed[0])!r}, and "
+                    f"{value_at(plan.comparable(), changed[0])!r} now; take another --out, or remove it"
                 )
         elif any(entry for entry in root.iterdir() if not entry.name.startswith(TEMPORARY)):
             raise UserError(f"{root} is not empty and not a latent cache; take another --out")
@@ -146,12 +145,6 @@ def _open_folder(root: Path, plan: LatentPlan) -> None:
         sweep(root)
     except OSError as error:
         raise _refused(root, error) from None
-
-
-def _look(values: Any, key: str) -> Any:
-    for part in key.split("."):
-        values = values.get(part) if isinstance(values, dict) else None
-    return values
 
 
 def _is_whole(path: Path, plan: LatentPlan, size: int) -> bool:

@@ -17,8 +17,9 @@ from udit.data.config import DataInfo, FolderData
 from udit.data.decode import MAX_PIXELS, Budget, decode, peek
 from udit.data.names import Names
 from udit.data.sources import Pixels
-from udit.data.verify import cache_folder, verified
+from udit.data.verify import verified
 from udit.errors import UserError
+from udit.files import cache_folder
 
 SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".gif"})
 

@@ -4,22 +4,21 @@ from __future__ import annotations
 
 import hashlib
 import io
-import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from tqdm import tqdm
 
 from udit import hub
 from udit.data.config import DataInfo, HubData
 from udit.data.decode import Budget, decode, peek
 from udit.data.names import Names
 from udit.data.sources import InMemory, Labels, Pixels
-from udit.data.verify import cache_folder, verified
+from udit.data.verify import verified
 from udit.errors import UserError
-from udit.files import whole_folder
+from udit.files import cache_folder, whole_folder
+from udit.progress import progress_bar
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -260,11 +259,12 @@ def _passing(data: HubData, split: str) -> Iterator[tuple[Pixels, Any]]:
     rows = _load(data, split, streaming=True)
     _check_columns(data, rows.features or {})
     rows = rows.select_columns([data.image, data.label]).cast_column(data.image, Image(decode=False))
-    bar = tqdm(rows, desc=f"streaming {split}", unit="image", disable=not sys.stderr.isatty(), leave=False)
     try:
-        for i, row in enumerate(bar):
-            called = f"{data.path}, {split} {i}"
-            yield decode(_file(row[data.image]), data.size, data.channels, called), row[data.label]
+        with progress_bar(None, f"streaming {split}", "image", leave=False) as bar:
+            for i, row in enumerate(rows):
+                called = f"{data.path}, {split} {i}"
+                yield decode(_file(row[data.image]), data.size, data.channels, called), row[data.label]
+                bar.update()
     except UserError:
         raise
     except (OSError, ValueError) as error:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import sys
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -19,13 +18,13 @@ import numpy as np
 from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import load_file
-from tqdm import tqdm
 
 from udit.data.cache_config import INDEX, MANIFEST, PLAN, LatentManifest, shard_name
 from udit.data.names import Names
 from udit.data.sources import Labels, Source
 from udit.errors import UserError
 from udit.files import file_facts, unseal
+from udit.progress import progress_bar
 from udit.spec.base import parse
 from udit.spec.digest import FileFacts
 
@@ -123,9 +122,7 @@ class LatentCache:
         sizes = self.plan.shard_sizes()
         with (
             ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool,
-            tqdm(
-                total=len(sizes), desc="checking latents", unit="shard", disable=not sys.stderr.isatty(), leave=False
-            ) as bar,
+            progress_bar(len(sizes), "checking latents", "shard", leave=False) as bar,
         ):
             for _ in pool.map(self._check_shard, range(len(sizes)), self.manifest.shards, sizes):
                 bar.update()

@@ -5,17 +5,16 @@ from __future__ import annotations
 import contextlib
 import math
 import os
-import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
-from tqdm import tqdm
 
 from udit.data.sources import Pixels
 from udit.errors import UserError
+from udit.progress import progress_bar
 
 T = TypeVar("T")
 MAX_MEMORY = 2**30
@@ -33,7 +32,7 @@ def attempts(action: Callable[[int], T], count: int, title: str = "decoding") ->
 
     with (
         ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool,
-        tqdm(total=count, desc=title, unit="image", disable=not sys.stderr.isatty(), leave=False) as bar,
+        progress_bar(count, title, "image", leave=False) as bar,
     ):
         # in slices: map() would queue all of ImageNet at once
         for start in range(0, count, 256):
@@ -76,11 +75,6 @@ def verified(
     if keep is None and peek is None:
         remember(mark)
     return keep
-
-
-def cache_folder() -> Path:
-    """The user's cache folder, for what can be recomputed."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "udit"
 
 
 def remember(mark: Path) -> None:

@@ -172,9 +172,16 @@ class EDMConfig(ProcessConfig):
         """Noise levels of training and sampling, and the weighting of the loss."""
         from udit.diffusion.edm import EDM
 
-        levels = (self.sigma_min, self.sigma_max, self.rho)
-        resolutions = None if self.density == "log-normal" else self.resolutions
-        return EDM(*levels, self.log_mean, self.log_std, resolutions, self.sigma_data, self.weighting)
+        return EDM(
+            sigma_min=self.sigma_min,
+            sigma_max=self.sigma_max,
+            rho=self.rho,
+            log_mean=self.log_mean,
+            log_std=self.log_std,
+            resolutions=None if self.density == "log-normal" else self.resolutions,
+            sigma_data=self.sigma_data,
+            weighting=self.weighting,
+        )
 
 
 PROCESSES: dict[str, type[ProcessConfig]] = {"ddpm": DDPMConfig, "flow": FlowConfig, "edm": EDMConfig}

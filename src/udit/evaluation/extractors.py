@@ -21,7 +21,7 @@ def load_extractor(features: FeaturesName, weights_file: Path | None = None, dev
         UserError: the weights are missing or of another network.
     """
     if features == "judge":
-        from udit.evaluation.features import Judge, JudgeFeatures
+        from udit.evaluation.judge import Judge, JudgeFeatures
 
         if weights_file is None:
             raise UserError(

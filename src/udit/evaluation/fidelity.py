@@ -8,7 +8,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Protocol, get_args
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import torch
@@ -21,7 +21,6 @@ from udit.evaluation.frechet import Array
 from udit.evaluation.image_set import ImageSet
 
 Network = Literal["inception", "clip", "dinov2"]
-NETWORKS = get_args(Network)
 _NAMES = {"inception": "inception-v3-compat", "clip": "clip-vit-b-32", "dinov2": "dinov2-vit-l-14"}
 _LAYERS = {"inception": ["2048", "logits_unbiased"], "clip": ["clip"], "dinov2": ["dinov2"]}
 SPATIAL_CHANNELS = 7

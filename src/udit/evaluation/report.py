@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 from pydantic import Field, NonNegativeFloat, PositiveInt, ValidationError
 
-from udit.evaluation.features import NAME
+from udit.evaluation.judge import NAME
 from udit.record import Record
 
 NOTE = (

@@ -14,8 +14,8 @@ import numpy as np
 from udit.data.sources import Labels, Parts, Pixels, Source
 from udit.errors import UserError
 from udit.evaluation import frechet, metrics
-from udit.evaluation.features import NAME, Judge, train_judge
 from udit.evaluation.image_set import ImageSet
+from udit.evaluation.judge import NAME, Judge, train_judge
 from udit.evaluation.report import Report
 from udit.run.config import EvaluationConfig
 

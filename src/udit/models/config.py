@@ -16,6 +16,24 @@ if TYPE_CHECKING:
     from udit.models.parity import Systems
 
 
+def check_multiples(height: int, width: int, factor: int, failure: str, alternative: str = "") -> None:
+    """Raises ValueError unless ``factor`` divides an input's height and width.
+
+    Args:
+        height: H of the input.
+        width: W of the input.
+        factor: what divides them.
+        failure: what such an input cannot do, as the message tells it.
+        alternative: another remedy than a nearby size.
+    """
+    if height % factor or width % factor:
+        near = [max(factor, factor * round(side / factor)) for side in (height, width)]
+        raise ValueError(
+            f"an input of {height}x{width} {failure}; H and W must be multiples of {factor}, e.g. "
+            f"{near[0]}x{near[1]}{alternative}"
+        )
+
+
 class ModelConfig(Spec):
     """The boundary of a backbone: x [B, in_channels, H, W] -> [B, out_channels, H, W].
 

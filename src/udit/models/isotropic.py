@@ -6,7 +6,7 @@ from typing import Self
 
 from pydantic import PositiveInt, model_validator
 
-from udit.models.config import ModelConfig
+from udit.models.config import ModelConfig, check_multiples
 from udit.nn.specs import Mlp
 
 
@@ -38,12 +38,7 @@ class IsotropicConfig(ModelConfig):
 
     def check_size(self, height: int, width: int) -> None:
         """Raises ValueError unless an input of height x width splits into whole patches."""
-        if height % self.patch or width % self.patch:
-            near = [max(self.patch, self.patch * round(side / self.patch)) for side in (height, width)]
-            raise ValueError(
-                f"an input of {height}x{width} does not split into {self.patch}x{self.patch} patches; H and W must be "
-                f"multiples of {self.patch}, e.g. {near[0]}x{near[1]}"
-            )
+        check_multiples(height, width, self.patch, f"does not split into {self.patch}x{self.patch} patches")
 
 
 def check_table(width: int) -> None:

@@ -25,6 +25,8 @@ from typing import Any, NoReturn
 import torch
 from torch import Tensor
 
+from udit import files
+
 log = logging.getLogger(__name__)
 
 HEADERS = Path(__file__).parent
@@ -170,10 +172,8 @@ def find_compiler() -> str | None:
 
 def cache_folder() -> Path:
     """Where kernels are kept: ``$UDIT_CACHE``, or udit in the user's cache folder."""
-    if named := os.environ.get("UDIT_CACHE"):
-        return Path(named)
-    base = os.environ.get("XDG_CACHE_HOME")
-    return (Path(base) if base else Path.home() / ".cache") / "udit"
+    named = os.environ.get("UDIT_CACHE")
+    return Path(named) if named else files.cache_folder()
 
 
 def flags() -> tuple[str, ...]:

@@ -99,6 +99,13 @@ def differing_keys(old: Any, new: Any, free: frozenset[str] = frozenset(), path:
     return [path]
 
 
+def value_at(values: Any, key: str) -> Any:
+    """The value of a dotted key in nested dicts; None where there is none."""
+    for part in key.split("."):
+        values = values.get(part) if isinstance(values, dict) else None
+    return values
+
+
 def _strict(schema: Any, owner: type[BaseModel]) -> Any:
     """A core schema of pydantic's in which numbers and booleans are not converted; specs within see to themselves."""
     if isinstance(schema, list | tuple):

@@ -13,10 +13,10 @@ from typing import Any, TextIO
 
 from udit.data.sources import Source
 from udit.errors import RunError, UserError
-from udit.files import write_text
+from udit.files import check_writable, write_text
 from udit.run.config import Run, changed_keys
 from udit.run.recipes import read_yaml, to_yaml
-from udit.spec.base import parse
+from udit.spec.base import parse, value_at
 
 NAMES = "pictures.txt"
 """The names of the images that a run started with, one JSON string per line."""
@@ -64,11 +64,7 @@ def open_folder(run: Run, bytes_needed: int) -> RunLock:
     try:
         (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
         (folder / "samples").mkdir(exist_ok=True)
-        probe = folder / ".probe"
-        try:
-            probe.write_bytes(b"udit")
-        finally:
-            probe.unlink(missing_ok=True)
+        check_writable(folder)
         lock = RunLock(folder)
     except OSError as error:
         raise UserError(
@@ -107,18 +103,12 @@ def check_resumable(old: dict[str, Any], new: dict[str, Any], where: Path) -> No
     changed = changed_keys(old, new)
     if changed:
         key = changed[0]
-        before, after = (_look(values, key) for values in (old, new))
+        before, after = (value_at(values, key) for values in (old, new))
         more = f" (and {len(changed) - 1} more: {', '.join(changed[1:5])})" if len(changed) > 1 else ""
         raise UserError(
             f"{key} was {before!r} in {where} and is {after!r} now{more}; a run cannot resume with "
             "that: put it back, or start a new run with out=DIR"
         )
-
-
-def _look(values: Any, key: str) -> Any:
-    for part in key.split("."):
-        values = values.get(part) if isinstance(values, dict) else None
-    return values
 
 
 def write_names(folder: Path, source: Source) -> None:

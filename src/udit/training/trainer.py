@@ -32,7 +32,8 @@ def train(run: Run, *, progress: bool = True, stop: StopFlag | None = None) -> O
     """Trains a run to its last step; called again, it resumes from the newest checkpoint.
 
     Started by ``torchrun`` or ``accelerate launch``, every process calls it. It installs no signal handler: Ctrl-C is
-    Python's KeyboardInterrupt, which saves a checkpoint wherever the weights are those of a whole step.
+    Python's KeyboardInterrupt, which saves a checkpoint wherever the weights are those of a whole step. On a CPU,
+    ``udit.dist.keep_freed_memory()`` beforehand makes steps up to a third faster, as the command ``udit train`` does.
 
     Args:
         run: what is trained, e.g. of ``udit.load_run("digits")``.

@@ -9,8 +9,8 @@ from pathlib import Path
 from udit import dist
 from udit.data.sources import parts_of
 from udit.errors import UserError
-from udit.evaluation.features import JudgeFeatures
 from udit.evaluation.image_set import ImageSet
+from udit.evaluation.judge import JudgeFeatures
 from udit.evaluation.score import judge_of
 from udit.evaluation.sets import reference_of
 from udit.evaluation.standard import Scores, save_sweep, score, tables

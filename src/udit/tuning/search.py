@@ -23,8 +23,8 @@ from udit.diffusion.config import SamplingConfig
 from udit.diffusion.sample import SeededNoise, make_sampler
 from udit.errors import UserError
 from udit.evaluation import frechet, metrics
-from udit.evaluation.features import Judge
 from udit.evaluation.image_set import ImageSet
+from udit.evaluation.judge import Judge
 from udit.evaluation.score import SEED, judge_of
 from udit.evaluation.shards import labels_for
 from udit.run.config import Run

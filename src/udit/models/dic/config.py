@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field, PositiveInt, model_validator
 
-from udit.models.config import ModelConfig
+from udit.models.config import ModelConfig, check_multiples
 
 if TYPE_CHECKING:
     from torch import nn
@@ -58,13 +58,8 @@ class DiCConfig(ModelConfig):
 
     def check_size(self, height: int, width: int) -> None:
         """Raises ValueError unless every level can halve an input of height x width."""
-        factor = self.size_step
-        if height % factor or width % factor:
-            near = [max(factor, factor * round(side / factor)) for side in (height, width)]
-            raise ValueError(
-                f"an input of {height}x{width} cannot pass {len(self.widths)} levels; H and W must be multiples of "
-                f"{factor}, e.g. {near[0]}x{near[1]}, or take fewer levels"
-            )
+        failure = f"cannot pass {len(self.widths)} levels"
+        check_multiples(height, width, self.size_step, failure, ", or take fewer levels")
 
     def build(self) -> nn.Module:
         """See ``ModelConfig``."""

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
 
-from udit.models.config import ModelConfig
+from udit.models.config import ModelConfig, check_multiples
 from udit.nn.specs import AxialAttention, AxialGlobal
 from udit.spec.base import Spec
 
@@ -99,12 +99,8 @@ class HDiTConfig(ModelConfig):
     def check_size(self, height: int, width: int) -> None:
         """Raises ValueError unless every level can halve an input of height x width, and windows tile it."""
         factor = self.patch * 2 ** (len(self.stages) - 1)
-        if height % factor or width % factor:
-            near = [max(factor, factor * round(side / factor)) for side in (height, width)]
-            raise ValueError(
-                f"an input of {height}x{width} cannot pass {len(self.stages)} levels of {self.patch}x{self.patch} "
-                f"patches; H and W must be multiples of {factor}, e.g. {near[0]}x{near[1]}"
-            )
+        failure = f"cannot pass {len(self.stages)} levels of {self.patch}x{self.patch} patches"
+        check_multiples(height, width, factor, failure)
         for level, stage in enumerate(self.stages):
             scale = self.patch * 2**level
             stage.attention.check_size(height // scale, width // scale)

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field, PositiveInt, model_validator
 
-from udit.models.config import ModelConfig
+from udit.models.config import ModelConfig, check_multiples
 from udit.nn.specs import Attention, Context, Downsampled, Ffn, RepConv, check_context
 
 if TYPE_CHECKING:
@@ -69,12 +69,7 @@ class UDiTConfig(ModelConfig):
     def check_size(self, height: int, width: int) -> None:
         """Raises ValueError unless every level can halve an input of height x width and attend to what it gets."""
         factor = 2 ** (self.levels - 1) * self.attention.step
-        if height % factor or width % factor:
-            near = [max(factor, factor * round(side / factor)) for side in (height, width)]
-            raise ValueError(
-                f"an input of {height}x{width} cannot pass {self.levels} levels; H and W must be multiples of "
-                f"{factor}, e.g. {near[0]}x{near[1]}, or take fewer levels"
-            )
+        check_multiples(height, width, factor, f"cannot pass {self.levels} levels", ", or take fewer levels")
         for level in range(self.levels):
             self.attention.check_map(height >> level, width >> level)
 

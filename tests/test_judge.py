@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 
 from udit.data.sources import InMemory, Parts, digits, split
 from udit.errors import UserError
-from udit.evaluation.features import Judge, augment, one_thread, train_judge
+from udit.evaluation.judge import Judge, augment, one_thread, train_judge
 
 
 @pytest.fixture(scope="module")
