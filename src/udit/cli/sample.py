@@ -33,8 +33,7 @@ def sample(
     batch_size: int = 64,
     device: str = "auto",
     weights: Literal["ema", "raw"] = "ema",
-    engine: Literal["torch", "onnxruntime", "openvino"]
-    | None = None,  # not EngineName, whose module loads every config
+    engine: Literal["torch", "onnxruntime", "openvino"] | None = None,  # EngineName loads all configs
     progress: bool = True,
 ) -> int:
     """Generate images with a run or a model: PNGs that carry their settings and a labelled grid, or one .npz file.
