@@ -8,7 +8,6 @@ from typing import Literal
 from udit.cli.options import SamplerOption
 from udit.cli.output import say
 from udit.errors import UserError
-from udit.exporting.find import EngineName
 from udit.tuning.quality import Level
 
 MAX_SEED = 2**63 - 1
@@ -34,7 +33,7 @@ def sample(
     batch_size: int = 64,
     device: str = "auto",
     weights: Literal["ema", "raw"] = "ema",
-    engine: EngineName | None = None,
+    engine: Literal["torch", "onnxruntime", "openvino"] | None = None,  # EngineName loads all configs
     progress: bool = True,
 ) -> int:
     """Generate images with a run or a model: PNGs that carry their settings and a labelled grid, or one .npz file.

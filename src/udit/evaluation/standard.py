@@ -59,7 +59,8 @@ class Scores(Record):
         try:
             return cls.model_validate_json(path.read_text(encoding="utf-8"))
         except (OSError, UnicodeDecodeError, ValidationError):
-            raise UserError(f"{path} holds no scores; give a metrics.json that `udit eval` wrote") from None
+            writers = "`udit eval RUN --features inception|clip|dinov2` or `udit eval IMAGES --out FILE`"
+            raise UserError(f"{path} holds no scores of {writers}") from None
 
 
 def score(
