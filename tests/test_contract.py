@@ -235,6 +235,11 @@ PUBLISHED: dict[str, tuple[int, str, str]] = {
     "DiC-B": (129_529_160, "23.4421", "dic/b"),
     "DiC-XL": (702_266_120, "116.0983", "dic/xl"),
     "DiC-H": (1_034_516_744, "204.3244", "dic/h"),
+    "DiCo-S": (33_137_672, "4.2365", "dico/s"),
+    "DiCo-B": (129_992_712, "16.8558", "dico/b"),
+    "DiCo-L": (463_897_992, "60.1688", "dico/l"),
+    "DiCo-XL": (701_151_368, "87.2210", "dico/xl"),
+    "DiCo-H": (1_037_408_328, "194.0294", "dico/h"),
     "ADM-64": (295_904_454, "109.678", "adm/64"),
     "ADM-128": (421_529_606, "306.93", "adm/128"),
     "ADM-256": (553_838_086, "1119.83", "adm/256"),
@@ -269,6 +274,7 @@ SLOW = (
 )
 SLOW += ("DiMSUM-B/2", "DiMSUM-L/2", "DiMSUM-L/2-celeba", "DiMSUM-XL/2")  # test_dimsum counts the first two
 SLOW += ("DiT-L/2", "SiT-B/2", "DiC-B", "ADM-128", "HDiT-oxford-flowers", "U-ViT-L/2")
+SLOW += ("DiCo-B", "DiCo-L", "DiCo-XL", "DiCo-H")
 SLOW += ("U-DiT-L", "U-DiT-L-vanilla", "U-DiT-B-vanilla", "U-ViT-L/4", "U-ViT-L/4-512", "U-ViT-H/4-512", "DiT-B/8")
 """Rows like another one that runs faster."""
 

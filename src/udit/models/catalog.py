@@ -11,6 +11,7 @@ from udit.models.ablation import ABLATIONS, DIT_UNETS
 from udit.models.adm.config import ADMConfig
 from udit.models.config import ModelConfig
 from udit.models.dic.config import DiCConfig
+from udit.models.dico.config import DiCoConfig
 from udit.models.dimsum.config import DiMSUMConfig
 from udit.models.dit.config import DiTConfig
 from udit.models.hdit.config import HDiTConfig, HourglassLevel, Mapping
@@ -87,6 +88,14 @@ _DIC = About(
     attention="none: 3x3 convolutions",
     ffn="none",
     skips="concatenated, every third block",
+    exact=_SAME,
+)
+_DICO = About(
+    paper="2505.11196",
+    code="Apache-2.0",
+    attention="none: depthwise 3x3 convolutions and channel attention",
+    ffn="GELU MLP",
+    skips="concatenated, one per level",
     exact=_SAME,
 )
 _ADM = About(
@@ -202,6 +211,12 @@ def _dic(width: int, *depths: int) -> Entry:
     return Entry(config=DiCConfig(width=width, depths=depths), about=_DIC)
 
 
+def _dico(width: int, *depths: int, ratio: float = 2, hub: bool = True) -> Entry:
+    config = DiCoConfig(width=width, depths=depths, ffn=Mlp(ratio=ratio, gelu="exact"))
+    weights = "shallowdream204/DiCo, README (Apache-2.0)" if hub else "-"
+    return Entry(config=config, about=_DICO, weights=weights, unverified="file names" if hub else "")
+
+
 _DIGITS: dict[str, Any] = {"in_channels": 1, "num_classes": 10, "input_size": 8}
 _SMALL: dict[str, Any] = {"width": 64, "depth": 4, "heads": 4, **_DIGITS}
 
@@ -238,6 +253,11 @@ CATALOG: dict[str, Entry] = {
     "DiC-B": _dic(192, 6, 6, 5, 6, 6),
     "DiC-XL": _dic(384, 7, 7, 8, 7, 7),
     "DiC-H": _dic(384, 14, 14, 10, 14, 14),
+    "DiCo-S": _dico(128, 5, 4, 4, 4, 4),
+    "DiCo-B": _dico(256, 5, 4, 4, 4, 4),
+    "DiCo-L": _dico(352, 9, 8, 9, 8, 9),
+    "DiCo-XL": _dico(416, 9, 9, 10, 9, 9),
+    "DiCo-H": _dico(416, 14, 12, 10, 12, 14, ratio=4, hub=False),
     "ADM-64": _adm(64, (1, 2, 3, 4), (2, 4, 8), width=192, res_blocks=3, qkv_order="new", dropout=0.1),
     "ADM-128": _adm(128, (1, 1, 2, 3, 4), (4, 8, 16), heads=4, head_channels=None),
     "ADM-256": _adm(256, (1, 1, 2, 2, 4, 4), (8, 16, 32)),
@@ -277,6 +297,7 @@ CATALOG: dict[str, Entry] = {
     "Skip-DiT-tiny": Entry(config=SkipDiTConfig(**_SMALL, shallow=1), about=_SKIPDIT),
     "U-ViT-tiny": Entry(config=UViTConfig(**_SMALL, shallow=1), about=_UVIT),
     "DiC-tiny": Entry(config=DiCConfig(width=16, depths=(2, 2, 2), **_DIGITS), about=_DIC),
+    "DiCo-tiny": Entry(config=DiCoConfig(width=16, depths=(2, 2, 2), **_DIGITS), about=_DICO),
     "ADM-tiny": Entry(
         config=ADMConfig(
             width=32,
