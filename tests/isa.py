@@ -38,7 +38,7 @@ SETTINGS = {
 }
 NUMERICAL = """
     ablation adm attention build cache calibrate codec compatibility conditions context contract convert convolution
-    depthwise dic dico dimsum dit dropout edm fidelity frechet grid_attention guidance hdit judge latents
+    depthwise dic dico dimsum dit dropout edm fidelity frechet grid_attention guidance hdit judge latents lightningdit
     linear losses metrics modulated_norm neighborhood objective operators parity parity_format posthoc process
     processor published recompute rotary sample scan schedule skipdit solvers start store trainer udit uvit vae
 """.split()  # noqa: SIM905 - forty lines otherwise

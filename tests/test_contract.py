@@ -221,6 +221,8 @@ PUBLISHED: dict[str, tuple[int, str, str]] = {
     "SiT-L/2": (458_102_816, "80.6976", "sit/l-2"),
     "SiT-XL/2": (675_129_632, "118.6214", "sit/xl-2"),
     "Skip-DiT-XL/2": (712_369_184, "128.1341", "skipdit/xl-2"),
+    "LightningDiT-B/1": (130_556_192, "23.0082", "lightningdit/b-1"),
+    "LightningDiT-XL/1": (675_256_736, "118.6261", "lightningdit/xl-1"),
     "U-ViT-S/2": (44_255_328, "12.2008", "uvit/cifar10-s2"),
     "U-ViT-S/4": (44_292_228, "12.2105", "uvit/celeba64-s4"),
     "U-ViT-M/4": (130_940_292, "35.2358", "uvit/imagenet64-m4"),

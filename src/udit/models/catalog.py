@@ -15,6 +15,7 @@ from udit.models.dico.config import DiCoConfig
 from udit.models.dimsum.config import DiMSUMConfig
 from udit.models.dit.config import DiTConfig
 from udit.models.hdit.config import HDiTConfig, HourglassLevel, Mapping
+from udit.models.lightningdit.config import LightningDiTConfig
 from udit.models.skipdit.config import SkipDiTConfig
 from udit.models.udit.config import UDiTConfig
 from udit.models.uvit.config import UViTConfig
@@ -73,6 +74,14 @@ _SKIPDIT = _DIT.replace(
     code="Apache-2.0; parts after DiT, CC BY-NC 4.0",
     skips="concatenated, first half to second, block by block",
     exact=f"{_SAME}, cached inference as well",
+)
+_LIGHTNING = _DIT.replace(
+    paper="2501.01423",
+    code="MIT",
+    attention="global, RoPE and sin-cos positions",
+    ffn="SwiGLU",
+    exact=f"{_SAME}; qk_norm and shift=false are not checked; the loss's cosine term and the sampler's shift of times "
+    "are not implemented",
 )
 _UVIT = About(
     paper="2209.12152",
@@ -175,6 +184,12 @@ def _sit(size: str, weights: str = "-") -> Entry:
     return Entry(config=config, about=_SIT, weights=weights, unverified="licence of weights" if weights != "-" else "")
 
 
+def _lightning(size: str, weights: str = "-") -> Entry:
+    config = LightningDiTConfig(**_ISOTROPIC[size])
+    unverified = "file names, licence of weights" if weights != "-" else ""
+    return Entry(config=config, about=_LIGHTNING, weights=weights, unverified=unverified)
+
+
 def _uvit(width: int, depth: int, heads: int, weights: str, patch: int = 2, **overrides: Any) -> Entry:
     config = UViTConfig(width=width, depth=depth, heads=heads, patch=patch, **overrides)
     return Entry(config=config, about=_UVIT, weights=f"baofff/U-ViT, {weights} (MIT)", unverified="licence of weights")
@@ -239,6 +254,8 @@ CATALOG: dict[str, Entry] = {
         weights="OpenSparseLLMs/Skip-DiT, README (Apache-2.0; code after DiT's, CC BY-NC 4.0)",
         unverified="licence of weights",
     ),
+    "LightningDiT-B/1": _lightning("B"),
+    "LightningDiT-XL/1": _lightning("XL", "hustvl/LightningDiT, README (MIT)"),
     "U-ViT-S/2": _uvit(512, 12, 8, "CIFAR-10 S/2", in_channels=3, num_classes=0),
     "U-ViT-S/4": _uvit(512, 12, 8, "CelebA 64 S/4", num_classes=0, **_PIXELS),
     "U-ViT-M/4": _uvit(768, 16, 12, "ImageNet 64 M/4", null_class=False, **_PIXELS),
@@ -295,6 +312,7 @@ CATALOG: dict[str, Entry] = {
     "DiT-tiny": Entry(config=DiTConfig(**_SMALL), about=_DIT),
     "SiT-tiny": Entry(config=DiTConfig(**_SMALL, **_REVERSED), about=_SIT),
     "Skip-DiT-tiny": Entry(config=SkipDiTConfig(**_SMALL, shallow=1), about=_SKIPDIT),
+    "LightningDiT-tiny": Entry(config=LightningDiTConfig(**_SMALL, patch=2), about=_LIGHTNING),
     "U-ViT-tiny": Entry(config=UViTConfig(**_SMALL, shallow=1), about=_UVIT),
     "DiC-tiny": Entry(config=DiCConfig(width=16, depths=(2, 2, 2), **_DIGITS), about=_DIC),
     "DiCo-tiny": Entry(config=DiCoConfig(width=16, depths=(2, 2, 2), **_DIGITS), about=_DICO),
