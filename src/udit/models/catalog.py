@@ -68,7 +68,11 @@ _DIT = About(
     skips="none",
     exact=_SAME,
 )
-_SIT = _DIT.replace(paper="2401.08740", code="MIT", exact=f"{_SAME}; of its samplers only the ODE, with other solvers")
+_SIT = _DIT.replace(
+    paper="2401.08740",
+    code="MIT",
+    exact=f"{_SAME}; so do its losses, its SDE, and Euler's and Heun's methods; its dopri5 is not implemented",
+)
 _SKIPDIT = _DIT.replace(
     paper="2411.17616",
     code="Apache-2.0; parts after DiT, CC BY-NC 4.0",

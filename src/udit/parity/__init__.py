@@ -144,7 +144,7 @@ def check_file(path: Path, device: str = "cpu", dtype: torch.dtype | str = torch
     Raises:
         UserError: the file cannot be read, or its system is unknown.
     """
-    from udit.parity import diffusion, network, rotary
+    from udit.parity import diffusion, flow, network, rotary
 
     kind: torch.dtype = getattr(torch, dtype) if isinstance(dtype, str) else dtype
     arrays = read(path)
@@ -152,6 +152,8 @@ def check_file(path: Path, device: str = "cpu", dtype: torch.dtype | str = torch
     try:
         if "loss_x0_seed" in arrays:
             checks = diffusion.check(arrays)
+        elif "flow_x0_seed" in arrays:
+            checks = flow.check(arrays)
         elif "rope_grid" in arrays:
             checks = rotary.check(arrays)
         else:
