@@ -40,8 +40,8 @@ def split_rotary_table(frequencies: tuple[Tensor, Tensor], rows: Tensor, columns
 
 def split_rotary_grid(height: int, width: int, channels: int, device: torch.device | None = None) -> Tensor:
     """The table of a grid of height x width, row by row: [2, N, R] for R channels, without extrapolation."""
-    rows = torch.arange(height, device=device).repeat_interleave(width)
-    columns = torch.arange(width, device=device).repeat(height)
+    rows = torch.arange(height, device=device)[:, None].expand(height, width).reshape(-1)
+    columns = torch.arange(width, device=device)[None].expand(height, width).reshape(-1)
     frequency = base_frequencies(channels // 2, device=device)
     return split_rotary_table((frequency, frequency), rows, columns)
 
