@@ -15,6 +15,7 @@ from torch.utils.checkpoint import checkpoint
 
 from udit import ops
 from udit.nn.dropout import recomputed_with_keys
+from udit.ops import surroundings
 
 M_co = TypeVar("M_co", bound=nn.Module, covariant=True)
 M = TypeVar("M", bound=nn.Module)
@@ -59,8 +60,12 @@ def module_list(modules: Iterable[M]) -> ModuleSequence[M]:
 
 
 def run(block: nn.Module, recompute: Recompute, x: Tensor, *args: Any) -> Any:
-    """``block(x, *args)``; in training its activations are stored for the backward pass or recomputed in it."""
-    if not recompute or not block.training:
+    """``block(x, *args)``; in training its activations are stored for the backward pass or recomputed in it.
+
+    Within transformations of ``torch.func`` and forward-mode derivatives, which a recomputation would run outside of,
+    they are stored.
+    """
+    if not recompute or not block.training or surroundings.transformed():
         return block(x, *args)
     if recompute == "selective":
         with ops.recomputing():
@@ -95,6 +100,7 @@ class NormedJoin(nn.Module):
     def forward(self, x: Tensor, skip: Tensor) -> Tensor:
         """Two of [B, H, W, D] -> [B, H, W, D]."""
         both = torch.cat([x, skip], dim=-1)
-        norm = self.norm  # in float32 whatever the model's dtype, as the release has it
-        normed = F.layer_norm(both.float(), norm.normalized_shape, norm.weight.float(), norm.bias.float(), norm.eps)
+        norm, precise = self.norm, torch.promote_types(both.dtype, torch.float32)  # half precision in float32, as in
+        weight, bias = norm.weight.to(precise), norm.bias.to(precise)  # the release
+        normed = F.layer_norm(both.to(precise), norm.normalized_shape, weight, bias, norm.eps)
         return ops.apply(self.mix, normed.to(both.dtype))

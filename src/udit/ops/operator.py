@@ -241,13 +241,18 @@ class Operator(Function):
         tensors = ctx.saved_tensors
         inputs = tuple(tensors[place.number] if isinstance(place, _Place) else place for place in ctx.places)
         saved = Saved(inputs, tensors[: ctx.extras], ctx.needs_input_grad)
-        if torch.is_grad_enabled() or surroundings.transformed():  # this gradient is to be differentiated itself
+        if differentiated(grad):
             return by_reference(self.reference, grad, saved)
         return self._gradient(grad, saved)
 
 
 class _Place(NamedTuple):
     number: int
+
+
+def differentiated(grad: Tensor) -> bool:
+    """Whether what backward computes from a gradient is to have derivatives itself, or to run under ``vmap``."""
+    return torch.is_grad_enabled() or surroundings.transformed() or surroundings.batched(grad)
 
 
 def by_reference(reference: Callable[..., Tensor], grad: Tensor, saved: Saved) -> tuple[Tensor | None, ...]:
