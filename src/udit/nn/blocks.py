@@ -9,7 +9,6 @@ from collections.abc import Iterable, Iterator
 from typing import Any, Literal, Protocol, TypeVar, cast, runtime_checkable
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -85,8 +84,8 @@ class PreNormBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, N, D] -> [B, N, D]."""
-        x = x + self.attention(ops.recomputable(self.norm1, x))
-        return x + self.ffn(ops.recomputable(self.norm2, x))
+        x = x + self.attention(ops.recomputable(ops.normalize, self.norm1, x))
+        return x + self.ffn(ops.recomputable(ops.normalize, self.norm2, x))
 
 
 class NormedJoin(nn.Module):
@@ -102,5 +101,5 @@ class NormedJoin(nn.Module):
         both = torch.cat([x, skip], dim=-1)
         norm, precise = self.norm, torch.promote_types(both.dtype, torch.float32)  # half precision in float32, as in
         weight, bias = norm.weight.to(precise), norm.bias.to(precise)  # the release
-        normed = F.layer_norm(both.to(precise), norm.normalized_shape, weight, bias, norm.eps)
+        normed = ops.layer_norm(both.to(precise), weight, bias, norm.eps)
         return ops.apply(self.mix, normed.to(both.dtype))
