@@ -38,7 +38,7 @@ SETTINGS = {
 }
 NUMERICAL = """
     ablation adm attention build cache calibrate codec compatibility conditions context contract convert convolution
-    depthwise dic dimsum dit dropout edm fidelity frechet grid_attention guidance hdit judge latents
+    depthwise derivatives dic dimsum dit dropout edm fidelity frechet grid_attention guidance hdit judge latents
     linear losses metrics modulated_norm neighborhood objective operators parity posthoc process processor published
     recompute sample scan schedule skipdit solvers start store trainer udit uvit vae
 """.split()  # noqa: SIM905 - forty lines otherwise

@@ -66,6 +66,19 @@ def test_every_family_has_a_tiny_row() -> None:
         assert config().family == name
 
 
+@torch.no_grad()
+@pytest.mark.parametrize("name", TINY)
+def test_a_network_on_the_meta_device_takes_all_it_needs_by_assignment(name: str) -> None:
+    """Parameters and buffers are in the state; tables are computed when they are used."""
+    model = perturb(udit.build(name)).eval()
+    with torch.device("meta"):
+        empty = udit.build(name).eval()
+    assert all(x.is_meta for x in [*empty.parameters(), *empty.buffers()])
+    empty.load_state_dict(model.state_dict(), assign=True)
+    given = inputs(model.config)
+    assert torch.equal(empty(*given), model(*given))
+
+
 @pytest.mark.parametrize("name", TINY)
 def test_training_lowers_the_loss_through_every_parameter(name: str) -> None:
     model = udit.build(name)

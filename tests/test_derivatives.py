@@ -267,7 +267,7 @@ def test_gradients_agree_with_differences_of_the_output(name: str) -> None:
 
 @functools.cache
 def parameter_truth(name: str) -> tuple[dict[str, Tensor], float]:
-    """In float64 without kernels: the total's gradient, and its change along ``parameter_directions`` by differences."""
+    """The total's gradient in float64 without kernels, and the total's difference along ``parameter_directions``."""
     model, it = network(name, torch.float64), subject(name, torch.float64)
     t, y = conditions(model, torch.float64)
     state = {key: x.detach() for key, x in model.named_parameters()}
