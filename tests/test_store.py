@@ -22,7 +22,7 @@ from conftest import TINY, perturb, same_bits
 from hub_stand_in import COMMIT, serving
 from runs import environment, train
 from udit import hub, store
-from udit.assemble import System
+from udit.assemble import System, fingerprint
 from udit.data.codec_config import VAECodec
 from udit.data.vae import VAE_WEIGHTS, complete
 from udit.diffusion.config import FlowConfig, SamplingConfig
@@ -149,18 +149,18 @@ def test_card_says_what_the_model_is_and_how_to_load_it(folder: Path) -> None:
 
 
 def test_hash_depends_on_every_weight(tiny: nn.Module) -> None:
-    before = store.fingerprint(tiny)
+    before = fingerprint(tiny)
     assert len(before) == 16
-    assert store.fingerprint(tiny) == before
+    assert fingerprint(tiny) == before
     for name, parameter in tiny.named_parameters():
         flat = parameter.detach().view(-1)
         kept = flat[-1].clone()
         flat[-1] += 1
-        assert store.fingerprint(tiny) != before, name
+        assert fingerprint(tiny) != before, name
         flat[-1] = kept
     scalar = nn.Module()
     scalar.register_buffer("scale", torch.tensor(2.0, dtype=torch.bfloat16))
-    assert store.fingerprint(scalar) != before
+    assert fingerprint(scalar) != before
 
 
 # -- runs ----------------------------------------------------------------------------------------------------------
