@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import gzip
 import json
 from collections.abc import Callable
@@ -18,6 +19,7 @@ from udit import ops
 from udit.cli import main
 from udit.ops import build
 
+gc.disable()  # until everything is imported and collected, which allocates much and frees nothing
 torch.set_num_threads(1)  # the suite shares its cores; a second thread makes tiny networks slower, not faster
 settings.register_profile(
     "tests", max_examples=15, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow]
@@ -67,6 +69,12 @@ def snapshot(model: nn.Module) -> dict[str, Tensor]:
 def same_bits(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
     """Whether two states hold the same names and the same bits."""
     return a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a)
+
+
+def pytest_collection_finish() -> None:
+    """From here on the garbage collector runs, and passes over the million objects of modules and tests."""
+    gc.freeze()
+    gc.enable()
 
 
 @pytest.fixture(autouse=True, scope="session")
