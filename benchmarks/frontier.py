@@ -123,7 +123,8 @@ class Rows:
     def __init__(self, section: str, scale: Scorer, run: Path) -> None:
         self.section, self.scale = section, scale
         about = {"weights": scale.system.fingerprint, "protocol": scale.protocol()}
-        if read().get(section, {}).get("about", about) != about:
+        there = read().get(section, {}).get("about", about)
+        if not scale.system.has_weights(there["weights"]) or there["protocol"] != about["protocol"]:
             raise SystemExit(f"{RECORD} holds {section} of other weights or another protocol; remove it to start over")
         facts = {
             "model": scale.system.config.model.family,

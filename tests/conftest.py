@@ -19,7 +19,6 @@ from udit import ops
 from udit.cli import main
 from udit.ops import build
 
-gc.disable()  # until everything is imported and collected, which allocates much and frees nothing
 torch.set_num_threads(1)  # the suite shares its cores; a second thread makes tiny networks slower, not faster
 settings.register_profile(
     "tests", max_examples=15, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow]
@@ -71,8 +70,13 @@ def same_bits(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
     return a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a)
 
 
+def pytest_collection() -> None:
+    """Collecting allocates much and frees nothing, so that the garbage collector would search in vain."""
+    gc.disable()
+
+
 def pytest_collection_finish() -> None:
-    """From here on the garbage collector runs, and passes over the million objects of modules and tests."""
+    """It runs again, and passes over the million objects of modules and tests that are there by now."""
     gc.freeze()
     gc.enable()
 

@@ -281,6 +281,9 @@ def test_another_processor_knows_the_weights_of_a_graph(
 ) -> None:
     """Folding rounds there in another way; what a graph, a setting or an image is of does not follow that."""
     assert read_manifest(exported).weights == system.fingerprint != fingerprint(system.fused().backbone)
+    graph = folder.load(exported)
+    assert graph.has_weights(system.fingerprint)
+    assert not graph.has_weights("of other weights")
     udit.save(system, tmp_path / "model")
     exported.rename(tmp_path / "model" / "onnx")
     sample = ("sample", str(tmp_path / "model"), "--n=1", "--no-progress")

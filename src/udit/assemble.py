@@ -138,7 +138,9 @@ class System:
 
         Older files record that of the fused weights, which only a processor that rounds alike finds again.
         """
-        return recorded == self.fingerprint or recorded == fingerprint(fuse(self.backbone))
+        if recorded == self.fingerprint or isinstance(self.backbone, Fingerprinted):
+            return recorded == self.fingerprint
+        return recorded == fingerprint(fuse(self.backbone))
 
     def fused(self) -> System:
         """The same with the fused network (``udit.fuse``)."""
