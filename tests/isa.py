@@ -66,7 +66,9 @@ def run(setting: Setting) -> int:
     """Exit status of the numerical tests under a setting."""
     environment = os.environ | {"OMP_NUM_THREADS": "1"} | dict(zip(TOLD, setting.words, strict=True))
     files = [str(ROOT / "tests" / f"test_{name}.py") for name in NUMERICAL]
-    return subprocess.run([sys.executable, "-m", "pytest", "-n", "2", *files], cwd=ROOT, env=environment).returncode
+    return subprocess.run(
+        [sys.executable, "-m", "pytest", "-n", "2", "--dist", "loadfile", *files], cwd=ROOT, env=environment
+    ).returncode
 
 
 def main(names: list[str]) -> int:

@@ -283,6 +283,17 @@ SLOW = (
 SLOW += ("DiMSUM-B/2", "DiMSUM-L/2", "DiMSUM-L/2-celeba", "DiMSUM-XL/2")  # test_dimsum counts the first two
 SLOW += ("DiT-L/2", "SiT-B/2", "DiC-B", "ADM-128", "HDiT-oxford-flowers", "U-ViT-L/2")
 SLOW += ("U-DiT-L", "U-DiT-L-vanilla", "U-DiT-B-vanilla", "U-ViT-L/4", "U-ViT-L/4-512", "U-ViT-H/4-512", "DiT-B/8")
+SLOW += (
+    "U-DiT-B",
+    "DiT-XL/2",
+    "DiT-B/2",
+    "DiT-B/4",
+    "U-ViT-M/4",
+    "U-ViT-H/2",
+    "DiC-XL",
+    "ADM-256-uncond",
+    "U-ViT-S/2-text-deep",
+)
 """Rows like another one that runs faster."""
 
 

@@ -166,6 +166,7 @@ def test_torchrun_trains_saves_at_its_signal_and_resumes_to_the_same_bits(
 ) -> None:
     out = tmp_path / "out"
     words = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    words += ["--log-dir", str(tmp_path / "logs")]  # otherwise a folder in /tmp stays
     words += command(out, STEPS, *data)[1:]
     launcher = subprocess.Popen(words, env=environment(), stderr=subprocess.PIPE, text=True)
     wait_for_steps(out, 5, [launcher])

@@ -30,7 +30,7 @@ from udit.evaluation.standard import Scores, score
 from udit.files import write_text
 from udit.images import grid, save_png
 from udit.progress import progress_bar
-from udit.store import fingerprint, load, read_run_config
+from udit.store import load, read_run_config
 
 if TYPE_CHECKING:
     from udit.assemble import System
@@ -79,7 +79,7 @@ def evaluate(
     folder = Path(run) / "evaluation"
     with dist.joined(device) as world:
         system = load(run)
-        weights = fingerprint(system.backbone)
+        weights = system.fingerprint
         protocol: dict[str, Any] = {
             "weights": weights,
             "checkpoint_step": system.config.steps,
@@ -155,7 +155,7 @@ def score_run(
     with dist.joined(device) as world:
         extractor = load_extractor(features, weights_file, str(world.device))
         system = load(run)
-        weights = fingerprint(system.backbone)
+        weights = system.fingerprint
         shards = shards_of(weights, config, chosen, folder)
         draw_samples(system, shards, config, chosen, world, progress)
         if not world.is_main:

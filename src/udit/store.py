@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from pathlib import Path
-from typing import Literal, Protocol, runtime_checkable
+from typing import Literal
 
 import torch
 from safetensors import SafetensorError
@@ -176,24 +175,6 @@ def _file_advice(path: Path) -> str:
     if path.suffix in (".pt", ".pth", ".ckpt", ".bin"):
         return f"{path} is a pickle and is not opened here; convert it once: `udit convert {path} FOLDER --model NAME`"
     return f"{path} is a file; give the model folder that holds it"
-
-
-@runtime_checkable
-class Fingerprinted(Protocol):
-    """A backbone that holds no weights itself and knows the fingerprint of those it was made of: an exported graph."""
-
-    fingerprint: str
-
-
-def fingerprint(model: nn.Module) -> str:
-    """First 16 hex digits of a sha256 over all weights, by name; of an exported graph, that of its model's weights."""
-    if isinstance(model, Fingerprinted):
-        return model.fingerprint
-    digest = hashlib.sha256()
-    for name, tensor in sorted(model.state_dict().items()):
-        digest.update(name.encode())
-        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()[:16]
 
 
 def model_card(config: SystemConfig) -> str:
