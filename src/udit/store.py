@@ -15,7 +15,7 @@ from udit import hub
 from udit.assemble import System
 from udit.checkpoint import CheckpointStore, write_tensors
 from udit.data.codec_config import VAECodec
-from udit.data.vae import VAE_FILES
+from udit.data.vae import VAE_CONFIG, VAE_FILES
 from udit.errors import RunError, UserError, require_type
 from udit.files import whole_folder
 from udit.models.build import rebuild
@@ -91,9 +91,9 @@ def load(
 
 
 def _with_vae_beside(config: SystemConfig, folder: Path) -> SystemConfig:
-    """The config with the VAE in the folder's ``vae/`` where there is one, in place of the codec's own source."""
+    """The config with the VAE in the folder's ``vae/`` where that holds one, in place of the codec's own source."""
     beside = folder / "vae"
-    if not isinstance(config.codec, VAECodec) or not beside.is_dir():
+    if not isinstance(config.codec, VAECodec) or not (beside / VAE_CONFIG).is_file():
         return config
     return config.model_copy(update={"codec": config.codec.replace(source=str(beside.resolve()), revision=None)})
 
