@@ -14,10 +14,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 
-from conftest import succeeds
 from runs import RECIPE, SMALL, environment
 from udit import progress
+from udit.cli import main
 from udit.progress import progress_bar, progress_shown
 from udit.training import preview
 
@@ -84,6 +85,7 @@ def test_hidden_progress_says_nothing(
 BAR = """
 import time
 from udit import progress
+from udit.cli import main
 progress.FIRST = 0
 with progress.progress_bar(4, "train", "step") as bar:
     for _ in range(4):
@@ -104,10 +106,6 @@ def test_terminal_shows_a_bar_if_it_has_a_width(columns: int) -> None:
     assert ("100%" in shown) == (columns == 80)
 
 
-def train_words(out: Path, *more: str) -> list[str]:
-    return ["train", RECIPE, *SMALL, "training.steps=2", f"out={out}", *more]
-
-
 def test_training_without_a_terminal_says_what_it_does_and_how_far_it_is(
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
@@ -116,12 +114,11 @@ def test_training_without_a_terminal_says_what_it_does_and_how_far_it_is(
 ) -> None:
     monkeypatch.setattr(progress, "FIRST", 0.0)
     monkeypatch.setattr(preview, "save_curve", lambda *_: None)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
     shown = {}
     for name, more in (("loud", ()), ("quiet", ("--no-progress",))):
         with pytest.raises(SystemExit), caplog.at_level(logging.INFO):
-            from udit.cli import main
-
-            main(train_words(tmp_path / name, *more))
+            main(["train", RECIPE, *SMALL, "training.steps=2", f"out={tmp_path / name}", *more])
         shown[name] = capsys.readouterr().err
     assert "udit: train: step 1 of 2, loss " in shown["loud"]
     assert ", images/s " in shown["loud"]
@@ -130,8 +127,7 @@ def test_training_without_a_terminal_says_what_it_does_and_how_far_it_is(
     assert "decoding" not in shown["quiet"]
     first, second = caplog.messages[:2]
     assert first == f"new run in {tmp_path / 'loud'}"
-    assert second.startswith("training U-DiT, 0.0")
-    assert " million weights, on 907 of 1,797 images of digits (1x8x8), 2 steps of 6 images, in float32 on cpu " in second
-    assert second.endswith(f"with 1 thread; log: {tmp_path / 'loud' / 'metrics.jsonl'}")
-    succeeds(capsys, *train_words(tmp_path / "loud", "training.steps=3", "--no-progress"))
-    assert caplog.messages[-2:][0] == "resuming from step 2"
+    assert second == (
+        "training U-DiT, 0.01 million weights, on 907 of 1,797 images of digits (1x8x8), 2 steps of 6 images, in "
+        f"float32 on cpu with 1 thread; log: {tmp_path / 'loud' / 'metrics.jsonl'}"
+    )

@@ -34,7 +34,7 @@ def by_product(what: str) -> Iterator[None]:
     """
     try:
         yield
-    except Exception as error:  # noqa: BLE001 - whatever is wrong with it, the result must not be lost
+    except Exception as error:
         log.warning("%s failed (%s: %s); all else goes on", what, type(error).__name__, one_line(error))
         log.debug("where it failed", exc_info=True)
 

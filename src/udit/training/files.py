@@ -165,12 +165,12 @@ class RunFiles:
         """
         if self._events is None:
             self._open_events(step - 1)
-        run, system, loss = self.run, self._averaged(step), None
+        run, system = self.run, self._averaged(step)
         with by_product(f"the sample grid of step {step}"):
             preview.save_grid(system, run.out / "samples" / f"step-{step:08d}.png", run.seed)
         with by_product(f"the validation loss of step {step}"):
-            loss = preview.validation_loss(system, self.source, self.parts.test, run.seed)
-        return loss
+            return preview.validation_loss(system, self.source, self.parts.test, run.seed)
+        return None
 
     def snapshot(self, step: int) -> None:
         """Writes the power-function averages of a step."""
@@ -212,7 +212,6 @@ class RunFiles:
         self._close_events()
         if self._lock is not None:
             self._lock.release()
-
 
     def _close_events(self) -> None:
         if self._events is not None:

@@ -26,8 +26,7 @@ from udit.run.config import Run
 from udit.run.system import SystemConfig
 from udit.training.capacity import at_hand, shortage
 
-
-LARGE = 128
+LARGE = 64
 """Images per backward pass from which on the memory is extrapolated."""
 
 
@@ -53,8 +52,8 @@ def estimate(run: Run, ranks: int = 1) -> Memory:
     """Runs one step with fake tensors and counts what is allocated.
 
     A step of more than ``LARGE`` images is extrapolated from two smaller ones, for memory grows linearly and each image
-    takes its time. Operators are those that run on a CPU, attention and compiled kernels among them. Scratch memory within an operator
-    is not counted; ``torch.compile`` is not applied.
+    takes its time. Operators are those that run on a CPU, attention and compiled kernels among them. Scratch memory
+    within an operator is not counted; ``torch.compile`` is not applied.
 
     Args:
         run: what would be trained.

@@ -60,4 +60,4 @@ def run_beside(run: Run) -> str:
     name = max(found, key=lambda name: difflib.SequenceMatcher(None, run.out.name, name).ratio())
     more = f" ({len(found) - 1} more do)" if len(found) > 1 else ""
     there = run.out.with_name(name)
-    return f"; {there} holds a run of the same data and model at step {found[name]:,}{more}: out={there} goes on with it"
+    return f"; {there} holds a run of the same data and model at step {found[name]:,}{more}: out={there} resumes it"

@@ -18,8 +18,8 @@ from udit.training.batches import batches_of
 from udit.training.capacity import check_memory, memory_errors_as_run_errors
 from udit.training.files import RunFiles, disk_errors_as_run_errors
 from udit.training.learner import Learner
-from udit.training.records import Outcome, StepRecord, Timing
 from udit.training.opening import describe_training
+from udit.training.records import Outcome, StepRecord, Timing
 from udit.training.signals import StopFlag
 from udit.training.source import verified_source
 
