@@ -128,7 +128,7 @@ def test_exploded_run_says_so_keeps_the_sound_checkpoint_and_resumes_alike(
     [message] = [text for text in caplog.messages if "exploded" in text]
     assert message.startswith(TOLD)
     assert "at step 7, gradient norm " in message
-    assert "average (EMA) are spoiled since then, and the checkpoint of step 3, before it, is kept" in message
+    assert "average (EMA) are damaged since then, and the checkpoint of step 3, before it, is kept" in message
     assert outcome.warning == message
     assert sorted(CheckpointStore(tmp_path / "whole" / "checkpoints").steps()) == [3, 6, 9]
     lines = metrics(tmp_path / "whole")

@@ -38,6 +38,16 @@ class World:
         """Whether this is rank 0, which writes files and prints."""
         return self.rank == 0
 
+    @property
+    def where(self) -> str:
+        """Its device in words, e.g. "cpu with 2 threads on each of 4 ranks"."""
+        threads = torch.get_num_threads()
+        names = {"cpu": f"cpu with {threads} thread{'s' * (threads > 1)}"}
+        if self.device.type == "cuda":
+            names["cuda"] = torch.cuda.get_device_name(self.device)
+        ranks = f" on each of {self.size} ranks" if self.size > 1 else ""
+        return names.get(self.device.type, str(self.device)) + ranks
+
     def sum(self, values: Iterable[float]) -> list[float]:
         """Element-wise sum over ranks, in float64."""
         tensor = torch.tensor(list(values), dtype=torch.float64)

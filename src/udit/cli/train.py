@@ -58,20 +58,18 @@ def train(
         for line in _notes(run, found(run)):
             say(f"# {line}")
         return 0
-    from udit.progress import progress_shown
     from udit.training.source import verified_source
 
-    with progress_shown(progress):
-        source = verified_source(run)  # before torch: a broken image is reported sooner, and in less memory
+    source = verified_source(run, progress)  # before torch: a broken image is reported sooner, and in less memory
 
-        from udit.dist import keep_freed_memory
-        from udit.training.signals import StopFlag
-        from udit.training.trainer import Trainer
+    from udit.dist import keep_freed_memory
+    from udit.training.signals import StopFlag
+    from udit.training.trainer import Trainer
 
-        keep_freed_memory()
-        trainer = Trainer(run, source=source)
-        with StopFlag() as stop:
-            outcome = trainer.train(progress=progress, stop=stop)
+    keep_freed_memory()
+    trainer = Trainer(run, source=source)
+    with StopFlag() as stop:
+        outcome = trainer.train(progress=progress, stop=stop)
     trainer.world.close()
     if outcome.signal:
         if trainer.world.is_main:

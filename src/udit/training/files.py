@@ -139,7 +139,7 @@ class RunFiles:
         kept_too = f"the checkpoint of step {kept}, before it, is kept" if kept else "no checkpoint is from before it"
         clip = " or set training.clip_norm" if self.run.training.clip_norm is None else ""
         return (
-            f"{trouble.told()}; weights and their average (EMA) are spoiled since then, and {kept_too}; lower "
+            f"{trouble.told()}; weights and their average (EMA) are damaged since then, and {kept_too}; lower "
             f"training.lr{clip}, and start a new run with out=DIR"
         )
 

@@ -5,8 +5,6 @@ from __future__ import annotations
 import contextlib
 import difflib
 
-import torch
-
 from udit.checkpoint import CheckpointStore
 from udit.data.sources import Source
 from udit.run.config import Run
@@ -28,14 +26,9 @@ def describe_training(learner: Learner, source: Source, images: int) -> str:
     name = getattr(run.model, "family", type(run.model).__name__)
     data = f"latents of {run.latents}" if run.latents else str(getattr(run.data, "root", None) or run.data.kind)
     shape = "x".join(map(str, (run.model.in_channels, *run.model.size)))
-    where = torch.cuda.get_device_name(world.device) if world.device.type == "cuda" else str(world.device)
-    if world.device.type == "cpu":
-        threads = torch.get_num_threads()
-        where += f" with {threads} thread{'s' * (threads > 1)}"
-    ranks = f" on each of {world.size} ranks" if world.size > 1 else ""
     return (
         f"training {name}, {weights / 1e6:,.2f} million weights, on {images:,} of {len(source):,} images of {data} "
-        f"({shape}), {config.steps:,} steps of {config.batch_size:,} images, in {config.precision} on {where}{ranks}; "
+        f"({shape}), {config.steps:,} steps of {config.batch_size:,} images, in {config.precision} on {world.where}; "
         f"log: {run.out / 'metrics.jsonl'}"
     )
 
