@@ -18,6 +18,8 @@ from image_files import folder, noise
 from runs import environment
 from udit.data.config import HubData
 from udit.data.folder import ImageFolder
+from udit.errors import UserError
+from udit.hub import dataset_commit
 
 pytestmark = pytest.mark.timeout(400)  # each starts a process that imports `datasets`
 
@@ -169,3 +171,11 @@ def test_two_ways_of_keeping_test_images_are_refused() -> None:
         HubData(path="o/d", test_split="test", test_share=0.2)
     with pytest.raises(ValueError, match="leave verify out"):
         HubData(path="o/d", streaming=True, verify="headers")
+
+
+def test_commit_of_an_unreachable_hub_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    """That error is none of Python's: the client's HTTP library has its own."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:1")
+    with pytest.raises(UserError, match=r"^no data set: .*refused.*; check the name$"):
+        dataset_commit("owner/name", None, what="no data set", remedy="check the name")

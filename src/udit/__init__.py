@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from udit.assemble import System as System
     from udit.benchmarking.job import bench as bench
+    from udit.diagnosis.doctor import doctor as doctor
     from udit.diffusion.denoiser import Denoiser as Denoiser
     from udit.diffusion.guidance import Guided as Guided
     from udit.diffusion.sample import sample as sample
@@ -42,6 +43,7 @@ _HOME = {
     "Trainer": "udit.training.trainer",
     "bench": "udit.benchmarking.job",
     "build": "udit.models.build",
+    "doctor": "udit.diagnosis.doctor",
     "encode": "udit.training.encoding",
     "evaluate": "udit.scoring",
     "export": "udit.exporting.folder",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 from udit.errors import UserError
@@ -62,14 +63,58 @@ def dataset_commit(name: str, revision: str | None, *, what: str, remedy: str) -
         return str(HfApi().dataset_info(name, revision=revision).sha)
 
 
+@dataclass(frozen=True)
+class Answer:
+    """How the hub answers this machine."""
+
+    endpoint: str
+    """Its address."""
+    reached: bool
+    user: str | None
+    """Whose the token is; None without one, or with one that is refused."""
+    detail: str = ""
+    """Why it cannot be reached, or refuses the token."""
+
+
+def offline() -> bool:
+    """Whether ``HF_HUB_OFFLINE`` forbids downloads."""
+    from huggingface_hub.constants import is_offline_mode
+
+    return bool(is_offline_mode())
+
+
+def ask() -> Answer:
+    """Asks the hub once who we are, without a second try."""
+    from huggingface_hub import constants, get_session, get_token
+
+    token = get_token()
+    path = "/api/whoami-v2" if token else "/api/models?limit=1"
+    headers = {"authorization": f"Bearer {token}"} if token else {}
+    try:
+        answer = get_session().get(constants.ENDPOINT + path, headers=headers)
+    except _client_errors() as error:
+        return Answer(constants.ENDPOINT, reached=False, user=None, detail=_first_lines(str(error), 100))
+    if answer.status_code in (401, 403):
+        return Answer(constants.ENDPOINT, reached=True, user=None, detail=f"HTTP {answer.status_code}")
+    if answer.status_code != 200:
+        return Answer(constants.ENDPOINT, reached=False, user=None, detail=f"HTTP {answer.status_code}")
+    return Answer(constants.ENDPOINT, reached=True, user=answer.json()["name"] if token else None)
+
+
+def _client_errors() -> tuple[type[Exception], ...]:
+    """What the hub's client raises; that a hub cannot be reached is an error of its HTTP library and no OSError."""
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    (library,) = (base for base in HfHubHTTPError.__bases__ if base is not OSError)  # httpx's, or httpx2's
+    return (library, HFValidationError, LocalEntryNotFoundError, OSError)
+
+
 @contextmanager
 def _hub_errors_told(what: str, remedy: str) -> Iterator[None]:
     """Turns errors of the hub's client into a ``UserError`` of one line: ``what``, the client's words, ``remedy``."""
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-
     try:
         yield
-    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+    except _client_errors() as error:
         detail = _first_lines(str(error), 200)
         raise UserError(f"{what}: {detail}" + (f"; {remedy}" if remedy else "")) from None
 

@@ -13,6 +13,7 @@ from udit import __version__
 from udit.cli.bench import bench
 from udit.cli.convert import convert
 from udit.cli.data import data
+from udit.cli.doctor import doctor
 from udit.cli.ema import ema
 from udit.cli.encode import encode
 from udit.cli.evaluate import evaluate
@@ -48,6 +49,7 @@ app.command(data)
 app.command(models)
 app.command(parity)
 app.command(bench)
+app.command(doctor)
 
 
 def main(arguments: list[str] | None = None) -> NoReturn:
@@ -58,8 +60,9 @@ def main(arguments: list[str] | None = None) -> NoReturn:
     if not sys.stderr.isatty():
         os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
     logging.basicConfig(format="udit: %(message)s", level=logging.INFO, stream=sys.stderr)
-    for noisy in ("httpx", "huggingface_hub", "matplotlib", "PIL"):
+    for noisy in ("httpx", "httpx2", "huggingface_hub", "matplotlib", "PIL"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
+    logging.getLogger("huggingface_hub").propagate = False  # it prints its own warnings, of retries for one
     tokens = sys.argv[1:] if arguments is None else arguments
     try:
         code = app(tokens, exit_on_error=False, print_error=False)

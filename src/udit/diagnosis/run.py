@@ -1,0 +1,218 @@
+"""Checks of a run folder: what its log, checkpoints and scores say that nobody may have looked at."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from statistics import fmean, median
+from typing import Any
+
+from udit.checkpoint import CheckpointStore
+from udit.diagnosis.finding import Finding
+from udit.errors import UserError
+from udit.evaluation.report import Report
+from udit.run.config import Run
+from udit.store import read_run_config
+from udit.training.folder import NAMES
+
+TAIL = 4 << 20
+"""Bytes of ``metrics.jsonl`` that are read, from its end: some 25,000 steps."""
+RECENT = 200
+"""Steps that "now" means."""
+WAITING = 0.1
+"""Share of a step's time spent waiting for images above which reading them is the bottleneck."""
+DEAD = 10
+"""Steps in a row with a gradient of exactly 0 that are no coincidence."""
+RISE = 10.0
+"""How many times its lowest median the loss's median may be; noise and a changed learning rate stay far below."""
+EPOCHS = 1000
+"""Passes over the data after which a generator is likely to know it by heart; the digits' recipe makes 29."""
+FEW = 20
+"""Images of a class below which it can hardly be learnt."""
+
+
+def check_run(folder: Path) -> Iterator[Finding]:
+    """All findings on a run folder.
+
+    Raises:
+        UserError: it is none.
+    """
+    run = read_run_config(folder)
+    lines = read_tail(folder / "metrics.jsonl")
+    yield from progress(folder, run, lines)
+    yield from training(lines)
+    yield from data(folder, run)
+    yield from averages(run, lines)
+    yield from scores(folder, run.model.num_classes)
+
+
+def read_tail(path: Path) -> list[dict[str, Any]]:
+    """The newest lines of ``metrics.jsonl``; none if there is no file. A line that is no JSON is passed over."""
+    try:
+        with path.open("rb") as stream:
+            stream.seek(max(0, path.stat().st_size - TAIL))
+            text = stream.read().decode("utf-8", errors="replace")
+    except FileNotFoundError:
+        return []
+    lines = []
+    for line in text.splitlines():
+        try:
+            values = json.loads(line)
+        except ValueError:  # cut by the tail's beginning, or being written
+            continue
+        if isinstance(values, dict) and "step" in values:
+            lines.append(values)
+    return lines
+
+
+def progress(folder: Path, run: Run, lines: Sequence[dict[str, Any]]) -> Iterator[Finding]:
+    """How far it is, what is saved, and whether the next checkpoint fits on the disk."""
+    store = CheckpointStore(folder / "checkpoints")
+    newest = store.newest(aside=False)
+    saved = newest.step if newest else 0
+    logged = lines[-1]["step"] if lines else 0
+    total = run.training.steps
+    text = f"step {logged:,} of {total:,}, saved at step {saved:,}"
+    if logged > saved and not newest:
+        yield Finding("note", "progress", text, f"the first checkpoint is due at step {run.training.save_every:,}")
+    else:
+        yield Finding("ok", "progress", text)
+    damaged = sorted(path.name for path in (folder / "checkpoints").glob("*damaged*"))
+    if damaged:
+        yield Finding(
+            "wrong", "checkpoint", f"{', '.join(damaged)} did not verify and was set aside", "look at the disk"
+        )
+    if newest is not None and saved < total:
+        size = sum(path.stat().st_size for path in newest.path.iterdir())
+        free = shutil.disk_usage(folder).free
+        if free < size:
+            room = f"a checkpoint takes {size / 1e6:,.0f} MB and {free / 1e6:,.0f} MB are free"
+            yield Finding("wrong", "disk", room, f"make room on the disk of {folder}")
+
+
+def training(lines: Sequence[dict[str, Any]]) -> Iterator[Finding]:
+    """Loss, gradients, skipped steps, and time spent waiting for images."""
+    recent = lines[-RECENT:]
+    if not recent:
+        yield Finding("note", "log", "no step is logged yet")
+        return
+    waited = fmean(line.get("waited", 0.0) for line in recent)
+    if waited > WAITING:
+        yield Finding(
+            "slow",
+            "data",
+            f"{waited:.0%} of a step passes before its images are read",
+            "raise training.workers, or encode once: udit encode",
+        )
+    norms = [line["grad_norm"] for line in recent if "grad_norm" in line]
+    if len(norms) >= DEAD and not any(norms[-DEAD:]):
+        yield Finding(
+            "wrong",
+            "gradients",
+            f"exactly 0 for the last {DEAD} steps or more, since step {_since_zero(lines):,}",
+            "the network no longer learns: start again with a lower training.lr",
+        )
+    skipped = [line["step"] for line in lines if "skipped_samples" in line]
+    if skipped:
+        names = next(line["skipped_samples"] for line in reversed(lines) if "skipped_samples" in line)
+        yield Finding(
+            "note",
+            "steps",
+            f"{len(skipped)} skipped for a loss that was not finite, the last at step {skipped[-1]:,}",
+            f"look at {names[0]!r}, and at training.lr",
+        )
+    yield from _loss([line["loss"] for line in lines if "loss" in line])
+    yield from _validation([line for line in lines if "val_loss" in line])
+
+
+def _since_zero(lines: Sequence[dict[str, Any]]) -> int:
+    since = lines[-1]["step"]
+    for line in reversed(lines):
+        if line.get("grad_norm", 0):
+            break
+        since = line["step"]
+    return int(since)
+
+
+def _loss(losses: Sequence[float]) -> Iterator[Finding]:
+    size = max(10, len(losses) // 20)
+    medians = [median(losses[start : start + size]) for start in range(0, len(losses) - size + 1, size)]
+    if len(medians) > 1 and medians[-1] > RISE * min(medians):
+        yield Finding(
+            "wrong",
+            "loss",
+            f"it is {medians[-1] / min(medians):,.0f} times its lowest median",
+            "it has diverged: go back to an earlier checkpoint with init_from, and lower training.lr",
+        )
+
+
+def _validation(lines: Sequence[dict[str, Any]]) -> Iterator[Finding]:
+    values = [line["val_loss"] for line in lines]
+    if len(values) >= 4 and values[-1] > values[-2] > values[-3] > 1.02 * min(values):
+        best = min(lines, key=lambda line: line["val_loss"])
+        yield Finding(
+            "note",
+            "validation",
+            f"its loss rises, and was lowest at step {best['step']:,}",
+            "more images, dropout, or fewer steps: the network learns its images by heart",
+        )
+
+
+def data(folder: Path, run: Run) -> Iterator[Finding]:
+    """Whether the images are enough for the steps, and for the classes."""
+    try:
+        with (folder / NAMES).open("rb") as stream:
+            count = sum(1 for _ in stream)
+    except FileNotFoundError:
+        return
+    classes = run.model.num_classes
+    if classes and count < FEW * classes:
+        text = f"{count:,} for {classes:,} classes, {count / classes:.0f} each"
+        yield Finding("note", "images", text, "add some, or start from a trained model: init_from")
+    epochs = run.training.steps * run.training.batch_size / max(1, count)
+    if epochs > EPOCHS:
+        text = f"{count:,}, each read {epochs:,.0f} times by the end"
+        yield Finding("note", "images", text, "add some, or fewer steps; `udit eval` measures what is memorised")
+
+
+def averages(run: Run, lines: Sequence[dict[str, Any]]) -> Iterator[Finding]:
+    """Whether the average that samples are drawn with spans a sensible part of the training."""
+    steps = lines[-1]["step"] if lines else 0
+    span = 1 / (1 - run.training.ema_decay)
+    if steps and span > steps:
+        yield Finding(
+            "note",
+            "EMA",
+            f"training.ema_decay spans {span:,.0f} steps and {steps:,} are done: until then the average "
+            f"spans a ninth of them",
+            "a short training wants a smaller one, e.g. 0.999, or several: training.posthoc_ema",
+        )
+
+
+def scores(folder: Path, classes: int) -> Iterator[Finding]:
+    """What the newest evaluation says: images learnt by heart, and classes that are not followed."""
+    path = folder / "evaluation" / "metrics.json"
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+        report = Report.read(path, values["protocol"])
+    except (OSError, ValueError, KeyError, TypeError, UserError):
+        report = None
+    if report is None:
+        if not path.is_file():
+            yield Finding("note", "scores", "none yet", f"udit eval {folder}")
+        return
+    error = 1.96 * (report.memorised * (1 - report.memorised) / report.num_samples) ** 0.5
+    if report.memorised - error > 2 * report.memorised_real:
+        yield Finding(
+            "wrong",
+            "scores",
+            f"{report.memorised:.1%} of {report.num_samples:,} samples are close to a training image, "
+            f"and {report.memorised_real:.1%} of real test images",
+            "it repeats its images: train it less, or on more",
+        )
+    if report.agreement_interval[0] <= 1 / classes:
+        text = f"class agreement {report.agreement:.1%} is that of chance (1 of {classes})"
+        yield Finding("note", "scores", text, "train longer, or raise sampling.guidance")
+    yield Finding("ok", "scores", f"Fréchet distance {report.distance:.3f}, class agreement {report.agreement:.1%}")
