@@ -49,8 +49,8 @@ def test_slip_in_the_folder_is_told_with_the_run_that_was_meant(
     told = [text for text in caplog.messages if not text.startswith("training ")]
     assert told == [
         f"new run in {tmp_path / 'pets'}",
-        f"new run in {tmp_path / 'pest'}; {tmp_path / 'pets'} holds a run of the same data and model at step 2: "
-        f"out={tmp_path / 'pets'} resumes it",
+        f"new run in {tmp_path / 'pest'}; {tmp_path / 'pets'} holds a run of the same data and model at step 2; if "
+        f"that was meant, out={tmp_path / 'pets'}",
         "resuming from step 2",
     ]
 
@@ -64,9 +64,7 @@ def test_nearest_name_is_told_and_others_are_counted(data: list[str], tmp_path: 
     (tmp_path / "damaged").mkdir()
     (tmp_path / "damaged" / "run.yaml").write_bytes(b"\xff: [")
     told = run_beside(small_run(tmp_path / "cats-22", *data))
-    assert told.startswith(
-        f"; {tmp_path / 'cats-2'} holds a run of the same data and model at step 1 (2 more do): out="
-    )
+    assert told.startswith(f"; {tmp_path / 'cats-2'} holds a run of the same data and model at step 1 (2 more do); if")
     for change in ("model.width=16", "data.test_share=0.3"):
         assert run_beside(small_run(tmp_path / "cats-22", *data, change)) == ""
     assert run_beside(small_run(tmp_path / "deep" / "er" / "cats", *data)) == ""

@@ -24,7 +24,12 @@ def describe_training(learner: Learner, source: Source, images: int) -> str:
     config = run.training
     weights = sum(p.numel() for p in learner.model.parameters())
     name = getattr(run.model, "family", type(run.model).__name__)
-    data = f"latents of {run.latents}" if run.latents else str(getattr(run.data, "root", None) or run.data.kind)
+    plain = run.data.model_dump(mode="json")
+    data = (
+        f"latents of {run.latents}"
+        if run.latents
+        else next(str(v) for v in map(plain.get, ("root", "path", "kind")) if v)
+    )
     shape = "x".join(map(str, (run.model.in_channels, *run.model.size)))
     return (
         f"training {name}, {weights / 1e6:,.2f} million weights, on {images:,} of {len(source):,} images of {data} "
@@ -52,5 +57,5 @@ def run_beside(run: Run) -> str:
         return ""
     name = max(found, key=lambda name: difflib.SequenceMatcher(None, run.out.name, name).ratio())
     more = f" ({len(found) - 1} more do)" if len(found) > 1 else ""
-    there = run.out.with_name(name)
-    return f"; {there} holds a run of the same data and model at step {found[name]:,}{more}: out={there} resumes it"
+    there, step = run.out.with_name(name), found[name]
+    return f"; {there} holds a run of the same data and model at step {step:,}{more}; if that was meant, out={there}"
