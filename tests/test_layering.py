@@ -458,6 +458,7 @@ OF_KERNELS = {"usable", "available", "loaded", "is_available"}
 MAY_ASK = {
     "udit.dist": "chooses a process's device, and how its group speaks",
     "udit.training.learner": "options of AdamW, of DDP and of cuDNN by device, none of a forward",
+    "udit.training.capacity": "a GPU has its own memory, and running out of a machine's harms other programs",
     "udit.tuning.search": "the processor's time is a fair clock on one thread of a CPU only",
     "udit.models.build": "weights on meta stay without contents",
     "udit.diagnosis.machine": "tells which devices and kernels a machine has, and whether they work",

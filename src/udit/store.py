@@ -16,7 +16,7 @@ from udit.assemble import System
 from udit.checkpoint import CheckpointStore, write_tensors
 from udit.data.codec_config import VAECodec
 from udit.data.vae import VAE_CONFIG, VAE_FILES
-from udit.errors import RunError, UserError, require_type
+from udit.errors import RunError, UserError, by_product, require_type
 from udit.files import whole_folder
 from udit.models.build import rebuild
 from udit.run.config import Run
@@ -51,7 +51,8 @@ def save(system: System, path: str | Path, *, raw: nn.Module | None = None) -> P
             (temporary / "config.json").write_text(
                 json.dumps(system.config.model_dump(mode="json"), indent=2) + "\n", encoding="utf-8"
             )
-            (temporary / "README.md").write_text(model_card(system.config), encoding="utf-8")
+            with by_product(f"the model card of {folder}"):
+                (temporary / "README.md").write_text(model_card(system.config), encoding="utf-8")
     except (OSError, SafetensorError) as error:
         raise RunError(f"cannot write model folder {folder}: {error}") from None
     return folder
