@@ -47,14 +47,14 @@ digits: install  ## Trains and scores every family on the digits; skips those in
 	$(BIN)/python benchmarks/digits.py
 
 # One thread per process: two processes fill two cores, and a fixed thread count keeps the last bits of sums fixed.
+# A file's tests stay in one process, so that what they share is made once.
 test: install  ## Runs the fast tests on two processes
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
 # torch, oneDNN, MKL and our kernels are told to do with less than this processor has.
 test-isa: install  ## Runs the numerical tests under every instruction set of this processor, two processes each
 	$(BIN)/python tests/isa.py
 
-# A file's tests stay in one process: they share runs, traces and models that take long to make.
 test-slow: install-export  ## Runs the slow tests on two processes: kills, disk faults, full sizes (some need strace)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slow -n 2 --dist loadfile --timeout 900
 

@@ -35,7 +35,7 @@ from udit.diffusion.denoiser import Backbone, Denoiser
 from udit.diffusion.guidance import Guided
 from udit.diffusion.sample import SeededNoise, sample
 from udit.models.published import export_published
-from udit.store import fingerprint, read_run_config
+from udit.store import read_run_config
 from udit.tuning.quality import LOSSES, Scored, fastest
 from udit.tuning.search import STEPS, Scorer, candidates
 
@@ -122,8 +122,9 @@ class Rows:
 
     def __init__(self, section: str, scale: Scorer, run: Path) -> None:
         self.section, self.scale = section, scale
-        about = {"weights": fingerprint(scale.system.backbone), "protocol": scale.protocol()}
-        if read().get(section, {}).get("about", about) != about:
+        about = {"weights": scale.system.fingerprint, "protocol": scale.protocol()}
+        there = read().get(section, {}).get("about", about)
+        if not scale.system.has_weights(there["weights"]) or there["protocol"] != about["protocol"]:
             raise SystemExit(f"{RECORD} holds {section} of other weights or another protocol; remove it to start over")
         facts = {
             "model": scale.system.config.model.family,
@@ -231,7 +232,7 @@ def clock(section: str, run: Path, batch: int) -> None:
     Those of the ancestral sampler are 250 times a guided step of the literal network, the mean of two.
     """
     record, system = read()[section], udit.load(run).fused()
-    if record["about"]["weights"] != fingerprint(system.backbone):
+    if not system.has_weights(record["about"]["weights"]):
         raise SystemExit(f"{RECORD} holds {section} of other weights than those of {run}")
     about = {"batch": batch, "machine": machine(), "baseline": ""}
     model = system.config.model

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import gzip
 import json
 from collections.abc import Callable
@@ -67,6 +68,17 @@ def snapshot(model: nn.Module) -> dict[str, Tensor]:
 def same_bits(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
     """Whether two states hold the same names and the same bits."""
     return a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a)
+
+
+def pytest_collection() -> None:
+    """Collecting allocates much and frees nothing, so that the garbage collector would search in vain."""
+    gc.disable()
+
+
+def pytest_collection_finish() -> None:
+    """It runs again, and passes over the million objects of modules and tests that are there by now."""
+    gc.freeze()
+    gc.enable()
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -7,7 +7,11 @@ import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from threading import Thread
+
+import pytest
+from huggingface_hub import constants
 
 COMMIT = "a" * 40
 MISSING = b'{"error": "not found"}'
@@ -43,6 +47,15 @@ def serving(files: dict[str, bytes]) -> Iterator[Hub]:
             yield hub
         finally:
             hub.shutdown()
+
+
+def use(hub: Hub, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lets this process take the stand-in for the hub: the variables are read when the package is imported."""
+    monkeypatch.setattr(constants, "ENDPOINT", hub.endpoint)
+    url = hub.endpoint + "/{repo_id}/resolve/{revision}/{filename}"
+    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", url)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(cache))
+    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
 
 
 class _Answers(BaseHTTPRequestHandler):

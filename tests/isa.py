@@ -38,10 +38,10 @@ SETTINGS = {
 }
 NUMERICAL = """
     ablation adm attention build cache calibrate codec compatibility conditions context contract convert convolution
-    depthwise dic dico dimsum dit dropout edm fidelity frechet grid_attention guidance hdit judge latents lightningdit
-    linear losses metrics modulated_norm neighborhood objective operators parity parity_format posthoc process
-    processor published recompute rotary sample scan schedule skipdit solvers start store trainer transport udit uvit
-    vae
+    depthwise derivatives dic dico dimsum dit dropout edm fidelity frechet grid_attention guidance hdit judge latents
+    lightningdit linear losses metrics modulated_norm neighborhood objective operators parity parity_format posthoc
+    process processor published recompute rotary sample scan schedule skipdit solvers start store trainer transport
+    udit uvit vae
 """.split()  # noqa: SIM905 - forty lines otherwise
 """``tests/test_NAME.py`` that compare computed numbers; the others look at files, words, memory and time."""
 
@@ -67,7 +67,9 @@ def run(setting: Setting) -> int:
     """Exit status of the numerical tests under a setting."""
     environment = os.environ | {"OMP_NUM_THREADS": "1"} | dict(zip(TOLD, setting.words, strict=True))
     files = [str(ROOT / "tests" / f"test_{name}.py") for name in NUMERICAL]
-    return subprocess.run([sys.executable, "-m", "pytest", "-n", "2", *files], cwd=ROOT, env=environment).returncode
+    return subprocess.run(
+        [sys.executable, "-m", "pytest", "-n", "2", "--dist", "loadfile", *files], cwd=ROOT, env=environment
+    ).returncode
 
 
 def main(names: list[str]) -> int:

@@ -91,6 +91,19 @@ def test_meta_device_allocates_nothing() -> None:
     assert all(parameter.is_meta for parameter in udit.build("U-DiT-L", device="meta").parameters())
 
 
+def test_building_goes_where_torch_is_told_to_unless_a_device_is_named() -> None:
+    expected = snapshot(udit.build("U-DiT-S", **TINY))
+    with torch.device("meta"):
+        empty = udit.build("U-DiT-S", **TINY)
+        assert same_bits(snapshot(udit.build("U-DiT-S", **TINY, device="cpu")), expected)
+        with torch.device("cpu"):
+            assert same_bits(snapshot(udit.build("U-DiT-S", **TINY)), expected)
+    assert all(parameter.is_meta for parameter in empty.parameters())
+    assert all(parameter.is_meta for parameter in udit.fuse(empty).parameters())
+    empty.to_empty(device="cpu").load_state_dict(expected)
+    assert same_bits(snapshot(empty), expected)
+
+
 def test_float64_default_dtype_does_not_leak_into_weights() -> None:
     expected = snapshot(udit.build("U-DiT-S", **TINY))
     torch.set_default_dtype(torch.float64)

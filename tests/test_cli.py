@@ -143,19 +143,17 @@ def test_help_and_lists_answer_without_torch() -> None:
 
 
 def seconds(*words: str) -> float:
-    """The least processor time of five runs, close to that on an idle machine."""
-    times = []
-    for _ in range(5):
-        before = resource.getrusage(resource.RUSAGE_CHILDREN)
-        subprocess.run([sys.executable, *words], env=environment(), capture_output=True, check=False)
-        after = resource.getrusage(resource.RUSAGE_CHILDREN)
-        times.append(after.ru_utime - before.ru_utime + after.ru_stime - before.ru_stime)
-    return min(times)
+    """Processor time of a run."""
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    subprocess.run([sys.executable, *words], env=environment(), capture_output=True, check=False)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return after.ru_utime - before.ru_utime + after.ru_stime - before.ru_stime
 
 
 @pytest.mark.parametrize("words", [["--help"], ["train", "--help"], ["train", "digits", "training.lr=-1"]])
 def test_help_and_errors_answer_in_under_eight_tenths_of_a_second(words: list[str]) -> None:
-    assert seconds("-m", "udit", *words) < 0.8
+    """The least of five runs is close to that on an idle machine; the first that is below suffices."""
+    assert any(seconds("-m", "udit", *words) < 0.8 for _ in range(5))
 
 
 IMPORT = """
@@ -167,11 +165,13 @@ taken = time.process_time() - before
 assert "diffusers" not in sys.modules
 udit.build, udit.load, udit.Trainer, udit.sample
 assert "diffusers" not in sys.modules
+import udit.models.udit.network
+assert "torch._dynamo" not in sys.modules  # takes seconds to import, and only compiled graphs need it
 sys.stdout.write(str(taken))
 """
 
 
-def test_importing_udit_costs_little_and_leaves_diffusers_out() -> None:
+def test_importing_udit_costs_little_and_leaves_diffusers_and_the_compiler_of_graphs_out() -> None:
     words = [sys.executable, "-c", IMPORT]
     assert float(subprocess.run(words, env=environment(), capture_output=True, text=True, check=True).stdout) <= 0.3
 
@@ -270,7 +270,7 @@ def test_unexpected_disk_error_is_one_line(error_of: ErrorOf, monkeypatch: pytes
 def test_closed_pipe_is_no_error(tmp_path: Path) -> None:
     reading, writing = os.pipe()
     os.close(reading)
-    words = [sys.executable, "-m", "udit", "train", "digits", "--dry-run"]
+    words = [sys.executable, "-m", "udit", "train", "--list"]
     with os.fdopen(writing, "w") as stream:
         ended = subprocess.run(words, stdout=stream, stderr=subprocess.PIPE, env=environment(), text=True, check=False)
     assert (ended.returncode, ended.stderr) == (141, "")

@@ -16,6 +16,7 @@ import udit
 from conftest import TINY, ErrorOf, perturb, succeeds
 from runs import environment, finish, free_port
 from udit.assemble import System
+from udit.cli import main
 from udit.cli.sample import parse_seeds
 from udit.diffusion.config import FlowConfig, SamplingConfig
 from udit.images import grid, read_pixels
@@ -53,7 +54,9 @@ def command(model: str, out: Path, *more: str) -> list[str]:
 
 
 def draw(model: str, out: Path, *more: str) -> None:
-    subprocess.run(command(model, out, *more), env=environment(), check=True, capture_output=True)
+    with pytest.raises(SystemExit) as ended:
+        main(command(model, out, *more)[3:])
+    assert ended.value.code == 0
 
 
 def pixels(out: Path) -> np.ndarray:

@@ -66,6 +66,19 @@ def test_every_family_has_a_tiny_row() -> None:
         assert config().family == name
 
 
+@torch.no_grad()
+@pytest.mark.parametrize("name", TINY)
+def test_a_network_on_the_meta_device_takes_all_it_needs_by_assignment(name: str) -> None:
+    """Parameters and buffers are in the state; tables are computed when they are used."""
+    model = perturb(udit.build(name)).eval()
+    with torch.device("meta"):
+        empty = udit.build(name).eval()
+    assert all(x.is_meta for x in [*empty.parameters(), *empty.buffers()])
+    empty.load_state_dict(model.state_dict(), assign=True)
+    given = inputs(model.config)
+    assert torch.equal(empty(*given), model(*given))
+
+
 @pytest.mark.parametrize("name", TINY)
 def test_training_lowers_the_loss_through_every_parameter(name: str) -> None:
     model = udit.build(name)
@@ -278,6 +291,17 @@ SLOW += ("DiMSUM-B/2", "DiMSUM-L/2", "DiMSUM-L/2-celeba", "DiMSUM-XL/2")  # test
 SLOW += ("DiT-L/2", "SiT-B/2", "DiC-B", "ADM-128", "HDiT-oxford-flowers", "U-ViT-L/2")
 SLOW += ("DiCo-B", "DiCo-L", "DiCo-XL", "DiCo-H")
 SLOW += ("U-DiT-L", "U-DiT-L-vanilla", "U-DiT-B-vanilla", "U-ViT-L/4", "U-ViT-L/4-512", "U-ViT-H/4-512", "DiT-B/8")
+SLOW += (
+    "U-DiT-B",
+    "DiT-XL/2",
+    "DiT-B/2",
+    "DiT-B/4",
+    "U-ViT-M/4",
+    "U-ViT-H/2",
+    "DiC-XL",
+    "ADM-256-uncond",
+    "U-ViT-S/2-text-deep",
+)
 """Rows like another one that runs faster."""
 
 

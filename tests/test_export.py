@@ -19,7 +19,8 @@ from torch import nn
 
 import udit
 from conftest import TINY, ErrorOf, perturb, succeeds
-from udit.assemble import System
+from udit import assemble
+from udit.assemble import System, fingerprint
 from udit.cli.export import parse_size
 from udit.diffusion.config import FlowConfig, SamplingConfig
 from udit.errors import UserError
@@ -27,6 +28,7 @@ from udit.exporting import folder, program
 from udit.exporting.engines import Graph, Session
 from udit.exporting.manifest import ENGINES, EXPORTED, Check, Manifest, read_manifest
 from udit.files import seal
+from udit.images import read_settings
 from udit.models.build import fuse
 from udit.models.catalog import CATALOG
 from udit.run.system import SystemConfig
@@ -272,6 +274,33 @@ def test_a_graph_of_other_weights_is_not_drawn_with(
     exported.rename(tmp_path / "model" / "onnx")
     words = error_of("sample", str(tmp_path / "model"), "--engine", "onnxruntime")
     assert "was made of other weights" in words
+
+
+def test_another_processor_knows_the_weights_of_a_graph(
+    exported: Path, system: System, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Folding rounds there in another way; what a graph, a setting or an image is of does not follow that."""
+    assert read_manifest(exported).weights == system.fingerprint != fingerprint(system.fused().backbone)
+    graph = folder.load(exported)
+    assert graph.has_weights(system.fingerprint)
+    assert not graph.has_weights("of other weights")
+    udit.save(system, tmp_path / "model")
+    exported.rename(tmp_path / "model" / "onnx")
+    sample = ("sample", str(tmp_path / "model"), "--n=1", "--no-progress")
+
+    def rounds_otherwise(model: nn.Module) -> nn.Module:
+        fused = fuse(model)
+        with torch.no_grad():
+            for parameter in fused.parameters():
+                parameter.copy_(parameter.nextafter(torch.tensor(torch.inf)))
+        return fused
+
+    monkeypatch.setattr(assemble, "fuse", rounds_otherwise)
+    succeeds(capsys, *sample, "--engine=onnxruntime", f"--out={tmp_path / 'graph'}")
+    succeeds(capsys, *sample, f"--out={tmp_path / 'torch'}")
+    for out in ("graph", "torch"):
+        settings = read_settings(tmp_path / out / "000000.png")
+        assert settings is not None and settings["model"] == system.fingerprint
 
 
 # -- the engines -------------------------------------------------------------------------------------------------------

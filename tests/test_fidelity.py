@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from udit.convert import read_published
+from udit.convert.states import read_published
 from udit.errors import UserError
 from udit.evaluation import metrics
 from udit.evaluation.fidelity import Features, Fidelity, inception_score, kernel_distance
@@ -46,7 +46,7 @@ def weights_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def inception(weights_file: Path) -> Fidelity:
-    return Fidelity("inception", read_published(weights_file))
+    return Fidelity("inception", read_published(weights_file).taken.tensors)
 
 
 @pytest.fixture(scope="module")
@@ -154,7 +154,7 @@ def test_weight_file_runs_no_code(tmp_path: Path) -> None:
             return (Path.touch, (tmp_path / "sprung",))
 
     torch.save({"w": Trap()}, tmp_path / "weights.pt")
-    with pytest.raises(UserError, match="holds more than tensors"):
+    with pytest.raises(UserError, match="beside tensors and is not opened"):
         read_published(tmp_path / "weights.pt")
     assert not (tmp_path / "sprung").exists()
 

@@ -179,6 +179,8 @@ def test_keys_that_may_change_may_and_no_other(tmp_path: Path, one_line: OneLine
         "training.workers=1",
         "training.device=cpu",
         "training.timeout=8",
+        "training.accumulation=3",
+        "training.checkpoint_activations=true",
         "sampling.steps=2",
         "evaluation.batch_size=3",
         "name=other",

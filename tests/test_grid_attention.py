@@ -22,9 +22,11 @@ SHAPES = [
     ((2, 4, 4), 1, 12, 1),
     ((1, 16, 16), 4, 24, 2),
     ((1, 2, 2), 2, 8, 2),  # one token per sub-grid
-    ((1, 36, 36), 1, 8, 1),  # more tokens than a piece of the matrix has
-    ((1, 17, 19), 2, 20, 1),  # and no whole number of pieces, tiles or vectors
+    ((1, 17, 19), 2, 20, 1),  # no whole number of tiles or vectors
 ]
+LARGE = (1, 36, 36), 1, 8, 1  # more tokens than a piece of the matrix has
+VARIANTS = [(*shape, rope, cosine) for shape in SHAPES for rope in (True, False) for cosine in (True, False)]
+VARIANTS += [(*LARGE, False, True), (*LARGE, True, False)]  # rotation and scale are applied before there are pieces
 
 
 def by_formula(qkv: Tensor, scale: Tensor | None, table: Tensor | None, heads: int, factor: int) -> Tensor:
@@ -64,9 +66,7 @@ def check(qkv: Tensor, scale: Tensor | None, table: Tensor | None, heads: int, f
     assert_near_float64(given(OPERATOR), given(by_formula), inputs, weights, longest)
 
 
-@pytest.mark.parametrize("cosine", [True, False])
-@pytest.mark.parametrize("rope", [True, False])
-@pytest.mark.parametrize(("shape", "heads", "channels", "factor"), SHAPES)
+@pytest.mark.parametrize(("shape", "heads", "channels", "factor", "rope", "cosine"), VARIANTS)
 def test_values_and_gradients_are_those_of_torch(
     shape: tuple[int, int, int], heads: int, channels: int, factor: int, rope: bool, cosine: bool
 ) -> None:

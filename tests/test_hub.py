@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import io
 import json
-import subprocess
-import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,41 +12,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from hub_stand_in import Hub, serving
+from hub_stand_in import Hub, serving, use
 from image_files import folder, noise
-from runs import environment
-from udit.data.config import HubData
-from udit.data.folder import ImageFolder
-from udit.errors import UserError
-from udit.hub import dataset_commit
-
-pytestmark = pytest.mark.timeout(400)  # each starts a process that imports `datasets`
-
-CALL = """
-import json, sys
-import numpy as np
-from udit.cli import main
 from udit.data.config import HubData
 from udit.data.describe import describe
+from udit.data.folder import ImageFolder
 from udit.data.sources import parts_of
 from udit.errors import UserError
-told = []
-for values in json.loads(sys.argv[1]):
-    try:
-        data = HubData(**values)
-        info, source = describe(data), data.build()
-        source.verify()
-        parts = parts_of(source, data)
-        told.append({
-            "classes": info.id2label, "size": [info.channels, info.height, info.width],
-            "labels": source.labels.tolist(), "names": list(source.names), "fingerprint": source.fingerprint,
-            "pixels": np.stack([source.image(i) for i in range(len(source))]).tolist(),
-            "test": parts.test.tolist(),
-        })
-    except UserError as error:
-        told.append(str(error))
-sys.stdout.write(json.dumps(told))
-"""
+from udit.hub import dataset_commit
 
 
 def png(seed: int) -> bytes:
@@ -80,19 +52,42 @@ FILES = {
 }
 
 
-def call(home: Path, hub: Hub, *configs: dict[str, Any]) -> list[Any]:
-    """What each config gives, in one fresh process whose hub is the stand-in."""
-    words = [sys.executable, "-c", CALL, json.dumps(configs)]
-    ours = environment(
-        HF_ENDPOINT=hub.endpoint,
-        HF_HOME=str(home / "hf"),
-        XDG_CACHE_HOME=str(home / "cache"),
-        HF_DATASETS_DISABLE_PROGRESS_BARS="1",
-        DATASETS_VERBOSITY="critical",
-    )
-    ended = subprocess.run(words, env=ours, capture_output=True, text=True, check=False)
-    assert ended.returncode == 0, ended.stderr
-    return json.loads(ended.stdout)
+Call = Callable[..., list[Any]]
+
+
+@pytest.fixture
+def call(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Call:
+    """What each config gives, where the hub is the stand-in."""
+    import datasets
+
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "hf" / "datasets")
+    monkeypatch.setattr(datasets.config, "HF_MODULES_CACHE", str(tmp_path / "hf" / "modules"))
+
+    def run(hub: Hub, *configs: dict[str, Any]) -> list[Any]:
+        use(hub, tmp_path / "hf" / "hub", monkeypatch)
+        monkeypatch.setattr(datasets.config, "HF_ENDPOINT", hub.endpoint)
+        return [one(HubData(**values)) for values in configs]
+
+    return run
+
+
+def one(data: HubData) -> Any:
+    try:
+        info, source = describe(data), data.build()
+        source.verify()
+        parts = parts_of(source, data)
+        return {
+            "classes": list(info.id2label),
+            "size": [info.channels, info.height, info.width],
+            "labels": source.labels.tolist(),
+            "names": list(source.names),
+            "fingerprint": source.fingerprint,
+            "pixels": np.stack([source.image(i) for i in range(len(source))]).tolist(),
+            "test": parts.test.tolist(),
+        }
+    except UserError as error:
+        return str(error)
 
 
 def squares(images: list[bytes]) -> np.ndarray:
@@ -104,10 +99,10 @@ def without(values: dict[str, Any], key: str) -> dict[str, Any]:
     return {name: value for name, value in values.items() if name != key}
 
 
-def test_hub_data_set_is_read_whole_or_streamed_to_the_same_images(tmp_path: Path) -> None:
+def test_hub_data_set_is_read_whole_or_streamed_to_the_same_images(tmp_path: Path, call: Call) -> None:
     plain = {"path": "o/d", "size": 10, "test_split": "test"}
     with serving(FILES) as hub:
-        whole, streamed, again = call(tmp_path, hub, plain, plain | {"streaming": True}, plain | {"streaming": True})
+        whole, streamed, again = call(hub, plain, plain | {"streaming": True}, plain | {"streaming": True})
     assert whole["classes"] == ["cat", "dog"]
     assert whole["size"] == [3, 10, 10]
     assert whole["labels"] == [0, 1] * 4 + [0, 1, 0]
@@ -120,7 +115,7 @@ def test_hub_data_set_is_read_whole_or_streamed_to_the_same_images(tmp_path: Pat
     assert (place / "pixels").stat().st_size == 11 * 3 * 10 * 10  # all that is kept of the files
 
 
-def test_what_cannot_be_loaded_is_one_line_each(tmp_path: Path) -> None:
+def test_what_cannot_be_loaded_is_one_line_each(tmp_path: Path, call: Call) -> None:
     torn = [*TRAIN[:2], TRAIN[2][:150], *TRAIN[3:]]
     files = {"data/train-00000-of-00001.parquet": parquet(torn, [0, 1] * 4)}
     for name, content in {
@@ -147,7 +142,7 @@ def test_what_cannot_be_loaded_is_one_line_each(tmp_path: Path) -> None:
         "cannot be streamed": here["numbers"] | {"classes": ["a", "b"], "streaming": True},
     }
     with serving(files) as hub:
-        told = call(tmp_path, hub, *cases.values())
+        told = call(hub, *cases.values())
     for wanted, line in zip(cases, told, strict=True):
         assert isinstance(line, str), wanted
         assert wanted in line
@@ -155,10 +150,10 @@ def test_what_cannot_be_loaded_is_one_line_each(tmp_path: Path) -> None:
     assert not [entry for entry in (tmp_path / "cache" / "udit" / "pictures").iterdir() if entry.is_dir()]
 
 
-def test_folder_of_images_through_datasets_is_the_folder_itself(tmp_path: Path) -> None:
+def test_folder_of_images_through_datasets_is_the_folder_itself(tmp_path: Path, call: Call) -> None:
     root = folder(tmp_path / "pets", cat=3, dog=2)
     with serving({}) as hub:
-        (found,) = call(tmp_path, hub, {"path": str(root), "size": 8})
+        (found,) = call(hub, {"path": str(root), "size": 8})
     own = ImageFolder(root, 8, 3)
     assert found["classes"] == ["cat", "dog"]
     assert found["labels"] == own.labels.tolist()

@@ -28,7 +28,6 @@ from udit.evaluation.sets import reference_of
 from udit.generation import Context
 from udit.images import grid, read_pixels, read_settings
 from udit.run.system import SystemConfig
-from udit.store import fingerprint
 
 OneLine = Callable[[BaseException], str]
 README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
@@ -78,7 +77,7 @@ def test_files_hold_what_is_iterated_over(system: System, tmp_path: Path) -> Non
     assert settings is not None
     assert (settings["seed"], settings["label"], settings["class"]) == (6, 1, "bee")
     assert settings["sampling"] == images.sampling.model_dump(mode="json")
-    assert settings["model"] == fingerprint(system.fused().backbone)
+    assert settings["model"] == system.fingerprint == system.fused().fingerprint
     assert images.save_npz(tmp_path / "npz" / "samples.npz") == (7, 8, 8, 1)
     with np.load(tmp_path / "npz" / "samples.npz") as file:
         assert np.array_equal(file["arr_0"].transpose(0, 3, 1, 2), pixels.numpy())

@@ -14,12 +14,13 @@ from conftest import needs_compiler
 from udit import ops
 from udit.ops import build
 
-SOURCE = Path(ops.__file__).parent / "depthwise_convolution" / "cpu.cpp"
+SOURCE = Path(ops.__file__).parent / "gating" / "cpu.cpp"
+"""The kernel that compiles fastest."""
 
 
 def library() -> build.Library:
     """A library that has not been used yet."""
-    return build.Library("depthwise", SOURCE)
+    return build.Library("gated_sum", SOURCE)
 
 
 def test_a_compiler_that_is_there_yields_a_kernel() -> None:
@@ -37,7 +38,7 @@ def test_a_missing_compiler_is_logged_once_and_torch_runs(
         assert not asked.available()
         assert not asked.loaded()
     assert [record.message for record in caplog.records] == [
-        "no C++ compiler: depthwise runs on torch's own, slower operator"
+        "no C++ compiler: gated_sum runs on torch's own, slower operator"
     ]
 
 
@@ -62,7 +63,7 @@ def test_a_cache_that_cannot_be_written_is_done_without(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     compiler = build.find_compiler()
     assert compiler is not None
-    assert build.load("depthwise", SOURCE, compiler, tmp_path / "file" / "kernels").depthwise_f32
+    assert build.load("gated_sum", SOURCE, compiler, tmp_path / "file" / "kernels").gate_f32
 
 
 @pytest.mark.slow
@@ -70,7 +71,7 @@ def test_a_cache_that_cannot_be_written_is_done_without(tmp_path: Path) -> None:
 def test_processes_that_build_at_once_leave_one_kernel(tmp_path: Path) -> None:
     code = "from pathlib import Path; import sys; from udit.ops import build\n"
     code += "source, folder = map(Path, sys.argv[1:])\n"
-    code += "assert build.load('depthwise', source, build.find_compiler(), folder).depthwise_f32"
+    code += "assert build.load('gated_sum', source, build.find_compiler(), folder).gate_f32"
     with concurrent.futures.ThreadPoolExecutor() as pool:
         command = [sys.executable, "-c", code, str(SOURCE), str(tmp_path)]
         for done in pool.map(lambda _: subprocess.run(command, env=os.environ, check=False), range(2)):
@@ -82,7 +83,7 @@ def test_processes_that_build_at_once_leave_one_kernel(tmp_path: Path) -> None:
 def test_a_truncated_kernel_is_built_again(tmp_path: Path) -> None:
     compiler = build.find_compiler()
     assert compiler is not None
-    path = tmp_path / f"depthwise-{build.key(SOURCE, compiler)}.so"
+    path = tmp_path / f"gated_sum-{build.key(SOURCE, compiler)}.so"
     path.write_bytes(b"\x7fELF torn")
-    assert build.load("depthwise", SOURCE, compiler, tmp_path).depthwise_f32
+    assert build.load("gated_sum", SOURCE, compiler, tmp_path).gate_f32
     assert path.stat().st_size > 10_000

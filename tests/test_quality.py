@@ -16,7 +16,7 @@ from udit.diffusion.config import DDPMConfig, EDMConfig, FlowConfig, SamplingCon
 from udit.diffusion.sample import make_sampler
 from udit.images import read_settings
 from udit.run.system import SystemConfig
-from udit.store import fingerprint, read_run_config
+from udit.store import read_run_config
 from udit.tuning import search
 from udit.tuning.quality import FILE, Quality, Scored, default, fastest
 
@@ -95,7 +95,7 @@ def test_tuned_model_is_drawn_from_as_it_was_tuned(
     model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
 ) -> None:
     tuned = Path(shutil.copytree(model, tmp_path / "model"))
-    write(tuned, fingerprint(udit.load(tuned).fused().backbone))
+    write(tuned, udit.load(tuned).fingerprint)
     how = drawn(capsys, tuned, tmp_path / "good", "--quality", "good")
     assert (how["sampler"], how["steps"], how["refresh"]) == ("unipc", 3, [0, 1])
     assert "other weights" not in caplog.text

@@ -18,6 +18,7 @@ from udit.models.catalog import CATALOG
 from udit.nn.dropout import dropout_keys
 from udit.ops import lowered, recomputable, recompute, recomputing
 from udit.ops.recompute import autocast_dtype
+from udit.training.memory import _Living
 
 TINY = sorted(name for name in CATALOG if name.endswith("-tiny"))
 
@@ -40,6 +41,23 @@ def test_gradients_have_the_same_bits_in_every_family(name: str, cast: bool) -> 
 
     for one, other in zip(gradients(False), gradients("selective"), strict=True):
         assert (one is None and other is None) or torch.equal(one, other)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("name", TINY)
+def test_less_is_kept_in_every_family(name: str) -> None:
+    """Bytes that live between forward and backward."""
+    model = perturb(udit.build(name)).train()
+    x, t, y = batch(model, 16)
+    time = t.float() / 1000 if model.config.time == "unit" else t
+
+    def kept(recompute: str | bool) -> int:
+        checkpoint_activations(model, recompute)  # type: ignore[arg-type]
+        with _Living(model.parameters()) as living:
+            out = model(x, time, y if model.config.num_classes else None)
+        assert out.requires_grad
+        return living.bytes
+
+    assert 0.3 * kept(False) < kept("selective") < 0.8 * kept(False)
 
 
 class Counted:

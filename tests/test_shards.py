@@ -70,7 +70,7 @@ def test_labels_are_balanced_or_keyed_by_the_seed() -> None:
 
 # -- real processes ------------------------------------------------------------------------------------------------
 
-WORDS = ("--n", "60", "--steps", "8", "--no-progress")
+WORDS = ("--n", "60", "--steps", "3", "--no-progress")
 
 
 @pytest.fixture(scope="module")

@@ -7,8 +7,6 @@ import json
 import os
 import pickle
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -19,10 +17,10 @@ from torch import nn
 
 import udit
 from conftest import TINY, perturb, same_bits
-from hub_stand_in import COMMIT, serving
-from runs import environment, train
+from hub_stand_in import COMMIT, serving, use
+from runs import train
 from udit import hub, store
-from udit.assemble import System
+from udit.assemble import System, fingerprint
 from udit.data.codec_config import VAECodec
 from udit.data.vae import VAE_WEIGHTS, complete
 from udit.diffusion.config import FlowConfig, SamplingConfig
@@ -149,18 +147,18 @@ def test_card_says_what_the_model_is_and_how_to_load_it(folder: Path) -> None:
 
 
 def test_hash_depends_on_every_weight(tiny: nn.Module) -> None:
-    before = store.fingerprint(tiny)
+    before = fingerprint(tiny)
     assert len(before) == 16
-    assert store.fingerprint(tiny) == before
+    assert fingerprint(tiny) == before
     for name, parameter in tiny.named_parameters():
         flat = parameter.detach().view(-1)
         kept = flat[-1].clone()
         flat[-1] += 1
-        assert store.fingerprint(tiny) != before, name
+        assert fingerprint(tiny) != before, name
         flat[-1] = kept
     scalar = nn.Module()
     scalar.register_buffer("scale", torch.tensor(2.0, dtype=torch.bfloat16))
-    assert store.fingerprint(scalar) != before
+    assert fingerprint(scalar) != before
 
 
 # -- runs ----------------------------------------------------------------------------------------------------------
@@ -249,13 +247,9 @@ def test_cached_hub_model_is_loaded_offline(folder: Path, tmp_path: Path, monkey
     assert udit.load("owner/name").config == udit.load(folder).config
 
 
-LOAD = """
-import sys, udit
-sys.stdout.write(udit.load("o/m", weights=sys.argv[1]).config.codec.source)
-"""
-
-
-def test_hub_model_brings_its_vae_and_only_the_weights_that_are_asked_for(system: System, tmp_path: Path) -> None:
+def test_hub_model_brings_its_vae_and_only_the_weights_that_are_asked_for(
+    system: System, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     vae = complete(VAECodec(source=str(tiny_vae(tmp_path / "model-vae"))))
     config = system.config.replace(codec=vae)
     raw = perturb(copy.deepcopy(system.backbone))
@@ -264,11 +258,10 @@ def test_hub_model_brings_its_vae_and_only_the_weights_that_are_asked_for(system
     (folder / "optimiser.safetensors").write_bytes(b"not asked for")
     files = {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
     with serving(files) as hub:
-        ours = environment(HF_ENDPOINT=hub.endpoint, HF_HOME=str(tmp_path / "hf"), HF_HUB_DISABLE_XET="1")
+        use(hub, tmp_path / "hf", monkeypatch)
         for weights in ("ema", "raw"):
-            call = [sys.executable, "-c", LOAD, weights]
-            said = subprocess.run(call, env=ours, capture_output=True, text=True, check=True).stdout
-            assert said == str(tmp_path / "hf" / "hub" / "models--o--m" / "snapshots" / COMMIT / "vae")
+            loaded = udit.load("o/m", weights=weights)
+            assert loaded.config.codec.source == str(tmp_path / "hf" / "models--o--m" / "snapshots" / COMMIT / "vae")
         first, last = hub.downloads()[:-1], hub.downloads()[-1]
     assert sorted(first) == ["README.md", "config.json", "config.json", VAE_WEIGHTS, "model.safetensors"]
     assert last == "model.raw.safetensors"

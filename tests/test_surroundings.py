@@ -52,6 +52,26 @@ def test_forward_derivatives_are_seen() -> None:
     assert not surroundings.transformed()
 
 
+def test_gradients_in_batches_are_seen() -> None:
+    """torch's older ``vmap`` runs them, which ``transformed`` knows nothing of."""
+    seen = []
+
+    class Watch(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, x: Tensor) -> Tensor:
+            return 2 * x
+
+        @staticmethod
+        def backward(ctx: Any, grad: Tensor) -> Tensor:
+            seen.append((surroundings.batched(grad), surroundings.transformed()))
+            return 2 * grad
+
+    x = torch.ones(3, requires_grad=True)
+    torch.autograd.grad(Watch.apply(x), x, torch.eye(3), is_grads_batched=True)
+    torch.autograd.grad(Watch.apply(x), x, torch.ones(3))
+    assert seen == [(True, False), (False, False)]
+
+
 @torch.no_grad()
 def test_modes_profilers_and_tracers_are_seen() -> None:
     class Watch(TorchDispatchMode):
@@ -65,8 +85,14 @@ def test_modes_profilers_and_tracers_are_seen() -> None:
     with profile(activities=[ProfilerActivity.CPU]):
         assert surroundings.observed()
     seen = []
-    torch.jit.trace(lambda x: seen.append(surroundings.observed()) or x + 1, torch.ones(2), check_trace=False)
-    assert seen == [True]
+    assert not surroundings.recorded()
+
+    def traced(x: Tensor) -> Tensor:
+        seen.append((surroundings.observed(), surroundings.recorded()))
+        return x + 1
+
+    torch.jit.trace(traced, torch.ones(2), check_trace=False)
+    assert seen == [(True, True)]
     assert not surroundings.observed()
 
 

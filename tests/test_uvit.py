@@ -15,7 +15,7 @@ from torch import Tensor
 import udit
 from conftest import DATA, batch, perturb
 from peers import assert_golden, golden_input, golden_model, learns
-from udit.convert import native_diffusion
+from udit.convert.system import native_diffusion
 from udit.diffusion.ddpm import DDPM
 from udit.diffusion.denoiser import Denoiser
 from udit.diffusion.sample import sample

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -68,6 +69,24 @@ def step_cache(model: ModelConfig, sampling: SamplingConfig) -> StepCache | None
     return StepCache(sampling.cache, final_time, forecast=sampling.forecast, guidance=sampling.keep_guidance)
 
 
+@runtime_checkable
+class Fingerprinted(Protocol):
+    """A backbone that holds no weights itself and knows the fingerprint of those it was made of: an exported graph."""
+
+    fingerprint: str
+
+
+def fingerprint(model: nn.Module) -> str:
+    """First 16 hex digits of a sha256 over all weights, by name; of an exported graph, that of its model's weights."""
+    if isinstance(model, Fingerprinted):
+        return model.fingerprint
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
 @dataclass(frozen=True)
 class System:
     """A network with everything that sampling from it takes.
@@ -87,6 +106,8 @@ class System:
     backbone: nn.Module
     loaded_codec: Codec | None = field(default=None, repr=False, compare=False)
     """The codec, where it has been loaded already, e.g. a VAE by training."""
+    fused_from: str | None = field(default=None, repr=False, compare=False)
+    """Fingerprint of the weights that ``fused`` folded into those of ``backbone``."""
 
     @property
     def denoiser(self) -> Denoiser:
@@ -107,11 +128,25 @@ class System:
         """Number of weights of the network."""
         return sum(p.numel() for p in self.backbone.parameters())
 
+    @property
+    def fingerprint(self) -> str:
+        """Of the weights before they were fused: folding rounds, and on each processor in its own way."""
+        return self.fused_from or fingerprint(self.backbone)
+
+    def has_weights(self, recorded: str) -> bool:
+        """Whether a file that records this fingerprint was made of these weights.
+
+        Older files record that of the fused weights, which only a processor that rounds alike finds again.
+        """
+        if recorded == self.fingerprint or isinstance(self.backbone, Fingerprinted):
+            return recorded == self.fingerprint
+        return recorded == fingerprint(fuse(self.backbone))
+
     def fused(self) -> System:
         """The same with the fused network (``udit.fuse``)."""
         backbone = fuse(self.backbone)
         config = self.config.model_copy(update={"model": backbone.config})
-        return dataclasses.replace(self, config=config, backbone=backbone)
+        return dataclasses.replace(self, config=config, backbone=backbone, fused_from=self.fingerprint)
 
     def to(self, device: torch.device | str) -> System:
         """Moves the network (in place, as ``nn.Module.to``) and returns the system."""

@@ -52,13 +52,16 @@ class CheckpointStore:
         self.folder = folder
         self.keep = keep
 
-    def save(self, step: int, tensors: dict[str, dict[str, Tensor]], facts: dict[str, Any]) -> Path:
+    def save(
+        self, step: int, tensors: dict[str, dict[str, Tensor]], facts: dict[str, Any], spare: int | None = None
+    ) -> Path:
         """Writes one checkpoint, then removes the oldest beyond ``keep``.
 
         Args:
             step: optimiser steps done.
             tensors: {"model": {name: tensor}, ...}.
             facts: further entries of the manifest.
+            spare: the newest checkpoint of at most this step is kept too.
 
         Raises:
             RunError: it could not be written; earlier checkpoints are intact.
@@ -81,7 +84,7 @@ class CheckpointStore:
             raise RunError(
                 f"cannot write checkpoint {final}: {_cause(error)}; {kept}; fix that and run the same command again"
             ) from None
-        self._prune()
+        self._prune(spare)
         return final
 
     def newest(self, aside: bool = True) -> Checkpoint | None:
@@ -123,8 +126,12 @@ class CheckpointStore:
         """Removes what a save or a removal that was killed has left."""
         sweep(self.folder)
 
-    def _prune(self) -> None:
-        for step in sorted(self.steps(), reverse=True)[self.keep :]:
+    def _prune(self, spare: int | None) -> None:
+        steps = sorted(self.steps(), reverse=True)
+        spared = next((step for step in steps if spare is not None and step <= spare), None)
+        for step in steps[self.keep :]:
+            if step == spared:
+                continue
             path = self.folder / f"step-{step:08d}"
             doomed = temporary_sibling(path.with_name(f"old-{path.name}"))
             try:

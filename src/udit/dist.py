@@ -38,6 +38,16 @@ class World:
         """Whether this is rank 0, which writes files and prints."""
         return self.rank == 0
 
+    @property
+    def where(self) -> str:
+        """Its device in words, e.g. "cpu with 2 threads on each of 4 ranks"."""
+        threads = torch.get_num_threads()
+        names = {"cpu": f"cpu with {threads} thread{'s' * (threads > 1)}"}
+        if self.device.type == "cuda":
+            names["cuda"] = torch.cuda.get_device_name(self.device)
+        ranks = f" on each of {self.size} ranks" if self.size > 1 else ""
+        return names.get(self.device.type, str(self.device)) + ranks
+
     def sum(self, values: Iterable[float]) -> list[float]:
         """Element-wise sum over ranks, in float64."""
         tensor = torch.tensor(list(values), dtype=torch.float64)
@@ -121,6 +131,15 @@ def launched() -> int:
     return _environment("WORLD_SIZE", 1)
 
 
+def launched_here() -> int:
+    """Number of a launcher's processes on this machine; 1 without a launcher.
+
+    Raises:
+        UserError: LOCAL_WORLD_SIZE or WORLD_SIZE is no number.
+    """
+    return max(1, _environment("LOCAL_WORLD_SIZE", launched()))
+
+
 def start(device: str = "auto", timeout: float = 600) -> World:
     """Joins the peers that ``torchrun`` or ``accelerate launch`` started, or is the only process.
 
@@ -135,7 +154,7 @@ def start(device: str = "auto", timeout: float = 600) -> World:
     """
     size = launched()
     local = _environment("LOCAL_RANK", 0)
-    where = _device(device, local)
+    where = find_device(device, local)
     if size == 1:
         return World(device=where)
     if size < 1:
@@ -221,7 +240,16 @@ def _environment(name: str, default: int) -> int:
         raise UserError(f"{name} is {text!r}; the launcher sets it to a whole number, unset it otherwise") from None
 
 
-def _device(name: str, local_rank: int) -> torch.device:
+def find_device(name: str, local_rank: int) -> torch.device:
+    """The device of a name; a CUDA GPU becomes the current one.
+
+    Args:
+        name: auto, cpu, cuda, cuda:N or mps.
+        local_rank: among the ranks of this machine; which GPU ``cuda`` means.
+
+    Raises:
+        UserError: no such device.
+    """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     try:

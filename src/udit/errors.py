@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
-from collections.abc import Iterable
+import logging
+from collections.abc import Iterable, Iterator
+
+log = logging.getLogger(__name__)
 
 
 class UserError(ValueError):
@@ -19,6 +23,34 @@ class RunError(RuntimeError):
 
 class PeerError(RunError):
     """Another rank failed and has reported why; this one exits with code 1 and prints nothing."""
+
+
+@contextlib.contextmanager
+def by_product(what: str) -> Iterator[None]:
+    """Context for what a job makes beside its result, e.g. a preview: any error in it is one warning, no more.
+
+    Args:
+        what: is made, e.g. "the sample grid of step 200".
+    """
+    try:
+        yield
+    except Exception as error:
+        log.warning("%s failed (%s: %s); all else goes on", what, type(error).__name__, one_line(error))
+        log.debug("where it failed", exc_info=True)
+
+
+def one_line(error: BaseException, limit: int = 200) -> str:
+    """The text of an error of another library as one line of at most ``limit`` characters."""
+    text = " ".join(str(error).split())
+    return text if len(text) <= limit else f"{text[: limit - 3]}..."
+
+
+def ran_out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that memory ran out: Python's, or one of torch's for the CPU, CUDA or MPS."""
+    text = str(error)
+    return isinstance(error, MemoryError) or (
+        isinstance(error, RuntimeError) and ("can't allocate memory" in text or "out of memory" in text)
+    )
 
 
 def require_type(name: str, value: object, kinds: type | tuple[type, ...], remedy: str) -> None:

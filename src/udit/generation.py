@@ -28,7 +28,7 @@ from udit.exporting.find import EngineName, find_graph, load_graph
 from udit.files import check_writable
 from udit.images import grid, save_png, to_image
 from udit.progress import progress_bar
-from udit.store import fingerprint, load
+from udit.store import load
 from udit.tuning.quality import Level, Quality, Scored, default
 
 logger = logging.getLogger(__name__)
@@ -136,7 +136,7 @@ class Generation:
         """
         out, names = Path(folder), self.system.config.id2label
         _prepare(out)
-        common: dict[str, Any] = {"udit": __version__, "model": fingerprint(self.system.backbone)}
+        common: dict[str, Any] = {"udit": __version__, "model": self.system.fingerprint}
         common["sampling"] = self.sampling.model_dump(mode="json")
         if isinstance(self.system.backbone, Graph):
             common |= {"engine": self.system.backbone.manifest.engine}
@@ -319,7 +319,7 @@ def _of_quality(level: Level, folder: Path | None, system: System) -> SamplingCo
         where = f" beside {folder}" if folder is not None else ""
         logger.info("no quality.json%s: %s, %d steps (`udit tune` finds better)", where, chosen.sampler, chosen.steps)
         return chosen
-    if tuned.weights != fingerprint(system.backbone):
+    if not system.has_weights(tuned.weights):
         logger.warning("quality.json was tuned for other weights, of step %s; run `udit tune` again", tuned.step)
     found: Scored = getattr(tuned, level)
     return found.sampling

@@ -29,8 +29,8 @@ from udit.evaluation.shards import Shards, labels_for
 from udit.evaluation.standard import Scores, score
 from udit.files import write_text
 from udit.images import grid, save_png
-from udit.progress import progress_bar
-from udit.store import fingerprint, load, read_run_config
+from udit.progress import progress_bar, progress_shown
+from udit.store import load, read_run_config
 
 if TYPE_CHECKING:
     from udit.assemble import System
@@ -77,9 +77,9 @@ def evaluate(
             "class agreement and class features need labels and this model is unconditional; train one with classes"
         )
     folder = Path(run) / "evaluation"
-    with dist.joined(device) as world:
+    with dist.joined(device) as world, progress_shown(progress):
         system = load(run)
-        weights = fingerprint(system.backbone)
+        weights = system.fingerprint
         protocol: dict[str, Any] = {
             "weights": weights,
             "checkpoint_step": system.config.steps,
@@ -152,10 +152,10 @@ def score_run(
     folder = Path(run) / "evaluation"
     if features == "judge" and weights_file is None:
         weights_file = folder / JUDGE
-    with dist.joined(device) as world:
+    with dist.joined(device) as world, progress_shown(progress):
         extractor = load_extractor(features, weights_file, str(world.device))
         system = load(run)
-        weights = fingerprint(system.backbone)
+        weights = system.fingerprint
         shards = shards_of(weights, config, chosen, folder)
         draw_samples(system, shards, config, chosen, world, progress)
         if not world.is_main:

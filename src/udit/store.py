@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from pathlib import Path
-from typing import Literal, Protocol, runtime_checkable
+from typing import Literal
 
 import torch
 from safetensors import SafetensorError
@@ -16,8 +15,8 @@ from udit import hub
 from udit.assemble import System
 from udit.checkpoint import CheckpointStore, write_tensors
 from udit.data.codec_config import VAECodec
-from udit.data.vae import VAE_FILES
-from udit.errors import RunError, UserError, require_type
+from udit.data.vae import VAE_CONFIG, VAE_FILES
+from udit.errors import RunError, UserError, by_product, require_type
 from udit.files import whole_folder
 from udit.models.build import rebuild
 from udit.run.config import Run
@@ -52,7 +51,8 @@ def save(system: System, path: str | Path, *, raw: nn.Module | None = None) -> P
             (temporary / "config.json").write_text(
                 json.dumps(system.config.model_dump(mode="json"), indent=2) + "\n", encoding="utf-8"
             )
-            (temporary / "README.md").write_text(model_card(system.config), encoding="utf-8")
+            with by_product(f"the model card of {folder}"):
+                (temporary / "README.md").write_text(model_card(system.config), encoding="utf-8")
     except (OSError, SafetensorError) as error:
         raise RunError(f"cannot write model folder {folder}: {error}") from None
     return folder
@@ -92,9 +92,9 @@ def load(
 
 
 def _with_vae_beside(config: SystemConfig, folder: Path) -> SystemConfig:
-    """The config with the VAE in the folder's ``vae/`` where there is one, in place of the codec's own source."""
+    """The config with the VAE in the folder's ``vae/`` where that holds one, in place of the codec's own source."""
     beside = folder / "vae"
-    if not isinstance(config.codec, VAECodec) or not beside.is_dir():
+    if not isinstance(config.codec, VAECodec) or not (beside / VAE_CONFIG).is_file():
         return config
     return config.model_copy(update={"codec": config.codec.replace(source=str(beside.resolve()), revision=None)})
 
@@ -176,24 +176,6 @@ def _file_advice(path: Path) -> str:
     if path.suffix in (".pt", ".pth", ".ckpt", ".bin"):
         return f"{path} is a pickle and is not opened here; convert it once: `udit convert {path} FOLDER --model NAME`"
     return f"{path} is a file; give the model folder that holds it"
-
-
-@runtime_checkable
-class Fingerprinted(Protocol):
-    """A backbone that holds no weights itself and knows the fingerprint of those it was made of: an exported graph."""
-
-    fingerprint: str
-
-
-def fingerprint(model: nn.Module) -> str:
-    """First 16 hex digits of a sha256 over all weights, by name; of an exported graph, that of its model's weights."""
-    if isinstance(model, Fingerprinted):
-        return model.fingerprint
-    digest = hashlib.sha256()
-    for name, tensor in sorted(model.state_dict().items()):
-        digest.update(name.encode())
-        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()[:16]
 
 
 def model_card(config: SystemConfig) -> str:

@@ -25,7 +25,7 @@ from udit.cli.sample import sample
 from udit.cli.scores import scores
 from udit.cli.train import train
 from udit.cli.tune import tune
-from udit.errors import PeerError, RunError, UserError, nearest
+from udit.errors import PeerError, RunError, UserError, nearest, one_line, ran_out_of_memory
 
 app = App(
     name="udit",
@@ -79,6 +79,10 @@ def main(arguments: list[str] | None = None) -> NoReturn:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(141)
+    except (MemoryError, RuntimeError) as error:
+        if not ran_out_of_memory(error):
+            raise
+        _fail(f"out of memory ({one_line(error)}); take smaller batches, a smaller model or another machine", 1)
     except OSError as error:
         _fail(f"{error.strerror or error}" + (f": {error.filename}" if error.filename else ""), 1)
     sys.exit(code if isinstance(code, int) else 0)

@@ -23,11 +23,12 @@ def convert(
     repair: Annotated[bool, Parameter(negative="")] = False,
     weights: Literal["ema", "raw"] = "ema",
     vae: str | None = None,
+    key: str | None = None,
 ) -> int:
     """Turn weights into a model folder, or a model into a release's weights.
 
-    A release's .pt, .pth, .ckpt, .bin or .safetensors file needs --model; a run folder, a model folder or a hub id
-    describes itself.
+    A release's .pt, .pth, .ckpt, .bin or .safetensors file needs --model; a run folder, a model folder, a hub id, and a
+    folder of diffusers' DiTPipeline or DiTTransformer2DModel describe themselves.
 
     Parameters
     ----------
@@ -49,18 +50,23 @@ def convert(
         Which weights of a run or model folder.
     vae
         Folder or hub id of the VAE of a release on latents; stabilityai/sd-vae-ft-ema if not given.
+    key
+        Which state of a file that holds several, e.g. model; the averaged one if not given.
     """
     from udit.run.config import model_from
     from udit.run.recipes import parse_overrides
 
     values: dict[str, Any] = parse_overrides(list(overrides))
-    is_file = Path(source).is_file()
+    path = Path(source)
+    is_file = path.is_file()
     if is_file and model is None:
         raise UserError(f"{source} does not say which model it is; add --model NAME (`udit models` lists all)")
-    if not Path(source).exists() and Path(source).suffix in WEIGHT_SUFFIXES:
-        raise UserError(f"no file {source!r}; give a release's weights, a run folder, a model folder or a hub id")
-    if not is_file and (model or values or repair or vae):
-        raise UserError(f"{source} is no file of weights; --model, --repair, --vae and KEY=VALUE are for those only")
+    if not path.exists() and path.suffix in (*WEIGHT_SUFFIXES, ".json"):
+        raise UserError(f"{source} is not there; give a release's weights, a run folder, a model folder or a hub id")
+    if not is_file and (model or values or repair or key):
+        raise UserError(
+            f"{source} is a model with its own config; --model, --repair, --key and KEY=VALUE are for files"
+        )
     config = model_from({"name": model, **values}) if is_file else None
     if to == "published" and fuse:
         raise UserError("a fused model has no published form; drop --fuse or --to published")
@@ -68,15 +74,25 @@ def convert(
         raise UserError(f"{target} exists; choose another name")
 
     from udit import store
-    from udit.convert import from_published, to_published
+    from udit.convert.diffusers import is_folder
+    from udit.convert.system import from_diffusers, from_published, to_published
 
-    system = (
-        from_published(Path(source), config, repair=repair, vae=vae) if config else store.load(source, weights=weights)
-    )
+    said = ""
+    if config is not None:
+        system, choice = from_published(path, config, repair=repair, vae=vae, key=key)
+        said = str(choice)
+    elif path.is_dir() and is_folder(path):
+        system = from_diffusers(path, vae=vae)
+    elif vae is not None:
+        raise UserError(f"{source} has a codec of its own; --vae is for releases on latents")
+    else:
+        system = store.load(source, weights=weights)
     if to == "published":
         to_published(system, target)
     else:
         system = system.fused() if fuse else system
         store.save(system, target)
     say(f"wrote {target}: {system.num_parameters:,} parameters, {'fused' if fuse else 'unfused'}")
+    if said:
+        say(said)
     return 0

@@ -40,7 +40,7 @@ def train(
         Print the resolved run as YAML and an estimate of the memory that a step takes, and exit. A folder of images may
         be missing.
     progress
-        Show the progress bar.
+        Show the progress bar; where standard error is no terminal, a plain line now and then.
     """
     from udit.run.recipes import list_recipes, load_run, to_yaml
 
@@ -60,7 +60,7 @@ def train(
         return 0
     from udit.training.source import verified_source
 
-    source = verified_source(run)  # before torch: a broken image is reported sooner, and in less memory
+    source = verified_source(run, progress)  # before torch: a broken image is reported sooner, and in less memory
 
     from udit.dist import keep_freed_memory
     from udit.training.signals import StopFlag
@@ -77,7 +77,11 @@ def train(
             say(f"stopped at step {outcome.step}{saved}; the same command goes on from there")
         return 128 + outcome.signal
     if trainer.world.is_main:
-        say(f"finished: {outcome.step} steps in {run.out} (model/, samples/, loss.png); next: udit eval {run.out}")
+        done = f"{outcome.step} steps in {run.out} (model/, samples/, loss.png)"
+        if outcome.warning is None:
+            say(f"finished: {done}; next: udit eval {run.out}")
+        else:
+            say(f"finished, but {outcome.warning}: {done}")
     return 0
 
 
@@ -101,5 +105,7 @@ def _notes(run: Run, found: DryRun) -> Iterator[str]:
         f"  {'in all':<12}{memory.total / 1e6:>12,.1f} MB at most: activations are freed as gradients appear, so it is "
         "less than the sum"
     )
+    if found.shortage:
+        yield f"here {found.shortage}"
     if found.loads_vae:
         yield "  and the VAE, unless its latents are read: udit encode, then latents=FOLDER"

@@ -29,7 +29,7 @@ def load_extractor(features: FeaturesName, weights_file: Path | None = None, dev
                 "--features inception"
             )
         return JudgeFeatures(Judge.load(weights_file))
-    from udit.convert import read_published
+    from udit.convert.states import read_published
     from udit.evaluation.fidelity import Fidelity
 
-    return Fidelity(features, None if weights_file is None else read_published(weights_file), device)
+    return Fidelity(features, None if weights_file is None else read_published(weights_file).taken.tensors, device)

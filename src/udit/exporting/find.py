@@ -54,12 +54,12 @@ def load_graph(found: Found, model: str | Path, weights: Literal["ema", "raw"]) 
         UserError: the model's weights are not those that were exported, or the engine is not installed.
     """
     from udit.exporting.folder import load as load_exported
-    from udit.store import fingerprint, load
+    from udit.store import load
 
     folder, manifest = found
     if folder == Path(model):
         if weights != "ema":
             raise UserError(f"{model} holds the weights it was exported with; leave out --weights {weights}")
-    elif fingerprint(load(model, weights=weights).fused().backbone) != manifest.weights:
+    elif not load(model, weights=weights).has_weights(manifest.weights):
         raise UserError(f"{folder} was made of other weights than {model} has; udit export {manifest.kind} {model}")
     return load_exported(folder, manifest)

@@ -29,8 +29,8 @@ from udit.exporting.manifest import (
 from udit.exporting.program import inputs, trace
 from udit.exporting.write import quiet, write_graph
 from udit.files import file_facts, whole_folder
-from udit.store import fingerprint, read_config, read_run_config
 from udit.store import load as load_model
+from udit.store import read_config, read_run_config
 
 Size = tuple[int, int]
 
@@ -134,7 +134,7 @@ def write_graph_folder(
                 precision="int8" if calibration else "float32",
                 calibration=len(calibration),
                 size=size,
-                weights=fingerprint(system.backbone),
+                weights=system.fingerprint,
                 checks=checks,
                 versions=versions,
                 files={path.name: file_facts(path) for path in sorted(temporary.iterdir())},

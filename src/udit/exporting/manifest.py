@@ -44,7 +44,7 @@ class Manifest(Spec):
     size: tuple[PositiveInt, PositiveInt] | None
     """The only (H, W) that the graph takes; None where it takes every size of the model. The batch is always free."""
     weights: str
-    """Fingerprint of the fused network's weights (``store.fingerprint``)."""
+    """Fingerprint of the weights before they were fused (``System.fingerprint``)."""
     checks: Annotated[tuple[Check, ...], Field(min_length=1)]
     calibration: NonNegativeInt = 0
     """Number of noised training images that int8's ranges were measured on."""

@@ -29,23 +29,26 @@ def configure(model: str | ModelConfig, **overrides: Any) -> ModelConfig:
 
 
 def build(
-    model: str | ModelConfig, *, seed: int = 0, device: torch.device | str = "cpu", **overrides: Any
+    model: str | ModelConfig, *, seed: int = 0, device: torch.device | str | None = None, **overrides: Any
 ) -> nn.Module:
     """The bare network ``m(x, t, y)`` with freshly initialised weights.
 
     Args:
         model: a catalogue name such as ``"U-DiT-S"``, or a config.
         seed: every parameter is drawn from a generator keyed by (seed, its name): the same on any device and rank.
-        device: where the weights go; ``"meta"`` allocates nothing.
+        device: where the weights go; ``"meta"`` allocates nothing, for ``load_state_dict(..., assign=True)``: all
+            buffers are in the state. None is the device that torch's own modules go to here (``with torch.device``,
+            ``torch.set_default_device``), or the CPU.
         overrides: fields of the config, e.g. ``in_channels=1, num_classes=10, input_size=8``.
 
     Raises:
         UserError: see ``configure``.
     """
     config = configure(model, **overrides)
+    device = torch.get_default_device() if device is None else torch.device(device)
     with torch.device("meta"):
         network = config.build()
-    if torch.device(device).type == "meta":
+    if device.type == "meta":
         return network
     return fill(network, network.INIT, seed, device)  # type: ignore[arg-type]
 

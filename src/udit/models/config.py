@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
     from udit.models.fixed import Keys
     from udit.models.parity import Systems
+    from udit.models.published import Layout
 
 
 def check_multiples(height: int, width: int, factor: int, failure: str, alternative: str = "") -> None:
@@ -124,6 +125,11 @@ class ModelConfig(Spec):
         Raises:
             UserError: the damage is certain, and ``repair`` is off.
         """
+
+    @classmethod
+    def diffusers_layouts(cls) -> dict[str, Layout]:
+        """Forms of the family's weights in diffusers, by the name of the class there."""
+        return {}
 
     @classmethod
     def parity_systems(cls) -> Systems:

@@ -8,8 +8,9 @@ tables, which releases store and this library computes. The numbers of a tensor 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from typing import cast
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +18,18 @@ from torch import Tensor, nn
 from udit.errors import UserError
 from udit.models.config import ModelConfig
 from udit.models.fixed import Fixed, Unused
+
+
+@dataclass(frozen=True)
+class Layout:
+    """The form that another program has given to a family's weights."""
+
+    marker: str
+    """A key that weights of this form have, and no others."""
+    config: Callable[[dict[str, Any], str], ModelConfig]
+    """From that program's config (plain values) and the place it stands at, for messages."""
+    published: Callable[[Mapping[str, Tensor], ModelConfig, str], dict[str, Tensor]]
+    """From its state dict to one under the release's key names; config and place as above."""
 
 
 def frozen_parameters(config: ModelConfig) -> int:
@@ -68,13 +81,15 @@ def import_published(model: nn.Module, state: Mapping[str, Tensor], *, repair: b
         for key, (_, shape) in wanted.items()
         if key in state and tuple(state[key].shape) != shape
     ]
-    for problem, keys in (("missing", missing), ("unexpected", unexpected), ("wrong shape", shapes)):
-        if keys:
-            more = f" and {len(keys) - 5} more" if len(keys) > 5 else ""
-            raise UserError(
-                f"these weights are of another model or size: {problem}: {', '.join(keys[:5])}{more}; "
-                "build the model they were trained as"
-            )
+    problems = [
+        f"{problem}: {', '.join(keys[:5])}" + (f" and {len(keys) - 5} more" if len(keys) > 5 else "")
+        for problem, keys in (("missing", missing), ("unexpected", unexpected), ("wrong shape", shapes))
+        if keys
+    ]
+    if problems:
+        raise UserError(
+            f"these weights are of another model or size: {'; '.join(problems)}; build the model they were trained as"
+        )
     bad = [key for key in wanted if not torch.isfinite(state[key]).all()]
     if bad:
         raise UserError(f"weights hold NaN or infinity in {', '.join(bad[:5])}; take another checkpoint")

@@ -9,12 +9,12 @@ from collections.abc import Iterable, Iterator
 from typing import Any, Literal, Protocol, TypeVar, cast, runtime_checkable
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from udit import ops
 from udit.nn.dropout import recomputed_with_keys
+from udit.ops import surroundings
 
 M_co = TypeVar("M_co", bound=nn.Module, covariant=True)
 M = TypeVar("M", bound=nn.Module)
@@ -59,8 +59,12 @@ def module_list(modules: Iterable[M]) -> ModuleSequence[M]:
 
 
 def run(block: nn.Module, recompute: Recompute, x: Tensor, *args: Any) -> Any:
-    """``block(x, *args)``; in training its activations are stored for the backward pass or recomputed in it."""
-    if not recompute or not block.training:
+    """``block(x, *args)``; in training its activations are stored for the backward pass or recomputed in it.
+
+    Within transformations of ``torch.func`` and forward-mode derivatives, which a recomputation would run outside of,
+    they are stored.
+    """
+    if not recompute or not block.training or surroundings.transformed():
         return block(x, *args)
     if recompute == "selective":
         with ops.recomputing():
@@ -80,8 +84,8 @@ class PreNormBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, N, D] -> [B, N, D]."""
-        x = x + self.attention(ops.recomputable(self.norm1, x))
-        return x + self.ffn(ops.recomputable(self.norm2, x))
+        x = x + self.attention(ops.recomputable(ops.normalize, self.norm1, x))
+        return x + self.ffn(ops.recomputable(ops.normalize, self.norm2, x))
 
 
 class NormedJoin(nn.Module):
@@ -95,6 +99,7 @@ class NormedJoin(nn.Module):
     def forward(self, x: Tensor, skip: Tensor) -> Tensor:
         """Two of [B, H, W, D] -> [B, H, W, D]."""
         both = torch.cat([x, skip], dim=-1)
-        norm = self.norm  # in float32 whatever the model's dtype, as the release has it
-        normed = F.layer_norm(both.float(), norm.normalized_shape, norm.weight.float(), norm.bias.float(), norm.eps)
+        norm, precise = self.norm, torch.promote_types(both.dtype, torch.float32)  # half precision in float32, as in
+        weight, bias = norm.weight.to(precise), norm.bias.to(precise)  # the release
+        normed = ops.layer_norm(both.to(precise), weight, bias, norm.eps)
         return ops.apply(self.mix, normed.to(both.dtype))

@@ -10,7 +10,7 @@ import contextlib
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
-from contextvars import ContextVar
+from contextvars import ContextVar, Token
 
 import torch
 from torch import Tensor, nn
@@ -78,22 +78,27 @@ def dropout_keys(network: nn.Module, seed: int, positions: Sequence[int]) -> Ite
         if layer.own_key is None:
             layer.own_key = torch.tensor(rng.key(0, f"dropout layer {name}"))
     keys = torch.tensor([rng.key(seed, "dropout", position) for position in positions])
-    with _using(keys.to(next(network.parameters()).device)):
+    with _Using(keys.to(next(network.parameters()).device)):
         yield
 
 
 def recomputed_with_keys() -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
     """Contexts of a block and of its recomputation, which autograd may run later and in another thread."""
-    return contextlib.nullcontext(), _using(_keys.get())
+    return contextlib.nullcontext(), _Using(_keys.get())
 
 
-@contextlib.contextmanager
-def _using(keys: Tensor | None) -> Iterator[None]:
-    token = _keys.set(keys)
-    try:
-        yield
-    finally:
-        _keys.reset(token)
+class _Using:
+    """A context with the keys of a batch; a block whose backward runs twice is recomputed twice, each time in it."""
+
+    def __init__(self, keys: Tensor | None) -> None:
+        self.keys = keys
+        self.tokens: list[Token[Tensor | None]] = []
+
+    def __enter__(self) -> None:
+        self.tokens.append(_keys.set(self.keys))
+
+    def __exit__(self, *_: object) -> None:
+        _keys.reset(self.tokens.pop())
 
 
 def random_bits(keys: Tensor, count: int) -> Tensor:

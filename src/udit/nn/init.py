@@ -98,7 +98,7 @@ def fill(model: nn.Module, rules: Mapping[str, Fill], seed: int, device: torch.d
         device: where the weights go. They are drawn on the CPU, so every device gets the same numbers.
     """
     model.to_empty(device=device)
-    with torch.no_grad():
+    with torch.no_grad(), torch.device("cpu"):
         state = model.state_dict()
         for name, tensor in state.items():
             rule = next(rule for pattern, rule in rules.items() if re.search(pattern, name))

@@ -11,6 +11,7 @@ from udit.ops.gating import gated_sum
 from udit.ops.layout import to_first, to_last
 from udit.ops.matmul import apply, apply_chain, linear
 from udit.ops.modulation import modulated_norm
+from udit.ops.normalization import layer_norm, normalize
 from udit.ops.operator import OPERATORS, describe, kernels
 from udit.ops.recompute import lowered, recomputable, recomputing
 from udit.ops.scan import selective_scan
@@ -27,9 +28,11 @@ __all__ = [
     "gated_sum",
     "grid_attention",
     "kernels",
+    "layer_norm",
     "linear",
     "lowered",
     "modulated_norm",
+    "normalize",
     "recomputable",
     "recomputing",
     "selective_scan",

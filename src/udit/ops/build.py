@@ -124,7 +124,7 @@ class CFunction:
 
     def __init__(self, library: Library, name: str, *kinds: Pointer | type[ctypes.c_int]) -> None:
         self.library, self.name, self.kinds = library, name, kinds
-        self._typed: dict[torch.dtype, Any] = {}
+        self._typed: dict[torch.dtype, tuple[Any, list[tuple[torch.dtype, Pointer] | None]]] = {}
 
     def __call__(self, dtype: torch.dtype, *arguments: Tensor | int | None) -> None:
         """Calls the function that is compiled for ``dtype`` with torch's number of threads.
@@ -132,35 +132,38 @@ class CFunction:
         Raises:
             RuntimeError: a tensor is not as declared.
         """
-        function = self._typed.get(dtype) or self._declare(dtype)
+        function, kinds = self._typed.get(dtype) or self._declare(dtype)
         given: list[Any] = []
-        for argument, kind in zip(arguments, self.kinds, strict=True):
-            if not isinstance(kind, Pointer):
+        for argument, kind in zip(arguments, kinds, strict=True):
+            if kind is None:  # a number
                 given.append(argument)
             elif isinstance(argument, Tensor):
-                right = argument.is_cpu and argument.dtype == (kind.dtype or dtype)
-                if not right or not (kind.rows or argument.is_contiguous()):
-                    self._refuse(argument, kind, dtype)
+                wanted, pointer = kind
+                right = argument.is_cpu and argument.dtype == wanted
+                if not right or not (argument.is_contiguous() or pointer.rows):
+                    self._refuse(argument, wanted)
                 given.append(argument.data_ptr())
-            elif argument is None and kind.optional:
+            elif argument is None and kind[1].optional:
                 given.append(None)
             else:
                 raise RuntimeError(f"{self.name} takes a tensor and was given {argument!r}")
         function(*given, torch.get_num_threads())
 
-    def _declare(self, dtype: torch.dtype) -> Any:
+    def _declare(self, dtype: torch.dtype) -> tuple[Any, list[tuple[torch.dtype, Pointer] | None]]:
+        """The C function, and for each argument the element type and the kind of a tensor, None of a number."""
         function = self.library.symbol(f"{self.name}_{SUFFIX[dtype]}")
-        kinds = (ctypes.c_void_p if isinstance(kind, Pointer) else kind for kind in self.kinds)
-        function.argtypes, function.restype = [*kinds, ctypes.c_int], None
-        self._typed[dtype] = function
-        return function
+        ctypes_of = (ctypes.c_void_p if isinstance(kind, Pointer) else kind for kind in self.kinds)
+        function.argtypes, function.restype = [*ctypes_of, ctypes.c_int], None
+        kinds = [(kind.dtype or dtype, kind) if isinstance(kind, Pointer) else None for kind in self.kinds]
+        self._typed[dtype] = function, kinds
+        return function, kinds
 
-    def _refuse(self, tensor: Tensor, kind: Pointer, dtype: torch.dtype) -> NoReturn:
+    def _refuse(self, tensor: Tensor, wanted: torch.dtype) -> NoReturn:
         if not tensor.is_cpu:
             raise RuntimeError(f"{self.name} runs on the CPU and was given a tensor on {tensor.device}")
         raise RuntimeError(
-            f"{self.name} takes a contiguous tensor of {kind.dtype or dtype} and was given one of {tensor.dtype} with "
-            f"shape {list(tensor.shape)} and strides {list(tensor.stride())}"
+            f"{self.name} takes a contiguous tensor of {wanted} and was given one of {tensor.dtype} with shape "
+            f"{list(tensor.shape)} and strides {list(tensor.stride())}"
         )
 
 

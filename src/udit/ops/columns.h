@@ -11,7 +11,9 @@ namespace {
 
 constexpr int AHEAD = 2 * LANES;  // tokens that are fetched before their turn
 
-inline int up(int n, int step) { return (n + step - 1) / step * step; }
+inline int up(int n, int step) {
+  return (n + step - 1) / step * step;
+}
 
 // The rows of tokens n, n + 1, ...: their channels of one head.
 template <typename T>

@@ -172,7 +172,7 @@ class Operator(Function):
         self.recompute = recompute
         self.compiled = compiled
         self.otherwise = otherwise or reference
-        self._found: dict[tuple[Device, Setting], Kernel | None] = {}
+        self._found: dict[tuple[Device, Setting], tuple[Callable[..., bool], Callable[..., Tensor]]] = {}
         self._ready: dict[Device, Kernel] = {}
         self._gradient = gradient
         self._output_needed = output_needed
@@ -188,20 +188,26 @@ class Operator(Function):
 
     def chosen(self, arguments: tuple[Any, ...]) -> Callable[..., Tensor]:
         """What computes this call: ``run_kernel``, ``otherwise`` or ``reference``."""
-        if surroundings.exporting() or surroundings.transformed():
-            return self.reference
-        if not surroundings.plain(arguments) and surroundings.foreign(arguments):
+        if surroundings.transformed() or (not surroundings.plain(arguments) and surroundings.foreign(arguments)):
             return self.reference
         device, allowed = arguments[0].device.type, setting()
         if surroundings.compiling():
-            kernel = self._ready[device] if _loaded(self.name, device, allowed) else None
-        elif (device, allowed) in self._found:
-            kernel = self._found[device, allowed]
-        else:
-            kernel = self._kernel(device) if self.usable(device, allowed) else None
-            self._found[device, allowed] = kernel
-        if kernel is None or not kernel.accepts(*arguments):
-            return self.otherwise
+            if surroundings.exporting():
+                return self.reference
+            if not _loaded(self.name, device, allowed) or not self._ready[device].accepts(*arguments):
+                return self.otherwise
+            return self.run_kernel
+        accepts, run = self._found.get((device, allowed)) or self._find(device, allowed)
+        return run if accepts(*arguments) else self.otherwise
+
+    def _find(self, device: Device, allowed: Setting) -> tuple[Callable[..., bool], Callable[..., Tensor]]:
+        """Whether a call is a kernel's, and what computes it then; looked up once."""
+        kernel = self._kernel(device) if self.usable(device, allowed) else None
+        found = (_nothing, self.otherwise) if kernel is None else (kernel.accepts, self._run(kernel))
+        self._found[device, allowed] = found
+        return found
+
+    def _run(self, kernel: Kernel) -> Callable[..., Tensor]:
         return getattr(kernel, "apply", self.run_kernel)
 
     def run_kernel(self, *arguments: Any) -> Tensor:
@@ -241,13 +247,22 @@ class Operator(Function):
         tensors = ctx.saved_tensors
         inputs = tuple(tensors[place.number] if isinstance(place, _Place) else place for place in ctx.places)
         saved = Saved(inputs, tensors[: ctx.extras], ctx.needs_input_grad)
-        if torch.is_grad_enabled() or surroundings.transformed():  # this gradient is to be differentiated itself
+        if differentiated(grad):
             return by_reference(self.reference, grad, saved)
         return self._gradient(grad, saved)
 
 
+def _nothing(*_: Any) -> bool:
+    return False
+
+
 class _Place(NamedTuple):
     number: int
+
+
+def differentiated(grad: Tensor) -> bool:
+    """Whether what backward computes from a gradient is to have derivatives itself, or to run under ``vmap``."""
+    return torch.is_grad_enabled() or surroundings.transformed() or surroundings.batched(grad)
 
 
 def by_reference(reference: Callable[..., Tensor], grad: Tensor, saved: Saved) -> tuple[Tensor | None, ...]:

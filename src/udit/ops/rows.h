@@ -22,7 +22,7 @@ struct Band {
 // A map of B samples of N rows of D channels. A task is BAND rows of one sample.
 struct Bands {
   int B, N, D;
-  int count() const { return (N + BAND - 1) / BAND; }                 // of a sample
+  int count() const { return (N + BAND - 1) / BAND; }  // of a sample
   int tasks() const { return B * count(); }
   int wide() const { return (D + LANES - 1) / LANES * LANES; }
   Band rows(int task) const {

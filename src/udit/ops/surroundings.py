@@ -20,22 +20,24 @@ WITHOUT_DATA = (FakeTensor,)
 
 # Bound here, since every call of an operator uses them.
 _compiling = torch.compiler.is_compiling
+_exporting = torch.compiler.is_exporting
 _gradients = torch.is_grad_enabled
 _interpreters = torch._C._functorch.peek_interpreter_stack
 _tracing_state = torch._C._get_tracing_state
 _profiling = torch._C._autograd._profiler_enabled
 _dispatch_modes = torch._C._len_torch_dispatch_stack
 _function_modes = torch._C._len_torch_function_stack
+_batched = torch._C._functorch.is_legacy_batchedtensor
 
 
 def compiling() -> bool:
     """Whether ``torch.compile`` or ``torch.export`` traces the call."""
-    return torch.compiler.is_compiling()
+    return _compiling()
 
 
 def exporting() -> bool:
     """Whether ``torch.export`` traces the call, whose program knows torch's own operators only."""
-    return torch.compiler.is_exporting()
+    return _exporting()
 
 
 def transformed() -> bool:
@@ -44,6 +46,16 @@ def transformed() -> bool:
 
 
 transformed._dynamo_marked_constant = True  # type: ignore[attr-defined]  # a compiler calls it rather than reads it
+
+
+def batched(grad: Tensor) -> bool:
+    """Whether a gradient is several at once, as those of ``is_grads_batched``; no transformation is active then."""
+    return _batched(grad)
+
+
+def recorded() -> bool:
+    """Whether a compiler or a tracer writes down which operators are called."""
+    return _compiling() or _tracing_state() is not None
 
 
 def plain(arguments: tuple[Any, ...]) -> bool:

@@ -23,7 +23,9 @@ inline Vector load(const float* p) {
   return v;
 }
 
-inline void store(float* p, Vector v) { std::memcpy(p, &v, sizeof v); }
+inline void store(float* p, Vector v) {
+  std::memcpy(p, &v, sizeof v);
+}
 
 inline float total(Vector v) {
   float half[LANES / 2];
@@ -37,7 +39,9 @@ struct BFloat16 {
   uint16_t bits;
 };
 
-inline float widen(float x) { return x; }
+inline float widen(float x) {
+  return x;
+}
 inline float widen(BFloat16 x) {
   uint32_t bits = uint32_t(x.bits) << 16;
   float out;
@@ -45,7 +49,9 @@ inline float widen(BFloat16 x) {
   return out;
 }
 
-inline void narrow(float x, float* out) { *out = x; }
+inline void narrow(float x, float* out) {
+  *out = x;
+}
 inline void narrow(float x, BFloat16* out) {
   uint32_t bits;
   std::memcpy(&bits, &x, 4);

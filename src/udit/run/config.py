@@ -176,10 +176,13 @@ class Run(Spec):
         return self.model_dump(mode="json")
 
 
+ROUNDING_ONLY = ("accumulation", "checkpoint_activations")
+"""Keys of ``training`` that change weights by rounding alone, so that a run may go on in less memory."""
 MAY_CHANGE = frozenset(
     {"name", "out", "sampling", "evaluation", "latents", "data.root", "data.verify"}
     | {f"training.{key}" for key in ("steps", "log_every", "save_every", "sample_every", "check_every")}
     | {f"training.{key}" for key in ("keep", "workers", "device", "timeout")}
+    | {f"training.{key}" for key in ROUNDING_ONLY}
 )
 """Keys that may change when a run is resumed; any other change is refused. Data may move if its fingerprint matches."""
 

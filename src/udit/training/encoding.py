@@ -10,7 +10,7 @@ from typing import Literal
 from udit import dist
 from udit.data.encode import plan_of, write_cache
 from udit.errors import UserError, require_type
-from udit.progress import progress_bar
+from udit.progress import progress_bar, progress_shown
 from udit.run.config import Run
 
 
@@ -76,7 +76,7 @@ def encode(
         raise UserError(f"latents is {str(run.latents)!r} and a new cache is written to {out}; leave latents out")
     root = Path(out).expanduser()
     joined: AbstractContextManager[dist.World] = nullcontext(world) if world else dist.joined(device)
-    with joined as world, world.together():
+    with joined as world, world.together(), progress_shown(progress):
         source, codec = run.data.build(), run.codec.build()
         plan = plan_of(run.data, source, codec, dtype=dtype, measured=measure, shard_size=shard_size)
         mine = sum(plan.shard_sizes()[world.rank :: world.size])

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import logging
 import platform
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,30 +16,22 @@ from udit import __version__, ops
 from udit.assemble import System
 from udit.checkpoint import Checkpoint, CheckpointStore
 from udit.data.sources import Parts, Source
-from udit.errors import RunError, UserError
+from udit.errors import RunError, UserError, by_product
 from udit.files import sweep
 from udit.ops.operator import current_names
-from udit.run.config import Run
+from udit.run.config import ROUNDING_ONLY, Run
 from udit.run.system import SystemConfig
 from udit.store import read_config, save
 from udit.training import folder, preview
 from udit.training.learner import Learner
+from udit.training.opening import run_beside
 from udit.training.records import CLOCK, StepRecord
+from udit.training.watch import Watch
 
 if TYPE_CHECKING:
     from udit.training.events import EventLog
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class _Logs:
-    metrics: folder.MetricsLog
-    events: EventLog
-
-    def close(self) -> None:
-        self.metrics.close()
-        self.events.close()
 
 
 class RunFiles:
@@ -52,8 +44,11 @@ class RunFiles:
         """Takes what is written about; touches no file."""
         self.run, self.source, self.parts, self.learner = run, source, parts, learner
         self.store = CheckpointStore(run.out / "checkpoints", run.training.keep)
+        self.watch = Watch()
+        """Of the steps behind the weights."""
         self._lock: folder.RunLock | None = None
-        self._logs: _Logs | None = None
+        self._metrics: folder.MetricsLog | None = None
+        self._events: EventLog | None = None
 
     def open(self) -> None:
         """Makes or finds the folder, locks it, and checks that what it holds belongs to this run.
@@ -63,8 +58,10 @@ class RunFiles:
         """
         self._lock = folder.open_folder(self.run, bytes_needed=self.learner.bytes() + 1_000_000)
         old = folder.read_run(self.run.out)
-        if old is not None:
+        if old is not None and folder.has_trained(self.run.out):
             folder.check_resumable(old, self.run.plain(), self.run.out / "run.yaml")
+        elif old is not None:
+            folder.clear_untrained(self.run.out, old, self.run.plain())
         folder.write_run(self.run)
         self.store.sweep()
         sweep(self.run.out)
@@ -77,6 +74,7 @@ class RunFiles:
         """
         found = self.store.newest()
         if found is None:
+            log.info("new run in %s%s", self.run.out, run_beside(self.run))
             folder.write_names(self.run.out, self.source)
             if self.run.init_from is not None:
                 self.learner.start_from_trained()
@@ -89,9 +87,16 @@ class RunFiles:
             )
         self.learner.restore(found)
         log.info("resuming from step %d", found.step)
+        self.watch = Watch.of(found.manifest.get("watch"))
+        if self.watch.trouble is not None:
+            log.warning("%s", self.trouble())
         before, now = found.manifest["machine"], self._machine()
         if "kernels" in before:
             before = before | {"kernels": current_names(before["kernels"])}
+        trained = found.manifest["run"]["training"]
+        for key in ROUNDING_ONLY:
+            before |= {f"training.{key}": trained.get(key)} if key in trained else {}
+            now |= {f"training.{key}": getattr(self.run.training, key)} if key in trained else {}
         for name in now:
             if before.get(name) != now[name]:
                 log.warning(
@@ -109,28 +114,63 @@ class RunFiles:
 
     def open_logs(self, step: int) -> None:
         """Opens the logs for the steps after ``step``; what they hold of later steps is removed."""
-        from udit.training.events import EventLog
+        self._metrics = folder.MetricsLog(self.run.out / "metrics.jsonl", step)
+        self._open_events(step)
 
-        metrics = folder.MetricsLog(self.run.out / "metrics.jsonl", step)
-        try:
-            self._logs = _Logs(metrics, EventLog(self.run.out / "tensorboard", step))
-        except BaseException:
-            metrics.close()
-            raise
+    def _open_events(self, step: int) -> None:
+        with by_product(f"TensorBoard's file for the steps after {step}"):
+            from udit.training.events import EventLog
+
+            self._events = EventLog(self.run.out / "tensorboard", step)
+
+    def watched(self, record: StepRecord) -> StepRecord:
+        """The record, with a warning if the training has gone wrong; the first time, the log has it too."""
+        if self.watch.see(record):
+            log.warning("%s", self.trouble())
+        trouble = self.watch.trouble
+        return record if trouble is None else dataclasses.replace(record, warning=trouble.brief)
+
+    def trouble(self) -> str | None:
+        """What has gone wrong though all numbers are finite, and what to do; None if nothing has."""
+        trouble = self.watch.trouble
+        if trouble is None:
+            return None
+        kept = max((step for step in self.store.steps() if step <= trouble.since - 2), default=None)
+        kept_too = f"the checkpoint of step {kept}, before it, is kept" if kept else "no checkpoint is from before it"
+        clip = " or set training.clip_norm" if self.run.training.clip_norm is None else ""
+        return (
+            f"{trouble.told()}; weights and their average (EMA) are damaged since then, and {kept_too}; lower "
+            f"training.lr{clip}, and start a new run with out=DIR"
+        )
 
     def log(self, record: StepRecord) -> None:
         """Adds a step to ``metrics.jsonl`` and to TensorBoard's events."""
-        assert self._logs is not None, "open_logs comes first"
+        assert self._metrics is not None, "open_logs comes first"
         line = record.line()
-        self._logs.metrics.write(line)
+        self._metrics.write(line)
+        if self._events is None:
+            return
         scalars = {key: value for key, value in line.items() if isinstance(value, float) and key not in CLOCK}
-        self._logs.events.write(record.step, scalars)
+        written = False
+        with by_product(f"TensorBoard's line of step {record.step}"):
+            self._events.write(record.step, scalars)
+            written = True
+        if not written:  # a torn record hides all that follow in the same file
+            self._close_events()
 
     def preview(self, step: int) -> float | None:
-        """Draws the sample grid of a step and returns the validation loss, None without held-out images."""
+        """Draws the sample grid of a step and returns the validation loss, None without held-out images.
+
+        What fails is a warning, and tried again at the next preview; so is a file of TensorBoard's that failed before.
+        """
+        if self._events is None:
+            self._open_events(step - 1)
         run, system = self.run, self._averaged(step)
-        preview.save_grid(system, run.out / "samples" / f"step-{step:08d}.png", run.seed)
-        return preview.validation_loss(system, self.source, self.parts.test, run.seed)
+        with by_product(f"the sample grid of step {step}"):
+            preview.save_grid(system, run.out / "samples" / f"step-{step:08d}.png", run.seed)
+        with by_product(f"the validation loss of step {step}"):
+            return preview.validation_loss(system, self.source, self.parts.test, run.seed)
+        return None
 
     def snapshot(self, step: int) -> None:
         """Writes the power-function averages of a step."""
@@ -141,21 +181,23 @@ class RunFiles:
         """Writes the checkpoint of a step, unless it is there."""
         facts = {
             "skipped_in_a_row": skipped_in_a_row,
+            "watch": self.watch.state(),
             "data": self.source.fingerprint,
             "machine": self._machine(),
             "versions": {"udit": __version__, "python": platform.python_version()},
             "run": self.run.plain(),
         }
-        if self._logs is not None:
-            self._logs.metrics.sync()
-        self.store.save(step, self.learner.tensors(), facts)
+        if self._metrics is not None:
+            self._metrics.sync()
+        self.store.save(step, self.learner.tensors(), facts, spare=self.watch.sound)
 
     def finish(self, step: int) -> None:
         """Writes the model folder and the loss curve of a finished run."""
         system, target = self._averaged(step), self.run.out / "model"
         if not (target / "config.json").is_file() or read_config(target / "config.json") != system.config:
             save(system, target, raw=self.learner.model)
-        preview.save_curve(self.run.out / "metrics.jsonl", self.run.out / "loss.png")
+        with by_product("the loss curve"):
+            preview.save_curve(self.run.out / "metrics.jsonl", self.run.out / "loss.png")
 
     def _averaged(self, step: int) -> System:
         assert self.learner.ema is not None
@@ -165,10 +207,17 @@ class RunFiles:
 
     def close(self) -> None:
         """Closes the logs and frees the lock."""
-        if self._logs is not None:
-            self._logs.close()
+        if self._metrics is not None:
+            self._metrics.close()
+        self._close_events()
         if self._lock is not None:
             self._lock.release()
+
+    def _close_events(self) -> None:
+        if self._events is not None:
+            with by_product("closing TensorBoard's file"):
+                self._events.close()
+        self._events = None
 
 
 @contextlib.contextmanager

@@ -6,6 +6,7 @@ import contextlib
 import errno
 import fcntl
 import json
+import logging
 import os
 import socket
 from pathlib import Path
@@ -18,6 +19,7 @@ from udit.run.config import Run, changed_keys
 from udit.run.recipes import read_yaml, to_yaml
 from udit.spec.base import parse, value_at
 
+log = logging.getLogger(__name__)
 NAMES = "pictures.txt"
 """The names of the images that a run started with, one JSON string per line."""
 
@@ -109,6 +111,26 @@ def check_resumable(old: dict[str, Any], new: dict[str, Any], where: Path) -> No
             f"{key} was {before!r} in {where} and is {after!r} now{more}; a run cannot resume with "
             "that: put it back, or start a new run with out=DIR"
         )
+
+
+def has_trained(folder: Path) -> bool:
+    """Whether a run folder holds weights: a checkpoint, a damaged one too, a snapshot of an average or a model."""
+    weights = (folder / "checkpoints").glob("step-*"), (folder / "posthoc").glob("step-*"), folder.glob("model")
+    return any(any(found) for found in weights)
+
+
+def clear_untrained(folder: Path, old: dict[str, Any], new: dict[str, Any]) -> None:
+    """Lets a run take the folder of one that left no weights; sample grids of other settings are removed.
+
+    Its log is cut back as that of every run, by ``MetricsLog``.
+    """
+    changed = changed_keys(old, new)
+    if not changed:
+        return
+    for grid in (folder / "samples").glob("step-*.png"):
+        grid.unlink()
+    more = f" and {len(changed) - 3} more" if len(changed) > 3 else ""
+    log.info("%s holds no weights yet and takes the new %s%s", folder, ", ".join(changed[:3]), more)
 
 
 def write_names(folder: Path, source: Source) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 import weakref
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -16,12 +18,16 @@ from torch.utils._pytree import tree_leaves
 from udit.assemble import denoiser_of, objective_of
 from udit.data.batches import share_of
 from udit.data.describe import describe
-from udit.dist import launched
+from udit.dist import find_device, launched, launched_here
 from udit.errors import UserError
 from udit.models.build import checkpoint_activations
 from udit.nn.dropout import dropout_keys
 from udit.run.config import Run
 from udit.run.system import SystemConfig
+from udit.training.capacity import at_hand, shortage
+
+LARGE = 64
+"""Images per backward pass from which on the memory is extrapolated."""
 
 
 @dataclass(frozen=True)
@@ -45,8 +51,9 @@ class Memory:
 def estimate(run: Run, ranks: int = 1) -> Memory:
     """Runs one step with fake tensors and counts what is allocated.
 
-    Operators are those that run on a CPU, attention and compiled kernels among them. Scratch memory within an operator
-    is not counted; ``torch.compile`` is not applied.
+    A step of more than ``LARGE`` images is extrapolated from two smaller ones, for memory grows linearly and each image
+    takes its time. Operators are those that run on a CPU, attention and compiled kernels among them. Scratch memory
+    within an operator is not counted; ``torch.compile`` is not applied.
 
     Args:
         run: what would be trained.
@@ -55,8 +62,21 @@ def estimate(run: Run, ranks: int = 1) -> Memory:
     Raises:
         UserError: the batch does not split over so many.
     """
+    batch = share_of(run.training.batch_size, run.training.accumulation, ranks)
+    if batch <= LARGE:
+        return _counted(run, ranks, batch)
+    half, full = _counted(run, ranks, LARGE // 2), _counted(run, ranks, LARGE)
+
+    def grown(small: int, large: int) -> int:
+        return large + (large - small) * (batch - LARGE) // (LARGE // 2)
+
+    activations, total = grown(half.activations, full.activations), grown(half.total, full.total)
+    return dataclasses.replace(full, batch=batch, activations=activations, total=total)
+
+
+def _counted(run: Run, ranks: int, batch: int) -> Memory:
+    """What a step of ``batch`` images per backward pass allocates."""
     config = run.training
-    batch = share_of(config.batch_size, config.accumulation, ranks)
     with FakeTensorMode(allow_non_fake_inputs=True):
         model = run.model.build()
         checkpoint_activations(model, config.checkpoint_activations)
@@ -99,6 +119,8 @@ class DryRun:
     """Why the data cannot be read yet; the model's own number of classes was taken then."""
     loads_vae: bool
     """Whether a VAE would be in memory too, because images are encoded while training."""
+    shortage: str | None = None
+    """Why a step would not fit into the memory at hand here, if it would not."""
 
 
 def dry_run(run: Run, ranks: int | None = None) -> DryRun:
@@ -119,7 +141,11 @@ def dry_run(run: Run, ranks: int | None = None) -> DryRun:
             missing = str(error)
     ranks = launched() if ranks is None else ranks
     vae = run.codec.kind == "vae" and run.latents is None
-    return DryRun(estimate(run, ranks), ranks, missing_data=missing, loads_vae=vae)
+    memory, limit = estimate(run, ranks), None
+    with contextlib.suppress(UserError):  # the device may be another machine's
+        limit = at_hand(find_device(run.training.device, 0), launched_here())
+    short = shortage(run, memory, limit) if limit else None
+    return DryRun(memory, ranks, missing_data=missing, loads_vae=vae, shortage=short)
 
 
 def _bytes(tensors: Iterable[Tensor]) -> int:

@@ -59,6 +59,8 @@ class StepRecord:
     """Names of the samples without a finite loss or gradient; the weights stay as they were if there are any."""
     val_loss: float | None = None
     """Of held-out images with the averaged weights, every ``training.sample_every`` steps; on rank 0 alone."""
+    warning: str | None = None
+    """What has gone wrong though all numbers are finite (``training.watch``), from then on; on rank 0 alone."""
 
     @classmethod
     def of(
@@ -92,6 +94,7 @@ class StepRecord:
             values |= {"loss": self.loss, "mse": self.mse, "grad_norm": self.grad_norm}
             values |= {"vb": self.vb} if self.vb is not None else {}
         values |= {"val_loss": self.val_loss} if self.val_loss is not None else {}
+        values |= {"warning": self.warning} if self.warning is not None else {}
         return values | {"images_per_second": round(self.images_per_second, 1), "waited": round(self.waited, 4)}
 
 
@@ -107,3 +110,5 @@ class Outcome:
     """The run folder."""
     signal: int | None = None
     """The signal that asked it to stop, if one did."""
+    warning: str | None = None
+    """What has gone wrong though all numbers are finite, e.g. a loss that exploded; on rank 0 alone."""

@@ -12,11 +12,13 @@ from typing import NoReturn, ParamSpec, TypeVar
 from udit import dist
 from udit.data.sources import Source, parts_of
 from udit.errors import RunError, require_type
-from udit.progress import progress_bar
+from udit.progress import progress_bar, progress_shown
 from udit.run.config import Run
 from udit.training.batches import batches_of
+from udit.training.capacity import check_memory, memory_errors_as_run_errors
 from udit.training.files import RunFiles, disk_errors_as_run_errors
 from udit.training.learner import Learner
+from udit.training.opening import describe_training
 from udit.training.records import Outcome, StepRecord, Timing
 from udit.training.signals import StopFlag
 from udit.training.source import verified_source
@@ -37,7 +39,7 @@ def train(run: Run, *, progress: bool = True, stop: StopFlag | None = None) -> O
 
     Args:
         run: what is trained, e.g. of ``udit.load_run("digits")``.
-        progress: shows a bar on rank 0.
+        progress: shows a bar on rank 0; a plain line now and then where standard error is no terminal.
         stop: looked at between steps; a request saves a checkpoint and ends the training.
 
     Returns:
@@ -45,9 +47,10 @@ def train(run: Run, *, progress: bool = True, stop: StopFlag | None = None) -> O
 
     Raises:
         UserError: the run folder, the data or the configuration cannot be used.
-        RunError: the disk refuses a checkpoint, a rank was lost, or losses stay non-finite.
+        RunError: the disk refuses a checkpoint, memory runs out, a rank was lost, or losses stay non-finite.
     """
-    return Trainer(run).train(progress=progress, stop=stop)
+    with progress_shown(progress):
+        return Trainer(run).train(progress=progress, stop=stop)
 
 
 class Trainer:
@@ -66,13 +69,15 @@ class Trainer:
             source: the run's data, of ``verified_source``; read and checked here if not given.
 
         Raises:
-            UserError: the data or the configuration cannot be used.
+            UserError: the data or the configuration cannot be used, or a step takes more memory than there is.
+            RunError: memory runs out.
         """
         require_type("run", run, Run, "give a Run, e.g. udit.load_run('digits')")
         self.run = run
         self.world = world or dist.start(run.training.device, run.training.timeout)
         self.source = source or verified_source(run)
         self.parts = parts_of(self.source, run.data)
+        self.world.on_main(check_memory, run, self.world.size, self.world.device, dist.launched_here())
         self.learner = self._new_learner()
         self.outcome = Outcome(step=0, finished=False, out=run.out)
         """How far the training has come; changes with every step."""
@@ -81,7 +86,7 @@ class Trainer:
         self._started = False
 
     def _new_learner(self) -> Learner:
-        with self.world.together():
+        with self.world.together(), memory_errors_as_run_errors(self.run):
             return Learner(self.run, self.world)
 
     def train(self, *, progress: bool = True, stop: StopFlag | None = None) -> Outcome:
@@ -104,7 +109,7 @@ class Trainer:
         a ``stop`` request of one of them reaches all.
 
         Args:
-            progress: shows a bar on rank 0.
+            progress: shows a bar on rank 0; a plain line now and then where standard error is no terminal.
             stop: looked at between steps; a request saves a checkpoint and ends the loop.
 
         Yields:
@@ -112,16 +117,17 @@ class Trainer:
 
         Raises:
             UserError: the run folder or the data cannot be used.
-            RunError: the disk refuses a checkpoint, a rank was lost, or losses stay non-finite.
+            RunError: the disk refuses a checkpoint, memory runs out, a rank was lost, or losses stay non-finite.
         """
         if self._started:  # the state on disk counts, not what an earlier loop has left here
             self.learner = self._new_learner()
         self._started = True
         files = RunFiles(self.run, self.source, self.parts, self.learner)
-        with self.world.together(), contextlib.closing(files):
+        with self.world.together(), contextlib.closing(files), memory_errors_as_run_errors(self.run):
             start = self._resume(files)
             if start < self.run.training.steps:
                 yield from self._loop(files, start, progress, stop or StopFlag())
+            self.outcome = dataclasses.replace(self.outcome, warning=files.trouble())
             if self.outcome.signal is None:
                 self._on_main(files.finish, self.outcome.step)
                 self.outcome = dataclasses.replace(self.outcome, finished=True)
@@ -143,6 +149,8 @@ class Trainer:
             self.outcome = dataclasses.replace(self.outcome, signal=asked)
             return
         self._on_main(files.open_logs, start)
+        if world.is_main:
+            log.info("%s", describe_training(self.learner, self.source, len(self.parts.train)))
         reading = batches_of(self.run, self.source, self.parts.train, start, world.rank, world.size)
         with (
             contextlib.closing(reading) as stream,
@@ -156,9 +164,8 @@ class Trainer:
                     timing = Timing(read - began, time.perf_counter() - began)
                     lr = self.learner.learning_rate(step - 1)
                     record = StepRecord.of(step, lr, report, self.source.names, config.batch_size, timing)
-                    bar.set_postfix(
-                        loss=f"{record.loss:.4f}", images_s=f"{record.images_per_second:.0f}", refresh=False
-                    )
+                    told = {"loss": f"{record.loss:.4g}", "images/s": f"{record.images_per_second:.0f}"}
+                    bar.set_postfix(told, refresh=False)
                     bar.update()
                     record = self._follow_up(files, record, leaves=bool(report.signal))
                     self.outcome = dataclasses.replace(self.outcome, step=step, signal=report.signal or None)
@@ -182,6 +189,8 @@ class Trainer:
         """
         config, step = self.run.training, record.step
         last = step == config.steps
+        if self.world.is_main:
+            record = files.watched(record)
         self.skipped = self.skipped + 1 if record.skipped else 0
         hopeless = self.skipped >= MAX_SKIPPED
         shows = (step % config.sample_every == 0 or last) and not hopeless

@@ -16,7 +16,7 @@ from udit.evaluation.sets import reference_of
 from udit.evaluation.standard import Scores, save_sweep, score, tables
 from udit.files import write_text
 from udit.scoring import JUDGE, draw_samples, drawing_of, shards_of
-from udit.store import fingerprint, read_run_config
+from udit.store import read_run_config
 from udit.training.posthoc import posthoc_ema
 
 SIGMA_RELS = (0.03, 0.05, 0.075, 0.10, 0.15, 0.20, 0.25)
@@ -74,7 +74,7 @@ def sweep_ema(
     scored = []
     for sigma_rel in sigma_rels:
         average = posthoc_ema(folder, sigma_rel)
-        weights = fingerprint(average.system.backbone)
+        weights = average.system.fingerprint
         shards = shards_of(weights, config, values.sampling, target)
         draw_samples(average.system, shards, config, values.sampling, world, progress)
         subject = {"run": str(run), "weights": weights, "step": average.step, "sigma_rel": sigma_rel}

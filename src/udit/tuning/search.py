@@ -28,7 +28,7 @@ from udit.evaluation.judge import Judge
 from udit.evaluation.score import SEED, judge_of
 from udit.evaluation.shards import labels_for
 from udit.run.config import Run
-from udit.store import fingerprint, load, read_run_config
+from udit.store import load, read_run_config
 from udit.tuning.quality import FILE, LOSSES, Quality, Scored, fastest
 
 WATCHED = 16
@@ -196,7 +196,7 @@ def search(scorer: Scorer, steps_done: int | None, on_scored: Callable[[Scored],
     for sampling, pick in plain.items():
         scorer.cache(pick, LOSSES["best"], guidance=sampling.guidance != 1, on_scored=keep)
     picks = {level: fastest(tried, loss, best) for level, loss in LOSSES.items()}
-    weights = fingerprint(scorer.system.backbone)
+    weights = scorer.system.fingerprint
     return Quality(weights=weights, step=steps_done, protocol=scorer.protocol(), tried=tuple(tried), **picks)
 
 

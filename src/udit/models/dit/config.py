@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
     from udit.models.fixed import Keys
     from udit.models.parity import Systems
+    from udit.models.published import Layout
 
 
 class DiTConfig(IsotropicConfig):
@@ -73,6 +74,13 @@ class DiTConfig(IsotropicConfig):
         from udit.models.dit.published import key_map
 
         return key_map(self)
+
+    @classmethod
+    def diffusers_layouts(cls) -> dict[str, Layout]:
+        """See ``ModelConfig``."""
+        from udit.models.dit.published import LAYOUTS
+
+        return LAYOUTS
 
     @classmethod
     def parity_systems(cls) -> Systems:

@@ -78,7 +78,7 @@ class UViT(nn.Module):
     def leave(self, x: Tensor, skips: Sequence[Tensor], cond: Tensor) -> Tensor:
         """The last blocks, and patches back to pixels: [B, M + N, D] -> [B, out_channels, H, W]."""
         half = self.config.depth // 2
-        x = self.norm(self.second_half(x, skips, range(half - self.config.outer, half)))
+        x = ops.normalize(self.norm, self.second_half(x, skips, range(half - self.config.outer, half)))
         x = self.out(x)[:, self.config.extras :].unflatten(1, self.config.grid)
         x = unpatchify(x, self.config.patch)
         return x if self.final is None else self.final(x)

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from udit.ops import surroundings
-from udit.ops.operator import Function, Operator, Saved
+from udit.ops.operator import Function, Operator, Saved, by_reference, differentiated
 from udit.ops.recompute import recomputable
 
 MAX_LOGIT_SCALE = 4.6052  # the U-DiT release's bound on the logarithm of the scale: about ln 100
@@ -103,19 +103,50 @@ def _attend(
 def dot_product_attention(
     q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None, scale: float | None = None
 ) -> Tensor:
-    """torch's scaled dot-product attention.
+    """torch's scaled dot-product attention, with derivatives of any order and kind.
 
-    Only its plain form has forward and second derivatives and runs under ``vmap``; it is taken where one is asked for.
+    Of torch's own implementations only the plain one has forward and second derivatives and runs under ``vmap``. It is
+    taken where one is asked for, a fast one otherwise.
 
     Args:
         q, k, v: [..., N, R]; k and v may have another N.
         mask: bool, true where attention is allowed.
         scale: of the products; 1 / sqrt(R) if None.
     """
-    if not surroundings.transformed():
-        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale)
-    with sdpa_kernel(SDPBackend.MATH):
-        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale)
+    if surroundings.transformed():
+        with sdpa_kernel(SDPBackend.MATH):
+            return _product(q, k, v, mask, scale)
+    out = _product(q, k, v, mask, scale)
+    if surroundings.recorded() or not out.requires_grad:
+        return out
+    plain: Tensor = _Differentiable.apply(out, q, k, v, mask, scale)
+    return plain
+
+
+def _product(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float | None) -> Tensor:
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale)
+
+
+class _Differentiable(torch.autograd.Function):
+    """The identity of an attention's output, behind which its backward is chosen.
+
+    A gradient goes on to the backward of the implementation that ran. One that is to have derivatives itself goes
+    straight to queries, keys and values, through ``_product`` computed again in its plain form.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, out: Tensor, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: Any) -> Tensor:
+        ctx.save_for_backward(q, k, v, mask)
+        ctx.scale = scale
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        if not differentiated(grad):
+            return grad, None, None, None, None, None
+        q, k, v, mask = ctx.saved_tensors
+        needed = *ctx.needs_input_grad[1:4], False, False
+        return None, *by_reference(_product, grad, Saved((q, k, v, mask, ctx.scale), (), needed))
 
 
 def rotate(x: Tensor, table: Tensor) -> Tensor:

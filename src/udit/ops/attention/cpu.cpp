@@ -235,8 +235,8 @@ void forward(const T* qkv, const float* scales, const float* table, T* out, floa
 
 // gradients is [B, f, f, h], of the scales.
 template <typename T>
-void backward(const T* grad, const T* qkv, const float* scales, const float* table, const T* out,
-              const float* logs, T* to, float* gradients, Shape s, int threads) {
+void backward(const T* grad, const T* qkv, const float* scales, const float* table, const T* out, const float* logs,
+              T* to, float* gradients, Shape s, int threads) {
   int N = s.N, R = s.R, tokens = s.tokens, wide = s.wide;
   int64_t line = s.line;
   Plan plan(s, table);
@@ -278,10 +278,8 @@ void backward(const T* grad, const T* qkv, const float* scales, const float* tab
               store(slope + u, p * (load(slope + u) - mean));
             }
           }
-          product(q.data() + n0, line, 1, slope, BACK_KEYS, R, vectors, queries, dk.data() + j0, line,
-                  Put{n0 > 0});
-          product(g.data() + n0, line, 1, weight, BACK_KEYS, R, vectors, queries, dv.data() + j0, line,
-                  Put{n0 > 0});
+          product(q.data() + n0, line, 1, slope, BACK_KEYS, R, vectors, queries, dk.data() + j0, line, Put{n0 > 0});
+          product(g.data() + n0, line, 1, weight, BACK_KEYS, R, vectors, queries, dv.data() + j0, line, Put{n0 > 0});
           product(slope, BACK_KEYS, 1, keys.data() + int64_t(j0) * wide, wide, queries, wide / LANES, count,
                   of_q.data() + int64_t(n0) * wide, wide, Put{j0 > 0});
         }
@@ -291,7 +289,7 @@ void backward(const T* grad, const T* qkv, const float* scales, const float* tab
         int count = N - n < LANES ? N - n : LANES;
         gather(of_q_rows.from(n), R, line, nullptr, dq.data() + n);
         of_scale += unprepare(dq.data() + n, q.data() + n, plan, n, scales, length, size, load(q_norms.data() + n),
-                            count, task.rows(to, 3, 0));
+                              count, task.rows(to, 3, 0));
         unprepare(dk.data() + n, k.data() + n, plan, n, scales, 1, 1 / LOG2E, load(k_norms.data() + n), count,
                   task.rows(to, 3, 1));
         scatter(dv.data() + n, R, line, nullptr, one, nullptr, one, count, task.rows(to, 3, 2).from(n));
@@ -305,17 +303,17 @@ void backward(const T* grad, const T* qkv, const float* scales, const float* tab
 
 extern "C" {
 
-#define ATTENTION(NAME, T)                                                                                             \
-  void attention_##NAME(const void* qkv, const void* scales, const void* table, void* out, void* logs, int B,          \
-                        int H, int W, int heads, int R, int f, int threads) {                                          \
-    forward((const T*)qkv, (const float*)scales, (const float*)table, (T*)out, (float*)logs,                           \
-            Shape(B, H, W, heads, R, f), threads);                                                                     \
-  }                                                                                                                    \
-  void attention_backward_##NAME(const void* grad, const void* qkv, const void* scales, const void* table,             \
-                                 const void* out, const void* logs, void* to, void* gradients, int B, int H, int W,    \
-                                 int heads, int R, int f, int threads) {                                               \
-    backward((const T*)grad, (const T*)qkv, (const float*)scales, (const float*)table, (const T*)out,                  \
-             (const float*)logs, (T*)to, (float*)gradients, Shape(B, H, W, heads, R, f), threads);                     \
+#define ATTENTION(NAME, T)                                                                                           \
+  void attention_##NAME(const void* qkv, const void* scales, const void* table, void* out, void* logs, int B, int H, \
+                        int W, int heads, int R, int f, int threads) {                                               \
+    forward((const T*)qkv, (const float*)scales, (const float*)table, (T*)out, (float*)logs,                         \
+            Shape(B, H, W, heads, R, f), threads);                                                                   \
+  }                                                                                                                  \
+  void attention_backward_##NAME(const void* grad, const void* qkv, const void* scales, const void* table,           \
+                                 const void* out, const void* logs, void* to, void* gradients, int B, int H, int W,  \
+                                 int heads, int R, int f, int threads) {                                             \
+    backward((const T*)grad, (const T*)qkv, (const float*)scales, (const float*)table, (const T*)out,                \
+             (const float*)logs, (T*)to, (float*)gradients, Shape(B, H, W, heads, R, f), threads);                   \
   }
 
 ATTENTION(f32, float)

@@ -18,9 +18,9 @@ constexpr int PART = 128;    // pixels that are summed from zero: rounding error
 
 struct Shape {
   int B, H, W, I, O;
-  int rows = std::clamp(PIXELS / W, 1, H);                                   // of a chunk's map
-  int maps = rows < H ? 1 : std::clamp(PIXELS / (H * W), 1, B);              // of a chunk
-  int bands = (H + rows - 1) / rows;                                         // of a map
+  int rows = std::clamp(PIXELS / W, 1, H);                       // of a chunk's map
+  int maps = rows < H ? 1 : std::clamp(PIXELS / (H * W), 1, B);  // of a chunk
+  int bands = (H + rows - 1) / rows;                             // of a map
   int chunks = (B + maps - 1) / maps * bands;
   int panels = (O + ROWS - 1) / ROWS;  // of the gradient: some of them have one channel less than others
   Shape(int B, int H, int W, int I, int O) : B(B), H(H), W(W), I(I), O(O) {}
@@ -30,7 +30,9 @@ struct Shape {
 struct Chunk {
   int b, maps, row, rows;
   Chunk(const Shape& s, int index)
-      : b(index / s.bands * s.maps), maps(std::min(s.maps, s.B - b)), row(index % s.bands * s.rows),
+      : b(index / s.bands * s.maps),
+        maps(std::min(s.maps, s.B - b)),
+        row(index % s.bands * s.rows),
         rows(std::min(s.rows, s.H - row)) {}
   int64_t first(const Shape& s) const { return (int64_t(b) * s.H + row) * s.W; }  // pixel; the others follow
   int pixels(const Shape& s) const { return maps * rows * s.W; }

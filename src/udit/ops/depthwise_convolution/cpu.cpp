@@ -89,7 +89,8 @@ void pad_band(const T* map, int H, int W, int64_t C, int n, int y0, int rows, in
 void read_kernel(const float* weight, int64_t c0, int n, int S, bool turned, float* out) {
   int area = S * S;
   for (int k = 0; k < area; k++)
-    for (int i = 0; i < LINE; i++) out[k * LINE + i] = i < n ? weight[(c0 + i) * area + (turned ? area - 1 - k : k)] : 0.0f;
+    for (int i = 0; i < LINE; i++)
+      out[k * LINE + i] = i < n ? weight[(c0 + i) * area + (turned ? area - 1 - k : k)] : 0.0f;
 }
 
 // TY rows of TX pixels of LANES channels, summed in registers.
@@ -173,8 +174,8 @@ void filter(const T* x, const float* weight, const float* bias, bool turned, boo
                scratch.data());
       int64_t place = (int64_t(b) * s.H + y0) * s.W * s.C + c0;
       auto band_filter = s.W % 8 == 0 ? filter_band<T, S, 8, 1> : filter_band<T, S, 4, 2>;
-      band_filter(scratch.data(), s.wide, rows, s.W, kernel.data(), start, sloped ? sloped + place : nullptr, out + place,
-                  s.C, n);
+      band_filter(scratch.data(), s.wide, rows, s.W, kernel.data(), start, sloped ? sloped + place : nullptr,
+                  out + place, s.C, n);
     }
   }
 }
@@ -266,15 +267,15 @@ void weigh_any(const T* x, const T* g, bool active, float* w, float* b, int B, i
 
 extern "C" {
 
-#define DEPTHWISE(NAME, T)                                                                                             \
-  void depthwise_##NAME(const void* x, const void* w, const void* b, int turned, int active, const void* sloped,       \
-                        void* out, int B, int H, int W, int C, int S, int threads) {                                   \
-    filter_any((const T*)x, (const float*)w, (const float*)b, turned, active, (const T*)sloped, (T*)out, B, H, W, C,   \
-               S, threads);                                                                                            \
-  }                                                                                                                    \
-  void depthwise_weights_##NAME(const void* x, const void* g, int active, void* w, void* b, int B, int H, int W,       \
-                                int C, int S, int threads) {                                                           \
-    weigh_any((const T*)x, (const T*)g, active, (float*)w, (float*)b, B, H, W, C, S, threads);                         \
+#define DEPTHWISE(NAME, T)                                                                                           \
+  void depthwise_##NAME(const void* x, const void* w, const void* b, int turned, int active, const void* sloped,     \
+                        void* out, int B, int H, int W, int C, int S, int threads) {                                 \
+    filter_any((const T*)x, (const float*)w, (const float*)b, turned, active, (const T*)sloped, (T*)out, B, H, W, C, \
+               S, threads);                                                                                          \
+  }                                                                                                                  \
+  void depthwise_weights_##NAME(const void* x, const void* g, int active, void* w, void* b, int B, int H, int W,     \
+                                int C, int S, int threads) {                                                         \
+    weigh_any((const T*)x, (const T*)g, active, (float*)w, (float*)b, B, H, W, C, S, threads);                       \
   }
 
 DEPTHWISE(f32, float)

@@ -43,19 +43,21 @@ void gate_backward(const T* grad, Factors gates, const T* y, T* to, float* sums,
 
 extern "C" {
 
-#define GATE(NAME, T)                                                                                                  \
-  void gate_##NAME(const void* x, const float* gates, int step, const void* y, void* out, int B, int N, int D,         \
-                   int threads) {                                                                                      \
-    gate((const T*)x, Factors{gates, step}, (const T*)y, (T*)out, Bands{B, N, D}, threads);                               \
-  }                                                                                                                    \
-  void gate_backward_##NAME(const void* grad, const float* gates, int step, const void* y, void* to, void* sums, int B,\
-                            int N, int D, int threads) {                                                               \
-    gate_backward((const T*)grad, Factors{gates, step}, (const T*)y, (T*)to, (float*)sums, Bands{B, N, D}, threads);      \
+#define GATE(NAME, T)                                                                                                \
+  void gate_##NAME(const void* x, const float* gates, int step, const void* y, void* out, int B, int N, int D,       \
+                   int threads) {                                                                                    \
+    gate((const T*)x, Factors{gates, step}, (const T*)y, (T*)out, Bands{B, N, D}, threads);                          \
+  }                                                                                                                  \
+  void gate_backward_##NAME(const void* grad, const float* gates, int step, const void* y, void* to, void* sums,     \
+                            int B, int N, int D, int threads) {                                                      \
+    gate_backward((const T*)grad, Factors{gates, step}, (const T*)y, (T*)to, (float*)sums, Bands{B, N, D}, threads); \
   }
 
 GATE(f32, float)
 GATE(bf16, BFloat16)
 
-int band() { return BAND; }
+int band() {
+  return BAND;
+}
 
 }  // extern "C"

@@ -1,8 +1,8 @@
 // Matrix products of rows with a weight, C [M, N] = A [M, K] B + bias, in float.
 //
-// B is [K, N], or a weight [N, K] across. A task packs some columns of B, as many as the second cache holds, into panels
-// of two vectors, and takes a share of the rows. A tile's sums stay in registers over a stretch of K. Every sum runs in
-// an order that depends on K alone.
+// B is [K, N], or a weight [N, K] across. A task packs some columns of B, as many as the second cache holds, into
+// panels of two vectors, and takes a share of the rows. A tile's sums stay in registers over a stretch of K. Every sum
+// runs in an order that depends on K alone.
 
 #include <algorithm>
 #include <memory>
@@ -64,8 +64,8 @@ void tiles(int rows, const float* a, int64_t row, const float* b, const float* s
 }
 
 // As ``tiles`` for a panel of which C has ``n`` columns.
-void product(int rows, const float* a, int64_t row, const float* b, const float* start, float* c,
-             int64_t ldc, int n, int K) {
+void product(int rows, const float* a, int64_t row, const float* b, const float* start, float* c, int64_t ldc, int n,
+             int K) {
   if (n == PANEL) return tiles(rows, a, row, b, start, c, ldc, K);
   float edge[ROWS * PANEL] = {0};
   for (int i = 0; !start && i < rows; i++) std::memcpy(edge + i * PANEL, c + i * ldc, n * sizeof(float));
@@ -115,8 +115,7 @@ void multiply(const float* a, const float* b, const float* bias, float* c, int M
 
 extern "C" {
 
-void linear_f32(const void* a, const void* b, const void* bias, void* c, int M, int N, int K, int across,
-                int threads) {
+void linear_f32(const void* a, const void* b, const void* bias, void* c, int M, int N, int K, int across, int threads) {
   multiply((const float*)a, (const float*)b, (const float*)bias, (float*)c, M, N, K, across, threads);
 }
 

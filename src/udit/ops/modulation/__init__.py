@@ -6,10 +6,10 @@ Axes: B batch, H and W side lengths, D width.
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from udit.ops.layout import contiguous_like
+from udit.ops.normalization import layer_norm
 from udit.ops.operator import Function, Operator, Saved
 from udit.ops.recompute import recomputable
 
@@ -33,7 +33,7 @@ def modulated_norm(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
 
 def reference(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
     """``modulated_norm`` in torch."""
-    return recomputable(torch.addcmul, shift, recomputable(F.layer_norm, x, x.shape[-1:], None, None, EPS), 1 + scale)
+    return recomputable(torch.addcmul, shift, recomputable(layer_norm, x, None, None, EPS), 1 + scale)
 
 
 def _fake(x: Tensor, shift: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:

@@ -1,5 +1,5 @@
-// LayerNorm without affine parameters and its modulation, out = (x - mean) / deviation * (1 + scale) + shift, in one pass
-// over memory, forward and backward.
+// LayerNorm without affine parameters and its modulation, out = (x - mean) / deviation * (1 + scale) + shift, in one
+// pass over memory, forward and backward.
 //
 // x and out are [B, N, D]; shift and scale [B, D] floats. Every sum runs in an order that depends on shapes alone.
 
@@ -104,20 +104,23 @@ void norm_backward(const T* grad, const T* x, Factors scale, const float* moment
 
 extern "C" {
 
-#define NORM(NAME, T)                                                                                                  \
-  void norm_##NAME(const void* x, const float* shift, int shifts, const float* scale, int scales, void* out,           \
-                   void* moments, int B, int N, int D, int threads) {                                                  \
-    norm((const T*)x, Factors{shift, shifts}, Factors{scale, scales}, (T*)out, (float*)moments, Bands{B, N, D}, threads);    \
-  }                                                                                                                    \
-  void norm_backward_##NAME(const void* grad, const void* x, const float* scale, int scales, const void* moments,      \
-                            void* to, void* sums, int B, int N, int D, int threads) {                                  \
-    norm_backward((const T*)grad, (const T*)x, Factors{scale, scales}, (const float*)moments, (T*)to, (float*)sums,       \
-                  Bands{B, N, D}, threads);                                                                            \
+#define NORM(NAME, T)                                                                                               \
+  void norm_##NAME(const void* x, const float* shift, int shifts, const float* scale, int scales, void* out,        \
+                   void* moments, int B, int N, int D, int threads) {                                               \
+    norm((const T*)x, Factors{shift, shifts}, Factors{scale, scales}, (T*)out, (float*)moments, Bands{B, N, D},     \
+         threads);                                                                                                  \
+  }                                                                                                                 \
+  void norm_backward_##NAME(const void* grad, const void* x, const float* scale, int scales, const void* moments,   \
+                            void* to, void* sums, int B, int N, int D, int threads) {                               \
+    norm_backward((const T*)grad, (const T*)x, Factors{scale, scales}, (const float*)moments, (T*)to, (float*)sums, \
+                  Bands{B, N, D}, threads);                                                                         \
   }
 
 NORM(f32, float)
 NORM(bf16, BFloat16)
 
-int band() { return BAND; }
+int band() {
+  return BAND;
+}
 
 }  // extern "C"

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from udit.ops.operator import Saved, by_reference
+from udit.ops.operator import Saved, by_reference, differentiated
 from udit.ops.scan import reference
 
 
@@ -67,6 +67,6 @@ class _ByMamba(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         needed = ctx.needs_input_grad[1:]
-        if torch.is_grad_enabled():
+        if differentiated(grad):
             return None, *by_reference(reference, grad, Saved(ctx.saved_tensors, (), needed))
         return None, *torch.autograd.grad(ctx.out, ctx.leaves, grad, retain_graph=True)
