@@ -108,7 +108,8 @@ def test_grid_shows_every_image_and_npz_holds_the_same(
     model: str, one_by_one: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     images = torch.from_numpy(pixels(one_by_one).astype(np.uint8))
-    wanted = np.array(grid(images, [NAMES[i % 5] for i in range(COUNT)]))
+    labels = [i % 5 for i in range(COUNT)]
+    wanted = np.array(grid(images, [NAMES[label] for label in labels], columns=5, numbers=labels))
     assert np.array_equal(np.array(Image.open(one_by_one / "grid.png")), wanted)
     words = ["sample", model, "--n", str(COUNT), "--output", "npz", "--out", str(tmp_path), "--no-progress"]
     assert f"arr_0 uint8 [{COUNT}, 8, 8, 1]" in succeeds(capsys, *words)
