@@ -20,10 +20,10 @@ from udit.assemble import System
 from udit.diffusion.config import FlowConfig, SamplingConfig
 from udit.errors import UserError
 from udit.evaluation import image_set
+from udit.evaluation.archive import path_of
 from udit.evaluation.fidelity import Features, extract
 from udit.evaluation.image_set import CHUNK, ImageSet
 from udit.evaluation.judge import train_judge
-from udit.evaluation.archive import path_of
 from udit.evaluation.report import Report
 from udit.evaluation.sets import reference_of
 from udit.generation import Context

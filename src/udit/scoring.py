@@ -219,10 +219,12 @@ def score_samples(
     """
     found = read_images(Path(images))
     extractor = load_extractor(features, weights_file, str(dist.start(device).device))
+    against = read_reference(Path(reference), extractor)
+    check_features(extractor, against, found.shape)
     return score(
         found,
         extractor,
-        read_reference(Path(reference), extractor),
+        against,
         subject={"samples": str(images)},
         protocol={"name": "samples of another program"},
     )

@@ -68,7 +68,9 @@ def evaluate(
     sampling = {key: value for key, value in asked.items() if value is not None}
     if (target / "config.json").is_file() and not (target / "run.yaml").is_file():
         run = target.absolute().parent
-        scored = f"its run is scored by `udit eval {target.parent}`" if (run / "run.yaml").is_file() else "score its run"
+        scored = (
+            f"its run is scored by `udit eval {target.parent}`" if (run / "run.yaml").is_file() else "score its run"
+        )
         raise UserError(
             f"{target} is a model folder, which has no data to be scored with; {scored}, or draw with `udit sample "
             f"{target} --out IMAGES` and score them with `udit eval IMAGES --reference FILE`"
@@ -129,11 +131,13 @@ def _score_images(
         raise UserError("images need a --reference: a .npz of `udit ref make` or ADM, or a folder of images")
 
     from udit.evaluation.standard import tables
+    from udit.files import check_room
     from udit.scoring import score_samples
 
+    if out is not None:
+        check_room(out.parent, 0)
     scores = score_samples(target, reference, features=features, weights_file=weights_file, device=device)
     say(tables([(str(target), scores)]))
     if out is not None:
-        out.parent.mkdir(parents=True, exist_ok=True)
         scores.write(out)
     return 0

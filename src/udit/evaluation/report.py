@@ -143,7 +143,9 @@ class Report(Record):
             "reference": f"{self.reference_count} training images, sha256 {self.reference_sha256[:12]}",
         }
         warned = ["", f"**{self.judge_warning}**"] if self.judge_warning else []
-        return "\n".join([*lines, *warned, "", self.note, "", *(f"- {key}: {plain(value)}" for key, value in facts.items())])
+        return "\n".join(
+            [*lines, *warned, "", self.note, "", *(f"- {key}: {plain(value)}" for key, value in facts.items())]
+        )
 
     @classmethod
     def read(cls, path: Path, protocol: dict[str, Any]) -> Report | None:

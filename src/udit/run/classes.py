@@ -24,7 +24,7 @@ class Classes:
 
     A text is a class name first, and a class number if no class has that name: of folders 1, 2 and 10, "2" is the class
     with that name and not the third class. A number in Python is always a class number. Composed and decomposed letters
-    are the same, and so are any numbers of spaces.
+    are the same, and so are texts that differ in spaces only.
     """
 
     count: int
@@ -136,8 +136,8 @@ class Classes:
 
 
 def _plain(text: str) -> str:
-    """A text with composed letters and single spaces."""
-    return " ".join(unicodedata.normalize("NFC", text).split())
+    """A text with composed letters, single spaces, and one space behind each comma."""
+    return ", ".join(" ".join(part.split()) for part in unicodedata.normalize("NFC", text).split(","))
 
 
 def _number(text: str) -> int | None:

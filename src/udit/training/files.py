@@ -20,6 +20,7 @@ from udit.errors import RunError, UserError
 from udit.files import sweep
 from udit.ops.operator import current_names
 from udit.run.config import Run
+from udit.run.scorable import warn_before_training
 from udit.run.system import SystemConfig
 from udit.store import read_config, save
 from udit.training import folder, preview
@@ -78,6 +79,7 @@ class RunFiles:
         found = self.store.newest()
         if found is None:
             folder.write_names(self.run.out, self.source)
+            warn_before_training(self.run, self.source.labels, self.parts)
             if self.run.init_from is not None:
                 self.learner.start_from_trained()
             return None
