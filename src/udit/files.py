@@ -116,7 +116,7 @@ def check_room(folder: Path, bytes_needed: int) -> None:
     free = shutil.disk_usage(folder).free
     if free < bytes_needed:
         raise UserError(
-            f"about {bytes_needed / 1e6:,.1f} MB will be written to {folder} and {free / 1e6:,.1f} MB are free; make room"
+            f"about {bytes_needed / 1e6:,.1f} MB go to {folder}, which has {free / 1e6:,.1f} MB free; make room"
         )
 
 

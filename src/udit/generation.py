@@ -130,7 +130,7 @@ class Generation:
         A text chunk of each PNG holds what it depends on: model, seed, label and sampling setting.
 
         Args:
-            folder: made if it is missing; it may hold no other images, which a score of the folder would mix with these.
+            folder: made if it is missing; it may hold no other images, which a score would mix with these.
             progress: shows a progress bar.
             overwrite: removes the PNGs that an earlier call wrote there, and nothing else.
 
@@ -351,8 +351,8 @@ def _make_room(folder: Path, overwrite: bool) -> None:
     own = [entry for entry in found if _is_ours(entry)]
     if foreign := sorted(set(found) - set(own)):
         raise UserError(
-            f"{folder} holds images that `udit sample` did not write, e.g. {foreign[0].name}, and a score would mix them "
-            "with new ones; give another folder with --out"
+            f"{folder} holds images that `udit sample` did not write, e.g. {foreign[0].name}, and a score would mix "
+            "them with new ones; give another folder with --out"
         )
     if own and not overwrite:
         count = sum(entry.name != GRID for entry in own)

@@ -62,10 +62,10 @@ def evaluate(
 ) -> Report | None:
     """Scores a run with a small classifier that is trained on a part of the run's data the generator never saw.
 
-    Writes RUN/evaluation: ``metrics.json``, ``report.md``, ``grid.png``, ``samples.npz`` and the classifier; the report of
-    each setting is also kept under a name of its own, ``metrics-DIGEST.json`` and ``report-DIGEST.md``. The scores compare
-    models on this data set; they are not the FID of the literature (``score_run`` computes that). All that is needed
-    besides the images, the classifier included, is checked and made before the first of them.
+    Writes RUN/evaluation: ``metrics.json``, ``report.md``, ``grid.png``, ``samples.npz`` and the classifier; the report
+    of each setting is also kept under a name of its own, ``metrics-DIGEST.json`` and ``report-DIGEST.md``. The scores
+    compare models on this data set; they are not the FID of the literature (``score_run`` computes that). All that is
+    needed besides the images, the classifier included, is checked and made before the first of them.
 
     Args:
         run: folder of a training run, of a model with classes.
@@ -144,9 +144,9 @@ def score_run(
 ) -> Scores | None:
     """Scores a run as the literature does: FID, sFID, IS, KID, precision and recall by a published network's features.
 
-    Writes RUN/evaluation/metrics-PROTOCOL.json, or metrics-FEATURES.json without a protocol, and keeps the scores of each
-    setting under a name of its own, with a digest of the setting behind it. The reference is read before images are
-    sampled.
+    Writes RUN/evaluation/metrics-PROTOCOL.json, or metrics-FEATURES.json without a protocol, and keeps the scores of
+    each setting under a name of its own, with a digest of the setting behind it. The reference is read before images
+    are sampled.
 
     Args:
         run: folder of a training run.

@@ -67,10 +67,8 @@ def evaluate(
     asked = {"steps": steps, "guidance": guidance, "sampler": sampler}
     sampling = {key: value for key, value in asked.items() if value is not None}
     if (target / "config.json").is_file() and not (target / "run.yaml").is_file():
-        run = target.absolute().parent
-        scored = (
-            f"its run is scored by `udit eval {target.parent}`" if (run / "run.yaml").is_file() else "score its run"
-        )
+        of_run = (target.absolute().parent / "run.yaml").is_file()
+        scored = f"its run is scored by `udit eval {target.parent}`" if of_run else "score its run"
         raise UserError(
             f"{target} is a model folder, which has no data to be scored with; {scored}, or draw with `udit sample "
             f"{target} --out IMAGES` and score them with `udit eval IMAGES --reference FILE`"

@@ -13,7 +13,7 @@ from udit.evaluation.report import Report, percent
 from udit.evaluation.standard import Scores
 
 SAME = ("judge", "judge_sha256", "reference_sha256", "num_samples")
-"""What must be equal for a judge's scores of two runs to be comparable; distances are biased by the number of images."""
+"""Equal where a judge's scores of two runs can be compared; distances are biased by the number of images."""
 
 
 def read(path: Path) -> Report | Scores:

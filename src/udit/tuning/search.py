@@ -224,8 +224,8 @@ def tune(
 
     Few-step solvers at several numbers of steps, with guidance at all times and within an interval, are scored on the
     same seeds by the run's own judge and timed; then evaluations of the best are cached as far as 2 % of the score
-    allow. "best" is the fastest setting within 2 % of the best score, "good" within 10 %, "draft" within 50 %. Of a weak judge
-    a warning comes first, and stands in the file (``Quality.warning``).
+    allow. "best" is the fastest setting within 2 % of the best score, "good" within 10 %, "draft" within 50 %. With a
+    weak judge a warning comes first, and is kept in the file (``Quality.warning``).
 
     Args:
         run: folder of a training run, of a model with classes.
