@@ -318,11 +318,11 @@ def _with_judge(
     Raises:
         UserError: no judge or no test images, or no room for the samples in shards and in one file.
     """
-    shape = _shape(system)
-    check_room(folder, shards.bytes_missing(shape) + shards.bytes(shape))
     source = run.data.build()
     parts = parts_of(source, run.data)
     require_scorable(source.labels, parts)
+    shape = _shape(system)
+    check_room(folder, shards.bytes_missing(shape) + shards.bytes(shape))
     judge = judge_of(source, parts.judge, config.judge_steps, folder / JUDGE)
     warn_of_weak(judge, source, parts)
     return source, parts
@@ -334,14 +334,14 @@ def _reference(run: Run, extractor: Extractor, path: Path | None, shards: Shards
     Raises:
         UserError: a reference that cannot be used, or no room for the samples.
     """
-    shape = _shape(system)
-    check_room(shards.folder.parent, shards.bytes_missing(shape))
     if path is not None:
         found = read_reference(path, extractor)
     else:
         source = run.data.build()
         found = reference_of(ImageSet.of_source(source, parts_of(source, run.data).train), extractor)
+    shape = _shape(system)
     check_features(extractor, found, shape)
+    check_room(shards.folder.parent, shards.bytes_missing(shape))
     return found
 
 
