@@ -12,6 +12,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from safetensors.torch import load_file
 
 import udit
 from conftest import ErrorOf, same_bits, succeeds
@@ -23,7 +24,7 @@ from udit.data.vae import complete
 from udit.errors import UserError
 from udit.run.recipes import load_run
 from udit.run.system import SystemConfig
-from vaes import tiny_vae
+from vaes import tiny_dc, tiny_flux2, tiny_taesd, tiny_vae
 
 OneLine = Callable[[BaseException], str]
 
@@ -155,6 +156,59 @@ def test_tiles_cover_large_images(folder: Path) -> None:
     assert codec.decode(x).shape == pixels.shape
 
 
+# -- diffusers' other autoencoders -------------------------------------------------------------------------------------
+
+
+def test_flux2_latents_are_patches_normalised_as_its_pipeline_does(tmp_path: Path) -> None:
+    config = complete(VAECodec(source=str(tiny_flux2(tmp_path / "v"))))
+    assert (config.network, config.channels, config.factor) == ("AutoencoderKLFlux2", 8, 4)
+    codec, pixels = config.build(), some_pixels(2, channels=3, size=16)
+    x = encode(codec, pixels)
+    with torch.no_grad():
+        z = codec.vae.encode(pixels / 127.5 - 1).latent_dist.mean  # [2, 2, 8, 8]
+        patches = z.view(2, 2, 4, 2, 4, 2).permute(0, 1, 3, 5, 2, 4).reshape(2, 8, 4, 4)
+        statistics = codec.vae.bn.eval()
+        torch.testing.assert_close(x, statistics(patches))
+        decoded = codec.vae.decode(z).sample
+    assert int((codec.decode(x).int() - Identity().decode(decoded).int()).abs().max()) <= 1
+
+
+@pytest.mark.parametrize(
+    ("make", "network", "channels", "factor", "scale"),
+    [(tiny_dc, "AutoencoderDC", 8, 4, 0.4), (tiny_taesd, "AutoencoderTiny", 4, 2, 1.0)],
+)
+def test_autoencoders_without_a_posterior_give_one_latent_for_an_image(
+    tmp_path: Path, make: Callable[[Path], Path], network: str, channels: int, factor: int, scale: float
+) -> None:
+    config = complete(VAECodec(source=str(make(tmp_path / "v"))))
+    assert (config.network, config.channels, config.factor, config.scale) == (network, channels, factor, scale)
+    codec, pixels = config.build(), some_pixels(2, channels=3, size=16)
+    raw = codec.raw(pixels)
+    assert raw.shape == (2, channels, 16 // factor, 16 // factor)
+    x = codec.normalise(raw, [(0, 7), (0, 8)])
+    assert torch.equal(x, codec.normalise(raw))
+    with torch.no_grad():
+        z = codec.vae.encode(pixels / 127.5 - 1)[0]
+        decoded = codec.vae.decode(z).sample
+    assert torch.equal(x, z * scale)
+    assert int((codec.decode(x).int() - Identity().decode(decoded).int()).abs().max()) <= 1
+    assert torch.equal(codec.raw(pixels[1:])[0], raw[1])
+
+
+def test_cache_of_latents_without_a_posterior_trains(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    vae = ("codec.kind=vae", f"codec.source={tiny_taesd(tmp_path / 'v')}")
+    images = (*image_folder(tmp_path / "images", 4), "data.channels=3")
+    cache = tmp_path / "cache"
+    succeeds(capsys, "encode", RECIPE, *images, *vae, "--measure", "--out", str(cache), "--dtype", "float32")
+    manifest = json.loads((cache / "manifest.json").read_text(encoding="utf-8"))
+    assert manifest["plan"]["shape"] == [4, 4, 4]
+    raw = load_file(cache / "shard-00000.safetensors")["raw"].double()
+    assert torch.allclose(torch.tensor(manifest["mean"], dtype=torch.float64), raw.mean((0, 1, 3, 4)))
+    assert torch.allclose(torch.tensor(manifest["std"], dtype=torch.float64), raw.std((0, 1, 3, 4), correction=0))
+    train(tmp_path / "run", *images, f"latents={cache}", "training.steps=1")
+    assert udit.load(tmp_path / "run").config.codec.network == "AutoencoderTiny"
+
+
 # -- refusals ------------------------------------------------------------------------------------------------------
 
 
@@ -202,7 +256,7 @@ def test_broken_vae_folders_are_one_line_errors(folder: Path, tmp_path: Path, on
     wanted = {
         "no config": "config.json cannot be read",
         "no JSON": "config.json cannot be read",
-        "no VAE": "says _class_name 'UNet2DModel'; the vae codec takes diffusers' AutoencoderKL",
+        "no VAE": "says _class_name 'UNet2DModel'; the vae codec takes diffusers' AutoencoderKL, ",
         "no weights": "diffusion_pytorch_model.safetensors' cannot be read (No such file or directory)",
         "torn": "cannot be loaded",
         "other sizes": "cannot be loaded",

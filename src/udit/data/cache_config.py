@@ -39,7 +39,7 @@ class LatentPlan(Spec):
     measured: bool = False
     """Whether scale and shift are computed from the cache's own latents."""
     shape: tuple[PositiveInt, PositiveInt, PositiveInt]
-    """(c, h, w) of a raw latent: uint8 pixels, or the mean and log variance of a posterior."""
+    """(c, h, w) of a raw latent: uint8 pixels, the mean and log variance of a posterior, or floats without one."""
     dtype: Literal["uint8", "float16", "float32"]
     mirrored: bool
     """Whether each image is stored twice, as it is and mirrored left to right."""
@@ -49,12 +49,13 @@ class LatentPlan(Spec):
     @model_validator(mode="after")
     def _check(self) -> LatentPlan:
         seen = self.codec.seen(self.info)
-        moments = isinstance(self.codec, VAECodec)
+        latents = isinstance(self.codec, VAECodec)
+        moments = isinstance(self.codec, VAECodec) and self.codec.has_posterior
         wanted = (seen.channels * (2 if moments else 1), seen.height, seen.width)
         if self.shape != wanted:
             raise ValueError(f"shape is {self.shape} and the codec makes {wanted} of {self.pixels}; encode again")
-        if (self.dtype == "uint8") == moments:
-            raise ValueError(f"dtype is {self.dtype}; pixels are uint8 and moments floats, encode again")
+        if (self.dtype == "uint8") == latents:
+            raise ValueError(f"dtype is {self.dtype}; pixels are uint8 and latents floats, encode again")
         return self
 
     @property
@@ -74,6 +75,8 @@ class LatentPlan(Spec):
         values["data"].pop("root", None)
         values["data"] = {key: value for key, value in values["data"].items() if key not in FREE_DATA_KEYS}
         values["codec"] = {key: value for key, value in values["codec"].items() if key not in FREE_CODEC_KEYS}
+        if values["codec"].get("network") == "AutoencoderKL":  # older caches know no other
+            del values["codec"]["network"]
         return values
 
     def shard_sizes(self) -> list[int]:
@@ -90,7 +93,7 @@ class LatentManifest(Spec):
     """Labels, names and test images."""
     shards: tuple[FileFacts, ...]
     mean: tuple[float, ...] | None = None
-    """Of draws from the posteriors, one number per channel; None without a posterior."""
+    """Of latents, drawn where they have a posterior, one number per channel; None for pixels."""
     std: tuple[Annotated[float, Field(gt=0)], ...] | None = None
 
     @model_validator(mode="after")

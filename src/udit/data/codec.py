@@ -27,7 +27,7 @@ class Codec(Protocol):
         """Complete: with every number that its files decide."""
 
     def raw(self, pixels: Tensor) -> Tensor:
-        """uint8 [B, C, H, W] -> what a latent cache stores: uint8 pixels, or a posterior's moments in float32."""
+        """uint8 [B, C, H, W] -> what a latent cache stores: uint8 pixels, or a posterior's moments or latents."""
 
     def normalise(self, raw: Tensor, keys: Keys | None = None) -> Tensor:
         """Raw -> float32 for the network, [B, c, h, w].
@@ -85,7 +85,7 @@ class SpaceToDepth:
 
 
 class LatentVAE:
-    """diffusers' AutoencoderKL with its normalisation. It follows its input's device."""
+    """An autoencoder of diffusers with its normalisation. It follows its input's device."""
 
     def __init__(self, config: VAECodec) -> None:
         """Loads the VAE.
@@ -99,18 +99,20 @@ class LatentVAE:
         vae.check_sha256(config, found)
         self.facts = vae.read_facts(str(folder))
         for key, given, own in (
-            ("channels", config.channels, self.facts.latent_channels),
+            ("channels", config.channels, self.facts.channels),
             ("factor", config.factor, self.facts.factor),
         ):
             if given != own:
                 raise UserError(f"codec.{key} is {given} and the VAE at {config.source!r} has {own}; leave it out")
-        self.config = config.replace(sha256=found)
-        self.vae = _load(folder)
+        self.config = config.replace(sha256=found, network=self.facts.network)
+        self.vae = _load(folder, self.facts.network)
         self.vae.use_slicing = config.slicing
         self.vae.use_tiling = config.tiling
 
     def raw(self, pixels: Tensor) -> Tensor:
         """uint8 [B, C, H, W] -> the posterior's mean and log variance, float32 [B, 2 * c, h, w].
+
+        Without a posterior, the latents [B, c, h, w].
 
         Raises:
             UserError: the images do not have the VAE's number of channels, or the VAE overflows on them.
@@ -121,26 +123,30 @@ class LatentVAE:
                 f"{self.facts.in_channels}; change data.channels, or take another VAE"
             )
         with torch.no_grad():
-            posterior = self.vae.to(pixels.device).encode(Identity().normalise(pixels)).latent_dist
-        moments = torch.cat([posterior.mean, posterior.logvar], dim=1)
-        if not bool(torch.isfinite(moments).all()):
+            (encoded,) = self.vae.to(pixels.device).encode(Identity().normalise(pixels), return_dict=False)
+        parts = [encoded.mean, encoded.logvar] if self.config.has_posterior else [encoded]
+        raw = torch.cat([F.pixel_unshuffle(part, self.facts.patch) for part in parts], dim=1)
+        if not bool(torch.isfinite(raw).all()):
             raise UserError(f"the VAE at {self.config.source!r} gives latents that are not finite; take another VAE")
-        return moments
+        return raw
 
     def normalise(self, raw: Tensor, keys: Keys | None = None) -> Tensor:
-        """Moments -> (z - shift) * scale, where z is drawn with the keys, or is the mean."""
-        z, log_variance = raw.to(torch.float32).chunk(2, dim=1)
-        if keys is not None and self.config.posterior == "sample":
-            noise = torch.stack([rng.normal(z.shape[1:], seed, "posterior", place) for seed, place in keys])
-            z = z + (0.5 * log_variance).exp() * noise.to(z.device)
+        """Raw latents -> (z - shift) * scale, where z is drawn from the posterior with the keys, or is its mean."""
+        z = raw.to(torch.float32)
+        if self.config.has_posterior:
+            z, log_variance = z.chunk(2, dim=1)
+            if keys is not None and self.config.posterior == "sample":
+                noise = torch.stack([rng.normal(z.shape[1:], seed, "posterior", place) for seed, place in keys])
+                z = z + (0.5 * log_variance).exp() * noise.to(z.device)
         shift, scale = self._affine(z)
         return (z - shift) * scale
 
     def decode(self, x: Tensor) -> Tensor:
         """Normalised latents [B, c, h, w] -> uint8 [B, C, H, W]."""
         shift, scale = self._affine(x)
+        z = F.pixel_shuffle(x.to(torch.float32) / scale + shift, self.facts.patch)
         with torch.no_grad():
-            decoded = self.vae.to(x.device).decode(x.to(torch.float32) / scale + shift).sample
+            (decoded,) = self.vae.to(x.device).decode(z, return_dict=False)
         return Identity().decode(decoded)
 
     def _affine(self, like: Tensor) -> tuple[Tensor, Tensor]:
@@ -152,15 +158,16 @@ class LatentVAE:
         return shift, scale
 
 
-def _load(folder: Path) -> Any:
-    from diffusers import AutoencoderKL
+def _load(folder: Path, network: str) -> Any:
+    import diffusers
     from diffusers.utils import logging
     from safetensors import SafetensorError
 
     verbosity = logging.get_verbosity()
     logging.set_verbosity_error()  # everything it would warn about is an error below
     try:
-        network, report = AutoencoderKL.from_pretrained(
+        vae_class = getattr(diffusers, network)
+        loaded, report = vae_class.from_pretrained(
             str(folder), use_safetensors=True, low_cpu_mem_usage=False, output_loading_info=True
         )
     except (OSError, ValueError, RuntimeError, TypeError, KeyError, SafetensorError) as error:
@@ -168,9 +175,11 @@ def _load(folder: Path) -> Any:
         raise UserError(
             f"the VAE in {str(folder)!r} cannot be loaded ({detail}); get its {' and '.join(vae.VAE_FILES)} again"
         ) from None
+    except AttributeError:
+        raise UserError(f"this diffusers has no {network}; install a newer one: pip install -U diffusers") from None
     finally:
         logging.set_verbosity(verbosity)
     odd = [*report["missing_keys"], *report["unexpected_keys"], *report["mismatched_keys"]]
     if odd:
         raise UserError(f"the VAE in {str(folder)!r} is damaged: config.json and weights disagree on {odd[0]!r}")
-    return network.eval().requires_grad_(False)
+    return loaded.eval().requires_grad_(False)

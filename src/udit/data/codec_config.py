@@ -1,7 +1,8 @@
 """Configs of codecs, which convert images to what the network sees and back; free of torch.
 
-A codec's output before any scaling is *raw*: uint8 pixels, or the mean and log variance of a VAE's posterior. What the
-network sees is *normalised*: pixels in [-1, 1], or (z - shift) * scale, where shift and scale are the codec config's.
+A codec's output before any scaling is *raw*: uint8 pixels, the mean and log variance of a VAE's posterior, or latents
+without one. What the network sees is *normalised*: pixels in [-1, 1], or (z - shift) * scale, where shift and scale are
+the codec config's.
 """
 
 from __future__ import annotations
@@ -59,14 +60,17 @@ class SpaceToDepthCodec(Spec):
 
 
 class VAECodec(Spec):
-    """A VAE that diffusers' ``AutoencoderKL`` reads; the network sees (z - shift) * scale of its latents z.
+    """An autoencoder of diffusers; the network sees (z - shift) * scale of its latents z.
 
-    Numbers that are left out are those of the VAE's own ``config.json``; resolving a run fills them in.
+    Numbers that are left out are those of the autoencoder's own files; resolving a run fills them in. Those of FLUX.2
+    are of its latents' 2x2 patches, each a pixel of four times as many channels.
     """
 
     kind: Literal["vae"] = "vae"
     source: str
     """A folder with config.json and diffusion_pytorch_model.safetensors, or a hub id."""
+    network: Literal["AutoencoderKL", "AutoencoderKLFlux2", "AutoencoderDC", "AutoencoderTiny"] = "AutoencoderKL"
+    """diffusers' class, as its config.json names it; filled in like the numbers."""
     revision: str | None = None
     """Branch, tag or commit on the hub."""
     channels: PositiveInt | None = None
@@ -79,7 +83,7 @@ class VAECodec(Spec):
     """One number, or one per channel; subtracted before scaling."""
     posterior: Literal["sample", "mode"] = "sample"
     """What training sees: a draw from the posterior, keyed by (seed, position in the run), or its mean. Everything else
-    sees the mean."""
+    sees the mean. AutoencoderDC and AutoencoderTiny have no posterior: their latents are a function of the image."""
     slicing: bool = True
     """Encodes and decodes one image at a time: least memory, and bits that do not depend on the batch. Off is faster on
     a GPU."""
@@ -87,6 +91,11 @@ class VAECodec(Spec):
     """Encodes and decodes large images in overlapping tiles: less memory, slightly different values."""
     sha256: Sha256 | None = None
     """Of diffusion_pytorch_model.safetensors, as ``sha256sum`` prints it; a different file is refused."""
+
+    @property
+    def has_posterior(self) -> bool:
+        """Whether an image's latents are a distribution, of which raw latents hold mean and log variance."""
+        return self.network in ("AutoencoderKL", "AutoencoderKLFlux2")
 
     def seen(self, pixels: DataInfo) -> DataInfo:
         """Channels and size of what the network sees of an image; the codec must be complete (``data.vae.complete``).

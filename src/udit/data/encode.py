@@ -22,6 +22,7 @@ from torch import Tensor
 from udit.checkpoint import write_tensors
 from udit.data.cache_config import INDEX, MANIFEST, PLAN, LatentManifest, LatentPlan, shard_name
 from udit.data.codec import Codec, LatentVAE
+from udit.data.codec_config import VAECodec
 from udit.data.config import DataConfig
 from udit.data.describe import describe
 from udit.data.latents import Raw, index_arrays, read_sealed, shard_layout, shard_wanted
@@ -50,7 +51,7 @@ def plan_of(
         data: the run's section; says which images, and whether they are mirrored.
         source: the images.
         codec: the run's.
-        dtype: of a posterior's moments, float16 or float32; pixels stay uint8.
+        dtype: of latents, float16 or float32; pixels stay uint8.
         measured: normalise every channel with this cache's own mean and standard deviation, not with the VAE's factor.
         shard_size: images per shard.
 
@@ -203,7 +204,7 @@ def _finish(root: Path, plan: LatentPlan, source: Source) -> None:
             facts.append(file_facts(path))
             if plan.dtype != "uint8":
                 with safe_open(path, framework="np") as stream:
-                    parts = _sums(stream.get_tensor("raw"))
+                    parts = _sums(stream.get_tensor("raw"), plan)
                 sums = [part if not len(total) else total + part for total, part in zip(sums, parts, strict=True)]
         mean = std = None
         if plan.dtype != "uint8":
@@ -218,11 +219,15 @@ def _finish(root: Path, plan: LatentPlan, source: Source) -> None:
         raise _refused(root, error) from None
 
 
-def _sums(raw: Raw) -> tuple[Raw, Raw]:
-    """Expected sums of z and z squared over all axes but channels, for draws z from the posteriors."""
-    mean, log_variance = np.split(raw.astype(np.float64), 2, axis=2)
+def _sums(raw: Raw, plan: LatentPlan) -> tuple[Raw, Raw]:
+    """Expected sums of z and z squared over all axes but channels; z is drawn from the posterior where it has one."""
+    z: Raw = raw.astype(np.float64)
+    variance: Raw = np.zeros(1)
+    if isinstance(plan.codec, VAECodec) and plan.codec.has_posterior:
+        z, log_variance = np.split(z, 2, axis=2)
+        variance = np.exp(log_variance)
     axes = (0, 1, 3, 4)
-    return mean.sum(axes), (mean**2 + np.exp(log_variance)).sum(axes)
+    return z.sum(axes), (z**2 + variance).sum(axes)
 
 
 def _refused(root: Path, error: Exception) -> RunError:

@@ -24,9 +24,9 @@ class EncodedCache:
     mirrored: bool
     """Whether every image's mirror image is there too."""
     shape: tuple[int, int, int]
-    """Of what is kept of one image, [c, h, w]; a VAE's moments have twice its latent channels."""
+    """Of what is kept of one image, [c, h, w]; a posterior's moments have twice its latent channels."""
     dtype: str
-    """uint8 for pixels; float16 or float32 for a VAE's moments."""
+    """uint8 for pixels; float16 or float32 for latents."""
     shards: int
     bytes: int
     """Of all shards."""
@@ -52,7 +52,7 @@ def encode(
     Args:
         run: names the data and the codec, e.g. of ``udit.load_run("folder", ["data.root=images"])``.
         out: the folder of the cache.
-        dtype: of a VAE's posteriors; pixels stay uint8.
+        dtype: of latents; pixels stay uint8.
         measure: normalise each latent channel with its mean and standard deviation over these images, not with the
             VAE's factor.
         shard_size: images per shard; an interruption loses at most one shard on each rank.
