@@ -208,7 +208,8 @@ def test_settings_that_a_weak_judge_chose_say_so(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     copy = shutil.copytree(run, tmp_path / "run")
-    monkeypatch.setattr(search, "STEPS", (1, 2))
+    monkeypatch.setattr(search, "STEPS", (1,))
+    monkeypatch.setattr(search, "SHARES", (0.5,))
     monkeypatch.setattr(search, "RESAMPLES", 2)
     said = succeeds(capsys, "tune", str(copy), "--n", "20")
     found = Quality.read(copy)
@@ -222,6 +223,19 @@ def test_settings_that_a_weak_judge_chose_say_so(
     del older["warning"]
     (copy / FILE).write_text(json.dumps(older))
     assert Quality.read(copy) == found.replace(warning=None)
+
+
+def test_a_weak_judge_s_standard_scores_say_so(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    udit.evaluate(run, progress=False)
+    images = np.random.default_rng(0).integers(0, 256, (6, 1, 8, 8), np.uint8)
+    npz.write(run / "reference.npz", images=images)
+    said = succeeds(capsys, "eval", str(run), "--reference", str(run / "reference.npz"), "--no-progress")
+    warning = Scores.read(run / "evaluation" / "metrics-judge.json").warning
+    assert warning is not None
+    assert f"**{warning}**" in said
+    [one] = sweep_ema(run, [0.05], progress=False)
+    assert one.scores.warning == warning
+    assert f"**{warning}**" in (run / "evaluation" / "ema-sweep.md").read_text()
 
 
 # ---- reports beside each other ---------------------------------------------------------------------------------------

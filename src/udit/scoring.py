@@ -25,6 +25,7 @@ from udit.evaluation.archive import keep, path_of
 from udit.evaluation.extractors import load_extractor
 from udit.evaluation.fidelity import Extractor
 from udit.evaluation.image_set import ImageSet
+from udit.evaluation.judge import JudgeFeatures
 from udit.evaluation.protocol import Protocol, check_model, find_protocol
 from udit.evaluation.report import Report
 from udit.evaluation.score import judge_of, score_with_judge
@@ -103,7 +104,9 @@ def evaluate(
         shards = shards_of(weights, config, chosen, folder)
         classes = system.config.classes.trained
         if world.agree(int(report is None)):
-            found = world.on_main(_with_judge, values, config, folder, shards, system)
+            found = world.on_main(_scorable, values, folder, shards, system)
+            if found is not None and world.size == 1:  # several ranks would wait for the judge, and give up
+                warn_of_weak(judge_of(found[0], found[1].judge, config.judge_steps, folder / JUDGE), *found)
             draw_samples(system, shards, config, chosen, world, progress)
             if found is not None:
                 labels = labels_for(config.num_samples, classes, config.labels, config.first_seed)
@@ -185,13 +188,19 @@ def score_run(
         system = load(run)
         weights = fingerprint(system.backbone)
         shards = shards_of(weights, config, chosen, folder)
-        against = world.on_main(_reference, values, extractor, reference, shards, system)
+        own_judge = features == "judge" and weights_file == folder / JUDGE
+        against = None
+        if world.size == 1:  # several ranks would wait for the features of the reference, and give up
+            against = _reference(values, extractor, reference, shards, system)
         draw_samples(system, shards, config, chosen, world, progress)
-        if against is None:
+        if not world.is_main:
             return None
+        against = against or _reference(values, extractor, reference, shards, system)
         subject = {"run": str(run), "weights": weights, "checkpoint_step": system.config.steps}
         facts = {"name": protocol, **drawing_of(config, chosen)}
         found = score(shards.images(), extractor, against, subject=subject, protocol=facts)
+        if own_judge and isinstance(extractor, JudgeFeatures):
+            found = found.replace(warning=_weakness(values, extractor))
         keep(found, folder / f"metrics-{protocol or features}.json")
         shards.remove()
         return found
@@ -310,22 +319,29 @@ def _shape(system: System) -> tuple[int, int, int]:
     return channels, height, width
 
 
-def _with_judge(
-    run: Run, config: EvaluationConfig, folder: Path, shards: Shards, system: System
-) -> tuple[Source, Parts]:
-    """A run's data and its parts, once it is certain that they have a judge; a weak judge is told of.
+def _scorable(run: Run, folder: Path, shards: Shards, system: System) -> tuple[Source, Parts]:
+    """A run's data and its parts, once it is certain that they can have a judge, and that there is room.
 
     Raises:
-        UserError: no judge or no test images, or no room for the samples in shards and in one file.
+        UserError: too few images for a judge or a test, or no room for the samples in shards and in one file.
     """
     source = run.data.build()
     parts = parts_of(source, run.data)
     require_scorable(source.labels, parts)
     shape = _shape(system)
     check_room(folder, shards.bytes_missing(shape) + shards.bytes(shape))
-    judge = judge_of(source, parts.judge, config.judge_steps, folder / JUDGE)
-    warn_of_weak(judge, source, parts)
     return source, parts
+
+
+def _weakness(run: Run, judge: JudgeFeatures) -> str | None:
+    """A warning where a run's own judge is weak; None where it is not, or its data are not here."""
+    try:
+        source = run.data.build()
+        parts = parts_of(source, run.data)
+        require_scorable(source.labels, parts)
+    except UserError:
+        return None
+    return warn_of_weak(judge.judge, source, parts)
 
 
 def _reference(run: Run, extractor: Extractor, path: Path | None, shards: Shards, system: System) -> Reference:

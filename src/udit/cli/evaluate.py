@@ -9,6 +9,9 @@ from udit.cli.output import say
 from udit.errors import UserError
 from udit.evaluation import FeaturesName
 
+OF_A_MODEL = ("model.safetensors", "export.json")
+"""Files beside ``config.json`` by which a model folder or an exported one is told from a folder of images."""
+
 
 def evaluate(
     target: Path,
@@ -66,7 +69,7 @@ def evaluate(
     """
     asked = {"steps": steps, "guidance": guidance, "sampler": sampler}
     sampling = {key: value for key, value in asked.items() if value is not None}
-    if (target / "config.json").is_file() and not (target / "run.yaml").is_file():
+    if (target / "config.json").is_file() and any((target / name).is_file() for name in OF_A_MODEL):
         of_run = (target.absolute().parent / "run.yaml").is_file()
         scored = f"its run is scored by `udit eval {target.parent}`" if of_run else "score its run"
         raise UserError(

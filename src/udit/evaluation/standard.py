@@ -48,6 +48,8 @@ class Scores(Record):
     """What was scored; may differ between scores that are compared."""
     protocol: dict[str, Any]
     """How: number of samples, sampling, extractor, reference; plain values."""
+    warning: str | None = None
+    """One line where the extractor is a judge so weak that these numbers tell little (``Trust``)."""
 
     @property
     def setting(self) -> dict[str, Any]:
@@ -230,7 +232,8 @@ def _table(group: Sequence[tuple[str, Scores]]) -> str:
         for key, s in scores.scores.items()
     ]
     facts = [f"- {key}: {plain(value)}" for key, value in group[0][1].protocol.items()]
-    return "\n".join([*markdown(header, rows), "", *facts])
+    warned = dict.fromkeys(scores.warning for _, scores in group if scores.warning)
+    return "\n".join([*markdown(header, rows), "", *(f"**{line}**\n" for line in warned), *facts])
 
 
 def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:

@@ -14,6 +14,8 @@ from udit.evaluation.metrics import share_interval
 
 KAPPA = 0.5
 """Least share of the way from chance to always right (Cohen's kappa) that a judge must surely have gone."""
+MOST = 2000
+"""Test images, evenly spread, that a judge is asked about before anything is sampled."""
 
 log = logging.getLogger(__name__)
 
@@ -62,8 +64,9 @@ class Trust:
 
 
 def warn_of_weak(judge: Judge, source: Source, parts: Parts) -> str | None:
-    """Logs a warning where the judge of a data set is weak, and returns it."""
-    warning = Trust.in_judge(judge, ImageSet.of_source(source, parts.test), source.labels[parts.test]).warning()
+    """Logs a warning where the judge of a data set is weak, and returns it; asks it about at most ``MOST`` images."""
+    part = parts.test[:: -(-len(parts.test) // MOST)]
+    warning = Trust.in_judge(judge, ImageSet.of_source(source, part), source.labels[part]).warning()
     if warning:
         log.warning("%s", warning)
     return warning

@@ -87,11 +87,11 @@ def sweep_ema(
         shards = shards_of(weights, config, values.sampling, target)
         draw_samples(average.system, shards, config, values.sampling, world, progress)
         subject = {"run": str(run), "weights": weights, "step": average.step, "sigma_rel": sigma_rel}
-        found = score(shards.images(), judge, reference, subject=subject, protocol=drawing)
+        found = score(shards.images(), judge, reference, subject=subject, protocol=drawing).replace(warning=warning)
         keep(found, target / f"metrics-ema-{sigma_rel:g}.json")
         shards.remove()
         scored.append(ScoredLength(sigma_rel, average.error, found))
     named = [(f"{one.sigma_rel:g}", one.scores) for one in scored]
     save_sweep(named, target / "ema-sweep.png")
-    write_text(target / "ema-sweep.md", "\n\n".join([tables(named), *([f"**{warning}**"] if warning else [])]) + "\n")
+    write_text(target / "ema-sweep.md", tables(named) + "\n")
     return scored
