@@ -19,7 +19,7 @@ from udit.assemble import System
 from udit.cli import main
 from udit.cli.sample import parse_seeds
 from udit.diffusion.config import FlowConfig, SamplingConfig
-from udit.images import grid, read_pixels
+from udit.images import grid, read_pixels, save_png
 from udit.run.system import SystemConfig
 
 NAMES = ("ant", "bee", "cow", "dog", "elk")
@@ -111,7 +111,8 @@ def test_grid_shows_every_image_and_npz_holds_the_same(
     model: str, one_by_one: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     images = torch.from_numpy(pixels(one_by_one).astype(np.uint8))
-    wanted = np.array(grid(images, [NAMES[i % 5] for i in range(COUNT)]))
+    labels = [i % 5 for i in range(COUNT)]
+    wanted = np.array(grid(images, [NAMES[label] for label in labels], columns=5, numbers=labels))
     assert np.array_equal(np.array(Image.open(one_by_one / "grid.png")), wanted)
     words = ["sample", model, "--n", str(COUNT), "--output", "npz", "--out", str(tmp_path), "--no-progress"]
     assert f"arr_0 uint8 [{COUNT}, 8, 8, 1]" in succeeds(capsys, *words)
@@ -158,3 +159,36 @@ def test_mistakes_are_refused_and_nothing_is_sampled(model: str, tmp_path: Path,
     assert not list(tmp_path.glob("out/*.png"))
     (tmp_path / "file").write_text("mine")
     assert "cannot write to" in error_of("sample", model, "--out", str(tmp_path / "file"))
+
+
+def test_images_of_an_earlier_call_are_not_mixed_with_new_ones(
+    model: str, tmp_path: Path, error_of: ErrorOf, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    words = ["sample", model, "--steps", "1", "--out", str(out), "--no-progress"]
+    succeeds(capsys, *words, "--n", "4")
+    before = {path.name: path.read_bytes() for path in out.iterdir()}
+    line = error_of(*words, "--n", "2", "--labels", "elk")
+    assert line.startswith(
+        f"{out} holds 4 images of an earlier `udit sample`; give another folder with --out, or --over"
+    )
+    assert {path.name: path.read_bytes() for path in out.iterdir()} == before
+    (out / "notes.txt").write_text("mine")
+    succeeds(capsys, *words, "--n", "2", "--labels", "elk", "--overwrite")
+    assert sorted(path.name for path in out.iterdir()) == ["000000.png", "000001.png", "grid.png", "notes.txt"]
+    assert (out / "000000.png").read_bytes() != before["000000.png"]
+
+
+@pytest.mark.parametrize("name", ["000007.png", "cat.png", "grid.png", "000000.jpg"])
+def test_images_of_others_are_never_removed(model: str, tmp_path: Path, error_of: ErrorOf, name: str) -> None:
+    """A name like ours is not enough: the settings in the file decide; and a file of ours with another name is kept."""
+    mine = tmp_path / name
+    if name == "cat.png":
+        save_png(Image.new("L", (8, 8)), mine, {"seed": 1})
+    else:
+        Image.new("L", (8, 8)).save(mine)
+    before = mine.read_bytes()
+    for more in ([], ["--overwrite"]):
+        line = error_of("sample", model, "--n", "1", "--out", str(tmp_path), "--no-progress", *more)
+        assert f"holds images that `udit sample` did not write, e.g. {name}" in line
+    assert [path.read_bytes() for path in tmp_path.iterdir()] == [before]

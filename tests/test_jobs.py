@@ -20,6 +20,7 @@ from udit.assemble import System
 from udit.diffusion.config import FlowConfig, SamplingConfig
 from udit.errors import UserError
 from udit.evaluation import image_set
+from udit.evaluation.archive import path_of
 from udit.evaluation.fidelity import Features, extract
 from udit.evaluation.image_set import CHUNK, ImageSet
 from udit.evaluation.judge import train_judge
@@ -103,11 +104,12 @@ def test_requests_that_do_not_fit_are_refused(system: System, tmp_path: Path, on
 
     assert "sampling is given and quality good sets it" in told(quality="good", sampling={"steps": 2})
     assert "no class 'cat'" in told(labels=["cat"])
-    assert "for 0 seeds" in told(seeds=[])
+    assert "seeds is []; give one for each image" in told(seeds=[])
     assert "batch_size is 0" in told(batch_size=0)
     assert "unknown key" in told(sampling={"step": 2})
-    assert "labels is '12'; give a list, e.g. ['12']" in told(labels="12"), "not classes 1 and 2"
+    assert "label 12 is out of range" in told(labels="12"), "not classes 1 and 2"
     assert "labels is 7; give a list" in told(labels=7)
+    assert "labels are 3 and seeds 2" in told(labels=[0, 1, 2], seeds=[0, 1])
     assert "seeds is 3; give a list" in told(seeds=3)
     (tmp_path / "file").write_text("mine")
     with pytest.raises(UserError, match="cannot write to"):
@@ -154,8 +156,11 @@ def test_a_run_is_evaluated_once_and_its_report_is_returned_again(run: Path) -> 
     assert report.protocol["sampling"]["steps"] == 1
     written = run / "evaluation" / "metrics.json"
     assert Report.model_validate_json(written.read_text()) == report
+    own = path_of(written, report.setting)
+    assert own.read_bytes() == written.read_bytes()
     assert {path.name for path in written.parent.iterdir()} == {
-        *("metrics.json", "report.md", "grid.png", "samples.npz", "judge.safetensors")
+        *("metrics.json", "report.md", "grid.png", "samples.npz", "judge.safetensors"),
+        *(own.name, path_of(written.parent / "report.md", report.setting).name),
     }
     before = written.stat().st_mtime_ns
     assert udit.evaluate(run, num_samples=30, sampling={"steps": 1}) == report

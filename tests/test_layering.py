@@ -42,7 +42,7 @@ CONFIGURATION = {
     *("udit.data.config", "udit.data.codec_config", "udit.data.cache_config", "udit.models.catalog"),
     *("udit.models.config", "udit.models.ablation", "udit.models.isotropic", "udit.evaluation.protocol"),
     *("udit.run", "udit.run.config", "udit.run.rules", "udit.run.start", "udit.run.system", "udit.run.resolve"),
-    *("udit.run.recipes", "udit.recipes"),
+    *("udit.run.recipes", "udit.run.classes", "udit.recipes"),
 }
 """Modules of configuration, beside ``models/<family>/config.py``: free of torch; only ``READER`` opens files."""
 READER = "udit.run.recipes"
@@ -51,6 +51,7 @@ TORCH_FREE = {
     *("udit.files", "udit.record", "udit.hub", "udit.exporting.manifest", "udit.tuning.quality"),
     *(f"udit.data.{name}" for name in ("describe", "vae", "latents", "sources", "names", "verify", "decode")),
     *(f"udit.data.{name}" for name in ("folder", "idx", "npz", "hub")),
+    "udit.run.scorable",
 }
 """No configuration, and free of torch all the same: what is read before torch is imported."""
 CALLS = {

@@ -62,7 +62,7 @@ def test_trained_vae_serves_cache_training_samples_and_scores(
     scored = np.load(out / "evaluation" / "samples.npz")["arr_0"]
     assert scored.shape == (100, 8, 8, 1)
     assert 20 < scored.mean() < 130, "pictures of digits are dark; those of other latents are not"
-    assert f"wrote {out / 'evaluation'}/: metrics.json" in said
+    assert f"in {out / 'evaluation'}/ are also metrics.json" in said
     assert json.loads((out / "evaluation" / "metrics.json").read_text())
 
 

@@ -12,6 +12,7 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from torch import Tensor, nn
 
+from udit import rng
 from udit.data.codec import Codec
 from udit.diffusion.cache import StepCache
 from udit.diffusion.conditions import prepared
@@ -20,7 +21,7 @@ from udit.diffusion.denoiser import Denoiser
 from udit.diffusion.guidance import AnyDenoiser, Guided
 from udit.diffusion.objective import Objective
 from udit.diffusion.sample import SeededNoise, make_sampler, sample
-from udit.errors import UserError, nearest
+from udit.errors import UserError
 from udit.models.build import fuse
 from udit.models.config import ModelConfig
 from udit.run.config import Run
@@ -153,27 +154,13 @@ class System:
         self.backbone.to(device)
         return self
 
-    def labels(self, wanted: Sequence[int | str]) -> list[int]:
-        """Class names or numbers as labels.
+    def labels(self, wanted: str | Sequence[int | str]) -> list[int]:
+        """Class names or numbers as labels; see ``Classes.labels``.
 
         Raises:
             UserError: an unknown name, a number out of range, or any for an unconditional model.
         """
-        count, names = self.config.model.num_classes, self.config.id2label
-        if not count:
-            raise UserError("labels were given to an unconditional model (num_classes 0); leave them out")
-        labels = []
-        for word in wanted:
-            text = str(word).strip()
-            if text in names:
-                labels.append(names.index(text))
-            elif text.lstrip("-").isdigit():
-                if not 0 <= int(text) < count:
-                    raise UserError(f"label {text} is out of range; the model knows 0 to {count - 1}")
-                labels.append(int(text))
-            else:
-                raise UserError(f"no class {text!r}{nearest(text, names)}")
-        return labels
+        return self.config.classes.labels(wanted)
 
     def guided(self, sampling: SamplingConfig, null: Tensor | None = None) -> AnyDenoiser:
         """The denoiser, guided as a setting says; ``null`` as in ``generate``.
@@ -195,7 +182,7 @@ class System:
     def generate(
         self,
         seeds: Sequence[int],
-        labels: Sequence[int] | None = None,
+        labels: str | Sequence[int | str] | None = None,
         *,
         context: Tensor | None = None,
         null: Tensor | None = None,
@@ -207,22 +194,42 @@ class System:
 
         Args:
             seeds: one per image.
-            labels: one per image, or None (an unconditional model, or the null class).
+            labels: one per image, class numbers or names (see ``Classes.labels``); None for an unconditional model, or
+                for images of no class.
             context: float [N, ...], one condition per image, for a model that takes vectors (``condition_shape``).
             null: the null condition of such a model, e.g. of the empty text; guidance compares with it.
             sampling: sampler, steps, guidance and cache; the model's own setting if None.
             batch_size: images at a time.
             on_step: called after every step with the number of images in the batch.
 
-        Yields:
-            uint8 [b, C, H, W], batch after batch.
+        Returns:
+            uint8 [b, C, H, W], batch after batch, sampled when they are iterated over.
 
         Raises:
-            UserError: the sampler does not fit the model, guidance without a null label or of too many channels, or a
-                context that the model does not take, or lacks.
+            UserError: the sampler does not fit the model, guidance without a null label or of too many channels, labels
+                that the model does not know or that are not one per seed, or a context that the model does not take, or
+                lacks.
         """
+        seeds = rng.seeds_of(seeds)
+        chosen = None if labels is None else self.labels(labels)
+        if chosen is not None and len(chosen) != len(seeds):
+            raise UserError(f"labels are {len(chosen)} and seeds {len(seeds)}; give one label for each seed")
+        if batch_size < 1:
+            raise UserError(f"batch_size is {batch_size}; it counts images, at least 1")
         self._check_context(context, null, len(seeds))
-        sampling = sampling or self.config.sampling
+        return self._batches(seeds, chosen, context, null, sampling or self.config.sampling, batch_size, on_step)
+
+    def _batches(
+        self,
+        seeds: list[int],
+        labels: list[int] | None,
+        context: Tensor | None,
+        null: Tensor | None,
+        sampling: SamplingConfig,
+        batch_size: int,
+        on_step: Callable[[int], object] | None,
+    ) -> Iterator[Tensor]:
+        """As ``generate``, which has checked the arguments."""
         device = next((p.device for p in self.backbone.parameters()), torch.device("cpu"))  # an exported graph has none
         denoiser = self.guided(sampling, null)
         codec = self.codec  # before the first step, so that a missing VAE is an error at once

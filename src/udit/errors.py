@@ -5,7 +5,8 @@ from __future__ import annotations
 import contextlib
 import difflib
 import logging
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
 
 log = logging.getLogger(__name__)
 
@@ -74,10 +75,25 @@ def require_list(name: str, value: object) -> None:
     """Refuses one word or number where several are expected: a word would be taken letter by letter.
 
     Raises:
-        UserError: ``value`` is a word or a number.
+        UserError: as ``as_list``.
     """
-    if isinstance(value, str | int | float):
-        raise UserError(f"{name} is {value!r}; give a list, e.g. [{value!r}]")
+    as_list(name, value)
+
+
+def as_list(name: str, value: object) -> list[Any]:
+    """Several values as a list.
+
+    Args:
+        name: of the argument.
+        value: any iterable but a text or a mapping.
+
+    Raises:
+        UserError: ``value`` is one word, one number (a scalar tensor, too), or nothing that can be listed.
+    """
+    if isinstance(value, Iterable) and not isinstance(value, str | bytes | Mapping):
+        with contextlib.suppress(TypeError):  # a scalar tensor says that it can be iterated over
+            return list(value)
+    raise UserError(f"{name} is {value!r}; give a list, e.g. [{value!r}]")
 
 
 def nearest(word: str, known: Iterable[str]) -> str:

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from udit.errors import UserError
 from udit.spec.digest import FileFacts
 
 TEMPORARY = ".tmp-"
@@ -99,6 +100,24 @@ def check_writable(folder: Path) -> None:
         probe.write_bytes(b"udit")
     finally:
         probe.unlink(missing_ok=True)
+
+
+def check_room(folder: Path, bytes_needed: int) -> None:
+    """Makes a folder and refuses one that cannot be written to, or whose disk is too full for what will be written.
+
+    Raises:
+        UserError: names the folder and, of a full disk, what it takes and what is free.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        check_writable(folder)
+    except OSError as error:
+        raise UserError(f"cannot write to {folder}: {error.strerror}; make it writable") from None
+    free = shutil.disk_usage(folder).free
+    if free < bytes_needed:
+        raise UserError(
+            f"about {bytes_needed / 1e6:,.1f} MB go to {folder}, which has {free / 1e6:,.1f} MB free; make room"
+        )
 
 
 def temporary_sibling(path: Path) -> Path:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import logging
+import re
 import zipfile
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
@@ -21,13 +22,15 @@ from udit import __version__, dist
 from udit.assemble import System
 from udit.diffusion.config import SamplingConfig
 from udit.dist import World
-from udit.errors import UserError, require_list, require_type
+from udit.errors import UserError, require_type
 from udit.evaluation import npz
+from udit.evaluation.sets import GRID, SUFFIXES
 from udit.exporting.engines import Graph
 from udit.exporting.find import EngineName, find_graph, load_graph
 from udit.files import check_writable
-from udit.images import grid, save_png, to_image
+from udit.images import grid, has_settings, save_png, to_image
 from udit.progress import progress_bar
+from udit.rng import seeds_of
 from udit.store import load
 from udit.tuning.quality import Level, Quality, Scored, default
 
@@ -121,21 +124,24 @@ class Generation:
         """All images, uint8 [N, C, H, W], on every rank."""
         return torch.cat(list(self._blocks(progress)))
 
-    def save_pngs(self, folder: str | Path, progress: bool = False) -> None:
+    def save_pngs(self, folder: str | Path, progress: bool = False, *, overwrite: bool = False) -> None:
         """Writes 000000.png, 000001.png ... and grid.png, each rank its images.
 
         A text chunk of each PNG holds what it depends on: model, seed, label and sampling setting.
 
         Args:
-            folder: made if it is missing.
+            folder: made if it is missing; it may hold no other images, which a score would mix with these.
             progress: shows a progress bar.
+            overwrite: removes the PNGs that an earlier call wrote there, and nothing else.
 
         Raises:
-            UserError: the folder cannot be written to.
+            UserError: the folder cannot be written to, or holds images already.
             RunError: the disk is full, or another rank is gone.
         """
-        out, names = Path(folder), self.system.config.id2label
+        out, named = Path(folder), self.system.config.classes
         _prepare(out)
+        with self.world.together():
+            self.world.on_main(_make_room, out, overwrite)
         common: dict[str, Any] = {"udit": __version__, "model": self.system.fingerprint}
         common["sampling"] = self.sampling.model_dump(mode="json")
         if isinstance(self.system.backbone, Graph):
@@ -152,8 +158,8 @@ class Generation:
             images = self._in_order(torch.stack(shown) if shown else None, count)
         if self.world.is_main:
             labels = self.labels[:count] if self.labels is not None else ()
-            titles = [names[label] if names else str(label) for label in labels]
-            save_png(grid(images, titles), out / "grid.png", common)
+            titles = [named.title(label) for label in labels]
+            save_png(grid(images, titles, numbers=labels), out / GRID, common)
 
     def save_npz(self, path: str | Path, progress: bool = False) -> tuple[int, ...]:
         """Writes all images to one ``.npz`` in ADM's format: ``arr_0`` uint8 [N, H, W, C], ``arr_1`` int64 [N] labels.
@@ -189,8 +195,8 @@ class Generation:
         """What image ``i`` alone depends on."""
         own: dict[str, Any] = {"seed": self.seeds[i]}
         if self.labels is not None:
-            label, names = self.labels[i], self.system.config.id2label
-            own |= {"label": label, "class": names[label] if names else str(label)}
+            label = self.labels[i]
+            own |= {"label": label, "class": self.system.config.classes.title(label)}
         if self.context is not None:
             own |= {"context": self.context.name, "row": i % len(self.context.rows)}
         return own
@@ -220,7 +226,7 @@ class Generation:
 def generate(
     model: System | str | Path,
     seeds: Sequence[int] = range(16),
-    labels: Sequence[int | str] | None = None,
+    labels: str | Sequence[int | str] | None = None,
     *,
     sampling: SamplingConfig | Mapping[str, Any] | None = None,
     quality: Level | None = None,
@@ -235,7 +241,8 @@ def generate(
     Args:
         model: a run folder, a model folder, a hub id, a folder that ``udit.export`` wrote, or a loaded system.
         seeds: one per image.
-        labels: class numbers or names, repeated in turn; all classes in turn if None.
+        labels: class numbers or names, repeated in turn, as a list or as a text like ``"cat,dog"`` (see
+            ``Classes.labels``); all classes that the model was trained on in turn if None.
         sampling: a complete setting, or the fields that differ from the model's own, e.g. ``{"steps": 20}``.
         quality: "draft", "good" or "best" in place of ``sampling``: what ``udit.tune`` found, or a default.
         context: for a model that takes vectors: the conditions, or a file of them (``read_context``).
@@ -253,10 +260,9 @@ def generate(
     if quality is not None and sampling is not None:
         raise UserError(f"sampling is given and quality {quality} sets it; leave one of them out")
     require_type("model", model, (System, str, Path), "give a folder, a hub id or a loaded system (udit.load)")
-    require_list("seeds", seeds)
-    require_list("labels", labels)
-    if batch_size < 1 or not len(seeds):
-        raise UserError(f"batch_size is {batch_size} for {len(seeds)} seeds; both count images, at least 1")
+    seeds = seeds_of(seeds)
+    if batch_size < 1:
+        raise UserError(f"batch_size is {batch_size}; it counts images, at least 1")
     if isinstance(model, System):
         graph, system = None, model.fused() if not isinstance(model.backbone, Graph) else model
         world = dist.start(str(next((p.device for p in system.backbone.parameters()), "cpu")))
@@ -277,7 +283,9 @@ def generate(
         cached = f"cache {chosen.cache}" if chosen.cache != 1 else "sampling.refresh"
         cached = f"quality {quality}" if quality else cached
         raise UserError(f"{cached} caches steps and an exported graph always runs whole; sample from the model instead")
-    wanted = system.labels(labels) if labels else list(range(system.config.model.num_classes))
+    wanted = list(range(system.config.classes.trained)) if labels is None else system.labels(labels)
+    if labels is not None and len(wanted) > len(seeds):
+        raise UserError(f"labels are {len(wanted)} and seeds {len(seeds)}; give a seed for each label, or fewer labels")
     each = [wanted[i % len(wanted)] for i in range(len(seeds))] if wanted else None
     return Generation(system, seeds, each, chosen, vectors, batch_size, world)
 
@@ -321,8 +329,49 @@ def _of_quality(level: Level, folder: Path | None, system: System) -> SamplingCo
         return chosen
     if not system.has_weights(tuned.weights):
         logger.warning("quality.json was tuned for other weights, of step %s; run `udit tune` again", tuned.step)
+    if tuned.warning:
+        logger.warning("quality.json was chosen by a %s", tuned.warning)
     found: Scored = getattr(tuned, level)
     return found.sampling
+
+
+def _make_room(folder: Path, overwrite: bool) -> None:
+    """Refuses a folder that holds images already, or removes those that an earlier call wrote, before the first one.
+
+    Which ones these are their names and text chunks say.
+
+    Raises:
+        UserError: there are images, and they were written by something else or are not to be removed.
+    """
+    try:
+        visible = [entry for entry in folder.iterdir() if not entry.name.startswith(".")]
+    except OSError as error:
+        raise UserError(f"cannot list {folder}: {error.strerror}; give a readable folder with --out") from None
+    found = [entry for entry in visible if entry.suffix.lower() in SUFFIXES and entry.is_file()]
+    own = [entry for entry in found if _is_ours(entry)]
+    if foreign := sorted(set(found) - set(own)):
+        raise UserError(
+            f"{folder} holds images that `udit sample` did not write, e.g. {foreign[0].name}, and a score would mix "
+            "them with new ones; give another folder with --out"
+        )
+    if own and not overwrite:
+        count = sum(entry.name != GRID for entry in own)
+        raise UserError(
+            f"{folder} holds {count} images of an earlier `udit sample`; give another folder with --out, or "
+            "--overwrite to replace them"
+        )
+    for entry in own:
+        entry.unlink()
+
+
+def _is_ours(path: Path) -> bool:
+    """Whether a file is one that ``save_pngs`` writes: by its name, and by the settings that it carries."""
+    if path.name != GRID and re.fullmatch(r"\d{6,}\.png", path.name) is None:
+        return False
+    try:
+        return not path.is_symlink() and has_settings(path)
+    except OSError:
+        return False
 
 
 def _prepare(folder: Path) -> None:

@@ -7,10 +7,13 @@ give the same numbers (the idea of EDM2's training loop, Karras et al. 2024, app
 from __future__ import annotations
 
 import hashlib
+import operator
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+
+from udit.errors import UserError, as_list
 
 
 def key(seed: int, purpose: str, *index: int) -> int:
@@ -30,3 +33,20 @@ def generator(seed: int, purpose: str, *index: int) -> torch.Generator:
 def normal(shape: Sequence[int], seed: int, purpose: str, *index: int) -> Tensor:
     """Standard normal float32 noise of ``shape`` for one key."""
     return torch.randn(tuple(shape), generator=generator(seed, purpose, *index))
+
+
+def seeds_of(values: Sequence[int]) -> list[int]:
+    """Seeds as plain numbers.
+
+    Raises:
+        UserError: no list, an empty one, or one with something else than whole numbers.
+    """
+    seeds = []
+    for value in as_list("seeds", values):
+        try:
+            seeds.append(operator.index(value))
+        except TypeError:
+            raise UserError(f"seeds has {value!r}; seeds are whole numbers, e.g. range(16)") from None
+    if not seeds:
+        raise UserError(f"seeds is {values!r}; give one for each image, at least 1")
+    return seeds

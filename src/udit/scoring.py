@@ -6,6 +6,8 @@ chunks; started by ``torchrun``, every rank samples its share.
 
 from __future__ import annotations
 
+import json
+import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,30 +16,38 @@ import numpy as np
 import torch
 
 from udit import dist
-from udit.data.sources import parts_of
+from udit.data.sources import Parts, Source, parts_of
 from udit.data.vae import cached_sha256
 from udit.dist import World
 from udit.errors import UserError
 from udit.evaluation import FeaturesName, npz
+from udit.evaluation.archive import keep, path_of
 from udit.evaluation.extractors import load_extractor
+from udit.evaluation.fidelity import Extractor
 from udit.evaluation.image_set import ImageSet
+from udit.evaluation.judge import JudgeFeatures
 from udit.evaluation.protocol import Protocol, check_model, find_protocol
 from udit.evaluation.report import Report
-from udit.evaluation.score import score_with_judge
-from udit.evaluation.sets import read_images, read_reference, reference_of
+from udit.evaluation.score import judge_of, score_with_judge
+from udit.evaluation.sets import Reference, read_images, read_reference, reference_of
 from udit.evaluation.shards import Shards, labels_for
-from udit.evaluation.standard import Scores, score
-from udit.files import write_text
+from udit.evaluation.standard import Scores, check_features, score
+from udit.evaluation.trust import warn_of_weak
+from udit.files import check_room, write_text
 from udit.images import grid, save_png
 from udit.progress import progress_bar, progress_shown
+from udit.run.scorable import require_scorable
 from udit.store import load, read_run_config
 
 if TYPE_CHECKING:
     from udit.assemble import System
     from udit.diffusion.config import SamplingConfig
+    from udit.run.classes import Classes
     from udit.run.config import EvaluationConfig, Run
 
 JUDGE = "judge.safetensors"
+METRICS = "metrics.json"
+log = logging.getLogger(__name__)
 Changes = Mapping[str, Any]
 """Fields of ``SamplingConfig`` that differ from the run's own, e.g. ``{"steps": 20}``."""
 
@@ -53,8 +63,10 @@ def evaluate(
 ) -> Report | None:
     """Scores a run with a small classifier that is trained on a part of the run's data the generator never saw.
 
-    Writes RUN/evaluation: ``metrics.json``, ``report.md``, ``grid.png``, ``samples.npz`` and the classifier. The scores
-    compare models on this data set; they are not the FID of the literature (``score_run`` computes that).
+    Writes RUN/evaluation: ``metrics.json``, ``report.md``, ``grid.png``, ``samples.npz`` and the classifier; the report
+    of each setting is also kept under a name of its own, ``metrics-DIGEST.json`` and ``report-DIGEST.md``. The scores
+    compare models on this data set; they are not the FID of the literature (``score_run`` computes that). All that is
+    needed besides the images, the classifier included, is checked and made before the first of them.
 
     Args:
         run: folder of a training run, of a model with classes.
@@ -88,20 +100,37 @@ def evaluate(
             "labels": config.labels,
             "data": values.data.kind,
         }
-        report = None if again else Report.read(folder / "metrics.json", protocol)
+        report = None if again else find_report(folder, protocol)
         shards = shards_of(weights, config, chosen, folder)
+        classes = system.config.classes.trained
         if world.agree(int(report is None)):
+            found = world.on_main(_scorable, values, folder, shards, system)
+            if found is not None and world.size == 1:  # several ranks would wait for the judge, and give up
+                warn_of_weak(judge_of(found[0], found[1].judge, config.judge_steps, folder / JUDGE), *found)
             draw_samples(system, shards, config, chosen, world, progress)
-            if world.is_main:
-                source = values.data.build()
-                parts = parts_of(source, values.data)
-                labels = labels_for(config.num_samples, values.model.num_classes, config.labels, config.first_seed)
+            if found is not None:
+                labels = labels_for(config.num_samples, classes, config.labels, config.first_seed)
                 images = shards.images()
-                report = score_with_judge(images, labels, source, parts, config, protocol, folder / JUDGE)
-                _write(folder, report, images, labels, system.config.id2label)
+                report = score_with_judge(images, labels, *found, config, protocol, folder / JUDGE)
+                _write(folder, report, images, labels, system.config.classes)
+        elif report is not None:
+            log.info("these settings were scored before: %s; --again scores them again", report_path(folder, report))
         if world.is_main:
             shards.remove()
         return report if world.is_main else None
+
+
+def find_report(folder: Path, protocol: dict[str, Any]) -> Report | None:
+    """The report of a protocol in RUN/evaluation, under its own name or the plain one; None where there is none."""
+    plain = folder / METRICS
+    setting = json.loads(json.dumps(protocol))
+    return Report.read(path_of(plain, setting), protocol) or Report.read(plain, protocol)
+
+
+def report_path(folder: Path, report: Report) -> Path:
+    """Where a report is in RUN/evaluation: under its own name, or, of an older version, the plain one."""
+    own = path_of(folder / METRICS, report.setting)
+    return own if own.is_file() else folder / METRICS
 
 
 def score_run(
@@ -118,7 +147,9 @@ def score_run(
 ) -> Scores | None:
     """Scores a run as the literature does: FID, sFID, IS, KID, precision and recall by a published network's features.
 
-    Writes RUN/evaluation/metrics-PROTOCOL.json, or metrics-FEATURES.json without a protocol.
+    Writes RUN/evaluation/metrics-PROTOCOL.json, or metrics-FEATURES.json without a protocol, and keeps the scores of
+    each setting under a name of its own, with a digest of the setting behind it. The reference is read before images
+    are sampled.
 
     Args:
         run: folder of a training run.
@@ -157,18 +188,20 @@ def score_run(
         system = load(run)
         weights = system.fingerprint
         shards = shards_of(weights, config, chosen, folder)
+        own_judge = features == "judge" and weights_file == folder / JUDGE
+        against = None
+        if world.size == 1:  # several ranks would wait for the features of the reference, and give up
+            against = _reference(values, extractor, reference, shards, system)
         draw_samples(system, shards, config, chosen, world, progress)
         if not world.is_main:
             return None
-        if reference is not None:
-            against = read_reference(reference, extractor)
-        else:
-            source = values.data.build()
-            against = reference_of(ImageSet.of_source(source, parts_of(source, values.data).train), extractor)
+        against = against or _reference(values, extractor, reference, shards, system)
         subject = {"run": str(run), "weights": weights, "checkpoint_step": system.config.steps}
         facts = {"name": protocol, **drawing_of(config, chosen)}
         found = score(shards.images(), extractor, against, subject=subject, protocol=facts)
-        found.write(folder / f"metrics-{protocol or features}.json")
+        if own_judge and isinstance(extractor, JudgeFeatures):
+            found = found.replace(warning=_weakness(values, extractor))
+        keep(found, folder / f"metrics-{protocol or features}.json")
         shards.remove()
         return found
 
@@ -195,10 +228,12 @@ def score_samples(
     """
     found = read_images(Path(images))
     extractor = load_extractor(features, weights_file, str(dist.start(device).device))
+    against = read_reference(Path(reference), extractor)
+    check_features(extractor, against, found.shape)
     return score(
         found,
         extractor,
-        read_reference(Path(reference), extractor),
+        against,
         subject={"samples": str(images)},
         protocol={"name": "samples of another program"},
     )
@@ -241,7 +276,7 @@ def draw_samples(
     Raises:
         RunError: the disk is full, or another rank is gone.
     """
-    classes = system.config.model.num_classes
+    classes = system.config.classes.trained
     labels = labels_for(config.num_samples, classes, config.labels, config.first_seed) if classes else None
     todo = list(shards.missing(world.rank, world.size))
     fast = system.fused().to(world.device)
@@ -277,14 +312,64 @@ def _fitting_protocol(name: str, run: Run, given: Sequence[str], reference: Path
     return pinned
 
 
-def _write(folder: Path, report: Report, images: ImageSet, labels: list[int], names: tuple[str, ...]) -> None:
+def _shape(system: System) -> tuple[int, int, int]:
+    """(C, H, W) of the images that a system generates."""
+    model = system.config.model
+    channels, height, width = system.codec.decode(torch.zeros(1, model.in_channels, *model.size)).shape[1:]
+    return channels, height, width
+
+
+def _scorable(run: Run, folder: Path, shards: Shards, system: System) -> tuple[Source, Parts]:
+    """A run's data and its parts, once it is certain that they can have a judge, and that there is room.
+
+    Raises:
+        UserError: too few images for a judge or a test, or no room for the samples in shards and in one file.
+    """
+    source = run.data.build()
+    parts = parts_of(source, run.data)
+    require_scorable(source.labels, parts)
+    shape = _shape(system)
+    check_room(folder, shards.bytes_missing(shape) + shards.bytes(shape))
+    return source, parts
+
+
+def _weakness(run: Run, judge: JudgeFeatures) -> str | None:
+    """A warning where a run's own judge is weak; None where it is not, or its data are not here."""
+    try:
+        source = run.data.build()
+        parts = parts_of(source, run.data)
+        require_scorable(source.labels, parts)
+    except UserError:
+        return None
+    return warn_of_weak(judge.judge, source, parts)
+
+
+def _reference(run: Run, extractor: Extractor, path: Path | None, shards: Shards, system: System) -> Reference:
+    """What the images of a run will be compared with, once it is certain that they can be.
+
+    Raises:
+        UserError: a reference that cannot be used, or no room for the samples.
+    """
+    if path is not None:
+        found = read_reference(path, extractor)
+    else:
+        source = run.data.build()
+        found = reference_of(ImageSet.of_source(source, parts_of(source, run.data).train), extractor)
+    shape = _shape(system)
+    check_features(extractor, found, shape)
+    check_room(shards.folder.parent, shards.bytes_missing(shape))
+    return found
+
+
+def _write(folder: Path, report: Report, images: ImageSet, labels: list[int], classes: Classes) -> None:
     """Writes the report last: it says that all else is there."""
     folder.mkdir(parents=True, exist_ok=True)
     stream = npz.ImageStream(len(images), images.shape, images.chunks())
     npz.write(folder / "samples.npz", images=stream, labels=np.array(labels))
-    columns = min(10, len(set(labels)))
-    shown = min(columns * 10, len(images))
-    first = torch.from_numpy(images.read(np.arange(shown)))
-    save_png(grid(first, [names[label] for label in labels[:shown]], columns), folder / "grid.png", report.protocol)
-    write_text(folder / "report.md", report.table() + "\n")
-    report.write(folder / "metrics.json")
+    shown = labels[: min(10, len(set(labels))) * 10]
+    first = torch.from_numpy(images.read(np.arange(len(shown))))
+    sheet = grid(first, [classes.title(label) for label in shown], numbers=shown)
+    save_png(sheet, folder / "grid.png", report.protocol)
+    for path in (path_of(folder / "report.md", report.setting), folder / "report.md"):
+        write_text(path, report.table() + "\n")
+    keep(report, folder / METRICS)

@@ -9,6 +9,9 @@ from udit.cli.output import say
 from udit.errors import UserError
 from udit.evaluation import FeaturesName
 
+OF_A_MODEL = ("model.safetensors", "export.json")
+"""Files beside ``config.json`` by which a model folder or an exported one is told from a folder of images."""
+
 
 def evaluate(
     target: Path,
@@ -66,6 +69,13 @@ def evaluate(
     """
     asked = {"steps": steps, "guidance": guidance, "sampler": sampler}
     sampling = {key: value for key, value in asked.items() if value is not None}
+    if (target / "config.json").is_file() and any((target / name).is_file() for name in OF_A_MODEL):
+        of_run = (target.absolute().parent / "run.yaml").is_file()
+        scored = f"its run is scored by `udit eval {target.parent}`" if of_run else "score its run"
+        raise UserError(
+            f"{target} is a model folder, which has no data to be scored with; {scored}, or draw with `udit sample "
+            f"{target} --out IMAGES` and score them with `udit eval IMAGES --reference FILE`"
+        )
     if not (target / "run.yaml").is_file() and (target.is_dir() or target.suffix == ".npz"):
         for_runs = {"n": n, "protocol": protocol, "again": again or None, **sampling}
         if given := [key for key, value in for_runs.items() if value is not None]:
@@ -77,12 +87,16 @@ def evaluate(
         if weights_file is not None:
             raise UserError("--weights-file is for --features; a run's own judge is trained here")
         from udit.scoring import evaluate as run_evaluation
+        from udit.scoring import report_path
 
         report = run_evaluation(target, num_samples=n, sampling=sampling, again=again, device=device, progress=progress)
         if report is not None:
+            folder = target / "evaluation"
             say(report.table())
-            written = "metrics.json, report.md, grid.png, samples.npz"
-            say(f"\nwrote {target / 'evaluation'}/: {written}; the loss curve is {target}/loss.png")
+            say(
+                f"\nkept as {report_path(folder, report)}; in {folder}/ are also metrics.json, report.md, grid.png and "
+                f"samples.npz of the settings scored last; the loss curve is {target}/loss.png"
+            )
         return 0
 
     from udit.evaluation.standard import tables
@@ -118,11 +132,13 @@ def _score_images(
         raise UserError("images need a --reference: a .npz of `udit ref make` or ADM, or a folder of images")
 
     from udit.evaluation.standard import tables
+    from udit.files import check_room
     from udit.scoring import score_samples
 
+    if out is not None:
+        check_room(out.parent, 0)
     scores = score_samples(target, reference, features=features, weights_file=weights_file, device=device)
     say(tables([(str(target), scores)]))
     if out is not None:
-        out.parent.mkdir(parents=True, exist_ok=True)
         scores.write(out)
     return 0

@@ -55,7 +55,9 @@ def make(
 
     from udit.evaluation.extractors import load_extractor
     from udit.evaluation.sets import read_images, write_reference
+    from udit.files import check_room
 
+    check_room(out.parent, 0)
     found = read_images(images)
     extractor = load_extractor(features, weights_file, device)
     write_reference(out, found, extractor, keep_images=keep_images)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
+
+from cyclopts import Parameter
 
 from udit.cli.options import SamplerOption
 from udit.cli.output import say
@@ -30,6 +32,7 @@ def sample(
     cache: int | None = None,
     out: Path = Path("samples"),
     output: Literal["png", "npz"] = "png",
+    overwrite: Annotated[bool, Parameter(negative="")] = False,
     batch_size: int = 64,
     device: str = "auto",
     weights: Literal["ema", "raw"] = "ema",
@@ -46,7 +49,8 @@ def sample(
     model
         A run folder, a model folder, a hub id, or a folder that `udit export` wrote.
     labels
-        Class numbers or names, e.g. 3,7 or cat,dog; all classes in turn if not given.
+        Class names or numbers, e.g. cat,dog or 3,7; all classes in turn if not given. A text is a name first, commas
+        included, and a number if no class has that name.
     context
         For a model that takes vectors, e.g. a text encoder's: a .safetensors or .npz file with context (floats [N,
         tokens, width]; rows repeat as labels do) and, for guidance, null ([tokens, width], e.g. the empty text's).
@@ -67,9 +71,11 @@ def sample(
     cache
         Run the deep part of the network at every N-th evaluation only; 1 means always.
     out
-        Folder for the images.
+        Folder for the images; one that holds images already is refused.
     output
         png, or npz: samples.npz with arr_0 (uint8 [N, H, W, C]) and arr_1 (labels).
+    overwrite
+        Replace the images that an earlier call wrote there; others stay, and are refused.
     batch_size
         Images that each rank samples together.
     device
@@ -105,7 +111,7 @@ def sample(
     images = generate(
         model,
         chosen,
-        labels.split(",") if labels else None,
+        labels,
         sampling=None if quality else changes,
         quality=quality,
         context=context,
@@ -118,7 +124,7 @@ def sample(
         shape = images.save_npz(out / "samples.npz", progress)
         written = f"wrote {len(images)} images to {out / 'samples.npz'} (arr_0 uint8 {list(shape)})"
     else:
-        images.save_pngs(out, progress)
+        images.save_pngs(out, progress, overwrite=overwrite)
         written = f"wrote {len(images)} images and grid.png to {out}"
     if images.world.is_main:
         say(written)

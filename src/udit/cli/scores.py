@@ -9,17 +9,20 @@ from udit.errors import UserError
 
 
 def scores(*files: Path) -> int:
-    """Show the scores that `udit eval` wrote, side by side; different protocols are listed separately.
+    """Show the scores that `udit eval` wrote, side by side.
+
+    Scores of one protocol, and of runs those by one judge, are in one table; others are listed separately, with what
+    differs.
 
     Parameters
     ----------
     files
-        metrics.json files of `udit eval` with --features or --reference.
+        JSON files of `udit eval`: RUN/evaluation/metrics*.json or those of --out; of a run's folder, its latest scores.
     """
     if not files:
         raise UserError("name at least one metrics.json that `udit eval` wrote")
 
-    from udit.evaluation.standard import Scores, tables
+    from udit.evaluation.compare import read, tables
 
-    say(tables([(str(file), Scores.read(file)) for file in files]))
+    say(tables([(str(file), read(file)) for file in files]))
     return 0

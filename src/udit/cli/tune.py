@@ -39,6 +39,8 @@ def tune(run: Path, /, *, n: int = 500, device: str = "auto") -> int:
     say()
     say(table(("quality", "sampler", "guided", "deep part runs", "distance", "agreement", "ms per image"), rows))
     say(f"\nwrote {run / FILE}; distances are of the run's own judge, not the FID of the literature")
+    if found.warning:
+        say(f"these were chosen by a {found.warning}")
     return 0
 
 

@@ -115,13 +115,23 @@ class Denoiser:
         changed = inner.rewrapped(change) if isinstance(inner, WrappedBackbone) else change(inner)
         return dataclasses.replace(self, backbone=changed)
 
-    def check_labels(self, y: Tensor | None) -> None:
+    def check_labels(self, y: Tensor | None, batch: int | None = None) -> None:
         """Refuses labels that the model does not have; conditions of floats are the network's to check.
 
+        Args:
+            y: [B] int64 labels, the null label among them; or float conditions, or None.
+            batch: B, where it is known.
+
         Raises:
-            UserError: a label out of range, or any label for an unconditional model.
+            UserError: no tensor, another number of labels, one out of range, or any for an unconditional model.
         """
-        if y is None or y.is_floating_point():
+        if y is None:
+            return
+        if not isinstance(y, Tensor):
+            raise UserError(f"y is {y!r}; give a tensor of class numbers, e.g. torch.tensor([1, 2])")
+        if batch is not None and (y.ndim == 0 or len(y) != batch):
+            raise UserError(f"y is {list(y.shape)} for {batch} images; give one label for each, [{batch}]")
+        if y.is_floating_point():
             return
         if not self.num_classes:
             raise UserError("labels were given to an unconditional model (num_classes 0); leave them out")

@@ -96,9 +96,9 @@ class Guided:
         """The same with the innermost network changed."""
         return dataclasses.replace(self, denoiser=self.denoiser.with_network(change))
 
-    def check_labels(self, y: Tensor | None) -> None:
+    def check_labels(self, y: Tensor | None, batch: int | None = None) -> None:
         """As the wrapped denoiser."""
-        self.denoiser.check_labels(y)
+        self.denoiser.check_labels(y, batch)
 
 
 AnyDenoiser = Denoiser | Guided

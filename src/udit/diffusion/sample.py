@@ -103,7 +103,7 @@ def _steps(
     noise: Noise,
     cache: StepCache | None,
 ) -> Iterator[Step]:
-    denoiser.check_labels(y)
+    denoiser.check_labels(y, len(x_T))
     denoiser = cache.wrap(denoiser) if cache else denoiser
     sampler = make_sampler(sampler) if isinstance(sampler, str) else sampler
     with torch.no_grad():

@@ -135,6 +135,8 @@ class Judge:
         Raises:
             UserError: the file is missing, damaged, or of another version.
         """
+        if not path.is_file():
+            raise UserError(f"there is no judge {str(path)!r}; `udit eval RUN` trains the one of a run")
         try:
             with safetensors.safe_open(path, framework="pt") as file:
                 facts = file.metadata() or {}

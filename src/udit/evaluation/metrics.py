@@ -18,6 +18,8 @@ from udit.evaluation.frechet import Array, Interval, Statistics, distance
 BLOCK = 1024
 """Rows of a distance matrix that are held at once."""
 
+NEIGHBORS = 3
+"""k of improved precision and recall."""
 NEAR_QUANTILE = 0.05
 """Share of held-out real images that count as near to the training set, by definition."""
 
@@ -43,7 +45,7 @@ class PrecisionRecall:
     recall: float
 
 
-def precision_recall(*, samples: Array, reference: Array, neighbors: int = 3) -> PrecisionRecall:
+def precision_recall(*, samples: Array, reference: Array, neighbors: int = NEIGHBORS) -> PrecisionRecall:
     """Improved precision and recall (Kynkäänniemi et al. 2019). Keywords only: swapped sets would swap the results.
 
     A set's manifold is the union of balls around its members that just reach their k-th nearest other member. Precision

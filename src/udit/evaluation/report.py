@@ -53,6 +53,10 @@ class Report(Record):
     """The judge's accuracy on test images: about the agreement that real images get."""
     judge_on_train: Share
     """The same on the generator's training images, which the judge was not trained on either."""
+    judge_chance: Share | None = None
+    """Share of the most frequent class among test images, which always naming it is right on; None in older files."""
+    judge_warning: str | None = None
+    """One line where the judge is so weak that these numbers tell little (``Trust``)."""
     memorised: Share
     """Samples that are nearer to a training image than all but the nearest 5 % of test images."""
     memorised_real: Share
@@ -68,6 +72,11 @@ class Report(Record):
     reference_count: PositiveInt
     note: str = NOTE
 
+    @property
+    def setting(self) -> dict[str, Any]:
+        """What the scores are of."""
+        return self.protocol
+
     def rows(self) -> list[tuple[str, str, str]]:
         """(what, number, context in which to read it) for each number."""
         low, high = self.distance_interval
@@ -76,11 +85,11 @@ class Report(Record):
         return [
             (
                 f"class agreement, N = {self.num_samples}",
-                _percent(self.agreement),
-                f"95 %: {_percent(sure)} to {_percent(surer)}",
+                percent(self.agreement),
+                f"95 %: {percent(sure)} to {percent(surer)}",
             ),
-            ("judge accuracy on real test images", _percent(self.judge_on_test), "the agreement real images get"),
-            ("judge accuracy on real training images", _percent(self.judge_on_train), "not seen by the judge"),
+            ("judge accuracy on real test images", percent(self.judge_on_test), "the agreement real images get"),
+            ("judge accuracy on real training images", percent(self.judge_on_train), "not seen by the judge"),
             (
                 f"Fréchet distance, N = {self.num_samples}",
                 f"{self.distance:.4f}",
@@ -98,10 +107,10 @@ class Report(Record):
             ),
             (
                 "precision",
-                _percent(self.precision),
-                "judge features; 95 %: " + " to ".join(map(_percent, self.precision_interval)),
+                percent(self.precision),
+                "judge features; 95 %: " + " to ".join(map(percent, self.precision_interval)),
             ),
-            ("recall", _percent(self.recall), "judge features; reference within the samples' manifold"),
+            ("recall", percent(self.recall), "judge features; reference within the samples' manifold"),
             (
                 f"Fréchet distance, N = {n}",
                 f"{self.distance_matched:.4f}",
@@ -114,8 +123,8 @@ class Report(Record):
             ),
             (
                 "close to a training image",
-                _percent(self.memorised),
-                f"real test images: {_percent(self.memorised_real)}",
+                percent(self.memorised),
+                f"real test images: {percent(self.memorised_real)}",
             ),
         ]
 
@@ -133,7 +142,10 @@ class Report(Record):
             "judge": f"{self.judge}, weights {self.judge_sha256[:12]}",
             "reference": f"{self.reference_count} training images, sha256 {self.reference_sha256[:12]}",
         }
-        return "\n".join([*lines, "", self.note, "", *(f"- {key}: {plain(value)}" for key, value in facts.items())])
+        warned = ["", f"**{self.judge_warning}**"] if self.judge_warning else []
+        return "\n".join(
+            [*lines, *warned, "", self.note, "", *(f"- {key}: {plain(value)}" for key, value in facts.items())]
+        )
 
     @classmethod
     def read(cls, path: Path, protocol: dict[str, Any]) -> Report | None:
@@ -150,7 +162,8 @@ def _interval(ends: tuple[float, float] | None) -> str:
     return "too few samples" if ends is None else f"95 %: {ends[0]:.4f} to {ends[1]:.4f}"
 
 
-def _percent(share: float) -> str:
+def percent(share: float) -> str:
+    """A share with one decimal place."""
     return f"{100 * share:.1f} %"
 
 

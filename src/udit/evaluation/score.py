@@ -17,7 +17,9 @@ from udit.evaluation import frechet, metrics
 from udit.evaluation.image_set import ImageSet
 from udit.evaluation.judge import NAME, Judge, train_judge
 from udit.evaluation.report import Report
+from udit.evaluation.trust import Trust
 from udit.run.config import EvaluationConfig
+from udit.run.scorable import require_scorable
 
 SEED = 0
 """Of judge and bootstrap: the same judge for all runs on the same data, so that their scores can be compared."""
@@ -48,9 +50,7 @@ def score_with_judge(
     Raises:
         UserError: too few images in a part, or images of another shape than the data.
     """
-    for name, part in (("judge", parts.judge), ("test", parts.test)):
-        if len(part) < 2:
-            raise UserError(f"the {name} part has {len(part)} images; raise data.{name}_share or add images")
+    require_scorable(source.labels, parts)
     generated = _checked(images, labels, source, parts)
     judge = judge_of(source, parts.judge, config.judge_steps, judge_path)
     test = ImageSet.of_source(source, parts.test).kept()
@@ -73,6 +73,7 @@ def score_with_judge(
     shares = metrics.precision_recall(samples=drawn, reference=reference)
     count = min(len(drawn), len(real))
     agreement = metrics.class_agreement(generated.map(judge.predict), np.array(labels, np.int64))
+    trust = Trust.in_judge(judge, test, source.labels[parts.test])
     memorised, memorised_real = metrics.memorised_share(near_samples, near_test)
     return Report(
         num_samples=len(generated),
@@ -91,7 +92,9 @@ def score_with_judge(
         distance_real=metrics.mean_distance_of(count, real, reference, SEED),
         agreement=agreement,
         agreement_interval=metrics.share_interval(agreement, len(generated)),
-        judge_on_test=metrics.class_agreement(test.map(judge.predict), source.labels[parts.test]),
+        judge_on_test=trust.accuracy,
+        judge_chance=trust.chance,
+        judge_warning=trust.warning(),
         judge_on_train=right / len(parts.train),
         memorised=memorised,
         memorised_real=memorised_real,

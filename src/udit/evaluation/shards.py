@@ -70,6 +70,15 @@ class Shards:
         channels, height, width = self._whole(0).shape[1:]
         return ImageSet(self.count, (channels, height, width), self._images)
 
+    def bytes(self, shape: tuple[int, int, int]) -> int:
+        """About what all of them take on disk, for images (C, H, W)."""
+        return self.count * int(np.prod(shape))
+
+    def bytes_missing(self, shape: tuple[int, int, int]) -> int:
+        """About what those that are not there yet will take."""
+        count = sum(len(self.places(shard)) for shard in range(len(self)) if not self._path(shard).is_file())
+        return count * int(np.prod(shape))
+
     def remove(self) -> None:
         """Removes all of them."""
         shutil.rmtree(self.folder, ignore_errors=True)

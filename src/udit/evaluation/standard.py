@@ -48,6 +48,13 @@ class Scores(Record):
     """What was scored; may differ between scores that are compared."""
     protocol: dict[str, Any]
     """How: number of samples, sampling, extractor, reference; plain values."""
+    warning: str | None = None
+    """One line where the extractor is a judge so weak that these numbers tell little (``Trust``)."""
+
+    @property
+    def setting(self) -> dict[str, Any]:
+        """What the scores are of."""
+        return {"weights": self.subject.get("weights"), **self.protocol}
 
     @classmethod
     def read(cls, path: Path) -> Scores:
@@ -59,8 +66,31 @@ class Scores(Record):
         try:
             return cls.model_validate_json(path.read_text(encoding="utf-8"))
         except (OSError, UnicodeDecodeError, ValidationError):
-            writers = "`udit eval RUN --features inception|clip|dinov2` or `udit eval IMAGES --out FILE`"
-            raise UserError(f"{path} holds no scores of {writers}") from None
+            raise UserError(
+                f"{path} holds no scores; give a file that `udit eval` wrote: RUN/evaluation/metrics*.json or its --out"
+            ) from None
+
+
+def check_features(extractor: Extractor, reference: Reference, shape: tuple[int, int, int]) -> None:
+    """Refuses a reference that cannot be compared with images (C, H, W), before there are any.
+
+    Raises:
+        UserError: the extractor does not take such images, or its features are not the reference's.
+    """
+    _same_width(extractor, extractor(np.zeros((2, *shape), np.uint8)).pool.shape[1], reference)
+
+
+def _same_width(extractor: Extractor, width: int, reference: Reference) -> None:
+    if width != len(reference.pool.mean):
+        raise UserError(
+            f"the reference has {len(reference.pool.mean)} features and {extractor.name} gives {width}; make one with "
+            "`udit ref make` and the same --features"
+        )
+    if reference.features is not None and len(reference.features) <= metrics.NEIGHBORS:
+        raise UserError(
+            f"the reference has {len(reference.features)} images, and precision and recall need more than "
+            f"{metrics.NEIGHBORS}; give more"
+        )
 
 
 def score(
@@ -86,11 +116,7 @@ def score(
     if len(images) < 2:
         raise UserError(f"{len(images)} images are too few for a score; give at least 2")
     seen = extract(extractor, images)
-    if seen.pool.shape[1] != len(reference.pool.mean):
-        raise UserError(
-            f"the reference has {len(reference.pool.mean)} features and {extractor.name} gives {seen.pool.shape[1]}; "
-            "make one with `udit ref make` and the same --features"
-        )
+    _same_width(extractor, seen.pool.shape[1], reference)
     by = extractor.name
     scores = {"fid": _frechet(seen.pool, reference.pool, by)}
     if seen.spatial is not None and reference.spatial is not None:
@@ -205,11 +231,17 @@ def _table(group: Sequence[tuple[str, Scores]]) -> str:
         for name, scores in group
         for key, s in scores.scores.items()
     ]
+    facts = [f"- {key}: {plain(value)}" for key, value in group[0][1].protocol.items()]
+    warned = dict.fromkeys(scores.warning for _, scores in group if scores.warning)
+    return "\n".join([*markdown(header, rows), "", *(f"**{line}**\n" for line in warned), *facts])
+
+
+def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    """Lines of a Markdown table that also reads well as it is."""
     widths = [max(len(row[i]) for row in [header, *rows]) for i in range(len(header))]
     lines = ["| " + " | ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)) + " |" for row in [header, *rows]]
     lines.insert(1, "|" + "|".join("-" * (w + 2) for w in widths) + "|")
-    facts = [f"- {key}: {plain(value)}" for key, value in group[0][1].protocol.items()]
-    return "\n".join([*lines, "", *facts])
+    return lines
 
 
 def _ends(values: Sequence[float]) -> tuple[float, float] | None:

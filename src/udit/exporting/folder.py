@@ -76,8 +76,10 @@ def export(
     extent = None if size == "free" else size
     if size is None and system.config.model.size_step is None:
         extent = system.config.model.size
-    given = calibration_inputs(read_run_config(source)) if int8 and source is not None else []
     target = Path(folder) if folder is not None else default_folder(source or Path(), kind, int8)
+    _check_possible(system, kind, target, int8)  # before ranges are measured
+    _checked(system, extent)
+    given = calibration_inputs(read_run_config(source)) if int8 and source is not None else []
     return write_graph_folder(system, kind, target, size=extent, calibration=given)
 
 
@@ -106,17 +108,9 @@ def write_graph_folder(
         UserError: the network has no such graph, the graph does not agree with it, or a package is missing.
         RunError: the folder cannot be written.
     """
-    if not system.config.model.has_graph:
-        raise UserError(
-            f"{system.config.model.family} has no {kind} form: not all of its operators are known to have "
-            "counterparts; sample with --engine torch"
-        )
-    packages = (*PACKAGES[kind], "nncf") if calibration else PACKAGES[kind]
-    with quiet():
-        versions = {"udit": __version__, "torch": torch.__version__, **require(packages)}
+    packages = _check_possible(system, kind, folder, bool(calibration))
+    versions = {"udit": __version__, "torch": torch.__version__, **packages}
     system = _checked(system.fused(), size)
-    if folder.exists() and not is_exported(folder) and (folder.is_file() or any(folder.iterdir())):
-        raise UserError(f"{folder} exists and is no exported folder; choose another place with --out")
     try:
         with whole_folder(folder, replace=True) as temporary:
             write_graph(kind, trace(system.backbone, size), temporary, calibration)
@@ -186,6 +180,24 @@ def _error(found: np.ndarray, wanted: np.ndarray) -> float:
     if not np.isfinite(difference):
         raise UserError("the graph or the network returns numbers that are not finite; check the weights")
     return difference / largest if largest else difference
+
+
+def _check_possible(system: System, kind: Kind, folder: Path, int8: bool) -> dict[str, str]:
+    """Versions of the packages that write a system's graph.
+
+    Raises:
+        UserError: the network has no such graph, a package is missing, or the folder holds something else.
+    """
+    if not system.config.model.has_graph:
+        raise UserError(
+            f"{system.config.model.family} has no {kind} form: not all of its operators are known to have "
+            "counterparts; sample with --engine torch"
+        )
+    with quiet():
+        versions = require((*PACKAGES[kind], "nncf") if int8 else PACKAGES[kind])
+    if folder.exists() and not is_exported(folder) and (folder.is_file() or any(folder.iterdir())):
+        raise UserError(f"{folder} exists and is no exported folder; choose another place with --out")
+    return versions
 
 
 def _checked(system: System, size: Size | None) -> System:

@@ -19,6 +19,16 @@ from udit.errors import UserError
 from udit.nn.specs import Context
 
 
+def check_times(t: Tensor) -> None:
+    """Refuses times that are not one for each image.
+
+    Raises:
+        UserError: t is no [B].
+    """
+    if t.ndim != 1:
+        raise UserError(f"t is {list(t.shape)}; give one time for each image, [B], e.g. t.expand(len(x))")
+
+
 def timestep_features(t: Tensor, dim: int = 256) -> Tensor:
     """Sinusoidal features of time, cosines first.
 
@@ -28,7 +38,11 @@ def timestep_features(t: Tensor, dim: int = 256) -> Tensor:
 
     Returns:
         [B, F] float32; frequencies 10000 ** (-i / (F / 2)).
+
+    Raises:
+        UserError: t has another shape, e.g. none.
     """
+    check_times(t)
     half = dim // 2
     frequencies = torch.exp(-math.log(10000) * torch.arange(half, dtype=torch.float32, device=t.device) / half)
     angles = t.float()[:, None] * frequencies

@@ -8,6 +8,7 @@ from pydantic import PositiveInt
 
 from udit.data.codec_config import AnyCodec, IdentityCodec
 from udit.diffusion.config import DDPMConfig, DiffusionConfig, SamplingConfig
+from udit.run.classes import Classes
 from udit.run.config import AnyModel, Run
 from udit.spec.base import Spec
 
@@ -28,6 +29,11 @@ class SystemConfig(Spec):
     """Class names in label order."""
     steps: PositiveInt | None = None
     """Optimiser steps that the weights were trained for."""
+
+    @property
+    def classes(self) -> Classes:
+        """Names and numbers of the model's classes."""
+        return Classes(self.model.num_classes, self.id2label, self.model.null_label)
 
     @staticmethod
     def of(run: Run, steps: int | None = None) -> SystemConfig:

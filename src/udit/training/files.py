@@ -20,6 +20,7 @@ from udit.errors import RunError, UserError, by_product
 from udit.files import sweep
 from udit.ops.operator import current_names
 from udit.run.config import ROUNDING_ONLY, Run
+from udit.run.scorable import warn_before_training
 from udit.run.system import SystemConfig
 from udit.store import read_config, save
 from udit.training import folder, preview
@@ -76,6 +77,7 @@ class RunFiles:
         if found is None:
             log.info("new run in %s%s", self.run.out, run_beside(self.run))
             folder.write_names(self.run.out, self.source)
+            warn_before_training(self.run, self.source.labels, self.parts)
             if self.run.init_from is not None:
                 self.learner.start_from_trained()
             return None

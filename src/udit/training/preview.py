@@ -29,15 +29,15 @@ def save_grid(system: System, path: Path, seed: int) -> None:
         path: of the PNG.
         seed: of the run; image i of the grid has the same seed and label at every step.
     """
-    classes = system.config.model.num_classes
+    classes = system.config.classes.trained
     columns = min(classes, 10) or 8
     labels = [i % columns for i in range(columns * GRID_ROWS)] if classes else None
     seeds = [seed + i for i in range(columns * GRID_ROWS)]
     images = torch.cat(list(system.generate(seeds, labels)))
-    names = system.config.id2label
-    titles = [names[label] if names else str(label) for label in labels] if labels else []
+    named = system.config.classes
+    titles = [named.title(label) for label in labels or ()]
     settings = {"seeds": seeds, "labels": labels, "sampling": system.config.sampling.model_dump(mode="json")}
-    save_png(grid(images, titles, columns), path, settings)
+    save_png(grid(images, titles, columns, numbers=labels or ()), path, settings)
 
 
 def spread(part: Labels, count: int, seed: int) -> Labels:

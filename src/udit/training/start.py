@@ -80,7 +80,7 @@ def _told(rows: dict[int, int], origin: SystemConfig, run: Run) -> str:
     kept = [i for i in rows if i != null]
     words = ["null row kept"] if null in rows else []
     by = "by name" if origin.id2label and run.id2label else "in order"
-    named = [run.id2label[i] if i < len(run.id2label) else str(i) for i in sorted(kept)]
+    named = [SystemConfig.of(run).classes.title(i) for i in sorted(kept)]
     words += [f"{len(kept)} {by} ({_listed(named)})"] if kept else []
     words.append(f"{run.model.num_classes - len(kept)} initialised")
     return f"label table for {run.model.num_classes} classes: {', '.join(words)}"

@@ -9,15 +9,18 @@ from pathlib import Path
 from udit import dist
 from udit.data.sources import parts_of
 from udit.errors import UserError
+from udit.evaluation.archive import keep
 from udit.evaluation.image_set import ImageSet
 from udit.evaluation.judge import JudgeFeatures
 from udit.evaluation.score import judge_of
 from udit.evaluation.sets import reference_of
 from udit.evaluation.standard import Scores, save_sweep, score, tables
-from udit.files import write_text
+from udit.evaluation.trust import warn_of_weak
+from udit.files import check_room, write_text
+from udit.run.scorable import require_scorable
 from udit.scoring import JUDGE, draw_samples, drawing_of, shards_of
 from udit.store import read_run_config
-from udit.training.posthoc import posthoc_ema
+from udit.training.posthoc import Snapshots, posthoc_ema
 
 SIGMA_RELS = (0.03, 0.05, 0.075, 0.10, 0.15, 0.20, 0.25)
 """Lengths from short to nearly the mean over all steps."""
@@ -68,7 +71,13 @@ def sweep_ema(
         raise UserError("a sweep of EMA lengths runs as one process; start it without torchrun")
     source = values.data.build()
     parts = parts_of(source, values.data)
+    require_scorable(source.labels, parts)
+    snapshots = Snapshots(folder / "posthoc")
+    for sigma_rel in sigma_rels:
+        snapshots.mixture(sigma_rel)  # refuses what cannot be rebuilt, before the first image
+    check_room(target, 0)
     judge = JudgeFeatures(judge_of(source, parts.judge, config.judge_steps, target / JUDGE))
+    warning = warn_of_weak(judge.judge, source, parts)
     reference = reference_of(ImageSet.of_source(source, parts.train), judge)
     drawing = {"name": None, **drawing_of(config, values.sampling)}
     scored = []
@@ -78,8 +87,8 @@ def sweep_ema(
         shards = shards_of(weights, config, values.sampling, target)
         draw_samples(average.system, shards, config, values.sampling, world, progress)
         subject = {"run": str(run), "weights": weights, "step": average.step, "sigma_rel": sigma_rel}
-        found = score(shards.images(), judge, reference, subject=subject, protocol=drawing)
-        found.write(target / f"metrics-ema-{sigma_rel:g}.json")
+        found = score(shards.images(), judge, reference, subject=subject, protocol=drawing).replace(warning=warning)
+        keep(found, target / f"metrics-ema-{sigma_rel:g}.json")
         shards.remove()
         scored.append(ScoredLength(sigma_rel, average.error, found))
     named = [(f"{one.sigma_rel:g}", one.scores) for one in scored]

@@ -51,6 +51,8 @@ class Quality(Record):
     """Of the checkpoint."""
     protocol: dict[str, Any]
     """Images, seeds, judge, reference, clock, machine."""
+    warning: str | None = None
+    """One line where the judge is so weak that the choice is little better than chance."""
     draft: Scored
     good: Scored
     best: Scored

@@ -27,7 +27,10 @@ from udit.evaluation.image_set import ImageSet
 from udit.evaluation.judge import Judge
 from udit.evaluation.score import SEED, judge_of
 from udit.evaluation.shards import labels_for
+from udit.evaluation.trust import warn_of_weak
+from udit.files import check_room
 from udit.run.config import Run
+from udit.run.scorable import require_scorable
 from udit.store import load, read_run_config
 from udit.tuning.quality import FILE, LOSSES, Quality, Scored, fastest
 
@@ -55,6 +58,7 @@ class Scorer:
         count: images per setting, of all classes in turn.
         batch_size: images that are sampled together.
         first_seed: of the first image.
+        warning: that the judge is weak, in one line; None where it is not.
     """
 
     system: System
@@ -63,6 +67,7 @@ class Scorer:
     count: int
     batch_size: int
     first_seed: int = 0
+    warning: str | None = None
 
     @staticmethod
     def of(run: Run, system: System, judge_path: Path, count: int) -> Scorer:
@@ -75,15 +80,17 @@ class Scorer:
             raise UserError("class agreement needs labels and this model is unconditional; tune one with classes")
         source = run.data.build()
         parts = parts_of(source, run.data)
+        require_scorable(source.labels, parts)
         judge = judge_of(source, parts.judge, run.evaluation.judge_steps, judge_path)
         reference = frechet.Statistics.of(ImageSet.of_source(source, parts.train).map(judge.features))
         batch_size, first_seed = min(count, run.evaluation.batch_size), run.evaluation.first_seed
-        return Scorer(system.fused(), judge, reference, count, batch_size, first_seed)
+        warning = warn_of_weak(judge, source, parts)
+        return Scorer(system.fused(), judge, reference, count, batch_size, first_seed, warning)
 
     @property
     def labels(self) -> list[int]:
         """Of the images."""
-        return labels_for(self.count, self.system.config.model.num_classes, "balanced", self.first_seed)
+        return labels_for(self.count, self.system.config.classes.trained, "balanced", self.first_seed)
 
     def measure(self, sampling: SamplingConfig) -> Scored:
         """Samples images, times that and scores them."""
@@ -117,7 +124,7 @@ class Scorer:
         seeds = range(self.first_seed + self.count, self.first_seed + self.count + WATCHED)
         noise = SeededNoise(seeds, (config.model.in_channels, *config.model.size), device)
         denoise = self.system.guided(sampling)
-        y = torch.tensor(labels_for(WATCHED, config.model.num_classes, "balanced", 0), device=device)
+        y = torch.tensor(labels_for(WATCHED, config.classes.trained, "balanced", 0), device=device)
         sampler = make_sampler(sampling.sampler, eta=sampling.eta, clip=sampling.clip)
         return watch(denoise, noise(0), sampler=sampler, steps=sampling.steps, y=y, noise=noise)
 
@@ -196,8 +203,14 @@ def search(scorer: Scorer, steps_done: int | None, on_scored: Callable[[Scored],
     for sampling, pick in plain.items():
         scorer.cache(pick, LOSSES["best"], guidance=sampling.guidance != 1, on_scored=keep)
     picks = {level: fastest(tried, loss, best) for level, loss in LOSSES.items()}
-    weights = scorer.system.fingerprint
-    return Quality(weights=weights, step=steps_done, protocol=scorer.protocol(), tried=tuple(tried), **picks)
+    return Quality(
+        weights=scorer.system.fingerprint,
+        step=steps_done,
+        protocol=scorer.protocol(),
+        warning=scorer.warning,
+        tried=tuple(tried),
+        **picks,
+    )
 
 
 def tune(
@@ -211,7 +224,8 @@ def tune(
 
     Few-step solvers at several numbers of steps, with guidance at all times and within an interval, are scored on the
     same seeds by the run's own judge and timed; then evaluations of the best are cached as far as 2 % of the score
-    allow. "best" is the fastest setting within 2 % of the best score, "good" within 10 %, "draft" within 50 %.
+    allow. "best" is the fastest setting within 2 % of the best score, "good" within 10 %, "draft" within 50 %. With a
+    weak judge a warning comes first, and is kept in the file (``Quality.warning``).
 
     Args:
         run: folder of a training run, of a model with classes.
@@ -229,6 +243,7 @@ def tune(
     world = dist.start(device)
     if world.size > 1:
         raise UserError("udit tune runs as one process; start it without torchrun")
+    check_room(Path(run), 0)
     system = load(run).to(world.device)
     scorer = Scorer.of(values, system, Path(run) / "evaluation" / "judge.safetensors", num_samples)
     found = search(scorer, system.config.steps, on_scored)

@@ -17,6 +17,7 @@ from udit.models.hdit.config import HDiTConfig, HourglassLevel
 from udit.nn import init
 from udit.nn.axial import AxialAttention
 from udit.nn.blocks import module_list, run
+from udit.nn.conditioning import check_times
 from udit.nn.hourglass import (
     FourierFeatures,
     HourglassBlock,
@@ -52,6 +53,7 @@ class Conditioner(nn.Module):
 
     def forward(self, sigma: Tensor, given: Labels) -> Tensor:
         """sigma [B] > 0 and what else is known -> [B, E]."""
+        check_times(sigma)
         precise = torch.promote_types(self.time.weight.dtype, torch.float32)
         sigma = sigma.to(precise).clamp(min=torch.finfo(torch.float32).tiny)  # sigma 0 has no logarithm
         x = self.time(self.time_features(sigma.log()[:, None] / 4))
