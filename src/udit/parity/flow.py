@@ -70,7 +70,7 @@ class _Guided:
             raw = guide(raw, self.denoiser.raw(x, t, torch.full_like(y, NULL))[0], self.weight)
         return self.denoiser.decode(raw, None, x, t)
 
-    def check_labels(self, y: Tensor | None) -> None:
+    def check_labels(self, y: Tensor | None, batch: int | None = None) -> None:
         """Any label is one of the closed form's."""
 
 
