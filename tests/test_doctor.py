@@ -83,12 +83,9 @@ def test_kernel_that_does_not_compile_is_named(monkeypatch: pytest.MonkeyPatch) 
 def test_wrong_kernel_is_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
     """One in a thousand off, as by a compiler's mistake."""
 
-    class Bent:
-        accepts = staticmethod(lambda *_: True)
-        apply = staticmethod(lambda *arguments: 1.001 * matmul.reference(*arguments))
-
+    bent = (lambda *_: True, lambda *arguments: 1.001 * matmul.reference(*arguments))
     for allowed in ("cpu", "all"):
-        monkeypatch.setitem(ops.OPERATORS["linear"]._found, ("cpu", allowed), Bent)
+        monkeypatch.setitem(ops.OPERATORS["linear"]._found, ("cpu", allowed), bent)
     only(machine.kernels(), "wrong", "off its float64 result", "UDIT_KERNELS=off")
 
 

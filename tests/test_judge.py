@@ -122,7 +122,7 @@ def test_saved_judge_comes_back(judge: Judge, data: tuple[InMemory, Parts], tmp_
 
 def test_files_that_hold_no_judge_are_refused(judge: Judge, tmp_path: Path) -> None:
     path = tmp_path / "judge.safetensors"
-    with pytest.raises(UserError, match="cannot be used"):
+    with pytest.raises(UserError, match=r"there is no judge .*`udit eval RUN` trains the one of a run"):
         Judge.load(path)
     path.write_bytes(b"nothing")
     with pytest.raises(UserError, match=r"judge.safetensors' cannot be used .*remove it"):
