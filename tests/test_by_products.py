@@ -131,3 +131,8 @@ def test_run_that_died_within_a_grid_goes_on_beyond_it(sound: Path, tmp_path: Pa
     assert train(tmp_path / "run", *WORDS) == finished_at(tmp_path / "run", 4)
     assert state_hash(tmp_path / "run") == state_hash(sound)
     assert metrics(tmp_path / "run") == metrics(sound)
+
+
+def test_error_of_another_library_is_one_line_without_control_codes() -> None:
+    error = RuntimeError("first\n\x1b[96mcoloured\x1b[0m\tlast\x07")
+    assert one_line(error) == "first coloured last"

@@ -72,8 +72,10 @@ class WindowAttention(nn.Module):
         q, k, v = (split_windows(part, window).unflatten(1, (-1, self.heads)) for part in parts)  # [n, B, h, N, R]
         bias = self.positions().to(q.dtype)
         if mask is not None:
-            bias = torch.where(mask[:, None], bias, bias - 200)
-        out = ops.attend(q, k, v, self.logit_scale, mask=bias).flatten(1, 2)
+            masked = torch.where(mask[:, None], bias, bias - 200)  # [n, 1, h, N, N]
+            bias = masked.expand(-1, q.shape[1], -1, -1, -1).flatten(0, 1)
+        q, k, v = (part.flatten(0, 1) for part in (q, k, v))  # engines of graphs know four axes
+        out = ops.attend(q, k, v, self.logit_scale, mask=bias).unflatten(0, (-1, x.shape[0])).flatten(1, 2)
         height, width = x.shape[1:3]
         return join_windows(out, window, height, width, self.heads).flatten(-2)
 
@@ -125,7 +127,7 @@ class Stage(nn.Module):
         """[B, H, W, width] -> [B, H, W, width]."""
         height, width = x.shape[1:3]
         w, half = self.window, self.window // 2
-        below, right = -height % w, -width % w
+        below, right = (w * ((side + w - 1) // w) - side for side in (height, width))
         edges = not self.periodic and min(height, width) >= w
         # rolling up by half a window is rolling down by the rest of the map
         mask = wrap_mask(height, width, (w, w), (height - half, width - half), x.device) if edges else None
