@@ -11,6 +11,7 @@ import pytest
 
 from runs import finished_at, metrics, state_hash, train
 from udit.checkpoint import CheckpointStore
+from udit.errors import one_line
 from udit.training import events, preview
 
 WORDS = ("training.steps=4", "training.sample_every=2", "training.save_every=2")
