@@ -5,9 +5,10 @@ from __future__ import annotations
 import gc
 import gzip
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
@@ -85,6 +86,14 @@ def pytest_collection_finish() -> None:
 def _kernels_are_compiled() -> None:
     """Builds the kernels once, and not within a test that looks at messages or at the time."""
     ops.describe()
+
+
+@pytest.fixture(autouse=True, scope="session")
+def judges_in_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A new folder takes the place of the user's cache of judges."""
+    folder = tmp_path_factory.mktemp("cache")
+    with mock.patch("udit.evaluation.judges.cache_folder", return_value=folder):
+        yield folder / "judges"
 
 
 @pytest.fixture(autouse=True)

@@ -155,7 +155,7 @@ class _Wide:
 def _data(run: Path) -> tuple[Any, Any]:
     values = udit.store.read_run_config(run)
     source = values.data.build()
-    return source, scoring.parts_of(source, values.data).judge
+    return source, scoring.parts_of(source, values.data)
 
 
 def test_a_model_folder_is_no_folder_of_images(run: Path, tmp_path: Path, error_of: ErrorOf) -> None:
