@@ -35,10 +35,10 @@ from udit.progress import progress_bar
 MAX_SIDE = 64
 """Larger images are averaged down to this side before they are classified."""
 BATCH = 64
-MAX_LR = 4e-3
+MAX_LR = 6e-3
 WARMUP = 0.2
 """Share of the steps in which the learning rate rises; then it falls to 0."""
-WEIGHT_DECAY = 0.05
+WEIGHT_DECAY = 0.1
 EMA_DECAY = 0.99
 NORM_BATCHES = 32
 """The last ones of the training, which the statistics of batch norms are of."""

@@ -139,7 +139,8 @@ class Report(Record):
         lines.insert(1, f"| {'-' * widths[0]} | {'-' * (widths[1] - 1)}: | {'-' * widths[2]} |")
         facts = {
             **self.protocol,
-            "judge": f"{self.judge}, weights {self.judge_sha256[:12]}",
+            "judge": f"{self.judge}, right on {percent(self.judge_on_test)} of real test images, weights "
+            f"{self.judge_sha256[:12]}",
             "reference": f"{self.reference_count} training images, sha256 {self.reference_sha256[:12]}",
         }
         warned = ["", f"**{self.judge_warning}**"] if self.judge_warning else []
