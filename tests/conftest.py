@@ -89,11 +89,10 @@ def _kernels_are_compiled() -> None:
 
 
 @pytest.fixture(autouse=True, scope="session")
-def judges_in_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """A new folder takes the place of the user's cache of judges."""
-    folder = tmp_path_factory.mktemp("cache")
-    with mock.patch("udit.evaluation.judges.cache_folder", return_value=folder):
-        yield folder / "judges"
+def _judges_are_kept_in_a_new_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """In the place of the user's cache."""
+    with mock.patch("udit.evaluation.judges.cache_folder", return_value=tmp_path_factory.mktemp("cache")):
+        yield
 
 
 @pytest.fixture(autouse=True)

@@ -214,7 +214,9 @@ def train_judge(
             loss.backward()
             optimizer.step()
             decay = min(EMA_DECAY, (1 + step) / (10 + step))
-            torch._foreach_lerp_(average, list(state.values()), 1 - decay)
+            with torch.no_grad():
+                for mean, value in zip(average, state.values(), strict=True):
+                    mean.lerp_(value, 1 - decay)
             bar.update()
         net.load_state_dict(dict(zip(state, average, strict=True)), strict=False)
         _measure_norms(net, seen)

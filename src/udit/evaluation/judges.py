@@ -76,8 +76,8 @@ def _kept(path: Path | None, origin: str) -> Judge | None:
         logger.warning("training a new judge: %s", error)
         return None
     if judge.name != NAME:
-        logger.info("%s is of an older version, %s; it stays as %s.safetensors", path, judge.name, judge.name)
-        path.rename(path.with_name(f"{judge.name}.safetensors"))
+        logger.info("%s is of an older version, %s; it is kept as %s.safetensors", path, judge.name, judge.name)
+        judge.save(path.with_name(f"{judge.name}.safetensors"))
         return None
     return judge if judge.origin == origin else None
 
