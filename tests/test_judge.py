@@ -143,20 +143,27 @@ def test_files_that_hold_no_judge_are_refused(judge: Judge, tmp_path: Path) -> N
     save_file(state, path, {"name": "judge-0", "shape": "1x8x8", "classes": "10", "origin": ""})
     with pytest.raises(UserError, match="it is judge-0"):
         Judge.load(path)
-    facts = {"name": "udit-judge-3", "shape": "1x8x8", "classes": "10", "origin": ""}
-    save_file(state, path, facts | {"trust": "{}"})
-    with pytest.raises(UserError, match="cannot be used"):
+    save_file(state, path, {"name": "udit-judge-3", "shape": "1x8x8", "classes": "10", "origin": ""})
+    with pytest.raises(UserError, match="does not match its own digest"):
         Judge.load(path)
 
 
-def test_a_judge_whose_weights_have_changed_is_refused(judge: Judge, tmp_path: Path) -> None:
+def test_a_judge_s_file_that_has_changed_is_refused(judge: Judge, tmp_path: Path) -> None:
     path = tmp_path / "judge.safetensors"
-    judge.save(path)
-    content = bytearray(path.read_bytes())
-    content[-3] ^= 1
-    path.write_bytes(content)
-    with pytest.raises(UserError, match="do not match their own digest"):
-        Judge.load(path)
+    told = Judge(judge.net, judge.shape, judge.num_classes, "these images")
+    told.trust = Trust(914, 1000, 0.1)
+    told.save(path)
+    whole = path.read_bytes()
+    changed = (
+        whole[:-3] + bytes([whole[-3] ^ 1]) + whole[-2:],
+        whole.replace(b"these images", b"those images"),
+        whole.replace(b": 914", b": 915"),
+    )
+    for content in changed:
+        assert content != whole
+        path.write_bytes(content)
+        with pytest.raises(UserError, match="does not match its own digest"):
+            Judge.load(path)
 
 
 def test_what_real_images_said_of_a_judge_is_kept_and_stands_in_its_name(judge: Judge, tmp_path: Path) -> None:

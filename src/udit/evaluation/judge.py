@@ -6,6 +6,7 @@ It is trained on the judge part of the split, which the generator never sees. It
 from __future__ import annotations
 
 import hashlib
+import json
 import math
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -92,7 +93,8 @@ class Judge:
     @torch.no_grad()
     def logits(self, features: NDArray[np.float64]) -> NDArray[np.float64]:
         """Logits [N, classes] of features [N, 32]."""
-        logits: Tensor = self.net.head(torch.from_numpy(features).float())
+        with one_thread():
+            logits: Tensor = self.net.head(torch.from_numpy(features).float())
         return logits.double().numpy()
 
     def classes(self, features: NDArray[np.float64]) -> Labels:
@@ -119,10 +121,10 @@ class Judge:
             "shape": "x".join(map(str, self.shape)),
             "classes": str(self.num_classes),
             "origin": self.origin,
-            "sha256": self.fingerprint,
         }
         if self.trust is not None:
             facts["trust"] = self.trust.to_json()
+        facts["digest"] = _digest(facts, self.fingerprint)
         state = {name: value.contiguous() for name, value in self.net.state_dict().items()}
         path.parent.mkdir(parents=True, exist_ok=True)
         with whole_file(path) as temporary:
@@ -148,8 +150,9 @@ class Judge:
             net = _net((channels, height, width), num_classes, name)
             net.load_state_dict(state)
             judge = cls(net, (channels, height, width), num_classes, origin, name)
-            if facts.get("sha256", judge.fingerprint) != judge.fingerprint:  # older versions wrote none
-                raise ValueError("its weights do not match their own digest")
+            digest = facts.pop("digest", None)
+            if (digest is None and name == NAME) or digest not in (None, _digest(facts, judge.fingerprint)):
+                raise ValueError("it does not match its own digest")  # which older versions did not write
             judge.trust = Trust.from_json(facts["trust"]) if "trust" in facts else None
         except (OSError, KeyError, ValueError, TypeError, RuntimeError, safetensors.SafetensorError) as error:
             detail = " ".join(str(error).split())[:120]
@@ -157,6 +160,11 @@ class Judge:
                 f"judge {str(path)!r} cannot be used ({detail}); remove it, and a new one is trained"
             ) from None
         return judge
+
+
+def _digest(facts: dict[str, str], fingerprint: str) -> str:
+    """sha256 of what a judge's file says and of its weights' fingerprint, in hex."""
+    return hashlib.sha256(json.dumps([facts, fingerprint], sort_keys=True).encode()).hexdigest()
 
 
 def train_judge(

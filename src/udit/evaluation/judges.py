@@ -29,8 +29,8 @@ def judge_of(source: Source, parts: Parts, steps: int, path: Path | None, *, mir
     """The judge of a data set, which has been asked about the real test images.
 
     It is trained once for the same images, steps and version: other runs find it in the user's cache folder. What is
-    found there or in the run's folder is used only if its weights match their digest and it was trained on just these
-    images. A judge of an older version stays beside the new one.
+    found there or in the run's folder is used only if it matches its own digest and was trained on just these images. A
+    judge of an older version stays beside the new one.
 
     Args:
         source: the data set.
