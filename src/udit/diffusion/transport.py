@@ -193,8 +193,8 @@ class Heun:
 
     n evaluations are (n - 1) / 2 equal steps of two each, and a last step of one, which ends at the data. Below eleven
     it is as long as the others: there are few, and none to waste. From eleven on it is 1 / (2 n), so that the error
-    falls with n as Heun's does. On a mixture of normals the error at 3 to 9 evaluations is at most three quarters of that
-    of a last step of a thousandth, at 11 a tenth more, and at 15 to 49 at most as much (``tests/test_transport.py``).
+    falls with n as Heun's does. On a mixture of normals the error at 3 to 9 evaluations is at most three quarters of
+    that of a last step of a thousandth, at 11 a tenth more, and at 15 to 49 no more (``tests/test_transport.py``).
     """
 
     name: ClassVar[str] = "flow-heun"
