@@ -84,7 +84,7 @@ def test_what_is_converted_is_noted_with_an_example(tmp_path: Path, capsys: pyte
         f"skipped: unsupported extension (1 file, e.g. '{root}/notes.txt')",
     ):
         assert f"note: {line}\n" in said
-    assert said.endswith("no problems found\n")
+    assert said.endswith("no bad images; see the 7 notes\n")
 
 
 def test_names_that_cannot_be_printed_are_escaped(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -160,6 +160,63 @@ def test_folder_of_images_through_datasets_is_the_folder_itself(tmp_path: Path, 
     assert np.array_equal(found["pixels"], [own.image(i) for i in range(5)])
 
 
+def test_local_folder_of_which_classes_would_be_lost_is_refused_with_the_reason(tmp_path: Path, call: Call) -> None:
+    by_words = "for parts of the data set ({}), by words in their names, and leaves out {}; data.kind=folder data.root="
+    named = {
+        "shoes": (
+            ["boots", "heels", "training_shirts", "training_shoes"],
+            by_words.format("train", "'boots', 'heels'"),
+        ),
+        "glass": (["beaker", "flask", "test_tube"], by_words.format("test", "'beaker', 'flask'")),
+        "words": (["anode", "cathode", "test", "train"], by_words.format("train, test", "'anode', 'cathode'")),
+        "linked": (
+            ["cat", "dog"],
+            "follows no links to folders in {} and leaves out 'bird'; data.kind=folder data.root=",
+        ),
+    }
+    for name, (classes, _) in named.items():
+        folder(tmp_path / name, **dict.fromkeys(classes, 2))
+    folder(tmp_path / "elsewhere", bird=2)
+    (tmp_path / "linked" / "bird").symlink_to(tmp_path / "elsewhere" / "bird")
+    with serving({}) as hub:
+        told = call(hub, *({"path": str(tmp_path / name), "size": 8} for name in named))
+    for (name, (_, wanted)), line in zip(named.items(), told, strict=True):
+        assert f"{wanted.format(tmp_path / name)}{tmp_path / name} reads all as classes" in line
+
+
+def test_local_folder_without_labels_says_why_and_what_reads_it(tmp_path: Path, call: Call) -> None:
+    wanted = {
+        "loose": "makes none where images lie at several depths, as 'cover.png' does",
+        "deeper": "makes none where images lie at several depths, as 'dog/pug/0.png' does",
+        "captions": "takes labels from metadata.csv alone where there is one",
+        "one": "makes none of a single class",
+    }
+    for name in wanted:
+        folder(tmp_path / name, cat=2)
+    for name, path in {"loose": "dog", "deeper": "dog/pug", "captions": "dog"}.items():
+        folder(tmp_path / name, **{path: 2})
+    noise(8, 8).save(tmp_path / "loose" / "cover.png")
+    lines = ["file_name,text", *(f"{label}/{i}.png,a {label}" for label in ("cat", "dog") for i in range(2))]
+    (tmp_path / "captions" / "metadata.csv").write_text("\n".join(lines) + "\n")
+    with serving({}) as hub:
+        told = call(hub, *({"path": str(tmp_path / name), "size": 8} for name in wanted))
+    for (name, reason), line in zip(wanted.items(), told, strict=True):
+        root = tmp_path / name
+        assert line == (
+            f"{root} has no column 'label'; `datasets` {reason}; data.kind=folder data.root={root} reads class folders "
+            "as they are"
+        )
+
+
+def test_named_class_without_an_image_is_told(tmp_path: Path, call: Call, caplog: pytest.LogCaptureFixture) -> None:
+    three = {"path": "o/d", "size": 10, "classes": ["cat", "dog", "bird"]}
+    with serving(FILES) as hub:
+        call(hub, three, three | {"streaming": True})
+    told = [record.getMessage() for record in caplog.records if record.name == "udit.data.notes"]
+    assert len(told) == 2
+    assert all("classes without an image to train on" in note and "(1 class, e.g. 2)" in note for note in told)
+
+
 def test_two_ways_of_keeping_test_images_are_refused() -> None:
     assert HubData(path="o/d", test_split="test").test_share is None
     with pytest.raises(ValueError, match=r"test_share is 0.2 and test_split 'test'"):

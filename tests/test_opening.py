@@ -70,6 +70,16 @@ def test_nearest_name_is_told_and_others_are_counted(data: list[str], tmp_path: 
     assert run_beside(small_run(tmp_path / "deep" / "er" / "cats", *data)) == ""
 
 
+def test_batch_above_the_number_of_training_images_is_told(
+    data: list[str], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    train(tmp_path / "run", "training.steps=1", "training.batch_size=25", "data.judge_share=0", *data)
+    assert any(text.startswith("training.batch_size is 25 and there are ") for text in caplog.messages)
+    caplog.clear()
+    train(tmp_path / "small", "training.steps=1", "data.judge_share=0", *data)
+    assert not any(text.startswith("training.batch_size is ") for text in caplog.messages)
+
+
 # -- folders without weights ---------------------------------------------------------------------------------------
 
 

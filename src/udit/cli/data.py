@@ -62,4 +62,10 @@ def _tell(contents: Contents) -> None:
         say(f"sizes: {', '.join(sizes)}{others}; shorter sides {min(shorter)} to {max(shorter)}")
     for note in contents.notes:
         say(f"note: {note}")
-    say(f"{contents.bad} bad" if contents.bad else "no problems found")
+    notes = len(contents.notes)
+    if contents.bad:
+        say(f"{contents.bad} bad")
+    elif notes:
+        say(f"no bad images; see the {f'{notes} notes' if notes > 1 else 'note'}")
+    else:
+        say("no problems found")

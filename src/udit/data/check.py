@@ -13,14 +13,11 @@ import numpy as np
 from udit.data.decode import Budget, Header, brightest, decode, peek
 from udit.data.idx import idx_files
 from udit.data.listing import Listing
-from udit.data.notes import Notes, label_notes
+from udit.data.notes import DARK, Notes, array_notes, dark
 from udit.data.npz import npz_file
 from udit.data.sources import InMemory
 from udit.data.verify import attempts, remember
 from udit.errors import UserError
-
-DARK = 32
-"""Brightness, of 255, that some pixel of an image should reach."""
 
 
 @dataclass
@@ -69,8 +66,9 @@ def _check_whole(read: Callable[[], InMemory], contents: Contents) -> Iterator[s
         yield str(error)
         return
     held_out = np.isin(np.arange(len(source)), source.held_out)
-    contents.notes.update(label_notes(source.labels))
-    for label, count in enumerate(np.bincount(source.labels[~held_out])):
+    contents.notes.update(array_notes(source))
+    counts = np.bincount(source.labels[~held_out], minlength=int(source.labels.max()) + 1)
+    for label, count in enumerate(counts):
         contents.classes[str(label)] = (int(count), 0)
     if held_out.any():
         contents.classes["test images"] = (int(held_out.sum()), 0)
@@ -101,11 +99,13 @@ def check_folder(root: Path, size: int, contents: Contents) -> Iterator[str]:
             yield f"class folder {str(root / name)!r} holds no PNG, JPEG, WebP or GIF; add some or remove it"
     budget = Budget()
 
-    def read(i: int) -> tuple[Header, str | None]:
+    deep: dict[int, int] = {}
+
+    def read(i: int) -> tuple[Header, int | None]:
         path = root / listing.names[i]
         header = peek(path)
-        dark = decode(path, size, 3, budget=budget).max() < DARK
-        return header, _darkness(path) if dark else None
+        bright = decode(path, size, 3, budget=budget).max() >= DARK
+        return header, None if bright and not header.deep else brightest(path)
 
     for i, found in enumerate(attempts(read, len(labels), "checking")):
         if isinstance(found, UserError):
@@ -113,11 +113,14 @@ def check_folder(root: Path, size: int, contents: Contents) -> Iterator[str]:
             contents.bad += 1
             yield str(found)
         else:
-            header, darkness = found
+            header, most = found
             path = repr(str(root / listing.names[i]))
             _count(contents, header, path)
-            if darkness is not None:
+            if header.deep and most is not None:
+                deep[i] = most
+            elif most is not None and (darkness := dark(most)):
                 contents.notes.add(darkness, path)
+    _tell_of_depth(root, listing, deep, contents.notes)
     contents.notes.update(listing.notes)
     _find_copies(root, listing, contents)
     contents.classes = {
@@ -132,7 +135,7 @@ def _count(contents: Contents, header: Header, path: str) -> None:
     contents.sizes[header.width, header.height] += 1
     if header.mode == "CMYK":
         contents.notes.add("CMYK, converted to RGB without its colour profile", path)
-    if header.mode.startswith("I"):
+    if header.deep:
         contents.notes.add("16-bit, reduced to 8 bits", path)
     if header.transparent:
         contents.notes.add("transparent, composited on white", path)
@@ -142,17 +145,24 @@ def _count(contents: Contents, header: Header, path: str) -> None:
         contents.notes.add("rotated upright by EXIF", path)
 
 
-def _darkness(path: Path) -> str | None:
-    """What an image holds that is nearly black when it is cropped, in words; None if only its centre is."""
-    most, deep = brightest(path)
-    if deep and 0 < most < 2**15:
-        bits = max(8, most.bit_length())
-        return f"nearly black: 16-bit files of {bits} bits, with values up to {2**bits - 1}; set data.bits={bits}"
-    if most == 1:
-        return "nearly black: values 0 and 1 only, as masks have; multiply them by 255"
-    if most == 0:
-        return "black"
-    return f"nearly black: no value above {DARK - 1} of 255" if most < DARK else None
+def _tell_of_depth(root: Path, listing: Listing, deep: dict[int, int], notes: Notes) -> None:
+    """Notes 16-bit files of fewer bits: of all together, since one depth is set for all; else those that are black.
+
+    Args:
+        root: the data set's folder.
+        listing: its files.
+        deep: the largest value of each 16-bit file, by its number.
+        notes: is filled.
+    """
+    top = max(deep.values(), default=0)
+    few = None
+    if 1 < top < 2**15:
+        how = "nearly black" if top < DARK << 8 else "dark"
+        bits = max(8, top.bit_length())
+        few = f"{how}: the largest value of all 16-bit files is {top} of 65535; set data.bits={bits}"
+    for i, most in deep.items():
+        if what := few or dark(most, 65535):
+            notes.add(what, repr(str(root / listing.names[i])))
 
 
 def _find_copies(root: Path, listing: Listing, contents: Contents) -> None:

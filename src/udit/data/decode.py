@@ -71,6 +71,11 @@ class Header:
     """Whether its EXIF orientation is other than upright."""
     transparent: bool
 
+    @property
+    def deep(self) -> bool:
+        """Whether it is grey of 16 bits."""
+        return self.mode.startswith("I")
+
 
 class Budget:
     """Pixels that all threads together may decode at a time: ``MAX_PIXELS``."""
@@ -176,8 +181,8 @@ def _opened(file: Path | str | BinaryIO, name: str) -> Iterator[Image.Image]:
         raise UserError(f"image {name!r} cannot be read ({detail}); replace or remove it") from None
 
 
-def brightest(file: Path) -> tuple[int, bool]:
-    """The largest value of any channel in an image file, and whether its values are 16-bit grey.
+def brightest(file: Path) -> int:
+    """The largest value of any channel but alpha in an image file: of 65535 in 16-bit grey, else of 255.
 
     Raises:
         UserError: see ``decode``.
@@ -186,7 +191,7 @@ def brightest(file: Path) -> tuple[int, bool]:
         extrema = image.convert("RGB").getextrema() if image.mode == "P" else image.getextrema()
         bands = [extrema] if isinstance(extrema[0], int | float) else extrema
         values = bands[:-1] if image.mode in ("LA", "RGBA", "La", "RGBa") else bands
-        return int(max(high for _, high in values)), image.mode.startswith("I")
+        return int(max(high for _, high in values))
 
 
 def _flat(image: Image.Image, channels: Literal[1, 3], bits: int) -> Image.Image:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
@@ -15,8 +14,6 @@ from udit.data.listing import Listing, class_folders, files, is_image
 from udit.data.sources import Pixels
 from udit.data.verify import verified
 from udit.errors import UserError
-
-logger = logging.getLogger(__name__)
 
 
 def describe(data: FolderData) -> DataInfo:
@@ -79,8 +76,7 @@ class ImageFolder:
         self.fingerprint = listing.fingerprint()
         self._verified_as = listing.verified_as(size)
         self._pixels: Pixels | None = None
-        for note in listing.notes:
-            logger.warning("data: %s", note)
+        listing.notes.warn()
 
     def __len__(self) -> int:
         """Number of images."""

@@ -15,6 +15,7 @@ from udit.data.config import DataInfo, HubData
 from udit.data.decode import Budget, decode, peek
 from udit.data.listing import image_files
 from udit.data.names import Names
+from udit.data.notes import label_notes
 from udit.data.sources import InMemory, Labels, Pixels
 from udit.data.verify import verified
 from udit.errors import UserError
@@ -89,7 +90,8 @@ def _why_unlabelled(root: Path) -> str | None:
 def _check_parts(data: HubData) -> None:
     """Refuses a local folder of images of which `datasets` leaves class folders out.
 
-    It takes folders with words such as train or test in their names for parts of the data set, and forgets the others.
+    It takes folders with words such as train or test in their names for parts of the data set, and forgets the others;
+    and it does not follow links to folders.
 
     Raises:
         UserError: names folders that are left out.
@@ -107,10 +109,13 @@ def _check_parts(data: HubData) -> None:
     left = sorted({path.parts[0] for path in images if len(path.parts) > 1} - taken)
     if left and taken:
         shown = ", ".join(map(repr, left[:3])) + (" ..." if len(left) > 3 else "")
+        reason = f"takes {', '.join(map(repr, sorted(taken)[:3]))} in {root} for parts of the data set " + (
+            f"({', '.join(map(str, parts))}), by words in their names,"
+        )
+        if all((root / name).is_symlink() for name in left):
+            reason = f"follows no links to folders in {root}"
         raise UserError(
-            f"`datasets` takes {', '.join(map(repr, sorted(taken)[:3]))} in {root} for parts of the data set "
-            f"({', '.join(map(str, parts))}), by words in their names, and leaves out {shown}; data.kind=folder "
-            f"data.root={root} reads all as classes"
+            f"`datasets` {reason} and leaves out {shown}; data.kind=folder data.root={root} reads all as classes"
         )
 
 
@@ -185,6 +190,7 @@ class Rows:
             labels.append(_labels(column.to_pylist(), data, split, num_classes))
             self._tables.append(table.select_columns([data.image]).cast_column(data.image, Image(decode=False)))
         self.labels: Labels = np.concatenate(labels)
+        label_notes(labels[0], num_classes).warn()
         self.names: Sequence[str] = Names(
             f"{s} {i}" for s, y in zip(data.splits, labels, strict=True) for i in range(len(y))
         )
@@ -278,6 +284,7 @@ def streamed(data: HubData) -> InMemory:
         raise UserError(
             f"{place} cannot be used ({error.strerror or error}); make room there, or set XDG_CACHE_HOME elsewhere"
         ) from None
+    label_notes(labels[: counts[0]], len(data.classes)).warn()  # the column's own names take a request
     names = Names(f"{split} {i}" for split, count in zip(data.splits, counts, strict=True) for i in range(count))
     return InMemory(pixels, labels, names, np.arange(counts[0], len(labels)), fingerprint)
 

@@ -33,6 +33,7 @@ SPLITS = frozenset({"train", "training", "val", "valid", "validation", "test", "
 """Names of parts of a data set, in lower case."""
 LABEL_FILES = frozenset({".csv", ".tsv", ".json", ".jsonl", ".xml", ".yaml", ".yml", ".parquet", ".xlsx", ".txt"})
 """Extensions of files that often hold labels, boxes or captions."""
+HIDDEN = "hidden images are left out"
 ABOUT = ("readme", "license", "licence", "citation", "changelog", "notice")
 """Beginnings of names, in lower case, of text files that hold no labels."""
 
@@ -51,26 +52,27 @@ def class_folders(root: Path) -> list[str]:
     return _classes(root, Notes())
 
 
-def files(folder: Path | str, notes: Notes | None = None) -> Iterator[os.DirEntry[str]]:
+def files(folder: Path | str, notes: Notes | None = None, links: bool = False) -> Iterator[os.DirEntry[str]]:
     """Visible files in a folder and below, without those in ``LEFTOVERS``.
 
     Args:
         folder: where to look.
         notes: is told of images that are hidden or in ``LEFTOVERS``, and of links that lead nowhere.
+        links: follows links to folders that lie in the folder itself, as class folders may.
 
     Raises:
         UserError: a folder that cannot be listed.
     """
     below = []
     for entry in _entries(folder):
-        if entry.is_dir(follow_symlinks=False):
+        if entry.is_dir(follow_symlinks=links):
             if _left_out(entry.name):
                 _tell_of_leftover(entry, notes)
             else:
                 below.append(entry.path)
         elif entry.name.startswith("."):
             if notes is not None and is_image(entry.name):
-                notes.add("hidden images are left out", repr(entry.path))
+                notes.add(HIDDEN, repr(entry.path))
         elif entry.is_file():
             yield entry
         elif notes is not None and entry.is_symlink():
@@ -81,12 +83,12 @@ def files(folder: Path | str, notes: Notes | None = None) -> Iterator[os.DirEntr
 
 
 def image_files(folder: Path, notes: Notes | None = None) -> list[Path]:
-    """All images in a folder and below, sorted by path; ``files`` says which are left out.
+    """All images in a folder and below, sorted by path: those that training takes, and those in the folder itself.
 
     Raises:
         UserError: a folder that cannot be listed.
     """
-    return sorted(Path(entry.path) for entry in files(folder, notes) if is_image(entry.name))
+    return sorted(Path(entry.path) for entry in files(folder, notes, links=True) if is_image(entry.name))
 
 
 @dataclass(frozen=True)
@@ -172,7 +174,8 @@ def _left_out(name: str) -> bool:
 def _tell_of_leftover(entry: os.DirEntry[str], notes: Notes | None) -> None:
     """Notes a folder that is left out, if it holds images."""
     if notes is not None and _holds_images(entry.path):
-        notes.add("folders that systems and programs leave are left out", repr(entry.path), "folder")
+        what = "hidden folders, and those that systems and programs make, are left out; rename one that is a class"
+        notes.add(what, repr(entry.path), "folder")
 
 
 def _holds_images(folder: str) -> bool:
@@ -200,7 +203,9 @@ def _classes(root: Path, notes: Notes) -> list[str]:
         elif entry.is_symlink() and not entry.is_file():
             notes.add("links that lead nowhere; put the images there, or remove them", repr(entry.path), "link")
         elif is_image(entry.name):
-            if not entry.name.startswith("."):
+            if entry.name.startswith("."):
+                notes.add(HIDDEN, repr(entry.path))
+            else:
                 loose.append(entry.path)
         elif not entry.name.startswith(".") and _may_hold_labels(entry.name):
             notes.add("label files are not read, a class is a folder", repr(entry.path))
@@ -226,7 +231,8 @@ def _tell_of_layout(root: Path, classes: list[str], deeper: list[Counter[str]], 
         deeper: of each class, images by the folder inside it; "" is the class folder itself.
         notes: is filled.
     """
-    folders = [sorted(set(inside) - {""}) for inside in deeper]
+    # of each class, its folders in order; "" comes first and stands only beside others
+    folders = [sorted(inside) if len(inside) > 1 or "" not in inside else [] for inside in deeper]
     splits = [i for i, name in enumerate(classes) if name.lower() in SPLITS]
     if splits and all(folders[i] and not deeper[i][""] for i in splits):
         names = ", ".join(repr(classes[i]) for i in splits[:3])
@@ -244,16 +250,26 @@ def _tell_of_layout(root: Path, classes: list[str], deeper: list[Counter[str]], 
             f"data.root={root / classes[0]}"
         )
     else:
-        for name, inside in zip(classes, deeper, strict=True):
-            if inside[""] and len(inside) > 1:
-                first = min(folder for folder in inside if folder)
-                notes.add("images in folders inside a class folder belong to the class", repr(str(root / name / first)))
-    plain = Counter(_plain(name) for name in classes)
-    for name in classes:
-        if plain[_plain(name)] > 1:
+        for name, inside in zip(classes, folders, strict=True):
+            if not inside:
+                continue
+            if inside[0] == "":
+                what = "images in folders inside a class folder belong to the class"
+                notes.add(what, repr(str(root / name / inside[1])))
+            elif len(inside) > 1 and all(folder.lower() in SPLITS for folder in inside):
+                what = (
+                    "folders named like parts of a data set, inside class folders, are read as one; if they are, move "
+                    "the test images elsewhere"
+                )
+                notes.add(what, repr(str(root / name)), "class")
+    plain = [_plain(name) for name in classes]
+    often = Counter(plain)
+    for name, simple in zip(classes, plain, strict=True) if len(often) < len(plain) else ():
+        if often[simple] > 1:
             alike = "class folders whose names differ in case, spaces or composed letters only"
             notes.add(alike, repr(str(root / name)), "folder")
 
 
 def _plain(name: str) -> str:
-    return " ".join(unicodedata.normalize("NFC", name).casefold().replace("_", " ").split())
+    composed = name if name.isascii() else unicodedata.normalize("NFC", name)
+    return " ".join(composed.casefold().replace("_", " ").split())

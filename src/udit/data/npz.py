@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import math
 import tokenize
 import zipfile
@@ -19,7 +18,7 @@ from numpy.typing import NDArray
 from udit.data.config import DataInfo, NpzData
 from udit.data.decode import DECODE_ERRORS
 from udit.data.names import Names
-from udit.data.notes import label_notes
+from udit.data.notes import array_notes
 from udit.data.sources import InMemory, Labels, Pixels
 from udit.errors import UserError
 
@@ -32,12 +31,8 @@ LAYOUTS = (
 """Keys of images and labels. Where they say ``train``, those of the test images say ``test``."""
 MAX_BYTES = 2**34
 """Largest size of an array that is read."""
-
-
 MAX_LABELS = 1_000_000
 """Classes that a file may have; a number above is an id, and a table of so many classes would fill the memory."""
-
-logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -80,14 +75,13 @@ def npz_file(path: Path, num_classes: int | None = None) -> InMemory:
 
 
 def load(data: NpzData) -> InMemory:
-    """The loaded data set; remarks on its labels are logged.
+    """The loaded data set; remarks on it are logged.
 
     Raises:
         UserError: see ``npz_file``.
     """
     source = npz_file(data.path.expanduser(), len(data.classes) or None)
-    for note in label_notes(source.labels):
-        logger.warning("data: %s", note)
+    array_notes(source, len(data.classes)).warn()
     return source
 
 

@@ -23,10 +23,19 @@ from udit.evaluation.fidelity import Extractor, extract
 from udit.evaluation.frechet import Statistics
 from udit.evaluation.image_set import ImageSet
 from udit.files import file_sha256
+from udit.images import has_settings
 
 GRID = "grid.png"
 """The overview that `udit sample` writes beside its images; not one of them."""
 logger = logging.getLogger(__name__)
+
+
+def _is_overview(file: Path, folder: Path) -> bool:
+    """Whether a file is the overview that `udit sample` writes into a folder, rather than an image of that name."""
+    try:
+        return file.name == GRID and (file.parent == folder or has_settings(file))
+    except OSError:
+        return False
 
 
 @dataclass(frozen=True)
@@ -64,7 +73,14 @@ def _folder(path: Path) -> ImageSet:
         UserError: too few, and when they are read: a damaged one, or several sizes, since resizing changes a score.
     """
     notes = Notes()
-    files = [file for file in image_files(path, notes) if file.name != GRID]
+    files = [file for file in image_files(path, notes) if not _is_overview(file, path)]
+    loose = [file for file in files if file.parent == path]
+    if len(loose) < len(files):
+        for file in loose:
+            notes.add(
+                "images in the folder itself are scored with those below it, and training leaves them out",
+                repr(str(file)),
+            )
     for note in notes:
         logger.warning("%s: %s", path, note)
     if len(files) < 2:
