@@ -5,10 +5,14 @@ from __future__ import annotations
 import contextlib
 import difflib
 import logging
-from collections.abc import Iterable, Iterator, Mapping
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 log = logging.getLogger(__name__)
+
+A_SLIP, CLOSE = 0.8, 0.65
+"""Share of matching letters (``difflib``) from which a word is a misspelt one, and from which it may be meant at all."""
 
 
 class UserError(ValueError):
@@ -97,7 +101,7 @@ def as_list(name: str, value: object) -> list[Any]:
 
 
 def nearest(word: str, known: Iterable[str]) -> str:
-    """The tail of an error on an unknown word: the nearest known one, or all of them.
+    """The tail of an error on an unknown word: the known ones that may be meant, or all of them.
 
     Args:
         word: what the user wrote.
@@ -107,8 +111,41 @@ def nearest(word: str, known: Iterable[str]) -> str:
         ``"; did you mean 'digits'?"`` or ``" (known: a, b, c)"``.
     """
     names = list(known)
-    close = difflib.get_close_matches(word, names, n=1, cutoff=0.5)
-    if not close:
-        folded = {name.lower(): name for name in names}
-        close = [folded[m] for m in difflib.get_close_matches(word.lower(), folded, n=1, cutoff=0.5)]
-    return f"; did you mean {close[0]!r}?" if close else f" (known: {', '.join(sorted(names))})"
+    if close := resembling(word, names):
+        return f"; did you mean {' or '.join(map(repr, close))}?"
+    return f" (known: {', '.join(sorted(names))})"
+
+
+def resembling(word: str, names: Sequence[str]) -> list[str]:
+    """The names that a word may stand for: the same but for a slip, its initials, or one that shares a part with it.
+
+    Returns:
+        One name, or several of which the word is a part, e.g. ``ema_decay`` and ``weight_decay`` of ``decay``; at most
+        three.
+    """
+    if close := _close(word, names, A_SLIP):
+        return close
+    parts = _parts(word)
+    for name in names:
+        if (len(parts) > 1 and _initials(parts) == name.casefold()) or _initials(_parts(name)) == word.casefold():
+            return [name]
+    sharing = [name for name in names if parts and set(parts) <= set(_parts(name))]
+    return sharing if 0 < len(sharing) <= 3 else _close(word, names, CLOSE)
+
+
+def _close(word: str, names: Sequence[str], least: float) -> list[str]:
+    """The nearest name in its own letters, or else in small ones; swapped letters of a short name are a slip, too."""
+    for plain in (str, str.casefold):
+        folded = {plain(name): name for name in reversed(names)}
+        swapped = [name for name in folded if len(name) < 4 and sorted(name) == sorted(plain(word))]
+        if close := difflib.get_close_matches(plain(word), folded, n=1, cutoff=least) or swapped:
+            return [folded[close[0]]]
+    return []
+
+
+def _parts(name: str) -> list[str]:
+    return [part for part in re.split(r"[\W_]+", name.casefold()) if part]
+
+
+def _initials(parts: Sequence[str]) -> str:
+    return "".join(part[0] for part in parts)

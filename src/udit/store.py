@@ -111,7 +111,7 @@ def read_config(path: Path) -> SystemConfig:
         raise UserError(f"{path} cannot be read as JSON: {error}") from None
     if not isinstance(values, dict):
         raise UserError(f"{path} holds no JSON object")
-    return parse(SystemConfig, values, where=str(path))
+    return parse(SystemConfig, values, where=path)
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
@@ -161,7 +161,7 @@ def read_run_config(folder: Path | str) -> Run:
     path = Path(folder) / "run.yaml"
     if not path.is_file():
         raise UserError(f"{folder} is no run folder: it has no run.yaml; `udit train` makes one")
-    return parse(Run, read_yaml(path), where=str(path))
+    return parse(Run, read_yaml(path), where=path)
 
 
 def _download(name: str, weights: Weights, revision: str | None) -> Path:

@@ -21,6 +21,7 @@ from udit.run.config import Run, model_from
 from udit.run.rules import check
 from udit.run.start import follow_start
 from udit.spec.base import Spec, parse, parse_kind
+from udit.spec.words import shown
 
 
 @dataclass
@@ -62,10 +63,10 @@ def known_keys(draft: Draft) -> None:
         if key not in Run.model_fields and key != "num_classes":
             raise UserError(f"unknown key {key!r}{nearest(key, Run.model_fields)}")
         if key in ("data", "diffusion", "training", "sampling", "evaluation") and not isinstance(value, dict | Spec):
-            raise UserError(f"{key} is {value!r}; it is a section with keys of its own, e.g. {key}.KEY=VALUE")
+            raise UserError(f"{key} is {shown(value)}; it is a section with keys of its own, e.g. {key}.KEY=VALUE")
     model = draft.values.get("model")
     if model is not None and not isinstance(model, str | dict | Spec):
-        raise UserError(f"model is {model!r}; name one, e.g. model=U-DiT-S, or give its keys, e.g. model.width=32")
+        raise UserError(f"model is {shown(model)}; name one, e.g. model=U-DiT-S, or give its keys, e.g. model.width=32")
 
 
 def name_and_folder(draft: Draft) -> None:
@@ -89,7 +90,7 @@ def initial_weights(draft: Draft) -> None:
     if source is None:
         return
     if not isinstance(source, str):
-        raise UserError(f"init_from is {source!r}; give a model folder, a run folder or a hub id")
+        raise UserError(f"init_from is {shown(source)}; give a model folder, a run folder or a hub id")
     from udit.run.recipes import read_origin
 
     model = {"name": model} if isinstance(model, str) else model
@@ -106,7 +107,7 @@ def latent_cache(draft: Draft) -> None:
     if root is None:
         return
     if not isinstance(root, str | Path):
-        raise UserError(f"latents is {root!r}; give the folder that `udit encode` wrote")
+        raise UserError(f"latents is {shown(root)}; give the folder that `udit encode` wrote")
     from udit.data.latents import read_manifest
 
     manifest = read_manifest(Path(root))
