@@ -20,6 +20,7 @@ from udit.assemble import System
 from udit.errors import UserError
 from udit.run.config import Run
 from udit.run.recipes import load_run
+from udit.run.start import trained_on
 from udit.run.system import SystemConfig
 from udit.training.start import start_from
 
@@ -184,3 +185,37 @@ def test_files_and_damaged_folders_are_refused(source: Path, tmp_path: Path, err
     (source / "config.json").unlink()
     (source / "config.json").write_text("{")
     assert "config.json cannot be read" in error_of(*words, f"init_from={source}")
+
+
+def resolved(caplog: pytest.LogCaptureFixture, *words: str) -> tuple[Run, str]:
+    """The run of the recipe for folders, and what is told of it."""
+    caplog.clear()
+    with caplog.at_level(logging.INFO):
+        return load_run("folder", words), caplog.text
+
+
+def test_weights_give_the_size_where_the_command_line_does_not(
+    source: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder_of(tmp_path / "data", "cat", "dog")
+    words = [f"data.root={tmp_path / 'data'}", f"init_from={source}", "sampling.steps=1", "num_classes=2"]
+    run, told = resolved(caplog, *words)
+    assert (run.data.size, run.data.channels, run.model.size, run.model.in_channels) == (8, 1, (8, 8), 1)
+    assert f"data.size is 8, that of the weights of init_from={source}, and not 32" in told
+    assert "data.channels is 1, that of" in told
+    run, told = resolved(caplog, *words, "data.size=16", "data.channels=1")
+    assert run.model.size == (16, 16)
+    assert f"data.size is 16 and the weights of init_from={source} were trained with 8" in told
+    assert "channels" not in told
+    written = tmp_path / "own.yaml"
+    written.write_text(f"data: {{kind: folder, root: {tmp_path / 'data'}, size: 16, channels: 1}}\ninit_from: {source}\n")
+    assert load_run(str(written)).data.size == 16  # said where init_from is said
+
+
+def test_size_of_images_follows_from_the_codec_of_the_weights() -> None:
+    model = {"input_size": [8, 8], "in_channels": 4}
+    assert trained_on(model, {"kind": "identity"}) == {"size": 8}
+    assert trained_on(model, {"kind": "space-to-depth", "factor": 2}) == {"size": 16, "channels": 1}
+    assert trained_on(model, {"kind": "vae", "factor": 8}) == {"size": 64}
+    assert trained_on(model, {"kind": "vae"}) == {}
+    assert trained_on({"input_size": [8, 16], "in_channels": 3}, {"kind": "identity"}) == {"channels": 3}

@@ -41,11 +41,15 @@ def load_run(recipe: str, overrides: list[str] | tuple[str, ...] = (), *, absent
     """
     require_list("overrides", overrides)
     values = read_recipe(recipe)
-    if "init_from" not in values and any(override.startswith("init_from=") for override in overrides):
+    said = parse_overrides(list(overrides))
+    for key in ("latents", "init_from"):
+        if values.get(key) is not None:  # the recipe is written for one of its own, so that nothing in it gives way
+            said.pop(key, None)
+    if said.get("init_from") is not None:
         values = {key: value for key, value in values.items() if key not in DECIDED}  # the weights have their own
     for override in overrides:
         _apply(values, override)
-    return resolve(values, absent=absent)
+    return resolve(values, absent=absent, said=said)
 
 
 def read_recipe(recipe: str) -> dict[str, Any]:
