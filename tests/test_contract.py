@@ -234,6 +234,8 @@ PUBLISHED: dict[str, tuple[int, str, str]] = {
     "SiT-L/2": (458_102_816, "80.6976", "sit/l-2"),
     "SiT-XL/2": (675_129_632, "118.6214", "sit/xl-2"),
     "Skip-DiT-XL/2": (712_369_184, "128.1341", "skipdit/xl-2"),
+    "LightningDiT-B/1": (130_556_192, "23.0082", "lightningdit/b-1"),
+    "LightningDiT-XL/1": (675_256_736, "118.6261", "lightningdit/xl-1"),
     "U-ViT-S/2": (44_255_328, "12.2008", "uvit/cifar10-s2"),
     "U-ViT-S/4": (44_292_228, "12.2105", "uvit/celeba64-s4"),
     "U-ViT-M/4": (130_940_292, "35.2358", "uvit/imagenet64-m4"),
@@ -248,6 +250,14 @@ PUBLISHED: dict[str, tuple[int, str, str]] = {
     "DiC-B": (129_529_160, "23.4421", "dic/b"),
     "DiC-XL": (702_266_120, "116.0983", "dic/xl"),
     "DiC-H": (1_034_516_744, "204.3244", "dic/h"),
+    "DiCo-S": (33_137_672, "4.2365", "dico/s"),
+    "DiCo-B": (129_992_712, "16.8558", "dico/b"),
+    "DiCo-L": (463_897_992, "60.1688", "dico/l"),
+    "DiCo-XL": (701_151_368, "87.2210", "dico/xl"),
+    "DiCo-H": (1_037_408_328, "194.0294", "dico/h"),
+    "PDE-Transformer-S": (33_190_328, "19.79", "pde/s"),
+    "PDE-Transformer-B": (130_591_568, "76.90", "pde/b"),
+    "PDE-Transformer-L": (518_128_256, "303.05", "pde/l"),
     "ADM-64": (295_904_454, "109.678", "adm/64"),
     "ADM-128": (421_529_606, "306.93", "adm/128"),
     "ADM-256": (553_838_086, "1119.83", "adm/256"),
@@ -282,6 +292,8 @@ SLOW = (
 )
 SLOW += ("DiMSUM-B/2", "DiMSUM-L/2", "DiMSUM-L/2-celeba", "DiMSUM-XL/2")  # test_dimsum counts the first two
 SLOW += ("DiT-L/2", "SiT-B/2", "DiC-B", "ADM-128", "HDiT-oxford-flowers", "U-ViT-L/2")
+SLOW += ("PDE-Transformer-B", "PDE-Transformer-L")
+SLOW += ("DiCo-B", "DiCo-L", "DiCo-XL", "DiCo-H")
 SLOW += ("U-DiT-L", "U-DiT-L-vanilla", "U-DiT-B-vanilla", "U-ViT-L/4", "U-ViT-L/4-512", "U-ViT-H/4-512", "DiT-B/8")
 SLOW += (
     "U-DiT-B",

@@ -23,6 +23,7 @@ from udit.cli import main
 from udit.diagnosis import finding, machine, run, software
 from udit.diagnosis.finding import Finding
 from udit.ops import matmul
+from udit.training.capacity import AtHand
 
 RUN = DATA / "from-3b2bc46" / "interrupted"
 
@@ -83,12 +84,9 @@ def test_kernel_that_does_not_compile_is_named(monkeypatch: pytest.MonkeyPatch) 
 def test_wrong_kernel_is_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
     """One in a thousand off, as by a compiler's mistake."""
 
-    class Bent:
-        accepts = staticmethod(lambda *_: True)
-        apply = staticmethod(lambda *arguments: 1.001 * matmul.reference(*arguments))
-
+    bent = (lambda *_: True, lambda *arguments: 1.001 * matmul.reference(*arguments))
     for allowed in ("cpu", "all"):
-        monkeypatch.setitem(ops.OPERATORS["linear"]._found, ("cpu", allowed), Bent)
+        monkeypatch.setitem(ops.OPERATORS["linear"]._found, ("cpu", allowed), bent)
     only(machine.kernels(), "wrong", "off its float64 result", "UDIT_KERNELS=off")
 
 
@@ -113,8 +111,9 @@ def test_full_disk_and_closed_folder_are_wrong(monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_little_memory_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(machine, "memory_free", lambda: 1.5e9)
-    only(machine.memory(), "slow", "1.5 GB free", "training.batch_size")
+    limit = AtHand(int(1.5e9), int(8e9), "within ulimit -v")
+    monkeypatch.setattr(machine, "at_hand", lambda _: limit)
+    only(machine.memory(), "slow", "1.5 GB free within ulimit -v", "training.batch_size")
 
 
 @pytest.fixture
@@ -256,8 +255,11 @@ def test_sound_run_is_sound(folder: Path, capsys: pytest.CaptureFixture[str]) ->
     ("lines", "verdict", "words"),
     [
         ([{"waited": 0.4}] * 50, "slow", ("data: 40% of a step", "training.workers")),
-        ([{}] * 50 + [{"grad_norm": 0.0}] * 20, "wrong", ("gradients: exactly 0", "since step 51")),
-        ([{}] * 100 + [{"loss": 900.0}] * 50, "wrong", ("loss: it is 3,000 times its lowest median",)),
+        (
+            [{}, {"warning": "the loss exploded at step 2"}],
+            "wrong",
+            ("training: the loss exploded at step 2; start a",),
+        ),
         ([{"skipped_samples": ["a/1.png"]}, {}], "note", ("1 skipped", "'a/1.png'")),
         ([{"val_loss": v} for v in (0.5, 0.3, 0.35, 0.36, 0.37)], "note", ("lowest at step 2", "by heart")),
         ([], "note", ("no step is logged yet",)),
@@ -300,10 +302,13 @@ def test_images_learnt_by_heart_and_classes_not_followed(folder: Path) -> None:
     path = folder / "evaluation" / "metrics.json"
     values = json.loads(path.read_text(encoding="utf-8"))
     values |= {"memorised": 0.5, "memorised_real": 0.05, "agreement": 0.1, "agreement_interval": [0.09, 0.11]}
+    values["judge_warning"] = "weak judge: it is right on 3 of 6"
     path.write_text(json.dumps(values), encoding="utf-8")
     found = list(run.scores(folder, 10))
     only(found, "wrong", "50.0% of", "repeats its images")
-    only(found, "note", "agreement 10.0% is that of chance (1 of 10)")
+    notes = [str(each) for each in found if each.verdict == "note"]
+    assert notes[0] == "scores: weak judge: it is right on 3 of 6"
+    assert "agreement 10.0% is that of chance (1 of 10)" in notes[1]
 
 
 def test_no_run_is_one_line(tmp_path: Path, error_of: Callable[..., str]) -> None:
@@ -311,7 +316,7 @@ def test_no_run_is_one_line(tmp_path: Path, error_of: Callable[..., str]) -> Non
 
 
 def test_exit_code_says_whether_anything_is_wrong(folder: Path) -> None:
-    log(folder, [{"grad_norm": 0.0}] * 30)
+    log(folder, [{"warning": "the gradient is 0 at step 1"}])
     with pytest.raises(SystemExit) as left:
         main(["doctor", str(folder)])
     assert left.value.code == 1

@@ -2,12 +2,14 @@
 
 On the processor that recorded them they must be bit-identical. Adam's first steps are the gradient's sign, which is
 chance where it is zero but for rounding. So elsewhere a run is compared whose Adam leaves such gradients alone. To
-record them again after a change that is meant to change them: ``python tests/test_losses.py``, one thread.
+record them again after a change that is meant to change them: ``python tests/test_losses.py``, one thread. With names
+of cases it adds those alone, and no bits, which belong to the processor of the whole record.
 """
 
 from __future__ import annotations
 
 import json
+import sys
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -49,7 +51,7 @@ def losses(case: str) -> list[float]:
 
 @pytest.mark.parametrize("case", CASES)
 def test_first_losses_are_the_recorded_ones(case: str) -> None:
-    if this_processor() == recorded()["processor"]:
+    if this_processor() == recorded()["processor"] and case in recorded()["losses"]:
         assert losses(case) == recorded()["losses"][case]
         return
     with steady_adam():
@@ -58,12 +60,13 @@ def test_first_losses_are_the_recorded_ones(case: str) -> None:
 
 
 def test_every_record_has_its_case() -> None:
-    assert set(recorded()["losses"]) == set(recorded()["steady"]) == set(CASES)
+    assert set(recorded()["losses"]) <= set(recorded()["steady"]) == set(CASES)
 
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    record = {"processor": this_processor(), "losses": {case: losses(case) for case in CASES}}
+    asked = sys.argv[1:]
+    record = recorded() if asked else {"processor": this_processor(), "losses": {c: losses(c) for c in CASES}}
     with steady_adam():
-        record["steady"] = {case: losses(case) for case in CASES}
+        record.setdefault("steady", {}).update({case: losses(case) for case in asked or CASES})
     RECORD.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")

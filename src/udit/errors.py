@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 log = logging.getLogger(__name__)
+_CONTROL = re.compile(r"\x1b\[[0-9;]*[A-Za-z]|[\x00-\x1f\x7f]")
 
 A_SLIP, CLOSE = 0.8, 0.65
 """Share of matching letters (``difflib``) from which a word is a misspelt one, and from which it may be meant at all."""
@@ -45,8 +46,8 @@ def by_product(what: str) -> Iterator[None]:
 
 
 def one_line(error: BaseException, limit: int = 200) -> str:
-    """The text of an error of another library as one line of at most ``limit`` characters."""
-    text = " ".join(str(error).split())
+    """The text of an error of another library as one line of at most ``limit`` characters, without control codes."""
+    text = " ".join(_CONTROL.sub(" ", str(error)).split())
     return text if len(text) <= limit else f"{text[: limit - 3]}..."
 
 

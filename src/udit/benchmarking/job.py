@@ -57,7 +57,8 @@ def bench(
     Raises:
         UserError: an unknown model or baseline, a size that a model cannot take, or data that cannot be read.
     """
-    require_list("models", models)
+    if not isinstance(models, Mapping):
+        require_list("models", models)
     require_list("work", work)
     for kind in work:
         if kind not in get_args(WorkKind):

@@ -6,9 +6,7 @@ import json
 from pathlib import Path
 from typing import Annotated, Any, get_args
 
-import numpy as np
 from pydantic import AliasChoices, Field, PositiveFloat, PositiveInt
-from safetensors import SafetensorError, safe_open
 
 from udit import hub
 from udit.data.codec_config import CodecConfig, VAECodec
@@ -153,6 +151,9 @@ def read_facts(source: str, revision: str | None = None) -> VAEFacts:
 
 def _statistics(folder: Path, eps: float) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Mean and standard deviation of FLUX.2's latents, by channel: those of a batch norm among its weights."""
+    import numpy as np
+    from safetensors import SafetensorError, safe_open
+
     path = folder / VAE_WEIGHTS
     try:
         with safe_open(path, framework="np") as weights:

@@ -17,6 +17,7 @@ from udit.diagnosis import finding
 from udit.diagnosis.finding import Finding
 from udit.models.build import build
 from udit.ops.build import cache_folder, find_compiler, flags
+from udit.training.capacity import at_hand
 
 NETWORKS = ("U-DiT-tiny", "DiT-tiny", "ADM-tiny", "DiMSUM-tiny")
 """Networks that between them run every operator with a kernel."""
@@ -69,30 +70,15 @@ def threads() -> Iterator[Finding]:
 
 
 def memory() -> Iterator[Finding]:
-    """Memory that is free, within the container's limit."""
-    free = memory_free()
-    if free is None:
+    """Memory that a process can take now, within the limits of its container and shell."""
+    limit = at_hand(torch.device("cpu"))
+    if limit is None:
         return
-    text = f"{free / 1e9:.1f} GB free"
-    if free < SMALL_MEMORY:
+    text = f"{limit.free / 1e9:.1f} GB free {limit.where}"
+    if limit.free < SMALL_MEMORY:
         yield Finding("slow", "memory", text, "close other programs, or train with a small training.batch_size")
     else:
         yield Finding("ok", "memory", text)
-
-
-def memory_free() -> float | None:
-    """Bytes; None where the system does not say."""
-    try:
-        lines = Path("/proc/meminfo").read_text(encoding="utf-8").splitlines()
-        free = next(float(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable"))
-    except (OSError, StopIteration):
-        return None
-    group = Path("/sys/fs/cgroup")
-    try:
-        limit, used = ((group / name).read_text(encoding="utf-8") for name in ("memory.max", "memory.current"))
-        return min(free, float(limit) - float(used))
-    except (OSError, ValueError):  # not in a group, or "max"
-        return free
 
 
 def disk() -> Iterator[Finding]:

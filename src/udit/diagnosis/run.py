@@ -6,7 +6,7 @@ import json
 import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from statistics import fmean, median
+from statistics import fmean
 from typing import Any
 
 from udit.checkpoint import CheckpointStore
@@ -23,10 +23,6 @@ RECENT = 200
 """Steps that "now" means."""
 WAITING = 0.1
 """Share of a step's time spent waiting for images above which reading them is the bottleneck."""
-DEAD = 10
-"""Steps in a row with a gradient of exactly 0 that are no coincidence."""
-RISE = 10.0
-"""How many times its lowest median the loss's median may be; noise and a changed learning rate stay far below."""
 EPOCHS = 1000
 """Passes over the data after which a generator is likely to know it by heart; the digits' recipe makes 29."""
 FEW = 20
@@ -93,7 +89,7 @@ def progress(folder: Path, run: Run, lines: Sequence[dict[str, Any]]) -> Iterato
 
 
 def training(lines: Sequence[dict[str, Any]]) -> Iterator[Finding]:
-    """Loss, gradients, skipped steps, and time spent waiting for images."""
+    """What training has warned of, skipped steps, and time spent waiting for images."""
     recent = lines[-RECENT:]
     if not recent:
         yield Finding("note", "log", "no step is logged yet")
@@ -106,14 +102,8 @@ def training(lines: Sequence[dict[str, Any]]) -> Iterator[Finding]:
             f"{waited:.0%} of a step passes before its images are read",
             "raise training.workers, or encode once: udit encode",
         )
-    norms = [line["grad_norm"] for line in recent if "grad_norm" in line]
-    if len(norms) >= DEAD and not any(norms[-DEAD:]):
-        yield Finding(
-            "wrong",
-            "gradients",
-            f"exactly 0 for the last {DEAD} steps or more, since step {_since_zero(lines):,}",
-            "the network no longer learns: start again with a lower training.lr",
-        )
+    if warning := recent[-1].get("warning"):
+        yield Finding("wrong", "training", warning, "start a new run with a lower training.lr, or training.clip_norm=1")
     skipped = [line["step"] for line in lines if "skipped_samples" in line]
     if skipped:
         names = next(line["skipped_samples"] for line in reversed(lines) if "skipped_samples" in line)
@@ -123,29 +113,7 @@ def training(lines: Sequence[dict[str, Any]]) -> Iterator[Finding]:
             f"{len(skipped)} skipped for a loss that was not finite, the last at step {skipped[-1]:,}",
             f"look at {names[0]!r}, and at training.lr",
         )
-    yield from _loss([line["loss"] for line in lines if "loss" in line])
     yield from _validation([line for line in lines if "val_loss" in line])
-
-
-def _since_zero(lines: Sequence[dict[str, Any]]) -> int:
-    since = lines[-1]["step"]
-    for line in reversed(lines):
-        if line.get("grad_norm", 0):
-            break
-        since = line["step"]
-    return int(since)
-
-
-def _loss(losses: Sequence[float]) -> Iterator[Finding]:
-    size = max(10, len(losses) // 20)
-    medians = [median(losses[start : start + size]) for start in range(0, len(losses) - size + 1, size)]
-    if len(medians) > 1 and medians[-1] > RISE * min(medians):
-        yield Finding(
-            "wrong",
-            "loss",
-            f"it is {medians[-1] / min(medians):,.0f} times its lowest median",
-            "it has diverged: go back to an earlier checkpoint with init_from, and lower training.lr",
-        )
 
 
 def _validation(lines: Sequence[dict[str, Any]]) -> Iterator[Finding]:
@@ -212,6 +180,8 @@ def scores(folder: Path, classes: int) -> Iterator[Finding]:
             f"and {report.memorised_real:.1%} of real test images",
             "it repeats its images: train it less, or on more",
         )
+    if report.judge_warning:
+        yield Finding("note", "scores", report.judge_warning)
     if report.agreement_interval[0] <= 1 / classes:
         text = f"class agreement {report.agreement:.1%} is that of chance (1 of {classes})"
         yield Finding("note", "scores", text, "train longer, or raise sampling.guidance")

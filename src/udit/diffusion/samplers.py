@@ -75,6 +75,16 @@ class KarrasSpec(SamplerSpec):
         return Karras(self.heun)
 
 
+class StochasticSpec(SamplerSpec):
+    """``transport.Stochastic``."""
+
+    def build(self, eta: float, clip: bool) -> Sampler:
+        """SiT's, with w(t) = sigma."""
+        from udit.diffusion.transport import Stochastic
+
+        return Stochastic()
+
+
 class SolverSpec(SamplerSpec):
     """``solvers.Solver``: one of diffusers'."""
 
@@ -94,6 +104,7 @@ _ROWS = (
     KarrasSpec("edm-euler", "Euler's method over noise levels (Karras et al. 2022)", ("edm",), heun=False),
     SolverSpec("dpmpp", "DPM-Solver++ 2M (Lu et al. 2022), by diffusers", ("ddpm", "flow")),
     SolverSpec("unipc", "UniPC of order 2 (Zhao et al. 2023), by diffusers", ("ddpm", "flow")),
+    StochasticSpec("flow-sde", "Euler-Maruyama's method along the reverse SDE (Ma et al. 2024, SiT)", ("flow",)),
 )
 SAMPLERS: dict[str, SamplerSpec] = {row.name: row for row in _ROWS}
 """Every sampler by name. Of those that serve a process the first is its default."""

@@ -11,9 +11,12 @@ from udit.models.ablation import ABLATIONS, DIT_UNETS
 from udit.models.adm.config import ADMConfig
 from udit.models.config import ModelConfig
 from udit.models.dic.config import DiCConfig
+from udit.models.dico.config import DiCoConfig
 from udit.models.dimsum.config import DiMSUMConfig
 from udit.models.dit.config import DiTConfig
 from udit.models.hdit.config import HDiTConfig, HourglassLevel, Mapping
+from udit.models.lightningdit.config import LightningDiTConfig
+from udit.models.pde.config import PDEConfig
 from udit.models.skipdit.config import SkipDiTConfig
 from udit.models.udit.config import UDiTConfig
 from udit.models.uvit.config import UViTConfig
@@ -66,12 +69,24 @@ _DIT = About(
     skips="none",
     exact=_SAME,
 )
-_SIT = _DIT.replace(paper="2401.08740", code="MIT", exact=f"{_SAME}; of its samplers only the ODE, with other solvers")
+_SIT = _DIT.replace(
+    paper="2401.08740",
+    code="MIT",
+    exact=f"{_SAME}; so do its losses, its SDE, and Euler's and Heun's methods; its dopri5 is not implemented",
+)
 _SKIPDIT = _DIT.replace(
     paper="2411.17616",
     code="Apache-2.0; parts after DiT, CC BY-NC 4.0",
     skips="concatenated, first half to second, block by block",
     exact=f"{_SAME}, cached inference as well",
+)
+_LIGHTNING = _DIT.replace(
+    paper="2501.01423",
+    code="MIT",
+    attention="global, RoPE and sin-cos positions",
+    ffn="SwiGLU",
+    exact=f"{_SAME}; qk_norm and shift=false are not checked; the loss's cosine term and the sampler's shift of times "
+    "are not implemented",
 )
 _UVIT = About(
     paper="2209.12152",
@@ -88,6 +103,22 @@ _DIC = About(
     ffn="none",
     skips="concatenated, every third block",
     exact=_SAME,
+)
+_DICO = About(
+    paper="2505.11196",
+    code="Apache-2.0",
+    attention="none: depthwise 3x3 convolutions and channel attention",
+    ffn="GELU MLP",
+    skips="concatenated, one per level",
+    exact=_SAME,
+)
+_PDE = About(
+    paper="2505.24717",
+    code="Apache-2.0",
+    attention="cosine, learned relative positions; shifted windows",
+    ffn="GELU MLP",
+    skips="concatenated, one per level",
+    exact=f"{_SAME}; the form with separate channels is not built",
 )
 _ADM = About(
     paper="2105.05233",
@@ -166,6 +197,12 @@ def _sit(size: str, weights: str = "-") -> Entry:
     return Entry(config=config, about=_SIT, weights=weights, unverified="licence of weights" if weights != "-" else "")
 
 
+def _lightning(size: str, weights: str = "-") -> Entry:
+    config = LightningDiTConfig(**_ISOTROPIC[size])
+    unverified = "file names, licence of weights" if weights != "-" else ""
+    return Entry(config=config, about=_LIGHTNING, weights=weights, unverified=unverified)
+
+
 def _uvit(width: int, depth: int, heads: int, weights: str, patch: int = 2, **overrides: Any) -> Entry:
     config = UViTConfig(width=width, depth=depth, heads=heads, patch=patch, **overrides)
     return Entry(config=config, about=_UVIT, weights=f"baofff/U-ViT, {weights} (MIT)", unverified="licence of weights")
@@ -202,6 +239,18 @@ def _dic(width: int, *depths: int) -> Entry:
     return Entry(config=DiCConfig(width=width, depths=depths), about=_DIC)
 
 
+def _dico(width: int, *depths: int, ratio: float = 2, hub: bool = True) -> Entry:
+    config = DiCoConfig(width=width, depths=depths, ffn=Mlp(ratio=ratio, gelu="exact"))
+    weights = "shallowdream204/DiCo, README (Apache-2.0)" if hub else "-"
+    return Entry(config=config, about=_DICO, weights=weights, unverified="file names" if hub else "")
+
+
+def _pde(width: int, size: str) -> Entry:
+    weights = f"thuerey-group/pde-transformer, mc-{size} (Apache-2.0)"
+    config = PDEConfig(width=width, heads=width // 24)
+    return Entry(config=config, about=_PDE, weights=weights, unverified="licence of weights")
+
+
 _DIGITS: dict[str, Any] = {"in_channels": 1, "num_classes": 10, "input_size": 8}
 _SMALL: dict[str, Any] = {"width": 64, "depth": 4, "heads": 4, **_DIGITS}
 
@@ -224,6 +273,8 @@ CATALOG: dict[str, Entry] = {
         weights="OpenSparseLLMs/Skip-DiT, README (Apache-2.0; code after DiT's, CC BY-NC 4.0)",
         unverified="licence of weights",
     ),
+    "LightningDiT-B/1": _lightning("B"),
+    "LightningDiT-XL/1": _lightning("XL", "hustvl/LightningDiT, README (MIT)"),
     "U-ViT-S/2": _uvit(512, 12, 8, "CIFAR-10 S/2", in_channels=3, num_classes=0),
     "U-ViT-S/4": _uvit(512, 12, 8, "CelebA 64 S/4", num_classes=0, **_PIXELS),
     "U-ViT-M/4": _uvit(768, 16, 12, "ImageNet 64 M/4", null_class=False, **_PIXELS),
@@ -238,6 +289,14 @@ CATALOG: dict[str, Entry] = {
     "DiC-B": _dic(192, 6, 6, 5, 6, 6),
     "DiC-XL": _dic(384, 7, 7, 8, 7, 7),
     "DiC-H": _dic(384, 14, 14, 10, 14, 14),
+    "DiCo-S": _dico(128, 5, 4, 4, 4, 4),
+    "DiCo-B": _dico(256, 5, 4, 4, 4, 4),
+    "DiCo-L": _dico(352, 9, 8, 9, 8, 9),
+    "DiCo-XL": _dico(416, 9, 9, 10, 9, 9),
+    "DiCo-H": _dico(416, 14, 12, 10, 12, 14, ratio=4, hub=False),
+    "PDE-Transformer-S": _pde(96, "s"),
+    "PDE-Transformer-B": _pde(192, "b"),
+    "PDE-Transformer-L": _pde(384, "l"),
     "ADM-64": _adm(64, (1, 2, 3, 4), (2, 4, 8), width=192, res_blocks=3, qkv_order="new", dropout=0.1),
     "ADM-128": _adm(128, (1, 1, 2, 3, 4), (4, 8, 16), heads=4, head_channels=None),
     "ADM-256": _adm(256, (1, 1, 2, 2, 4, 4), (8, 16, 32)),
@@ -275,8 +334,13 @@ CATALOG: dict[str, Entry] = {
     "DiT-tiny": Entry(config=DiTConfig(**_SMALL), about=_DIT),
     "SiT-tiny": Entry(config=DiTConfig(**_SMALL, **_REVERSED), about=_SIT),
     "Skip-DiT-tiny": Entry(config=SkipDiTConfig(**_SMALL, shallow=1), about=_SKIPDIT),
+    "LightningDiT-tiny": Entry(config=LightningDiTConfig(**_SMALL, patch=2), about=_LIGHTNING),
     "U-ViT-tiny": Entry(config=UViTConfig(**_SMALL, shallow=1), about=_UVIT),
     "DiC-tiny": Entry(config=DiCConfig(width=16, depths=(2, 2, 2), **_DIGITS), about=_DIC),
+    "DiCo-tiny": Entry(config=DiCoConfig(width=16, depths=(2, 2, 2), **_DIGITS), about=_DICO),
+    "PDE-Transformer-tiny": Entry(
+        config=PDEConfig(width=16, heads=2, depths=(2, 2, 2), patch=1, window=4, **_DIGITS), about=_PDE
+    ),
     "ADM-tiny": Entry(
         config=ADMConfig(
             width=32,

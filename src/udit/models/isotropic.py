@@ -1,4 +1,4 @@
-"""The config that transformers of one width over patches derive from."""
+"""The configs that transformers of one width over patches derive from."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from udit.models.config import ModelConfig, check_multiples
 from udit.nn.specs import Mlp
 
 
-class IsotropicConfig(ModelConfig):
+class PatchConfig(ModelConfig):
     """A transformer whose blocks all have one width and work on one grid of patches."""
 
     width: PositiveInt = 384
@@ -21,7 +21,6 @@ class IsotropicConfig(ModelConfig):
     """Attention heads of every block."""
     patch: PositiveInt = 2
     """Side of the square patch that becomes one token."""
-    ffn: Mlp = Mlp()
 
     @model_validator(mode="after")
     def _check_boundary(self) -> Self:
@@ -39,6 +38,12 @@ class IsotropicConfig(ModelConfig):
     def check_size(self, height: int, width: int) -> None:
         """Raises ValueError unless an input of height x width splits into whole patches."""
         check_multiples(height, width, self.patch, f"does not split into {self.patch}x{self.patch} patches")
+
+
+class IsotropicConfig(PatchConfig):
+    """One with ViT's FFN."""
+
+    ffn: Mlp = Mlp()
 
 
 def check_table(width: int) -> None:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from udit import ops
 from udit.errors import UserError
+from udit.nn.hourglass import ScaledNorm
 from udit.nn.specs import Downsampled, KVDownsampled, Window
 from udit.nn.tokens import rotary_table
 from udit.nn.window import join_windows, split_windows, wrap_mask
@@ -214,3 +215,23 @@ class WindowAttention(nn.Module):
         out = ops.attend(q, k, v, scale, positions, mask=mask)
         out = join_windows(out, window, height, width, self.heads).flatten(-2)
         return ops.apply(self.out, out.roll([-s for s in shift], dims=(1, 2)) if any(shift) else out)
+
+
+class QKNormAttention(nn.Module):
+    """``Attention`` whose queries and keys are normalised head by head, by RMSNorm, before they turn."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        check_heads(width, heads, rope=False)
+        self.heads = heads
+        self.qkv = nn.Linear(width, 3 * width)
+        self.q_norm = ScaledNorm(width // heads)
+        self.k_norm = ScaledNorm(width // heads)
+        self.out = nn.Linear(width, width)
+
+    def forward(self, x: Tensor, positions: Tensor | None = None) -> Tensor:
+        """Tokens [B, N, D] or a map [B, H, W, D], to the same shape; ``positions`` a rotary table [2, N, R] or None."""
+        qkv = ops.apply(self.qkv, x).reshape(x.shape[0], -1, 3, self.heads, x.shape[-1] // self.heads)
+        q, k, v = qkv.permute(2, 0, 3, 1, 4)
+        out = ops.attend(self.q_norm(q).to(v.dtype), self.k_norm(k).to(v.dtype), v, None, positions)
+        return ops.apply(self.out, out.transpose(1, 2).reshape(x.shape))

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from udit import ops
-from udit.nn.specs import Mlp, RepConv
+from udit.nn.specs import Mlp, RepConv, SwiGlu
 from udit.ops.matmul import composed
 
 
@@ -135,3 +135,18 @@ class DepthwiseFFN(nn.Module):
             "contract.bias",
         )
         return dict(zip(names, self.weights(), strict=True))
+
+
+class SwiGLU(nn.Module):
+    """Two matrices with biases, the first one's halves multiplied: SiLU(x) * y (Shazeer 2020)."""
+
+    def __init__(self, spec: SwiGlu, width: int) -> None:
+        super().__init__()
+        hidden = spec.channels(width)
+        self.expand = nn.Linear(width, 2 * hidden)
+        self.contract = nn.Linear(hidden, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[..., D] -> [..., D]."""
+        x, y = ops.apply(self.expand, x).chunk(2, dim=-1)
+        return ops.apply(self.contract, ops.recomputable(torch.mul, ops.recomputable(F.silu, x), y))

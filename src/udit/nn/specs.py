@@ -311,3 +311,21 @@ class Mlp(Spec):
 
 
 Ffn = Annotated[RepConv | Mlp, Field(discriminator="kind")]
+
+
+class SwiGlu(Spec):
+    """Two matrices, the first one's halves multiplied, one of them behind a SiLU (Shazeer 2020)."""
+
+    kind: Literal["swiglu"] = "swiglu"
+    hidden: PositiveInt | None = None
+    """Hidden channels. None is two thirds of four times the width, rounded down: the weights of an MLP of ratio 4."""
+
+    def channels(self, width: int) -> int:
+        """Hidden channels at this width."""
+        return self.hidden or 8 * width // 3
+
+    def build(self, width: int) -> nn.Module:
+        """The FFN module for [..., width]."""
+        from udit.nn.ffn import SwiGLU
+
+        return SwiGLU(self, width)

@@ -126,6 +126,13 @@ def seed_of(name: str, array: np.ndarray) -> int:
     return int(seeds[0])
 
 
+def number(name: str, array: np.ndarray) -> float:
+    """The one number that ``array`` holds, as a scalar or as a row of one."""
+    if array.size != 1 or array.dtype.kind not in "biuf":
+        raise Disagreement(f"{name} (holds {array.dtype} of shape {list(array.shape)}, not one number)")
+    return float(array.ravel()[0])
+
+
 def check_file(path: Path, device: str = "cpu", dtype: torch.dtype | str = torch.float32) -> Report:
     """Rebuilds the system of a reference file and compares every array.
 
@@ -137,7 +144,7 @@ def check_file(path: Path, device: str = "cpu", dtype: torch.dtype | str = torch
     Raises:
         UserError: the file cannot be read, or its system is unknown.
     """
-    from udit.parity import diffusion, network
+    from udit.parity import diffusion, flow, network, rotary
 
     kind: torch.dtype = getattr(torch, dtype) if isinstance(dtype, str) else dtype
     arrays = read(path)
@@ -145,6 +152,10 @@ def check_file(path: Path, device: str = "cpu", dtype: torch.dtype | str = torch
     try:
         if "loss_x0_seed" in arrays:
             checks = diffusion.check(arrays)
+        elif "flow_x0_seed" in arrays:
+            checks = flow.check(arrays)
+        elif "rope_grid" in arrays:
+            checks = rotary.check(arrays)
         else:
             checks, floors = network.check(arrays, path, device, kind)
     except Disagreement as error:

@@ -40,8 +40,8 @@ def hdit(words: Words, size: tuple[int, int]) -> Described:
             return y
         return Labels(
             y,
-            None if augmentation is None else draw(augmentation, Conditioner.AUGMENTATIONS),
-            None if vector is None else draw(vector, config.vector_cond),
+            None if augmentation is None else draw("aug_cond", augmentation, Conditioner.AUGMENTATIONS),
+            None if vector is None else draw("mapping_cond", vector, config.vector_cond),
         )
 
     return Described(config, condition)
