@@ -206,7 +206,7 @@ def test_every_key_that_does_not_fit_the_cache_is_named(cases: Cases, tmp_path: 
         f"data.root={tmp_path / 'elsewhere'}": "data.root is",
         "model.in_channels=4": "model.in_channels is 4 and the data has 2",
         "model.input_size=8": "model.input_size is 8x8 and the data is 4x4",
-        "latents=nowhere": "the latent cache 'nowhere' is not there; give the folder of one, or write one with `udit encode",
+        "latents=nowhere": "the latent cache 'nowhere' is not there; give the folder of one, or write one with",
         "latents=3": "latents is 3; give the folder",
     }
     for word, wanted in misfits.items():
@@ -230,7 +230,9 @@ def test_recipe_gives_way_to_the_cache_and_the_command_line_does_not(
     assert f"data.size is 8, that of the latent cache {str(cache)!r}; the recipe's 32 gives way" in caplog.text
     assert run.model.num_classes == 2
     assert load_run("digits", [f"latents={cache}", "model.depths=[1]"]).data == run.data
-    assert load_run("fashion-mnist", [f"latents={cases.cache('identity')}", "model.depths=[1]"]).codec.kind == "identity"
+    assert (
+        load_run("fashion-mnist", [f"latents={cases.cache('identity')}", "model.depths=[1]"]).codec.kind == "identity"
+    )
     for word, wanted in {
         "data.size=32": "data.size is 32 and the latent cache",
         "codec=identity": "codec.kind is 'identity' and the latent cache",

@@ -208,7 +208,9 @@ def test_weights_give_the_size_where_the_command_line_does_not(
     assert f"data.size is 16 and the weights of init_from={source} were trained with 8" in told
     assert "channels" not in told
     written = tmp_path / "own.yaml"
-    written.write_text(f"data: {{kind: folder, root: {tmp_path / 'data'}, size: 16, channels: 1}}\ninit_from: {source}\n")
+    written.write_text(
+        f"data: {{kind: folder, root: {tmp_path / 'data'}, size: 16, channels: 1}}\ninit_from: {source}\n"
+    )
     assert load_run(str(written)).data.size == 16  # said where init_from is said
 
 

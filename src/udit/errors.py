@@ -13,7 +13,7 @@ log = logging.getLogger(__name__)
 _CONTROL = re.compile(r"\x1b\[[0-9;]*[A-Za-z]|[\x00-\x1f\x7f]")
 
 A_SLIP, CLOSE = 0.8, 0.65
-"""Share of matching letters (``difflib``) from which a word is a misspelt one, and from which it may be meant at all."""
+"""Share of matching letters (``difflib``) from which a word is a misspelt one, and from which it may be meant."""
 
 
 class UserError(ValueError):
@@ -117,8 +117,13 @@ def nearest(word: str, known: Iterable[str]) -> str:
     return f" (known: {', '.join(sorted(names))})"
 
 
-def resembling(word: str, names: Sequence[str]) -> list[str]:
+def resembling(word: str, names: Sequence[str], least: float = CLOSE) -> list[str]:
     """The names that a word may stand for: the same but for a slip, its initials, or one that shares a part with it.
+
+    Args:
+        word: what the user wrote.
+        names: the known ones.
+        least: share of matching letters from which a name is offered.
 
     Returns:
         One name, or several of which the word is a part, e.g. ``ema_decay`` and ``weight_decay`` of ``decay``; at most
@@ -131,7 +136,7 @@ def resembling(word: str, names: Sequence[str]) -> list[str]:
         if (len(parts) > 1 and _initials(parts) == name.casefold()) or _initials(_parts(name)) == word.casefold():
             return [name]
     sharing = [name for name in names if parts and set(parts) <= set(_parts(name))]
-    return sharing if 0 < len(sharing) <= 3 else _close(word, names, CLOSE)
+    return sharing if 0 < len(sharing) <= 3 else _close(word, names, least)
 
 
 def _close(word: str, names: Sequence[str], least: float) -> list[str]:

@@ -309,7 +309,7 @@ def read_context(path: Path) -> Context:
             found = load_file(path)
     except damaged as error:
         detail = "it is not there" if isinstance(error, FileNotFoundError) else " ".join(str(error).split())[:200]
-        raise UserError(f"cannot read --context {path}: {detail}; name a .safetensors or .npz file") from None
+        raise UserError(f"cannot read the context {path}: {detail}; name a .safetensors or .npz file") from None
     rows, null = found.get("context"), found.get("null")
     if rows is None or rows.ndim < 2 or not len(rows):
         held = "nothing" if rows is None else f"{list(rows.shape)}"

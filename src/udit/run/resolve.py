@@ -17,14 +17,13 @@ from udit.data.cache_config import FREE_CODEC_KEYS, FREE_DATA_KEYS, follow_cache
 from udit.data.codec_config import codec_from
 from udit.data.config import DataConfig, DataInfo, FolderData, ImageFiles
 from udit.diffusion.config import DDPMConfig, process_from
-from udit.errors import UserError, nearest
+from udit.errors import UserError, nearest, resembling
 from udit.models.catalog import find
 from udit.run.config import Run, model_from
 from udit.run.rules import check
 from udit.run.start import follow_start, trained_on
 from udit.spec.base import Spec, parse, parse_kind
 from udit.spec.words import shown
-
 
 log = logging.getLogger(__name__)
 
@@ -89,7 +88,11 @@ def known_keys(draft: Draft) -> None:
     """Refuses unknown keys, and plain values where a section belongs."""
     for key, value in draft.values.items():
         if key not in Run.model_fields and key != "num_classes":
-            raise UserError(f"unknown key {key!r}{nearest(key, Run.model_fields)}")
+            from udit.run.keys import keys_like
+
+            meant = [] if resembling(key, list(Run.model_fields)) else keys_like(key)
+            hint = f"; did you mean {' or '.join(map(repr, meant))}?" if meant else nearest(key, Run.model_fields)
+            raise UserError(f"unknown key {key!r}{hint}")
         if key in ("data", "diffusion", "training", "sampling", "evaluation") and not isinstance(value, dict | Spec):
             raise UserError(f"{key} is {shown(value)}; it is a section with keys of its own, e.g. {key}.KEY=VALUE")
     model = draft.values.get("model")
@@ -131,7 +134,7 @@ def initial_weights(draft: Draft) -> None:
 
 
 def image_size(draft: Draft) -> None:
-    """With ``init_from``: images get the size and channels that the weights were trained on, where they are not said."""
+    """With ``init_from``: images have the size and channels that the weights saw in training, where none are said."""
     data, source = draft.values.get("data"), draft.values.get("init_from")
     if source is None or draft.values.get("latents") is not None or not isinstance(data, dict):
         return

@@ -89,7 +89,9 @@ def one_line(problems: Sequence[ErrorDetails], spec: type[BaseModel], values: An
     same = [p for p in problems if _path(p, values)[: len(path)] == path and p["input"] is value]
     wanted = " or ".join(dict.fromkeys(_wanted(p, field) for p in same if p["type"] not in BOUNDS))
     wanted = wanted.replace("true or false or", "true, false or")
-    quoted = f"; in quotes it is one: '{path[-1]}=\"{value}\"'" if wanted == "text" and _is_scalar(value) and path else ""
+    quoted = (
+        f"; in quotes it is one: '{path[-1]}=\"{value}\"'" if wanted == "text" and _is_scalar(value) and path else ""
+    )
     return f"{key} is {shown(value)}; {'give' if value is None else 'it takes'} {wanted}{quoted}"
 
 
@@ -152,7 +154,11 @@ def _list(field: Any) -> str:
             if str in entries:
                 return "a list, e.g. [cat, dog]"
             fixed = Ellipsis not in get_args(kind)
-            return f"a list of {len(entries)}, e.g. [{', '.join(['1'] * len(entries))}]" if fixed else "a list, e.g. [1, 1, 2]"
+            return (
+                f"a list of {len(entries)}, e.g. [{', '.join(['1'] * len(entries))}]"
+                if fixed
+                else "a list, e.g. [1, 1, 2]"
+            )
     return "a list, e.g. [1, 1, 2]"
 
 
@@ -162,7 +168,7 @@ def _field(spec: Any, path: list[str]) -> Any:
     for key in path:
         if key.isdigit():
             continue
-        specs = [spec] if field is None else _specs(field)
+        specs = [spec] if field is None else specs_of(field)
         field = next((s.model_fields[key] for s in specs if key in s.model_fields), None)
         if field is None:
             return None
@@ -182,7 +188,8 @@ def _annotations(field: Any) -> Iterator[Any]:
             stack += reversed(get_args(part))
 
 
-def _specs(field: Any) -> list[type[BaseModel]]:
+def specs_of(field: Any) -> list[type[BaseModel]]:
+    """The config classes among which a field's annotation chooses."""
     return [part for part in _annotations(field) if isinstance(part, type) and issubclass(part, BaseModel)]
 
 
