@@ -15,6 +15,9 @@ _CONTROL = re.compile(r"\x1b\[[0-9;]*[A-Za-z]|[\x00-\x1f\x7f]")
 A_SLIP, CLOSE = 0.8, 0.65
 """Share of matching letters (``difflib``) from which a word is a misspelt one, and from which it may be meant."""
 
+SHOWN = 30
+"""Most known words that an error lists."""
+
 
 class UserError(ValueError):
     """Input that cannot be used; the text names the value, the rule and the remedy.
@@ -114,7 +117,8 @@ def nearest(word: str, known: Iterable[str]) -> str:
     names = list(known)
     if close := resembling(word, names):
         return f"; did you mean {' or '.join(map(repr, close))}?"
-    return f" (known: {', '.join(sorted(names))})"
+    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+    return f" (known: {', '.join(sorted(names)[:SHOWN])}{more})"
 
 
 def resembling(word: str, names: Sequence[str], least: float = CLOSE) -> list[str]:

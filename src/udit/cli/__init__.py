@@ -69,7 +69,6 @@ app.command(doctor)
 def main(arguments: list[str] | None = None) -> NoReturn:
     """Runs a command; a UserError is one line and exit code 2, a RunError one line and exit code 1."""
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # its warnings are for developers of torch
-    os.environ.setdefault("KINETO_LOG_LEVEL", "6")  # the profiler of `udit bench` reports its start and stop
     os.environ.setdefault("DATASETS_VERBOSITY", "critical")  # it repeats what the error says
     if not sys.stderr.isatty():
         os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")

@@ -110,7 +110,9 @@ def model_from(values: Any) -> Any:
         name = str(values.pop("name"))
         base = find(name).config
         if values.get("family", base.family) != base.family:
-            raise UserError(f"model.family is {values['family']!r} and {name} is a {base.family}; leave family out")
+            raise UserError(
+                f"model.family is {shown(values['family'])} and {name} is a {base.family}; leave family out"
+            )
     else:
         family, known = values.pop("family", None), families()
         if not isinstance(family, str) or family not in known:

@@ -219,7 +219,8 @@ def class_names(draft: Draft) -> None:
     assert draft.seen is not None
     names = draft.seen.id2label if draft.values["model"].num_classes else ()
     if draft.values.get("id2label", names) not in (names, list(names)):
-        raise UserError(f"id2label is {draft.values['id2label']!r} and the data says {list(names)}; leave it out")
+        given = shown(draft.values["id2label"])
+        raise UserError(f"id2label is {given} and the data says {shown(names)}; leave it out")
     draft.values["id2label"] = names
 
 

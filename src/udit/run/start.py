@@ -6,6 +6,7 @@ from typing import Any
 
 from udit.errors import UserError, nearest
 from udit.spec.base import Spec
+from udit.spec.words import shown
 
 BOUNDARY = frozenset({"in_channels", "num_classes", "input_size", "learn_sigma"})
 """Of a model's config: keys that may differ from the weights'. Parameters of another shape are initialised."""
@@ -32,7 +33,7 @@ def follow_start(values: dict[str, Any], origin: dict[str, Any]) -> dict[str, An
             raise UserError(f"unknown key 'model.{key}'{nearest(key, old)}")
         if key not in BOUNDARY and value != old[key]:
             raise UserError(
-                f"model.{key} is {value!r} and the weights of init_from={source} have {old[key]!r}; leave it out"
+                f"model.{key} is {shown(value)} and the weights of init_from={source} have {shown(old[key])}; leave it out"
             )
     free = BOUNDARY - {"learn_sigma"}  # decided by the data
     model = {key: value for key, value in old.items() if key not in free} | given
