@@ -73,7 +73,7 @@ def of_recipe(recipe: str, words: Iterable[str]) -> Iterator[tuple[str, str]]:
                 load_run(recipe, [word], absent=True)
             except UserError as error:
                 yield f"udit train {recipe} '{word}'", str(error)
-            except Exception as error:  # no error of ours: the command line would show a traceback
+            except Exception as error:  # noqa: BLE001 - no error of ours: the command line would show a traceback
                 yield f"udit train {recipe} '{word}'", f"Traceback: {type(error).__name__}: {error}"
 
 
@@ -119,7 +119,7 @@ def of_commands(lines: Iterable[list[str]]) -> Iterator[tuple[str, str]]:
                 main(words)
             except SystemExit:
                 pass
-            except BaseException as error:
+            except BaseException as error:  # noqa: BLE001 - whatever the command line does not answer itself
                 errors.write(f"udit: error: Traceback: {type(error).__name__}: {error}\n")
         for line in errors.getvalue().splitlines():
             if line.startswith("udit: error: "):
@@ -131,10 +131,10 @@ def raise_sites() -> dict[tuple[str, int], str]:
     found = {}
     for path in sorted(SOURCE.rglob("*.py")):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-            if isinstance(node, ast.Raise) and isinstance(node.exc, ast.Call) and isinstance(node.exc.func, ast.Name):
-                if node.exc.func.id in ("UserError", "RunError"):
-                    text = " ".join(ast.unparse(node.exc).split())
-                    found |= {(str(path), line): text for line in range(node.lineno, (node.end_lineno or 0) + 1)}
+            made = node.exc if isinstance(node, ast.Raise) else None
+            if isinstance(made, ast.Call) and ast.unparse(made.func) in ("UserError", "RunError"):
+                text = " ".join(ast.unparse(made).split())
+                found |= {(str(path), line): text for line in range(node.lineno, (node.end_lineno or 0) + 1)}
     return found
 
 

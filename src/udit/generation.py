@@ -316,7 +316,9 @@ def read_context(path: Path) -> Context:
         raise UserError(f"{path} holds {held} under 'context'; write floats [N, tokens, width], and 'null' beside them")
     for key, part in (("context", rows), ("null", null)):
         if part is not None and not (part.is_floating_point() and bool(part.isfinite().all())):
-            raise UserError(f"{path} holds {key!r} as {part.dtype}, or not finite; write finite floats")
+            kind = str(part.dtype).removeprefix("torch.")
+            held = "with numbers that are not finite" if part.is_floating_point() else f"as {kind}"
+            raise UserError(f"{path} holds {key!r} {held}; write finite floats")
     return Context(rows.float(), None if null is None else null.float(), path.name)
 
 

@@ -33,7 +33,8 @@ def follow_start(values: dict[str, Any], origin: dict[str, Any]) -> dict[str, An
             raise UserError(f"unknown key 'model.{key}'{nearest(key, old)}")
         if key not in BOUNDARY and value != old[key]:
             raise UserError(
-                f"model.{key} is {shown(value)} and the weights of init_from={source} have {shown(old[key])}; leave it out"
+                f"model.{key} is {shown(value)} and the weights of init_from={source} have {shown(old[key])}; "
+                "leave it out"
             )
     free = BOUNDARY - {"learn_sigma"}  # decided by the data
     model = {key: value for key, value in old.items() if key not in free} | given
