@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import importlib.util
 import json
+import os
 import subprocess
 import sys
 import time
@@ -250,3 +251,10 @@ def test_a_forward_and_a_step_keep_to_the_budget(capsys: pytest.CaptureFixture[s
 )
 def test_mistakes_are_refused(error_of: ErrorOf, words: tuple[str, ...], message: str) -> None:
     assert message in error_of("bench", *words)
+
+
+def test_profiler_is_told_to_keep_its_reports_to_itself_from_python_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("KINETO_LOG_LEVEL", raising=False)
+    shares, _ = measure.dissect(lambda: torch.ones(3) + 1)
+    assert os.environ["KINETO_LOG_LEVEL"] == "6"
+    assert shares
