@@ -51,7 +51,7 @@ FILES: dict[str, tuple[dict[str, Any], str, tuple[str, ...]]] = {
     ),
     "DDP, compiled": ({"ema": under("module._orig_mod.", AVERAGE), "model": under("module.", RAW)}, "ema", ("model",)),
     "deep": ({"trainer": {"state": {"net": RAW, "averaged_net": AVERAGE}}}, "trainer.state.averaged_net", ()),
-    "alone": (AVERAGE, "", ()),
+    "alone": (AVERAGE, ".", ()),
 }
 
 
