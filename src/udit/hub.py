@@ -6,6 +6,7 @@ A repository is ``owner/name``, or ``owner/name@revision`` with a branch, tag or
 from __future__ import annotations
 
 import json
+import logging
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -48,7 +49,7 @@ def snapshot(name: str, files: Sequence[str], *, what: str, revision: str | None
     if revision and named and revision != named:
         raise UserError(f"{what}: the name says revision {named!r} and the call {revision!r}; give one of them")
     revision = revision or named or None
-    with _hub_errors_told(f"{what}, and the hub gave none", remedy, revision):
+    with _hub_errors_told(f"{what}, and the hub gave none", remedy, revision), _absent_files_not_told():
         return Path(snapshot_download(name, revision=revision, allow_patterns=list(files)))
 
 
@@ -187,6 +188,21 @@ def _hub_errors_told(what: str, remedy: str, revision: str | None = None) -> Ite
         else:
             detail = _first_lines(str(error), 200)
         raise UserError(f"{what}: {detail}" + (f"; {remedy}" if remedy else "")) from None
+
+
+@contextmanager
+def _absent_files_not_told() -> Iterator[None]:
+    """Drops the client's warning that a repository has none of the files: it need not have them."""
+
+    def wanted(record: logging.LogRecord) -> bool:
+        return not record.getMessage().startswith("No files matched")
+
+    logger = logging.getLogger("huggingface_hub._snapshot_download")
+    logger.addFilter(wanted)
+    try:
+        yield
+    finally:
+        logger.removeFilter(wanted)
 
 
 def _first_lines(text: str, limit: int) -> str:

@@ -194,10 +194,8 @@ def _check_holds_weights(folder: Path, name: str, *, remote: bool = False) -> No
 
 def _file_advice(path: Path) -> str:
     if path.suffix in (".pt", ".pth", ".ckpt", ".bin"):
-        return (
-            f"{path} is a pickle and is not opened here; convert it once: `udit convert {shlex.quote(str(path))} FOLDER "
-            "--model NAME`"
-        )
+        command = f"udit convert {shlex.quote(str(path))} FOLDER --model NAME"
+        return f"{path} is a pickle and is not opened here; convert it once: `{command}`"
     return f"{path} is a file; give the model folder that holds it"
 
 

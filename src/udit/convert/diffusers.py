@@ -118,18 +118,18 @@ def read_folder(folder: Path) -> Found:
     Raises:
         UserError: a class or a setting that is not read, or a file that is missing.
     """
-    index, inside, layout, config = _described(folder, str(folder))
+    pipeline, inside, layout, config = _described(folder, str(folder))
     weights = next((inside / name for name in (INDEX, WEIGHTS, PICKLED) if (inside / name).is_file()), inside / WEIGHTS)
     state = layout.published(read_file(weights), config, str(inside))
     own = str((folder / hub.VAE).parent.resolve()) if (folder / hub.VAE).is_file() else None
-    return Found(config, state, own, _labels(index, config.num_classes), layout.note)
+    return Found(config, state, own, _labels(pipeline, config.num_classes), layout.note)
 
 
 class _Described(NamedTuple):
     """What the JSON files of a folder say."""
 
-    index: dict[str, Any]
-    """Of the pipeline; empty without one."""
+    pipeline: dict[str, Any]
+    """Its ``model_index.json``; empty without one."""
     inside: Path
     """Where the transformer is."""
     layout: Layout

@@ -174,7 +174,8 @@ def _fitting(content: Mapping[Any, Any], wanted: set[str]) -> list[State]:
             inner = key not in wanted and is_average(rest.rpartition(".")[0])  # of an average within this state
             if key and not inner:
                 own[key if key not in own else rest] = tensor
-        states.append(_state(content, prefix, own, count, wanted))
+        counted = f"{_unwrapped(prefix)}{COUNTER}" in leaves
+        states.append(_state(content, prefix, own, count, counted=counted))
     return states
 
 
@@ -191,17 +192,15 @@ def _containers(content: Mapping[Any, Any]) -> list[State]:
     for name, holder in _mappings(content):
         if holder and all(isinstance(value, Tensor) for value in holder.values()):
             own = {bare(str(key)): value for key, value in holder.items()}
-            states.append(_state(content, name, own, len(own), set()))
+            counted = own.pop(COUNTER, None) is not None
+            states.append(_state(content, name, own, len(own), counted=counted))
     return states
 
 
 def _state(
-    content: Mapping[Any, Any], prefix: str, tensors: dict[str, Tensor], matching: int, wanted: set[str]
+    content: Mapping[Any, Any], prefix: str, tensors: dict[str, Tensor], matching: int, *, counted: bool
 ) -> State:
     name = ".".join(part for part in prefix.split(".") if part and part not in WRAPPERS) or OWN
-    counted = COUNTER in tensors and COUNTER not in wanted
-    if counted:
-        tensors = {key: tensor for key, tensor in tensors.items() if key != COUNTER}
     lightning = RAW_OF_LIGHTNING in content and name.split(".")[0] == "state_dict"
     return State(name, tensors, matching, averaged=is_average(name) or counted or lightning)
 
@@ -243,6 +242,13 @@ def _prefixes(name: str, wrappers: Sequence[str]) -> Iterator[str]:
         if part not in wrappers:
             yield name[:length]
         length += len(part) + 1
+
+
+def _unwrapped(prefix: str) -> str:
+    """A prefix without the wrappers at its end."""
+    while prefix.rstrip(".").rpartition(".")[2] in WRAPPERS:
+        prefix = prefix[: prefix.rstrip(".").rfind(".") + 1]
+    return prefix
 
 
 def _without(wrappers: Sequence[str]) -> Callable[[str], str]:
