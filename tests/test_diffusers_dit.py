@@ -97,6 +97,24 @@ def test_pickled_transformer_is_read(pipeline: Path, tmp_path: Path, capsys: pyt
     same_output(tmp_path / "out")
 
 
+def test_loading_it_names_the_command_that_converts_it(pipeline: Path) -> None:
+    for folder in (pipeline, pipeline / "transformer"):
+        with pytest.raises(UserError, match=r"holds diffusers' DiT\w+; convert it once: `udit convert .* FOLDER`, then"):
+            udit.load(folder)
+
+
+def test_pickled_vae_of_a_pipeline_is_refused_unless_another_is_named(
+    pipeline: Path, tmp_path: Path, error_of: ErrorOf, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = Path(shutil.copytree(pipeline, tmp_path / "dit"))
+    weights = folder / "vae" / "diffusion_pytorch_model.safetensors"
+    weights.rename(weights.with_suffix(".bin"))
+    line = error_of("convert", str(folder), str(tmp_path / "out"))
+    assert "pickled ones are not opened; name another with --vae" in line
+    succeeds(capsys, "convert", str(folder), str(tmp_path / "out"), "--vae", str(pipeline / "vae"))
+    assert udit.load(tmp_path / "out").config.codec.source == str(pipeline / "vae")
+
+
 OTHERS = ("vae/diffusion_pytorch_model.bin", "transformer/diffusion_pytorch_model.fp16.safetensors", "README.md")
 
 

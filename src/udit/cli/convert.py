@@ -82,7 +82,7 @@ def convert(
     said = ""
     if config is not None:
         system, said = from_published(path, config, repair=repair, vae=vae, key=key)
-    elif (folder := find(source, own_vae=vae is None)) is not None:
+    elif (folder := find(source, with_vae=vae is None)) is not None:
         system, said = from_diffusers(folder, vae=vae)
     elif vae is not None:
         raise UserError(f"{source} has a codec of its own; --vae is for releases on latents")

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from udit import hub
 from udit.convert.files import SHARDED, read_file, shard_names
+from udit.data.vae import VAE_WEIGHTS
 from udit.errors import UserError
 from udit.models.catalog import families
 from udit.models.config import ModelConfig
@@ -40,8 +41,6 @@ class Found:
     config: ModelConfig
     state: dict[str, Tensor]
     """Under the release's key names."""
-    vae: str | None
-    """Folder of the pipeline's VAE."""
     id2label: tuple[str, ...]
     note: str
     """How diffusers' own network differs."""
@@ -72,12 +71,12 @@ def published(content: Mapping[Any, Any], config: ModelConfig, where: str) -> tu
     return content, ""
 
 
-def find(source: str, *, own_vae: bool = True) -> Path | None:
+def find(source: str, *, with_vae: bool = True) -> Path | None:
     """The folder that diffusers has saved at a place, for ``read_folder``; None where something else is there.
 
     Args:
         source: a folder, or ``owner/name`` on the hub, of which the files that are needed are downloaded.
-        own_vae: the pipeline's own VAE is needed.
+        with_vae: the pipeline's own VAE is needed.
 
     Raises:
         UserError: the hub gives nothing, or a class or a setting that is not read.
@@ -86,11 +85,11 @@ def find(source: str, *, own_vae: bool = True) -> Path | None:
     if not folder.exists():
         folder = hub.describe(source, what=f"no folder {source!r}")
         if is_folder(folder):
-            _fetch(source, folder, own_vae)
+            _fetch(source, folder, with_vae)
     return folder if is_folder(folder) else None
 
 
-def _fetch(name: str, described: Path, own_vae: bool) -> None:
+def _fetch(name: str, described: Path, with_vae: bool) -> None:
     """Downloads the weights of what ``hub.describe`` found, at the same commit."""
 
     def get(*files: str) -> None:
@@ -98,13 +97,14 @@ def _fetch(name: str, described: Path, own_vae: bool) -> None:
 
     get(SCHEDULER)
     inside = _described(described, name).inside
+    if with_vae and (described / hub.VAE).is_file():
+        get(f"vae/{VAE_WEIGHTS}")
+        own_vae(described)
     prefix = inside.relative_to(described)
-    own = [f"vae/{WEIGHTS}"] if own_vae and (described / hub.VAE).is_file() else []
-    get(str(prefix / WEIGHTS), str(prefix / INDEX), *own)
-    if (inside / INDEX).is_file():
-        get(*(str(prefix / part) for part in shard_names(inside / INDEX)))
-    elif not (inside / WEIGHTS).is_file():
-        get(str(prefix / PICKLED))
+    get(str(prefix / WEIGHTS), str(prefix / INDEX))
+    if not (inside / WEIGHTS).is_file():
+        parts = shard_names(inside / INDEX) if (inside / INDEX).is_file() else [PICKLED]
+        get(*(str(prefix / part) for part in parts))
 
 
 def is_folder(folder: Path) -> bool:
@@ -113,16 +113,32 @@ def is_folder(folder: Path) -> bool:
 
 
 def read_folder(folder: Path) -> Found:
-    """The network, VAE and class names of a folder that diffusers has saved.
+    """The network and class names of a folder that diffusers has saved.
 
     Raises:
         UserError: a class or a setting that is not read, or a file that is missing.
     """
     pipeline, inside, layout, config = _described(folder, str(folder))
-    weights = next((inside / name for name in (INDEX, WEIGHTS, PICKLED) if (inside / name).is_file()), inside / WEIGHTS)
+    weights = next((inside / name for name in (WEIGHTS, INDEX, PICKLED) if (inside / name).is_file()), inside / WEIGHTS)
     state = layout.published(read_file(weights), config, str(inside))
-    own = str((folder / hub.VAE).parent.resolve()) if (folder / hub.VAE).is_file() else None
-    return Found(config, state, own, _labels(pipeline, config.num_classes), layout.note)
+    return Found(config, state, _labels(pipeline, config.num_classes), layout.note)
+
+
+def own_vae(folder: Path) -> str | None:
+    """The folder of a pipeline's own VAE; None if it has none.
+
+    Raises:
+        UserError: its weights are a pickle.
+    """
+    place = (folder / hub.VAE).parent
+    if not (folder / hub.VAE).is_file():
+        return None
+    if not (place / VAE_WEIGHTS).is_file():
+        raise UserError(
+            f"the VAE {place} has no {VAE_WEIGHTS}, and pickled ones are not opened; name another with --vae, e.g. "
+            "--vae stabilityai/sd-vae-ft-ema"
+        )
+    return str(place.resolve())
 
 
 class _Described(NamedTuple):

@@ -166,12 +166,13 @@ def _fitting(content: Mapping[Any, Any], wanted: set[str]) -> list[State]:
     for prefix, count in both.items():
         others = tuple(p for p in both if len(p) > len(prefix) and p.startswith(prefix) and 2 * both[p] > count)
         own: dict[str, Tensor] = {}
+        raw = not is_average(prefix)
         for name, tensor in leaves.items():
             if not name.startswith(prefix) or (others and name.startswith(others)):
                 continue
             rest = name[len(prefix) :]
             key = bare(rest) if prefix in counts else flat.get(rest, "")
-            inner = key not in wanted and is_average(rest.rpartition(".")[0])  # of an average within this state
+            inner = raw and key not in wanted and is_average(rest.rpartition(".")[0])  # of an average within this state
             if key and not inner:
                 own[key if key not in own else rest] = tensor
         counted = f"{_unwrapped(prefix)}{COUNTER}" in leaves

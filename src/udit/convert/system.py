@@ -82,7 +82,7 @@ def from_diffusers(folder: Path, *, vae: str | None = None) -> tuple[System, str
     model = build(found.config)
     import_published(model, found.state)
     codec: CodecConfig = SD_VAE if found.config.in_channels == 4 else IdentityCodec()
-    if source := vae or found.vae:
+    if source := vae or diffusers.own_vae(folder):
         codec = complete(VAECodec(source=source))
     return _system(found.config, codec, model, found.id2label), found.note
 
