@@ -5,9 +5,10 @@ from __future__ import annotations
 import gc
 import gzip
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
@@ -85,6 +86,13 @@ def pytest_collection_finish() -> None:
 def _kernels_are_compiled() -> None:
     """Builds the kernels once, and not within a test that looks at messages or at the time."""
     ops.describe()
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _judges_are_kept_in_a_new_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """In the place of the user's cache."""
+    with mock.patch("udit.evaluation.judges.cache_folder", return_value=tmp_path_factory.mktemp("cache")):
+        yield
 
 
 @pytest.fixture(autouse=True)

@@ -11,6 +11,7 @@ import pytest
 
 from runs import finished_at, metrics, state_hash, train
 from udit.checkpoint import CheckpointStore
+from udit.errors import one_line
 from udit.training import events, preview
 
 WORDS = ("training.steps=4", "training.sample_every=2", "training.save_every=2")
@@ -131,3 +132,8 @@ def test_run_that_died_within_a_grid_goes_on_beyond_it(sound: Path, tmp_path: Pa
     assert train(tmp_path / "run", *WORDS) == finished_at(tmp_path / "run", 4)
     assert state_hash(tmp_path / "run") == state_hash(sound)
     assert metrics(tmp_path / "run") == metrics(sound)
+
+
+def test_error_of_another_library_is_one_line_without_control_codes() -> None:
+    error = RuntimeError("first\n\x1b[96mcoloured\x1b[0m\tlast\x07")
+    assert one_line(error) == "first coloured last"

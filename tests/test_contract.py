@@ -255,6 +255,9 @@ PUBLISHED: dict[str, tuple[int, str, str]] = {
     "DiCo-L": (463_897_992, "60.1688", "dico/l"),
     "DiCo-XL": (701_151_368, "87.2210", "dico/xl"),
     "DiCo-H": (1_037_408_328, "194.0294", "dico/h"),
+    "PDE-Transformer-S": (33_190_328, "19.79", "pde/s"),
+    "PDE-Transformer-B": (130_591_568, "76.90", "pde/b"),
+    "PDE-Transformer-L": (518_128_256, "303.05", "pde/l"),
     "ADM-64": (295_904_454, "109.678", "adm/64"),
     "ADM-128": (421_529_606, "306.93", "adm/128"),
     "ADM-256": (553_838_086, "1119.83", "adm/256"),
@@ -289,6 +292,7 @@ SLOW = (
 )
 SLOW += ("DiMSUM-B/2", "DiMSUM-L/2", "DiMSUM-L/2-celeba", "DiMSUM-XL/2")  # test_dimsum counts the first two
 SLOW += ("DiT-L/2", "SiT-B/2", "DiC-B", "ADM-128", "HDiT-oxford-flowers", "U-ViT-L/2")
+SLOW += ("PDE-Transformer-B", "PDE-Transformer-L")
 SLOW += ("DiCo-B", "DiCo-L", "DiCo-XL", "DiCo-H")
 SLOW += ("U-DiT-L", "U-DiT-L-vanilla", "U-DiT-B-vanilla", "U-ViT-L/4", "U-ViT-L/4-512", "U-ViT-H/4-512", "DiT-B/8")
 SLOW += (

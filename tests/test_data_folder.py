@@ -47,7 +47,7 @@ def test_files_of_other_kinds_are_logged(tmp_path: Path, caplog: pytest.LogCaptu
     folder(tmp_path, a=1)
     noise(9, 9).save(tmp_path / "a" / "x.bmp")
     ImageFolder(tmp_path, 8, 3)
-    assert "1 files" in caplog.text
+    assert "1 file," in caplog.text
     assert "skipped: unsupported extension" in caplog.text
     assert "x.bmp" in caplog.text
 

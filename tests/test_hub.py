@@ -131,7 +131,7 @@ def test_what_cannot_be_loaded_is_one_line_each(tmp_path: Path, call: Call) -> N
         "'/nowhere' cannot be loaded (Couldn't find any data file at /nowhere": {"path": "/nowhere"},
         "'o/d' cannot be loaded (Bad split: test": {"path": "o/d", "split": "test"},
         "'conf' not found": {"path": "o/d", "name": "conf"},
-        "o/d has no column 'img'; set data.image to one of its columns: image, label": {"path": "o/d", "image": "img"},
+        "o/d has no column 'img'; set data.image to one of its columns: image": {"path": "o/d", "image": "img"},
         "column 'label' of o/d holds no images": {"path": "o/d", "image": "label"},
         "image 'o/d, train 2' cannot be read": {"path": "o/d", "size": 10},
         "image 'o/d, train 2' cannot be read (": {"path": "o/d", "size": 10, "streaming": True},

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -21,6 +22,7 @@ from udit.errors import UserError
 from udit.evaluation import npz, sets
 from udit.evaluation.archive import keep, path_of
 from udit.evaluation.compare import read, tables
+from udit.evaluation.judge import Judge
 from udit.evaluation.report import Report
 from udit.evaluation.standard import Score, Scores
 from udit.evaluation.trust import Trust
@@ -155,7 +157,7 @@ class _Wide:
 def _data(run: Path) -> tuple[Any, Any]:
     values = udit.store.read_run_config(run)
     source = values.data.build()
-    return source, scoring.parts_of(source, values.data).judge
+    return source, scoring.parts_of(source, values.data)
 
 
 def test_a_model_folder_is_no_folder_of_images(run: Path, tmp_path: Path, error_of: ErrorOf) -> None:
@@ -166,6 +168,36 @@ def test_a_model_folder_is_no_folder_of_images(run: Path, tmp_path: Path, error_
     assert f"`udit sample {model} --out IMAGES`" in line
     alone = shutil.copytree(model, tmp_path / "alone")
     assert "is a model folder" in error_of("eval", str(alone), "--reference", "ref.npz")
+
+
+# ---- judges of this version and of older ones ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("flip", [True, False])
+def test_the_judge_sees_mirrored_images_where_the_generator_does(
+    flip: bool, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    copy = shutil.copytree(run, tmp_path / "run")
+    values = udit.store.read_run_config(run)
+    flipped = values.replace(data=values.data.replace(flip=flip))
+    monkeypatch.setattr(scoring, "read_run_config", lambda _: flipped)
+    udit.evaluate(copy, again=True, progress=False)
+    assert json.loads(Judge.load(copy / "evaluation" / "judge.safetensors").origin)["mirrored"] == flip
+
+
+def test_a_report_by_an_older_judge_is_returned_and_named(
+    run: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    copy = shutil.copytree(run, tmp_path / "run")
+    report = udit.evaluate(copy, progress=False)
+    assert report is not None
+    shutil.rmtree(copy / "evaluation")
+    older = report.replace(judge="udit-judge-2")
+    keep(older, copy / "evaluation" / "metrics.json")
+    caplog.set_level("INFO")
+    assert udit.evaluate(copy, progress=False) == older
+    assert "scored before by the judge of an older version, udit-judge-2" in caplog.text
+    assert udit.evaluate(copy, again=True, progress=False) == report
 
 
 # ---- judges that know little -----------------------------------------------------------------------------------------
@@ -216,6 +248,8 @@ def test_settings_that_a_weak_judge_chose_say_so(
     assert found is not None
     assert found.warning is not None
     assert f"these were chosen by a {found.warning}" in said
+    assert re.fullmatch(r"udit-judge-3, right on \d+\.\d % of \d+ real test images", found.protocol["judge"])
+    assert f"the run's own judge, {found.protocol['judge']}, not the FID" in said
     caplog.clear()
     udit.generate(copy, [0], quality="good")
     assert f"quality.json was chosen by a {found.warning}" in caplog.text
@@ -230,11 +264,14 @@ def test_a_weak_judge_s_standard_scores_say_so(run: Path, capsys: pytest.Capture
     images = np.random.default_rng(0).integers(0, 256, (6, 1, 8, 8), np.uint8)
     npz.write(run / "reference.npz", images=images)
     said = succeeds(capsys, "eval", str(run), "--reference", str(run / "reference.npz"), "--no-progress")
-    warning = Scores.read(run / "evaluation" / "metrics-judge.json").warning
+    scores = Scores.read(run / "evaluation" / "metrics-judge.json")
+    warning, by = scores.warning, scores.protocol["extractor"]
     assert warning is not None
+    assert re.fullmatch(r"udit-judge-3, right on \d+\.\d % of \d+ real test images, not Inception", by)
     assert f"**{warning}**" in said
     [one] = sweep_ema(run, [0.05], progress=False)
     assert one.scores.warning == warning
+    assert one.scores.protocol["extractor"] == by
     assert f"**{warning}**" in (run / "evaluation" / "ema-sweep.md").read_text()
 
 

@@ -5,10 +5,12 @@ from __future__ import annotations
 import contextlib
 import difflib
 import logging
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 log = logging.getLogger(__name__)
+_CONTROL = re.compile(r"\x1b\[[0-9;]*[A-Za-z]|[\x00-\x1f\x7f]")
 
 
 class UserError(ValueError):
@@ -41,8 +43,8 @@ def by_product(what: str) -> Iterator[None]:
 
 
 def one_line(error: BaseException, limit: int = 200) -> str:
-    """The text of an error of another library as one line of at most ``limit`` characters."""
-    text = " ".join(str(error).split())
+    """The text of an error of another library as one line of at most ``limit`` characters, without control codes."""
+    text = " ".join(_CONTROL.sub(" ", str(error)).split())
     return text if len(text) <= limit else f"{text[: limit - 3]}..."
 
 

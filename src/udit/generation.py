@@ -20,11 +20,12 @@ from torch import Tensor
 
 from udit import __version__, dist
 from udit.assemble import System
+from udit.data.listing import is_image
 from udit.diffusion.config import SamplingConfig
 from udit.dist import World
 from udit.errors import UserError, require_type
 from udit.evaluation import npz
-from udit.evaluation.sets import GRID, SUFFIXES
+from udit.evaluation.sets import GRID
 from udit.exporting.engines import Graph
 from udit.exporting.find import EngineName, find_graph, load_graph
 from udit.files import check_writable
@@ -347,7 +348,7 @@ def _make_room(folder: Path, overwrite: bool) -> None:
         visible = [entry for entry in folder.iterdir() if not entry.name.startswith(".")]
     except OSError as error:
         raise UserError(f"cannot list {folder}: {error.strerror}; give a readable folder with --out") from None
-    found = [entry for entry in visible if entry.suffix.lower() in SUFFIXES and entry.is_file()]
+    found = [entry for entry in visible if is_image(entry.name) and entry.is_file()]
     own = [entry for entry in found if _is_ours(entry)]
     if foreign := sorted(set(found) - set(own)):
         raise UserError(

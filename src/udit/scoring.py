@@ -26,9 +26,11 @@ from udit.evaluation.extractors import load_extractor
 from udit.evaluation.fidelity import Extractor
 from udit.evaluation.image_set import ImageSet
 from udit.evaluation.judge import JudgeFeatures
+from udit.evaluation.judge_network import NAME
+from udit.evaluation.judges import judge_of
 from udit.evaluation.protocol import Protocol, check_model, find_protocol
 from udit.evaluation.report import Report
-from udit.evaluation.score import judge_of, score_with_judge
+from udit.evaluation.score import score_with_judge
 from udit.evaluation.sets import Reference, read_images, read_reference, reference_of
 from udit.evaluation.shards import Shards, labels_for
 from udit.evaluation.standard import Scores, check_features, score
@@ -106,15 +108,20 @@ def evaluate(
         if world.agree(int(report is None)):
             found = world.on_main(_scorable, values, folder, shards, system)
             if found is not None and world.size == 1:  # several ranks would wait for the judge, and give up
-                warn_of_weak(judge_of(found[0], found[1].judge, config.judge_steps, folder / JUDGE), *found)
+                judge = judge_of(*found, config.judge_steps, folder / JUDGE, mirrored=values.data.mirrored)
+                warn_of_weak(judge, *found)
             draw_samples(system, shards, config, chosen, world, progress)
             if found is not None:
                 labels = labels_for(config.num_samples, classes, config.labels, config.first_seed)
                 images = shards.images()
-                report = score_with_judge(images, labels, *found, config, protocol, folder / JUDGE)
+                report = score_with_judge(
+                    images, labels, *found, config, protocol, folder / JUDGE, mirrored=values.data.mirrored
+                )
                 _write(folder, report, images, labels, system.config.classes)
         elif report is not None:
-            log.info("these settings were scored before: %s; --again scores them again", report_path(folder, report))
+            by = "" if report.judge == NAME else f" by the judge of an older version, {report.judge}"
+            kept = report_path(folder, report)
+            log.info("these settings were scored before%s: %s; --again scores them again", by, kept)
         if world.is_main:
             shards.remove()
         return report if world.is_main else None

@@ -39,17 +39,27 @@ def check(path: Path, /, *, size: int = 64) -> int:
     return 1 if contents.bad else 0
 
 
+SHOWN = 20
+"""Classes that a check shows, if there are more than twice as many."""
+
+
 def _tell(contents: Contents) -> None:
-    rows = [(name if name.isprintable() else repr(name), count, bad) for name, (count, bad) in contents.classes.items()]
-    rows.append(("all", sum(count for _, count, _ in rows), sum(bad for _, _, bad in rows)))
-    say(table(("class", "images", "bad"), rows))
+    classes = list(contents.classes.items())
+    all_of = ("all", sum(count for _, (count, _) in classes), sum(bad for _, (_, bad) in classes))
+    more = len(classes) - SHOWN if len(classes) > 2 * SHOWN else 0
+    shown = classes[:SHOWN] if more else classes
+    rows = [(name if name.isprintable() else repr(name), count, bad) for name, (count, bad) in shown]
+    if more:
+        rest = classes[SHOWN:]
+        rows.append((f"{more:,} more", sum(count for _, (count, _) in rest), sum(bad for _, (_, bad) in rest)))
+    say(table(("class", "images", "bad"), [*rows, all_of]))
     if contents.formats:
         say("formats: " + ", ".join(f"{count} {name}" for name, count in contents.formats.most_common()))
     if contents.sizes:
-        shown = [f"{count} of {width}x{height}" for (width, height), count in contents.sizes.most_common(5)]
+        sizes = [f"{count} of {width}x{height}" for (width, height), count in contents.sizes.most_common(5)]
         shorter = [min(size) for size in contents.sizes]
-        more = f" and {len(contents.sizes) - 5} more" if len(contents.sizes) > 5 else ""
-        say(f"sizes: {', '.join(shown)}{more}; shorter sides {min(shorter)} to {max(shorter)}")
-    for what, (count, first) in contents.notes.items():
-        say(f"note: {what} ({count} file{'s' if count != 1 else ''}, e.g. {first})")
+        others = f" and {len(contents.sizes) - 5} more" if len(contents.sizes) > 5 else ""
+        say(f"sizes: {', '.join(sizes)}{others}; shorter sides {min(shorter)} to {max(shorter)}")
+    for note in contents.notes:
+        say(f"note: {note}")
     say(f"{contents.bad} bad" if contents.bad else "no problems found")

@@ -73,5 +73,6 @@ def sweep(
         ends = "-" if fid.interval is None else f"{fid.interval[0]:.4f} to {fid.interval[1]:.4f}"
         rows.append((f"{length.sigma_rel:g}", f"{length.error:.2%}", f"{fid.value:.4f}", ends))
     say(table(("sigma_rel", "error of the profile", "distance (judge, not FID)", "95 %, unlimited samples"), rows))
-    say(f"\nwrote {run / 'evaluation'}/: ema-sweep.md, ema-sweep.png, one metrics-ema-*.json per length")
+    say(f"\ndistances are by {scored[0].scores.protocol['extractor']}")
+    say(f"wrote {run / 'evaluation'}/: ema-sweep.md, ema-sweep.png, one metrics-ema-*.json per length")
     return 0

@@ -15,18 +15,13 @@ def say(text: object = "") -> None:
 def table(header: Sequence[str], rows: Sequence[Sequence[object]], markdown: bool = False) -> str:
     """Rows in aligned columns, numbers to the right; or as a Markdown table."""
     cells = [[str(cell) for cell in row] for row in rows]
+    right = [all(row[i][:1].isdigit() or row[i] == "-" for row in cells) for i in range(len(header))]
     if markdown:
-        rule = ["---:" if _numeric(cells, i) else "---" for i in range(len(header))]
+        rule = ["---:" if numbers else "---" for numbers in right]
         return "\n".join("| " + " | ".join(row) + " |" for row in [list(header), rule, *cells])
     widths = [max(len(row[i]) for row in [list(header), *cells]) for i in range(len(header))]
     lines = []
     for row in [list(header), *cells]:
-        parts = [
-            c.rjust(w) if _numeric(cells, i) else c.ljust(w) for i, (c, w) in enumerate(zip(row, widths, strict=True))
-        ]
+        parts = [c.rjust(w) if numbers else c.ljust(w) for c, w, numbers in zip(row, widths, right, strict=True)]
         lines.append("  ".join(parts).rstrip())
     return "\n".join(lines)
-
-
-def _numeric(rows: list[list[str]], column: int) -> bool:
-    return all(row[column][:1].isdigit() or row[column] == "-" for row in rows)

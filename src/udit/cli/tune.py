@@ -38,7 +38,8 @@ def tune(run: Path, /, *, n: int = 500, device: str = "auto") -> int:
     rows = [(level, *_cells(getattr(found, level))) for level in get_args(Level)]
     say()
     say(table(("quality", "sampler", "guided", "deep part runs", "distance", "agreement", "ms per image"), rows))
-    say(f"\nwrote {run / FILE}; distances are of the run's own judge, not the FID of the literature")
+    judge = found.protocol["judge"]
+    say(f"\nwrote {run / FILE}; distances are of the run's own judge, {judge}, not the FID of the literature")
     if found.warning:
         say(f"these were chosen by a {found.warning}")
     return 0

@@ -75,6 +75,8 @@ class LatentPlan(Spec):
         values["data"].pop("root", None)
         values["data"] = {key: value for key, value in values["data"].items() if key not in FREE_DATA_KEYS}
         values["codec"] = {key: value for key, value in values["codec"].items() if key not in FREE_CODEC_KEYS}
+        if values["data"].get("bits") == 16:  # as older caches were all made
+            del values["data"]["bits"]
         if values["codec"].get("network") == "AutoencoderKL":  # older caches know no other
             del values["codec"]["network"]
         return values

@@ -10,13 +10,17 @@ from pathlib import Path
 
 import numpy as np
 
-from udit.data.decode import Budget, Header, decode, peek
-from udit.data.folder import Listing, class_folders
+from udit.data.decode import Budget, Header, brightest, decode, peek
 from udit.data.idx import idx_files
+from udit.data.listing import Listing
+from udit.data.notes import Notes, label_notes
 from udit.data.npz import npz_file
 from udit.data.sources import InMemory
 from udit.data.verify import attempts, remember
 from udit.errors import UserError
+
+DARK = 32
+"""Brightness, of 255, that some pixel of an image should reach."""
 
 
 @dataclass
@@ -28,15 +32,10 @@ class Contents:
     formats: Counter[str] = field(default_factory=Counter)
     sizes: Counter[tuple[int, int]] = field(default_factory=Counter)
     """Images of each (width, height)."""
-    notes: dict[str, tuple[int, str]] = field(default_factory=dict)
-    """What is converted or skipped, not refused: how many images, and the first."""
+    notes: Notes = field(default_factory=Notes)
+    """What is converted, left out, or probably meant otherwise, and not refused."""
     bad: int = 0
     """Images that cannot be used, and empty class folders."""
-
-    def note(self, what: str, path: str) -> None:
-        """Counts an image under a note."""
-        count, first = self.notes.get(what, (0, path))
-        self.notes[what] = (count + 1, first)
 
 
 def check(path: Path, size: int, contents: Contents) -> Iterator[str]:
@@ -70,6 +69,7 @@ def _check_whole(read: Callable[[], InMemory], contents: Contents) -> Iterator[s
         yield str(error)
         return
     held_out = np.isin(np.arange(len(source)), source.held_out)
+    contents.notes.update(label_notes(source.labels))
     for label, count in enumerate(np.bincount(source.labels[~held_out])):
         contents.classes[str(label)] = (int(count), 0)
     if held_out.any():
@@ -91,8 +91,8 @@ def check_folder(root: Path, size: int, contents: Contents) -> Iterator[str]:
     Raises:
         UserError: no such folder, or no folders in it.
     """
-    names = class_folders(root)
     listing = Listing.of(root)
+    names = listing.classes
     labels = np.repeat(np.arange(len(names)), listing.counts)
     bad = np.zeros(len(names), int)
     for name, count in zip(names, listing.counts, strict=True):
@@ -101,11 +101,11 @@ def check_folder(root: Path, size: int, contents: Contents) -> Iterator[str]:
             yield f"class folder {str(root / name)!r} holds no PNG, JPEG, WebP or GIF; add some or remove it"
     budget = Budget()
 
-    def read(i: int) -> Header:
+    def read(i: int) -> tuple[Header, str | None]:
         path = root / listing.names[i]
         header = peek(path)
-        decode(path, size, 3, budget=budget)
-        return header
+        dark = decode(path, size, 3, budget=budget).max() < DARK
+        return header, _darkness(path) if dark else None
 
     for i, found in enumerate(attempts(read, len(labels), "checking")):
         if isinstance(found, UserError):
@@ -113,9 +113,12 @@ def check_folder(root: Path, size: int, contents: Contents) -> Iterator[str]:
             contents.bad += 1
             yield str(found)
         else:
-            _count(contents, found, repr(str(root / listing.names[i])))
-    if listing.skipped:
-        contents.notes["skipped: unsupported extension"] = (listing.num_skipped, repr(listing.skipped[0]))
+            header, darkness = found
+            path = repr(str(root / listing.names[i]))
+            _count(contents, header, path)
+            if darkness is not None:
+                contents.notes.add(darkness, path)
+    contents.notes.update(listing.notes)
     _find_copies(root, listing, contents)
     contents.classes = {
         name: (count, int(wrong)) for name, count, wrong in zip(names, listing.counts, bad, strict=True)
@@ -128,15 +131,28 @@ def _count(contents: Contents, header: Header, path: str) -> None:
     contents.formats[header.format] += 1
     contents.sizes[header.width, header.height] += 1
     if header.mode == "CMYK":
-        contents.note("CMYK, converted to RGB without its colour profile", path)
+        contents.notes.add("CMYK, converted to RGB without its colour profile", path)
     if header.mode.startswith("I"):
-        contents.note("16-bit, reduced to 8 bits", path)
+        contents.notes.add("16-bit, reduced to 8 bits", path)
     if header.transparent:
-        contents.note("transparent, composited on white", path)
+        contents.notes.add("transparent, composited on white", path)
     if header.animated:
-        contents.note("animated, reduced to the first frame", path)
+        contents.notes.add("animated, reduced to the first frame", path)
     if header.turned:
-        contents.note("rotated upright by EXIF", path)
+        contents.notes.add("rotated upright by EXIF", path)
+
+
+def _darkness(path: Path) -> str | None:
+    """What an image holds that is nearly black when it is cropped, in words; None if only its centre is."""
+    most, deep = brightest(path)
+    if deep and 0 < most < 2**15:
+        bits = max(8, most.bit_length())
+        return f"nearly black: 16-bit files of {bits} bits, with values up to {2**bits - 1}; set data.bits={bits}"
+    if most == 1:
+        return "nearly black: values 0 and 1 only, as masks have; multiply them by 255"
+    if most == 0:
+        return "black"
+    return f"nearly black: no value above {DARK - 1} of 255" if most < DARK else None
 
 
 def _find_copies(root: Path, listing: Listing, contents: Contents) -> None:
@@ -153,4 +169,4 @@ def _find_copies(root: Path, listing: Listing, contents: Contents) -> None:
             continue  # has been reported
         first = seen.setdefault(key, i)
         if first != i:
-            contents.note("copy of another file", f"{str(path)!r} of {str(root / listing.names[first])!r}")
+            contents.notes.add("copy of another file", f"{str(path)!r} of {str(root / listing.names[first])!r}")

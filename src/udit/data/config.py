@@ -114,9 +114,9 @@ class NpzData(SplitData):
 
     def build(self) -> Source:
         """The loaded data set."""
-        from udit.data.npz import npz_file
+        from udit.data.npz import load
 
-        return npz_file(self.path.expanduser(), len(self.classes) or None)
+        return load(self)
 
 
 class ImageFiles(SplitData):
@@ -126,6 +126,9 @@ class ImageFiles(SplitData):
     """Side of the square that ADM's centre crop cuts."""
     channels: Literal[1, 3] = 3
     """3 is RGB, 1 grey."""
+    bits: Annotated[int, Field(ge=8, le=16)] = 16
+    """Depth of grey in files of 16 bits: 12 where a camera or scanner has put 12 bits into them. Files of 8 bits, and
+    those of colour, are read as they are."""
     flip: bool = True
     """Mirrors half of the training images left to right, chosen by (seed, position in the run)."""
     verify: Literal["full", "headers"] = "full"
@@ -149,7 +152,7 @@ class FolderData(ImageFiles):
         """The listed images, decoded when they are read."""
         from udit.data.folder import ImageFolder
 
-        return ImageFolder(self.root, self.size, self.channels, self.verify)
+        return ImageFolder(self.root, self.size, self.channels, self.verify, self.bits)
 
 
 class HubData(ImageFiles):

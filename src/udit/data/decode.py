@@ -7,7 +7,8 @@ What the conversion does (``tests/test_decode.py`` checks a file of each kind):
 | EXIF orientation | rotated upright |
 | grey, one bit, palette | the same colours in RGB |
 | transparency, full or partial, or a transparent colour | composited on white |
-| 16 bits a channel | the high byte |
+| 16 bits of grey | the highest 8 of ``bits`` |
+| 16 bits of colour | the high byte |
 | CMYK, YCCK | Pillow's formula, (255 - C) (255 - K) / 255 and so on; colour profiles are not applied |
 | colour, where ``channels`` is 1 | ITU-R 601 luma |
 | animation (GIF, WebP, APNG) and several images (MPO) | the first frame; of an APNG, its still image |
@@ -15,6 +16,7 @@ What the conversion does (``tests/test_decode.py`` checks a file of each kind):
 
 from __future__ import annotations
 
+import functools
 import struct
 import threading
 import zlib
@@ -120,6 +122,7 @@ def decode(
     channels: Literal[1, 3],
     name: str | None = None,
     budget: Budget | None = None,
+    bits: int = 16,
 ) -> Pixels:
     """One image file as a square: converted as the table says, then ``centre_crop``.
 
@@ -129,6 +132,7 @@ def decode(
         channels: 3 for RGB, 1 for grey.
         name: of the image in errors; the path if not given.
         budget: shared by all threads that decode.
+        bits: depth of grey in files of 16 bits, 8 to 16; what is brighter is white.
 
     Returns:
         [C, size, size] in 0..255.
@@ -142,7 +146,7 @@ def decode(
         if size * size * max(image.size) / min(image.size) > MAX_PIXELS:
             raise UserError(f"image {name!r} is {width}x{height}, too narrow to crop to a square; crop or remove it")
         with budget.take(width * height) if budget else nullcontext():
-            flat = _flat(image, channels)
+            flat = _flat(image, channels, bits)
             if flat is not image:
                 image.close()  # frees its pixels
             pixels = np.asarray(centre_crop(flat, size))
@@ -172,11 +176,24 @@ def _opened(file: Path | str | BinaryIO, name: str) -> Iterator[Image.Image]:
         raise UserError(f"image {name!r} cannot be read ({detail}); replace or remove it") from None
 
 
-def _flat(image: Image.Image, channels: Literal[1, 3]) -> Image.Image:
+def brightest(file: Path) -> tuple[int, bool]:
+    """The largest value of any channel in an image file, and whether its values are 16-bit grey.
+
+    Raises:
+        UserError: see ``decode``.
+    """
+    with _opened(file, str(file)) as image:
+        extrema = image.convert("RGB").getextrema() if image.mode == "P" else image.getextrema()
+        bands = [extrema] if isinstance(extrema[0], int | float) else extrema
+        values = bands[:-1] if image.mode in ("LA", "RGBA", "La", "RGBa") else bands
+        return int(max(high for _, high in values)), image.mode.startswith("I")
+
+
+def _flat(image: Image.Image, channels: Literal[1, 3], bits: int) -> Image.Image:
     """Upright 8-bit RGB or grey without transparency."""
     ImageOps.exif_transpose(image, in_place=True)
     if image.mode.startswith("I"):
-        image = _in_bands(image, "L", _high_byte)
+        image = _in_bands(image, "L", functools.partial(_high_bits, bits=bits))
     elif image.has_transparency_data:
         image = _in_bands(image, "RGB", _on_white)
     if image.mode not in ("RGB", "L") or (channels == 3 and image.mode == "L"):
@@ -184,10 +201,10 @@ def _flat(image: Image.Image, channels: Literal[1, 3]) -> Image.Image:
     return image.convert("L") if channels == 1 and image.mode == "RGB" else image
 
 
-def _high_byte(image: Image.Image) -> Image.Image:
+def _high_bits(image: Image.Image, bits: int) -> Image.Image:
     """16-bit grey as 8 bits, where Pillow would clip at 255; of 16-bit colour Pillow keeps the high byte itself."""
     deep = np.asarray(image)
-    grey = (deep >> 8).clip(0, 255).astype(np.uint8)
+    grey = (deep >> (bits - 8)).clip(0, 255).astype(np.uint8)
     if isinstance(image.info.get("transparency"), int):
         grey[deep == image.info["transparency"]] = 255
     return Image.fromarray(grey)

@@ -13,6 +13,7 @@ import numpy as np
 from udit import hub
 from udit.data.config import DataInfo, HubData
 from udit.data.decode import Budget, decode, peek
+from udit.data.listing import image_files
 from udit.data.names import Names
 from udit.data.sources import InMemory, Labels, Pixels
 from udit.data.verify import verified
@@ -50,12 +51,67 @@ def class_names(data: HubData) -> tuple[str, ...]:
 
 
 def _check_columns(data: HubData, features: Any) -> None:
-    for key, name in (("image", data.image), ("label", data.label)):
+    for key, name, may in (("image", data.image, _is_image), ("label", data.label, _is_label)):
         if name not in features:
-            known = ", ".join(sorted(features)) or "none listed"
-            raise UserError(f"{data.path} has no column {name!r}; set data.{key} to one of its columns: {known}")
-    if type(features[data.image]).__name__ != "Image":
+            there = [column for column, feature in features.items() if may(feature)]
+            known = f"set data.{key} to one of its columns: {', '.join(sorted(there))}" if there else "no column fits"
+            reason = _why_unlabelled(Path(data.path).expanduser()) if key == "label" else None
+            raise UserError(f"{data.path} has no column {name!r}; {reason or known}")
+    if not _is_image(features[data.image]):
         raise UserError(f"column {data.image!r} of {data.path} holds no images; set data.image to the one that does")
+
+
+def _is_image(feature: Any) -> bool:
+    return type(feature).__name__ == "Image"
+
+
+def _is_label(feature: Any) -> bool:
+    return type(feature).__name__ == "ClassLabel" or "int" in str(getattr(feature, "dtype", ""))
+
+
+def _why_unlabelled(root: Path) -> str | None:
+    """Why a local folder of images gets no labels from `datasets`, and what to do; None for anything else."""
+    images = [path.relative_to(root) for path in image_files(root)] if root.is_dir() else []
+    if not images:
+        return None
+    metadata = sorted(path.name for path in root.glob("metadata.*"))
+    depths = {len(path.parts) for path in images}
+    if metadata:
+        reason = f"`datasets` takes labels from {metadata[0]} alone where there is one"
+    elif len(depths) > 1:
+        odd = min(images, key=lambda path: len(path.parts)) if 1 in depths else max(images, key=lambda p: len(p.parts))
+        reason = f"`datasets` makes none where images lie at several depths, as {str(odd)!r} does"
+    else:
+        reason = "`datasets` makes none of a single class"
+    return f"{reason}; data.kind=folder data.root={root} reads class folders as they are"
+
+
+def _check_parts(data: HubData) -> None:
+    """Refuses a local folder of images of which `datasets` leaves class folders out.
+
+    It takes folders with words such as train or test in their names for parts of the data set, and forgets the others.
+
+    Raises:
+        UserError: names folders that are left out.
+    """
+    root = Path(data.path).expanduser()
+    images = [path.relative_to(root) for path in image_files(root)] if root.is_dir() else []
+    if not images:
+        return
+    from datasets import load_dataset_builder
+
+    parts = load_dataset_builder(data.path, data.name).config.data_files or {}
+    read = {Path(str(file)).resolve() for files in parts.values() for file in files}
+    top = root.resolve()
+    taken = {path.relative_to(top).parts[0] for path in read if path.is_relative_to(top)}
+    left = sorted({path.parts[0] for path in images if len(path.parts) > 1} - taken)
+    if left and taken:
+        shown = ", ".join(map(repr, left[:3])) + (" ..." if len(left) > 3 else "")
+        raise UserError(
+            f"`datasets` takes {', '.join(map(repr, sorted(taken)[:3]))} in {root} for parts of the data set "
+            f"({', '.join(map(str, parts))}), by words in their names, and leaves out {shown}; data.kind=folder "
+            f"data.root={root} reads all as classes"
+        )
 
 
 def _load(data: HubData, split: str, *, streaming: bool) -> Any:
@@ -73,7 +129,10 @@ def _load(data: HubData, split: str, *, streaming: bool) -> Any:
         if data.path.endswith(".parquet"):
             files = {split: str(Path(data.path).expanduser())}
             return load_dataset("parquet", data_files=files, split=split, streaming=streaming)
+        _check_parts(data)
         return load_dataset(data.path, data.name, split=split, revision=data.revision, streaming=streaming)
+    except UserError:
+        raise
     except (OSError, ValueError, LookupError, DatasetsError) as error:
         detail = " ".join(str(error.__cause__ or error).split())[:200]
         raise UserError(
@@ -181,7 +240,7 @@ class Rows:
         )
 
     def _decode(self, i: int, budget: Budget | None = None) -> Pixels:
-        return decode(self._file(i), self.data.size, self.data.channels, self._called(i), budget)
+        return decode(self._file(i), self.data.size, self.data.channels, self._called(i), budget, self.data.bits)
 
     def _file(self, i: int) -> Path | io.BytesIO:
         first = len(self._tables[0])
@@ -203,7 +262,8 @@ def streamed(data: HubData) -> InMemory:
     """
     from filelock import FileLock
 
-    said = data.model_dump(mode="json", include={"path", "name", "image", "label", "size", "channels", "classes"})
+    deciding = {"path", "name", "image", "label", "size", "channels", "classes", *(["bits"] if data.bits != 16 else [])}
+    said = data.model_dump(mode="json", include=deciding)
     key = hashlib.sha256(repr(("1", sorted(said.items()), data.splits, _commit(data))).encode()).hexdigest()[:32]
     place = cache_folder() / "pictures" / key
     try:
@@ -263,7 +323,7 @@ def _passing(data: HubData, split: str) -> Iterator[tuple[Pixels, Any]]:
         with progress_bar(None, f"streaming {split}", "image", leave=False) as bar:
             for i, row in enumerate(rows):
                 called = f"{data.path}, {split} {i}"
-                yield decode(_file(row[data.image]), data.size, data.channels, called), row[data.label]
+                yield decode(_file(row[data.image]), data.size, data.channels, called, bits=data.bits), row[data.label]
                 bar.update()
     except UserError:
         raise

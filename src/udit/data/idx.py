@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import logging
 import struct
 import zlib
 from collections.abc import Sequence
@@ -13,6 +14,7 @@ import numpy as np
 
 from udit.data.config import DataInfo, IdxFiles
 from udit.data.names import Names
+from udit.data.notes import label_notes
 from udit.data.sources import InMemory, Labels, Pixels
 from udit.errors import UserError
 
@@ -20,6 +22,8 @@ PARTS = ("train", "t10k")
 """How the names of a data set's files begin; t10k holds the test images."""
 MAX_BYTES = 2**32
 """Largest unpacked size of a file that is read; a small file can claim to be huge."""
+
+logger = logging.getLogger(__name__)
 
 
 def describe(data: IdxFiles) -> DataInfo:
@@ -39,7 +43,10 @@ def load(data: IdxFiles) -> InMemory:
     Raises:
         UserError: see ``idx_files``.
     """
-    return idx_files(_root(data), len(describe(data).id2label), data.size)
+    source = idx_files(_root(data), len(describe(data).id2label), data.size)
+    for note in label_notes(source.labels):
+        logger.warning("data: %s", note)
+    return source
 
 
 def _root(data: IdxFiles) -> Path:

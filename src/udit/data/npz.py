@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import tokenize
 import zipfile
@@ -18,6 +19,7 @@ from numpy.typing import NDArray
 from udit.data.config import DataInfo, NpzData
 from udit.data.decode import DECODE_ERRORS
 from udit.data.names import Names
+from udit.data.notes import label_notes
 from udit.data.sources import InMemory, Labels, Pixels
 from udit.errors import UserError
 
@@ -30,6 +32,12 @@ LAYOUTS = (
 """Keys of images and labels. Where they say ``train``, those of the test images say ``test``."""
 MAX_BYTES = 2**34
 """Largest size of an array that is read."""
+
+
+MAX_LABELS = 1_000_000
+"""Classes that a file may have; a number above is an id, and a table of so many classes would fill the memory."""
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -69,6 +77,18 @@ def npz_file(path: Path, num_classes: int | None = None) -> InMemory:
     names = Names(f"{images} {i}" for x, (images, _) in zip(pixels, pairs, strict=True) for i in range(len(x)))
     held_out = range(len(pixels[0]), len(names))
     return InMemory(np.concatenate(pixels), np.concatenate(labels), names, held_out)
+
+
+def load(data: NpzData) -> InMemory:
+    """The loaded data set; remarks on its labels are logged.
+
+    Raises:
+        UserError: see ``npz_file``.
+    """
+    source = npz_file(data.path.expanduser(), len(data.classes) or None)
+    for note in label_notes(source.labels):
+        logger.warning("data: %s", note)
+    return source
 
 
 def describe(data: NpzData) -> DataInfo:
@@ -163,4 +183,9 @@ def _labels(array: NDArray[np.generic], path: Path, key: str) -> Labels:
         raise UserError(f"{key} of {path} is {array.dtype} {list(array.shape)}; labels are whole numbers [N] or [N, 1]")
     if flat.min() < 0:
         raise UserError(f"{key} of {path} has a label {flat.min()}; labels count from 0")
+    if flat.max() >= MAX_LABELS:
+        raise UserError(
+            f"{key} of {path} has labels up to {flat.max()}, and {len(np.unique(flat))} different ones in all: ids "
+            f"rather than classes; number the classes from 0 (at most {MAX_LABELS:,})"
+        )
     return flat.astype(np.int64)

@@ -81,7 +81,8 @@ def _table(group: Sequence[tuple[str, Report]]) -> str:
     )
     warned = dict.fromkeys(found.judge_warning for _, found in group if found.judge_warning)
     facts = [
-        f"- judge: {report.judge}, weights {report.judge_sha256[:12]}; distances are of its features, not FID",
+        f"- judge: {report.judge}, right on {real} of real test images, weights {report.judge_sha256[:12]}; distances "
+        "are of its features, not FID",
         f"- reference: {report.reference_count} training images, sha256 {report.reference_sha256[:12]}",
         f"- num_samples: {report.num_samples}; of real test images: {report.matched_count}",
     ]

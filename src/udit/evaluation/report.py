@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 from pydantic import Field, NonNegativeFloat, PositiveInt, ValidationError
 
-from udit.evaluation.judge import NAME
+from udit.evaluation.judge_network import NETWORKS
 from udit.record import Record
 
 NOTE = (
@@ -139,7 +139,8 @@ class Report(Record):
         lines.insert(1, f"| {'-' * widths[0]} | {'-' * (widths[1] - 1)}: | {'-' * widths[2]} |")
         facts = {
             **self.protocol,
-            "judge": f"{self.judge}, weights {self.judge_sha256[:12]}",
+            "judge": f"{self.judge}, right on {percent(self.judge_on_test)} of real test images, weights "
+            f"{self.judge_sha256[:12]}",
             "reference": f"{self.reference_count} training images, sha256 {self.reference_sha256[:12]}",
         }
         warned = ["", f"**{self.judge_warning}**"] if self.judge_warning else []
@@ -149,12 +150,12 @@ class Report(Record):
 
     @classmethod
     def read(cls, path: Path, protocol: dict[str, Any]) -> Report | None:
-        """The report in a file if it is of this protocol and this version of the judge; otherwise None."""
+        """The report in a file if it is of this protocol and a known version of the judge; otherwise None."""
         try:
             report = cls.model_validate_json(path.read_text(encoding="utf-8"))
         except (OSError, UnicodeDecodeError, ValidationError):
             return None
-        same = report.protocol == json.loads(json.dumps(protocol)) and report.judge == NAME
+        same = report.protocol == json.loads(json.dumps(protocol)) and report.judge in NETWORKS
         return report if same else None
 
 

@@ -4,27 +4,21 @@ from __future__ import annotations
 
 import hashlib
 import json
-import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from udit.data.sources import Labels, Parts, Pixels, Source
+from udit.data.sources import Parts, Pixels, Source
 from udit.errors import UserError
 from udit.evaluation import frechet, metrics
 from udit.evaluation.image_set import ImageSet
-from udit.evaluation.judge import NAME, Judge, train_judge
+from udit.evaluation.judges import SEED, judge_of
 from udit.evaluation.report import Report
 from udit.evaluation.trust import Trust
 from udit.run.config import EvaluationConfig
 from udit.run.scorable import require_scorable
-
-SEED = 0
-"""Of judge and bootstrap: the same judge for all runs on the same data, so that their scores can be compared."""
-
-logger = logging.getLogger(__name__)
 
 
 def score_with_judge(
@@ -35,6 +29,8 @@ def score_with_judge(
     config: EvaluationConfig,
     protocol: dict[str, Any],
     judge_path: Path | None = None,
+    *,
+    mirrored: bool = False,
 ) -> Report:
     """Scores generated images; the reference is the part of the data that the generator was trained on.
 
@@ -46,13 +42,14 @@ def score_with_judge(
         config: training steps of the judge, bootstrap resamples.
         protocol: how the images were generated, as plain values; goes into the report unchanged.
         judge_path: where the judge is kept; a judge that was trained on the same images is used again.
+        mirrored: whether the generator's training images are mirrored.
 
     Raises:
         UserError: too few images in a part, or images of another shape than the data.
     """
     require_scorable(source.labels, parts)
     generated = _checked(images, labels, source, parts)
-    judge = judge_of(source, parts.judge, config.judge_steps, judge_path)
+    judge = judge_of(source, parts, config.judge_steps, judge_path, mirrored=mirrored)
     test = ImageSet.of_source(source, parts.test).kept()
 
     features, right, done = [], 0, 0
@@ -60,7 +57,7 @@ def score_with_judge(
     digest = hashlib.sha256(repr(generated.shape).encode())
     for chunk in ImageSet.of_source(source, parts.train).chunks():
         features.append(judge.features(chunk))
-        right += int((judge.predict(chunk) == source.labels[parts.train[done : done + len(chunk)]]).sum())
+        right += int((judge.classes(features[-1]) == source.labels[parts.train[done : done + len(chunk)]]).sum())
         _lower(near_samples, generated, chunk)
         _lower(near_test, test, chunk)
         digest.update(chunk.tobytes())
@@ -72,8 +69,8 @@ def score_with_judge(
     subsets = np.array_split(drawn, 5) if len(drawn) >= 10 else [drawn]
     shares = metrics.precision_recall(samples=drawn, reference=reference)
     count = min(len(drawn), len(real))
-    agreement = metrics.class_agreement(generated.map(judge.predict), np.array(labels, np.int64))
-    trust = Trust.in_judge(judge, test, source.labels[parts.test])
+    agreement = metrics.class_agreement(judge.classes(drawn), np.array(labels, np.int64))
+    trust = Trust.of(judge.classes(real), source.labels[parts.test])
     memorised, memorised_real = metrics.memorised_share(near_samples, near_test)
     return Report(
         num_samples=len(generated),
@@ -99,7 +96,7 @@ def score_with_judge(
         memorised=memorised,
         memorised_real=memorised_real,
         protocol=json.loads(json.dumps(protocol)),
-        judge=NAME,
+        judge=judge.name,
         judge_sha256=judge.fingerprint,
         reference_sha256=digest.hexdigest(),
         reference_count=len(parts.train),
@@ -126,23 +123,3 @@ def _lower(nearest: frechet.Array, images: ImageSet, others: Pixels) -> None:
         own = nearest[done : done + len(chunk)]
         np.minimum(own, metrics.nearest_distances(chunk, others), out=own)
         done += len(chunk)
-
-
-def judge_of(source: Source, part: Labels, steps: int, path: Path | None) -> Judge:
-    """The judge at ``path`` if it was trained on the same images and steps; otherwise a new one, kept there."""
-    shape, ids = source.image(int(part[0])).shape, hashlib.sha256(part.astype("<i8").tobytes()).hexdigest()
-    origin = json.dumps({"data": source.fingerprint, "pictures": ids, "shape": shape, "steps": steps, "seed": SEED})
-    if path is not None and path.exists():
-        try:
-            kept = Judge.load(path)
-        except UserError as error:
-            logger.warning("training a new judge: %s", error)
-        else:
-            if kept.origin == origin:
-                return kept
-    images = ImageSet.of_source(source, part)
-    num_classes = int(source.labels.max()) + 1
-    judge = train_judge(images, source.labels[part], num_classes, steps=steps, seed=SEED, origin=origin)
-    if path is not None:
-        judge.save(path)
-    return judge

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +14,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from udit.data.decode import decode
+from udit.data.listing import image_files
+from udit.data.notes import Notes
 from udit.data.sources import Pixels
 from udit.errors import UserError
 from udit.evaluation import npz
@@ -21,9 +24,9 @@ from udit.evaluation.frechet import Statistics
 from udit.evaluation.image_set import ImageSet
 from udit.files import file_sha256
 
-SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 GRID = "grid.png"
 """The overview that `udit sample` writes beside its images; not one of them."""
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -60,9 +63,12 @@ def _folder(path: Path) -> ImageSet:
     Raises:
         UserError: too few, and when they are read: a damaged one, or several sizes, since resizing changes a score.
     """
-    files = sorted(file for file in path.rglob("*") if file.suffix.lower() in SUFFIXES and file.name != GRID)
+    notes = Notes()
+    files = [file for file in image_files(path, notes) if file.name != GRID]
+    for note in notes:
+        logger.warning("%s: %s", path, note)
     if len(files) < 2:
-        raise UserError(f"{path} holds {len(files)} images (PNG, JPEG or WebP); at least 2 are needed")
+        raise UserError(f"{path} holds {len(files)} images (PNG, JPEG, WebP or GIF); at least 2 are needed")
     try:
         with Image.open(files[0]) as first:
             side = first.size
@@ -72,10 +78,15 @@ def _folder(path: Path) -> ImageSet:
     def read_one(file: Path) -> Pixels:
         with Image.open(file) as image:
             size = image.size
-        if size != side or size[0] != size[1]:
+        if size[0] != size[1]:
             raise UserError(
-                f"image {str(file)!r} is {size[0]}x{size[1]} and the first is {side[0]}x{side[1]}; a score needs "
-                "squares of one size, since resizing would change it"
+                f"image {str(file)!r} is {size[0]}x{size[1]}; a score needs squares of one size, since resizing would "
+                "change it: crop it"
+            )
+        if size != side:
+            raise UserError(
+                f"image {str(file)!r} is {size[0]}x{size[1]} and the first, {str(files[0])!r}, is {side[0]}x{side[1]}; "
+                "a score needs squares of one size, since resizing would change it"
             )
         return decode(file, size[0], 3)
 

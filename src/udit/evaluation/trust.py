@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import logging
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from udit.data.sources import Labels, Parts, Source
 from udit.evaluation.image_set import ImageSet
-from udit.evaluation.judge import Judge
 from udit.evaluation.metrics import share_interval
+
+if TYPE_CHECKING:
+    from udit.evaluation.judge import Judge
 
 KAPPA = 0.5
 """Least share of the way from chance to always right (Cohen's kappa) that a judge must surely have gone."""
-MOST = 2000
+MOST = 10_000
 """Test images, evenly spread, that a judge is asked about before anything is sampled."""
 
 log = logging.getLogger(__name__)
@@ -28,6 +33,8 @@ class Trust:
     count: int
     chance: float
     """The share of the most frequent class: what always naming that class is right on."""
+    images: str = ""
+    """sha256 of the places of the test images in the data set, where they are known."""
 
     @staticmethod
     def of(predicted: Labels, wanted: Labels) -> Trust:
@@ -36,14 +43,28 @@ class Trust:
         return Trust(int((predicted == wanted).sum()), len(wanted), float(most) / len(wanted))
 
     @staticmethod
-    def in_judge(judge: Judge, test: ImageSet, wanted: Labels) -> Trust:
-        """Of a judge, on test images and their classes [N]."""
-        return Trust.of(test.map(judge.predict), wanted)
+    def from_json(text: str) -> Trust:
+        """What ``to_json`` wrote.
+
+        Raises:
+            ValueError: not JSON.
+            TypeError: other keys.
+        """
+        return Trust(**json.loads(text))
+
+    def to_json(self) -> str:
+        """Its numbers, as they are kept with a judge's weights."""
+        return json.dumps(asdict(self))
 
     @property
     def accuracy(self) -> float:
         """Share of test images on which the judge is right."""
         return self.right / self.count
+
+    @property
+    def described(self) -> str:
+        """The accuracy in a few words, for names and notes beside scores."""
+        return f"{100 * self.accuracy:.1f} % of {self.count} real test images"
 
     @property
     def weak(self) -> bool:
@@ -63,10 +84,18 @@ class Trust:
         )
 
 
-def warn_of_weak(judge: Judge, source: Source, parts: Parts) -> str | None:
-    """Logs a warning where the judge of a data set is weak, and returns it; asks it about at most ``MOST`` images."""
+def trust_of(judge: Judge, source: Source, parts: Parts) -> Trust:
+    """A judge's answers on at most ``MOST`` test images of a data set; it is not asked again about the same ones."""
     part = parts.test[:: -(-len(parts.test) // MOST)]
-    warning = Trust.in_judge(judge, ImageSet.of_source(source, part), source.labels[part]).warning()
+    images = hashlib.sha256(part.astype("<i8").tobytes()).hexdigest()
+    if judge.trust is not None and judge.trust.images == images:
+        return judge.trust
+    return replace(Trust.of(ImageSet.of_source(source, part).map(judge.predict), source.labels[part]), images=images)
+
+
+def warn_of_weak(judge: Judge, source: Source, parts: Parts) -> str | None:
+    """Logs a warning where the judge of a data set is weak, and returns it."""
+    warning = trust_of(judge, source, parts).warning()
     if warning:
         log.warning("%s", warning)
     return warning

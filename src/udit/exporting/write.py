@@ -13,7 +13,7 @@ from typing import Any
 
 from torch.export import ExportedProgram
 
-from udit.errors import UserError
+from udit.errors import UserError, one_line
 from udit.exporting.calibrate import Inputs, quantized
 from udit.exporting.manifest import GRAPHS, Kind
 from udit.exporting.program import NAMES
@@ -34,7 +34,7 @@ def write_graph(kind: Kind, program: ExportedProgram, folder: Path, calibration:
                 model = openvino_model(program)
                 write_openvino(quantized(model, calibration) if calibration else model, path)
     except RuntimeError as error:  # the exporters raise errors of this type
-        raise UserError(f"the network has no {kind} form: {' '.join(str(error).split())[:200]}") from None
+        raise UserError(f"the network has no {kind} form: {one_line(error)}") from None
 
 
 def write_onnx(program: ExportedProgram, path: Path) -> None:

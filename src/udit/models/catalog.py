@@ -16,6 +16,7 @@ from udit.models.dimsum.config import DiMSUMConfig
 from udit.models.dit.config import DiTConfig
 from udit.models.hdit.config import HDiTConfig, HourglassLevel, Mapping
 from udit.models.lightningdit.config import LightningDiTConfig
+from udit.models.pde.config import PDEConfig
 from udit.models.skipdit.config import SkipDiTConfig
 from udit.models.udit.config import UDiTConfig
 from udit.models.uvit.config import UViTConfig
@@ -110,6 +111,14 @@ _DICO = About(
     ffn="GELU MLP",
     skips="concatenated, one per level",
     exact=_SAME,
+)
+_PDE = About(
+    paper="2505.24717",
+    code="Apache-2.0",
+    attention="cosine, learned relative positions; shifted windows",
+    ffn="GELU MLP",
+    skips="concatenated, one per level",
+    exact=f"{_SAME}; the form with separate channels is not built",
 )
 _ADM = About(
     paper="2105.05233",
@@ -236,6 +245,12 @@ def _dico(width: int, *depths: int, ratio: float = 2, hub: bool = True) -> Entry
     return Entry(config=config, about=_DICO, weights=weights, unverified="file names" if hub else "")
 
 
+def _pde(width: int, size: str) -> Entry:
+    weights = f"thuerey-group/pde-transformer, mc-{size} (Apache-2.0)"
+    config = PDEConfig(width=width, heads=width // 24)
+    return Entry(config=config, about=_PDE, weights=weights, unverified="licence of weights")
+
+
 _DIGITS: dict[str, Any] = {"in_channels": 1, "num_classes": 10, "input_size": 8}
 _SMALL: dict[str, Any] = {"width": 64, "depth": 4, "heads": 4, **_DIGITS}
 
@@ -279,6 +294,9 @@ CATALOG: dict[str, Entry] = {
     "DiCo-L": _dico(352, 9, 8, 9, 8, 9),
     "DiCo-XL": _dico(416, 9, 9, 10, 9, 9),
     "DiCo-H": _dico(416, 14, 12, 10, 12, 14, ratio=4, hub=False),
+    "PDE-Transformer-S": _pde(96, "s"),
+    "PDE-Transformer-B": _pde(192, "b"),
+    "PDE-Transformer-L": _pde(384, "l"),
     "ADM-64": _adm(64, (1, 2, 3, 4), (2, 4, 8), width=192, res_blocks=3, qkv_order="new", dropout=0.1),
     "ADM-128": _adm(128, (1, 1, 2, 3, 4), (4, 8, 16), heads=4, head_channels=None),
     "ADM-256": _adm(256, (1, 1, 2, 2, 4, 4), (8, 16, 32)),
@@ -320,6 +338,9 @@ CATALOG: dict[str, Entry] = {
     "U-ViT-tiny": Entry(config=UViTConfig(**_SMALL, shallow=1), about=_UVIT),
     "DiC-tiny": Entry(config=DiCConfig(width=16, depths=(2, 2, 2), **_DIGITS), about=_DIC),
     "DiCo-tiny": Entry(config=DiCoConfig(width=16, depths=(2, 2, 2), **_DIGITS), about=_DICO),
+    "PDE-Transformer-tiny": Entry(
+        config=PDEConfig(width=16, heads=2, depths=(2, 2, 2), patch=1, window=4, **_DIGITS), about=_PDE
+    ),
     "ADM-tiny": Entry(
         config=ADMConfig(
             width=32,

@@ -92,7 +92,8 @@ class EvaluationConfig(Spec):
     bootstrap: Annotated[int, Field(ge=10)] = 200
     """Resamplings for the confidence interval."""
     judge_steps: PositiveInt = 600
-    """Training steps of the classifier that judges samples."""
+    """Training steps of the classifier that judges samples, for each 1,000 images that it is trained on: at least two
+    thirds and at most 8 times as many."""
 
 
 def model_from(values: Any) -> Any:

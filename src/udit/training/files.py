@@ -78,6 +78,13 @@ class RunFiles:
             log.info("new run in %s%s", self.run.out, run_beside(self.run))
             folder.write_names(self.run.out, self.source)
             warn_before_training(self.run, self.source.labels, self.parts)
+            batch, count = self.run.training.batch_size, len(self.parts.train)
+            if batch > count:
+                log.warning(
+                    "training.batch_size is %d and there are %d training images: each step sees all of them, some "
+                    "twice; a smaller batch learns faster",
+                    *(batch, count),
+                )
             if self.run.init_from is not None:
                 self.learner.start_from_trained()
             return None

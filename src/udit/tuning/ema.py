@@ -12,7 +12,7 @@ from udit.errors import UserError
 from udit.evaluation.archive import keep
 from udit.evaluation.image_set import ImageSet
 from udit.evaluation.judge import JudgeFeatures
-from udit.evaluation.score import judge_of
+from udit.evaluation.judges import judge_of
 from udit.evaluation.sets import reference_of
 from udit.evaluation.standard import Scores, save_sweep, score, tables
 from udit.evaluation.trust import warn_of_weak
@@ -76,8 +76,9 @@ def sweep_ema(
     for sigma_rel in sigma_rels:
         snapshots.mixture(sigma_rel)  # refuses what cannot be rebuilt, before the first image
     check_room(target, 0)
-    judge = JudgeFeatures(judge_of(source, parts.judge, config.judge_steps, target / JUDGE))
-    warning = warn_of_weak(judge.judge, source, parts)
+    own = judge_of(source, parts, config.judge_steps, target / JUDGE, mirrored=values.data.mirrored)
+    judge = JudgeFeatures(own)
+    warning = warn_of_weak(own, source, parts)
     reference = reference_of(ImageSet.of_source(source, parts.train), judge)
     drawing = {"name": None, **drawing_of(config, values.sampling)}
     scored = []

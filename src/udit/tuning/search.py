@@ -25,7 +25,7 @@ from udit.errors import UserError
 from udit.evaluation import frechet, metrics
 from udit.evaluation.image_set import ImageSet
 from udit.evaluation.judge import Judge
-from udit.evaluation.score import SEED, judge_of
+from udit.evaluation.judges import SEED, judge_of
 from udit.evaluation.shards import labels_for
 from udit.evaluation.trust import warn_of_weak
 from udit.files import check_room
@@ -81,7 +81,7 @@ class Scorer:
         source = run.data.build()
         parts = parts_of(source, run.data)
         require_scorable(source.labels, parts)
-        judge = judge_of(source, parts.judge, run.evaluation.judge_steps, judge_path)
+        judge = judge_of(source, parts, run.evaluation.judge_steps, judge_path, mirrored=run.data.mirrored)
         reference = frechet.Statistics.of(ImageSet.of_source(source, parts.train).map(judge.features))
         batch_size, first_seed = min(count, run.evaluation.batch_size), run.evaluation.first_seed
         warning = warn_of_weak(judge, source, parts)
@@ -104,7 +104,7 @@ class Scorer:
     def score(self, sampling: SamplingConfig, images: Pixels, seconds: float) -> Scored:
         """Scores images uint8 [N, C, H, W] of ``labels`` that were sampled in ``seconds`` each."""
         features, labels = self.judge.features(images), np.array(self.labels, np.int64)
-        agreement = metrics.class_agreement(self.judge.predict(images), labels)
+        agreement = metrics.class_agreement(self.judge.classes(features), labels)
 
         def distance(some: frechet.Array, _: frechet.Array) -> float:
             return frechet.distance(frechet.Statistics.of(some), self.reference)
@@ -156,6 +156,7 @@ class Scorer:
             "first_seed": self.first_seed,
             "labels": "balanced",
             "batch_size": self.batch_size,
+            "judge": self.judge.described,
             "judge_sha256": self.judge.fingerprint,
             "reference_count": self.reference.count,
             "clock": "processor" if _clock(self.system) is time.process_time else "wall",

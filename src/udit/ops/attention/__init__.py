@@ -53,7 +53,8 @@ def attend(
         logit_scale: [h] logarithm of each head's scale of similarities, bounded above by ln 100.
         rope: rotary table [2, N, R] of the queries, or None.
         key_rope: that of the keys where it is another.
-        mask: bool, true where attention is allowed; broadcasts to [..., h, N of q, N of k].
+        mask: bool, true where attention is allowed, or floats that are added to the scaled similarities; broadcasts to
+            [..., h, N of q, N of k].
 
     Returns:
         [..., h, N, R] in v's dtype.
@@ -110,7 +111,7 @@ def dot_product_attention(
 
     Args:
         q, k, v: [..., N, R]; k and v may have another N.
-        mask: bool, true where attention is allowed.
+        mask: bool, true where attention is allowed, or floats that are added to the scaled products.
         scale: of the products; 1 / sqrt(R) if None.
     """
     if surroundings.transformed():
@@ -145,7 +146,7 @@ class _Differentiable(torch.autograd.Function):
         if not differentiated(grad):
             return grad, None, None, None, None, None
         q, k, v, mask = ctx.saved_tensors
-        needed = *ctx.needs_input_grad[1:4], False, False
+        needed = *ctx.needs_input_grad[1:5], False
         return None, *by_reference(_product, grad, Saved((q, k, v, mask, ctx.scale), (), needed))
 
 

@@ -1,0 +1,259 @@
+"""Lists the image files of folders, and tells what is left out; one list for training, checking and scoring."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import unicodedata
+from array import array
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from udit.data.decode import MAX_PIXELS
+from udit.data.names import Names
+from udit.data.notes import Notes
+from udit.errors import UserError
+from udit.files import cache_folder
+
+SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".gif"})
+LEFTOVERS = frozenset(
+    {
+        *("__macosx", "network trash folder", "temporary items"),  # macOS, and its zip files
+        *("@eadir", "@recycle", "@tmp", "#recycle", "#snapshot", "@snapshot"),  # Synology, QNAP
+        *("$recycle.bin", "recycler", "system volume information", "found.000"),  # Windows
+        *("lost+found", "__pycache__"),
+    }
+)
+"""Names of folders, in lower case, that systems, network storage and programs leave; no one means them as a class."""
+SPLITS = frozenset({"train", "training", "val", "valid", "validation", "test", "testing", "dev", "eval", "evaluation"})
+"""Names of parts of a data set, in lower case."""
+LABEL_FILES = frozenset({".csv", ".tsv", ".json", ".jsonl", ".xml", ".yaml", ".yml", ".parquet", ".xlsx", ".txt"})
+"""Extensions of files that often hold labels, boxes or captions."""
+ABOUT = ("readme", "license", "licence", "citation", "changelog", "notice")
+"""Beginnings of names, in lower case, of text files that hold no labels."""
+
+
+def is_image(name: str) -> bool:
+    """Whether a file's extension is one of ``SUFFIXES``."""
+    return os.path.splitext(name)[1].lower() in SUFFIXES  # noqa: PTH122 - a million Paths take minutes
+
+
+def class_folders(root: Path) -> list[str]:
+    """The folders in ``root`` that are classes, sorted: neither hidden nor of ``LEFTOVERS``.
+
+    Raises:
+        UserError: no such folder, or no folders in it.
+    """
+    return _classes(root, Notes())
+
+
+def files(folder: Path | str, notes: Notes | None = None) -> Iterator[os.DirEntry[str]]:
+    """Visible files in a folder and below, without those in ``LEFTOVERS``.
+
+    Args:
+        folder: where to look.
+        notes: is told of images that are hidden or in ``LEFTOVERS``, and of links that lead nowhere.
+
+    Raises:
+        UserError: a folder that cannot be listed.
+    """
+    below = []
+    for entry in _entries(folder):
+        if entry.is_dir(follow_symlinks=False):
+            if _left_out(entry.name):
+                _tell_of_leftover(entry, notes)
+            else:
+                below.append(entry.path)
+        elif entry.name.startswith("."):
+            if notes is not None and is_image(entry.name):
+                notes.add("hidden images are left out", repr(entry.path))
+        elif entry.is_file():
+            yield entry
+        elif notes is not None and entry.is_symlink():
+            what = "links to folders are not followed" if entry.is_dir() else "links that lead nowhere"
+            notes.add(f"{what}; put the images there, or remove them", repr(entry.path), "link")
+    for path in below:
+        yield from files(path, notes)
+
+
+def image_files(folder: Path, notes: Notes | None = None) -> list[Path]:
+    """All images in a folder and below, sorted by path; ``files`` says which are left out.
+
+    Raises:
+        UserError: a folder that cannot be listed.
+    """
+    return sorted(Path(entry.path) for entry in files(folder, notes) if is_image(entry.name))
+
+
+@dataclass(frozen=True)
+class Listing:
+    """The image files of a folder with one folder per class, class by class, sorted."""
+
+    classes: list[str]
+    """Names of the class folders."""
+    names: Names
+    """Paths below the root."""
+    counts: list[int]
+    """Images of each class."""
+    sizes: Sequence[int]
+    """Bytes of each file."""
+    times: Sequence[int]
+    """When each file was modified, in nanoseconds."""
+    notes: Notes
+    """What is left out, and what looks as if something else was meant."""
+
+    @staticmethod
+    def of(root: Path) -> Listing:
+        """Lists a folder; opens no file.
+
+        Raises:
+            UserError: see ``class_folders`` and ``files``.
+        """
+        notes = Notes()
+        classes = _classes(root, notes)
+        counts: list[int] = []
+        deeper: list[Counter[str]] = []
+        sizes, times = array("q"), array("q")
+
+        def paths() -> Iterator[str]:
+            for name in classes:
+                top = str(root / name)
+                found = []
+                inside: Counter[str] = Counter()
+                for entry in files(top, notes):
+                    if not is_image(entry.name):
+                        notes.add("skipped: unsupported extension", repr(entry.path))
+                        continue
+                    path = entry.path[len(top) + 1 :].replace(os.sep, "/")
+                    inside[path.partition("/")[0] if "/" in path else ""] += 1
+                    found.append((f"{name}/{path}", entry.stat()))
+                found.sort(key=lambda item: item[0])
+                counts.append(len(found))
+                deeper.append(inside)
+                for path, stat in found:
+                    sizes.append(stat.st_size)
+                    times.append(stat.st_mtime_ns)
+                    yield path
+
+        names = Names(paths())
+        _tell_of_layout(root, classes, deeper, notes)
+        return Listing(classes, names, counts, sizes, times, notes)
+
+    def fingerprint(self) -> str:
+        """sha256 over names and sizes; a copy of the folder has the same."""
+        digest = hashlib.sha256()
+        for name, size in zip(self.names, self.sizes, strict=True):
+            digest.update(os.fsencode(f"{name}\0{size}\n"))
+        return digest.hexdigest()
+
+    def verified_as(self, size: int) -> Path:
+        """The marker file whose presence says that these files, not modified since, could all be decoded."""
+        digest = hashlib.sha256(f"1 {size} {MAX_PIXELS} {self.fingerprint()}".encode())
+        digest.update(np.array(self.times, "<i8").tobytes())
+        return cache_folder() / "verified" / digest.hexdigest()
+
+
+def _entries(folder: Path | str) -> list[os.DirEntry[str]]:
+    try:
+        with os.scandir(folder) as entries:
+            return sorted(entries, key=lambda entry: entry.name)
+    except OSError as error:
+        raise UserError(f"folder {str(folder)!r} cannot be listed ({error.strerror}); check its permissions") from None
+
+
+def _left_out(name: str) -> bool:
+    return name.startswith(".") or name.lower() in LEFTOVERS
+
+
+def _tell_of_leftover(entry: os.DirEntry[str], notes: Notes | None) -> None:
+    """Notes a folder that is left out, if it holds images."""
+    if notes is not None and _holds_images(entry.path):
+        notes.add("folders that systems and programs leave are left out", repr(entry.path), "folder")
+
+
+def _holds_images(folder: str) -> bool:
+    for _, folders, names in os.walk(folder):
+        if any(is_image(name) for name in names):
+            return True
+        folders.sort()
+    return False
+
+
+def _classes(root: Path, notes: Notes) -> list[str]:
+    if not root.is_dir():
+        raise UserError(f"data.root is {str(root)!r}, no folder; give one that holds one folder of images per class")
+    try:
+        entries = _entries(root)
+    except UserError as error:
+        raise UserError(f"data.root: {error}") from None
+    names, loose = [], []
+    for entry in entries:
+        if entry.is_dir():
+            if _left_out(entry.name):
+                _tell_of_leftover(entry, notes)
+            else:
+                names.append(entry.name)
+        elif entry.is_symlink() and not entry.is_file():
+            notes.add("links that lead nowhere; put the images there, or remove them", repr(entry.path), "link")
+        elif is_image(entry.name):
+            if not entry.name.startswith("."):
+                loose.append(entry.path)
+        elif not entry.name.startswith(".") and _may_hold_labels(entry.name):
+            notes.add("label files are not read, a class is a folder", repr(entry.path))
+    if not names:
+        found = f"{len(loose):,} images and no class folders" if loose else "no class folders"
+        raise UserError(f"data.root {str(root)!r} holds {found}; put the images of each class into a folder of its own")
+    for path in loose:
+        notes.add(f"images in {str(root)!r} itself belong to no class and are left out", repr(path))
+    return names
+
+
+def _may_hold_labels(name: str) -> bool:
+    lower = name.lower()
+    return os.path.splitext(lower)[1] in LABEL_FILES and not lower.startswith(ABOUT)  # noqa: PTH122
+
+
+def _tell_of_layout(root: Path, classes: list[str], deeper: list[Counter[str]], notes: Notes) -> None:
+    """Notes class folders that look as if they were none, from the number of images in each folder inside them.
+
+    Args:
+        root: the data set's folder.
+        classes: names of the class folders.
+        deeper: of each class, images by the folder inside it; "" is the class folder itself.
+        notes: is filled.
+    """
+    folders = [sorted(set(inside) - {""}) for inside in deeper]
+    splits = [i for i, name in enumerate(classes) if name.lower() in SPLITS]
+    if splits and all(folders[i] and not deeper[i][""] for i in splits):
+        names = ", ".join(repr(classes[i]) for i in splits[:3])
+        notes.add(
+            f"{names} are classes here and look like parts of a data set, whose folders are the classes; give "
+            f"data.root={root / classes[splits[0]]}"
+        )
+    elif splits and len(splits) == len(classes):
+        names = ", ".join(map(repr, classes[:3]))
+        notes.add(f"the only classes, {names}, have names of parts of a data set; a class is a folder")
+    elif len(classes) == 1 and len(folders[0]) > 1 and not deeper[0][""]:
+        shown = ", ".join(map(repr, folders[0][:3])) + (" ..." if len(folders[0]) > 3 else "")
+        notes.add(
+            f"all images are of one class, {classes[0]!r}, whose folders {shown} look like the classes; if so, give "
+            f"data.root={root / classes[0]}"
+        )
+    else:
+        for name, inside in zip(classes, deeper, strict=True):
+            if inside[""] and len(inside) > 1:
+                first = min(folder for folder in inside if folder)
+                notes.add("images in folders inside a class folder belong to the class", repr(str(root / name / first)))
+    plain = Counter(_plain(name) for name in classes)
+    for name in classes:
+        if plain[_plain(name)] > 1:
+            alike = "class folders whose names differ in case, spaces or composed letters only"
+            notes.add(alike, repr(str(root / name)), "folder")
+
+
+def _plain(name: str) -> str:
+    return " ".join(unicodedata.normalize("NFC", name).casefold().replace("_", " ").split())
