@@ -99,7 +99,7 @@ def test_pickled_transformer_is_read(pipeline: Path, tmp_path: Path, capsys: pyt
 
 def test_loading_it_names_the_command_that_converts_it(pipeline: Path) -> None:
     for folder in (pipeline, pipeline / "transformer"):
-        with pytest.raises(UserError, match=r"holds diffusers' DiT\w+; convert it once: `udit convert .* FOLDER`, then"):
+        with pytest.raises(UserError, match=r"holds diffusers' DiT\w+; convert it once: `udit convert .* FOLDER`"):
             udit.load(folder)
 
 

@@ -281,7 +281,9 @@ def test_refusal_names_what_stands_in_the_way_and_a_way_out(
 
 
 def test_refusal_of_a_file_whose_states_are_unknown_names_none(tmp_path: Path) -> None:
-    torch.save({"config": Settings(), **RAW}, tmp_path / "x.pt")
+    content: dict[str, Any] = {"config": Settings(), **RAW}
+    content["itself"] = content
+    torch.save(content, tmp_path / "x.pt")
     with pytest.raises(UserError, match=r"weights_only=False\)\[KEY\], .*, with the name of its state for KEY$"):
         read_file(tmp_path / "x.pt")
 

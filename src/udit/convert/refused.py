@@ -6,6 +6,7 @@ import json
 import pickletools
 import shlex
 import zipfile
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from udit.convert.averages import is_average
 MARK, TENSOR = object(), object()
 MAKES_TENSORS = ("_rebuild_tensor", "_rebuild_parameter")
 """In the names of torch's functions that a pickled tensor is made with."""
+UNREADABLE = (OSError, EOFError, RuntimeError, ValueError, LookupError, StopIteration)
 SAME = ("SETITEM", "SETITEMS", "APPEND", "APPENDS", "BUILD", "ADDITEMS")
 """Opcodes that leave the container that they change."""
 
@@ -36,14 +38,16 @@ def _literal(text: str) -> str:
     return json.dumps(text, ensure_ascii=False)
 
 
-def _states(content: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], int]]:
+def _states(
+    content: Any, path: tuple[str, ...] = (), seen: frozenset[int] = frozenset()
+) -> Iterator[tuple[tuple[str, ...], int]]:
     """Paths of the mappings that hold tensors alone, with their number."""
-    if not isinstance(content, dict):
+    if not isinstance(content, dict) or id(content) in seen:
         return
     if path and content and all(value is TENSOR for value in content.values()):
         yield path, len(content)
     for key, value in content.items():
-        yield from _states(value, (*path, key))
+        yield from _states(value, (*path, key), seen | {id(content)})
 
 
 def _content(path: Path) -> Any:
@@ -52,7 +56,7 @@ def _content(path: Path) -> Any:
         with zipfile.ZipFile(path) as file:
             name = next(name for name in file.namelist() if name.endswith("/data.pkl"))
             return _run(file.read(name))
-    except (OSError, ValueError, IndexError, KeyError, StopIteration, RecursionError, zipfile.BadZipFile):
+    except (*UNREADABLE, zipfile.BadZipFile, zlib.error):
         return None  # of an older form, or damaged
 
 

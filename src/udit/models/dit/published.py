@@ -52,8 +52,8 @@ FIXED: dict[str, Any] = {
 NORM_EPS = (1e-5, 1e-6)
 """Of the settings: diffusers' default, which it gives to weights of the release, and the release's own."""
 NOTE = (
-    "diffusers' own network computes other time frequencies (by 127 for the release's 128) and its images differ "
-    "slightly; the weights are read into the release's network, for which they were trained"
+    "diffusers' own network has other time frequencies (127 for the release's 128) and another epsilon in a norm, so "
+    "its outputs differ; the weights are read into the release's network, for which they were trained"
 )
 _BLOCK = re.compile(r"transformer_blocks\.(\d+)\.(.+)")
 
