@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -110,7 +111,7 @@ def choose(
     elif unread := _unread(content, found):
         raise UserError(
             f"{where} holds an average that is not read: {unread}; load it into its network in the program that saved "
-            f"it and save its state dict, or take {raw.name!r}, not averaged, with --key {raw.name}"
+            f"it and save its state dict, or take {raw.name!r}, not averaged, with --key {shlex.quote(raw.name)}"
         )
     else:
         taken = raw
@@ -139,7 +140,7 @@ def _filled(choice: Choice, raw: State, wanted: set[str], untrained: Collection[
     if trained := [key for key in lacking if key not in untrained]:
         raise UserError(
             f"{where} holds an average under {taken.name!r} that lacks {_listed(trained)} of this network; save the "
-            f"whole average, or take {raw.name!r}, not averaged, with --key {raw.name}"
+            f"whole average, or take {raw.name!r}, not averaged, with --key {shlex.quote(raw.name)}"
         )
     if not lacking:
         return choice
