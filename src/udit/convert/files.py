@@ -6,6 +6,7 @@ import argparse
 import json
 import pathlib
 import re
+import warnings
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -50,7 +51,8 @@ def read_file(path: Path) -> Mapping[Any, Any]:
     if path.suffix == ".safetensors":
         return read_tensors(path)
     try:
-        with torch.serialization.safe_globals(PLAIN):
+        with torch.serialization.safe_globals(PLAIN), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # that of a pickle's protocol: what matters ends in an error
             content = torch.load(path, map_location="cpu", weights_only=True)
     except UnpicklingError:
         raise UserError(_more_than_tensors(path)) from None
