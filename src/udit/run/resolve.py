@@ -97,7 +97,7 @@ def initial_weights(draft: Draft) -> None:
         model = find(str(model["name"])).config.model_dump(mode="json") | model
         del model["name"]
     origin = read_origin(source, Path(str(draft.values["out"])))
-    draft.values = follow_start(draft.values | {"model": model}, origin)
+    draft.values = follow_start(draft.values | {"model": model, "init_from": origin["init_from"]}, origin)
 
 
 def latent_cache(draft: Draft) -> None:
