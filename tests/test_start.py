@@ -14,12 +14,13 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 import udit
-from conftest import TINY, ErrorOf, perturb, succeeds
+from conftest import TINY, ErrorOf, perturb, same_bits, succeeds
+from hub_stand_in import COMMIT, serving, use
 from runs import RECIPE, image_folder, state_hash, train
 from udit.assemble import System
 from udit.errors import UserError
 from udit.run.config import Run
-from udit.run.recipes import load_run
+from udit.run.recipes import load_run, to_yaml
 from udit.run.start import trained_on
 from udit.run.system import SystemConfig
 from udit.training.start import start_from
@@ -173,6 +174,26 @@ def test_what_the_weights_decide_is_not_overruled(
     assert wanted in one_line(error.value)
 
 
+def test_config_and_weights_of_the_hub_are_of_one_commit(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files = {path.name: path.read_bytes() for path in source.iterdir()}
+    words = [*folder_of(tmp_path / "data", "cat", "dog"), "training.steps=1", f"out={tmp_path / 'out'}"]
+    with serving(files) as hub:
+        use(hub, tmp_path / "hf", monkeypatch)
+        run = load_run("folder", [*words, "init_from=o/m"])
+        hub.push("b" * 40, {**files, "model.safetensors": b"of another model"})
+        assert run.init_from == f"o/m@{COMMIT}"
+        weights, _, report = begun(run)
+        old = load_file(source / "model.safetensors")
+        assert "took" in report[0]
+        inner = [name for name in old if "blocks" in name]
+        assert same_bits({name: weights[name] for name in inner}, {name: old[name] for name in inner})
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "run.yaml").write_text(to_yaml(run.plain()), encoding="utf-8")
+    assert load_run("folder", [*words, "init_from=o/m"]) == run  # the hub is gone, and the run has begun
+
+
 def test_files_and_damaged_folders_are_refused(source: Path, tmp_path: Path, error_of: ErrorOf) -> None:
     data = folder_of(tmp_path / "data", "cat", "dog")
     file = tmp_path / "w.pt"
@@ -180,6 +201,11 @@ def test_files_and_damaged_folders_are_refused(source: Path, tmp_path: Path, err
     words = ["train", RECIPE, *data, f"out={tmp_path / 'out'}"]
     assert "convert it once: `udit convert" in error_of(*words, f"init_from={file}")
     assert "config.json cannot be read (No such file or directory)" in error_of(*words, f"init_from={tmp_path}")
+    diffusers = tmp_path / "dit" / "transformer"
+    diffusers.mkdir(parents=True)
+    (diffusers / "config.json").write_text('{"_class_name": "DiTTransformer2DModel"}')
+    line = error_of(*words, f"init_from={diffusers.parent}")
+    assert f"diffusers' DiTTransformer2DModel; convert it once: `udit convert {diffusers.parent} FOLDER`" in line
     (source / "config.json").write_text("[]")
     assert "has no section 'model'; init_from takes a folder that udit wrote" in error_of(*words, f"init_from={source}")
     (source / "config.json").unlink()

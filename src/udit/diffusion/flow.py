@@ -8,7 +8,7 @@ and on the path of cosine and sine (GVP, Albergo & Vanden-Eijnden 2023; Ma et al
 
     x_t = cos(pi t / 2) x0 + sin(pi t / 2) eps,        dx_t/dt = pi / 2 (cos(pi t / 2) eps - sin(pi t / 2) x0).
 
-Importers and solvers with another convention convert. The samplers are diffusers', in ``solvers``.
+Importers and solvers with another convention convert. The samplers are in ``transport``, diffusers' in ``solvers``.
 """
 
 from __future__ import annotations

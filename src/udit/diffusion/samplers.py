@@ -75,6 +75,16 @@ class KarrasSpec(SamplerSpec):
         return Karras(self.heun)
 
 
+class HeunSpec(SamplerSpec):
+    """``transport.Heun``."""
+
+    def build(self, eta: float, clip: bool) -> Sampler:
+        """Heun's method with levels of our own."""
+        from udit.diffusion.transport import Heun
+
+        return Heun()
+
+
 class StochasticSpec(SamplerSpec):
     """``transport.Stochastic``."""
 
@@ -99,7 +109,7 @@ _ROWS = (
     DDIMSpec("ddim", "DDIM, the implicit step (Song et al. 2021)", ("ddpm",)),
     AncestralSpec("ddpm", "the ancestral step (Ho et al. 2020; Dhariwal & Nichol 2021)", ("ddpm",)),
     SolverSpec("flow-euler", "Euler's method along the path, by diffusers", ("flow",)),
-    SolverSpec("flow-heun", "Heun's method along the path, by diffusers", ("flow",)),
+    HeunSpec("flow-heun", "Heun's method along the path, its last step Euler's", ("flow",)),
     KarrasSpec("edm-heun", "Heun's method over noise levels (Karras et al. 2022, Alg. 1)", ("edm",), heun=True),
     KarrasSpec("edm-euler", "Euler's method over noise levels (Karras et al. 2022)", ("edm",), heun=False),
     SolverSpec("dpmpp", "DPM-Solver++ 2M (Lu et al. 2022), by diffusers", ("ddpm", "flow")),

@@ -86,10 +86,6 @@ class Solver:
             solver = diffusers.FlowMatchEulerDiscreteScheduler(num_train_timesteps=1000, shift=1.0)
             solver.set_timesteps(sigmas=np.linspace(1, 1 / steps, steps).tolist())
             return solver
-        if self.name == "flow-heun":
-            solver = diffusers.FlowMatchHeunDiscreteScheduler(num_train_timesteps=1000, shift=1.0)
-            solver.set_timesteps((steps + 1) // 2)
-            return solver
         kind = diffusers.DPMSolverMultistepScheduler if self.name == "dpmpp" else diffusers.UniPCMultistepScheduler
         options: dict[str, Any] = {
             "solver_order": 2,

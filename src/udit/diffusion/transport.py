@@ -188,6 +188,54 @@ class ProbabilityFlow:
 
 
 @dataclass(frozen=True)
+class Heun:
+    """Heun's method along the probability flow for a number of network evaluations; the last step is Euler's.
+
+    n evaluations are (n - 1) / 2 equal steps of two each, and a last step of one, which ends at the data. Below eleven
+    it is as long as the others: there are few, and none to waste. From eleven on it is 1 / (2 n), so that the error
+    falls with n as Heun's does. On a mixture of normals the error at 3 to 9 evaluations is at most three quarters of
+    that of a last step of a thousandth, at 11 a tenth more, and at 15 to 49 no more (``tests/test_transport.py``).
+    """
+
+    name: ClassVar[str] = "flow-heun"
+
+    def grid(self, steps: int | str) -> Tensor:
+        """Times from 1 to 0, float64; an even number of evaluations is taken for the odd one below."""
+        pairs = (int(steps) - 1) // 2
+        count = 2 * pairs + 1
+        last = 1 / (pairs + 1) if count < 11 else 1 / (2 * count)
+        return torch.cat([_grid(pairs + 1, last) if pairs else torch.ones(1, dtype=torch.float64), torch.zeros(1)])
+
+    def times(self, denoiser: AnyDenoiser, steps: int | str) -> Tensor:
+        """As ``Sampler.times``."""
+        *pairs, last = pairwise(self.grid(steps))
+        return denoiser.network_time(torch.stack([*(time for pair in pairs for time in pair), last[0]]).float())
+
+    def __call__(
+        self, denoiser: AnyDenoiser, x: Tensor, steps: int | str, y: Tensor | None, noise: Noise
+    ) -> Iterator[Step]:
+        """Yields after every network evaluation: a step of Euler's, then the same step corrected. Draws no noise.
+
+        Raises:
+            UserError: the model was not trained with flow matching, or steps are not a count.
+        """
+        check_sampler(self.name, denoiser.schedule.process, steps)
+        velocity = _velocity(denoiser, y, path_of(denoiser))
+        *pairs, last = pairwise(self.grid(steps))
+        x, total, count = x.float(), 2 * len(pairs) + 1, 0
+        for now, after in pairs:
+            dt = float(after - now)
+            first, _, x0 = velocity(x, now)
+            ahead = x + dt * first
+            yield Step(count := count + 1, total, ahead, x0)
+            second, _, x0 = velocity(ahead, after)
+            x = x + dt / 2 * (first + second)
+            yield Step(count := count + 1, total, x, x0)
+        u, _, x0 = velocity(x, last[0])
+        yield Step(total, total, x - float(last[0]) * u, x0)
+
+
+@dataclass(frozen=True)
 class Stochastic:
     """Euler-Maruyama's or Heun's method along the reverse SDE of a chosen w(t), then a last step without noise.
 

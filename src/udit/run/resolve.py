@@ -130,7 +130,7 @@ def initial_weights(draft: Draft) -> None:
         del model["name"]
     origin = read_origin(source, Path(str(draft.values["out"])))
     draft.trained = origin["model"]
-    draft.values = follow_start(draft.values | {"model": model}, origin)
+    draft.values = follow_start(draft.values | {"model": model, "init_from": origin["init_from"]}, origin)
 
 
 def image_size(draft: Draft) -> None:

@@ -90,7 +90,9 @@ def one_line(problems: Sequence[ErrorDetails], spec: type[BaseModel], values: An
     wanted = " or ".join(dict.fromkeys(_wanted(p, field) for p in same if p["type"] not in BOUNDS))
     wanted = wanted.replace("true or false or", "true, false or")
     quoted = (
-        f"; in quotes it is one: '{path[-1]}=\"{value}\"'" if wanted == "text" and _is_scalar(value) and path else ""
+        f"; in quotes it is one: '{path[-1]}=\"{shown(value)}\"'"
+        if wanted == "text" and _is_scalar(value) and path
+        else ""
     )
     return f"{key} is {shown(value)}; {'give' if value is None else 'it takes'} {wanted}{quoted}"
 
