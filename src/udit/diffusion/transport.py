@@ -209,6 +209,7 @@ class Heun:
 
     def times(self, denoiser: AnyDenoiser, steps: int | str) -> Tensor:
         """As ``Sampler.times``."""
+        check_sampler(self.name, denoiser.schedule.process, steps)
         *pairs, last = pairwise(self.grid(steps))
         return denoiser.network_time(torch.stack([*(time for pair in pairs for time in pair), last[0]]).float())
 
@@ -268,6 +269,7 @@ class Stochastic:
 
     def times(self, denoiser: AnyDenoiser, steps: int | str) -> Tensor:
         """As ``Sampler.times``."""
+        check_sampler(self.name, denoiser.schedule.process, steps)
         grid = self.grid(steps)
         asked = [time for pair in pairwise(grid) for time in (pair if self.heun else pair[:1])]
         return denoiser.network_time(torch.stack([*asked, *grid[-1:]] if self.last != "none" else asked).float())
