@@ -78,8 +78,8 @@ the literature. Intervals are 95 %, by bootstrap over images. All settings of a 
 settings differ by less than their intervals suggest. Seconds are processor time of one thread.
 
 Rows of `flow-heun` were measured with diffusers' levels, which spend the last evaluation on a thousandth of the path.
-Since then it has levels of its own (`diffusion/transport.py`): at 5 and 9 evaluations its last step is as long as the
-others, and from 11 on it is 1 / (2 n). Its scores are others now; its times are not.
+Since then it has levels of its own, whose last step is 1 / (2 n) of the path for n evaluations
+(`diffusion/transport.py`). Its scores are others now; its times are not.
 """
 
 

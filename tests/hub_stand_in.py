@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -15,17 +16,31 @@ from huggingface_hub import constants
 
 COMMIT = "a" * 40
 MISSING = b'{"error": "not found"}'
+GATED = b'{"error": "Access to model o/gated is restricted. You must be authenticated to access it."}'
 
 
 class Hub(ThreadingHTTPServer):
-    """Serves the same files as the data set ``o/d`` and as the model ``o/m``, and remembers what was asked for."""
+    """Serves the same files as the data set ``o/d`` and as the model ``o/m``, and remembers what was asked for.
+
+    The model ``o/gated`` tells its commit and gives no file.
+    """
 
     block_on_close = False  # connections that clients keep open end with their process
 
     def __init__(self, files: dict[str, bytes]) -> None:
         super().__init__(("127.0.0.1", 0), _Answers)
-        self.files = files
+        self.commits = {COMMIT: files}
+        self.newest = COMMIT
         self.asked: list[str] = []
+
+    def push(self, commit: str, files: dict[str, bytes]) -> None:
+        """Makes a new commit the newest."""
+        self.commits[commit] = files
+        self.newest = commit
+
+    def files_at(self, revision: str) -> dict[str, bytes] | None:
+        """The files of a commit or of ``main``; None if there is no such revision."""
+        return self.commits.get(self.newest if revision == "main" else revision)
 
     @property
     def endpoint(self) -> str:
@@ -78,40 +93,49 @@ class _Answers(BaseHTTPRequestHandler):
         body = self.rfile.read(int(self.headers.get("Content-Length") or 0)).decode()
         path, _, query = self.path.partition("?")
         self.server.asked.append(f"{self.command} {path}")
-        files = self.server.files
-        api = "/api/models/o/m" if path.startswith("/api/models/o/m") else "/api/datasets/o/d"
-        if path.startswith(("/datasets/o/d/resolve/", "/o/m/resolve/")):
-            self._send_file(files.get(path.split("/resolve/", 1)[1].split("/", 1)[1]))
-        elif path.startswith(f"{api}/tree/"):
-            folder = path.removeprefix(f"{api}/tree/").partition("/")[2]
-            self._send(json.dumps(self._entries(folder, "recursive=true" in query.lower())).encode())
-        elif path.startswith(f"{api}/paths-info/"):
-            self._send(json.dumps([self._entry(name) for name in files if name in body]).encode())
-        elif path == api or path.startswith(f"{api}/revision/"):
-            siblings = [{"rfilename": name} for name in files]
-            self._send(json.dumps({"id": "o/d", "sha": COMMIT, "siblings": siblings, "tags": []}).encode())
-        else:
+        found = re.fullmatch(r"(?:/api/(?:models|datasets)|/datasets|)/(o/\w+)(?:/([a-z-]+)(?:/([^/]+)/?(.*))?)?", path)
+        if found is None or found[1] not in ("o/d", "o/m", "o/gated"):
             self._send(MISSING, 404, {"X-Error-Code": "RepoNotFound"})
+            return
+        name, what, revision, rest = found[1], found[2], found[3] or "main", found[4] or ""
+        files = self.server.files_at(revision)
+        if files is None:
+            self._send(MISSING, 404, {"X-Error-Code": "RevisionNotFound"})
+        elif what == "resolve" and name == "o/gated":
+            self._send(GATED, 403, {"X-Error-Code": "GatedRepo"})
+        elif what == "resolve":
+            self._send_file(files.get(rest), self._commit(revision))
+        elif what == "tree":
+            self._send(json.dumps(self._entries(files, rest, "recursive=true" in query.lower())).encode())
+        elif what == "paths-info":
+            self._send(json.dumps([self._entry(files, name) for name in files if name in body]).encode())
+        else:
+            info = {"id": name, "sha": self._commit(revision), "siblings": [{"rfilename": name} for name in files]}
+            self._send(json.dumps({**info, "tags": []}).encode())
 
-    def _entry(self, name: str) -> dict[str, object]:
-        return {"type": "file", "path": name, "size": len(self.server.files[name]), "oid": "b" * 40}
+    def _commit(self, revision: str) -> str:
+        return self.server.newest if revision == "main" else revision
 
-    def _entries(self, folder: str, recursive: bool) -> list[dict[str, object]]:
+    @staticmethod
+    def _entry(files: dict[str, bytes], name: str) -> dict[str, object]:
+        return {"type": "file", "path": name, "size": len(files[name]), "oid": hashlib.sha1(files[name]).hexdigest()}
+
+    def _entries(self, files: dict[str, bytes], folder: str, recursive: bool) -> list[dict[str, object]]:
         here = f"{folder}/" if folder else ""
-        inside = [name for name in self.server.files if name.startswith(here)]
+        inside = [name for name in files if name.startswith(here)]
         if recursive:
-            return [self._entry(name) for name in inside]
+            return [self._entry(files, name) for name in inside]
         folders = {here + name[len(here) :].split("/")[0] for name in inside if "/" in name[len(here) :]}
-        found: list[dict[str, object]] = [
+        entries: list[dict[str, object]] = [
             {"type": "directory", "path": name, "size": 0, "oid": "c" * 40} for name in sorted(folders)
         ]
-        return found + [self._entry(name) for name in inside if "/" not in name[len(here) :]]
+        return entries + [self._entry(files, name) for name in inside if "/" not in name[len(here) :]]
 
-    def _send_file(self, data: bytes | None) -> None:
+    def _send_file(self, data: bytes | None, commit: str) -> None:
         if data is None:
             self._send(MISSING, 404, {"X-Error-Code": "EntryNotFound"})
             return
-        headers = {"ETag": f'"{hashlib.sha1(data).hexdigest()}"', "X-Repo-Commit": COMMIT, "Accept-Ranges": "bytes"}
+        headers = {"ETag": f'"{hashlib.sha1(data).hexdigest()}"', "X-Repo-Commit": commit, "Accept-Ranges": "bytes"}
         wanted = self.headers.get("Range")
         if wanted is None:
             self._send(data, 200, headers)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import importlib.util
 import json
+import os
 import subprocess
 import sys
 import time
@@ -234,7 +235,7 @@ def test_a_forward_and_a_step_keep_to_the_budget(capsys: pytest.CaptureFixture[s
         (("U-DiT-S", "--batch", "1,x"), "--batch is '1,x'; write whole numbers"),
         (("U-DiT-S", "--batch", "0"), "--batch is '0'; write whole numbers from 1"),
         (("U-DiT-S", "--threads", "0"), "--threads is 0; at least 1"),
-        (("U-DiT-S", "--steps", "0", "--work", "image"), "images.steps is 0: input should be greater than 0"),
+        (("U-DiT-S", "--steps", "0", "--work", "image"), "steps is 0; it must be greater than 0"),
         (("U-DiT-S", "--size", "32,30"), "--size 30: an input of 30x30 cannot pass 3 levels"),
         (("U-ViT-tiny", "--size", "16"), "--size 16: an input is 16x16 and the learned positions are those of 8x8"),
         (("U-DiT-S", "num_classes=0", "--guidance", "2", "--work", "image"), "U-DiT-S has no null label"),
@@ -250,3 +251,10 @@ def test_a_forward_and_a_step_keep_to_the_budget(capsys: pytest.CaptureFixture[s
 )
 def test_mistakes_are_refused(error_of: ErrorOf, words: tuple[str, ...], message: str) -> None:
     assert message in error_of("bench", *words)
+
+
+def test_profiler_is_told_to_keep_its_reports_to_itself_from_python_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("KINETO_LOG_LEVEL", raising=False)
+    shares, _ = measure.dissect(lambda: torch.ones(3) + 1)
+    assert os.environ["KINETO_LOG_LEVEL"] == "6"
+    assert shares

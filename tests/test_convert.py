@@ -78,6 +78,7 @@ class Trap:
         return os.mkdir, (self.path,)
 
 
+@pytest.mark.filterwarnings("error")
 def test_nothing_in_a_pickle_runs(tmp_path: Path, error_of: ErrorOf) -> None:
     sprung = tmp_path / "sprung"
     for file, write in {"new.pt": torch.save, "old.bin": lambda it, path: path.write_bytes(pickle.dumps(it))}.items():

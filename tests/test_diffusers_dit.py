@@ -14,6 +14,10 @@ from safetensors.torch import load_file, save_file
 
 import udit
 from conftest import ErrorOf, succeeds
+from hub_stand_in import COMMIT, serving, use
+from udit.convert.diffusers import find
+from udit.errors import UserError
+from udit.models.dit.published import NOTE
 from vaes import tiny_vae
 
 SIZE = {"num_attention_heads": 4, "attention_head_dim": 8, "in_channels": 4, "out_channels": 8, "num_layers": 2}
@@ -74,9 +78,81 @@ def test_pipeline_is_read_with_its_vae_and_class_names(
     assert (config.diffusion.kind, config.model.learn_sigma) == ("ddpm", True)
 
 
-def test_transformer_alone_is_read(pipeline: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    succeeds(capsys, "convert", str(pipeline / "transformer"), str(tmp_path / "out"))
+def test_transformer_alone_is_read_and_so_is_the_folder_around_it(
+    pipeline: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(pipeline / "transformer", tmp_path / "around" / "transformer")
+    for folder in (pipeline / "transformer", tmp_path / "around"):
+        said = succeeds(capsys, "convert", str(folder), str(tmp_path / "out"))
+        assert said.endswith(f"{NOTE}\n")
+        same_output(tmp_path / "out")
+
+
+def test_pickled_transformer_is_read(pipeline: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = Path(shutil.copytree(pipeline / "transformer", tmp_path / "dit"))
+    weights = folder / "diffusion_pytorch_model.safetensors"
+    torch.save(load_file(weights), weights.with_suffix(".bin"))
+    weights.unlink()
+    succeeds(capsys, "convert", str(folder), str(tmp_path / "out"))
     same_output(tmp_path / "out")
+
+
+def test_loading_it_names_the_command_that_converts_it(pipeline: Path) -> None:
+    for folder in (pipeline, pipeline / "transformer"):
+        with pytest.raises(UserError, match=r"holds diffusers' DiT\w+; convert it once: `udit convert .* FOLDER`"):
+            udit.load(folder)
+
+
+def test_pickled_vae_of_a_pipeline_is_refused_unless_another_is_named(
+    pipeline: Path, tmp_path: Path, error_of: ErrorOf, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = Path(shutil.copytree(pipeline, tmp_path / "dit"))
+    weights = folder / "vae" / "diffusion_pytorch_model.safetensors"
+    weights.rename(weights.with_suffix(".bin"))
+    line = error_of("convert", str(folder), str(tmp_path / "out"))
+    assert "pickled ones are not opened; name another with --vae" in line
+    succeeds(capsys, "convert", str(folder), str(tmp_path / "out"), "--vae", str(pipeline / "vae"))
+    assert udit.load(tmp_path / "out").config.codec.source == str(pipeline / "vae")
+
+
+OTHERS = ("vae/diffusion_pytorch_model.bin", "transformer/diffusion_pytorch_model.fp16.safetensors", "README.md")
+
+
+@pytest.mark.parametrize("parts", [1, 2])
+def test_pipeline_on_the_hub_is_read_as_its_folder_is(
+    parts: int, pipeline: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files = {str(path.relative_to(pipeline)): path.read_bytes() for path in pipeline.rglob("*") if path.is_file()}
+    if parts == 2:
+        state = load_file(pipeline / "transformer" / "diffusion_pytorch_model.safetensors")
+        del files["transformer/diffusion_pytorch_model.safetensors"]
+        places = {key: f"part-{i % 2}.safetensors" for i, key in enumerate(state)}
+        for part in set(places.values()):
+            own = {key: tensor for key, tensor in state.items() if places[key] == part}
+            save_file(own, tmp_path / part)
+            files[f"transformer/{part}"] = (tmp_path / part).read_bytes()
+        index = json.dumps({"weight_map": places}).encode()
+        files["transformer/diffusion_pytorch_model.safetensors.index.json"] = index
+    with serving(files | dict.fromkeys(OTHERS, b"not needed")) as hub:
+        use(hub, tmp_path / "hf", monkeypatch)
+        assert "time frequencies" in succeeds(capsys, "convert", "o/m", str(tmp_path / "out"))
+        fetched = [line.split(f"/resolve/{COMMIT}/")[1] for line in hub.asked if line.startswith("GET /o/m/resolve/")]
+    assert sorted(fetched) == sorted(files)
+    same_output(tmp_path / "out")
+    config = udit.load(tmp_path / "out").config
+    assert config.id2label[3] == "class 3, a name"
+    assert config.codec.source == str(tmp_path / "hf" / "models--o--m" / "snapshots" / COMMIT / "vae")
+
+
+def test_pipeline_on_the_hub_that_is_not_read_is_refused_before_its_weights_come(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files = {"model_index.json": b'{"_class_name": "FluxPipeline"}', "transformer/config.json": b"{}"}
+    with serving({**files, "transformer/diffusion_pytorch_model.safetensors": b"large"}) as hub:
+        use(hub, tmp_path / "hf", monkeypatch)
+        with pytest.raises(UserError, match=r"^o/m holds diffusers' FluxPipeline; of its pipelines DiTPip"):
+            find("o/m")
+        assert sorted(hub.downloads()) == ["config.json", "model_index.json"]
 
 
 def test_file_alone_is_read_as_the_model_that_is_named(
@@ -84,7 +160,7 @@ def test_file_alone_is_read_as_the_model_that_is_named(
 ) -> None:
     file = str(pipeline / "transformer" / "diffusion_pytorch_model.safetensors")
     size = ("width=32", "heads=4", "depth=2", "input_size=8", "num_classes=10")
-    succeeds(capsys, "convert", file, str(tmp_path / "out"), "--model", "DiT-S/2", *size)
+    assert NOTE in succeeds(capsys, "convert", file, str(tmp_path / "out"), "--model", "DiT-S/2", *size)
     same_output(tmp_path / "out")
     line = error_of("convert", file, "out", "--model", "U-DiT-S")
     assert "holds diffusers' DiTTransformer2DModel and the model is of the family U-DiT" in line
@@ -105,6 +181,7 @@ def changed(folder: Path, target: Path, file: str, **values: Any) -> Path:
         ("model_index.json", {"_class_name": "FluxPipeline"}, "holds diffusers' FluxPipeline; of its pipelines"),
         ("transformer/config.json", {"_class_name": "Transformer2DModel"}, "holds Transformer2DModel; of diffusers'"),
         ("transformer/config.json", {"activation_fn": "geglu"}, "says activation_fn 'geglu' and the paper's DiT has"),
+        ("transformer/config.json", {"norm_eps": 1e-4}, "says norm_eps 0.0001 and the paper's DiT has 1e-06; not read"),
         ("transformer/config.json", {"out_channels": 5}, "has 5 out_channels for 4 in_channels"),
         ("scheduler/scheduler_config.json", {"prediction_type": "v_prediction"}, "says prediction_type 'v_prediction'"),
     ],

@@ -44,6 +44,7 @@ def only(check: Iterable[Finding], verdict: str, *words: str) -> Finding:
 @needs_compiler
 def test_this_machine_is_right(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(10**12, 0, 10**12))  # whatever is left
     said = succeeds(capsys, "doctor")
     verdicts = [line.split()[0] for line in said.splitlines()]
     assert set(verdicts) <= {"ok", "note", "slow"}

@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 
 from runs import RECIPE, finish, image_folder, launch, state_hash, train
+from udit import progress
 from udit.cli import main
 from vaes import tiny_vae
 
@@ -84,6 +85,7 @@ def run(words: list[str], log: Path) -> None:
     os.dup2(stream.fileno(), 2)
     sys.stdout = sys.stderr
     sys.stderr.isatty = lambda: True  # type: ignore[method-assign]
+    progress._has_width = lambda: True
     main(words)
 
 

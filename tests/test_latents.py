@@ -206,7 +206,7 @@ def test_every_key_that_does_not_fit_the_cache_is_named(cases: Cases, tmp_path: 
         f"data.root={tmp_path / 'elsewhere'}": "data.root is",
         "model.in_channels=4": "model.in_channels is 4 and the data has 2",
         "model.input_size=8": "model.input_size is 8x8 and the data is 4x4",
-        "latents=nowhere": "the latent cache 'nowhere' is not there; write one with `udit encode",
+        "latents=nowhere": "the latent cache 'nowhere' is not there; give the folder of one, or write one with",
         "latents=3": "latents is 3; give the folder",
     }
     for word, wanted in misfits.items():
@@ -217,6 +217,52 @@ def test_every_key_that_does_not_fit_the_cache_is_named(cases: Cases, tmp_path: 
     assert "leave codec.scale out" in one_line_of(
         lambda: load_with_data_left_out([f"latents={cache}", "codec.scale=1"])
     )
+
+
+def test_recipe_gives_way_to_the_cache_and_the_command_line_does_not(
+    cases: Cases, caplog: pytest.LogCaptureFixture, one_line: OneLine
+) -> None:
+    cache = cases.cache("space-to-depth")
+    with caplog.at_level("INFO"):
+        run = load_run("folder", [f"latents={cache}", "model.depths=[1]"])
+    full = cases.run("space-to-depth")
+    assert (run.data.size, run.data.channels, run.codec, run.id2label) == (8, 1, full.codec, full.id2label)
+    assert f"data.size is 8, that of the latent cache {str(cache)!r}; the recipe's 32 gives way" in caplog.text
+    assert run.model.num_classes == 2
+    assert load_run("digits", [f"latents={cache}", "model.depths=[1]"]).data == run.data
+    assert (
+        load_run("fashion-mnist", [f"latents={cases.cache('identity')}", "model.depths=[1]"]).codec.kind == "identity"
+    )
+    for word, wanted in {
+        "data.size=32": "data.size is 32 and the latent cache",
+        "codec=identity": "codec.kind is 'identity' and the latent cache",
+        "data={kind: folder, size: 32}": "data.size is 32 and the latent cache",
+    }.items():
+        with pytest.raises(UserError) as error:
+            load_run("folder", [f"latents={cache}", word])
+        assert wanted in one_line(error.value)
+
+
+def test_recipe_that_names_its_own_cache_is_taken_at_its_word(cases: Cases, tmp_path: Path, one_line: OneLine) -> None:
+    recipe = tmp_path / "own.yaml"
+    recipe.write_text(f"data: {{kind: folder, size: 32}}\nlatents: {cases.cache('identity')}\nmodel: U-DiT-tiny\n")
+    with pytest.raises(UserError) as error:
+        load_run(str(recipe))
+    assert "data.size is 32 and the latent cache" in one_line(error.value)
+
+
+def test_model_of_a_recipe_takes_size_and_classes_of_the_cache(
+    cases: Cases, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    recipe = tmp_path / "own.yaml"
+    boundary = "input_size: 16, in_channels: 3, num_classes: 7"
+    recipe.write_text(f"data: {{kind: folder, size: 16}}\nmodel: {{name: U-DiT-tiny, depths: [1], {boundary}}}\n")
+    with caplog.at_level("INFO"):
+        run = load_run(str(recipe), [f"latents={cases.cache('identity')}"])
+    assert (run.model.size, run.model.in_channels, run.model.num_classes) == ((8, 8), 1, 2)
+    assert "model.num_classes is 2, that of the latent cache" in caplog.text
+    unconditional = load_run(str(recipe), [f"latents={cases.cache('identity')}", "num_classes=0"])
+    assert unconditional.model.num_classes == 0
 
 
 def load_with_data_left_out(words: list[str]) -> Run:
@@ -405,6 +451,8 @@ def test_python_refuses_what_the_command_refuses(cases: Cases, tmp_path: Path) -
         udit.encode(run.replace(latents=cases.cache("identity")), tmp_path / "cache")
     with pytest.raises(UserError, match="nothing to measure"):
         udit.encode(run, tmp_path / "cache", measure=True)
+    with pytest.raises(UserError, match=r"^dtype is 'f'; it takes float16 or float32$"):
+        udit.encode(run, tmp_path / "cache", dtype="f")  # type: ignore[arg-type]
     assert not (tmp_path / "cache").exists()
 
 

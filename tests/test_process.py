@@ -193,6 +193,25 @@ def test_samplers_of_other_processes_are_refused_by_name(one_line: Callable[[Bas
     one_line(caught.value)
 
 
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_times_of_a_sampler_are_refused_as_its_steps_are(name: str, one_line: Callable[[BaseException], str]) -> None:
+    """Conditions are computed for them before the sampler itself is called."""
+
+    def refused(schedule: Schedule, steps: int | str) -> str:
+        denoiser = Denoiser(lambda x, t, y=None: x, schedule, time=schedule.time)
+        with pytest.raises(UserError) as caught:
+            make_sampler(name).times(denoiser, steps)
+        return one_line(caught.value)
+
+    served = {schedule.process.model_fields["kind"].default: schedule for schedule in (DDPM.linear(), Flow(), EDM())}
+    for kind, schedule in served.items():
+        if kind not in SAMPLERS[name].processes:
+            assert f"{name} does not fit a model" in refused(schedule, 4)
+        elif not SAMPLERS[name].respaces:
+            for steps in (0, -3, "ddim50"):
+                assert f"the {name} sampler takes a count of at least 1" in refused(schedule, steps)
+
+
 def test_without_its_rows_the_process_is_unknown() -> None:
     """So that the tests above test the rows."""
     with pytest.raises(UserError, match=r"diffusion\.kind is 'cosine'"):

@@ -14,12 +14,14 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 import udit
-from conftest import TINY, ErrorOf, perturb, succeeds
+from conftest import TINY, ErrorOf, perturb, same_bits, succeeds
+from hub_stand_in import COMMIT, serving, use
 from runs import RECIPE, image_folder, state_hash, train
 from udit.assemble import System
 from udit.errors import UserError
 from udit.run.config import Run
-from udit.run.recipes import load_run
+from udit.run.recipes import load_run, to_yaml
+from udit.run.start import trained_on
 from udit.run.system import SystemConfig
 from udit.training.start import start_from
 
@@ -172,6 +174,26 @@ def test_what_the_weights_decide_is_not_overruled(
     assert wanted in one_line(error.value)
 
 
+def test_config_and_weights_of_the_hub_are_of_one_commit(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files = {path.name: path.read_bytes() for path in source.iterdir()}
+    words = [*folder_of(tmp_path / "data", "cat", "dog"), "training.steps=1", f"out={tmp_path / 'out'}"]
+    with serving(files) as hub:
+        use(hub, tmp_path / "hf", monkeypatch)
+        run = load_run("folder", [*words, "init_from=o/m"])
+        hub.push("b" * 40, {**files, "model.safetensors": b"of another model"})
+        assert run.init_from == f"o/m@{COMMIT}"
+        weights, _, report = begun(run)
+        old = load_file(source / "model.safetensors")
+        assert "took" in report[0]
+        inner = [name for name in old if "blocks" in name]
+        assert same_bits({name: weights[name] for name in inner}, {name: old[name] for name in inner})
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "run.yaml").write_text(to_yaml(run.plain()), encoding="utf-8")
+    assert load_run("folder", [*words, "init_from=o/m"]) == run  # the hub is gone, and the run has begun
+
+
 def test_files_and_damaged_folders_are_refused(source: Path, tmp_path: Path, error_of: ErrorOf) -> None:
     data = folder_of(tmp_path / "data", "cat", "dog")
     file = tmp_path / "w.pt"
@@ -179,8 +201,49 @@ def test_files_and_damaged_folders_are_refused(source: Path, tmp_path: Path, err
     words = ["train", RECIPE, *data, f"out={tmp_path / 'out'}"]
     assert "convert it once: `udit convert" in error_of(*words, f"init_from={file}")
     assert "config.json cannot be read (No such file or directory)" in error_of(*words, f"init_from={tmp_path}")
+    diffusers = tmp_path / "dit" / "transformer"
+    diffusers.mkdir(parents=True)
+    (diffusers / "config.json").write_text('{"_class_name": "DiTTransformer2DModel"}')
+    line = error_of(*words, f"init_from={diffusers.parent}")
+    assert f"diffusers' DiTTransformer2DModel; convert it once: `udit convert {diffusers.parent} FOLDER`" in line
     (source / "config.json").write_text("[]")
     assert "has no section 'model'; init_from takes a folder that udit wrote" in error_of(*words, f"init_from={source}")
     (source / "config.json").unlink()
     (source / "config.json").write_text("{")
     assert "config.json cannot be read" in error_of(*words, f"init_from={source}")
+
+
+def resolved(caplog: pytest.LogCaptureFixture, *words: str) -> tuple[Run, str]:
+    """The run of the recipe for folders, and what is told of it."""
+    caplog.clear()
+    with caplog.at_level(logging.INFO):
+        return load_run("folder", words), caplog.text
+
+
+def test_weights_give_the_size_where_the_command_line_does_not(
+    source: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder_of(tmp_path / "data", "cat", "dog")
+    words = [f"data.root={tmp_path / 'data'}", f"init_from={source}", "sampling.steps=1", "num_classes=2"]
+    run, told = resolved(caplog, *words)
+    assert (run.data.size, run.data.channels, run.model.size, run.model.in_channels) == (8, 1, (8, 8), 1)
+    assert f"data.size is 8, that of the weights of init_from={source}, and not 32" in told
+    assert "data.channels is 1, that of" in told
+    run, told = resolved(caplog, *words, "data.size=16", "data.channels=1")
+    assert run.model.size == (16, 16)
+    assert f"data.size is 16 and the weights of init_from={source} were trained with 8" in told
+    assert "channels" not in told
+    written = tmp_path / "own.yaml"
+    written.write_text(
+        f"data: {{kind: folder, root: {tmp_path / 'data'}, size: 16, channels: 1}}\ninit_from: {source}\n"
+    )
+    assert load_run(str(written)).data.size == 16  # said where init_from is said
+
+
+def test_size_of_images_follows_from_the_codec_of_the_weights() -> None:
+    model = {"input_size": [8, 8], "in_channels": 4}
+    assert trained_on(model, {"kind": "identity"}) == {"size": 8}
+    assert trained_on(model, {"kind": "space-to-depth", "factor": 2}) == {"size": 16, "channels": 1}
+    assert trained_on(model, {"kind": "vae", "factor": 8}) == {"size": 64}
+    assert trained_on(model, {"kind": "vae"}) == {}
+    assert trained_on({"input_size": [8, 16], "in_channels": 3}, {"kind": "identity"}) == {"channels": 3}

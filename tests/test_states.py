@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import json
+import shlex
+from collections import OrderedDict
 from collections.abc import Callable
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
@@ -13,6 +15,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 from torch import Tensor
+from torch.nn import Parameter
 
 import udit
 from conftest import ErrorOf, perturb, same_bits, succeeds
@@ -50,8 +53,57 @@ FILES: dict[str, tuple[dict[str, Any], str, tuple[str, ...]]] = {
         ("state_dict.net",),
     ),
     "DDP, compiled": ({"ema": under("module._orig_mod.", AVERAGE), "model": under("module.", RAW)}, "ema", ("model",)),
+    "FSDP, recomputed": (
+        {
+            "model": {"a._fsdp_wrapped_module.weight": RAW["a.weight"], "a._fsdp_wrapped_module.bias": RAW["a.bias"]}
+            | {"blocks.0._fsdp_wrapped_module._checkpoint_wrapped_module.a.weight": RAW["blocks.0.a.weight"]},
+            "ema": {key.replace("a.", "a._orig_mod.module.", 1): value for key, value in AVERAGE.items()},
+        },
+        "ema",
+        ("model",),
+    ),
+    "LDM's": (
+        {
+            "state_dict": {
+                **under("model.diffusion_model.", RAW),
+                **{f"model_ema.diffusion_model{key.replace('.', '')}": value for key, value in AVERAGE.items()},
+                "model_ema.decay": torch.tensor(0.9999),
+                "model_ema.num_updates": torch.tensor(7),
+                "first_stage_model.encoder.a.weight": torch.zeros(3),
+            }
+        },
+        "state_dict.model_ema.diffusion_model",
+        ("state_dict.model.diffusion_model",),
+    ),
+    "LDM's around the network": (
+        {
+            "state_dict": {
+                **RAW,
+                **{f"model_ema.{key.replace('.', '')}": value for key, value in AVERAGE.items()},
+                "model_ema.decay": torch.tensor(0.9999),
+            }
+        },
+        "state_dict.model_ema",
+        ("state_dict",),
+    ),
+    "Lightning's WeightAveraging": (
+        {
+            "state_dict": under("net.", AVERAGE),
+            "current_model_state": under("net.", RAW),
+            "averaging_state": {"n_averaged": torch.tensor(9)},
+        },
+        "state_dict.net",
+        ("current_model_state.net",),
+    ),
+    "torch's AveragedModel": (
+        {"model": RAW, "second": {"n_averaged": torch.tensor(9), **under("module.", AVERAGE)}},
+        "second",
+        ("model",),
+    ),
+    "a list of several": ({"model": RAW, "emas": [AVERAGE, OTHER]}, "emas.0", ("model",)),
+    "beside an optimiser's": ({"exp_avg": RAW, "model": RAW, "polyak": AVERAGE}, "polyak", ("model", "exp_avg")),
     "deep": ({"trainer": {"state": {"net": RAW, "averaged_net": AVERAGE}}}, "trainer.state.averaged_net", ()),
-    "alone": (AVERAGE, "", ()),
+    "alone": (AVERAGE, ".", ()),
 }
 
 
@@ -60,11 +112,16 @@ def test_average_is_taken_and_the_rest_is_named(name: str) -> None:
     content, taken, left = FILES[name]
     choice = choose(content, RAW.keys(), where=name)
     assert same_bits(choice.taken.tensors, AVERAGE)
+    assert choice.taken.averaged == (name != "alone")
     assert choice.taken.name == taken
     assert set(left) <= set(choice.left)
 
 
-@pytest.mark.parametrize("name", ["model_ema", "ema_model", "ema_state_dict", "state_dict_ema", "nnet_ema", "ema"])
+NAMES = ("model_ema", "ema_model", "ema_state_dict", "state_dict_ema", "nnet_ema", "ema", "ModelEMA", "modelEma")
+NAMES += ("EMAModel", "emas", "shadow", "polyak", "net_swa", "ema_0.9999")
+
+
+@pytest.mark.parametrize("name", NAMES)
 def test_average_is_found_by_its_name_alone(name: str, tmp_path: Path) -> None:
     torch.save({"model": RAW, name: AVERAGE, "step": 9}, tmp_path / "x.pt")
     choice = read_published(tmp_path / "x.pt")
@@ -72,15 +129,18 @@ def test_average_is_found_by_its_name_alone(name: str, tmp_path: Path) -> None:
     assert str(choice) == f"took {name!r} (averaged), left 'model' (choose with --key)"
 
 
-def test_average_of_none_is_said() -> None:
-    choice = choose({"model": RAW, "ema": None}, RAW.keys(), where="x.pt")
+@pytest.mark.parametrize("nothing", [None, {}, []])
+def test_average_of_nothing_is_said(nothing: object) -> None:
+    choice = choose({"model": RAW, "ema": nothing}, RAW.keys(), where="x.pt")
     assert same_bits(choice.taken.tensors, RAW)
     assert str(choice) == "took 'model' (not averaged); 'ema' is empty"
 
 
 def test_words_that_only_hold_the_letters_are_no_averages() -> None:
-    choice = choose({"schema": RAW, "remat": RAW, "net": RAW}, RAW.keys(), where="x.pt")
+    held = dict.fromkeys(("schema", "remat", "net", "teacher", "exp_avg", "n_averaged"), RAW)
+    choice = choose(held, RAW.keys(), where="x.pt")
     assert not choice.taken.averaged
+    assert len(choice.left) == 5
 
 
 def test_key_chooses() -> None:
@@ -88,6 +148,56 @@ def test_key_chooses() -> None:
     assert same_bits(choose(content, RAW.keys(), key="model", where="x.pt").taken.tensors, RAW)
     with pytest.raises(UserError, match=r"^x.pt holds no state 'modle'; did you mean 'model'\?$"):
         choose(content, RAW.keys(), key="modle", where="x.pt")
+
+
+LIST = [2 * value for value in RAW.values()]
+UNREAD: dict[str, tuple[dict[str, Any], str]] = {
+    "diffusers'": ({"model": RAW, "ema": {"decay": 0.9, "shadow_params": LIST}}, "3 tensors under 'ema.shadow_params'"),
+    "beside it": ({"model": RAW, "shadow_params": LIST}, "3 tensors under 'shadow_params' as a list without names"),
+    "a bare list": ({"model": RAW, "ema": LIST}, "3 tensors under 'ema' as a list without names"),
+    "NeMo's": ({"model": RAW, "optimizer_states": [{"ema": tuple(LIST)}]}, "3 tensors under 'optimizer_states.0.ema'"),
+    "a vector": ({"model": RAW, "ema": torch.ones(6)}, "all weights in one tensor 'ema', without names"),
+    "other names": ({"model": RAW, "ema": {"x": torch.ones(3), "step": 1}}, "tensors under 'ema', none by a name of"),
+    "in a state": ({"model": {**RAW, "net_ema.x": torch.ones(3)}}, "tensors under 'model.net_ema', none by a name"),
+    "of some tensors": (
+        {"model": RAW, "ema": {"a.bias": torch.ones(1)}},
+        "under 'ema' that lacks a.weight, blocks",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", UNREAD)
+def test_raw_weights_beside_an_average_that_is_not_read_are_taken_only_by_their_name(name: str) -> None:
+    content, said = UNREAD[name]
+    with pytest.raises(UserError, match=r"^x\.pt holds an average .*'model', not averaged, with --key model$") as error:
+        choose(content, RAW.keys(), where="x.pt")
+    assert said in str(error.value)
+    assert same_bits(choose(content, RAW.keys(), key="model", where="x.pt").taken.tensors, RAW)
+
+
+def test_the_file_itself_has_a_name_for_key() -> None:
+    content = {**RAW, "ema": LIST}
+    with pytest.raises(UserError, match=r"or take '\.', not averaged, with --key \.$"):
+        choose(content, RAW.keys(), where="x.pt")
+    choice = choose(content, RAW.keys(), key=".", where="x.pt")
+    assert same_bits(choice.taken.tensors, RAW)
+    with pytest.raises(UserError, match=r"^x.pt holds no state 'ema'; 3 tensors under 'ema' as a list without names"):
+        choose(content, RAW.keys(), key="ema", where="x.pt")
+
+
+def test_numbers_of_an_average_are_no_weights() -> None:
+    content = {"model": RAW, "loss_ema": torch.ones(2), "ema": {"decay": torch.tensor(0.9)}, "opt": {"exp_avg": LIST}}
+    assert same_bits(choose(content, RAW.keys(), where="x.pt").taken.tensors, RAW)
+
+
+def test_what_averaging_leaves_out_comes_from_the_raw_state() -> None:
+    part = {key: value for key, value in AVERAGE.items() if key != "a.bias"}
+    choice = choose({"model": RAW, "ema": part}, RAW.keys(), untrained={"a.bias"}, where="x.pt")
+    assert same_bits(choice.taken.tensors, part | {"a.bias": RAW["a.bias"]})
+    wanted = "took 'ema' (averaged; a.bias of 'model', as averages leave out what is not trained), left 'model'"
+    assert str(choice) == f"{wanted} (choose with --key)"
+    with pytest.raises(UserError, match=r"an average under 'ema' that lacks a\.bias of this network"):
+        choose({"model": RAW, "ema": part}, RAW.keys(), untrained={"a.weight"}, where="x.pt")
 
 
 def test_unknown_keys_within_the_state_are_kept_for_the_refusal() -> None:
@@ -115,6 +225,10 @@ def test_command_says_what_it_took_and_takes_what_is_asked_for(
     half = {k: v if k == "pos_embed" else v / 2 for k, v in raw.items()}
     torch.save({"model": under("module.", raw), "model_ema": under("module.", half)}, file)
     assert succeeds(capsys, *words).endswith("took 'model_ema' (averaged), left 'model' (choose with --key)\n")
+    del half["pos_embed"]  # as an average of the parameters alone
+    torch.save({"model": under("module.", raw), "model_ema": half}, file)
+    assert "(averaged; pos_embed of 'model', as averages leave out what" in succeeds(capsys, *words)
+    half["pos_embed"] = raw["pos_embed"]
     assert same_bits(export_published(udit.load(tmp_path / "out").backbone), half)
     assert "took 'model' (not averaged), left 'model_ema'" in succeeds(capsys, *words, "--key", "model")
     assert same_bits(export_published(udit.load(tmp_path / "out").backbone), raw)
@@ -141,14 +255,37 @@ class Settings:
     """A program's own class in its checkpoint."""
 
 
-def test_refusal_names_what_stands_in_the_way_and_a_way_out(tmp_path: Path) -> None:
-    torch.save({"ema": RAW, "config": Settings()}, tmp_path / "x.pt")
+@pytest.mark.parametrize(
+    ("content", "wanted"),
+    [
+        ({"model": RAW, "model_ema": AVERAGE}, AVERAGE),
+        ({"opt": {"exp_avg": RAW["a.weight"]}, "net": {"module": OrderedDict(RAW)}}, RAW),
+        ({"model": RAW, "ema": {"decay": 0.9, "net": {k: Parameter(v) for k, v in AVERAGE.items()}}}, AVERAGE),
+    ],
+)
+def test_refusal_names_what_stands_in_the_way_and_a_way_out(
+    content: State, wanted: State, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / """it's "x".pt"""
+    torch.save({**content, "config": Settings()}, path)
     with pytest.raises(UserError) as error:
-        read_file(tmp_path / "x.pt")
+        read_file(path)
     line = str(error.value)
     assert f"holds {Settings.__module__}.Settings beside tensors and is not opened" in line
-    assert "weights_only=False" in line
     assert line.isprintable()
+    python, option, code = shlex.split(line.partition("if you trust it: ")[2])
+    assert (python, option) == ("python", "-c")
+    monkeypatch.chdir(tmp_path)
+    exec(code, {})
+    assert same_bits(read_published(tmp_path / "tensors.pt").taken.tensors, wanted)
+
+
+def test_refusal_of_a_file_whose_states_are_unknown_names_none(tmp_path: Path) -> None:
+    content: dict[str, Any] = {"config": Settings(), **RAW}
+    content["itself"] = content
+    torch.save(content, tmp_path / "x.pt")
+    with pytest.raises(UserError, match=r"weights_only=False\)\[KEY\], .*, with the name of its state for KEY$"):
+        read_file(tmp_path / "x.pt")
 
 
 def test_parts_of_a_state_are_read_together(tmp_path: Path) -> None:
@@ -164,4 +301,6 @@ def test_parts_of_a_state_are_read_together(tmp_path: Path) -> None:
 
 
 def test_file_that_is_not_there_is_said(error_of: Callable[..., str]) -> None:
-    assert error_of("convert", "nofile.pt", "out", "--model", "DiT-S/2").startswith("nofile.pt is not there; give")
+    for name in ("nofile.pt", "nofile", "no/file"):
+        assert error_of("convert", name, "out", "--model", "DiT-S/2").startswith(f"{name} is not there; give")
+    assert error_of("convert", "nofile", "out").startswith("nofile is not there; give")

@@ -267,6 +267,88 @@ def test_hub_model_brings_its_vae_and_only_the_weights_that_are_asked_for(
     assert last == "model.raw.safetensors"
 
 
+def files_of(folder: Path) -> dict[str, bytes]:
+    """The files of a folder, as a repository has them."""
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize(
+    ("name", "revision", "wanted"),
+    [
+        ("o/nosuch", None, "the hub gave none: it knows none of that name; check it, or set HF_TOKEN if it is private"),
+        ("o/gated", None, "the hub gave none: it is gated; ask for access on its page there, and set HF_TOKEN or"),
+        ("o/m", "v9", "the hub gave none: it has no revision 'v9'; give a branch, a tag or a commit of it"),
+        ("o/m@v9", None, "the hub gave none: it has no revision 'v9'; give a branch, a tag or a commit of it"),
+        ("o/m@v9", "v8", "the name says revision 'v9' and the call 'v8'; give one of them"),
+    ],
+)
+def test_what_the_hub_does_not_give_is_one_line(
+    name: str,
+    revision: str | None,
+    wanted: str,
+    folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    one_line: OneLine,
+) -> None:
+    with serving(files_of(folder)) as hub:
+        use(hub, tmp_path / "hf", monkeypatch)
+        with pytest.raises(UserError) as error:
+            udit.load(name, revision=revision)
+    assert one_line(error.value).startswith(f"no folder '{name}'")
+    assert wanted in str(error.value)
+
+
+def test_older_commit_is_loaded_by_its_name(
+    system: System, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    newer = udit.save(perturbed(system), tmp_path / "newer")
+    with serving(files_of(folder)) as hub:
+        hub.push("b" * 40, files_of(newer))
+        use(hub, tmp_path / "hf", monkeypatch)
+        for name, wanted in ((f"o/m@{COMMIT}", folder), ("o/m", newer)):
+            assert same_bits(udit.load(name).backbone.state_dict(), udit.load(wanted).backbone.state_dict())
+
+
+def test_weights_of_a_vae_without_its_config_stay_on_the_hub(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with serving({**files_of(folder), f"vae/{VAE_WEIGHTS}": b"of no use alone"}) as hub:
+        use(hub, tmp_path / "hf", monkeypatch)
+        udit.load("o/m")
+        assert VAE_WEIGHTS not in hub.downloads()
+
+
+@pytest.mark.parametrize(
+    ("files", "wanted"),
+    [
+        (
+            {"config.json": b"{}", "export.json": b"{}", "model.onnx": b"a graph"},
+            "o/m holds an exported graph and no weights; download it (`hf download o/m --local-dir FOLDER`) and `udit ",
+        ),
+        (
+            {"model_index.json": b'{"_class_name": "DiTPipeline"}', "vae/config.json": b"{}"},
+            "o/m holds diffusers' DiTPipeline; convert it once: `udit convert o/m FOLDER`, then give FOLDER",
+        ),
+        (
+            {"transformer/config.json": b'{"_class_name": "DiTTransformer2DModel"}'},
+            "o/m holds diffusers' DiTTransformer2DModel; convert it once: `udit convert o/m FOLDER`, then give FOLDER",
+        ),
+        ({"README.md": b"words"}, "o/m holds neither config.json nor run.yaml"),
+    ],
+)
+def test_repository_of_something_else_says_what_it_is_before_its_weights_come(
+    files: dict[str, bytes], wanted: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, one_line: OneLine
+) -> None:
+    weights = {"model.safetensors": b"large", f"vae/{VAE_WEIGHTS}": b"large"}
+    with serving(files | weights) as hub:
+        use(hub, tmp_path / "hf", monkeypatch)
+        with pytest.raises(UserError) as error:
+            udit.load("o/m")
+        assert one_line(error.value).startswith(wanted)
+        assert not [name for name in hub.downloads() if name.endswith(".safetensors")]
+
+
 class Payload:
     """Writes a file when it is unpickled."""
 

@@ -6,11 +6,17 @@ import contextlib
 import difflib
 import logging
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 log = logging.getLogger(__name__)
 _CONTROL = re.compile(r"\x1b\[[0-9;]*[A-Za-z]|[\x00-\x1f\x7f]")
+
+A_SLIP, CLOSE = 0.8, 0.65
+"""Share of matching letters (``difflib``) from which a word is a misspelt one, and from which it may be meant."""
+
+SHOWN = 30
+"""Most known words that an error lists."""
 
 
 class UserError(ValueError):
@@ -99,7 +105,7 @@ def as_list(name: str, value: object) -> list[Any]:
 
 
 def nearest(word: str, known: Iterable[str]) -> str:
-    """The tail of an error on an unknown word: the nearest known one, or all of them.
+    """The tail of an error on an unknown word: the known ones that may be meant, or all of them.
 
     Args:
         word: what the user wrote.
@@ -109,8 +115,47 @@ def nearest(word: str, known: Iterable[str]) -> str:
         ``"; did you mean 'digits'?"`` or ``" (known: a, b, c)"``.
     """
     names = list(known)
-    close = difflib.get_close_matches(word, names, n=1, cutoff=0.5)
-    if not close:
-        folded = {name.lower(): name for name in names}
-        close = [folded[m] for m in difflib.get_close_matches(word.lower(), folded, n=1, cutoff=0.5)]
-    return f"; did you mean {close[0]!r}?" if close else f" (known: {', '.join(sorted(names))})"
+    if close := resembling(word, names):
+        return f"; did you mean {' or '.join(map(repr, close))}?"
+    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+    return f" (known: {', '.join(sorted(names)[:SHOWN])}{more})"
+
+
+def resembling(word: str, names: Sequence[str], least: float = CLOSE) -> list[str]:
+    """The names that a word may stand for: the same but for a slip, its initials, or one that shares a part with it.
+
+    Args:
+        word: what the user wrote.
+        names: the known ones.
+        least: share of matching letters from which a name is offered.
+
+    Returns:
+        One name, or several of which the word is a part, e.g. ``ema_decay`` and ``weight_decay`` of ``decay``; at most
+        three.
+    """
+    if close := _close(word, names, A_SLIP):
+        return close
+    parts = _parts(word)
+    for name in names:
+        if (len(parts) > 1 and _initials(parts) == name.casefold()) or _initials(_parts(name)) == word.casefold():
+            return [name]
+    sharing = [name for name in names if parts and set(parts) <= set(_parts(name))]
+    return sharing if 0 < len(sharing) <= 3 else _close(word, names, least)
+
+
+def _close(word: str, names: Sequence[str], least: float) -> list[str]:
+    """The nearest name in its own letters, or else in small ones; swapped letters of a short name are a slip, too."""
+    for plain in (str, str.casefold):
+        folded = {plain(name): name for name in reversed(names)}
+        swapped = [name for name in folded if len(name) < 4 and sorted(name) == sorted(plain(word))]
+        if close := difflib.get_close_matches(plain(word), folded, n=1, cutoff=least) or swapped:
+            return [folded[close[0]]]
+    return []
+
+
+def _parts(name: str) -> list[str]:
+    return [part for part in re.split(r"[\W_]+", name.casefold()) if part]
+
+
+def _initials(parts: Sequence[str]) -> str:
+    return "".join(part[0] for part in parts)

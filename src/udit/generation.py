@@ -309,14 +309,16 @@ def read_context(path: Path) -> Context:
             found = load_file(path)
     except damaged as error:
         detail = "it is not there" if isinstance(error, FileNotFoundError) else " ".join(str(error).split())[:200]
-        raise UserError(f"cannot read --context {path}: {detail}; name a .safetensors or .npz file") from None
+        raise UserError(f"cannot read the context {path}: {detail}; name a .safetensors or .npz file") from None
     rows, null = found.get("context"), found.get("null")
     if rows is None or rows.ndim < 2 or not len(rows):
         held = "nothing" if rows is None else f"{list(rows.shape)}"
         raise UserError(f"{path} holds {held} under 'context'; write floats [N, tokens, width], and 'null' beside them")
     for key, part in (("context", rows), ("null", null)):
         if part is not None and not (part.is_floating_point() and bool(part.isfinite().all())):
-            raise UserError(f"{path} holds {key!r} as {part.dtype}, or not finite; write finite floats")
+            kind = str(part.dtype).removeprefix("torch.")
+            held = "with numbers that are not finite" if part.is_floating_point() else f"as {kind}"
+            raise UserError(f"{path} holds {key!r} {held}; write finite floats")
     return Context(rows.float(), None if null is None else null.float(), path.name)
 
 

@@ -1,13 +1,24 @@
-"""Downloads from the Hugging Face hub; free of torch. HF_HOME, HF_ENDPOINT and HF_HUB_OFFLINE are honoured."""
+"""Downloads from the Hugging Face hub; free of torch. HF_HOME, HF_ENDPOINT and HF_HUB_OFFLINE are honoured.
+
+A repository is ``owner/name``, or ``owner/name@revision`` with a branch, tag or commit.
+"""
 
 from __future__ import annotations
 
+import json
+import logging
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from udit.errors import UserError
+
+PIPELINE, TRANSFORMER, VAE = "model_index.json", "transformer/config.json", "vae/config.json"
+"""Of a folder that diffusers has saved; a model folder of udit may have the last."""
+DESCRIPTION = ("config.json", "export.json", PIPELINE, TRANSFORMER, VAE)
+"""Small files that say what a repository holds."""
 
 
 def is_hub_id(name: str) -> bool:
@@ -19,29 +30,74 @@ def snapshot(name: str, files: Sequence[str], *, what: str, revision: str | None
     """Downloads files of a model repository; files that are in the cache already are not downloaded again.
 
     Args:
-        name: ``owner/name``.
+        name: ``owner/name`` or ``owner/name@revision``.
         files: paths within the repository; those it does not have are left out, and nothing else is downloaded.
         what: the error's first words, e.g. ``no folder 'owner/name'``.
-        revision: branch, tag or commit; None is the newest.
+        revision: branch, tag or commit; None is the one in the name, or the newest.
         remedy: the error's last words.
 
     Returns:
-        The folder that holds them.
+        The folder that holds them; its name is the commit.
 
     Raises:
-        UserError: the hub has no such repository, or cannot be reached and the files are not in the cache.
+        UserError: the hub has no such repository or revision, does not give it to this user, or cannot be reached and
+            the files are not in the cache.
     """
     from huggingface_hub import snapshot_download
 
-    with _hub_errors_told(f"{what}, and the hub gave none", remedy):
+    name, _, named = name.partition("@")
+    if revision and named and revision != named:
+        raise UserError(f"{what}: the name says revision {named!r} and the call {revision!r}; give one of them")
+    revision = revision or named or None
+    with _hub_errors_told(f"{what}, and the hub gave none", remedy, revision), _absent_files_not_told():
         return Path(snapshot_download(name, revision=revision, allow_patterns=list(files)))
+
+
+def describe(name: str, *, what: str, revision: str | None = None) -> Path:
+    """Downloads the small files that say what a repository holds (``DESCRIPTION``); see ``snapshot``."""
+    return snapshot(name, DESCRIPTION, what=what, revision=revision)
+
+
+def complete(name: str, described: Path, files: Sequence[str], *, what: str) -> None:
+    """Downloads further files of the commit that ``describe`` found; those that are there already are left alone.
+
+    Raises:
+        UserError: see ``snapshot``.
+    """
+    missing = [file for file in files if not (described / file).is_file()]
+    if missing:
+        snapshot(name.partition("@")[0], missing, what=what, revision=described.name)
+
+
+def pinned(name: str, described: Path) -> str:
+    """A repository's name with the commit that ``describe`` found."""
+    return f"{name.partition('@')[0]}@{described.name}"
+
+
+def unpinned(name: str) -> str:
+    """A repository's name without the commit that ``pinned`` adds."""
+    return re.sub("@[0-9a-f]{40}$", "", name)
+
+
+def diffusers_class(folder: Path) -> str | None:
+    """What diffusers has saved in a folder, by the class in its JSON files; None where that is nothing."""
+    for file in (PIPELINE, "config.json", TRANSFORMER):
+        try:
+            values = json.loads((folder / file).read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            continue
+        except (OSError, ValueError, RecursionError):
+            return None
+        return str(values["_class_name"]) if isinstance(values, dict) and "_class_name" in values else None
+    return None
 
 
 def cached(name: str, file: str) -> Path | None:
     """A file of a model repository that has been downloaded before; None where it has not."""
     from huggingface_hub import try_to_load_from_cache
 
-    path = try_to_load_from_cache(name, file)
+    name, _, revision = name.partition("@")
+    path = try_to_load_from_cache(name, file, revision=revision or None)
     return Path(path) if isinstance(path, str) else None
 
 
@@ -59,7 +115,7 @@ def dataset_commit(name: str, revision: str | None, *, what: str, remedy: str) -
     """
     from huggingface_hub import HfApi
 
-    with _hub_errors_told(what, remedy):
+    with _hub_errors_told(what, remedy, revision):
         return str(HfApi().dataset_info(name, revision=revision).sha)
 
 
@@ -110,13 +166,43 @@ def _client_errors() -> tuple[type[Exception], ...]:
 
 
 @contextmanager
-def _hub_errors_told(what: str, remedy: str) -> Iterator[None]:
-    """Turns errors of the hub's client into a ``UserError`` of one line: ``what``, the client's words, ``remedy``."""
+def _hub_errors_told(what: str, remedy: str, revision: str | None = None) -> Iterator[None]:
+    """Turns errors of the hub's client into a ``UserError`` of one line: ``what``, the reason, ``remedy``.
+
+    Args:
+        what: the first words.
+        remedy: the last words.
+        revision: that was asked for.
+    """
+    from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
+
     try:
         yield
     except _client_errors() as error:
-        detail = _first_lines(str(error), 200)
+        if isinstance(error, GatedRepoError):
+            detail = "it is gated; ask for access on its page there, and set HF_TOKEN or run `hf auth login`"
+        elif isinstance(error, RevisionNotFoundError):
+            detail = f"it has no revision {revision!r}; give a branch, a tag or a commit of it"
+        elif isinstance(error, RepositoryNotFoundError):
+            detail = "it knows none of that name; check it, or set HF_TOKEN if it is private"
+        else:
+            detail = _first_lines(str(error), 200)
         raise UserError(f"{what}: {detail}" + (f"; {remedy}" if remedy else "")) from None
+
+
+@contextmanager
+def _absent_files_not_told() -> Iterator[None]:
+    """Drops the client's warning that a repository has none of the files: it need not have them."""
+
+    def wanted(record: logging.LogRecord) -> bool:
+        return not record.getMessage().startswith("No files matched")
+
+    logger = logging.getLogger("huggingface_hub._snapshot_download")
+    logger.addFilter(wanted)
+    try:
+        yield
+    finally:
+        logger.removeFilter(wanted)
 
 
 def _first_lines(text: str, limit: int) -> str:

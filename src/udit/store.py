@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from pathlib import Path
 from typing import Literal
 
@@ -15,7 +16,7 @@ from udit import hub
 from udit.assemble import System
 from udit.checkpoint import CheckpointStore, write_tensors
 from udit.data.codec_config import VAECodec
-from udit.data.vae import VAE_CONFIG, VAE_FILES
+from udit.data.vae import VAE_CONFIG, VAE_WEIGHTS
 from udit.errors import RunError, UserError, by_product, require_type
 from udit.files import whole_folder
 from udit.models.build import rebuild
@@ -64,8 +65,8 @@ def load(
     """A system from a model folder, a run folder or a hub id.
 
     Args:
-        path: a model folder, a run folder, or ``owner/name`` on the hub (HF_HOME, HF_ENDPOINT and
-            HF_HUB_OFFLINE are honoured).
+        path: a model folder, a run folder, or ``owner/name`` or ``owner/name@revision`` on the hub (HF_HOME,
+            HF_ENDPOINT and HF_HUB_OFFLINE are honoured).
         weights: ``ema`` (the default weights) or ``raw``.
         device: where the network goes.
         revision: branch, tag or commit on the hub.
@@ -76,17 +77,13 @@ def load(
     folder = Path(path)
     if (folder / "run.yaml").is_file():
         return _load_run(folder, weights).to(device)
-    if not folder.exists():
-        folder = _download(str(path), weights, revision)
     if folder.is_file():
         raise UserError(_file_advice(folder))
+    if folder.exists():
+        _check_holds_weights(folder, str(path))
+    else:
+        folder = _download(str(path), weights, revision)
     file = folder / FILES[weights]
-    if not (folder / "config.json").is_file():
-        raise UserError(
-            f"{folder} holds neither config.json nor run.yaml; give a model folder, a run folder or a hub id"
-        )
-    if (folder / EXPORTED).is_file():
-        raise UserError(f"{folder} holds an exported graph and no weights; `udit sample` draws from it")
     config = _with_vae_beside(read_config(folder / "config.json"), folder)
     return System(config, network(config, read_tensors(file), file)).to(device)
 
@@ -111,7 +108,7 @@ def read_config(path: Path) -> SystemConfig:
         raise UserError(f"{path} cannot be read as JSON: {error}") from None
     if not isinstance(values, dict):
         raise UserError(f"{path} holds no JSON object")
-    return parse(SystemConfig, values, where=str(path))
+    return parse(SystemConfig, values, where=path)
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
@@ -161,20 +158,44 @@ def read_run_config(folder: Path | str) -> Run:
     path = Path(folder) / "run.yaml"
     if not path.is_file():
         raise UserError(f"{folder} is no run folder: it has no run.yaml; `udit train` makes one")
-    return parse(Run, read_yaml(path), where=str(path))
+    return parse(Run, read_yaml(path), where=path)
 
 
 def _download(name: str, weights: Weights, revision: str | None) -> Path:
     if not hub.is_hub_id(name):
         raise UserError(f"no model at {name!r}; give a model folder, a run folder or a hub id (owner/name)")
-    vae = [f"vae/{file}" for file in VAE_FILES]  # where the model has one of its own
-    files = ["config.json", "README.md", FILES[weights], *vae]
-    return hub.snapshot(name, files, what=f"no folder {name!r}", revision=revision)
+    what = f"no folder {name!r}"
+    folder = hub.describe(name, what=what, revision=revision)
+    _check_holds_weights(folder, name, remote=True)
+    vae = [f"vae/{VAE_WEIGHTS}"] if (folder / hub.VAE).is_file() else []
+    hub.complete(name, folder, ["README.md", FILES[weights], *vae], what=what)
+    return folder
+
+
+def _check_holds_weights(folder: Path, name: str, *, remote: bool = False) -> None:
+    """Refuses what is no model folder of udit's, and says what it is.
+
+    Args:
+        folder: the folder, or what ``hub.describe`` downloaded.
+        name: what the user calls it.
+        remote: it is on the hub.
+    """
+    if (found := hub.diffusers_class(folder)) is not None:
+        raise UserError(
+            f"{name} holds diffusers' {found}; convert it once: `udit convert {shlex.quote(name)} FOLDER`, then give "
+            "FOLDER"
+        )
+    if not (folder / "config.json").is_file():
+        raise UserError(f"{name} holds neither config.json nor run.yaml; give a model folder, a run folder or a hub id")
+    if (folder / EXPORTED).is_file():
+        download = f"download it (`hf download {name} --local-dir FOLDER`) and " if remote else ""
+        raise UserError(f"{name} holds an exported graph and no weights; {download}`udit sample` draws from it")
 
 
 def _file_advice(path: Path) -> str:
     if path.suffix in (".pt", ".pth", ".ckpt", ".bin"):
-        return f"{path} is a pickle and is not opened here; convert it once: `udit convert {path} FOLDER --model NAME`"
+        command = f"udit convert {shlex.quote(str(path))} FOLDER --model NAME"
+        return f"{path} is a pickle and is not opened here; convert it once: `{command}`"
     return f"{path} is a file; give the model folder that holds it"
 
 

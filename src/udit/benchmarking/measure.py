@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import os
 import statistics
 import time
 from collections import defaultdict
@@ -265,6 +266,7 @@ def kind_of(operator: str, shapes: list[list[int]]) -> str:
 
 def dissect(call: Callable[[], object]) -> tuple[dict[str, float], int]:
     """Shares of time by kind of work, and the peak of bytes allocated during the call."""
+    os.environ.setdefault("KINETO_LOG_LEVEL", "6")  # read at the first profile, which else reports its start and stop
     with profile(activities=[ProfilerActivity.CPU], record_shapes=True, profile_memory=True) as trace:
         call()
     spent: dict[str, float] = defaultdict(float)

@@ -2,12 +2,23 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import os
 import sys
 from typing import NoReturn
 
-from cyclopts import App, CycloptsError, Group
+from cyclopts import (
+    App,
+    CoercionError,
+    CycloptsError,
+    Group,
+    MissingArgumentError,
+    RepeatArgumentError,
+    UnknownCommandError,
+    UnknownOptionError,
+    UnusedCliTokensError,
+)
 
 from udit import __version__
 from udit.cli.bench import bench
@@ -25,7 +36,10 @@ from udit.cli.sample import sample
 from udit.cli.scores import scores
 from udit.cli.train import train
 from udit.cli.tune import tune
-from udit.errors import PeerError, RunError, UserError, nearest, one_line, ran_out_of_memory
+from udit.errors import A_SLIP, PeerError, RunError, UserError, nearest, one_line, ran_out_of_memory, resembling
+
+OF_RECIPES = ("train", "encode", "data", "bench")
+"""Commands that take a recipe's keys as KEY=VALUE."""
 
 app = App(
     name="udit",
@@ -55,7 +69,6 @@ app.command(doctor)
 def main(arguments: list[str] | None = None) -> NoReturn:
     """Runs a command; a UserError is one line and exit code 2, a RunError one line and exit code 1."""
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # its warnings are for developers of torch
-    os.environ.setdefault("KINETO_LOG_LEVEL", "6")  # the profiler of `udit bench` reports its start and stop
     os.environ.setdefault("DATASETS_VERBOSITY", "critical")  # it repeats what the error says
     if not sys.stderr.isatty():
         os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
@@ -89,11 +102,62 @@ def main(arguments: list[str] | None = None) -> NoReturn:
 
 
 def _usage(error: CycloptsError, tokens: list[str]) -> str:
+    """What is wrong with the words of a command line."""
     commands = [name for name in app if not name.startswith("-")]
     if tokens and not tokens[0].startswith("-") and tokens[0] not in commands:
         return f"no command {tokens[0]!r}{nearest(tokens[0], commands)}"
-    command = f"udit {tokens[0]}" if tokens and tokens[0] in commands else "udit"
-    return f"{' '.join(str(error).split())} (`{command} --help` tells more)"
+    command = " ".join(["udit", *(error.command_chain or ())])
+    text = " ".join(str(error).split()).rstrip(".")
+    token = error.token if isinstance(error, UnknownOptionError | CoercionError) else None
+    named = error.argument.name if isinstance(error, CoercionError | MissingArgumentError) and error.argument else ""
+    if isinstance(error, UnknownOptionError):
+        text = _unknown_option((token and (token.keyword or token.value)) or "", tokens)
+    elif isinstance(error, UnknownCommandError) and tokens[0].startswith("-"):
+        text = f"no option {tokens[0]}; name a command first, one of {', '.join(commands)}"
+    elif isinstance(error, UnknownCommandError):
+        known = [name for name in app[tokens[0]] if not name.startswith("-")]
+        text = f"`udit {tokens[0]}` has no command {tokens[1]!r}{nearest(tokens[1], known)}"
+    elif isinstance(error, UnusedCliTokensError):
+        words = " ".join(map(repr, error.unused_tokens or ()))
+        text = f"{words} is more than `{command}` takes; leave it out, or quote what has spaces"
+    elif isinstance(error, MissingArgumentError):
+        text = f"{named} is missing; give it a value"
+    elif isinstance(error, RepeatArgumentError):
+        text = f"{text}; give it once"
+    elif isinstance(error, CoercionError) and token:
+        _, choose, choices = text.partition("Choose from: ")
+        takes = {int: "a whole number", float: "a number", bool: "true or false"}.get(error.target_type or str, "text")
+        text = f"{token.keyword or named} is {token.value!r}; it takes {_either(choices) if choose else takes}"
+    return f"{text} (`{command} --help` tells more)"
+
+
+def _either(choices: str) -> str:
+    *others, last = choices.replace('"', "").split(", ")
+    return f"{', '.join(others)} or {last}" if others else last
+
+
+def _unknown_option(option: str, tokens: list[str]) -> str:
+    """An option that a command has not; a recipe's key written as an option is answered by KEY=VALUE."""
+    name, equals, value = option.partition("=")
+    command = app[tokens[0]] if tokens and tokens[0] in app else app
+    for word in tokens[1:]:
+        if word in command and not word.startswith("-"):
+            command = command[word]
+    known = {flag.lstrip("-"): flag for argument in command.assemble_argument_collection() for flag in argument.names}
+    known = {plain: flag for plain, flag in known.items() if flag.startswith("--") and plain not in ("help", "version")}
+    word = name.lstrip("-")
+    close = resembling(word, list(known))
+    hint = f"; did you mean {known[close[0]]}?" if close else f" (known: {', '.join(sorted(known.values()))})"
+    if tokens[:1] and tokens[0] in OF_RECIPES and not resembling(word, list(known), A_SLIP):
+        from udit.run.keys import keys_like
+
+        if keys := keys_like(word):
+            following = [after for token, after in itertools.pairwise(tokens) if token == option]
+            value = value if equals else following[0] if following and not following[0].startswith("-") else "VALUE"
+            written = " or ".join(f"{key}={value}" for key in keys)
+            return f"no option {name}; a recipe's keys are written KEY=VALUE: {written}"
+        return f"no option {name}{hint}" + ("" if close else "; a recipe's keys are KEY=VALUE, e.g. training.lr=1e-3")
+    return f"no option {name}{hint}"
 
 
 def _fail(message: str, code: int) -> NoReturn:

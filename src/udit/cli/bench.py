@@ -91,7 +91,7 @@ def bench(
     for path in (json_file, markdown):
         if path and (path.is_dir() or not os.access(path.absolute().parent, os.W_OK)):
             raise UserError(f"{path} cannot be written; name a file in a folder that is there and may be written to")
-    sampling = parse(SamplingConfig, {"sampler": sampler, "steps": steps, "guidance": guidance}, where="images")
+    sampling = parse(SamplingConfig, {"sampler": sampler, "steps": steps, "guidance": guidance})
     check_sampler(sampler, DDPMConfig, steps)
     batches, sizes = _numbers(batch, "--batch"), _numbers(size, "--size") if size else []
     of_data = [word for word in overrides if word.partition("=")[0].partition(".")[0] in ("data", "codec", "latents")]

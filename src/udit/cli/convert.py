@@ -9,6 +9,7 @@ from cyclopts import Parameter
 
 from udit.cli.output import say
 from udit.errors import UserError
+from udit.hub import is_hub_id
 
 WEIGHT_SUFFIXES = (".pt", ".pth", ".ckpt", ".bin", ".safetensors")
 
@@ -27,8 +28,8 @@ def convert(
 ) -> int:
     """Turn weights into a model folder, or a model into a release's weights.
 
-    A release's .pt, .pth, .ckpt, .bin or .safetensors file needs --model; a run folder, a model folder, a hub id, and a
-    folder of diffusers' DiTPipeline or DiTTransformer2DModel describe themselves.
+    A release's .pt, .pth, .ckpt, .bin or .safetensors file needs --model; a run folder, a model folder, and diffusers'
+    DiTPipeline or DiTTransformer2DModel describe themselves, in a folder or as a hub id (owner/name).
 
     Parameters
     ----------
@@ -51,7 +52,7 @@ def convert(
     vae
         Folder or hub id of the VAE of a release on latents; stabilityai/sd-vae-ft-ema if not given.
     key
-        Which state of a file that holds several, e.g. model; the averaged one if not given.
+        Which state of a file that holds several, e.g. model; the averaged one if not given. "." is the file itself.
     """
     from udit.run.config import model_from
     from udit.run.recipes import parse_overrides
@@ -61,9 +62,10 @@ def convert(
     is_file = path.is_file()
     if is_file and model is None:
         raise UserError(f"{source} does not say which model it is; add --model NAME (`udit models` lists all)")
-    if not path.exists() and path.suffix in (*WEIGHT_SUFFIXES, ".json"):
+    for_files = bool(model or values or repair or key)
+    if not path.exists() and (for_files or path.suffix in (*WEIGHT_SUFFIXES, ".json") or not is_hub_id(source)):
         raise UserError(f"{source} is not there; give a release's weights, a run folder, a model folder or a hub id")
-    if not is_file and (model or values or repair or key):
+    if for_files and not is_file:
         raise UserError(
             f"{source} is a model with its own config; --model, --repair, --key and KEY=VALUE are for files"
         )
@@ -74,15 +76,14 @@ def convert(
         raise UserError(f"{target} exists; choose another name")
 
     from udit import store
-    from udit.convert.diffusers import is_folder
+    from udit.convert.diffusers import find
     from udit.convert.system import from_diffusers, from_published, to_published
 
     said = ""
     if config is not None:
-        system, choice = from_published(path, config, repair=repair, vae=vae, key=key)
-        said = str(choice)
-    elif path.is_dir() and is_folder(path):
-        system = from_diffusers(path, vae=vae)
+        system, said = from_published(path, config, repair=repair, vae=vae, key=key)
+    elif (folder := find(source, with_vae=vae is None)) is not None:
+        system, said = from_diffusers(folder, vae=vae)
     elif vae is not None:
         raise UserError(f"{source} has a codec of its own; --vae is for releases on latents")
     else:

@@ -6,11 +6,13 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from udit.convert.files import SHARDED, read_file
+from udit import hub
+from udit.convert.files import SHARDED, read_file, shard_names
+from udit.data.vae import VAE_WEIGHTS
 from udit.errors import UserError
 from udit.models.catalog import families
 from udit.models.config import ModelConfig
@@ -18,6 +20,9 @@ from udit.models.published import Layout
 
 PIPELINES = ("DiTPipeline",)
 WEIGHTS = "diffusion_pytorch_model.safetensors"
+INDEX = WEIGHTS.removesuffix(".safetensors") + SHARDED
+PICKLED = "diffusion_pytorch_model.bin"
+SCHEDULER = "scheduler/scheduler_config.json"
 SCHEDULE: dict[str, Any] = {
     "num_train_timesteps": 1000,
     "beta_schedule": "linear",
@@ -36,9 +41,9 @@ class Found:
     config: ModelConfig
     state: dict[str, Tensor]
     """Under the release's key names."""
-    vae: str | None
-    """Folder of the pipeline's VAE."""
     id2label: tuple[str, ...]
+    note: str
+    """How diffusers' own network differs."""
 
 
 def layouts() -> dict[str, Layout]:
@@ -46,8 +51,11 @@ def layouts() -> dict[str, Layout]:
     return {name: layout for family in families().values() for name, layout in family.diffusers_layouts().items()}
 
 
-def published(content: Mapping[Any, Any], config: ModelConfig, where: str) -> Mapping[Any, Any]:
+def published(content: Mapping[Any, Any], config: ModelConfig, where: str) -> tuple[Mapping[Any, Any], str]:
     """What a file holds, with diffusers' key names turned into the release's where it has such.
+
+    Returns:
+        The content, and the layout's note.
 
     Raises:
         UserError: they are of another family than the config's, or hold what the release has not.
@@ -59,26 +67,102 @@ def published(content: Mapping[Any, Any], config: ModelConfig, where: str) -> Ma
                     f"{where} holds diffusers' {name} and the model is of the family {config.family}; name another "
                     "with --model"
                 )
-            return layout.published(content, config, where)
-    return content
+            return layout.published(content, config, where), layout.note
+    return content, ""
+
+
+def find(source: str, *, with_vae: bool = True) -> Path | None:
+    """The folder that diffusers has saved at a place, for ``read_folder``; None where something else is there.
+
+    Args:
+        source: a folder, or ``owner/name`` on the hub, of which the files that are needed are downloaded.
+        with_vae: the pipeline's own VAE is needed.
+
+    Raises:
+        UserError: the hub gives nothing, or a class or a setting that is not read.
+    """
+    folder = Path(source)
+    if not folder.exists():
+        folder = hub.describe(source, what=f"no folder {source!r}")
+        if is_folder(folder):
+            _fetch(source, folder, with_vae)
+    return folder if is_folder(folder) else None
+
+
+def _fetch(name: str, described: Path, with_vae: bool) -> None:
+    """Downloads the weights of what ``hub.describe`` found, at the same commit."""
+
+    def get(*files: str) -> None:
+        hub.complete(name, described, files, what=f"the weights of {name!r} are not here")
+
+    get(SCHEDULER)
+    inside = _described(described, name).inside
+    if with_vae and (described / hub.VAE).is_file():
+        get(f"vae/{VAE_WEIGHTS}")
+        own_vae(described)
+    prefix = inside.relative_to(described)
+    get(str(prefix / WEIGHTS), str(prefix / INDEX))
+    if not (inside / WEIGHTS).is_file():
+        parts = shard_names(inside / INDEX) if (inside / INDEX).is_file() else [PICKLED]
+        get(*(str(prefix / part) for part in parts))
 
 
 def is_folder(folder: Path) -> bool:
     """Whether diffusers has saved a folder: a pipeline, or a network with its class in ``config.json``."""
-    return (folder / "model_index.json").is_file() or "_class_name" in _json(folder / "config.json")
+    return (folder / hub.PIPELINE).is_file() or hub.diffusers_class(folder) is not None
 
 
 def read_folder(folder: Path) -> Found:
-    """The network, VAE and class names of a folder that diffusers has saved.
+    """The network and class names of a folder that diffusers has saved.
 
     Raises:
         UserError: a class or a setting that is not read, or a file that is missing.
     """
-    index = _json(folder / "model_index.json")
+    pipeline, inside, layout, config = _described(folder, str(folder))
+    weights = next((inside / name for name in (WEIGHTS, INDEX, PICKLED) if (inside / name).is_file()), inside / WEIGHTS)
+    state = layout.published(read_file(weights), config, str(inside))
+    return Found(config, state, _labels(pipeline, config.num_classes), layout.note)
+
+
+def own_vae(folder: Path) -> str | None:
+    """The folder of a pipeline's own VAE; None if it has none.
+
+    Raises:
+        UserError: its weights are a pickle.
+    """
+    place = (folder / hub.VAE).parent
+    if not (folder / hub.VAE).is_file():
+        return None
+    if not (place / VAE_WEIGHTS).is_file():
+        raise UserError(
+            f"the VAE {place} has no {VAE_WEIGHTS}, and pickled ones are not opened; name another with --vae, e.g. "
+            "--vae stabilityai/sd-vae-ft-ema"
+        )
+    return str(place.resolve())
+
+
+class _Described(NamedTuple):
+    """What the JSON files of a folder say."""
+
+    pipeline: dict[str, Any]
+    """Its ``model_index.json``; empty without one."""
+    inside: Path
+    """Where the transformer is."""
+    layout: Layout
+    config: ModelConfig
+
+
+def _described(folder: Path, where: str) -> _Described:
+    """What a folder holds by its JSON files alone.
+
+    Raises:
+        UserError: a class or a setting that is not read.
+    """
+    index = _json(folder / hub.PIPELINE)
     if index and index.get("_class_name") not in PIPELINES:
         known = ", ".join(PIPELINES)
-        raise UserError(f"{folder} holds diffusers' {index.get('_class_name')}; of its pipelines {known} is read")
-    inside = folder / "transformer" if index else folder
+        raise UserError(f"{where} holds diffusers' {index.get('_class_name')}; of its pipelines {known} is read")
+    inside = folder / "transformer" if index or (folder / hub.TRANSFORMER).is_file() else folder
     values = _json(inside / "config.json")
     classes = layouts()
     layout = classes.get(str(values.get("_class_name")))
@@ -87,17 +171,10 @@ def read_folder(folder: Path) -> Found:
         raise UserError(f"{inside} holds {name}; of diffusers' transformers {', '.join(classes)} is read")
     config = layout.config(values, str(inside))
     for key, wanted in SCHEDULE.items():
-        given = _json(folder / "scheduler" / "scheduler_config.json").get(key, wanted)
+        given = _json(folder / SCHEDULER).get(key, wanted)
         if given != wanted:
-            raise UserError(f"{folder}'s scheduler says {key} {given!r} and DiT was trained with {wanted!r}; not read")
-    weights = inside / WEIGHTS
-    if not weights.is_file():
-        weights = inside / (WEIGHTS.removesuffix(".safetensors") + SHARDED)
-    content = read_file(weights if weights.is_file() else inside / WEIGHTS)
-    state = layout.published(content, config, str(inside))
-    vae = folder / "vae"
-    own = str(vae.resolve()) if index and (vae / "config.json").is_file() else None
-    return Found(config, state, own, _labels(index, config.num_classes))
+            raise UserError(f"{where}'s scheduler says {key} {given!r} and DiT was trained with {wanted!r}; not read")
+    return _Described(index, inside, layout, config)
 
 
 def _labels(index: dict[str, Any], count: int) -> tuple[str, ...]:

@@ -6,6 +6,7 @@ import argparse
 import json
 import pathlib
 import re
+import warnings
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,6 +18,7 @@ import torch
 from numpy._core.multiarray import scalar as numpy_scalar  # what a pickled numpy number is made with
 from torch import Tensor
 
+from udit.convert.refused import rescue
 from udit.errors import UserError
 from udit.store import read_tensors
 
@@ -49,7 +51,8 @@ def read_file(path: Path) -> Mapping[Any, Any]:
     if path.suffix == ".safetensors":
         return read_tensors(path)
     try:
-        with torch.serialization.safe_globals(PLAIN):
+        with torch.serialization.safe_globals(PLAIN), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # that of a pickle's protocol: what matters ends in an error
             content = torch.load(path, map_location="cpu", weights_only=True)
     except UnpicklingError:
         raise UserError(_more_than_tensors(path)) from None
@@ -60,8 +63,12 @@ def read_file(path: Path) -> Mapping[Any, Any]:
     return content
 
 
-def _shards(path: Path) -> dict[str, Tensor]:
-    """The tensors of all parts of a sharded safetensors file."""
+def shard_names(path: Path) -> list[str]:
+    """The files that a list of the parts of a state names, all beside it.
+
+    Raises:
+        UserError: it lists none, or one elsewhere.
+    """
     try:
         places = json.loads(path.read_text(encoding="utf-8"))["weight_map"]
         parts = sorted({str(place) for place in places.values()})
@@ -69,6 +76,12 @@ def _shards(path: Path) -> dict[str, Tensor]:
         raise UserError(f"{path} lists no parts under 'weight_map'; download it again") from None
     if any(Path(part).name != part for part in parts):
         raise UserError(f"{path} names a part outside of its folder; put all parts beside it")
+    return parts
+
+
+def _shards(path: Path) -> dict[str, Tensor]:
+    """The tensors of all parts of a sharded safetensors file."""
+    parts = shard_names(path)
     return {name: tensor for part in parts for name, tensor in read_tensors(path.with_name(part)).items()}
 
 
@@ -82,7 +95,7 @@ def _more_than_tensors(path: Path) -> str:
     what = f"holds {', '.join(names[:3])}{' ...' if len(names) > 3 else ''} beside tensors" if names else "is damaged"
     return (
         f"{path} {what} and is not opened: a pickle can run code. Ask its author for safetensors, or, if you trust it: "
-        f"python -c \"import torch; torch.save(torch.load('{path}', weights_only=False)['ema'], 'tensors.pt')\""
+        + rescue(path)
     )
 
 

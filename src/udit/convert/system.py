@@ -12,7 +12,7 @@ from torch import nn
 from udit.assemble import System
 from udit.convert import diffusers
 from udit.convert.files import read_file
-from udit.convert.states import Choice, choose
+from udit.convert.states import choose
 from udit.data.codec_config import CodecConfig, IdentityCodec, VAECodec
 from udit.data.vae import complete
 from udit.diffusion.config import DiffusionConfig, SamplingConfig
@@ -20,6 +20,7 @@ from udit.errors import RunError, UserError
 from udit.files import whole_file
 from udit.models.build import build
 from udit.models.config import ModelConfig
+from udit.models.fixed import Fixed
 from udit.models.published import export_published, import_published
 from udit.run.system import SystemConfig
 
@@ -29,7 +30,7 @@ SD_VAE = VAECodec(source="stabilityai/sd-vae-ft-ema", channels=4, factor=8, scal
 
 def from_published(
     path: Path, config: ModelConfig, *, repair: bool = False, vae: str | None = None, key: str | None = None
-) -> tuple[System, Choice]:
+) -> tuple[System, str]:
     """A system with a release's weights and the noising process that they were trained with.
 
     Args:
@@ -40,40 +41,50 @@ def from_published(
         key: of the state to take, where the file holds several; the averaged one if None.
 
     Returns:
-        The system, and which state of the file it holds.
+        The system, and in words which state of the file it holds and what changed on the way; empty if nothing.
 
     Raises:
         UserError: see ``states.read_published`` and ``import_published``.
     """
     model = build(config)
-    content = diffusers.published(read_file(path), config, str(path))
-    choice = choose(content, config.published_keys(), key=key, where=str(path))
+    content, note = diffusers.published(read_file(path), config, str(path))
+    choice = choose(content, config.published_keys(), untrained=_untrained(model, config), key=key, where=str(path))
     import_published(model, choice.taken.tensors, repair=repair)
     codec: CodecConfig = SD_VAE if config.in_channels == 4 else IdentityCodec()
     if vae is not None:
         if config.in_channels != 4:
             raise UserError(f"a VAE was named and the model takes {config.in_channels} channels, not latents; drop it")
         codec = complete(SD_VAE.replace(source=vae))
-    return _system(config, codec, model), choice
+    return _system(config, codec, model), "; ".join(filter(None, (str(choice), note)))
 
 
-def from_diffusers(folder: Path, *, vae: str | None = None) -> System:
+def _untrained(model: nn.Module, config: ModelConfig) -> set[str]:
+    """The release's keys that no optimiser changes: fixed tables, buffers, layers that are never used."""
+    buffers = {name for name, _ in model.named_buffers()}
+    rows = config.published_keys().items()
+    return {key for key, (name, _) in rows if isinstance(name, Fixed) or name in buffers}
+
+
+def from_diffusers(folder: Path, *, vae: str | None = None) -> tuple[System, str]:
     """A system from a folder that diffusers has saved: a DiTPipeline, or its DiTTransformer2DModel alone.
 
     Args:
         folder: with ``model_index.json``, or with the transformer's own ``config.json``.
         vae: folder or hub id of a VAE; the pipeline's own if None, ``SD_VAE`` if it has none.
 
+    Returns:
+        The system, and in words what changed on the way.
+
     Raises:
         UserError: it is no such folder, or holds what the DiT of the paper has not.
     """
     found = diffusers.read_folder(folder)
     model = build(found.config)
-    import_published(model, choose(found.state, where=str(folder)).taken.tensors)
+    import_published(model, found.state)
     codec: CodecConfig = SD_VAE if found.config.in_channels == 4 else IdentityCodec()
-    if source := vae or found.vae:
+    if source := vae or diffusers.own_vae(folder):
         codec = complete(VAECodec(source=source))
-    return _system(found.config, codec, model, found.id2label)
+    return _system(found.config, codec, model, found.id2label), found.note
 
 
 def _system(config: ModelConfig, codec: CodecConfig, model: nn.Module, id2label: tuple[str, ...] = ()) -> System:

@@ -124,7 +124,7 @@ def write_cache(
         raise _refused(root, error) from None
     world.barrier()
     world.on_main(_finish, root, plan, source)
-    return parse(LatentManifest, read_sealed(root / MANIFEST), where=str(root / MANIFEST))
+    return parse(LatentManifest, read_sealed(root / MANIFEST), where=root / MANIFEST)
 
 
 def _open_folder(root: Path, plan: LatentPlan) -> None:
@@ -132,7 +132,7 @@ def _open_folder(root: Path, plan: LatentPlan) -> None:
     try:
         root.mkdir(parents=True, exist_ok=True)
         if (root / PLAN).exists():
-            old = parse(LatentPlan, read_sealed(root / PLAN), where=str(root / PLAN)).comparable()
+            old = parse(LatentPlan, read_sealed(root / PLAN), where=root / PLAN).comparable()
             changed = differing_keys(old, plan.comparable(), frozenset({"data.verify"}))
             if changed:
                 raise UserError(

@@ -42,9 +42,11 @@ def read_manifest(root: Path) -> LatentManifest:
     root = root.expanduser()
     if not (root / MANIFEST).is_file():
         unfinished = (root / PLAN).is_file()
-        state = "is unfinished; run the same `udit encode` again, or" if unfinished else "is not there;"
-        raise UserError(f"the latent cache {str(root)!r} {state} write one with `udit encode RECIPE --out FOLDER`")
-    return parse(LatentManifest, read_sealed(root / MANIFEST), where=str(root / MANIFEST))
+        state = (
+            "is unfinished; run the same `udit encode` again" if unfinished else "is not there; give the folder of one"
+        )
+        raise UserError(f"the latent cache {str(root)!r} {state}, or write one with `udit encode RECIPE --out FOLDER`")
+    return parse(LatentManifest, read_sealed(root / MANIFEST), where=root / MANIFEST)
 
 
 def read_sealed(path: Path) -> dict[str, Any]:

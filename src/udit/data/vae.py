@@ -140,7 +140,7 @@ def read_facts(source: str, revision: str | None = None) -> VAEFacts:
     name = values.get("_class_name") if isinstance(values, dict) else None
     if name not in CLASSES:
         raise UserError(f"{path} says _class_name {name!r}; the vae codec takes diffusers' {', '.join(CLASSES)}")
-    facts = parse(VAEFacts, values, where=str(path))
+    facts = parse(VAEFacts, values, where=path)
     if facts.network == "AutoencoderKLFlux2":
         if facts.patch_size[0] != facts.patch_size[1]:
             raise UserError(f"{path} says patch_size {list(facts.patch_size)}; only squares are read")

@@ -21,6 +21,7 @@ from pydantic import (
 from udit.diffusion.samplers import SAMPLERS, listed
 from udit.errors import UserError, nearest
 from udit.spec.base import Spec, parse
+from udit.spec.words import shown
 
 if TYPE_CHECKING:
     from udit.diffusion.ddpm import DDPM
@@ -198,7 +199,7 @@ def process_from(values: Any) -> Any:
         return values
     kind = values.get("kind")
     if not isinstance(kind, str) or kind not in PROCESSES:
-        raise UserError(f"diffusion.kind is {kind!r}{nearest(str(kind), PROCESSES)}")
+        raise UserError(f"diffusion.kind is {shown(kind)}{nearest(str(kind), PROCESSES)}")
     return parse(PROCESSES[kind], values, where="diffusion")
 
 

@@ -191,10 +191,12 @@ class ProbabilityFlow:
 class Heun:
     """Heun's method along the probability flow for a number of network evaluations; the last step is Euler's.
 
-    n evaluations are (n - 1) / 2 equal steps of two each, and a last step of one, which ends at the data. Below eleven
-    it is as long as the others: there are few, and none to waste. From eleven on it is 1 / (2 n), so that the error
-    falls with n as Heun's does. On a mixture of normals the error at 3 to 9 evaluations is at most three quarters of
-    that of a last step of a thousandth, at 11 a tenth more, and at 15 to 49 no more (``tests/test_transport.py``).
+    n evaluations are (n - 1) / 2 equal steps of two each, and a last step of one, which ends at the data. Its length is
+    1 / (2 n), so that the error falls with n as Heun's does; at 3 evaluations it is a half, as long as the other step.
+    Trained networks decided, for a mixture of normals wants equal steps up to 9 (``tests/test_transport.py``). Digits,
+    N = 1,000, Fréchet distance of the judge's features at 3, 5 and 9 evaluations, in brackets with a last step of a
+    thousandth, as diffusers has it: U-DiT 0.92, 0.30, 0.31 (4.35, 0.49, 0.32), DiT of another seed 0.97, 0.51, 0.32
+    (6.31, 0.97, 0.36). On the bent GVP path Euler's method is closer to the exact flow below 11 evaluations.
     """
 
     name: ClassVar[str] = "flow-heun"
@@ -203,11 +205,12 @@ class Heun:
         """Times from 1 to 0, float64; an even number of evaluations is taken for the odd one below."""
         pairs = (int(steps) - 1) // 2
         count = 2 * pairs + 1
-        last = 1 / (pairs + 1) if count < 11 else 1 / (2 * count)
+        last = 1 / 2 if pairs == 1 else 1 / (2 * count)
         return torch.cat([_grid(pairs + 1, last) if pairs else torch.ones(1, dtype=torch.float64), torch.zeros(1)])
 
     def times(self, denoiser: AnyDenoiser, steps: int | str) -> Tensor:
         """As ``Sampler.times``."""
+        check_sampler(self.name, denoiser.schedule.process, steps)
         *pairs, last = pairwise(self.grid(steps))
         return denoiser.network_time(torch.stack([*(time for pair in pairs for time in pair), last[0]]).float())
 
@@ -267,6 +270,7 @@ class Stochastic:
 
     def times(self, denoiser: AnyDenoiser, steps: int | str) -> Tensor:
         """As ``Sampler.times``."""
+        check_sampler(self.name, denoiser.schedule.process, steps)
         grid = self.grid(steps)
         asked = [time for pair in pairwise(grid) for time in (pair if self.heun else pair[:1])]
         return denoiser.network_time(torch.stack([*asked, *grid[-1:]] if self.last != "none" else asked).float())

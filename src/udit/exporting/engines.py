@@ -99,7 +99,8 @@ class Graph(nn.Module):
         if self.manifest.size not in (None, size):
             raise UserError(f"an input is {size[0]}x{size[1]} and the graph takes {self.manifest.sizes}")
         if x.dtype != torch.float32:
-            raise UserError(f"an input is {x.dtype} and exported graphs take float32; convert it with .float()")
+            kind = str(x.dtype).removeprefix("torch.")
+            raise UserError(f"an input is {kind} and exported graphs take float32; convert it with .float()")
         parts = [x, t.float(), *self._condition(t, y)]
         return torch.from_numpy(self.session([part.contiguous().numpy() for part in parts]))
 

@@ -98,7 +98,7 @@ def read_manifest(folder: Path) -> Manifest:
         sealed = unseal(text)
     except ValueError as error:
         raise UserError(f"{path} is altered: {error}; {again}") from None
-    manifest = parse(Manifest, sealed, where=str(path))
+    manifest = parse(Manifest, sealed, where=path)
     for name, facts in manifest.files.items():
         try:
             same = file_facts(folder / name) == facts

@@ -135,3 +135,22 @@ class ModelConfig(Spec):
     def parity_systems(cls) -> Systems:
         """Builders of the networks that reference files (``udit parity``) describe, by their name there."""
         return {}
+
+
+class HalvingConfig(ModelConfig):
+    """A U whose levels halve the map, each with as many channels as ``widths`` says."""
+
+    @property
+    def widths(self) -> tuple[int, ...]:
+        """Channels of every level, full resolution first."""
+        raise NotImplementedError(f"{type(self).__name__} names no widths")
+
+    @property
+    def size_step(self) -> int:
+        """What every level can halve."""
+        return 2 ** (len(self.widths) - 1)
+
+    def check_size(self, height: int, width: int) -> None:
+        """Raises ValueError unless every level can halve an input of height x width."""
+        failure = f"cannot pass {len(self.widths)} levels"
+        check_multiples(height, width, self.size_step, failure, ", or take fewer levels")

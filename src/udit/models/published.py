@@ -30,6 +30,8 @@ class Layout:
     """From that program's config (plain values) and the place it stands at, for messages."""
     published: Callable[[Mapping[str, Tensor], ModelConfig, str], dict[str, Tensor]]
     """From its state dict to one under the release's key names; config and place as above."""
+    note: str = ""
+    """How that program's own network differs from the release's, into which the weights are read."""
 
 
 def frozen_parameters(config: ModelConfig) -> int:

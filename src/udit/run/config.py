@@ -14,6 +14,7 @@ from udit.errors import UserError, nearest
 from udit.models.catalog import families, find
 from udit.models.config import ModelConfig
 from udit.spec.base import Seed, Spec, differing_keys, parse
+from udit.spec.words import Takes, shown
 
 if TYPE_CHECKING:
     from udit.data.sources import Source
@@ -109,11 +110,13 @@ def model_from(values: Any) -> Any:
         name = str(values.pop("name"))
         base = find(name).config
         if values.get("family", base.family) != base.family:
-            raise UserError(f"model.family is {values['family']!r} and {name} is a {base.family}; leave family out")
+            raise UserError(
+                f"model.family is {shown(values['family'])} and {name} is a {base.family}; leave family out"
+            )
     else:
         family, known = values.pop("family", None), families()
         if not isinstance(family, str) or family not in known:
-            raise UserError(f"model.family is {family!r}, not a known family{nearest(str(family), known)}")
+            raise UserError(f"model.family is {shown(family)}, not a known family{nearest(str(family), known)}")
         base = known[family].model_validate({})
     return parse(type(base), _merge(base.model_dump(), values), where="model")
 
@@ -142,13 +145,13 @@ class Run(Spec):
     """A training with sampling and evaluation, complete."""
 
     name: str
-    out: Path
+    out: Annotated[Path, Takes("a folder")]
     """The run folder."""
     seed: Seed = 0
     data: DataConfig
     codec: AnyCodec = IdentityCodec()
     """Converts images to what the network sees, and back."""
-    latents: Path | None = None
+    latents: Annotated[Path, Takes("the folder of a latent cache")] | None = None
     """A latent cache that ``udit encode`` wrote with this data and codec; training reads it and decodes no image."""
     init_from: str | None = None
     """A model folder, a run folder or a hub id with the initial weights; embeddings of new classes are initialised."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from importlib import resources
 from io import StringIO
 from pathlib import Path
@@ -41,11 +42,15 @@ def load_run(recipe: str, overrides: list[str] | tuple[str, ...] = (), *, absent
     """
     require_list("overrides", overrides)
     values = read_recipe(recipe)
-    if "init_from" not in values and any(override.startswith("init_from=") for override in overrides):
+    said = parse_overrides(list(overrides))
+    for key in ("latents", "init_from"):
+        if values.get(key) is not None:  # the recipe is written for one of its own, so that nothing in it gives way
+            said.pop(key, None)
+    if said.get("init_from") is not None:
         values = {key: value for key, value in values.items() if key not in DECIDED}  # the weights have their own
     for override in overrides:
         _apply(values, override)
-    return resolve(values, absent=absent)
+    return resolve(values, absent=absent, said=said)
 
 
 def read_recipe(recipe: str) -> dict[str, Any]:
@@ -98,35 +103,54 @@ def read_origin(source: str, out: Path) -> dict[str, Any]:
         source: a model folder, a run folder or a hub id.
         out: the run folder; a run that has begun from ``source`` does not need it any more.
 
+    Returns:
+        Plain ``model``, ``diffusion``, ``codec`` and ``sampling``, and ``init_from``: ``source``, or a hub id with the
+        commit that the sections are of, so that the weights are of the same one.
+
     Raises:
         UserError: there is nothing of the kind.
     """
     begun = out.expanduser() / "run.yaml"
-    if begun.is_file() and (values := read_yaml(begun)).get("init_from") == source:
-        return _decided(values, begun)
+    if begun.is_file():
+        values = read_yaml(begun)
+        origin = values.get("init_from")
+        if isinstance(origin, str) and source in (origin, hub.unpinned(origin)):
+            return _decided(values, begun) | {"init_from": origin}
     folder = Path(source).expanduser()
     if folder.is_file():
         raise UserError(
-            f"init_from is {source!r}, a file; convert it once: `udit convert {source} FOLDER --model NAME`, then give "
-            "the folder"
+            f"init_from is {source!r}, a file; convert it once: `udit convert {shlex.quote(source)} FOLDER --model "
+            "NAME`, then give the folder"
         )
+    origin = source
     if not folder.is_dir():
         if not hub.is_hub_id(source):
             raise UserError(
                 f"init_from is {source!r}, no folder; give a model folder, a run folder or a hub id (owner/name)"
             )
-        folder = hub.snapshot(source, ["config.json"], what=f"init_from is {source!r}, no folder")
-    if (folder / "run.yaml").is_file():
-        return _decided(read_yaml(folder / "run.yaml"), folder / "run.yaml")
+        folder = hub.describe(source, what=f"init_from is {source!r}, no folder")
+        origin = hub.pinned(source, folder)
+    path = folder / "run.yaml"
+    if path.is_file():
+        return _decided(read_yaml(path), path) | {"init_from": origin}
+    if (found := hub.diffusers_class(folder)) is not None:
+        raise UserError(
+            f"init_from is {source!r}, diffusers' {found}; convert it once: `udit convert {shlex.quote(source)} "
+            "FOLDER`, then give the folder"
+        )
     path = folder / "config.json"
+    return _decided(_read_json(source, path), path) | {"init_from": origin}
+
+
+def _read_json(source: str, path: Path) -> Any:
+    """The ``config.json`` of a model folder that ``init_from`` names."""
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
+        return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
         detail = " ".join(str(getattr(error, "strerror", None) or error).split())[:120]
         raise UserError(
             f"init_from is {source!r} and {path} cannot be read ({detail}); give a model or run folder, or a hub id"
         ) from None
-    return _decided(values, path)
 
 
 def _decided(values: Any, path: Path) -> dict[str, Any]:

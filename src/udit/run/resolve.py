@@ -6,53 +6,81 @@ weights. None of them imports torch, so that a wrong key or value is reported wi
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+import logging
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from udit.data.cache_config import follow_cache
+from udit.data.cache_config import FREE_CODEC_KEYS, FREE_DATA_KEYS, follow_cache
 from udit.data.codec_config import codec_from
-from udit.data.config import DataConfig, DataInfo, FolderData
+from udit.data.config import DataConfig, DataInfo, FolderData, ImageFiles
 from udit.diffusion.config import DDPMConfig, process_from
-from udit.errors import UserError, nearest
+from udit.errors import UserError, nearest, resembling
 from udit.models.catalog import find
 from udit.run.config import Run, model_from
 from udit.run.rules import check
-from udit.run.start import follow_start
+from udit.run.start import follow_start, trained_on
 from udit.spec.base import Spec, parse, parse_kind
+from udit.spec.words import shown
+
+log = logging.getLogger(__name__)
 
 
 @dataclass
 class Draft:
-    """A run on its way to being complete."""
+    """A run on its way to being complete.
+
+    A key that several places give is decided by the first of: the command line, what the command line names (a latent
+    cache, initial weights), the recipe. What differs from the recipe is told. Within a recipe that names a latent cache
+    itself, a key that does not match the cache is an error.
+    """
 
     values: dict[str, Any]
     """Sections and keys, plain or as specs; complete after the last step."""
     absent: bool = False
     """Whether a folder of images may be missing."""
+    said: Mapping[str, Any] | None = None
+    """What the command line says, as nested plain values; None where nobody knows, then it said all of ``values``."""
+    told: list[str] = field(default_factory=list)
+    """What the user should hear of: recipe's values that gave way, and an image size that is not the weights'."""
+    trained: dict[str, Any] = field(default_factory=dict)
+    """Plain keys of the model whose weights the run starts with; from ``initial_weights`` on."""
     images: DataInfo | None = None
     """Of the images; from ``latent_cache`` or ``data_set`` on."""
     seen: DataInfo | None = None
     """Of what the network sees of an image; from ``codec`` on."""
 
+    def names(self, key: str) -> bool:
+        """Whether the command line names a latent cache or initial weights, to which a recipe's values give way."""
+        return self.said is not None and self.said.get(key) is not None
 
-def resolve(values: dict[str, Any], *, absent: bool = False) -> Run:
+    def says(self, section: str, key: str) -> bool:
+        """Whether a key of a section is the user's word: the command line's, or of values whose origin is not known."""
+        given = self.values if self.said is None else self.said
+        return key in _keys(given.get(section)) or (key == "num_classes" and key in given)
+
+
+def resolve(values: dict[str, Any], *, absent: bool = False, said: Mapping[str, Any] | None = None) -> Run:
     """A complete Run from a recipe's plain values; the model's boundary follows the data where it is not given.
 
     Args:
         values: of the recipe.
         absent: a folder of images may be missing; then the model's own number of classes is taken, without names.
+        said: those of ``values`` that the command line gives, see ``Draft``; all of them if not given.
 
     Raises:
         UserError: unknown keys, values out of range, or parts that do not fit each other.
     """
-    draft = Draft(dict(values), absent)
+    draft = Draft(dict(values), absent, said)
     for step in STEPS:
         step(draft)
     run = parse(Run, draft.values)
     assert draft.seen is not None
     check(run, draft.seen)
+    for line in draft.told if os.environ.get("RANK", "0") == "0" else ():  # of a launcher's processes, the first
+        log.info(line)
     return run
 
 
@@ -60,12 +88,16 @@ def known_keys(draft: Draft) -> None:
     """Refuses unknown keys, and plain values where a section belongs."""
     for key, value in draft.values.items():
         if key not in Run.model_fields and key != "num_classes":
-            raise UserError(f"unknown key {key!r}{nearest(key, Run.model_fields)}")
+            from udit.run.keys import keys_like
+
+            meant = [] if resembling(key, list(Run.model_fields)) else keys_like(key)
+            hint = f"; did you mean {' or '.join(map(repr, meant))}?" if meant else nearest(key, Run.model_fields)
+            raise UserError(f"unknown key {key!r}{hint}")
         if key in ("data", "diffusion", "training", "sampling", "evaluation") and not isinstance(value, dict | Spec):
-            raise UserError(f"{key} is {value!r}; it is a section with keys of its own, e.g. {key}.KEY=VALUE")
+            raise UserError(f"{key} is {shown(value)}; it is a section with keys of its own, e.g. {key}.KEY=VALUE")
     model = draft.values.get("model")
     if model is not None and not isinstance(model, str | dict | Spec):
-        raise UserError(f"model is {model!r}; name one, e.g. model=U-DiT-S, or give its keys, e.g. model.width=32")
+        raise UserError(f"model is {shown(model)}; name one, e.g. model=U-DiT-S, or give its keys, e.g. model.width=32")
 
 
 def name_and_folder(draft: Draft) -> None:
@@ -89,7 +121,7 @@ def initial_weights(draft: Draft) -> None:
     if source is None:
         return
     if not isinstance(source, str):
-        raise UserError(f"init_from is {source!r}; give a model folder, a run folder or a hub id")
+        raise UserError(f"init_from is {shown(source)}; give a model folder, a run folder or a hub id")
     from udit.run.recipes import read_origin
 
     model = {"name": model} if isinstance(model, str) else model
@@ -97,7 +129,25 @@ def initial_weights(draft: Draft) -> None:
         model = find(str(model["name"])).config.model_dump(mode="json") | model
         del model["name"]
     origin = read_origin(source, Path(str(draft.values["out"])))
-    draft.values = follow_start(draft.values | {"model": model}, origin)
+    draft.trained = origin["model"]
+    draft.values = follow_start(draft.values | {"model": model, "init_from": origin["init_from"]}, origin)
+
+
+def image_size(draft: Draft) -> None:
+    """With ``init_from``: images have the size and channels that the weights saw in training, where none are said."""
+    data, source = draft.values.get("data"), draft.values.get("init_from")
+    if source is None or draft.values.get("latents") is not None or not isinstance(data, dict):
+        return
+    if data.get("kind") not in [spec.model_fields["kind"].default for spec in ImageFiles.__subclasses__()]:
+        return  # a data set that has a size of its own
+    for key, value in trained_on(draft.trained, _keys(draft.values.get("codec"))).items():
+        old = data.get(key, ImageFiles.model_fields[key].default)
+        if not (draft.says("data", key) if draft.names("init_from") else key in data):
+            data = draft.values["data"] = data | {key: value}
+            if old != value:
+                draft.told.append(f"data.{key} is {value}, that of the weights of init_from={source}, and not {old}")
+        elif old != value:
+            draft.told.append(f"data.{key} is {old} and the weights of init_from={source} were trained with {value}")
 
 
 def latent_cache(draft: Draft) -> None:
@@ -106,13 +156,17 @@ def latent_cache(draft: Draft) -> None:
     if root is None:
         return
     if not isinstance(root, str | Path):
-        raise UserError(f"latents is {root!r}; give the folder that `udit encode` wrote")
+        raise UserError(f"latents is {shown(root)}; give the folder that `udit encode` wrote")
     from udit.data.latents import read_manifest
 
     manifest = read_manifest(Path(root))
     given = {key: _plain(draft.values.get(key)) for key in ("data", "codec")}
     if isinstance(given["codec"], str):
         given["codec"] = {"kind": given["codec"]}
+    if draft.names("latents"):
+        plan = {"data": manifest.plan.data.model_dump(mode="json"), "codec": manifest.codec.model_dump(mode="json")}
+        for section, free in (("data", FREE_DATA_KEYS), ("codec", FREE_CODEC_KEYS)):
+            given[section] = _giving_way(draft, section, _keys(given[section]), plan[section], free)
     draft.values |= follow_cache(given, manifest, Path(root))
     draft.images = manifest.plan.info
 
@@ -153,6 +207,8 @@ def model(draft: Draft) -> None:
     boundary: dict[str, Any] = {"in_channels": seen.channels, "input_size": [seen.height, seen.width]}
     if seen.id2label:
         boundary["num_classes"] = len(seen.id2label)
+    if draft.names("latents"):
+        section = _boundary_giving_way(draft, section, boundary)
     if not draft.values["diffusion"].learns_variance:
         boundary["learn_sigma"] = False
     draft.values["model"] = model_from(boundary | section)
@@ -163,7 +219,8 @@ def class_names(draft: Draft) -> None:
     assert draft.seen is not None
     names = draft.seen.id2label if draft.values["model"].num_classes else ()
     if draft.values.get("id2label", names) not in (names, list(names)):
-        raise UserError(f"id2label is {draft.values['id2label']!r} and the data says {list(names)}; leave it out")
+        given = shown(draft.values["id2label"])
+        raise UserError(f"id2label is {given} and the data says {shown(names)}; leave it out")
     draft.values["id2label"] = names
 
 
@@ -184,7 +241,8 @@ STEPS: tuple[Step, ...] = (
     name_and_folder,  # before initial_weights, which asks the run's folder first
     class_count,
     initial_weights,  # before data and codec, which it may decide
-    latent_cache,  # likewise
+    image_size,  # needs the codec of the weights
+    latent_cache,  # before data and codec, which it decides
     data_set,
     noising_process,
     codec,  # needs the images
@@ -206,6 +264,45 @@ def _described(data: DataConfig, absent: bool) -> DataInfo:
         if not absent or not isinstance(data, FolderData):
             raise
         return DataInfo(channels=data.channels, height=data.size, width=data.size, id2label=())
+
+
+def _giving_way(
+    draft: Draft, section: str, given: dict[str, Any], cached: dict[str, Any], free: frozenset[str]
+) -> dict[str, Any]:
+    """A section without the recipe's keys that differ from the latent cache's; the user's own stay."""
+    kept = {}
+    for key, value in given.items():
+        if draft.says(section, key) or (key in cached and (key in free or value == cached[key])):
+            kept[key] = value
+        elif key in cached:
+            draft.told.append(
+                f"{section}.{key} is {shown(cached[key])}, that of the latent cache {str(draft.values['latents'])!r}; "
+                f"the recipe's {shown(value)} gives way"
+            )
+    return kept
+
+
+def _boundary_giving_way(draft: Draft, model: dict[str, Any], boundary: dict[str, Any]) -> dict[str, Any]:
+    """A model's section without the recipe's keys that differ from what the latent cache holds."""
+    kept = {}
+    for key, value in model.items():
+        wanted = boundary.get(key, value)
+        size = [value, value] if key == "input_size" and isinstance(value, int) else value
+        unconditional = key == "num_classes" and value == 0
+        if draft.says("model", key) or size == wanted or unconditional:
+            kept[key] = value
+        else:
+            draft.told.append(
+                f"model.{key} is {shown(wanted)}, that of the latent cache {str(draft.values['latents'])!r}; "
+                f"the recipe's {shown(value)} gives way"
+            )
+    return kept
+
+
+def _keys(section: Any) -> dict[str, Any]:
+    """A section as a dict, also where it is given by one word, a codec's kind."""
+    section = _plain(section)
+    return {"kind": section} if isinstance(section, str) else dict(section) if isinstance(section, Mapping) else {}
 
 
 def _default(draft: Draft, section: str, key: str, value: Any) -> None:

@@ -6,6 +6,7 @@ from typing import Any
 
 from udit.errors import UserError, nearest
 from udit.spec.base import Spec
+from udit.spec.words import shown
 
 BOUNDARY = frozenset({"in_channels", "num_classes", "input_size", "learn_sigma"})
 """Of a model's config: keys that may differ from the weights'. Parameters of another shape are initialised."""
@@ -32,7 +33,8 @@ def follow_start(values: dict[str, Any], origin: dict[str, Any]) -> dict[str, An
             raise UserError(f"unknown key 'model.{key}'{nearest(key, old)}")
         if key not in BOUNDARY and value != old[key]:
             raise UserError(
-                f"model.{key} is {value!r} and the weights of init_from={source} have {old[key]!r}; leave it out"
+                f"model.{key} is {shown(value)} and the weights of init_from={source} have {shown(old[key])}; "
+                "leave it out"
             )
     free = BOUNDARY - {"learn_sigma"}  # decided by the data
     model = {key: value for key, value in old.items() if key not in free} | given
@@ -45,3 +47,25 @@ def follow_start(values: dict[str, Any], origin: dict[str, Any]) -> dict[str, An
     sections = {key: values.get(key) or origin[key] for key in DECIDED}
     sections["sampling"] = {**origin["sampling"], **dict(sections["sampling"])}
     return values | sections | {"model": model}
+
+
+def trained_on(model: dict[str, Any], codec: dict[str, Any]) -> dict[str, int]:
+    """Size and channels of the images of which a codec makes a model's input; only what follows from both.
+
+    Args:
+        model: plain values with ``input_size`` (a side, or [H, W]) and ``in_channels``.
+        codec: plain values; a VAE decides the channels by itself.
+    """
+    found: dict[str, int] = {}
+    kind, factor = codec.get("kind", "identity"), codec.get("factor")
+    factor = 1 if kind == "identity" else factor
+    size = model.get("input_size")
+    sides = [size, size] if isinstance(size, int) else list(size or ())
+    if not isinstance(factor, int) or factor < 1:
+        return found
+    if len(sides) == 2 and sides[0] == sides[1] and isinstance(sides[0], int):
+        found["size"] = sides[0] * factor
+    channels = model.get("in_channels")
+    if kind != "vae" and isinstance(channels, int) and channels // factor**2 in (1, 3) and not channels % factor**2:
+        found["channels"] = channels // factor**2
+    return found

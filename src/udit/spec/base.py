@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Annotated, Any, Self, TypeVar, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, GetCoreSchemaHandler, ValidationError, model_validator
-from pydantic_core import CoreSchema, ErrorDetails, PydanticCustomError, core_schema
+from pydantic_core import CoreSchema, PydanticCustomError, core_schema
 
 from udit.errors import UserError, nearest
+from udit.spec.words import one_line, shown
 
 S = TypeVar("S", bound=BaseModel)
 
-NOT_A_NUMBER = ("int_type", "float_type")
-"""Pydantic's types of the error on a value that is no number."""
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
 
 
@@ -49,16 +48,16 @@ class Spec(BaseModel):
         for key, value in changes.items():
             kind = getattr(own.get(key), "kind", None)
             own[key] = {"kind": kind, **value} if kind and isinstance(value, dict) else value
-        return parse(type(self), own, where=type(self).__name__)
+        return parse(type(self), own)
 
 
-def parse(spec: type[S], values: dict[str, Any], where: str = "") -> S:
-    """``spec`` from plain values, with pydantic's report in one line.
+def parse(spec: type[S], values: dict[str, Any], where: str | Path = "") -> S:
+    """``spec`` from plain values; what is wrong with them in one line.
 
     Args:
         spec: the config class.
         values: nested dicts, lists and scalars as YAML or JSON give them.
-        where: prefix for the key in the message.
+        where: what the message puts before the key: the key of a section, or the file that was read.
 
     Raises:
         UserError: the first key that is unknown or holds a value its field refuses.
@@ -66,7 +65,8 @@ def parse(spec: type[S], values: dict[str, Any], where: str = "") -> S:
     try:
         return spec.model_validate(values)
     except ValidationError as error:
-        raise UserError(_one_line(error.errors(include_url=False), values, where)) from None
+        problems = error.errors(include_url=False)
+        raise UserError(one_line(problems, spec, values, str(where), isinstance(where, Path))) from None
 
 
 def parse_kind(union: Any, values: Any, where: str) -> Any:
@@ -85,7 +85,7 @@ def parse_kind(union: Any, values: Any, where: str) -> Any:
     kinds = {spec.model_fields["kind"].default: spec for spec in get_args(get_args(union)[0])}
     kind = values.get("kind")
     if not isinstance(kind, str) or kind not in kinds:
-        raise UserError(f"{where}.kind is {kind!r}{nearest(str(kind), kinds)}")
+        raise UserError(f"{where}.kind is {shown(kind)}{nearest(str(kind), kinds)}")
     return parse(kinds[kind], values, where=where)
 
 
@@ -122,60 +122,5 @@ def _strict(schema: Any, owner: type[BaseModel]) -> Any:
 
 def _number(value: Any) -> Any:
     if isinstance(value, bool | str):
-        raise PydanticCustomError("int_type", "Input should be a valid integer")
+        raise PydanticCustomError("int_type", "a whole number")
     return value
-
-
-def _one_line(problems: Sequence[ErrorDetails], values: Any, where: str) -> str:
-    """The first of pydantic's problems, an unknown key before any other."""
-    unknown = [p for p in problems if p["type"] == "unknown_key"]
-    problem = [*unknown, *(p for p in problems if not _is_number_or_list(p)), *problems][0]
-    kind, context, value = problem["type"], problem.get("ctx", {}), problem["input"]
-    path = _path(problem, values)
-    if kind == "unknown_key":
-        path.append(str(context["key"]))
-    dotted = ".".join(path)
-    if where and dotted:
-        dotted = f"{where}.{dotted}" if where[0].islower() else f"{where}: {dotted}"
-    dotted = dotted or where
-    message = problem["msg"].removeprefix("Value error, ").removeprefix("Assertion failed, ")
-    if kind == "unknown_key":
-        return f"unknown key {dotted!r}{context['hint']}"
-    if kind == "missing":
-        return f"{dotted} is missing; give it a value"
-    if kind.startswith("union_tag"):
-        tags = [tag.strip(" '") for tag in context.get("expected_tags", "").split(",") if tag.strip()]
-        named = value.get("kind") if isinstance(value, dict) else value
-        return f"{dotted}.kind is {named!r}" + (nearest(str(named), tags) if tags else "; name one")
-    if kind.startswith("model_"):
-        return f"{dotted} is {value!r}; it is a section with keys of its own, e.g. {dotted}.KEY=VALUE"
-    if kind == "value_error" and (not dotted or isinstance(value, dict | BaseModel)):
-        return message if not dotted or message.startswith(dotted) else f"{dotted}: {message}"
-    if kind.startswith("bool_"):
-        words = [p["ctx"]["expected"] for p in problems if p["type"] == "literal_error" and p["input"] is value]
-        return f"{dotted} is {value!r}; it takes {f'true, false or {words[0]}' if words else 'true or false'}"
-    if kind in NOT_A_NUMBER:
-        return f"{dotted} is {value!r}; it takes a number"
-    return f"{dotted} is {value!r}: {message[0].lower()}{message[1:]}"
-
-
-def _is_number_or_list(problem: ErrorDetails) -> bool:
-    """For a list where a number or a list is allowed: the error about the list is more specific."""
-    return problem["type"] in NOT_A_NUMBER and isinstance(problem["input"], list | tuple)
-
-
-def _path(problem: ErrorDetails, values: Any) -> list[str]:
-    """The keys that lead to a problem; pydantic's path also has the members of unions that it tried."""
-    path = []
-    for i, part in enumerate(problem["loc"]):
-        if isinstance(values, BaseModel):
-            values = {key: getattr(values, key) for key in type(values).model_fields}
-        if isinstance(part, int) or (isinstance(values, Mapping) and part in values):
-            path.append(str(part))
-            try:
-                values = values[part]
-            except (LookupError, TypeError):
-                values = None
-        elif problem["type"] == "missing" and i == len(problem["loc"]) - 1:
-            path.append(str(part))
-    return path

@@ -5,13 +5,16 @@ from __future__ import annotations
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 from udit import dist
 from udit.data.encode import plan_of, write_cache
 from udit.errors import UserError, require_type
 from udit.progress import progress_bar, progress_shown
 from udit.run.config import Run
+
+LatentType = Literal["float16", "float32"]
+"""Of a VAE's latents on disk."""
 
 
 @dataclass(frozen=True)
@@ -36,7 +39,7 @@ def encode(
     run: Run,
     out: Path | str,
     *,
-    dtype: Literal["float16", "float32"] = "float16",
+    dtype: LatentType = "float16",
     measure: bool = False,
     shard_size: int = 1024,
     batch_size: int = 32,
@@ -65,10 +68,12 @@ def encode(
         The cache, on every rank.
 
     Raises:
-        UserError: an image cannot be read, the folder holds another cache, or a size is not positive.
+        UserError: an image cannot be read, the folder holds another cache, a size is not positive, or an unknown dtype.
         RunError: the disk refuses it, or a rank was lost.
     """
     require_type("run", run, Run, "give a Run, e.g. udit.load_run('digits')")
+    if dtype not in get_args(LatentType):
+        raise UserError(f"dtype is {dtype!r}; it takes {' or '.join(get_args(LatentType))}")
     for name, count in (("shard_size", shard_size), ("batch_size", batch_size)):
         if count < 1:
             raise UserError(f"{name} is {count}; it counts images, at least 1")

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
-from udit.models.config import ModelConfig, check_multiples
+from udit.models.config import HalvingConfig
 
 if TYPE_CHECKING:
     from torch import nn
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from udit.models.parity import Systems
 
 
-class ADMConfig(ModelConfig):
+class ADMConfig(HalvingConfig):
     """ADM of any size; the defaults are the class-conditional model of 64x64 pixels."""
 
     family: Literal["ADM"] = "ADM"
@@ -110,16 +110,6 @@ class ADMConfig(ModelConfig):
             return self.widths[level] // self.head_channels
         assert self.heads is not None
         return self.decoder_heads or self.heads if decoder else self.heads
-
-    @property
-    def size_step(self) -> int:
-        """What every level can halve."""
-        return 2 ** (len(self.widths) - 1)
-
-    def check_size(self, height: int, width: int) -> None:
-        """Raises ValueError unless every level can halve an input of height x width."""
-        failure = f"cannot pass {len(self.widths)} levels"
-        check_multiples(height, width, self.size_step, failure, ", or take fewer levels")
 
     def build(self) -> nn.Module:
         """See ``ModelConfig``."""

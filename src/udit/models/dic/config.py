@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field, PositiveInt, model_validator
 
-from udit.models.config import ModelConfig, check_multiples
+from udit.models.config import HalvingConfig
 
 if TYPE_CHECKING:
     from torch import nn
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from udit.models.parity import Systems
 
 
-class DiCConfig(ModelConfig):
+class DiCConfig(HalvingConfig):
     """DiC of any size; the defaults are DiC-S on 32x32 latents."""
 
     family: Literal["DiC"] = "DiC"
@@ -50,16 +50,6 @@ class DiCConfig(ModelConfig):
     def widths(self) -> tuple[int, ...]:
         """Channels of every level, full resolution first."""
         return tuple(self.width * 2**level for level in range((len(self.depths) + 1) // 2))
-
-    @property
-    def size_step(self) -> int:
-        """What every level can halve."""
-        return 2 ** (len(self.widths) - 1)
-
-    def check_size(self, height: int, width: int) -> None:
-        """Raises ValueError unless every level can halve an input of height x width."""
-        failure = f"cannot pass {len(self.widths)} levels"
-        check_multiples(height, width, self.size_step, failure, ", or take fewer levels")
 
     def build(self) -> nn.Module:
         """See ``ModelConfig``."""

@@ -49,6 +49,12 @@ FIXED: dict[str, Any] = {
     "dropout": 0.0,
 }
 """Settings of the transformer that the paper's DiT has no other value of."""
+NORM_EPS = (1e-5, 1e-6)
+"""Of the settings: diffusers' default, which it gives to weights of the release, and the release's own."""
+NOTE = (
+    "diffusers' own network has other time frequencies (127 for the release's 128) and another epsilon in a norm, so "
+    "its outputs differ; the weights are read into the release's network, for which they were trained"
+)
 _BLOCK = re.compile(r"transformer_blocks\.(\d+)\.(.+)")
 
 
@@ -143,6 +149,8 @@ def _config(values: dict[str, Any], where: str) -> DiTConfig:
     for key, wanted in FIXED.items():
         if values.get(key, wanted) != wanted:
             raise UserError(f"{where} says {key} {values[key]!r} and the paper's DiT has {wanted!r}; not read")
+    if (eps := values.get("norm_eps", NORM_EPS[0])) not in NORM_EPS:
+        raise UserError(f"{where} says norm_eps {eps!r} and the paper's DiT has {NORM_EPS[1]!r}; not read")
     try:
         heads, size = values["num_attention_heads"], values["attention_head_dim"]
         channels = values["in_channels"]
@@ -162,5 +170,6 @@ LAYOUTS = {
         marker="transformer_blocks.0.norm1.emb.timestep_embedder.linear_1.weight",
         config=_config,
         published=from_diffusers,
+        note=NOTE,
     )
 }
