@@ -61,7 +61,7 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
     "too few labels": ({"images": COLOUR, "labels": LABELS[:5]}, "holds 6 images in images and 5 labels"),
     "real labels": ({"images": COLOUR, "labels": LABELS / 2}, "labels are whole numbers"),
     "one hot": ({"images": COLOUR, "labels": np.eye(6, dtype=int)}, "labels are whole numbers [N] or [N, 1]"),
-    "negative": ({"images": COLOUR, "labels": LABELS - 1}, "has a label -1; labels count from 0"),
+    "negative": ({"images": COLOUR, "labels": LABELS - 1}, "hold -1; labels count from 0"),
     "many classes": ({"images": COLOUR, "labels": LABELS + 1}, "has a label 3 in labels where there are 3 classes"),
     "objects": ({"images": COLOUR, "labels": np.array([object()] * 6)}, "its header says object [6]"),
 }

@@ -84,6 +84,13 @@ FOLDERS = {
     "Imagenette": Case(
         [*many("train/n01", "val/n01"), "noisy_imagenette.csv"], {"train": 2, "val": 2}, [LABELS, PARTS]
     ),
+    "COCO's names": Case(many("train2017", "val2017"), {"train2017": 2, "val2017": 2}, ["have names of parts"]),
+    "two levels too deep": Case(many("a/images/cat", "a/images/dog"), {"a": 4}, ["/data/a/images"]),
+    "a stray picture": Case([*many("train/cat", "test/cat"), "train/x.png"], {"test": 2, "train": 3}, [PARTS]),
+    "parts without classes": Case(
+        many("train/images", "val/images"), {"train": 2, "val": 2}, ["without class folders; sort the images into one"]
+    ),
+    "a tube": Case(many("test_tube", "flask"), {"flask": 2, "test_tube": 2}),
     "splits beside classes": Case([*CD, *many("test/cat", "test/dog")], {**SOUND, "test": 4}, [PARTS]),
     "splits without classes": Case(many("train", "test"), {"test": 2, "train": 2}, ["have names of parts"]),
     "validation as a class": Case(many("train", "validation", "dog"), {"dog": 2, "train": 2, "validation": 2}),
@@ -372,7 +379,7 @@ def test_ids_as_labels_are_one_line(label: int, tmp_path: Path, error_of: ErrorO
     path = tmp_path / "x.npz"
     np.savez(path, images=np.zeros((2, 4, 4), np.uint8), labels=np.array([0, label], np.uint64))
     line = error_of("train", "digits", "data.kind=npz", f"data.path={path}", f"out={tmp_path / 'out'}")
-    assert f"has labels up to {label}, and 2 different ones in all: ids rather than classes" in line
+    assert f"hold labels up to {label}, and 2 different ones in all: ids rather than classes" in line
 
 
 def test_many_classes_are_shown_in_short(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

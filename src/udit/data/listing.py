@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import unicodedata
 from array import array
 from collections import Counter
@@ -29,8 +30,12 @@ LEFTOVERS = frozenset(
     }
 )
 """Names of folders, in lower case, that systems, network storage and programs leave; no one means them as a class."""
-SPLITS = frozenset({"train", "training", "val", "valid", "validation", "test", "testing", "dev", "eval", "evaluation"})
-"""Names of parts of a data set, in lower case."""
+PART = re.compile(
+    r"(train|training|val|valid|validation|test|testing|dev|eval|evaluation)([-_ ]?(\d+|set|images?|data))?"
+)
+"""Names of parts of a data set, in lower case: train, val2017, test_images."""
+UNSORTED = frozenset({"images", "image", "img", "imgs", "photos", "jpegimages"})
+"""Names of folders, in lower case, that say nothing of a class."""
 LABEL_FILES = frozenset({".csv", ".tsv", ".json", ".jsonl", ".xml", ".yaml", ".yml", ".parquet", ".xlsx", ".txt"})
 """Extensions of files that often hold labels, boxes or captions."""
 HIDDEN = "hidden images are left out"
@@ -131,7 +136,7 @@ class Listing:
                         notes.add("skipped: unsupported extension", repr(entry.path))
                         continue
                     path = entry.path[len(top) + 1 :].replace(os.sep, "/")
-                    inside[path.partition("/")[0] if "/" in path else ""] += 1
+                    inside[path.rpartition("/")[0]] += 1
                     found.append((f"{name}/{path}", entry.stat()))
                 found.sort(key=lambda item: item[0])
                 counts.append(len(found))
@@ -223,40 +228,49 @@ def _may_hold_labels(name: str) -> bool:
 
 
 def _tell_of_layout(root: Path, classes: list[str], deeper: list[Counter[str]], notes: Notes) -> None:
-    """Notes class folders that look as if they were none, from the number of images in each folder inside them.
+    """Notes class folders that look as if they were none.
 
     Args:
         root: the data set's folder.
         classes: names of the class folders.
-        deeper: of each class, images by the folder inside it; "" is the class folder itself.
+        deeper: of each class, images by the folder inside it that holds them, as a path; "" is the class folder.
         notes: is filled.
     """
     # of each class, its folders in order; "" comes first and stands only beside others
     folders = [sorted(inside) if len(inside) > 1 or "" not in inside else [] for inside in deeper]
-    splits = [i for i, name in enumerate(classes) if name.lower() in SPLITS]
-    if splits and all(folders[i] and not deeper[i][""] for i in splits):
-        names = ", ".join(repr(classes[i]) for i in splits[:3])
-        notes.add(
-            f"{names} are classes here and look like parts of a data set, whose folders are the classes; give "
-            f"data.root={root / classes[splits[0]]}"
-        )
-    elif splits and len(splits) == len(classes):
+    parts = [i for i, name in enumerate(classes) if _is_part(name)]
+    sorted_parts = [i for i in parts if 2 * deeper[i][""] < sum(deeper[i].values())]
+    if parts and sorted_parts == parts:
+        names = ", ".join(repr(classes[i]) for i in parts[:3])
+        inner = {folder.partition("/")[0] for i in parts for folder in folders[i]} - {""}
+        if all(folder.lower() in UNSORTED for folder in inner):
+            notes.add(
+                f"{names} are classes here and look like parts of a data set without class folders; sort the images "
+                "into one folder for each class"
+            )
+        else:
+            notes.add(
+                f"{names} are classes here and look like parts of a data set, whose folders are the classes; give "
+                f"data.root={root / classes[parts[0]]}"
+            )
+    elif parts and len(parts) == len(classes):
         names = ", ".join(map(repr, classes[:3]))
         notes.add(f"the only classes, {names}, have names of parts of a data set; a class is a folder")
-    elif len(classes) == 1 and len(folders[0]) > 1 and not deeper[0][""]:
-        shown = ", ".join(map(repr, folders[0][:3])) + (" ..." if len(folders[0]) > 3 else "")
+    elif len(classes) == 1 and (inside := _below(folders[0])):
+        place, inner_names = inside
+        shown = ", ".join(map(repr, inner_names[:3])) + (" ..." if len(inner_names) > 3 else "")
         notes.add(
             f"all images are of one class, {classes[0]!r}, whose folders {shown} look like the classes; if so, give "
-            f"data.root={root / classes[0]}"
+            f"data.root={root / classes[0] / place}"
         )
     else:
-        for name, inside in zip(classes, folders, strict=True):
-            if not inside:
+        for name, inside_it in zip(classes, folders, strict=True):
+            if not inside_it:
                 continue
-            if inside[0] == "":
+            if inside_it[0] == "":
                 what = "images in folders inside a class folder belong to the class"
-                notes.add(what, repr(str(root / name / inside[1])))
-            elif len(inside) > 1 and all(folder.lower() in SPLITS for folder in inside):
+                notes.add(what, repr(str(root / name / inside_it[1])))
+            elif len(inside_it) > 1 and all(_is_part(folder) for folder in inside_it):
                 what = (
                     "folders named like parts of a data set, inside class folders, are read as one; if they are, move "
                     "the test images elsewhere"
@@ -268,6 +282,21 @@ def _tell_of_layout(root: Path, classes: list[str], deeper: list[Counter[str]], 
         if often[simple] > 1:
             alike = "class folders whose names differ in case, spaces or composed letters only"
             notes.add(alike, repr(str(root / name)), "folder")
+
+
+def _is_part(name: str) -> bool:
+    return PART.fullmatch(name.lower()) is not None
+
+
+def _below(folders: Sequence[str]) -> tuple[str, list[str]] | None:
+    """Where folders part, as a path, and the names of those that stand there; None if they do not."""
+    if len(folders) < 2 or "" in folders:
+        return None
+    place = os.path.commonpath(folders)
+    if place in folders:
+        return None
+    start = len(place) + 1 if place else 0
+    return place, sorted({folder[start:].partition("/")[0] for folder in folders})
 
 
 def _plain(name: str) -> str:

@@ -176,10 +176,10 @@ def _labels(array: NDArray[np.generic], path: Path, key: str) -> Labels:
     if flat.ndim != 1 or flat.dtype.kind not in "iu":
         raise UserError(f"{key} of {path} is {array.dtype} {list(array.shape)}; labels are whole numbers [N] or [N, 1]")
     if flat.min() < 0:
-        raise UserError(f"{key} of {path} has a label {flat.min()}; labels count from 0")
+        raise UserError(f"{key} of {path} hold {flat.min()}; labels count from 0")
     if flat.max() >= MAX_LABELS:
         raise UserError(
-            f"{key} of {path} has labels up to {flat.max()}, and {len(np.unique(flat))} different ones in all: ids "
+            f"{key} of {path} hold labels up to {flat.max()}, and {len(np.unique(flat))} different ones in all: ids "
             f"rather than classes; number the classes from 0 (at most {MAX_LABELS:,})"
         )
     return flat.astype(np.int64)
