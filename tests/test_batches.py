@@ -183,7 +183,7 @@ for i in range(10):
     (root / f"class {i}").mkdir()
     for k in range(COUNT // 10):
         os.close(os.open(f"{root}/class {i}/picture number {k:06d}.png", os.O_CREAT))
-udit.data.folder.decode = lambda path, size, channels: np.zeros((channels, size, size), np.uint8)
+udit.data.folder.decode = lambda path, size, channels, **_: np.zeros((channels, size, size), np.uint8)
 source = udit.data.folder.ImageFolder(root, 2, 1)
 
 def private(process):

@@ -76,8 +76,11 @@ def test_sweeping_removes_what_killed_writers_left(tmp_path: Path) -> None:
     (tmp_path / f"{TEMPORARY}2-b").mkdir()
     (tmp_path / f"{TEMPORARY}2-b" / "c").touch()
     (tmp_path / "kept").touch()
+    (tmp_path / ".tmpAb3xYz").write_bytes(b"of safetensors")
+    (tmp_path / ".tmp").mkdir()
+    (tmp_path / ".tmpfolder").mkdir()
     sweep(tmp_path)
-    assert names(tmp_path) == ["kept"]
+    assert names(tmp_path) == [".tmp", ".tmpfolder", "kept"]
 
 
 def test_a_sealed_text_tells_a_change() -> None:

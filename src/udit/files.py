@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import json
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,6 +17,8 @@ from udit.spec.digest import FileFacts
 
 TEMPORARY = ".tmp-"
 """Prefix of what is being written; ``sweep`` removes what a killed process left of it."""
+_OF_SAFETENSORS = re.compile(r"\.tmp[A-Za-z0-9]{6}")
+"""Name of a file that safetensors writes beside its target and renames; a killed process leaves it."""
 
 
 @contextlib.contextmanager
@@ -127,10 +130,11 @@ def temporary_sibling(path: Path) -> Path:
 
 def sweep(folder: Path) -> None:
     """Removes what killed writers left in a folder that only this process writes to."""
-    for entry in folder.glob(f"{TEMPORARY}*"):
-        if entry.is_dir() and not entry.is_symlink():
+    for entry in folder.glob(".tmp*"):
+        ours = entry.name.startswith(TEMPORARY)
+        if ours and entry.is_dir() and not entry.is_symlink():
             shutil.rmtree(entry, ignore_errors=True)
-        else:
+        elif ours or (_OF_SAFETENSORS.fullmatch(entry.name) and entry.is_file()):
             entry.unlink(missing_ok=True)
 
 
