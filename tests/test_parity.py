@@ -171,7 +171,7 @@ def described(**changes: Any) -> Arrays:
         (described(window=8), "has words this version does not know: window"),
         (described(width=None), "lacks 'width'"),
         (described(width=97), "width 97 does not split over 4 heads"),
-        (described(heads="four"), "it takes a number"),
+        (described(heads="four"), "it takes a whole number"),
         (described(null_label=999), "1000 classes; the file says 999"),
         ({k: v for k, v in NETWORK.items() if k != "std"}, "lacks std; it is no reference file"),
         ({"a": np.zeros(2)}, "it is no reference file"),

@@ -131,8 +131,12 @@ def test_a_run_leaves_nothing_behind(network: nn.Module) -> None:
 
 
 def test_an_image_is_the_same_in_any_batch(network: nn.Module) -> None:
+    """To a fiftieth of a level of 255: products of other sizes round differently, and five steps amplify that."""
     two = last(denoiser(network), steps=5, cache=StepCache(2))
-    torch.testing.assert_close(last(denoiser(network), 1, steps=5, cache=StepCache(2)), two[:1], atol=1e-5, rtol=1e-5)
+    level = 2 / 255
+    torch.testing.assert_close(
+        last(denoiser(network), 1, steps=5, cache=StepCache(2)), two[:1], atol=level / 50, rtol=0
+    )
 
 
 def test_guidance_that_starts_midway_restarts_the_cache(network: nn.Module) -> None:

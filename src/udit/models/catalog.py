@@ -339,7 +339,7 @@ CATALOG: dict[str, Entry] = {
     "DiC-tiny": Entry(config=DiCConfig(width=16, depths=(2, 2, 2), **_DIGITS), about=_DIC),
     "DiCo-tiny": Entry(config=DiCoConfig(width=16, depths=(2, 2, 2), **_DIGITS), about=_DICO),
     "PDE-Transformer-tiny": Entry(
-        config=PDEConfig(width=16, heads=2, depths=(2, 2, 2), patch=1, window=4, **_DIGITS), about=_PDE
+        config=PDEConfig(width=16, heads=2, depths=(2, 2, 2), patch=2, window=2, **_DIGITS), about=_PDE
     ),
     "ADM-tiny": Entry(
         config=ADMConfig(
