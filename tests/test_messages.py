@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -154,3 +155,18 @@ def test_keys_without_their_section_are_found() -> None:
 )
 def test_command_line_is_answered_with_what_to_write(words: list[str], said: str, error_of: ErrorOf) -> None:
     assert said in error_of(*words)
+
+
+def test_text_of_every_error_that_the_source_raises_is_in_our_words() -> None:
+    """Also of those that no test provokes: what a damaged file of each kind would say, but for its values."""
+    texts = set(messages.raise_sites().values())
+    assert len(texts) > 400
+    in_python = ("pass y=None", "torch.tensor([1, 2])")  # told to those who call networks and samplers themselves
+    wrong = {}
+    for text in texts:
+        if any(words in text for words in in_python):
+            continue
+        parts = [node.value for node in ast.walk(ast.parse(text)) if isinstance(node, ast.Constant)]
+        if found := messages.banned(" ".join(part for part in parts if isinstance(part, str))):
+            wrong[text] = found
+    assert wrong == {}
