@@ -108,7 +108,7 @@ def test_mistakes_are_one_line_errors(model: Path, tmp_path: Path, error_of: Err
     def line(*words: str) -> str:
         return error_of("sample", str(model), "--out", str(tmp_path / "out"), "--no-progress", *words)
 
-    assert 'Did you mean "best"' in line("--quality", "beste")
+    assert "takes draft, good or best. Did you mean best?" in line("--quality", "beste")
     assert "--steps is given and --quality good sets it" in line("--quality", "good", "--steps", "4")
     assert "--guidance-channels is given" in line("--quality", "good", "--guidance-channels", "1")
     broken = Path(shutil.copytree(model, tmp_path / "model"))
