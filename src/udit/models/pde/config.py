@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, PositiveInt, model_validator
 
@@ -21,6 +21,8 @@ MAX_WIDTH = 2048
 
 class PDEConfig(ModelConfig):
     """PDE-Transformer of any size; the defaults are MC-S on two fields of 256x256."""
+
+    has_graph: ClassVar[bool] = False  # torch's exporter fixes the width of some maps, and says nothing
 
     family: Literal["PDE-Transformer"] = "PDE-Transformer"
     in_channels: PositiveInt = 2
