@@ -193,7 +193,7 @@ class Heun:
 
     n evaluations are (n - 1) / 2 equal steps of two each, and a last step of one, which ends at the data. Its length is
     1 / (2 n), so that the error falls with n as Heun's does; at 3 evaluations it is a half, as long as the other step.
-    Trained networks decided, for a mixture of normals wants equal steps up to 9 (``tests/test_transport.py``). Digits,
+    Trained networks decided: on a mixture of normals, 5 and 9 evaluations are better in equal steps. Digits,
     N = 1,000, Fréchet distance of the judge's features at 3, 5 and 9 evaluations, in brackets with a last step of a
     thousandth, as diffusers has it: U-DiT 0.92, 0.30, 0.31 (4.35, 0.49, 0.32), DiT of another seed 0.97, 0.51, 0.32
     (6.31, 0.97, 0.36). On the bent GVP path Euler's method is closer to the exact flow below 11 evaluations.
