@@ -21,7 +21,7 @@ FILES = sorted(ROOT.rglob("*.py"))
 
 ORDER = (
     *("errors", "progress", "spec", "rng", "files", "record", "hub", "dist", "images", "checkpoint", "ops", "nn"),
-    *("models", "diffusion", "data", "run", "assemble", "analysis", "store", "exporting", "convert", "parity"),
+    *("models", "diffusion", "data", "optim", "run", "assemble", "analysis", "store", "exporting", "convert", "parity"),
     *("training", "evaluation", "scoring", "tuning", "generation", "benchmarking", "diagnosis", "cli", "__main__"),
 )
 """Packages and modules of the library, each of which may import those before it: no circle leaves a package."""
@@ -31,6 +31,7 @@ FORBIDDEN = {
     "diffusion": {"nn", "models", "files", "images", "checkpoint"},
     "data": {"nn", "models", "diffusion"},
     "exporting": {"analysis"},
+    "optim": {"models", "diffusion", "data"},
     "parity": {"data", "training", "store"},
     "training": {"exporting", "convert", "parity", "analysis"},
     "evaluation": {"exporting", "parity", "training", "store", "assemble"},
@@ -38,7 +39,7 @@ FORBIDDEN = {
 """Units that come before and may still not be imported."""
 CONFIGURATION = {
     *("udit.errors", "udit.spec", "udit.spec.base", "udit.spec.digest", "udit.nn.specs", "udit.diffusion.config"),
-    *("udit.spec.words", "udit.run.keys"),
+    *("udit.spec.words", "udit.run.keys", "udit.optim.config"),
     *("udit.diffusion.samplers",),
     *("udit.data.config", "udit.data.codec_config", "udit.data.cache_config", "udit.models.catalog"),
     *("udit.models.config", "udit.models.ablation", "udit.models.isotropic", "udit.evaluation.protocol"),
