@@ -460,7 +460,9 @@ OF_A_DEVICE = {"is_cuda", "is_cpu", "is_mps", "is_meta", "is_compiling", "is_exp
 OF_KERNELS = {"usable", "available", "loaded", "is_available"}
 MAY_ASK = {
     "udit.dist": "chooses a process's device, and how its group speaks",
-    "udit.training.learner": "options of AdamW, of DDP and of cuDNN by device, none of a forward",
+    "udit.training.learner": "options of DDP and of cuDNN by device, none of a forward",
+    "udit.optim.adamw": "torch has a fused AdamW for some devices",
+    "udit.optim.muon": "torch's Muon computes in bfloat16, which few CPUs have",
     "udit.training.capacity": "a GPU has its own memory, and running out of a machine's harms other programs",
     "udit.tuning.search": "the processor's time is a fair clock on one thread of a CPU only",
     "udit.models.build": "weights on meta stay without contents",

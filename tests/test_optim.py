@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -65,7 +66,7 @@ def test_wsd_is_constant_and_then_decays(shape: str, halfway: float) -> None:
     factors = [schedule.factor(step, 100, 5) for step in range(100)]
     assert factors[4:81] == [1.0] * 77
     assert factors[90] == pytest.approx(halfway)
-    assert all(a > b > 0.1 for a, b in zip(factors[80:], factors[81:], strict=False))
+    assert all(a > b > 0.1 for a, b in itertools.pairwise(factors[80:]))
 
 
 def test_no_schedule_exceeds_its_highest_rate() -> None:
@@ -73,7 +74,7 @@ def test_no_schedule_exceeds_its_highest_rate() -> None:
         assert all(0 < schedule.factor(step, 20, 7) <= 1 for step in range(20))
 
 
-# ---- which weights, at which rate --------------------------------------------------------------------------------------
+# ---- which weights, at which rate ------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -82,7 +83,10 @@ def model() -> nn.Module:
 
 
 def test_the_last_group_that_matches_counts(model: nn.Module) -> None:
-    groups = [GroupConfig(match="*.label.weight", lr=0.1, weight_decay=0.5), GroupConfig(match="conditioners.0.*", lr=0)]
+    groups = [
+        GroupConfig(match="*.label.weight", lr=0.1, weight_decay=0.5),
+        GroupConfig(match="conditioners.0.*", lr=0),
+    ]
     choices = choices_of(model, groups, weight_decay=0.2)
     scales = {name: choice.scale for name, choice in choices.items() if choice.scale != 1}
     assert scales.pop("conditioners.1.label.weight") == 0.1

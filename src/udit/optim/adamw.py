@@ -93,5 +93,6 @@ def _package(name: str, kind: str) -> ModuleType:
         return importlib.import_module(name)
     except ImportError:
         raise UserError(
-            f"training.optimizer={kind} needs the package {name}, which is not installed; pip install 'udit[optimizers]'"
+            f"training.optimizer={kind} needs the package {name}, which is not installed; "
+            "pip install 'udit[optimizers]'"
         ) from None

@@ -179,8 +179,8 @@ class MuonConfig(OptimizerConfig):
     iterations: Annotated[int, Field(ge=1, le=20)] = 5
     """Newton-Schulz iterations that make an update orthogonal."""
     adjust: Literal["match-rms-adamw", "original"] = "match-rms-adamw"
-    """How the rate depends on a matrix's shape: scaled by 0.2 sqrt(max(rows, columns)), so that AdamW's rates and weight
-    decays serve (Liu et al. 2025); or by sqrt(max(1, rows / columns)), as Jordan et al. have it."""
+    """How the rate depends on a matrix's shape: times 0.2 sqrt(max(rows, columns)), so that AdamW's rates and weight
+    decays serve (Liu et al. 2025); or times sqrt(max(1, rows / columns)), as Jordan et al. have it."""
 
     def build(self, model: nn.Module, choices: Choices, betas: Betas) -> Optimizer:
         """Muon and AdamW side by side.
@@ -229,9 +229,7 @@ class ScheduleFreeConfig(OptimizerConfig):
         return schedule_free(model, choices, betas)
 
 
-OptimizerUnion = Annotated[
-    AdamWConfig | MuonConfig | AdamW8bitConfig | ScheduleFreeConfig, Field(discriminator="kind")
-]
+OptimizerUnion = Annotated[AdamWConfig | MuonConfig | AdamW8bitConfig | ScheduleFreeConfig, Field(discriminator="kind")]
 
 
 AnyOptimizer = Annotated[OptimizerUnion, BeforeValidator(lambda values: _by_kind(values, OptimizerUnion))]
@@ -263,5 +261,3 @@ class GroupConfig(Spec):
     """Factor on ``training.lr``; 0 freezes them."""
     weight_decay: Annotated[float, Field(ge=0)] | None = None
     """In place of ``training.weight_decay``."""
-
-

@@ -48,8 +48,8 @@ def choices_of(
         matched = fnmatch.filter(names, group.match)
         if not matched:
             raise UserError(
-                f"training.groups: no parameter is called {group.match!r}{nearest(group.match, names)}; * stands for any "
-                "characters, e.g. *.label.weight"
+                f"training.groups: no parameter is called {group.match!r}{nearest(group.match, names)}; * stands for "
+                "any characters, e.g. *.label.weight"
             )
         for name in matched:
             decay = choices[name].weight_decay if group.weight_decay is None else group.weight_decay

@@ -164,8 +164,8 @@ def warmup_ends_before_the_run(run: Run, seen: DataInfo) -> str | None:
     if not training.lr_schedule.ends or training.lr_warmup < training.steps:
         return None
     return (
-        f"training.lr_warmup is {training.lr_warmup} and training.steps {training.steps}; a {training.lr_schedule.kind} "
-        "schedule needs steps after the warm-up"
+        f"training.lr_warmup is {training.lr_warmup} and training.steps {training.steps}; a "
+        f"{training.lr_schedule.kind} schedule needs steps after the warm-up"
     )
 
 

@@ -33,9 +33,9 @@ class EMA:
 
     @torch.no_grad()
     def take(self, model: nn.Module, average: Callable[[nn.Parameter], Tensor]) -> None:
-        """Sets it to an average that is kept elsewhere, of each parameter of the trained network; buffers are copied."""
-        for own, other in zip(self.model.parameters(), model.parameters(), strict=True):
-            own.copy_(average(other))
+        """Sets it to an average of each parameter that is kept elsewhere; buffers are copied."""
+        for parameter, trained in zip(self.model.parameters(), model.parameters(), strict=True):
+            parameter.copy_(average(trained))
         for own, other in zip(self.model.buffers(), model.buffers(), strict=True):
             own.copy_(other)
 
