@@ -91,7 +91,7 @@ def find_lr(
     Raises:
         UserError: a rate is not positive, the data have no held-out part, or the model cannot be narrowed.
     """
-    rates = sorted(set(run.training.lr * factor for factor in FACTORS) if rates is None else set(rates))
+    rates = sorted({run.training.lr * factor for factor in FACTORS} if rates is None else set(rates))
     for rate in rates:
         if not (math.isfinite(rate) and rate > 0):
             raise UserError(f"a learning rate is {rate:g}; it is above 0, e.g. 1e-3")
