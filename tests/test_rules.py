@@ -40,6 +40,14 @@ BROKEN: dict[Rule, tuple[str, str]] = {
         f"{SIT} + {DDPM}",
         "diffusion.kind is ddpm and the model predicts a reversed flow",
     ),
+    rules.reversed_flow_predicts_velocity_or_data: (
+        f"{SIT} + diffusion.predict=v",
+        "diffusion.predict is v and DiT counts time from noise to data",
+    ),
+    rules.ratio_of_noise_is_finite: (
+        "model=HDiT-tiny + diffusion={kind: ddpm, zero_terminal_snr: true, predict: v} + sampling.sampler=ddim",
+        "zero_terminal_snr is true and HDiT gets the ratio of noise to signal",
+    ),
     rules.sampler_is_the_process_s: (
         "sampling.sampler=ddim",
         "is 'ddim'; a flow model takes flow-euler",

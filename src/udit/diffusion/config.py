@@ -5,7 +5,7 @@ A noising process is one ``ProcessConfig`` here, a row of ``PROCESSES``, and the
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import (
     AfterValidator,
@@ -27,7 +27,9 @@ if TYPE_CHECKING:
     from udit.diffusion.ddpm import DDPM
     from udit.diffusion.edm import EDM
     from udit.diffusion.flow import Flow
+    from udit.diffusion.learning import Learning
     from udit.diffusion.schedule import Schedule
+    from udit.diffusion.targets import Target
 
 Level = Literal["draft", "good", "best"]
 """Of ``udit sample --quality``."""
@@ -68,7 +70,57 @@ class ProcessConfig(Spec):
         raise NotImplementedError(f"{type(self).__name__} names no schedule")
 
 
-class DDPMConfig(ProcessConfig):
+class LearnedProcess(ProcessConfig):
+    """What processes have in common whose training can be told where to look and how to weigh."""
+
+    predict: str
+    density: Literal["uniform", "logit-normal", "mode", "cosmap"] = "uniform"
+    """How training times are distributed (Esser et al. 2024, SD3, Sec. 3.1)."""
+    density_mean: float = 0.0
+    """Mean of the logit-normal's normal; above 0 favours noise."""
+    density_std: PositiveFloat = 1.0
+    """Its standard deviation."""
+    density_scale: Annotated[float, Field(ge=-1, le=1.75)] = 1.29
+    """Of ``mode``: above 0 favours the middle, below 0 both ends."""
+    weighting: Literal["none", "min-snr", "soft-min-snr", "density"] = "none"
+    """Of the squared error: by the ratio of signal to noise, with ``gamma`` (Hang et al. 2023; Crowson et al. 2024); or
+    times are drawn uniformly and weighted by the density in its place."""
+    gamma: PositiveFloat = 5.0
+    """Where the weight of x0's error stops to rise with the ratio of signal to noise."""
+    error: Literal["own", "velocity", "v", "x0", "eps"] = "own"
+    """The target whose error is squared: the network's own, or another one, which it is converted to: ``velocity`` with
+    ``predict: x0`` is JiT's loss (Li & He 2025)."""
+    cosine: Annotated[float, Field(ge=0)] = 0.0
+    """Weight of 1 - cos between prediction and target, along channels (Yao et al. 2025, LightningDiT has 1)."""
+
+    @model_validator(mode="after")
+    def _check_learning(self) -> Self:
+        keys = {"density_mean": "logit-normal", "density_std": "logit-normal", "density_scale": "mode"}
+        for key, density in keys.items():
+            if self.density != density and getattr(self, key) != type(self).model_fields[key].default:
+                raise ValueError(f"{key} belongs to density {density} and density is {self.density}; leave it out")
+        by_snr = self.weighting in ("min-snr", "soft-min-snr")
+        if not by_snr and self.gamma != type(self).model_fields["gamma"].default:
+            raise ValueError(f"gamma belongs to weighting min-snr and soft-min-snr, not {self.weighting}; leave it out")
+        if self.weighting == "density" and self.density == "uniform":
+            raise ValueError("weighting is density and density uniform, so that all weights are 1; choose a density")
+        if by_snr and self.error != "own":
+            raise ValueError(
+                f"weighting {self.weighting} weighs the error of x0, whatever is predicted, and error is {self.error}; "
+                "leave one of them out"
+            )
+        return self
+
+    def learning(self, velocity: Target) -> Learning:
+        """Where training looks and how it weighs; ``velocity`` is the target of that name."""
+        from udit.diffusion.learning import Density, Learning
+
+        density = Density(self.density, self.density_mean, self.density_std, self.density_scale)
+        words: dict[str, Target | None] = {"own": None, "velocity": velocity, "v": "v", "x0": "x0", "eps": "eps"}
+        return Learning(density, self.weighting, self.gamma, words[self.error], self.cosine)
+
+
+class DDPMConfig(LearnedProcess):
     """Discrete variance-preserving diffusion, eps prediction (Ho et al. 2020; Dhariwal & Nichol 2021, ADM)."""
 
     title: ClassVar[str] = "DDPM"
@@ -83,9 +135,24 @@ class DDPMConfig(ProcessConfig):
     kind: Literal["ddpm"] = "ddpm"
     steps: Annotated[int, Field(ge=2, le=100_000)] = 1000
     """T."""
-    betas: Literal["linear", "scaled-linear"] = "linear"
+    betas: Literal["linear", "scaled-linear", "cosine"] = "linear"
     """``linear``: from 0.1 / T to 20 / T (ADM, DiT). ``scaled-linear``: square roots linear from 0.85 / T to 12 / T,
-    and the network gets t + 1 (Rombach et al. 2022), on which the latent U-ViTs were trained."""
+    and the network gets t + 1 (Rombach et al. 2022), on which the latent U-ViTs were trained. ``cosine``: Nichol &
+    Dhariwal 2021."""
+    zero_terminal_snr: bool = False
+    """Rescales the schedule so that the last step is pure noise (Lin et al. 2024); needs ``predict`` v or x0."""
+    predict: Literal["eps", "x0", "v"] = "eps"
+    """What the network predicts: the noise, the data, or v = alpha eps - sigma x0 (Salimans & Ho 2022)."""
+
+    @model_validator(mode="after")
+    def _check(self) -> DDPMConfig:
+        if self.zero_terminal_snr and "eps" in (self.predict, self.error):
+            raise ValueError(
+                "zero_terminal_snr leaves no signal at the last step, where eps says nothing of x0; predict v or x0"
+            )
+        if self.error == "velocity":
+            raise ValueError("error is velocity, which a path of flow matching has and discrete steps have not; use v")
+        return self
 
     @property
     def max_steps(self) -> int:
@@ -94,12 +161,17 @@ class DDPMConfig(ProcessConfig):
 
     def build(self) -> DDPM:
         """The schedule's float64 tables."""
+        from dataclasses import replace
+
         from udit.diffusion.ddpm import DDPM
 
-        return DDPM.linear(self.steps) if self.betas == "linear" else DDPM.scaled_linear(self.steps)
+        kinds = {"linear": DDPM.linear, "scaled-linear": DDPM.scaled_linear, "cosine": DDPM.cosine}
+        schedule = kinds[self.betas](self.steps)
+        schedule = schedule.zero_terminal() if self.zero_terminal_snr else schedule
+        return replace(schedule, predict=self.predict, learning=self.learning("v"))
 
 
-class FlowConfig(ProcessConfig):
+class FlowConfig(LearnedProcess):
     """Flow matching, velocity prediction (Lipman et al. 2023)."""
 
     title: ClassVar[str] = "flow matching"
@@ -114,12 +186,23 @@ class FlowConfig(ProcessConfig):
     kind: Literal["flow"] = "flow"
     path: Literal["linear", "gvp"] = "linear"
     """Straight from data to noise; or along a cosine and a sine (GVP, Ma et al. 2024), on which DiMSUM was trained."""
+    predict: Literal["velocity", "x0", "v"] = "velocity"
+    """What the network predicts. It cannot be eps, which at pure noise, where sampling starts, says nothing of x0."""
+    shift: PositiveFloat | Literal["resolution"] = 1.0
+    """Moves the times of training and sampling towards noise, by t -> s t / (1 + (s - 1) t) (Esser et al. 2024).
+    ``resolution`` becomes the side of what the network sees over ``shift_side``."""
+    shift_side: PositiveInt = 32
+    """Side at which no shift is needed."""
 
     def build(self) -> Flow:
         """The path."""
+        from dataclasses import replace
+
         from udit.diffusion.flow import Flow
 
-        return Flow(self.path)
+        assert self.shift != "resolution", "a complete run has a number"
+        flow = Flow(self.path, self.predict, shift=self.shift)
+        return replace(flow, learning=self.learning(flow.velocity))
 
 
 class EDMConfig(ProcessConfig):

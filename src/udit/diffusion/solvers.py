@@ -24,6 +24,9 @@ from udit.diffusion.schedule import Schedule, Table
 from udit.diffusion.targets import Target, encode
 from udit.errors import UserError, nearest
 
+LEAST_SIGNAL = 2.0**-24
+"""Signal's share of the variance that solvers see at a last step without any; diffusers has the same."""
+
 
 @dataclass(frozen=True)
 class Solver:
@@ -57,7 +60,7 @@ class Solver:
         schedule = denoiser.schedule
         solver = self._solver(schedule, steps)
         discrete = schedule.discrete_betas() is not None
-        velocity: Target = schedule.target if self._own_time else "flow"
+        velocity: Target = getattr(schedule, "velocity", "flow") if self._own_time else "flow"
         x = x.float() if discrete else x.float() * float(solver.sigmas[0])  # DPM-Solver++ starts just below pure noise
         total = len(solver.timesteps)
         for k, (place, scale) in enumerate(self._places(schedule, solver), start=1):
@@ -87,6 +90,8 @@ class Solver:
         betas = schedule.discrete_betas()
         if betas is not None and int(steps) > len(betas):
             raise UserError(f"steps is {steps}; the schedule has {len(betas)}, ask for at most so many")
+        if betas is not None and betas[-1] == 1:  # solvers step along the logarithm
+            betas = np.append(betas[:-1], 1 - LEAST_SIGNAL / np.prod(1 - betas[:-1]))
         return self._build(betas, int(steps))
 
     def _build(self, betas: Table | None, steps: int) -> Any:
