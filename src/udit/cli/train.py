@@ -66,9 +66,9 @@ def train(
         if plot:
             from udit.training.objective_plot import save_objective
 
-            picture = Path(f"{run.name}-objective.png")
-            save_objective(run, picture)
-            say(f"# wrote {picture}")
+            image = Path(f"{run.name}-objective.png")
+            save_objective(run, image)
+            say(f"# wrote {image}")
         return 0
     from udit.training.source import verified_source
 

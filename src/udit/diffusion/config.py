@@ -27,9 +27,7 @@ if TYPE_CHECKING:
     from udit.diffusion.ddpm import DDPM
     from udit.diffusion.edm import EDM
     from udit.diffusion.flow import Flow
-    from udit.diffusion.learning import Learning
     from udit.diffusion.schedule import Schedule
-    from udit.diffusion.targets import Target
 
 Level = Literal["draft", "good", "best"]
 """Of ``udit sample --quality``."""
@@ -111,14 +109,6 @@ class LearnedProcess(ProcessConfig):
             )
         return self
 
-    def learning(self, velocity: Target) -> Learning:
-        """Where training looks and how it weighs; ``velocity`` is the target of that name."""
-        from udit.diffusion.learning import Density, Learning
-
-        density = Density(self.density, self.density_mean, self.density_std, self.density_scale)
-        words: dict[str, Target | None] = {"own": None, "velocity": velocity, "v": "v", "x0": "x0", "eps": "eps"}
-        return Learning(density, self.weighting, self.gamma, words[self.error], self.cosine)
-
 
 class DDPMConfig(LearnedProcess):
     """Discrete variance-preserving diffusion, eps prediction (Ho et al. 2020; Dhariwal & Nichol 2021, ADM)."""
@@ -164,11 +154,12 @@ class DDPMConfig(LearnedProcess):
         from dataclasses import replace
 
         from udit.diffusion.ddpm import DDPM
+        from udit.diffusion.learning import Learning
 
         kinds = {"linear": DDPM.linear, "scaled-linear": DDPM.scaled_linear, "cosine": DDPM.cosine}
         schedule = kinds[self.betas](self.steps)
         schedule = schedule.zero_terminal() if self.zero_terminal_snr else schedule
-        return replace(schedule, predict=self.predict, learning=self.learning("v"))
+        return replace(schedule, predict=self.predict, learning=Learning.of(self, "v"))
 
 
 class FlowConfig(LearnedProcess):
@@ -199,10 +190,11 @@ class FlowConfig(LearnedProcess):
         from dataclasses import replace
 
         from udit.diffusion.flow import Flow
+        from udit.diffusion.learning import Learning
 
         assert self.shift != "resolution", "a complete run has a number"
         flow = Flow(self.path, self.predict, shift=self.shift)
-        return replace(flow, learning=self.learning(flow.velocity))
+        return replace(flow, learning=Learning.of(self, flow.velocity))
 
 
 class EDMConfig(ProcessConfig):

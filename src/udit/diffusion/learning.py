@@ -12,6 +12,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from udit.diffusion.config import LearnedProcess
 from udit.diffusion.targets import Target, x0_per
 
 DensityName = Literal["uniform", "logit-normal", "mode", "cosmap"]
@@ -106,6 +107,13 @@ class Learning:
     gamma: float = 5.0
     error: Target | None = None
     cosine: float = 0.0
+
+    @staticmethod
+    def of(config: LearnedProcess, velocity: Target) -> Learning:
+        """What a process's config says; ``velocity`` is the target of that name."""
+        density = Density(config.density, config.density_mean, config.density_std, config.density_scale)
+        words: dict[str, Target | None] = {"own": None, "velocity": velocity, "v": "v", "x0": "x0", "eps": "eps"}
+        return Learning(density, config.weighting, config.gamma, words[config.error], config.cosine)
 
     def draw(self, generator: torch.Generator) -> Tensor:
         """A training time in [0, 1], a scalar."""

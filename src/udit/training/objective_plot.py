@@ -1,4 +1,4 @@
-"""A picture of what a recipe's training emphasises: at which times it looks, and how it weighs errors there."""
+"""An image of what a recipe's training emphasises: at which times it looks, and how it weighs errors there."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from udit.files import whole_file
 from udit.run.config import Run
 
 DRAWS = 20_000
-"""Training times that are drawn for the picture."""
+"""Training times that are drawn for the image."""
 
 
 def save_objective(run: Run, path: Path) -> None:
@@ -59,9 +59,9 @@ def weights(run: Run) -> tuple[torch.Tensor, torch.Tensor]:
     """
     process = run.diffusion
     schedule = (process.replace(cosine=0.0) if "cosine" in type(process).model_fields else process).build()
-    t = torch.stack([schedule.draw(rng.generator(run.seed, "picture", i)) for i in range(DRAWS)])
+    t = torch.stack([schedule.draw(rng.generator(run.seed, "objective", i)) for i in range(DRAWS)])
     t = t[schedule.fraction(t).argsort()]
-    x0, noise = torch.randn(2, len(t), 1, 2, 2, generator=rng.generator(run.seed, "picture"))
+    x0, noise = torch.randn(2, len(t), 1, 2, 2, generator=rng.generator(run.seed, "objective"))
     backbone, time = schedule.precondition(lambda x, t, y=None: torch.zeros_like(x), "unit")
     losses = schedule.loss(Denoiser(backbone, schedule, schedule.target, time=time), x0, t, noise)
     return schedule.fraction(t), losses.loss / losses.mse
