@@ -205,7 +205,12 @@ def _download(name: str, weights: Weights, revision: str | None) -> Path:
     folder = hub.describe(name, what=what, revision=revision)
     _check_holds_weights(folder, name, remote=True)
     vae = [f"vae/{VAE_WEIGHTS}"] if (folder / hub.VAE).is_file() else []
-    hub.complete(name, folder, ["README.md", hub.PIPELINE_WEIGHTS if hub.is_pipeline(folder) else FILES[weights], *vae], what=what)
+    hub.complete(
+        name,
+        folder,
+        ["README.md", hub.PIPELINE_WEIGHTS if hub.is_pipeline(folder) else FILES[weights], *vae],
+        what=what,
+    )
     return folder
 
 

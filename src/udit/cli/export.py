@@ -35,7 +35,7 @@ def export(
     out
         The folder to write; MODEL/onnx, MODEL/openvino, MODEL/openvino-int8 or MODEL/diffusers if not given.
     size
-        of a graph: free, or the only size that the graph shall take, e.g. 32 or 32x64; if not given, free where possible.
+        of a graph: free, or the only size that it shall take, e.g. 32 or 32x64; if not given, free where possible.
     int8
         openvino, of a run: matrix products in int8, with ranges measured on the run's noised training images.
     weights
@@ -56,9 +56,9 @@ def export(
             raise UserError(f"{given} graphs, and a folder for diffusers holds the network itself; leave it out")
         made = export_model(model, "diffusers", out or Path(model) / kind, weights=weights)
         say(
-            f"wrote {made.path}: a pipeline for diffusers; its network is off the model's output by {made.error:.1e} of "
-            f'its largest value; next: DiffusionPipeline.from_pretrained("{made.path}", trust_remote_code=True), which '
-            "executes its pipeline.py"
+            f"wrote {made.path}: a pipeline for diffusers; its network is off the model's output by {made.error:.1e} "
+            f'of its largest value; next: DiffusionPipeline.from_pretrained("{made.path}", trust_remote_code=True), '
+            "which executes its pipeline.py"
         )
         return 0
     folder = out or default_folder(Path(model), kind, int8)

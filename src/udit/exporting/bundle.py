@@ -1,7 +1,7 @@
 """What a file of some names of this library holds: all definitions that they need, and no other.
 
-From the wanted names on, a definition is taken if one that is taken mentions it, and a method or a config's field only if
-its name occurs in what is taken.
+From the wanted names on, a definition is taken if one that is taken mentions it, and a method or a config's field only
+if its name occurs in what is taken.
 """
 
 from __future__ import annotations
@@ -149,6 +149,7 @@ class Bundle:
 
 
 def name_of(member: ast.stmt) -> str | None:
+    """The name that a member of a class has; None of a text."""
     match member:
         case ast.FunctionDef(name=name) | ast.ClassDef(name=name):
             return name
@@ -158,4 +159,5 @@ def name_of(member: ast.stmt) -> str | None:
 
 
 def is_class_variable(member: ast.AnnAssign) -> bool:
+    """Whether a name in a class is no field."""
     return ast.unparse(member.annotation).startswith("ClassVar")

@@ -70,8 +70,8 @@ def export(
     Args:
         model: a run folder, a model folder, a hub id, or a loaded system on the CPU in float32.
         kind: "onnx" (runs in onnxruntime), "openvino" or "diffusers".
-        folder: where to; MODEL/onnx, MODEL/openvino, MODEL/openvino-int8 or MODEL/diffusers if None. An older export there is replaced,
-            but only by a graph that agrees with its network.
+        folder: where to; MODEL/onnx, MODEL/openvino, MODEL/openvino-int8 or MODEL/diffusers if None. An older export
+            there is replaced, but only by a graph that agrees with its network.
         size: the only (H, W) that the graph shall take, or "free"; if None, free where the architecture allows it.
         int8: quantises an OpenVINO graph's matrix products, with ranges measured on the run's noised training images.
         weights: "ema" (averaged) or "raw".
@@ -90,14 +90,16 @@ def export(
     if folder is None and (source is None or not source.is_dir()):
         raise UserError(f"{source or 'a loaded system'} is no folder to write beside; name one with --out")
     if kind == "diffusers" and (size is not None or int8):
-        raise UserError("size and int8 are for graphs, and a folder for diffusers holds the network itself; leave them out")
+        raise UserError("size and int8 are for graphs, and this is a folder for diffusers; leave them out")
     if int8 and kind != "openvino":
         raise UserError(f"--int8 makes OpenVINO graphs, and this is {kind}; udit export openvino {source} --int8")
     if int8 and (source is None or not (source / "run.yaml").is_file()):
         raise UserError(f"{source} is no run folder, and --int8 measures on a run's own training images; give a run")
     system = model if isinstance(model, System) else load_model(model, weights=weights)
     if kind == "diffusers":
-        return export_pipeline(_checked(system, None), Path(folder) if folder is not None else Path(source or "") / kind)
+        return export_pipeline(
+            _checked(system, None), Path(folder) if folder is not None else Path(source or "") / kind
+        )
     extent = None if size == "free" else size
     if size is None and system.config.model.size_step is None:
         extent = system.config.model.size
@@ -108,8 +110,8 @@ def export(
     return write_graph_folder(system, kind, target, size=extent, calibration=given)
 
 
-def default_folder(model: Path, kind: Kind, int8: bool) -> Path:
-    """Where a model's graph is written if no folder is named."""
+def default_folder(model: Path, kind: str, int8: bool) -> Path:
+    """Where a model is exported to if no folder is named."""
     return model / (f"{kind}-int8" if int8 else kind)
 
 

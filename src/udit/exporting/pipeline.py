@@ -1,5 +1,6 @@
 """The pipeline that ``udit export diffusers`` writes; ``bundle`` puts all that it needs into one file with it."""
 
+# mypy: disable-error-code="misc, untyped-decorator, no-untyped-call, assignment, attr-defined, type-var"
 from __future__ import annotations
 
 import hashlib
@@ -8,7 +9,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import diffusers
 import torch
@@ -44,24 +45,24 @@ LATENT_SQUARE: int = 1
 """Side of the squares of latents that are channels of the network."""
 
 
-class UditNetwork(ModelMixin, ConfigMixin):  # type: ignore[misc]
+class UditNetwork(ModelMixin, ConfigMixin):
     """The network as a component of diffusers, which loads ``transformer/diffusion_pytorch_model.safetensors``."""
 
-    @register_to_config  # type: ignore[untyped-decorator]
+    @register_to_config
     def __init__(self) -> None:
         super().__init__()
         self.network = MODEL.build()
 
     def forward(self, x: Tensor, t: Tensor, y: Tensor | None = None) -> Tensor:
         """x [B, C, H, W], t [B] in the network's own unit, y [B] labels or None -> [B, C_out, H, W], in x's type."""
-        return self.network(x.to(self.dtype), t, y).to(x.dtype)  # type: ignore[no-any-return]
+        return self.network(x.to(self.dtype), t, y).to(x.dtype)
 
 
-class UditPipeline(DiffusionPipeline):  # type: ignore[misc]
+class UditPipeline(DiffusionPipeline):
     """Draws images from noise, each from a seed of its own: a seed and a label give the same image in any batch."""
 
     model_cpu_offload_seq = "transformer->vae"
-    _optional_components = ["vae"]
+    _optional_components: ClassVar[list[str]] = ["vae"]
 
     def __init__(
         self, transformer: Any, scheduler: Any, vae: Any = None, id2label: Mapping[str, str] | None = None
@@ -84,7 +85,7 @@ class UditPipeline(DiffusionPipeline):  # type: ignore[misc]
         names = self.config.id2label
         return Classes(MODEL.num_classes, tuple(names[str(i)] for i in range(len(names))), MODEL.null_label)
 
-    @torch.no_grad()  # type: ignore[untyped-decorator]
+    @torch.no_grad()
     def __call__(
         self,
         class_labels: str | Sequence[int | str] | None = None,
@@ -142,7 +143,7 @@ class UditPipeline(DiffusionPipeline):  # type: ignore[misc]
             "eta": eta,
             "clip": clip,
         }
-        settings = replace(SAMPLING, **{key: value for key, value in given.items() if value is not None})  # type: ignore[type-var]
+        settings = replace(SAMPLING, **{key: value for key, value in given.items() if value is not None})
         images = [
             self._draw(seeds[start : start + batch_size], labels and labels[start : start + batch_size], settings)
             for start in range(0, len(seeds), batch_size)
@@ -220,6 +221,6 @@ def own_module() -> Any:
 
 
 if not __name__.startswith(("udit_pipeline_", "udit.")):
-    UditPipeline = own_module().UditPipeline  # type: ignore[misc]
+    UditPipeline = own_module().UditPipeline
     # from_pretrained loads components by class from libraries that it knows, or from further files of code
     diffusers.UditNetwork = own_module().UditNetwork

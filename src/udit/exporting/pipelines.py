@@ -99,10 +99,10 @@ def pipeline_text(system: System) -> str:
     }
     bundle = Bundle(ROOT, WANTED, constants, config.diffusion.kind)
     return Writer(bundle).text(
-        f"{config.model.family} as a pipeline of diffusers, in one file that needs torch, numpy and diffusers alone.\n\n"
-        f"udit {__version__} wrote it out of its own sources, of which it holds what this model needs: the fused network,\n"
-        "the noising process, its samplers, guidance and the pipeline, which comes last. It reads and writes no files\n"
-        "but itself (``own_module``), and opens no connection.\n"
+        f"{config.model.family} as a pipeline of diffusers, in one file that needs torch, numpy and diffusers.\n\n"
+        f"udit {__version__} wrote it from its own sources and put in what this model needs: the fused network, the\n"
+        "noising process with its samplers, guidance, and last the pipeline. It opens no connection, writes no\n"
+        "file, and reads none but itself (``own_module``).\n"
     )
 
 

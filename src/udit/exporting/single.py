@@ -1,17 +1,18 @@
-"""One Python file of what some names of this library need: definitions of many modules, in order, with their docstrings.
+"""The text of a file that holds definitions of many modules of this library, in order, with their docstrings.
 
-The sources are read and never copied by hand. From the wanted names on, a definition is taken if one that is taken
-mentions it, and a method only if its name occurs in what is taken. What a reader of the file does not need is rewritten:
+The sources are read and never copied by hand. What only this library needs is rewritten on the way:
 
-- an operator is its reference in torch, and what only training or a compiled kernel asks for is the one-line stand-in of
+- an operator is its reference in torch, and what only training or a compiled kernel asks for is a short stand-in of
   ``plain``;
-- a config is a dataclass without checks, and what a model's config says is written out where the file needs it;
-- names of modules are gone (``ops.apply`` is ``apply``), and equal names of two modules get the module's name before them.
+- a config is a dataclass without checks, and the values of a model's config are written out;
+- names of modules are gone (``ops.apply`` is ``apply``), and where names of two modules are equal they get the module's
+  before them.
 """
 
 from __future__ import annotations
 
 import ast
+import itertools
 import re
 import sys
 import textwrap
@@ -58,10 +59,12 @@ class Writer:
                     written = part.owner.source[mention.start : mention.end].decode()
                     if written != mention.key[1]:  # a local name may stand in the way
                         hidden.setdefault(mention.key, set()).update(mention.hidden)
+        parts = [part for piece in self.pieces.values() for part in (piece, *piece.members.values())]
+        foreign = {line.split()[-1].split(".")[0] for part in parts for line in part.reader.externals}
         names: dict[Key, str] = {}
         for key in self.pieces:
             others = [other for other in self.pieces if other[1] == key[1]]
-            crowded = len(others) > 1 or key[1] == "reference" or key[1] in hidden.get(key, ())
+            crowded = len(others) > 1 or key[1] in ("reference", *foreign) or key[1] in hidden.get(key, ())
             names[key] = _prefixed(key) if crowded and key[0] != self.bundle.root else key[1]
         assert len(set(names.values())) == len(names), "two definitions have one name"
         return names
@@ -165,33 +168,23 @@ class Writer:
     def _class(self, key: Key, piece: Piece) -> str:
         assert isinstance(piece.node, ast.ClassDef)
         owner, body = piece.owner, piece.node.body
+        first = owner.starts[min(node.lineno for node in (body[0], *getattr(body[0], "decorator_list", []))) - 1]
         if piece.spec:
-            bases = [self.names[m.key] for m in piece.reader.mentions if m.key in self.names]
-            head = f"@dataclass(frozen=True, kw_only=True)\nclass {self.names[key]}{'(' + ', '.join(bases) + ')' if bases else ''}:\n"
+            bases = ", ".join(self.names[m.key] for m in piece.reader.mentions if m.key in self.names)
+            text = f"@dataclass(frozen=True, kw_only=True)\nclass {self.names[key]}{f'({bases})' if bases else ''}:"
             self.externals.add("from dataclasses import dataclass")
         else:
-            first = owner.starts[min(n.lineno for n in [body[0], *getattr(body[0], "decorator_list", [])]) - 1]
-            head = self._source(piece, owner.span(piece.node)[0], first, self._own_name(key, piece))
-        start = min(node.lineno for node in [body[0], *getattr(body[0], "decorator_list", [])])
-        start = owner.starts[start - 1]
-        text, place, shown = head.rstrip("\n"), start, False
+            text = self._source(piece, owner.span(piece.node)[0], first, self._own_name(key, piece)).rstrip("\n")
+        place, shown = first, True  # the class's own docstring is
         for member in body:
             end = owner.span(member)[1]
             taken = piece.members.get(name_of(member) or "")
-            gap = (
-                "\n"
-                if place == start or b"\n\n" not in owner.source[place : owner.starts[member.lineno - 1]]
-                else "\n\n"
-            )
+            gap = owner.source[place : owner.starts[member.lineno - 1]].count(b"\n")
             if taken is not None and piece.spec and isinstance(member, ast.AnnAssign) and not is_class_variable(member):
-                text += f"{gap}    {self._field(key, member)}"
-            elif taken is not None or (is_text(member) and (shown or member is body[0])):
+                text += "\n" * max(gap, 1) + f"    {self._field(key, member)}"
+            elif taken is not None or (is_text(member) and shown):
                 part = taken or Piece(owner, member, Reader(owner, ast.Pass()))
-                text += (
-                    gap + self._source(part, place, end).lstrip("\n")
-                    if place == start
-                    else self._source(part, place, end)
-                )
+                text += ("\n" if place == first else "") + self._source(part, place, end)
             shown = taken is not None
             place = end
         return text
@@ -255,7 +248,8 @@ def _key(value: Spec) -> Key:
 
 
 def _quoted(value: Any) -> str:
-    return '"' + value + '"' if isinstance(value, str) and '"' not in value and "\\" not in value else repr(value)
+    plain = isinstance(value, str) and value.isprintable() and not set(value) & set('"\\')
+    return f'"{value}"' if plain else repr(value)
 
 
 def _prefixed(key: Key) -> str:
@@ -273,7 +267,7 @@ def _prefixed(key: Key) -> str:
 def _joined(chunks: Sequence[str]) -> str:
     """Definitions with two empty lines between them, constants with none."""
     text = chunks[0]
-    for before, chunk in zip(chunks, chunks[1:], strict=False):
+    for before, chunk in itertools.pairwise(chunks):
         large = before is chunks[0] or any(p.startswith(("def ", "class ", "@", "if ")) for p in (before, chunk))
         text += ("\n\n\n" if large else "\n") + chunk
     return text

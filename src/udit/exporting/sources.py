@@ -64,10 +64,10 @@ class Module:
 
     def span(self, node: ast.AST) -> tuple[int, int]:
         """First byte of a node, its decorators included, and the one behind its last."""
-        first = min([node, *getattr(node, "decorator_list", [])], key=lambda part: part.lineno)  # type: ignore[attr-defined]
-        start = self.starts[first.lineno - 1] + first.col_offset  # type: ignore[attr-defined]
+        first = min([node, *getattr(node, "decorator_list", [])], key=lambda part: part.lineno)
+        start = self.starts[first.lineno - 1] + first.col_offset
         start -= 1 if first is not node else 0  # the @ of a decorator
-        return start, self.starts[node.end_lineno - 1] + node.end_col_offset  # type: ignore[attr-defined]
+        return start, self.starts[node.end_lineno - 1] + node.end_col_offset
 
     def line_of(self, node: ast.stmt | ast.expr) -> Edit:
         """The removal of a node's lines, and of empty ones behind them."""
@@ -153,6 +153,7 @@ def resolve(where: str, name: str) -> Key | str | Module | None:
 
 
 def is_text(statement: ast.stmt) -> bool:
+    """Whether a statement is a docstring."""
     return (
         isinstance(statement, ast.Expr)
         and isinstance(statement.value, ast.Constant)
