@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
+import json
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -43,6 +44,8 @@ LATENT_SCALE: Affine = 1.0
 """The network generates (z - LATENT_SHIFT) * LATENT_SCALE of a VAE's latents z, where it has a VAE."""
 LATENT_SQUARE: int = 1
 """Side of the squares of latents that are channels of the network."""
+SOURCE = b""
+"""This file as it was when it was loaded (``own_module``)."""
 
 
 class UditNetwork(ModelMixin, ConfigMixin):
@@ -152,6 +155,20 @@ class UditPipeline(DiffusionPipeline):
         made = self._as(output_type, torch.cat(images))
         return ImagePipelineOutput(images=made) if return_dict else (made,)
 
+    def save_pretrained(self, save_directory: str | Path, **options: Any) -> None:
+        """Saves as diffusers does, and with it this file, which diffusers (0.42) leaves out.
+
+        Args:
+            save_directory: the folder.
+            options: of ``DiffusionPipeline.save_pretrained``.
+        """
+        super().save_pretrained(save_directory, **options)
+        index = Path(save_directory) / "model_index.json"
+        values = json.loads(index.read_text(encoding="utf-8"))
+        values |= {"_class_name": ["pipeline", "UditPipeline"], "transformer": ["diffusers", "UditNetwork"]}
+        index.write_text(json.dumps(values, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        (index.parent / "pipeline.py").write_bytes(SOURCE)
+
     def denoiser(self, settings: SamplingConfig) -> Denoiser | Guided:
         """The network on its noising process, guided as the settings say."""
         schedule = PROCESS.build()
@@ -210,13 +227,15 @@ def own_module() -> Any:
     folder take the place of those that a pipeline of the first one still uses.
     """
     path = Path(__file__)
-    name = f"udit_pipeline_{hashlib.sha256(path.read_bytes()).hexdigest()[:16]}"
+    source = path.read_bytes()
+    name = f"udit_pipeline_{hashlib.sha256(source).hexdigest()[:16]}"
     if name not in sys.modules:
         spec = importlib.util.spec_from_file_location(name, path)
         assert spec is not None and spec.loader is not None
         module = importlib.util.module_from_spec(spec)
         sys.modules[name] = module
         spec.loader.exec_module(module)
+        module.SOURCE = source  # the file is another one once diffusers has loaded a second folder
     return sys.modules[name]
 
 

@@ -101,8 +101,8 @@ def pipeline_text(system: System) -> str:
     return Writer(bundle).text(
         f"{config.model.family} as a pipeline of diffusers, in one file that needs torch, numpy and diffusers.\n\n"
         f"udit {__version__} wrote it from its own sources and put in what this model needs: the fused network, the\n"
-        "noising process with its samplers, guidance, and last the pipeline. It opens no connection, writes no\n"
-        "file, and reads none but itself (``own_module``).\n"
+        "noising process with its samplers, guidance, and last the pipeline. It opens no connection, reads no file\n"
+        "but itself (``own_module``), and writes none but by ``save_pretrained``.\n"
     )
 
 
@@ -220,8 +220,7 @@ def card(system: System) -> str:
         "rights: read it first. It is all of the code and needs torch, numpy and diffusers. It opens no connection and "
         "reads no file but itself; diffusers loads the weights, which are safetensors, and copies `pipeline.py` into "
         "`HF_MODULES_CACHE`. It also adds the network's class, `UditNetwork`, to the module `diffusers`, where "
-        "`from_pretrained` looks for it. `save_pretrained` of diffusers leaves out `pipeline.py`: copy the folder "
-        "instead.\n\n"
+        "`from_pretrained` looks for it.\n\n"
         f"Written by udit {__version__}, whose weights had the fingerprint {system.fingerprint}; the weights here are "
         f"fused. `udit.load` reads the folder, too.\n"
     )
