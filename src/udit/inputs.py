@@ -121,7 +121,7 @@ def start_images(source: str | Path | Tensor, system: System) -> StartImages:
             "a tensor in Python (from_image)"
         )
     colours: Literal[1, 3] = 3 if channels == 3 else 1
-    return StartImages(torch.stack([torch.from_numpy(decode(file, height, colours)) for file in paths]), names)
+    return StartImages(torch.from_numpy(np.stack([decode(file, height, colours) for file in paths])), names)
 
 
 def weaker_model(source: System | str | Path | float, model: System | str | Path) -> System:

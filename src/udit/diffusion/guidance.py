@@ -106,7 +106,7 @@ class Guided:
     def predict(self, x_t: Tensor, t: Tensor, y: Tensor | None) -> Prediction:
         """As ``__call__``, after the evaluations whose velocity is 0."""
         active = self._active(t)
-        if y is None or self.guidance == 1 or not bool(active.any()):
+        if (y is None and self.weak is None) or self.guidance == 1 or not bool(active.any()):
             return self.denoiser(x_t, t, y)
         cond, other, variance = self.halves(x_t, t, y)
         guidance = torch.where(active, self.guidance, 1.0).to(cond.dtype).view(-1, *[1] * (cond.ndim - 1))
@@ -136,7 +136,7 @@ class Guided:
         x_t = x_t.to(alpha.dtype)
         return Prediction(*decode(self.schedule.target, torch.zeros_like(x_t), x_t, alpha, sigma), variance=None)
 
-    def halves(self, x_t: Tensor, t: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+    def halves(self, x_t: Tensor, t: Tensor, y: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
         """The conditional prediction, the one it is compared with, and the conditional variance.
 
         The null label's is computed in one batch of 2 B, a weaker model's in a pass of its own.
@@ -144,6 +144,7 @@ class Guided:
         if self.weak is not None:
             cond, variance = self.denoiser.raw(x_t, t, y)
             return cond, self.weak.raw(x_t, t, y)[0], variance
+        assert y is not None, "no label is guided from the null label"
         labels = torch.cat([y, self._null_like(y)])
         prediction, variance = self.denoiser.raw(torch.cat([x_t, x_t]), torch.cat([t, t]), labels)
         cond, uncond = prediction.chunk(2)
