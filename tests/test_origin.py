@@ -139,7 +139,10 @@ def test_strengths_that_leave_nothing_are_refused(strength: float, rule: str, on
 # ---- systems ---------------------------------------------------------------------------------------------------------
 
 
-def system(codec: CodecConfig = IdentityCodec(), **how: object) -> System:
+PIXELS = IdentityCodec()
+
+
+def system(codec: CodecConfig = PIXELS, **how: object) -> System:
     channels, size = {"identity": (1, 8), "space-to-depth": (4, 4), "vae": (2, 4)}[codec.kind]
     overrides = TINY | {"in_channels": channels, "input_size": size, "learn_sigma": False}
     network = perturb(udit.build("U-DiT-S", **overrides), 0.05).eval()

@@ -165,7 +165,9 @@ class System:
         return recorded == fingerprint(fuse(self.backbone))
 
     def fused(self) -> System:
-        """The same with the fused network (``udit.fuse``)."""
+        """The same with the fused network (``udit.fuse``); an exported graph, which is fused, as it is."""
+        if isinstance(self.backbone, Fingerprinted):
+            return self
         backbone = fuse(self.backbone)
         config = self.config.model_copy(update={"model": backbone.config})
         weak = self.weak and self.weak.fused()
@@ -227,6 +229,11 @@ class System:
             )
         if sampling.guidance == 1:
             return self.denoiser
+        if self.weak is not None and sampling.cache > 1 and self.weak.config.model.time != self.config.model.time:
+            raise UserError(
+                f"cache is {sampling.cache} and the weaker model has another unit of time, so that its last steps "
+                "cannot be recognised; set cache to 1, or name evaluations in refresh"
+            )
         return Guided(
             self.denoiser,
             sampling.guidance,

@@ -106,7 +106,7 @@ class Generation:
         if self.start is not None:
             given |= {"from_image": self.start.of(own), "strength": self.strength}
         show = progress and self.world.is_main
-        with progress_bar(len(own) * self._evaluations(), "sample", "step", show=show) as bar:
+        with progress_bar(len(own) * self.evaluations(), "sample", "step", show=show) as bar:
             done = 0
             for images in self.system.generate(
                 seeds, labels, sampling=self.sampling, batch_size=self.batch_size, on_step=bar.update, **given
@@ -215,8 +215,12 @@ class Generation:
             own |= {"context": self.context.name, "row": i % len(self.context.rows)}
         return own
 
-    def _evaluations(self) -> int:
-        """Network evaluations per image."""
+    def evaluations(self) -> int:
+        """Evaluations of the denoiser per image.
+
+        Raises:
+            UserError: the strength leaves none.
+        """
         if self.start is None:
             return self.sampling.steps
         sampler = make_sampler(self.sampling.sampler, eta=self.sampling.eta, clip=self.sampling.clip)
@@ -303,7 +307,7 @@ def generate(
     if batch_size < 1:
         raise UserError(f"batch_size is {batch_size}; it counts images, at least 1")
     if isinstance(model, System):
-        graph, system = None, model.fused() if not isinstance(model.backbone, Graph) else model
+        graph, system = None, model.fused()
         world = dist.start(str(next((p.device for p in system.backbone.parameters()), "cpu")))
     else:
         graph = find_graph(model, engine)
@@ -335,7 +339,9 @@ def generate(
         seeds = [*range(16 if start is None or len(start.pixels) == 1 else len(start.pixels))]
     each = _labels(labels, seeds, system.config.classes)
     strength = STRENGTH if strength is None else strength
-    return Generation(system, seeds, each, chosen, vectors, batch_size, world, start, strength)
+    generation = Generation(system, seeds, each, chosen, vectors, batch_size, world, start, strength)
+    generation.evaluations()  # refuses a strength that leaves none, before a folder is made
+    return generation
 
 
 def _labels(

@@ -136,7 +136,7 @@ def weaker_model(source: System | str | Path | float, model: System | str | Path
         UserError: there is none, or a length for something else than a run folder.
     """
     if isinstance(source, System):
-        return source if isinstance(model, System) else source.fused()
+        return source
     if isinstance(source, int | float):
         if isinstance(model, System):
             raise UserError(

@@ -16,6 +16,8 @@ from udit.tuning.quality import Level
 
 STRIP = 9
 """Images of an interpolation where no number is given."""
+OF_KINDS = ("guidance_kind", "guidance_eta", "guidance_norm", "guidance_momentum", "guidance_zero_init")
+"""Settings that depend on one another and on the sampler: they are checked with the model's own, when that is read."""
 
 
 def sample(
@@ -163,7 +165,7 @@ def sample(
     if quality and changes:
         option = next(iter(changes)).replace("_", "-")
         raise UserError(f"--{option} is given and --quality {quality} sets it; leave one of them out")
-    SamplingConfig().replace(**changes)
+    SamplingConfig().replace(**{key: value for key, value in changes.items() if key not in OF_KINDS})
 
     from udit.generation import generate
 
