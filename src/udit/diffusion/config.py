@@ -16,6 +16,8 @@ from pydantic import (
     PositiveFloat,
     PositiveInt,
     SerializeAsAny,
+    SerializerFunctionWrapHandler,
+    model_serializer,
     model_validator,
 )
 
@@ -334,6 +336,16 @@ class SamplingConfig(Spec):
                 "to 0"
             )
 
+    @model_serializer(mode="wrap")
+    def _without_later_defaults(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Plain values; keys of ``LATER`` only where they differ from their defaults.
+
+        So a setting without them is written as it always was: scores and samples of it that exist are found again.
+        """
+        values: dict[str, Any] = dump(self)
+        defaults = {key: type(self).model_fields[key].default for key in LATER}
+        return {key: value for key, value in values.items() if key not in LATER or value != defaults[key]}
+
     @property
     def zero_init(self) -> int:
         """Evaluations at the start whose velocity is 0."""
@@ -347,6 +359,9 @@ class SamplingConfig(Spec):
         return keys
 
 
+LATER = frozenset({"guidance_levels", "guidance_kind", "guidance_rescale", "guidance_eta", "guidance_norm"})
+LATER |= {"guidance_momentum", "guidance_zero_init"}
+"""Keys of ``SamplingConfig`` that the first run folders did not have."""
 GUIDANCE_KEYS: dict[GuidanceKind, tuple[str, ...]] = {
     "apg": ("guidance_eta", "guidance_norm", "guidance_momentum"),
     "cfg-zero": ("guidance_zero_init",),
