@@ -195,7 +195,7 @@ def test_zero_init_rests_at_the_first_evaluations(path: str, sampler: str) -> No
     torch.testing.assert_close(steps[1].x, x, rtol=1e-6, atol=1e-6)
     assert not torch.allclose(steps[2].x, x, atol=1e-2)
     assert len(list(sample(guided, x, sampler=sampler, steps=5, y=torch.tensor([0, 1])))) == 5
-    assert len(asked) == 6, "every run begins anew"
+    assert len(asked) == 6, "every run starts over"
 
 
 # ---- rescale, levels, autoguidance -----------------------------------------------------------------------------------
