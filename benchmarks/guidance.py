@@ -23,6 +23,7 @@ from torch import Tensor
 
 import udit
 from udit.assemble import System
+from udit.data.sources import parts_of
 from udit.images import grid, title_font
 from udit.interpolation import Through, between
 from udit.run.recipes import load_run
@@ -51,7 +52,7 @@ def settings(scale: float) -> list[Setting]:
         ("cfg-zero", own | {"guidance_kind": "cfg-zero", "guidance_zero_init": 0}, None),
         ("cfg-zero, first step 0", own | {"guidance_kind": "cfg-zero", "guidance_zero_init": 2}, None),
         ("autoguide, 200 steps", own, WEAK),
-        ("autoguide, EMA 0.01", own, EMA),
+        ("autoguide, EMA 0.05", own, EMA),
     ]
 
 
@@ -69,7 +70,7 @@ def weaker(name: str | None, run: Path, weak: Path) -> System | None:
     """The weaker model of a setting."""
     if name is None:
         return None
-    return udit.posthoc_ema(run, 0.01).system if name == EMA else udit.load(weak)
+    return udit.posthoc_ema(run, 0.05).system if name == EMA else udit.load(weak)
 
 
 def systems(run: Path, weak: Path) -> dict[str | None, System]:
@@ -103,8 +104,10 @@ def draw(by_weak: dict[str | None, System]) -> None:
             rows.append((title, images))
     sheet(rows).save(IMAGES / "guidance.png")
     system, how = by_weak[None], ROWS[1][1]
-    source = load_run("digits").data.build()
-    chosen = [next(i for i in range(900, len(source)) if int(source.labels[i]) == digit) for digit in range(10)]
+    data = load_run("digits").data
+    source = data.build()
+    unseen = parts_of(source, data).test
+    chosen = [next(int(i) for i in unseen if int(source.labels[i]) == digit) for digit in range(10)]
     originals = torch.stack([torch.from_numpy(source.image(i)) for i in chosen])
     rows = [("started from", originals)]
     for strength in STRENGTHS:

@@ -48,6 +48,12 @@ def drawn(model: System, batch_size: int = 64, **how: object) -> Tensor:
     return torch.cat(list(model.generate(SEEDS, LABELS, sampling=sampling, batch_size=batch_size))).int()
 
 
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A model folder."""
+    return str(udit.save(system(), tmp_path_factory.mktemp("model") / "model"))
+
+
 # ---- settings --------------------------------------------------------------------------------------------------------
 
 
@@ -89,17 +95,36 @@ def test_cached_guidance_that_is_refreshed_every_time_changes_nothing(kind: str)
 def test_command_takes_every_kind_and_files_record_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     udit.save(system(), tmp_path / "model")
     words = "--guidance-kind apg --guidance-norm 2 --guidance-eta 0.1 --guidance-momentum -0.25 --guidance-rescale 0.5"
-    words += " --guidance-levels 0.1 5 --n 1 --no-progress --overwrite"
+    words += " --guidance-levels 0.1,5 --n 1 --no-progress --overwrite"
     succeeds(capsys, "sample", str(tmp_path / "model"), *words.split(), "--out", str(tmp_path / "out"))
     found = read_settings(tmp_path / "out" / "000000.png")
     assert found is not None
     wanted = KINDS["apg"] | {"guidance_momentum": -0.25, "guidance_rescale": 0.5, "guidance_levels": [0.1, 5.0]}
     assert {key: found["sampling"][key] for key in wanted} == wanted
-    words = "--guidance-kind cfg-zero --guidance-zero-init 2 --guidance-interval 0.2 1 --n 1 --no-progress --overwrite"
+    words = "--guidance-kind cfg-zero --guidance-zero-init 2 --guidance-interval 0.2,1 --n 1 --no-progress --overwrite"
     succeeds(capsys, "sample", str(tmp_path / "model"), *words.split(), "--out", str(tmp_path / "out"))
     found = read_settings(tmp_path / "out" / "000000.png")
     assert found is not None
     assert (found["sampling"]["guidance_zero_init"], found["sampling"]["guidance_interval"]) == (2, [0.2, 1.0])
+
+
+@pytest.mark.parametrize(
+    ("words", "rule"),
+    [
+        ("--guidance-interval 0.2", "--guidance-interval is '0.2'; write two numbers, e.g. 0.2,0.8"),
+        ("--guidance-levels a,b", "--guidance-levels is 'a,b'; write two numbers"),
+        ("--guidance-interval 0.8,0.2", "it runs from the lower to the higher time"),
+        ("--guidance-levels=-1,2", "guidance_levels.0 is -1.0; it must be at least 0"),
+        ("--guidance-rescale 3", "guidance_rescale is 3.0; it must be at most 1"),
+        ("--guidance-norm 3", "guidance_norm works with guidance_kind apg, not with cfg"),
+        ("--guidance-kind cfg-zero --sampler dpmpp", "guidance_zero_init works with the flow-euler and flow-heun"),
+        ("--quality good --guidance-kind apg", "--guidance-kind is given and --quality good sets it"),
+    ],
+)
+def test_command_refuses_settings_that_make_no_sense(
+    words: str, rule: str, folder: str, tmp_path: Path, error_of: ErrorOf
+) -> None:
+    assert rule in error_of("sample", folder, *words.split(), "--out", str(tmp_path))
 
 
 # ---- autoguidance ----------------------------------------------------------------------------------------------------
@@ -193,13 +218,16 @@ def test_command_takes_a_weaker_model_and_files_name_its_weights(
     assert "is no run folder" in error_of(*words, "--overwrite", "--autoguide-ema", "0.05")
 
 
-def test_run_is_guided_by_a_shorter_average_of_itself(tmp_path: Path) -> None:
+def test_run_is_guided_by_a_shorter_average_of_itself(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     run = tmp_path / "run"
     train(run, "training.steps=6", "training.posthoc_ema.every=2", "sampling.guidance=2", "sampling.steps=2")
     images = udit.generate(run, [0, 1], autoguide=0.05)
     assert images.system.weak is not None
     assert images.system.weak.fingerprint == udit.posthoc_ema(run, 0.05).system.fingerprint
     assert images.images().shape[0] == 2
+    assert not caplog.records
+    udit.generate(run, [0, 1], autoguide=0.004)
+    assert "hardly represent an EMA of length 0.004" in caplog.text
 
 
 # ---- exported graphs -------------------------------------------------------------------------------------------------

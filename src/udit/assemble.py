@@ -311,38 +311,31 @@ class System:
         cache = step_cache(self.config.model, sampling)
         sampler = make_sampler(sampling.sampler, eta=sampling.eta, clip=sampling.clip)
         images, strength = start_from or (None, 1.0)
-        y_all = None if labels is None else self._condition(labels)
-        if context is None:  # of which every image has its own
-            whole = None if labels is None else sorted({label for label in labels if isinstance(label, int)})
-            denoiser = prepared(denoiser, sampler, sampling.steps, whole, device, strength)
+        given = context if context is not None or labels is None else self._condition(labels)
+        if given is None or not given.is_floating_point():  # of vectors and of shares every image has its own
+            known = None if given is None else given.tolist()
+            denoiser = prepared(denoiser, sampler, sampling.steps, known, device, strength)
         shape = (self.config.model.in_channels, *self.config.model.size)
-        was_training = self.backbone.training
-        self.backbone.eval()
+        networks = [self.backbone] if self.weak is None else [self.backbone, self.weak.backbone]
+        were_training = [network.training for network in networks]
+        for network in networks:
+            network.eval()
         try:
             for start in range(0, len(seeds), batch_size):
-                part = seeds[start : start + batch_size]
-                noise = SeededNoise(part, shape, device)
-                y = y_all if context is None else context
-                y = None if y is None else y[start : start + batch_size].to(device)
-                origin = None
-                if images is not None:
-                    origin = Origin(encode(codec, images[start : start + batch_size].to(device)), strength)
+                part = slice(start, start + batch_size)
+                noise = SeededNoise(seeds[part], shape, device)
+                y = None if given is None else given[part].to(device)
+                origin = None if images is None else Origin(encode(codec, images[part].to(device)), strength)
+                options: dict[str, Any] = {"sampler": sampler, "steps": sampling.steps, "noise": noise, "cache": cache}
                 x = noise(0)
-                for step in sample(
-                    *(denoiser, x),
-                    sampler=sampler,
-                    steps=sampling.steps,
-                    y=y,
-                    noise=noise,
-                    cache=cache,
-                    origin=origin,
-                ):
+                for step in sample(denoiser, x, y=y, origin=origin, **options):
                     x = step.x
                     if on_step:
-                        on_step(len(part))
+                        on_step(len(noise.seeds))
                 yield codec.decode(x.float()).cpu()
         finally:
-            self.backbone.train(was_training)
+            for network, training in zip(networks, were_training, strict=True):
+                network.train(training)
 
     def _condition(self, labels: list[Label]) -> Tensor:
         """Labels as the network takes them: [N] int64, or shares [N, K] where any lies between two."""

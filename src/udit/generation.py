@@ -210,7 +210,8 @@ class Generation:
             label = self.labels[i]
             own |= _point("label", label) | {"class": self.system.config.classes.title(label)}
         if self.start is not None:
-            own |= {"from_image": self.start.name(i), "strength": self.strength}
+            name = self.start.name(i)
+            own |= {"strength": self.strength} | ({"from_image": name} if name else {})
         if self.context is not None:
             own |= {"context": self.context.name, "row": i % len(self.context.rows)}
         return own
@@ -332,7 +333,7 @@ def generate(
         raise UserError(f"{cached} caches steps and an exported graph always runs whole; sample from the model instead")
     if strength is not None and from_image is None:
         raise UserError(
-            f"strength is {strength:g} and there is no image to start from; give from_image, or leave it out"
+            f"strength is {strength:g} and there is no image to start from; give one (--from-image), or leave it out"
         )
     start = None if from_image is None else start_images(from_image, system)
     if seeds is None:
