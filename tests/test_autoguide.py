@@ -230,6 +230,22 @@ def test_run_is_guided_by_a_shorter_average_of_itself(tmp_path: Path, caplog: py
     assert "hardly represent an EMA of length 0.004" in caplog.text
 
 
+def test_run_is_guided_by_an_earlier_checkpoint_of_itself(tmp_path: Path, one_line: OneLine) -> None:
+    run = tmp_path / "run"
+    train(run, "training.steps=6", "training.save_every=3", "sampling.guidance=2", "sampling.steps=2")
+    early, last = (run / "checkpoints" / f"step-0000000{step}" for step in (3, 6))
+    assert udit.load(last).fingerprint == udit.load(run).fingerprint
+    assert udit.load(early).config.steps == 3
+    images = udit.generate(run, [0, 1], autoguide=early)
+    assert images.system.weak is not None
+    assert images.system.weak.fingerprint == udit.load(early).fingerprint != udit.load(run).fingerprint
+    file = early / "ema.safetensors"
+    file.write_bytes(file.read_bytes()[:-1])
+    with pytest.raises(UserError, match=r"checkpoint .*step-00000003 is damaged \(ema.safetensors has") as caught:
+        udit.load(early)
+    one_line(caught.value)
+
+
 # ---- exported graphs -------------------------------------------------------------------------------------------------
 
 
