@@ -182,13 +182,19 @@ def test_weaker_systems_that_do_not_fit_are_refused(one_line: OneLine) -> None:
     model = system()
     other = perturb(udit.build("U-DiT-S", **TINY | {"in_channels": 1, "learn_sigma": False, "num_classes": 4}))
     for weak, rule in (
-        (system(DDPMConfig()), "another process"),
+        (system(DDPMConfig()), "trained with DDPM to predict eps, and the model with flow matching to predict flow"),
+        (system(FlowConfig(path="gvp")), "trained with flow matching to predict gvp"),
         (System(model.config.model_copy(update={"model": other.config}), other), "another number of classes"),
         (system(), "has the same weights as the model"),
     ):
         with pytest.raises(UserError, match=rule) as caught:
             model.autoguided(weak)
         one_line(caught.value)
+    with pytest.raises(UserError, match="along other noise levels than the model") as caught:
+        system(DDPMConfig()).autoguided(system(DDPMConfig(betas="scaled-linear"), seed=1))
+    one_line(caught.value)
+    other_weights = system(EDMConfig(weighting="edm", log_mean=-0.4), seed=1)
+    assert system(EDMConfig()).autoguided(other_weights).weak == other_weights, "training may differ"
 
 
 def test_steps_to_cache_are_chosen_without_a_weaker_model(one_line: OneLine) -> None:
