@@ -70,6 +70,20 @@ def test_settings_are_the_denoiser_s() -> None:
     assert guided(guidance_levels=(0.5, 2.0)).levels == (0.5, 2.0)
 
 
+def test_another_kind_drops_the_keys_of_the_former() -> None:
+    """A model's own setting is no obstacle to trying another; what is asked for together must still fit."""
+    own = SamplingConfig(guidance=3.0, **KINDS["apg"], guidance_interval=(0.2, 0.8))
+    assert own.replace(guidance_kind="cfg") == SamplingConfig(guidance=3.0, guidance_interval=(0.2, 0.8))
+    assert own.replace(guidance_kind="apg", steps=7).guidance_norm == 2.0
+    assert own.replace(guidance_levels=(0.1, 5.0)).guidance_interval == (0.0, 1.0)
+    back = own.replace(guidance_levels=(0.1, 5.0)).replace(guidance_interval=(0.3, 0.7))
+    assert (back.guidance_interval, back.guidance_levels) == ((0.3, 0.7), None)
+    with pytest.raises(UserError, match="guidance_norm works with guidance_kind apg"):
+        own.replace(guidance_kind="cfg", guidance_norm=4.0)
+    with pytest.raises(UserError, match="give one of them"):
+        own.replace(guidance_levels=(0.1, 5.0), guidance_interval=(0.2, 0.8))
+
+
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("diffusion", [FlowConfig(), DDPMConfig(), EDMConfig()], ids=lambda config: config.kind)
 def test_images_are_the_same_in_any_batch_and_not_those_of_another_kind(kind: str, diffusion: Process) -> None:
@@ -182,13 +196,19 @@ def test_weaker_systems_that_do_not_fit_are_refused(one_line: OneLine) -> None:
     model = system()
     other = perturb(udit.build("U-DiT-S", **TINY | {"in_channels": 1, "learn_sigma": False, "num_classes": 4}))
     for weak, rule in (
-        (system(DDPMConfig()), "another process"),
+        (system(DDPMConfig()), "trained with DDPM to predict eps, and the model with flow matching to predict flow"),
+        (system(FlowConfig(path="gvp")), "trained with flow matching to predict gvp"),
         (System(model.config.model_copy(update={"model": other.config}), other), "another number of classes"),
         (system(), "has the same weights as the model"),
     ):
         with pytest.raises(UserError, match=rule) as caught:
             model.autoguided(weak)
         one_line(caught.value)
+    with pytest.raises(UserError, match="along other noise levels than the model") as caught:
+        system(DDPMConfig()).autoguided(system(DDPMConfig(betas="scaled-linear"), seed=1))
+    one_line(caught.value)
+    other_weights = system(EDMConfig(weighting="edm", log_mean=-0.4), seed=1)
+    assert system(EDMConfig()).autoguided(other_weights).weak == other_weights, "training may differ"
 
 
 def test_steps_to_cache_are_chosen_without_a_weaker_model(one_line: OneLine) -> None:

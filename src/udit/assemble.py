@@ -192,17 +192,19 @@ class System:
         """
         own, other = self.config, weak.config
         for what, mine, its in (
-            ("process", own.diffusion.model_dump(mode="json"), other.diffusion.model_dump(mode="json")),
             ("channels", own.model.in_channels, other.model.in_channels),
             ("size", own.model.size, other.model.size),
             ("number of classes", own.model.num_classes, other.model.num_classes),
             ("condition", own.model.condition_shape, other.model.condition_shape),
+            ("codec", own.codec.kind, other.codec.kind),
+            ("VAE", getattr(own.codec, "sha256", None), getattr(other.codec, "sha256", None)),
         ):
             if mine != its:
                 raise UserError(
                     f"the weaker model has another {what} ({its}) than the model ({mine}); take one that was trained "
-                    "on the same data with the same process"
+                    "on the same data"
                 )
+        Guided(self.denoiser, 2.0, weak=weak.denoiser)  # refuses another process
         if weak.fingerprint == self.fingerprint:
             raise UserError("the weaker model has the same weights as the model, so there is nothing to compare with")
         return dataclasses.replace(self, weak=dataclasses.replace(weak, weak=None))
