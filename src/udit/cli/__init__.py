@@ -46,7 +46,6 @@ OF_RECIPES = ("train", "encode", "data", "bench", "find-lr")
 """Commands that take a recipe's keys as KEY=VALUE."""
 
 
-
 def version() -> str:
     """Versions, and which kernels have been compiled; free of torch."""
     from importlib import metadata, resources
@@ -62,7 +61,9 @@ def version() -> str:
     count = sum((operator / "cpu.cpp").is_file() for operator in operators if operator.is_dir())
     compiled = {path.name.rpartition("-")[0] for path in folder.glob("*-*.so")}
     setting = os.environ.get("UDIT_KERNELS")
-    state = f"{len(compiled)} of {count} compiled in {folder}" if compiled else "none compiled yet, at first use they are"
+    state = (
+        f"{len(compiled)} of {count} compiled in {folder}" if compiled else "none compiled yet, at first use they are"
+    )
     off = f"; UDIT_KERNELS is {setting}" if setting else ""
     return (
         f"udit {__version__}\nPython {platform.python_version()}, {', '.join(packages)}\n"
