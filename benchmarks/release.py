@@ -4,8 +4,8 @@
     python benchmarks/release.py --only tree,wheel     # some checks
     python benchmarks/release.py --python python3.12   # another interpreter, beside those that are found
 
-Each check prints "ok" or what is wrong; the exit code is the number of those that are wrong. Not part of CI: it downloads
-gigabytes where torch is not cached.
+Each check prints "ok" or what is wrong; the exit code is the number of those that are wrong. Not part of CI: it
+downloads gigabytes where torch is not cached.
 """
 
 from __future__ import annotations
@@ -83,11 +83,9 @@ def wheel(work: Path) -> Iterator[str]:
     run(tools, "-m", "twine", "check", *dist.iterdir())
     [built], [source] = dist.glob("*.whl"), dist.glob("*.tar.gz")
     names = set(zipfile.ZipFile(built).namelist())
-    needed = [
-        path.relative_to(ROOT / "src").as_posix()
-        for kind in ("py", "cpp", "h", "yaml", "safetensors")
-        for path in (ROOT / "src").rglob(f"*.{kind}")
-    ]
+    kinds = ("py", "cpp", "h", "yaml", "safetensors")
+    files = (path for kind in kinds for path in (ROOT / "src").rglob(f"*.{kind}"))
+    needed = [path.relative_to(ROOT / "src").as_posix() for path in files]
     if missing := [name for name in needed if name not in names]:
         raise Wrong(f"not in the wheel: {missing[:5]}")
     if strange := [name for name in names if not name.startswith(("udit/", "udit-"))]:
@@ -100,7 +98,8 @@ def wheel(work: Path) -> Iterator[str]:
     [rebuilt] = again.glob("*.whl")
     if set(zipfile.ZipFile(rebuilt).namelist()) != names:
         raise Wrong("the sdist builds a wheel of other files")
-    yield f"{built.name}: {built.stat().st_size:,} bytes, {len(names)} files; {source.name}: {source.stat().st_size:,} bytes"
+    sizes = [f"{one.name}: {one.stat().st_size:,} bytes" for one in (built, source)]
+    yield f"{'; '.join(sizes)}; {len(names)} files in the wheel"
 
 
 def install(work: Path, pythons: list[str]) -> Iterator[str]:
