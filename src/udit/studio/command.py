@@ -1,0 +1,43 @@
+"""The `udit sample` command that draws what the page drew."""
+
+from __future__ import annotations
+
+import itertools
+import shlex
+from collections.abc import Sequence
+from pathlib import Path
+
+from udit.diffusion.config import SamplingConfig
+from udit.studio.drawing import Drawing
+from udit.studio.place import Choice
+
+OPTIONS = ("steps", "guidance", "sampler", "guidance_channels", "eta", "cache")
+"""Fields of a setting that are options of the command."""
+
+
+def command_of(choice: Choice, weights: str, own: SamplingConfig, request: Drawing) -> str:
+    """The command, of the options that differ from the model's own setting; empty where the command lacks one.
+
+    Args:
+        choice: what was drawn from.
+        weights: ema or raw.
+        own: the model's setting.
+        request: what was drawn.
+    """
+    changed = [key for key, value in request.sampling.model_dump().items() if value != getattr(own, key)]
+    if (choice.step is not None and Path(choice.source, "run.yaml").is_file()) or not set(changed) <= set(OPTIONS):
+        return ""
+    words = ["udit", "sample", choice.source]
+    if request.labels is not None:
+        words += ["--labels", ",".join(map(str, request.labels[: request.columns]))]
+    words += ["--seeds", _ranges(request.seeds)]
+    for key in changed:
+        words += [f"--{key.replace('_', '-')}", f"{getattr(request.sampling, key)}"]
+    words += ["--weights", weights] if weights != "ema" else []
+    return shlex.join(words)
+
+
+def _ranges(seeds: Sequence[int]) -> str:
+    """``0-3`` for 0, 1, 2, 3; other seeds one by one."""
+    whole = all(b == a + 1 for a, b in itertools.pairwise(seeds)) and len(seeds) > 2
+    return f"{seeds[0]}-{seeds[-1]}" if whole else ",".join(map(str, seeds))
