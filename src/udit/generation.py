@@ -143,7 +143,11 @@ class Generation:
         _prepare(out)
         with self.world.together():
             self.world.on_main(_make_room, out, overwrite)
-        common = settings(self.system, self.sampling)
+        common: dict[str, Any] = {"udit": __version__, "model": self.system.fingerprint}
+        common["sampling"] = self.sampling.model_dump(mode="json")
+        if isinstance(self.system.backbone, Graph):
+            common |= {"engine": self.system.backbone.manifest.engine}
+            common |= {"precision": self.system.backbone.manifest.precision}
         shown: list[Tensor] = []
         for batch in self.batches(progress):
             for i, pixels in zip(batch.indices, batch.images, strict=True):
@@ -190,7 +194,10 @@ class Generation:
 
     def _settings(self, i: int) -> dict[str, Any]:
         """What image ``i`` alone depends on."""
-        own = own_settings(self.system, self.seeds[i], None if self.labels is None else self.labels[i])
+        own: dict[str, Any] = {"seed": self.seeds[i]}
+        if self.labels is not None:
+            label = self.labels[i]
+            own |= {"label": label, "class": self.system.config.classes.title(label)}
         if self.context is not None:
             own |= {"context": self.context.name, "row": i % len(self.context.rows)}
         return own
@@ -215,21 +222,6 @@ class Generation:
         if own is not None:
             padded[: len(own)] = own
         return self.world.gather(padded).transpose(0, 1).reshape(-1, *full)[:count]
-
-
-def settings(system: System, sampling: SamplingConfig) -> dict[str, Any]:
-    """What all images of one drawing depend on, as their PNGs carry it; seed and label are each image's own."""
-    common: dict[str, Any] = {"udit": __version__, "model": system.fingerprint}
-    common["sampling"] = sampling.model_dump(mode="json")
-    if isinstance(system.backbone, Graph):
-        common |= {"engine": system.backbone.manifest.engine, "precision": system.backbone.manifest.precision}
-    return common
-
-
-def own_settings(system: System, seed: int, label: int | None) -> dict[str, Any]:
-    """What one image alone depends on, as its PNG carries it."""
-    classed = {} if label is None else {"label": label, "class": system.config.classes.title(label)}
-    return {"seed": seed} | classed
 
 
 def generate(

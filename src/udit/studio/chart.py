@@ -58,20 +58,24 @@ def loss_chart(training: Points, held_out: Points = ()) -> str:
 
 
 def _losses(low: float, high: float) -> list[float]:
-    """Round losses between two powers of ten, about five."""
-    powers = range(math.floor(low), math.ceil(high) + 1)
-    for digits in ((1,), (1, 3), (1, 2, 5), range(1, 10), [d / 10 for d in range(10, 100, 2)]):
-        found = [digit * 10.0**power for power in powers for digit in digits]
-        inside = [loss for loss in found if low <= math.log10(loss) <= high]
-        if len(inside) >= 3:
-            return inside[:: -(-len(inside) // 6)]
-    return [10 ** ((low + high) / 2)]
+    """Round losses between two powers of ten, about five: equally spaced ones within a decade, else powers."""
+    least, most = 10**low, 10**high
+    if high - low < 1:
+        every = round_length((most - least) / 5)
+        return [i * every for i in range(math.ceil(least / every), math.floor(most / every) + 1)]
+    powers = range(math.ceil(low), math.floor(high) + 1)
+    return [10.0**power for power in powers[:: max(1, len(powers) // 5)]]
+
+
+def round_length(length: float) -> float:
+    """The next of 1, 2 and 5 times a power of ten from ``length`` on."""
+    size = 10.0 ** math.floor(math.log10(length))
+    return next(size * digit for digit in (1, 2, 5, 10) if size * digit >= length * (1 - 1e-9))
 
 
 def _steps(last: float) -> list[float]:
-    """Round steps from 0 to the last one, about five."""
-    size = 10 ** math.floor(math.log10(max(last, 1)))
-    every = next(size * part for part in (0.1, 0.2, 0.5, 1, 2) if last / (size * part) <= 6)
+    """Round steps from 0 on, about five."""
+    every = max(1, round_length(max(last, 1) / 6))
     return [i * every for i in range(int(last / every) + 1)]
 
 

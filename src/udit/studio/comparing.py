@@ -17,7 +17,7 @@ from udit.run.system import SystemConfig
 from udit.studio.drawing import Drawing, draw
 from udit.studio.place import Choice
 from udit.studio.session import Shown, Studio, Wanted, captions_of, progress_text, told
-from udit.studio.sheet import data_uri, status
+from udit.studio.sheet import SMALL, data_uri, sheet, status
 
 LETTERS = ("A", "B")
 
@@ -49,15 +49,16 @@ def _compare(studio: Studio, one: Wanted, other: Wanted) -> Iterator[Shown]:
         images: list[Tensor] = []
         for frame in draw(system, request, each.view):
             images = frame.images
-            sheet = pairs(*((finished[0], images) if finished else (images, [])), captions, first.columns)
-            yield Shown(sheet, status(f"{LETTERS[i]}: {progress_text(frame)}", (i + frame.done / frame.total) / 2))
+            shown = pairs(*((finished[0], images) if finished else (images, [])), captions, first.columns)
+            yield Shown(shown, status(f"{LETTERS[i]}: {progress_text(frame)}", (i + frame.done / frame.total) / 2))
         finished.append(images)
     facts = [settings(studio.shelf.system(c, w.weights), r.sampling) for c, w, r in
              zip(choices, (one, other), (first, second), strict=True)]
     path = studio.room() / f"{choices[0].file_name}-and-{choices[1].file_name}.png"
     whole = {"seeds": list(first.seeds), "labels": None if first.labels is None else list(first.labels)}
     save_pairs(path, finished, captions, first.columns, {"compared": facts} | whole)
-    yield Shown(None, status(difference(finished, configs)), path)
+    sides = f"Left A: {choices[0].title}; right B: {choices[1].title}. "
+    yield Shown(None, status(sides + difference(finished, configs)), path)
 
 
 def same_classes(first: Drawing, configs: Sequence[SystemConfig]) -> list[str | int]:
@@ -79,8 +80,8 @@ def pairs(left: Sequence[Tensor], right: Sequence[Tensor], captions: Sequence[st
             for k, image in enumerate(images)
         )
         cells.append(f"<figure class='pair'><div>{both}</div><figcaption>{escape(caption)}</figcaption></figure>")
-    style = f" style='--columns:{columns}'" if columns else ""
-    return f"<div class='sheet pairs{' fixed' if columns else ''}'{style}>{''.join(cells)}</div>"
+    large = bool(left) and max(left[-1].shape[1:]) > SMALL
+    return sheet(cells, columns, large=large, kind="pairs")
 
 
 def save_pairs(

@@ -11,19 +11,23 @@ import gradio as gr
 from udit.diffusion.samplers import SAMPLERS
 from udit.errors import UserError
 from udit.run.system import SystemConfig
-from udit.studio.drawing import MOST_STEPS, default_labels
+from udit.studio.drawing import MOST_STEPS, default_labels, seeds_in
 from udit.studio.session import Studio, Wanted
 
 CHANGES = ("sampler", "steps", "guidance", "low", "high", "eta", "clip")
 """The fields that make a setting, in the page's order."""
-PRESETS = [("Model's own", "own"), ("Draft", "draft"), ("Good", "good"), ("Best", "best")]
+PRESETS = [("Own", "own"), ("Draft", "draft"), ("Good", "good"), ("Best", "best")]
 KINDS = [("Averaged (EMA)", "ema"), ("Raw", "raw")]
 VIEWS = [("Predicted image", "x0"), ("Noisy image", "x")]
 
 
 def light(name: str) -> dict[str, Any]:
-    """Options of events that are answered at once, beside the queue of drawings."""
-    return {"queue": False, "show_progress": "hidden", "api_name": name}
+    """Options of events that are answered at once, beside the queue of drawings.
+
+    Values come as they are sent: gradio would compare them with the lists that this server gave to this tab, and refuse
+    a tab that was open before the server was started again. What is wrong with a value is told by ``session``.
+    """
+    return {"queue": False, "preprocess": False, "show_progress": "hidden", "api_name": name}
 
 
 def model_of(studio: Studio, label: str, last: bool = False) -> gr.Dropdown:
@@ -51,11 +55,9 @@ class Fields:
         """Makes the fields within the column that is open."""
         self.studio = studio
         self.classes = gr.Dropdown([], multiselect=True, label="Classes", info="None means all, or the first ten.")
-        with gr.Row(elem_classes="seeds"):
-            self.seeds = gr.Textbox("0-3", label="Seeds", info="E.g. 0-3 or 3, 5, 8. Enter draws.", elem_id="seeds")
-            following = gr.Button("Next seeds", size="sm", min_width=60)
+        self.seeds = gr.Textbox("0-3", label="Seeds", info="E.g. 0-3 or 3, 5, 8. Enter draws.", elem_id="seeds")
         self.preset = gr.Radio(PRESETS, value="own", label="Setting")
-        self.sampler = gr.Dropdown([], label="Sampler")
+        self.sampler = gr.Dropdown([], label="Sampler", info=" ")
         self.steps = gr.Number(50, label="Steps", precision=0, minimum=1, maximum=MOST_STEPS)
         self.guidance = gr.Slider(1, 10, 1, step=0.1, label="Guidance", info="1 means no guidance.")
         with gr.Accordion("More", open=False):
@@ -70,8 +72,7 @@ class Fields:
         own = [self.classes, *self.setting]
         gr.on([model.change, page.load], self._of_model, [model, self.preset], own, **light("model"))
         self.preset.input(self._of_preset, [model, self.preset], self.setting, **light("preset"))
-        self.sampler.input(_of_sampler, self.sampler, [self.eta, self.clip], **light("sampler"))
-        following.click(_following, self.seeds, self.seeds, **light("next_seeds"))
+        self.sampler.input(_of_sampler, self.sampler, [self.sampler, self.eta, self.clip], **light("sampler"))
         model.focus(lambda: gr.Dropdown(choices=_titles(studio)), None, model, **light("models"))
 
     def _of_model(self, key: str | None, preset: str) -> list[Any]:
@@ -94,11 +95,12 @@ class Fields:
 
     def _setting(self, key: str | None, preset: str, config: SystemConfig) -> list[Any]:
         sampling = self.studio.presets(self.studio.place.choice(key))[preset]
-        samplers = [(f"{name}: {SAMPLERS[name].about}", name) for name in config.diffusion.samplers()]
         guides = config.model.null_label is not None
         low, high = sampling.guidance_interval
         return [
-            gr.Dropdown(choices=samplers, value=sampling.sampler),
+            gr.Dropdown(
+                choices=list(config.diffusion.samplers()), value=sampling.sampler, info=SAMPLERS[sampling.sampler].about
+            ),
             gr.Number(value=sampling.steps, maximum=min(config.diffusion.max_steps or MOST_STEPS, MOST_STEPS)),
             gr.Slider(value=sampling.guidance, maximum=max(10, sampling.guidance), visible=guides),
             gr.Slider(value=low, visible=guides),
@@ -128,17 +130,14 @@ def _options(sampler: str, eta: float, clip: bool) -> list[Any]:
 
 
 def _of_sampler(sampler: str) -> list[Any]:
-    return _options(sampler, 0.0, False)
+    return [gr.Dropdown(info=SAMPLERS[sampler].about), *_options(sampler, 0.0, False)]
 
 
-def _following(text: str) -> str:
-    """As many seeds, counted on from the largest."""
-    from udit.studio.drawing import seeds_in
-
+def following(text: str) -> str:
+    """As many seeds as a text names, counted on from the largest; a text that names none stays, for its error."""
     try:
         seeds = seeds_in(text)
-    except UserError as error:
-        gr.Warning(str(error))
+    except UserError:
         return text
     first = max(seeds) + 1
     return f"{first}-{first + len(seeds) - 1}" if len(seeds) > 1 else str(first)

@@ -13,7 +13,7 @@ from udit.checkpoint import CheckpointStore, DamagedError
 from udit.errors import UserError
 from udit.exporting.manifest import is_exported
 from udit.run.system import SystemConfig
-from udit.store import Weights, load, network, read_config, read_run_config
+from udit.store import FILES, Weights, load, network, read_config, read_run_config
 
 DEPTH = 2
 """Levels of folders below the place that are searched."""
@@ -164,6 +164,8 @@ class Shelf:
         Raises:
             UserError: it cannot be loaded.
         """
+        if weights not in FILES:
+            raise UserError(f"weights is {weights!r}; take {' or '.join(FILES)}")
         folder = Path(choice.source)
         with self._lock:
             step = _step(folder, choice) if _is_run(folder) else None

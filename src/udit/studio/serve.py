@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import logging
 import os
@@ -10,11 +11,14 @@ import socket
 import threading
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from udit.errors import UserError
 from udit.studio.place import find
 from udit.studio.session import Studio
+
+if TYPE_CHECKING:
+    import uvicorn
 
 HOST = "127.0.0.1"
 PORT = 7860
@@ -76,61 +80,24 @@ class Server:
             UserError: gradio is missing, or the port is taken.
         """
         self.studio = studio
-        self._restore = _environment(studio.folder)
-        try:
-            import gradio as gr
-            import uvicorn
-            from fastapi import FastAPI
-
-            from udit.studio import page
-        except ImportError as error:
-            raise UserError(f"`udit studio` needs {error.name}; run: pip install 'udit[studio]'") from None
-        self._socket = _bound(port)
-        self.url = f"http://{HOST}:{self._socket.getsockname()[1]}/"
-        for noisy in ("httpx", "httpx2", "asyncio", "uvicorn.error"):
-            logging.getLogger(noisy).setLevel(logging.WARNING)
-        app = FastAPI(openapi_url=None, docs_url=None, redoc_url=None)
-        gr.mount_gradio_app(
-            app,
-            page.build(studio),
-            path="/",
-            server_name=HOST,
-            server_port=self._socket.getsockname()[1],
-            footer_links=[],
-            run_history=False,
-            root_path="",
-            allowed_paths=[],
-            blocked_paths=[],
-            show_error=True,
-            max_file_size=MOST_BYTES,
-            ssr_mode=False,
-            enable_monitoring=False,
-            pwa=False,
-            mcp_server=False,
-            theme=page.theme(),
-            css=page.style(),
-        )
-        config = uvicorn.Config(
-            Gate(app, studio.folder),
-            log_level="warning",
-            access_log=False,
-            ws="none",
-            lifespan="on",
-            limit_concurrency=CONNECTIONS,
-            timeout_keep_alive=30,
-            timeout_graceful_shutdown=1,
-            server_header=False,
-        )
-        self._server = uvicorn.Server(config)
+        with contextlib.ExitStack() as undo:
+            undo.callback(studio.close)
+            undo.callback(_environment(studio.folder))
+            taken = undo.enter_context(_bound(port))
+            host, number = taken.getsockname()
+            self.url = f"http://{host}:{number}/"
+            self._sockets = [taken]
+            self._server = _server(studio, number)
+            self._end = undo.pop_all()
 
     def run(self) -> None:
         """Serves until Ctrl-C or ``close``."""
         try:
-            self._server.run(sockets=[self._socket])
+            self._server.run(sockets=self._sockets)
         except KeyboardInterrupt:  # uvicorn has ended by then
             pass
         finally:
-            self._end()
+            self._end.close()
 
     def start(self) -> Server:
         """Serves in a thread, until ``close``; returns when the page answers."""
@@ -145,10 +112,52 @@ class Server:
         self._server.should_exit = True
         self._thread.join(10)
 
-    def _end(self) -> None:
-        self._socket.close()
-        self.studio.close()
-        self._restore()
+
+def _server(studio: Studio, port: int) -> uvicorn.Server:
+    """The page behind its gate, with every limit of gradio and of the server set."""
+    try:
+        import gradio as gr
+        import uvicorn
+        from fastapi import FastAPI
+
+        from udit.studio import page
+    except ImportError as error:
+        raise UserError(f"`udit studio` needs {error.name}; run: pip install 'udit[studio]'") from None
+    for noisy in ("httpx", "httpx2", "asyncio", "uvicorn.error"):
+        logging.getLogger(noisy).setLevel(logging.WARNING)
+    app = FastAPI(openapi_url=None, docs_url=None, redoc_url=None)
+    gr.mount_gradio_app(
+        app,
+        page.build(studio),
+        path="/",
+        server_name=HOST,
+        server_port=port,
+        footer_links=[],
+        run_history=False,
+        root_path="",
+        allowed_paths=[],
+        blocked_paths=[],
+        show_error=True,
+        max_file_size=MOST_BYTES,
+        ssr_mode=False,
+        enable_monitoring=False,
+        pwa=False,
+        mcp_server=False,
+        theme=page.theme(),
+        css=page.style(),
+    )
+    config = uvicorn.Config(
+        Gate(app, studio.folder),
+        log_level="warning",
+        access_log=False,
+        ws="none",
+        lifespan="on",
+        limit_concurrency=CONNECTIONS,
+        timeout_keep_alive=30,
+        timeout_graceful_shutdown=1,
+        server_header=False,
+    )
+    return uvicorn.Server(config)
 
 
 def open_studio(root: str | Path = "runs", *, port: int = PORT, device: str = "auto") -> Server:
@@ -162,12 +171,7 @@ def open_studio(root: str | Path = "runs", *, port: int = PORT, device: str = "a
     Raises:
         UserError: there is no model and no run, gradio is missing, or the port is taken.
     """
-    studio = Studio(find(root), device)
-    try:
-        return Server(studio, port)
-    except BaseException:
-        studio.close()
-        raise
+    return Server(Studio(find(root), device), port)
 
 
 def _bound(port: int) -> socket.socket:

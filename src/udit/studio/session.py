@@ -124,7 +124,9 @@ class Studio:
         config = self.shelf.config(choice)
         if config.model.condition_shape:
             raise UserError(f"{choice.title} takes vectors, e.g. of a text; sample with `udit sample --context FILE`")
-        base = self.presets(choice).get(wanted.preset, config.sampling)
+        base = self.presets(choice).get(wanted.preset)
+        if base is None:
+            raise UserError(f"setting is {wanted.preset!r}; take own, draft, good or best")
         return drawing(config, wanted.seeds, wanted.classes, sampling_of(config, base, wanted.changes))
 
     def save(self, choice: Choice, system: System, request: Drawing, frame: Frame) -> tuple[Path, Path]:
@@ -186,4 +188,4 @@ def captions_of(config: SystemConfig, request: Drawing) -> list[str]:
     if request.labels is None:
         return [f"seed {seed}" for seed in request.seeds]
     named = config.classes
-    return [f"{named.title(label)} · {seed}" for seed, label in zip(request.seeds, request.labels, strict=True)]
+    return [f"{named.title(label)} · seed {seed}" for seed, label in zip(request.seeds, request.labels, strict=True)]

@@ -34,13 +34,28 @@ def figures(images: Sequence[Tensor], captions: Sequence[str], columns: int = 0,
     """
     cells = [figure(image, caption) for image, caption in zip(images, captions, strict=False)]
     cells += [f"<figure><div class='hollow'></div>{_caption(text)}</figure>" for text in captions[len(images) :][:empty]]
+    large = bool(images) and max(images[-1].shape[1:]) > SMALL
+    return sheet(cells, columns, large=large)
+
+
+def sheet(cells: Sequence[str], columns: int, *, large: bool = False, kind: str = "") -> str:
+    """Figures in rows.
+
+    Args:
+        cells: HTML of each.
+        columns: as of ``figures``.
+        large: not to be enlarged pixel by pixel.
+        kind: a further class of the style sheet.
+    """
+    classes = " ".join(name for name in ("sheet", "fixed" if columns else "", "large" if large else "", kind) if name)
     style = f" style='--columns:{columns}'" if columns else ""
-    return f"<div class='sheet{' fixed' if columns else ''}'{style}>{''.join(cells)}</div>"
+    return f"<div class='{classes}'{style}>{''.join(cells)}</div>"
 
 
 def figure(image: Tensor, caption: str) -> str:
     """One image with its caption."""
-    return f"<figure><img alt='{escape(caption, quote=True)}' src='{data_uri(to_image(image))}'>{_caption(caption)}</figure>"
+    alt, source = escape(caption, quote=True), data_uri(to_image(image))
+    return f"<figure><img alt='{alt}' src='{source}'>{_caption(caption)}</figure>"
 
 
 def _caption(text: str) -> str:
@@ -65,10 +80,8 @@ def _uri(kind: str, data: bytes) -> str:
     return f"data:image/{kind};base64,{base64.b64encode(data).decode('ascii')}"
 
 
-def sample_grid(path: Path | None, step: int | None) -> str:
-    """A run's sample grid, its text in pixels that the file has; large ones are sent as WebP."""
-    if path is None:
-        return hint("No sample grid yet.")
+def sample_grid(path: Path, step: int) -> str:
+    """A run's sample grid, as it is or, if it is wide, reduced and as WebP."""
     try:
         with Image.open(path, formats=["PNG"]) as image:
             wide = image.width > WIDE

@@ -31,45 +31,41 @@ def training_tab(studio: Studio, page: gr.Blocks, tab: gr.Tab) -> None:
         with gr.Column(scale=1, min_width=320):
             step = gr.Dropdown([("newest", NEWEST)], value=NEWEST, label="Samples of step")
             grid = gr.HTML(hint("No sample grid yet."), elem_id="training-grid")
-    seen = gr.State(None)
+    seen = gr.Textbox("", visible=False)
     timer = gr.Timer(SECONDS, active=False)
 
-    def look(title: str | None, wanted: str, before: Any) -> list[Any]:
+    def look(title: str | None, wanted: str, before: str) -> list[Any]:
         try:
             watch = studio.watch(title)
             return refreshed(watch, title, wanted, before)
         except UserError as error:
-            return [problem(str(error)), "", "", gr.skip(), hint("No sample grid yet."), None]
+            return [problem(str(error)), "", "", gr.skip(), hint("No sample grid yet."), ""]
 
     outputs = [told, chart, odd, step, grid, seen]
-    options = light("look") | {"api_name": False}
-    for event in (tab.select, run.change, step.input, timer.tick):
-        event(look, [run, step, seen], outputs, **options)
+    gr.on([tab.select, run.change, step.input, timer.tick], look, [run, step, seen], outputs, **light("look"))
     tab.select(lambda: gr.Timer(active=True), None, timer, **light("watch"))
     run.focus(lambda: gr.Dropdown(choices=list(studio.place.runs())), None, run, **light("runs"))
 
 
-def refreshed(watch: Watch, title: str | None, wanted: str, before: Any) -> list[Any]:
-    """The tab's contents; what has not changed since ``before`` is left alone."""
+def refreshed(watch: Watch, title: str | None, wanted: str, before: str) -> list[Any]:
+    """The tab's contents; what has not changed since ``before``, the last of them, is left alone."""
     watch.log.read()
     grids = dict(watch.grids())
-    chosen = max(grids, default=None) if wanted == NEWEST or int(wanted) not in grids else int(wanted)
-    now = [title, watch.log.changed, len(watch.log.steps), sorted(grids), chosen]
-    text = status(str(watch.progress()))
-    if now == before:
-        return [text, *[gr.skip()] * 5]
-    odd = "".join(f"<li class='{f.verdict}'>{escape(str(f))}</li>" for f in watch.findings())
-    chart = loss_chart(watch.log.curve(), watch.log.held_out) or hint("No step is logged yet.")
-    choices = [("newest", NEWEST), *((f"{step:,}", str(step)) for step in sorted(grids, reverse=True))]
-    same = before is not None and before[0] == title and before[3:] == now[3:]
-    return [
-        text,
-        chart + legend(bool(watch.log.held_out)),
-        f"<ul class='findings'>{odd}</ul>" if odd else "",
-        gr.Dropdown(choices=choices),
-        gr.skip() if same else sample_grid(grids.get(chosen or -1), chosen),
-        now,
-    ]
+    number = int(wanted) if str(wanted).isdecimal() else -1
+    chosen = number if number in grids else max(grids, default=None)
+    of_log, of_grids = f"{title} {watch.log.changed} {len(watch.log.steps)}", f"{title} {sorted(grids)} {chosen}"
+    log_before, _, grids_before = before.partition("|")
+    contents: list[Any] = [status(str(watch.progress())), *[gr.skip()] * 4, f"{of_log}|{of_grids}"]
+    if of_log != log_before:
+        odd = "".join(f"<li class='{f.verdict}'>{escape(str(f))}</li>" for f in watch.findings())
+        chart = loss_chart(watch.log.curve(), watch.log.held_out)
+        contents[1] = chart + legend(bool(watch.log.held_out)) if chart else hint("No step is logged yet.")
+        contents[2] = f"<ul class='findings'>{odd}</ul>" if odd else ""
+    if of_grids != grids_before:
+        listed = [("newest", NEWEST), *((f"{step:,}", str(step)) for step in sorted(grids, reverse=True))]
+        contents[3] = gr.Dropdown(choices=listed)
+        contents[4] = sample_grid(grids[chosen], chosen) if chosen is not None else hint("No sample grid yet.")
+    return contents
 
 
 def legend(held_out: bool) -> str:
