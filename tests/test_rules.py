@@ -57,6 +57,22 @@ BROKEN: dict[Rule, tuple[str, str]] = {
         "training.accumulation=7",
         "32 does not split into 7 accumulated",
     ),
+    rules.warmup_ends_before_the_run: (
+        "training.steps=20 + training.lr_schedule=cosine",
+        "training.lr_warmup is 20 and training.steps 20; a cosine schedule needs steps",
+    ),
+    rules.schedule_free_has_no_decay: (
+        "training.optimizer=schedule-free + training.lr_schedule=linear",
+        "lr_schedule is linear and training.optimizer schedule-free",
+    ),
+    rules.schedule_free_has_no_other_average: (
+        "training.optimizer=schedule-free + training.posthoc_ema={}",
+        "keeps an average of its own",
+    ),
+    rules.schedule_free_divides_by_its_momentum: (
+        "training.optimizer=schedule-free + training.betas=[0, 0.99]",
+        "training.betas starts with 0",
+    ),
 }
 """Rule -> overrides of the digits' recipe that break it and no other, and what is said."""
 

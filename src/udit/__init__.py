@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from udit.training.posthoc import posthoc_ema as posthoc_ema
     from udit.training.trainer import Trainer as Trainer
     from udit.training.trainer import train as train
+    from udit.tuning.rates import find_lr as find_lr
     from udit.tuning.search import tune as tune
 
 __version__ = "0.1.0"
@@ -49,6 +50,7 @@ _HOME = {
     "export": "udit.exporting.folder",
     "export_published": "udit.models.published",
     "fuse": "udit.models.build",
+    "find_lr": "udit.tuning.rates",
     "generate": "udit.generation",
     "import_published": "udit.models.published",
     "list_models": "udit.models.catalog",

@@ -29,6 +29,7 @@ from udit.cli.ema import ema
 from udit.cli.encode import encode
 from udit.cli.evaluate import evaluate
 from udit.cli.export import export
+from udit.cli.find_lr import find_lr
 from udit.cli.models import models
 from udit.cli.parity import parity
 from udit.cli.reference import ref
@@ -39,7 +40,7 @@ from udit.cli.train import train
 from udit.cli.tune import tune
 from udit.errors import A_SLIP, PeerError, RunError, UserError, nearest, one_line, ran_out_of_memory, resembling
 
-OF_RECIPES = ("train", "encode", "data", "bench")
+OF_RECIPES = ("train", "encode", "data", "bench", "find-lr")
 """Commands that take a recipe's keys as KEY=VALUE."""
 
 app = App(
@@ -55,6 +56,7 @@ app.command(sample)
 app.command(evaluate, name="eval")
 app.command(scores)
 app.command(tune)
+app.command(find_lr)
 app.command(ref)
 app.command(encode)
 app.command(ema)

@@ -158,6 +158,50 @@ def batch_splits_into_accumulated_parts(run: Run, seen: DataInfo) -> str | None:
     )
 
 
+def warmup_ends_before_the_run(run: Run, seen: DataInfo) -> str | None:
+    """A decaying schedule has steps left after the warm-up."""
+    training = run.training
+    if not training.lr_schedule.ends or training.lr_warmup < training.steps:
+        return None
+    return (
+        f"training.lr_warmup is {training.lr_warmup} and training.steps {training.steps}; a "
+        f"{training.lr_schedule.kind} schedule needs steps after the warm-up"
+    )
+
+
+def schedule_free_has_no_decay(run: Run, seen: DataInfo) -> str | None:
+    """An optimiser that averages trains at a constant rate."""
+    training = run.training
+    if not training.optimizer.averages or training.lr_schedule.kind == "constant":
+        return None
+    return (
+        f"training.lr_schedule is {training.lr_schedule.kind} and training.optimizer {training.optimizer.kind}, whose "
+        "average takes the place of a decay; leave lr_schedule out"
+    )
+
+
+def schedule_free_has_no_other_average(run: Run, seen: DataInfo) -> str | None:
+    """Post-hoc EMAs are of weights that are not averaged otherwise."""
+    training = run.training
+    if not training.optimizer.averages or training.posthoc_ema is None:
+        return None
+    return (
+        f"training.posthoc_ema averages the trained weights and training.optimizer={training.optimizer.kind} keeps an "
+        "average of its own; leave posthoc_ema out"
+    )
+
+
+def schedule_free_divides_by_its_momentum(run: Run, seen: DataInfo) -> str | None:
+    """The average of Schedule-Free is computed from weights that momentum moved away from it."""
+    training = run.training
+    if not training.optimizer.averages or training.betas[0]:
+        return None
+    return (
+        f"training.betas starts with 0, by which training.optimizer={training.optimizer.kind} divides for its average; "
+        "set it to 0.9"
+    )
+
+
 RULES: tuple[Rule, ...] = (
     input_size_is_that_of_the_data,
     channels_are_those_of_the_data,
@@ -174,5 +218,9 @@ RULES: tuple[Rule, ...] = (
     level_dropout_needs_labels_at_levels,
     selective_checkpointing_is_not_compiled,
     batch_splits_into_accumulated_parts,
+    warmup_ends_before_the_run,
+    schedule_free_has_no_decay,
+    schedule_free_has_no_other_average,
+    schedule_free_divides_by_its_momentum,
 )
 """In the order in which they are checked."""
