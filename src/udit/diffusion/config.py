@@ -11,6 +11,7 @@ from pydantic import (
     AfterValidator,
     BeforeValidator,
     Field,
+    NonNegativeFloat,
     NonNegativeInt,
     PositiveFloat,
     PositiveInt,
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from udit.diffusion.flow import Flow
     from udit.diffusion.schedule import Schedule
 
+GuidanceKind = Literal["cfg", "apg", "cfg-zero"]
 Level = Literal["draft", "good", "best"]
 """Of ``udit sample --quality``."""
 
@@ -47,6 +49,8 @@ class ProcessConfig(Spec):
     """Whether its loss trains the variance channels of a network with ``learn_sigma``."""
     reversible: ClassVar[bool] = False
     """Whether it takes networks that get 1 - t and predict x0 - eps (``reversed_flow``)."""
+    has_velocity: ClassVar[bool] = False
+    """Whether its target is the velocity dx_t/dt of a flow, which CFG-Zero* corrects."""
     quality: ClassVar[dict[Level, tuple[str, int]]]
     """Sampler and steps of ``udit sample --quality`` where nothing has been tuned."""
     few_step_samplers: ClassVar[tuple[str, ...]]
@@ -104,6 +108,7 @@ class FlowConfig(ProcessConfig):
 
     title: ClassVar[str] = "flow matching"
     reversible: ClassVar[bool] = True
+    has_velocity: ClassVar[bool] = True
     quality: ClassVar[dict[Level, tuple[str, int]]] = {
         "draft": ("dpmpp", 6),
         "good": ("dpmpp", 12),
@@ -247,6 +252,22 @@ class SamplingConfig(Spec):
     """Guides only the first so many prediction channels: 3 is the published DiT protocol; None is all."""
     guidance_interval: tuple[Annotated[float, Field(ge=0, le=1)], Annotated[float, Field(ge=0, le=1)]] = (0.0, 1.0)
     """Noise times t / T between which guidance acts (Kynkäänniemi et al. 2024)."""
+    guidance_levels: tuple[NonNegativeFloat, NonNegativeFloat] | None = None
+    """Noise levels sigma / alpha between which guidance acts, in place of ``guidance_interval``; the paper's unit."""
+    guidance_kind: GuidanceKind = "cfg"
+    """``cfg``: the plain rule. ``apg``: without the part that saturates (Sadat et al. 2024). ``cfg-zero``: CFG-Zero*
+    of flow matching, which scales the null prediction (Fan et al. 2025)."""
+    guidance_rescale: Annotated[float, Field(ge=0, le=1)] = 0.0
+    """Share by which the guided prediction's standard deviation is brought to the conditional one's (Lin et al. 2023);
+    theirs is 0.7."""
+    guidance_eta: Annotated[float, Field(ge=0, le=1)] = 0.0
+    """APG: share of the part of guidance that is parallel to the predicted image."""
+    guidance_norm: PositiveFloat | None = None
+    """APG: largest norm of an image's guidance, r; theirs is 2.5 to 15 in latents. None is no limit."""
+    guidance_momentum: Annotated[float, Field(gt=-1, lt=1)] = -0.5
+    """APG: what the guidance of one evaluation adds to the next one's, beta; below 0 pushes away from it."""
+    guidance_zero_init: NonNegativeInt = 1
+    """CFG-Zero*: evaluations at the start whose velocity is 0, of ``flow-euler`` and ``flow-heun``."""
     eta: Annotated[float, Field(ge=0, le=1)] = 0.0
     """DDIM's fraction of fresh noise; 0 is deterministic."""
     clip: bool = False
@@ -266,6 +287,7 @@ class SamplingConfig(Spec):
         low, high = self.guidance_interval
         if low > high:
             raise ValueError(f"guidance_interval is ({low:g}, {high:g}); it runs from the lower to the higher time")
+        self._check_guidance()
         for option, value, off in (("clip", self.clip, "false"), ("eta", self.eta, "0")):
             takers = [name for name, row in SAMPLERS.items() if getattr(row, option)]
             if value and self.sampler not in takers:
@@ -289,3 +311,44 @@ class SamplingConfig(Spec):
             name = "forecast" if self.forecast else "keep_guidance"
             raise ValueError(f"{name} needs cached steps; set it to false, or give cache or refresh")
         return self
+
+    def _check_guidance(self) -> None:
+        """Refuses what another key of guidance leaves unused."""
+        if self.guidance_levels is not None:
+            low, high = self.guidance_levels
+            if low > high:
+                raise ValueError(f"guidance_levels is ({low:g}, {high:g}); it runs from the lower to the higher level")
+            if self.guidance_interval != (0.0, 1.0):
+                raise ValueError("guidance_interval and guidance_levels both limit guidance; give one of them")
+        for kind, keys in GUIDANCE_KEYS.items():
+            for key in keys if kind != self.guidance_kind else ():
+                if getattr(self, key) != type(self).model_fields[key].default:
+                    raise ValueError(
+                        f"{key} works with guidance_kind {kind}, not with {self.guidance_kind}; leave it out, or set "
+                        f"guidance_kind to {kind}"
+                    )
+        if self.zero_init and not SAMPLERS[self.sampler].zero_init:
+            takers = listed((name for name, row in SAMPLERS.items() if row.zero_init), "and")
+            raise ValueError(
+                f"guidance_zero_init works with the {takers} samplers, not with {self.sampler}; set guidance_zero_init "
+                "to 0"
+            )
+
+    @property
+    def zero_init(self) -> int:
+        """Evaluations at the start whose velocity is 0."""
+        return self.guidance_zero_init if self.guidance_kind == "cfg-zero" else 0
+
+    def guidance_for(self, sampler: str) -> dict[str, Any]:
+        """This setting's keys of guidance, for a setting of another sampler; without what that does not take."""
+        keys = {name: getattr(self, name) for name in type(self).model_fields if name.startswith("guidance")}
+        if self.zero_init and not SAMPLERS[sampler].zero_init:
+            keys["guidance_zero_init"] = 0
+        return keys
+
+
+GUIDANCE_KEYS: dict[GuidanceKind, tuple[str, ...]] = {
+    "apg": ("guidance_eta", "guidance_norm", "guidance_momentum"),
+    "cfg-zero": ("guidance_zero_init",),
+}
+"""Keys of ``SamplingConfig`` that one kind of guidance alone has."""
