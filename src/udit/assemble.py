@@ -22,7 +22,7 @@ from udit.diffusion.denoiser import Denoiser
 from udit.diffusion.guidance import AnyDenoiser, Guided
 from udit.diffusion.objective import Objective
 from udit.diffusion.origin import Origin
-from udit.diffusion.sample import SeededNoise, make_sampler, sample
+from udit.diffusion.sample import SeededNoise, Step, make_sampler, sample
 from udit.errors import UserError
 from udit.interpolation import Between
 from udit.models.build import fuse
@@ -275,6 +275,33 @@ class System:
                 that the model does not know or that are not one per seed, a context that the model does not take, or
                 lacks, or images of another shape.
         """
+        options: dict[str, Any] = {"from_image": from_image, "strength": strength, "batch_size": batch_size}
+        steps = self.steps(seeds, labels, context=context, null=null, sampling=sampling, **options)
+        return self._images(steps, on_step)
+
+    def _images(self, steps: Iterator[Step], on_step: Callable[[int], object] | None) -> Iterator[Tensor]:
+        for step in steps:
+            if on_step:
+                on_step(len(step.x))
+            if step.index == step.total:
+                yield self.codec.decode(step.x.float()).cpu()
+
+    def steps(
+        self,
+        seeds: Sequence[rng.Seed],
+        labels: str | Sequence[int | str | Between[Any]] | None = None,
+        *,
+        context: Tensor | None = None,
+        null: Tensor | None = None,
+        sampling: SamplingConfig | None = None,
+        from_image: Tensor | None = None,
+        strength: float = STRENGTH,
+        batch_size: int = 64,
+    ) -> Iterator[Step]:
+        """As ``generate``, of which it yields every step, batch after batch; nothing is computed between two.
+
+        The ``x`` of the step whose ``index`` is its ``total`` is what the codec decodes to a batch's images.
+        """
         seeds = rng.seeds_of(seeds)
         chosen = None if labels is None else self.config.classes.points(labels)
         if chosen is not None and len(chosen) != len(seeds):
@@ -284,9 +311,9 @@ class System:
         self._check_context(context, null, len(seeds))
         self._check_images(from_image, len(seeds))
         start = None if from_image is None else (from_image, strength)
-        return self._batches(seeds, chosen, context, null, sampling or self.config.sampling, start, batch_size, on_step)
+        return self._steps(seeds, chosen, context, null, sampling or self.config.sampling, start, batch_size)
 
-    def _batches(
+    def _steps(
         self,
         seeds: list[rng.Seed],
         labels: list[Label] | None,
@@ -295,9 +322,8 @@ class System:
         sampling: SamplingConfig,
         start_from: tuple[Tensor, float] | None,
         batch_size: int,
-        on_step: Callable[[int], object] | None,
-    ) -> Iterator[Tensor]:
-        """As ``generate``, which has checked the arguments."""
+    ) -> Iterator[Step]:
+        """As ``steps``, which has checked the arguments."""
         device = next((p.device for p in self.backbone.parameters()), torch.device("cpu"))  # an exported graph has none
         denoiser = self.guided(sampling, null)
         codec = self.codec  # before the first step, so that a missing VAE is an error at once
@@ -313,27 +339,14 @@ class System:
         self.backbone.eval()
         try:
             for start in range(0, len(seeds), batch_size):
-                part = seeds[start : start + batch_size]
-                noise = SeededNoise(part, shape, device)
+                noise = SeededNoise(seeds[start : start + batch_size], shape, device)
                 y = y_all if context is None else context
                 y = None if y is None else y[start : start + batch_size].to(device)
                 origin = None
                 if images is not None:
                     origin = Origin(encode(codec, images[start : start + batch_size].to(device)), strength)
-                x = noise(0)
-                for step in sample(
-                    *(denoiser, x),
-                    sampler=sampler,
-                    steps=sampling.steps,
-                    y=y,
-                    noise=noise,
-                    cache=cache,
-                    origin=origin,
-                ):
-                    x = step.x
-                    if on_step:
-                        on_step(len(part))
-                yield codec.decode(x.float()).cpu()
+                options: dict[str, Any] = {"noise": noise, "cache": cache, "origin": origin}
+                yield from sample(denoiser, noise(0), sampler=sampler, steps=sampling.steps, y=y, **options)
         finally:
             self.backbone.train(was_training)
 

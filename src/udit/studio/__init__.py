@@ -1,1 +1,1 @@
-"""``udit studio``: a local web page to sample from models and to watch runs; gradio is imported by ``page`` and ``serve``."""
+"""``udit studio``: a local page to draw from models and to watch runs; ``page`` and its tabs alone load gradio."""

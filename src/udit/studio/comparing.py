@@ -11,11 +11,9 @@ import torch
 from torch import Tensor
 
 from udit.errors import UserError
-from udit.generation import settings
 from udit.images import grid, save_png, to_image
 from udit.run.system import SystemConfig
 from udit.studio.drawing import Drawing, draw
-from udit.studio.place import Choice
 from udit.studio.session import Shown, Studio, Wanted, captions_of, progress_text, told
 from udit.studio.sheet import SMALL, data_uri, sheet, status
 
@@ -39,31 +37,39 @@ def _compare(studio: Studio, one: Wanted, other: Wanted) -> Iterator[Shown]:
         raise UserError("A and B are the same weights; choose another checkpoint, model or kind of weights for B")
     configs = [studio.shelf.config(choice) for choice in choices]
     first = studio.request(choices[0], one)
-    second = studio.request(choices[1], dataclasses.replace(other, seeds=one.seeds, classes=same_classes(first, configs)))
+    same = dataclasses.replace(other, seeds=one.seeds, classes=same_classes(first, configs))
+    second = studio.request(choices[1], same)
     if len(first.seeds) != len(second.seeds):
         raise UserError("only one of the two has classes, so that their images make no pairs; choose another one")
-    captions, finished = captions_of(configs[0], first), []
+    captions, finished = captions_of(configs[0], first), list[list[Tensor]]()
     for i, (choice, request, each) in enumerate(zip(choices, (first, second), (one, other), strict=True)):
         yield Shown(None, status(f"Loading {choice.title} …", i / 2))
         system = studio.shelf.system(choice, each.weights)
         images: list[Tensor] = []
         for frame in draw(system, request, each.view):
             images = frame.images
-            shown = pairs(*((finished[0], images) if finished else (images, [])), captions, first.columns)
+            left, right = (finished[0], images) if finished else (images, [])
+            shown = pairs(left, right, captions, first.columns)
             yield Shown(shown, status(f"{LETTERS[i]}: {progress_text(frame)}", (i + frame.done / frame.total) / 2))
         finished.append(images)
-    facts = [settings(studio.shelf.system(c, w.weights), r.sampling) for c, w, r in
-             zip(choices, (one, other), (first, second), strict=True)]
+    facts = [
+        request.generation(studio.shelf.system(choice, each.weights)).settings()
+        for choice, request, each in zip(choices, (first, second), (one, other), strict=True)
+    ]
     path = studio.room() / f"{choices[0].file_name}-and-{choices[1].file_name}.png"
-    whole = {"seeds": list(first.seeds), "labels": None if first.labels is None else list(first.labels)}
-    save_pairs(path, finished, captions, first.columns, {"compared": facts} | whole)
+    both: dict[str, object] = {
+        "compared": facts,
+        "seeds": list(first.seeds),
+        "labels": None if first.labels is None else list(first.labels),
+    }
+    save_pairs(path, finished, captions, first.columns, both)
     sides = f"Left A: {choices[0].title}; right B: {choices[1].title}. "
     yield Shown(None, status(sides + difference(finished, configs)), path)
 
 
 def same_classes(first: Drawing, configs: Sequence[SystemConfig]) -> list[str | int]:
     """The classes of the first model's drawing as the second one calls them: by name where both have names."""
-    labels = (first.labels or ())[: first.columns]
+    labels = [label for label in (first.labels or ())[: first.columns] if isinstance(label, int)]
     named = [bool(config.id2label) for config in configs]
     return [configs[0].classes.title(label) if all(named) else label for label in labels]
 
@@ -107,7 +113,9 @@ def difference(sides: Sequence[Sequence[Tensor]], configs: Sequence[SystemConfig
     a, b = (torch.stack(list(side)).float() for side in sides)
     if a.shape != b.shape:
         return f"{len(a)} pairs; A has images of {size(a)} and B of {size(b)}"
-    noise = "" if len({(c.model.in_channels, *c.model.size) for c in configs}) == 1 else ", which start from other noise"
+    noise = (
+        "" if len({(c.model.in_channels, *c.model.size) for c in configs}) == 1 else ", which start from other noise"
+    )
     return f"{len(a)} pairs{noise}; a pixel differs by {float((a - b).abs().mean()):.1f} of 255 levels on average"
 
 

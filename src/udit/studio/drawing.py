@@ -12,12 +12,18 @@ from typing import Any, Literal, cast
 import torch
 from torch import Tensor
 
-from udit.assemble import System, step_cache
+from udit.assemble import STRENGTH, System
 from udit.data.codec_config import VAECodec
-from udit.diffusion.conditions import prepared
-from udit.diffusion.config import SamplingConfig, check_sampler
-from udit.diffusion.sample import SeededNoise, Step, make_sampler, sample
+from udit.diffusion.config import GUIDANCE_KEYS, SamplingConfig, check_sampler
+from udit.diffusion.sample import Step
+from udit.diffusion.samplers import SAMPLERS
+from udit.dist import World
 from udit.errors import UserError
+from udit.generation import Generation
+from udit.inputs import StartImages
+from udit.interpolation import between
+from udit.rng import Seed
+from udit.run.classes import Label
 from udit.run.system import SystemConfig
 from udit.spec.base import MAX_SEED
 from udit.tuning.quality import Level, Quality, Scored, default
@@ -60,12 +66,21 @@ class Frame:
 class Drawing:
     """What to draw: one image for each seed and label."""
 
-    seeds: tuple[int, ...]
-    labels: tuple[int, ...] | None
+    seeds: tuple[Seed, ...]
+    labels: tuple[Label, ...] | None
     """One for each seed; None for a model without classes."""
     sampling: SamplingConfig
     columns: int
-    """Of the grid: classes in a row, one row for each seed; without classes as many as fit."""
+    """Of the grid: classes in a row, one row for each seed; 0 is as many as fit."""
+    start: StartImages | None = None
+    """What sampling starts from in place of noise."""
+    strength: float = STRENGTH
+    """The time to which those are noised, as a fraction."""
+
+    def generation(self, system: System) -> Generation:
+        """The same as the library's own request, which knows the settings that PNGs carry."""
+        size, options = batch_size(system.config), (self.start, self.strength)
+        return Generation(system, self.seeds, self.labels, self.sampling, None, size, World(), *options)
 
 
 def seeds_in(text: str, most: int = MOST) -> list[int]:
@@ -103,14 +118,21 @@ def presets(config: SystemConfig, folder: Path | None) -> dict[str, SamplingConf
 
 
 def sampling_of(config: SystemConfig, base: SamplingConfig, changes: Mapping[str, Any]) -> SamplingConfig:
-    """A setting with changes. Step caching belongs to a sampler and its steps, and goes when these change.
+    """A setting with changes; what belongs to another sampler, other steps or another kind of guidance goes.
 
     Raises:
         UserError: values out of range, or a sampler that does not serve the model's noising process.
     """
-    plain = {"cache": 1, "refresh": (), "forecast": False, "keep_guidance": False}
-    kept = all(changes.get(key, getattr(base, key)) == getattr(base, key) for key in ("sampler", "steps"))
-    sampling = base.replace(**({} if kept else plain), **changes)
+    new = {key: changes.get(key, getattr(base, key)) for key in ("sampler", "steps", "guidance_kind")}
+    dropped: dict[str, Any] = {}
+    if (new["sampler"], new["steps"]) != (base.sampler, base.steps):
+        dropped |= {"cache": 1, "refresh": (), "forecast": False, "keep_guidance": False}
+    for kind, keys in GUIDANCE_KEYS.items():
+        if kind != new["guidance_kind"]:
+            dropped |= {key: SamplingConfig.model_fields[key].default for key in keys}
+    if new["guidance_kind"] == "cfg-zero" and new["sampler"] in SAMPLERS and not SAMPLERS[new["sampler"]].zero_init:
+        dropped |= {"guidance_zero_init": 0}
+    sampling = base.replace(**dropped | dict(changes))
     check_sampler(sampling.sampler, type(config.diffusion), sampling.steps)
     most = min(config.diffusion.max_steps or MOST_STEPS, MOST_STEPS)
     if sampling.steps > most:
@@ -136,7 +158,9 @@ def drawing(config: SystemConfig, seeds: str, classes: Sequence[str | int], samp
     chosen = config.classes.labels(list(classes)) if classes else default_labels(config)
     count = len(rows) * len(chosen)
     if count > MOST:
-        raise UserError(f"{len(rows)} seeds of {len(chosen)} classes are {count} images and {MOST} the most; give fewer")
+        raise UserError(
+            f"{len(rows)} seeds of {len(chosen)} classes are {count} images and {MOST} the most; give fewer"
+        )
     each = [(seed, label) for seed in rows for label in chosen]
     return Drawing(tuple(seed for seed, _ in each), tuple(label for _, label in each), sampling, len(chosen))
 
@@ -144,6 +168,39 @@ def drawing(config: SystemConfig, seeds: str, classes: Sequence[str | int], samp
 def default_labels(config: SystemConfig) -> list[int]:
     """The classes of a drawing that names none: all, or the first ten."""
     return list(range(min(config.classes.trained, 10)))
+
+
+def passage(
+    config: SystemConfig, seeds: str, classes: Sequence[str | int], count: int, sampling: SamplingConfig
+) -> Drawing:
+    """Images from the first of some seeds and classes through the others to the last; both change together.
+
+    Args:
+        config: of the model.
+        seeds: a text for ``seeds_in``; one seed stays.
+        classes: numbers or names; one stays.
+        count: images, both ends included.
+        sampling: the setting.
+
+    Raises:
+        UserError: nothing to pass between, or more images than ``MOST``.
+    """
+    if not 2 <= count <= MOST:
+        raise UserError(f"images are {count}; take 2 to {MOST}")
+    ends = seeds_in(seeds)
+    chosen = config.classes.labels(list(classes)) if classes and config.classes.count else []
+    if config.classes.count and not chosen:
+        raise UserError("choose a class, or several to pass between")
+    if len(ends) < 2 and len(chosen) < 2:
+        raise UserError("there is nothing to pass between; give two seeds, e.g. 0, 1, or choose two classes")
+    points = [tuple(between(each, count)) if len(each) > 1 else tuple(each * count) for each in (ends, chosen)]
+    return Drawing(points[0], points[1] or None, sampling, 0)
+
+
+def batch_size(config: SystemConfig) -> int:
+    """Images that are sampled together."""
+    height, width = config.model.size
+    return max(1, BATCH_VALUES // (height * width))
 
 
 def draw(system: System, wanted: Drawing, view: View = "x0") -> Iterator[Frame]:
@@ -160,22 +217,21 @@ def draw(system: System, wanted: Drawing, view: View = "x0") -> Iterator[Frame]:
     Raises:
         UserError: the setting does not fit the model.
     """
-    height, width = system.config.model.size
-    size = max(1, BATCH_VALUES // (height * width))
-    parts = [slice(start, start + size) for start in range(0, len(wanted.seeds), size)]
+    count, size = len(wanted.seeds), batch_size(system.config)
     codec, hides = system.codec, isinstance(system.config.codec, VAECodec)
+    images = None if wanted.start is None else wanted.start.of(range(count))
+    options: dict[str, Any] = {"from_image": images, "strength": wanted.strength, "batch_size": size}
+    steps = system.steps(wanted.seeds, wanted.labels, sampling=wanted.sampling, **options)
     ready: list[Tensor] = []
     start, done = time.monotonic(), 0
-    for part in parts:
-        labels = None if wanted.labels is None else wanted.labels[part]
-        for step in steps_of(system, wanted.seeds[part], labels, wanted.sampling):
-            total, done, last = step.total, done + 1, step.index == step.total
-            x = step.x if last or view == "x" else step.x0
-            with torch.no_grad():
-                now = [*(codec.decode(x.float()) if last or not hides else colours(x)).cpu()]
-            yield Frame([*ready, *now], done, total * len(parts), time.monotonic() - start, latent=hides and not last)
-            if last:
-                ready += now
+    for step in one_by_one(cast("Generator[Step]", steps)):
+        done, last = done + 1, step.index == step.total
+        x = step.x if last or view == "x" else step.x0
+        with torch.no_grad():
+            now = [*(codec.decode(x.float()) if last or not hides else colours(x)).cpu()]
+        total = step.total * -(-count // size)
+        yield Frame([*ready, *now], done, total, time.monotonic() - start, latent=hides and not last)
+        ready += now if last else []
 
 
 def colours(latents: Tensor) -> Tensor:
@@ -189,22 +245,14 @@ def colours(latents: Tensor) -> Tensor:
     return (127.5 + x / scale * 42.5).clamp(0, 255).to(torch.uint8)
 
 
-def steps_of(
-    system: System, seeds: Sequence[int], labels: Sequence[int] | None, sampling: SamplingConfig
-) -> Iterator[Step]:
-    """Every step of one batch. Each is computed by the thread that asks for it, without gradients."""
-    device = next(p.device for p in system.backbone.parameters())
-    denoiser = system.guided(sampling)
-    sampler = make_sampler(sampling.sampler, eta=sampling.eta, clip=sampling.clip)
-    denoiser = prepared(denoiser, sampler, sampling.steps, labels, device)
-    noise = SeededNoise(seeds, (system.config.model.in_channels, *system.config.model.size), device)
-    y = None if labels is None else torch.tensor(labels, device=device)
-    cache = step_cache(system.config.model, sampling)
-    found = sample(denoiser, noise(0), sampler=sampler, steps=sampling.steps, y=y, noise=noise, cache=cache)
-    steps = cast("Generator[Step]", found)  # to close it
+def one_by_one(steps: Generator[Step]) -> Iterator[Step]:
+    """The same, computed without gradients by whichever thread asks: each step may be asked for by another one.
+
+    torch keeps that mode for each thread, and a generator that is left in the middle would leave it set.
+    """
     try:
         while True:
-            with torch.no_grad():  # the mode is a thread's own, and the next step may be asked for by another one
+            with torch.no_grad():
                 step = next(steps, None)
             if step is None:
                 return

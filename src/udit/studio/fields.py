@@ -11,13 +11,16 @@ import gradio as gr
 from udit.diffusion.samplers import SAMPLERS
 from udit.errors import UserError
 from udit.run.system import SystemConfig
-from udit.studio.drawing import MOST_STEPS, default_labels, seeds_in
+from udit.studio.drawing import MOST_STEPS, seeds_in
 from udit.studio.session import Studio, Wanted
 
-CHANGES = ("sampler", "steps", "guidance", "low", "high", "eta", "clip")
+CHANGES = ("sampler", "steps", "guidance", "low", "high", "guidance_kind", "guidance_rescale", "eta", "clip")
 """The fields that make a setting, in the page's order."""
+ALL_CLASSES = "None means all, or the first ten. Type to search."
 PRESETS = [("Own", "own"), ("Draft", "draft"), ("Good", "good"), ("Best", "best")]
 KINDS = [("Averaged (EMA)", "ema"), ("Raw", "raw")]
+RULES = {"cfg": "Plain", "apg": "APG", "cfg-zero": "CFG-Zero*"}
+"""Kinds of guidance by what the page calls them; the last is of flow matching alone."""
 VIEWS = [("Predicted image", "x0"), ("Noisy image", "x")]
 
 
@@ -51,29 +54,42 @@ def _titles(studio: Studio) -> list[tuple[str, str]]:
 class Fields:
     """What a drawing takes beside the model, in the order of ``all``."""
 
-    def __init__(self, studio: Studio, model: gr.Dropdown, page: gr.Blocks) -> None:
-        """Makes the fields within the column that is open."""
+    def __init__(self, studio: Studio, model: gr.Dropdown, page: gr.Blocks, name: str, seeds: str, told: str) -> None:
+        """Makes the fields within the column that is open.
+
+        Args:
+            studio: has the models.
+            model: that the fields follow.
+            page: whose loading fills them.
+            name: of the tab, for names that must differ.
+            seeds: at first.
+            told: below the label of the classes.
+        """
         self.studio = studio
-        self.classes = gr.Dropdown([], multiselect=True, label="Classes", info="None means all, or the first ten.")
-        self.seeds = gr.Textbox("0-3", label="Seeds", info="E.g. 0-3 or 3, 5, 8. Enter draws.", elem_id="seeds")
+        self.classes = gr.Dropdown([], multiselect=True, label="Classes", info=told)
+        self.seeds = gr.Textbox(seeds, label="Seeds", info="E.g. 0-3 or 3, 5, 8. Enter draws.")
         self.preset = gr.Radio(PRESETS, value="own", label="Setting")
         self.sampler = gr.Dropdown([], label="Sampler", info=" ")
         self.steps = gr.Number(50, label="Steps", precision=0, minimum=1, maximum=MOST_STEPS)
         self.guidance = gr.Slider(1, 10, 1, step=0.1, label="Guidance", info="1 means no guidance.")
-        with gr.Accordion("More", open=False):
+        with gr.Accordion("More settings", open=False):
             self.low = gr.Slider(0, 1, 0, step=0.01, label="Guidance from time", info="0 is the image, 1 is noise.")
             self.high = gr.Slider(0, 1, 1, step=0.01, label="Guidance to time")
+            self.kind = gr.Radio(_rules("cfg", "apg"), value="cfg", label="Kind of guidance")
+            self.rescale = gr.Slider(0, 1, 0, step=0.05, label="Guidance rescaled by")
             self.eta = gr.Slider(0, 1, 0, step=0.05, label="Fresh noise (eta)")
             self.clip = gr.Checkbox(False, label="Clip predictions to the range of pixels")
             self.weights = gr.Radio(KINDS, value="ema", label="Weights")
             self.view = gr.Radio(VIEWS, value="x0", label="While sampling, show")
-        self.setting = [self.sampler, self.steps, self.guidance, self.low, self.high, self.eta, self.clip]
+        guided = [self.guidance, self.low, self.high, self.kind, self.rescale]
+        self.setting = [self.sampler, self.steps, *guided, self.eta, self.clip]
         self.all = [self.classes, self.seeds, self.preset, *self.setting, self.weights, self.view]
         own = [self.classes, *self.setting]
-        gr.on([model.change, page.load], self._of_model, [model, self.preset], own, **light("model"))
-        self.preset.input(self._of_preset, [model, self.preset], self.setting, **light("preset"))
-        self.sampler.input(_of_sampler, self.sampler, [self.sampler, self.eta, self.clip], **light("sampler"))
-        model.focus(lambda: gr.Dropdown(choices=_titles(studio)), None, model, **light("models"))
+        gr.on([model.change, page.load], self._of_model, [model, self.preset], own, **light(f"{name}_model"))
+        self.preset.input(self._of_preset, [model, self.preset], self.setting, **light(f"{name}_preset"))
+        outputs = [self.sampler, self.eta, self.clip]
+        self.sampler.input(_of_sampler, self.sampler, outputs, **light(f"{name}_sampler"))
+        model.focus(lambda: gr.Dropdown(choices=_titles(studio)), None, model, **light(f"{name}_models"))
 
     def _of_model(self, key: str | None, preset: str) -> list[Any]:
         """The fields as the model has them; nothing changes where it is gone."""
@@ -96,6 +112,7 @@ class Fields:
     def _setting(self, key: str | None, preset: str, config: SystemConfig) -> list[Any]:
         sampling = self.studio.presets(self.studio.place.choice(key))[preset]
         guides = config.model.null_label is not None
+        rules = RULES if config.diffusion.has_velocity else ("cfg", "apg")
         low, high = sampling.guidance_interval
         return [
             gr.Dropdown(
@@ -105,8 +122,14 @@ class Fields:
             gr.Slider(value=sampling.guidance, maximum=max(10, sampling.guidance), visible=guides),
             gr.Slider(value=low, visible=guides),
             gr.Slider(value=high, visible=guides),
+            gr.Radio(choices=_rules(*rules), value=sampling.guidance_kind, visible=guides),
+            gr.Slider(value=sampling.guidance_rescale, visible=guides),
             *_options(sampling.sampler, sampling.eta, sampling.clip),
         ]
+
+
+def _rules(*kinds: str) -> list[tuple[str, str]]:
+    return [(RULES[kind], kind) for kind in kinds]
 
 
 def classes_of(config: SystemConfig) -> gr.Dropdown:
@@ -115,9 +138,7 @@ def classes_of(config: SystemConfig) -> gr.Dropdown:
     titles = [named.title(label) for label in range(named.trained)]
     twice = len(set(titles)) < len(titles)
     choices = [(f"{title} ({label})" if twice else title, label) for label, title in enumerate(titles)]
-    count = len(default_labels(config)) if named.count else 0
-    info = "None means all." if count == named.trained else f"None means the first {count}; type to search."
-    return gr.Dropdown(choices=choices, value=[], visible=bool(named.count), info=info)
+    return gr.Dropdown(choices=choices, value=[], visible=bool(named.count))
 
 
 def _options(sampler: str, eta: float, clip: bool) -> list[Any]:
@@ -157,7 +178,7 @@ class Compared:
 def compared(studio: Studio, model: gr.Dropdown, page: gr.Blocks) -> Compared:
     """Makes the fields; classes are those of the first model."""
     fields = Compared(
-        gr.Dropdown([], multiselect=True, label="Classes", info="None means all, or the first ten."),
+        gr.Dropdown([], multiselect=True, label="Classes", info=ALL_CLASSES),
         gr.Textbox("0-3", label="Seeds", info="E.g. 0-3 or 3, 5, 8. Enter compares."),
         gr.Radio(PRESETS, value="own", label="Setting of each model"),
         gr.Radio(KINDS, value="ema", label="Weights of A"),
@@ -176,7 +197,12 @@ def compared(studio: Studio, model: gr.Dropdown, page: gr.Blocks) -> Compared:
 
 
 def wanted_of(key: str, values: Sequence[Any]) -> Wanted:
-    """What the fields ask for: classes, seeds, preset, ``CHANGES``, weights, view. A change of None is the preset's."""
+    """What the fields ask for.
+
+    Args:
+        key: of the model.
+        values: classes, seeds, preset, each of ``CHANGES``, weights, view; a change of None is the preset's own.
+    """
     classes, seeds, preset, *setting, weights, view = values
     changes = {name: value for name, value in zip(CHANGES, setting, strict=True) if value is not None}
     low, high = changes.pop("low", None), changes.pop("high", None)

@@ -180,7 +180,9 @@ class Shelf:
 
 
 def _step(folder: Path, choice: Choice) -> int:
-    step = choice.step if choice.step is not None else max(CheckpointStore(folder / "checkpoints").steps(), default=None)
+    step = (
+        choice.step if choice.step is not None else max(CheckpointStore(folder / "checkpoints").steps(), default=None)
+    )
     if step is None:
         raise UserError(f"{choice.title}: the run has no checkpoint yet; wait for the first one")
     return step

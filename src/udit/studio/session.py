@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import shutil
 import tempfile
@@ -15,14 +16,16 @@ from typing import Any
 
 import torch
 
-from udit.assemble import System
+from udit.assemble import STRENGTH, System
+from udit.diffusion.config import SamplingConfig
 from udit.errors import RunError, UserError, one_line, ran_out_of_memory
-from udit.generation import own_settings, settings
+from udit.generation import Generation
 from udit.images import grid, save_png
+from udit.inputs import StartImages, start_images
 from udit.run.system import SystemConfig
 from udit.store import Weights
 from udit.studio.command import command_of
-from udit.studio.drawing import Drawing, Frame, View, draw, drawing, presets, sampling_of
+from udit.studio.drawing import Drawing, Frame, View, draw, drawing, passage, presets, sampling_of
 from udit.studio.place import Choice, Place, Shelf
 from udit.studio.sheet import figures, problem, status, write_zip
 from udit.studio.watch import Watch
@@ -63,6 +66,9 @@ class Wanted:
     changes: dict[str, Any] = field(default_factory=dict)
     """Fields of ``SamplingConfig`` in place of the preset's."""
     view: View = "x0"
+    image: object = None
+    """An uploaded one to start from, as the page sends it."""
+    strength: float = STRENGTH
 
 
 class Studio:
@@ -104,16 +110,32 @@ class Studio:
         request = self.request(choice, wanted)
         yield Shown(None, status(f"Loading {choice.title} …", 0.0))
         system = self.shelf.system(choice, wanted.weights)
+        if wanted.image is not None:
+            request = dataclasses.replace(request, start=self.start(wanted.image, system), strength=wanted.strength)
+        yield from self._steps(choice, wanted, request, system)
+
+    def pass_between(self, wanted: Wanted, count: object) -> Iterator[Shown]:
+        """Draws images between seeds and classes, and shows every step."""
+        return told(self._pass_between(wanted, count))
+
+    def _pass_between(self, wanted: Wanted, count: object) -> Iterator[Shown]:
+        choice = self.place.choice(wanted.model)
+        sampling = self.sampling(choice, wanted)
+        config = self.shelf.config(choice)
+        request = passage(config, wanted.seeds, wanted.classes, whole("images", count), sampling)
+        yield Shown(None, status(f"Loading {choice.title} …", 0.0))
+        yield from self._steps(choice, wanted, request, self.shelf.system(choice, wanted.weights))
+
+    def _steps(self, choice: Choice, wanted: Wanted, request: Drawing, system: System) -> Iterator[Shown]:
         captions = captions_of(system.config, request)
         frame = None
         for frame in draw(system, request, wanted.view):
-            sheet = figures(frame.images, captions, request.columns, len(captions) - len(frame.images))
+            sheet = figures(frame.images, captions, request.columns)
             yield Shown(sheet, status(progress_text(frame), frame.done / frame.total))
         assert frame is not None
-        saved = self.save(choice, system, request, frame)
+        saved = self.save(choice, request.generation(system), request.columns, frame)
         command = command_of(choice, wanted.weights, system.config.sampling, request)
-        done = f"{len(captions)} images in {frame.seconds:.1f} s"
-        yield Shown(None, status(done), *saved, command)
+        yield Shown(None, status(f"{len(captions)} images in {frame.seconds:.1f} s"), *saved, command)
 
     def request(self, choice: Choice, wanted: Wanted) -> Drawing:
         """A drawing of the page's values.
@@ -121,31 +143,48 @@ class Studio:
         Raises:
             UserError: they do not fit the model.
         """
-        config = self.shelf.config(choice)
+        return drawing(self.shelf.config(choice), wanted.seeds, wanted.classes, self.sampling(choice, wanted))
+
+    def sampling(self, choice: Choice, wanted: Wanted) -> SamplingConfig:
+        """The setting that the page's values ask for.
+
+        Raises:
+            UserError: it does not fit the model.
+        """
+        config, base = self.shelf.config(choice), self.presets(choice).get(wanted.preset)
         if config.model.condition_shape:
             raise UserError(f"{choice.title} takes vectors, e.g. of a text; sample with `udit sample --context FILE`")
-        base = self.presets(choice).get(wanted.preset)
         if base is None:
             raise UserError(f"setting is {wanted.preset!r}; take own, draft, good or best")
-        return drawing(config, wanted.seeds, wanted.classes, sampling_of(config, base, wanted.changes))
+        return sampling_of(config, base, wanted.changes)
 
-    def save(self, choice: Choice, system: System, request: Drawing, frame: Frame) -> tuple[Path, Path]:
+    def start(self, image: object, system: System) -> StartImages:
+        """An uploaded image, cropped and scaled to what the model draws.
+
+        Args:
+            image: what the page sends: the path of a file in this server's folder.
+            system: the model.
+
+        Raises:
+            UserError: there is no such file, or no image in it.
+        """
+        name = image.get("path") if isinstance(image, dict) else None
+        path = Path(str(name)).resolve()
+        if not path.is_relative_to(self.folder.resolve()) or not path.is_file():
+            raise UserError("the image is no longer there; choose it again")
+        return start_images(path, system)
+
+    def save(self, choice: Choice, drawn: Generation, columns: int, frame: Frame) -> tuple[Path, Path]:
         """Writes the grid, and a zip of all images, both with their settings."""
-        common = settings(system, request.sampling)
-        labels = request.labels
-        each = [
-            common | own_settings(system, seed, None if labels is None else labels[i])
-            for i, seed in enumerate(request.seeds)
-        ]
-        named = system.config.classes
-        titles = [named.title(label) for label in labels or ()]
-        images = torch.stack(frame.images)
-        sheet = grid(images, titles, request.columns or None, numbers=labels or ())
-        whole = common | {"seeds": list(request.seeds), "labels": None if labels is None else list(labels)}
+        common = drawn.settings()
+        each = [common | drawn.settings_of(i) for i in range(len(drawn))]
+        titles, numbers = drawn.titles(len(drawn))
+        sheet = grid(torch.stack(frame.images), titles, columns or None, numbers=numbers)
+        all_of = common | {key: [own.get(key) for own in each] for key in each[0] if key not in common}
         folder = self.room()
         path, archive = folder / f"{choice.file_name}.png", folder / f"{choice.file_name}.zip"
-        save_png(sheet, path, whole)
-        write_zip(archive, frame.images, each, sheet, whole)
+        save_png(sheet, path, all_of)
+        write_zip(archive, frame.images, each, sheet, all_of)
         return path, archive
 
     def room(self) -> Path:
@@ -175,6 +214,17 @@ def told(shown: Iterator[Shown]) -> Iterator[Shown]:
         yield Shown(None, problem(f"it failed ({type(error).__name__}: {one_line(error)}); the terminal has more"))
 
 
+def whole(name: str, value: object) -> int:
+    """A whole number that a field holds.
+
+    Raises:
+        UserError: it holds none.
+    """
+    if isinstance(value, bool) or not isinstance(value, int | float) or value != int(value):
+        raise UserError(f"{name} is {value!r}; it takes a whole number")
+    return int(value)
+
+
 def progress_text(frame: Frame) -> str:
     """Where a drawing is."""
     each = frame.seconds / frame.done
@@ -185,7 +235,7 @@ def progress_text(frame: Frame) -> str:
 
 def captions_of(config: SystemConfig, request: Drawing) -> list[str]:
     """Class and seed of each image."""
+    seeds = [f"seed {seed}" for seed in request.seeds]
     if request.labels is None:
-        return [f"seed {seed}" for seed in request.seeds]
-    named = config.classes
-    return [f"{named.title(label)} · seed {seed}" for seed, label in zip(request.seeds, request.labels, strict=True)]
+        return seeds
+    return [f"{config.classes.title(label)} · {seed}" for label, seed in zip(request.labels, seeds, strict=True)]

@@ -23,17 +23,16 @@ WIDE = 1400
 """Width of a sample grid that is shown; wider ones are reduced."""
 
 
-def figures(images: Sequence[Tensor], captions: Sequence[str], columns: int = 0, empty: int = 0) -> str:
+def figures(images: Sequence[Tensor], captions: Sequence[str], columns: int = 0) -> str:
     """A grid of figures, each an image with its caption, which is also its text for those who do not see it.
 
     Args:
         images: uint8 [C, H, W] each.
-        captions: one for each image and each empty frame behind them.
+        captions: one for each, and for those that are still to come, which are empty frames.
         columns: of the grid; 0 is as many as fit. On a narrow screen the grid is scrolled sideways.
-        empty: frames of images that are still to come.
     """
     cells = [figure(image, caption) for image, caption in zip(images, captions, strict=False)]
-    cells += [f"<figure><div class='hollow'></div>{_caption(text)}</figure>" for text in captions[len(images) :][:empty]]
+    cells += [f"<figure><div class='hollow'></div>{_caption(text)}</figure>" for text in captions[len(images) :]]
     large = bool(images) and max(images[-1].shape[1:]) > SMALL
     return sheet(cells, columns, large=large)
 
