@@ -14,11 +14,22 @@ from typing import Any
 from runs import image_folder, train
 from udit.studio.serve import Server, open_studio
 
+STEPS = (3, 6)
+"""Of the checkpoints of the tiny run."""
+
 
 def tiny_run(out: Path, *overrides: str) -> Path:
     """A run of two classes of 8x8 images, saved at steps 3 and 6, with a sample grid."""
     root = out.parent / f"images-of-{out.name}"
-    train(out, *image_folder(root), "training.steps=6", "training.sample_every=3", "sampling.steps=4", *overrides)
+    train(
+        out,
+        *image_folder(root),
+        "training.steps=6",
+        "training.sample_every=3",
+        "sampling.steps=4",
+        "diffusion.steps=20",
+        *overrides,
+    )
     return out
 
 

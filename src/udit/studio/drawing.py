@@ -155,7 +155,7 @@ def drawing(config: SystemConfig, seeds: str, classes: Sequence[str | int], samp
     rows = seeds_in(seeds)
     if not config.classes.count:
         return Drawing(tuple(rows), None, sampling, 0)
-    chosen = config.classes.labels(list(classes)) if classes else default_labels(config)
+    chosen = config.classes.labels(classes) if classes else default_labels(config)
     count = len(rows) * len(chosen)
     if count > MOST:
         raise UserError(
@@ -188,7 +188,7 @@ def passage(
     if not 2 <= count <= MOST:
         raise UserError(f"images are {count}; take 2 to {MOST}")
     ends = seeds_in(seeds)
-    chosen = config.classes.labels(list(classes)) if classes and config.classes.count else []
+    chosen = config.classes.labels(classes) if classes and config.classes.count else []
     if config.classes.count and not chosen:
         raise UserError("choose a class, or several to pass between")
     if len(ends) < 2 and len(chosen) < 2:

@@ -22,6 +22,7 @@ from udit.errors import RunError, UserError, one_line, ran_out_of_memory
 from udit.generation import Generation
 from udit.images import grid, save_png
 from udit.inputs import StartImages, start_images
+from udit.interpolation import Between
 from udit.run.system import SystemConfig
 from udit.store import Weights
 from udit.studio.command import command_of
@@ -234,8 +235,11 @@ def progress_text(frame: Frame) -> str:
 
 
 def captions_of(config: SystemConfig, request: Drawing) -> list[str]:
-    """Class and seed of each image."""
-    seeds = [f"seed {seed}" for seed in request.seeds]
-    if request.labels is None:
-        return seeds
-    return [f"{config.classes.title(label)} · {seed}" for label, seed in zip(request.labels, seeds, strict=True)]
+    """Class and seed of each image; of an image between two, how far it is from the first to the second."""
+    labels = request.labels or [None] * len(request.seeds)
+    captions = []
+    for seed, label in zip(request.seeds, labels, strict=True):
+        share = next((point.share for point in (seed, label) if isinstance(point, Between)), None)
+        named = "" if label is None else f"{config.classes.title(label)} · "
+        captions.append(f"{named}seed {seed}" if share is None else f"{share:.0%}")
+    return captions

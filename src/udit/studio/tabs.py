@@ -54,7 +54,7 @@ def between_tab(studio: Studio, page: gr.Blocks) -> None:
             told = "One stays; several are passed through in this order."
             fields = Fields(studio, model, page, "between", "0, 1", told)
         with gr.Column(scale=5, min_width=320):
-            out = Results("Pass", "Choose classes, two seeds or both: the images pass from the first to the last.")
+            out = Results("Draw", "Choose two classes, two seeds or both: the images pass from the first to the last.")
 
     def run(key: str, count: float, *values: Any) -> Iterator[list[Any]]:
         yield from out.shown(studio.pass_between(wanted_of(key, values), count))
@@ -112,7 +112,6 @@ class Results:
             following: with a button that goes on to the next seeds.
             every: with a zip of all images.
         """
-        self.verb = verb
         with gr.Row(elem_classes="actions"):
             self.draw = gr.Button(verb, variant="primary")
             self.following = gr.Button("Next seeds") if following else None
@@ -137,9 +136,7 @@ class Results:
 
     def stops(self, *drawings: Any) -> None:
         """Lets the button stop them."""
-        self.stop.click(
-            lambda: status("Stopped."), None, self.status, cancels=[*drawings], **light(f"stop_{self.verb.lower()}")
-        )
+        self.stop.click(lambda: status("Stopped."), None, self.status, cancels=[*drawings], **light("stop"))
 
 
 def _file(path: Any) -> gr.DownloadButton:
