@@ -195,8 +195,12 @@ def _bound(port: int) -> socket.socket:
 
 
 def _environment(folder: Path) -> Callable[[], None]:
-    """Tells gradio, which asks the environment, where files go and that nothing is reported; returns what undoes it."""
+    """Tells gradio, which asks the environment, where files go and that nothing is reported; returns what undoes it.
+
+    Of every event it also makes a summary of all before it, for a page of statistics that is not served here.
+    """
     ours = {"GRADIO_ANALYTICS_ENABLED": "False", "HF_HUB_DISABLE_TELEMETRY": "1", "GRADIO_TEMP_DIR": str(folder)}
+    ours |= {"GRADIO_ANALYTICS_CACHE_FREQUENCY": "1000000", "GRADIO_ANALYTICS_MAX_EVENTS": "1000"}
     before = {name: os.environ.get(name) for name in ours}
     os.environ.update(ours)
 

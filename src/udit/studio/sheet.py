@@ -111,6 +111,13 @@ def hint(text: str) -> str:
     return f"<div class='hint'><p>{escape(text)}</p></div>"
 
 
+def command_text(command: str) -> str:
+    """A command that can be opened and copied; nothing for none."""
+    if not command:
+        return ""
+    return f"<details class='command'><summary>The same as a command</summary><pre>{escape(command)}</pre></details>"
+
+
 def write_zip(
     path: Path, images: Sequence[Tensor], settings: Sequence[Mapping[str, Any]], sheet: Image.Image, common: Any
 ) -> None:

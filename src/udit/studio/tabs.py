@@ -12,7 +12,7 @@ from udit.assemble import STRENGTH
 from udit.studio.comparing import compare
 from udit.studio.fields import ALL_CLASSES, CHANGES, Fields, compared, following, light, model_of, wanted_of
 from udit.studio.session import Shown, Studio
-from udit.studio.sheet import hint, status
+from udit.studio.sheet import command_text, hint, status
 
 
 def draw_tab(studio: Studio, page: gr.Blocks) -> None:
@@ -101,7 +101,7 @@ class Results:
     status: gr.HTML
     sheet: gr.HTML
     files: list[gr.DownloadButton]
-    command: gr.Textbox
+    command: gr.HTML
 
     def __init__(self, verb: str, told: str, *, following: bool = False, every: bool = True) -> None:
         """Makes them within the column that is open.
@@ -121,22 +121,21 @@ class Results:
         with gr.Row(elem_classes="actions"):
             titles = ["Save grid (PNG)", "Save all (zip)"][: 1 + every]
             self.files = [gr.DownloadButton(title, interactive=False, size="sm") for title in titles]
-        self.command = gr.Textbox(
-            label="The same as a command", visible=False, interactive=False, max_lines=3, buttons=["copy"]
-        )
+        self.command = gr.HTML(elem_classes="command")
         self.all = [self.status, self.sheet, *self.files, self.command]
 
     def shown(self, drawn: Iterator[Shown]) -> Iterator[list[Any]]:
         """What the components are to show; closing it closes the drawing."""
         for each in drawn:
             sheet = gr.skip() if each.sheet is None else each.sheet
-            command: Any = gr.Textbox(value=each.command, visible=bool(each.command)) if each.grid else gr.skip()
+            command: Any = command_text(each.command) if each.grid else gr.skip()
             files = [_file(path) for path in (each.grid, each.archive)[: len(self.files)]]
             yield [each.status, sheet, *files, command]
 
     def stops(self, *drawings: Any) -> None:
-        """Lets the button stop them."""
-        self.stop.click(lambda: status("Stopped."), None, self.status, cancels=[*drawings], **light("stop"))
+        """Lets the button stop them, and then say so: a step that is under way would overwrite the line."""
+        stopped = self.stop.click(None, None, None, cancels=[*drawings], queue=False)
+        stopped.then(lambda: status("Stopped."), None, self.status, **light("stop"))
 
 
 def _file(path: Any) -> gr.DownloadButton:
