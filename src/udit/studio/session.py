@@ -173,7 +173,10 @@ class Studio:
         path = Path(str(name)).resolve()
         if not path.is_relative_to(self.folder.resolve()) or not path.is_file():
             raise UserError("the image is no longer there; choose it again")
-        return start_images(path, system)
+        try:
+            return start_images(path, system)
+        except UserError as error:  # the folder is ours and tells nobody anything
+            raise UserError(str(error).replace(str(path), path.name)) from None
 
     def save(self, choice: Choice, drawn: Generation, columns: int, frame: Frame) -> tuple[Path, Path]:
         """Writes the grid, and a zip of all images, both with their settings."""

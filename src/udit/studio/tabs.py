@@ -31,7 +31,7 @@ def draw_tab(studio: Studio, page: gr.Blocks) -> None:
                     label="Strength",
                     info="Little: the image stays. 1: it is lost in noise.",
                 )
-        with gr.Column(scale=5, min_width=320):
+        with gr.Column(scale=5, min_width=320, elem_classes="results"):
             out = Results("Draw", "Choose classes and seeds, then Draw: every seed of every class.", following=True)
 
     def run(key: str, *values: Any) -> Iterator[list[Any]]:
@@ -53,7 +53,7 @@ def between_tab(studio: Studio, page: gr.Blocks) -> None:
             count = gr.Number(12, label="Images", precision=0, minimum=2, maximum=100)
             told = "One stays; several are passed through in this order."
             fields = Fields(studio, model, page, "between", "0, 1", told)
-        with gr.Column(scale=5, min_width=320):
+        with gr.Column(scale=5, min_width=320, elem_classes="results"):
             out = Results("Draw", "Choose two classes, two seeds or both: the images pass from the first to the last.")
 
     def run(key: str, count: float, *values: Any) -> Iterator[list[Any]]:
@@ -70,7 +70,7 @@ def compare_tab(studio: Studio, page: gr.Blocks) -> None:
             one = model_of(studio, "Model A")
             other = model_of(studio, "Model B", last=True)
             fields = compared(studio, one, page)
-        with gr.Column(scale=5, min_width=320):
+        with gr.Column(scale=5, min_width=320, elem_classes="results"):
             told = "Choose two models, or two checkpoints of a run: the same seeds and classes of both, side by side."
             out = Results("Compare", told, every=False)
 
