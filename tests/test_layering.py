@@ -40,7 +40,7 @@ FORBIDDEN = {
 """Units that come before and may still not be imported."""
 CONFIGURATION = {
     *("udit.errors", "udit.spec", "udit.spec.base", "udit.spec.digest", "udit.nn.specs", "udit.diffusion.config"),
-    *("udit.spec.words", "udit.run.keys", "udit.interpolation", "udit.optim.config"),
+    *("udit.spec.words", "udit.run.keys", "udit.optim.config", "udit.interpolation", "udit.diffusion.settings"),
     *("udit.diffusion.samplers",),
     *("udit.data.config", "udit.data.codec_config", "udit.data.cache_config", "udit.models.catalog"),
     *("udit.models.config", "udit.models.ablation", "udit.models.isotropic", "udit.evaluation.protocol"),

@@ -114,7 +114,7 @@ def test_words_are_offered_that_may_be_meant_and_no_strangers() -> None:
         "bs": ["batch_size"],
         "batchsize": ["batch_size"],
         "Batch_Size": ["batch_size"],
-        "scheduler": [],
+        "scheduler": ["lr_schedule"],
         "epochs": [],
     }.items():
         assert resembling(word, keys) == meant, word

@@ -22,6 +22,10 @@ BROKEN: dict[Rule, tuple[str, str]] = {
         "model.num_classes=0",
         "guidance is 2 and the model has no null label",
     ),
+    rules.guidance_is_the_process_s: (
+        f"{DDPM} + sampling.guidance_kind=cfg-zero + sampling.guidance_zero_init=0",
+        "sampling.guidance_kind is cfg-zero, which corrects the velocity of a flow, and diffusion.kind is ddpm",
+    ),
     rules.label_dropout_needs_a_null_label: (
         f"{UVIT} + sampling.guidance=1 + training.label_dropout=0.2",
         "training.label_dropout is 0.2 and the model has no null label",
@@ -39,6 +43,14 @@ BROKEN: dict[Rule, tuple[str, str]] = {
     rules.reversed_flow_is_trained_as_flow: (
         f"{SIT} + {DDPM}",
         "diffusion.kind is ddpm and the model predicts a reversed flow",
+    ),
+    rules.reversed_flow_predicts_velocity_or_data: (
+        f"{SIT} + diffusion.predict=v",
+        "diffusion.predict is v and DiT counts time from noise to data",
+    ),
+    rules.ratio_of_noise_is_finite: (
+        "model=HDiT-tiny + diffusion={kind: ddpm, zero_terminal_snr: true, predict: v} + sampling.sampler=ddim",
+        "zero_terminal_snr is true and HDiT gets the ratio of noise to signal",
     ),
     rules.sampler_is_the_process_s: (
         "sampling.sampler=ddim",

@@ -165,7 +165,9 @@ class System:
         return recorded == fingerprint(fuse(self.backbone))
 
     def fused(self) -> System:
-        """The same with the fused network (``udit.fuse``)."""
+        """The same with the fused network (``udit.fuse``); an exported graph, which is fused, as it is."""
+        if isinstance(self.backbone, Fingerprinted):
+            return self
         backbone = fuse(self.backbone)
         config = self.config.model_copy(update={"model": backbone.config})
         weak = self.weak and self.weak.fused()
@@ -227,6 +229,11 @@ class System:
             )
         if sampling.guidance == 1:
             return self.denoiser
+        if self.weak is not None and sampling.cache > 1 and self.weak.config.model.time != self.config.model.time:
+            raise UserError(
+                f"cache is {sampling.cache} and the weaker model has another unit of time, so that its last steps "
+                "cannot be recognised; set cache to 1, or name evaluations in refresh"
+            )
         return Guided(
             self.denoiser,
             sampling.guidance,
@@ -330,25 +337,26 @@ class System:
         cache = step_cache(self.config.model, sampling)
         sampler = make_sampler(sampling.sampler, eta=sampling.eta, clip=sampling.clip)
         images, strength = start_from or (None, 1.0)
-        y_all = None if labels is None else self._condition(labels)
-        if context is None:  # of which every image has its own
-            whole = None if labels is None else sorted({label for label in labels if isinstance(label, int)})
-            denoiser = prepared(denoiser, sampler, sampling.steps, whole, device, strength)
+        given = context if context is not None or labels is None else self._condition(labels)
+        if given is None or not given.is_floating_point():  # of vectors and of shares every image has its own
+            known = None if given is None else given.tolist()
+            denoiser = prepared(denoiser, sampler, sampling.steps, known, device, strength)
         shape = (self.config.model.in_channels, *self.config.model.size)
-        was_training = self.backbone.training
-        self.backbone.eval()
+        networks = [self.backbone] if self.weak is None else [self.backbone, self.weak.backbone]
+        were_training = [network.training for network in networks]
+        for network in networks:
+            network.eval()
         try:
             for start in range(0, len(seeds), batch_size):
-                noise = SeededNoise(seeds[start : start + batch_size], shape, device)
-                y = y_all if context is None else context
-                y = None if y is None else y[start : start + batch_size].to(device)
-                origin = None
-                if images is not None:
-                    origin = Origin(encode(codec, images[start : start + batch_size].to(device)), strength)
-                options: dict[str, Any] = {"noise": noise, "cache": cache, "origin": origin}
-                yield from sample(denoiser, noise(0), sampler=sampler, steps=sampling.steps, y=y, **options)
+                part = slice(start, start + batch_size)
+                noise = SeededNoise(seeds[part], shape, device)
+                y = None if given is None else given[part].to(device)
+                origin = None if images is None else Origin(encode(codec, images[part].to(device)), strength)
+                options: dict[str, Any] = {"sampler": sampler, "steps": sampling.steps, "noise": noise, "cache": cache}
+                yield from sample(denoiser, noise(0), y=y, origin=origin, **options)
         finally:
-            self.backbone.train(was_training)
+            for network, training in zip(networks, were_training, strict=True):
+                network.train(training)
 
     def _condition(self, labels: list[Label]) -> Tensor:
         """Labels as the network takes them: [N] int64, or shares [N, K] where any lies between two."""

@@ -106,7 +106,7 @@ class Generation:
         if self.start is not None:
             given |= {"from_image": self.start.of(own), "strength": self.strength}
         show = progress and self.world.is_main
-        with progress_bar(len(own) * self._evaluations(), "sample", "step", show=show) as bar:
+        with progress_bar(len(own) * self.evaluations(), "sample", "step", show=show) as bar:
             done = 0
             for images in self.system.generate(
                 seeds, labels, sampling=self.sampling, batch_size=self.batch_size, on_step=bar.update, **given
@@ -215,13 +215,18 @@ class Generation:
             label = self.labels[i]
             own |= _point("label", label) | {"class": self.system.config.classes.title(label)}
         if self.start is not None:
-            own |= {"from_image": self.start.name(i), "strength": self.strength}
+            name = self.start.name(i)
+            own |= {"strength": self.strength} | ({"from_image": name} if name else {})
         if self.context is not None:
             own |= {"context": self.context.name, "row": i % len(self.context.rows)}
         return own
 
-    def _evaluations(self) -> int:
-        """Network evaluations per image."""
+    def evaluations(self) -> int:
+        """Evaluations of the denoiser per image.
+
+        Raises:
+            UserError: the strength leaves none.
+        """
         if self.start is None:
             return self.sampling.steps
         sampler = make_sampler(self.sampling.sampler, eta=self.sampling.eta, clip=self.sampling.clip)
@@ -308,7 +313,7 @@ def generate(
     if batch_size < 1:
         raise UserError(f"batch_size is {batch_size}; it counts images, at least 1")
     if isinstance(model, System):
-        graph, system = None, model.fused() if not isinstance(model.backbone, Graph) else model
+        graph, system = None, model.fused()
         world = dist.start(str(next((p.device for p in system.backbone.parameters()), "cpu")))
     else:
         graph = find_graph(model, engine)
@@ -333,14 +338,16 @@ def generate(
         raise UserError(f"{cached} caches steps and an exported graph always runs whole; sample from the model instead")
     if strength is not None and from_image is None:
         raise UserError(
-            f"strength is {strength:g} and there is no image to start from; give from_image, or leave it out"
+            f"strength is {strength:g} and there is no image to start from; give one (--from-image), or leave it out"
         )
     start = None if from_image is None else start_images(from_image, system)
     if seeds is None:
         seeds = [*range(16 if start is None or len(start.pixels) == 1 else len(start.pixels))]
     each = _labels(labels, seeds, system.config.classes)
     strength = STRENGTH if strength is None else strength
-    return Generation(system, seeds, each, chosen, vectors, batch_size, world, start, strength)
+    generation = Generation(system, seeds, each, chosen, vectors, batch_size, world, start, strength)
+    generation.evaluations()  # refuses a strength that leaves none, before a folder is made
+    return generation
 
 
 def _labels(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import zipfile
 import zlib
 from collections.abc import Sequence
@@ -24,6 +25,8 @@ from udit.exporting.find import find_graph, load_graph
 from udit.images import has_settings
 from udit.store import load
 from udit.training.posthoc import posthoc_ema
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -117,11 +120,11 @@ def start_images(source: str | Path | Tensor, system: System) -> StartImages:
         raise UserError(f"{path} holds no PNG, JPEG, WebP or GIF to start from; give a folder of images, or one image")
     if channels not in (1, 3) or height != width:
         raise UserError(
-            f"the model draws {height}x{width} images of {channels} channels and files become squares of 1 or 3; give "
-            "a tensor in Python (from_image)"
+            f"the model draws {height}x{width} images of {channels} channels and files become squares of 1 or 3; hand "
+            "it pixels in Python (udit.generate, from_image)"
         )
     colours: Literal[1, 3] = 3 if channels == 3 else 1
-    return StartImages(torch.stack([torch.from_numpy(decode(file, height, colours)) for file in paths]), names)
+    return StartImages(torch.from_numpy(np.stack([decode(file, height, colours) for file in paths])), names)
 
 
 def weaker_model(source: System | str | Path | float, model: System | str | Path) -> System:
@@ -136,13 +139,20 @@ def weaker_model(source: System | str | Path | float, model: System | str | Path
         UserError: there is none, or a length for something else than a run folder.
     """
     if isinstance(source, System):
-        return source if isinstance(model, System) else source.fused()
+        return source
     if isinstance(source, int | float):
         if isinstance(model, System):
             raise UserError(
                 f"autoguide is the EMA length {source:g} and the model is loaded already; give the run's folder, or a "
                 "system (udit.posthoc_ema)"
             )
-        return posthoc_ema(model, float(source)).system
+        average = posthoc_ema(model, float(source))
+        if not average.spanned:
+            logger.warning(
+                "the snapshots of %s hardly represent an EMA of length %g: take one between theirs, e.g. 0.05",
+                model,
+                source,
+            )
+        return average.system
     graph = find_graph(source, None)
     return load_graph(graph, source, "ema") if graph else load(source)

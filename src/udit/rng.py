@@ -43,18 +43,18 @@ def normal(shape: Sequence[int], seed: int, purpose: str, *index: int) -> Tensor
 def normal_at(shape: Sequence[int], seed: Seed, purpose: str, *index: int) -> Tensor:
     """As ``normal``; at a point between two seeds, spherically interpolated (Shoemake 1985) in float64.
 
-    On the great circle through two draws the norm passes evenly from the one to the other, which for noise is
-    sqrt(dimensions) all along; on the straight line the middle would be too short by sqrt(2).
+    The direction turns evenly on the great circle through both draws, and the norm passes evenly from the one's to the
+    other's: about sqrt(dimensions) all along, as of noise. On the straight line the middle would be shorter by sqrt(2).
     """
     if not isinstance(seed, Between):
         return normal(shape, seed, purpose, *index)
     a, b = (normal(shape, end, purpose, *index).double() for end in (seed.first, seed.second))
-    cosine = (a * b).sum() / (a.norm() * b.norm())
-    angle = cosine.clamp(-1, 1).acos()
-    if float(angle.sin()) < 1e-6:  # one direction: the circle is not decided, and the line serves
-        return a.lerp(b, seed.share).float()
-    parts = ((1 - seed.share) * angle).sin() * a + (seed.share * angle).sin() * b
-    return (parts / angle.sin()).float()
+    share, one, two = seed.share, a / a.norm(), b / b.norm()
+    angle = (one * two).sum().clamp(-1, 1).acos()
+    if float(angle.sin()) < 1e-6:  # the same seed, or opposite draws: no circle is decided, and the line serves
+        return a.lerp(b, share).float()
+    direction = (((1 - share) * angle).sin() * one + (share * angle).sin() * two) / angle.sin()
+    return (direction * ((1 - share) * a.norm() + share * b.norm())).float()
 
 
 def seeds_of(values: Sequence[Seed]) -> list[Seed]:

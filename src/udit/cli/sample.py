@@ -16,6 +16,8 @@ from udit.tuning.quality import Level
 
 STRIP = 9
 """Images of an interpolation where no number is given."""
+OF_KINDS = ("guidance_kind", "guidance_eta", "guidance_norm", "guidance_momentum", "guidance_zero_init")
+"""Settings that depend on one another and on the sampler: they are checked with the model's own, when that is read."""
 
 
 def sample(
@@ -35,18 +37,18 @@ def sample(
     guidance: float | None = None,
     sampler: SamplerOption = None,
     guidance_channels: int | None = None,
-    guidance_interval: tuple[float, float] | None = None,
-    guidance_levels: tuple[float, float] | None = None,
+    guidance_interval: str | None = None,
+    guidance_levels: str | None = None,
     guidance_kind: Literal["cfg", "apg", "cfg-zero"] | None = None,
     guidance_rescale: float | None = None,
     guidance_eta: float | None = None,
     guidance_norm: float | None = None,
     guidance_momentum: float | None = None,
     guidance_zero_init: int | None = None,
-    autoguide: str | None = None,
-    autoguide_ema: float | None = None,
     eta: float | None = None,
     cache: int | None = None,
+    autoguide: str | None = None,
+    autoguide_ema: float | None = None,
     out: Path = Path("samples"),
     output: Literal["png", "npz"] = "png",
     overwrite: Annotated[bool, Parameter(negative="")] = False,
@@ -95,9 +97,9 @@ def sample(
     guidance_channels
         Guide only the first so many channels; 3 is the published DiT protocol.
     guidance_interval
-        Two times between which guidance acts, 0 (image) to 1 (noise), e.g. 0.2 0.8.
+        Two times between which guidance acts, 0 (image) to 1 (noise), e.g. 0.2,0.8.
     guidance_levels
-        Two noise levels sigma / alpha between which guidance acts, e.g. 0.2 3, in place of --guidance-interval.
+        Two noise levels sigma / alpha between which guidance acts, e.g. 0.2,3, in place of --guidance-interval.
     guidance_kind
         cfg (plain); apg, which leaves out what saturates colours; or cfg-zero, CFG-Zero* of flow matching.
     guidance_rescale
@@ -110,15 +112,15 @@ def sample(
         apg: what one evaluation's guidance adds to the next one's; -0.5 if not given, 0 is nothing.
     guidance_zero_init
         cfg-zero: evaluations at the start whose velocity is 0; 1 if not given.
-    autoguide
-        A weaker model of the same data (folder or hub id: smaller, or trained for less long), with which guidance
-        compares instead of with no class.
-    autoguide_ema
-        The same with an EMA of this run of another length, e.g. 0.02; the run needs training.posthoc_ema.
     eta
         DDIM's share of fresh noise, 0 to 1.
     cache
         Run the deep part of the network at every N-th evaluation only; 1 means always.
+    autoguide
+        A weaker model of the same data, smaller or trained for less long, with which guidance compares in place of no
+        class: a folder or a hub id.
+    autoguide_ema
+        The same with an EMA of this run of another length, e.g. 0.05; the run needs training.posthoc_ema.
     out
         Folder for the images; one that holds images already is refused.
     output
@@ -149,8 +151,8 @@ def sample(
         "sampler": sampler,
         "eta": eta,
         "guidance_channels": guidance_channels,
-        "guidance_interval": guidance_interval,
-        "guidance_levels": guidance_levels,
+        "guidance_interval": _ends("--guidance-interval", guidance_interval),
+        "guidance_levels": _ends("--guidance-levels", guidance_levels),
         "guidance_kind": guidance_kind,
         "guidance_rescale": guidance_rescale,
         "guidance_eta": guidance_eta,
@@ -163,7 +165,7 @@ def sample(
     if quality and changes:
         option = next(iter(changes)).replace("_", "-")
         raise UserError(f"--{option} is given and --quality {quality} sets it; leave one of them out")
-    SamplingConfig().replace(**changes)
+    SamplingConfig().replace(**{key: value for key, value in changes.items() if key not in OF_KINDS})
 
     from udit.generation import generate
 
@@ -218,6 +220,21 @@ def _seeds_and_labels(
     if more:
         raise UserError(f"--seeds is {seeds} and --interpolate-labels shows one seed; give one")
     return [first] * count, wanted
+
+
+def _ends(option: str, text: str | None) -> tuple[float, float] | None:
+    """Two numbers of ``0.2,0.8``.
+
+    Raises:
+        UserError: the text is something else.
+    """
+    if text is None:
+        return None
+    try:
+        low, high = map(float, text.split(","))
+    except ValueError:
+        raise UserError(f"{option} is {text!r}; write two numbers, e.g. 0.2,0.8") from None
+    return low, high
 
 
 def parse_seeds(text: str | None, count: int | None, option: str = "--seeds") -> list[int]:

@@ -196,7 +196,7 @@ class CachedGuidance(Guided):
         self.state.call += 1
         return super().predict(x_t, t, y)
 
-    def halves(self, x_t: Tensor, t: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+    def halves(self, x_t: Tensor, t: Tensor, y: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
         """As ``Guided``; between refreshes the null prediction is the conditional one minus the kept difference."""
         difference = None if self.policy.runs(self.state.call) else self.state.differences.recall(t)
         if difference is None:

@@ -199,7 +199,7 @@ class _RecordedGuidance(Guided):
 
     record: _Record = field(kw_only=True)
 
-    def halves(self, x_t: Tensor, t: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+    def halves(self, x_t: Tensor, t: Tensor, y: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
         """As ``Guided``."""
         cond, uncond, variance = super().halves(x_t, t, y)
         self.record.guidance[len(self.record.times) - 1] = (self.guidance - 1) * (cond - uncond)

@@ -42,8 +42,8 @@ class Pair:
     """[B, C, H, W]."""
     target: Target
     """What both predict."""
-    velocity: Target
-    """What the process predicts: the velocity, of a flow."""
+    velocity: Target | None
+    """dx_t/dt of the process, where it is a flow."""
     alpha: Tensor
     """[B, 1, 1, 1]."""
     sigma: Tensor
@@ -70,6 +70,7 @@ class Pair:
         """A velocity as the network's prediction."""
         if self.target == self.velocity:
             return velocity
+        assert self.velocity is not None, "asked of flows alone"
         ends = decode(self.velocity, velocity, self.x_t, self.alpha, self.sigma)
         return encode(self.target, *ends, self.alpha, self.sigma)
 
@@ -77,6 +78,7 @@ class Pair:
         prediction = prediction.to(self.alpha.dtype)
         if self.target == self.velocity:
             return prediction
+        assert self.velocity is not None, "asked of flows alone"
         ends = decode(self.target, prediction, self.x_t, self.alpha, self.sigma)
         return encode(self.velocity, *ends, self.alpha, self.sigma)
 

@@ -57,7 +57,6 @@ class Guided:
     run: GuidanceRun | None = field(default=None, kw_only=True, compare=False, repr=False)
 
     def __post_init__(self) -> None:
-        process = self.schedule.process
         if self.denoiser.null_label is not None and self.null is not None:
             raise UserError("the model has a null label and was handed a null condition too; leave null out")
         if self.weak is not None:
@@ -67,10 +66,10 @@ class Guided:
                 f"guidance {self.guidance:g} needs a null label to compare with and the model has none; use guidance "
                 "1, or a weaker model (autoguide)"
             )
-        if (isinstance(self.rule, CFGZero) or self.zero_init) and not process.has_velocity:
+        if (isinstance(self.rule, CFGZero) or self.zero_init) and self.schedule.velocity is None:
             raise UserError(
-                f"CFG-Zero* corrects the velocity of a flow and the model was trained with {process.title}; use cfg or "
-                "apg"
+                f"CFG-Zero* corrects the velocity of a flow and the model was trained with "
+                f"{self.schedule.process.title}; use cfg or apg"
             )
 
     def _check_weak(self, weak: Denoiser) -> None:
@@ -106,7 +105,7 @@ class Guided:
     def predict(self, x_t: Tensor, t: Tensor, y: Tensor | None) -> Prediction:
         """As ``__call__``, after the evaluations whose velocity is 0."""
         active = self._active(t)
-        if y is None or self.guidance == 1 or not bool(active.any()):
+        if (y is None and self.weak is None) or self.guidance == 1 or not bool(active.any()):
             return self.denoiser(x_t, t, y)
         cond, other, variance = self.halves(x_t, t, y)
         guidance = torch.where(active, self.guidance, 1.0).to(cond.dtype).view(-1, *[1] * (cond.ndim - 1))
@@ -126,7 +125,7 @@ class Guided:
     def _combined(self, cond: Tensor, other: Tensor, guidance: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
         alpha, sigma = self.schedule.alpha_sigma(t, x_t)
         x_t = x_t[:, : self.channels]
-        pair = Pair(cond, other, x_t, self.denoiser.target, self.schedule.target, alpha, sigma)
+        pair = Pair(cond, other, x_t, self.denoiser.target, self.schedule.velocity, alpha, sigma)
         guided = self.rule(pair, guidance, self.run)
         return rescaled(guided, cond, self.rescale) if self.rescale else guided
 
@@ -134,9 +133,10 @@ class Guided:
         """The prediction of velocity 0."""
         alpha, sigma = self.schedule.alpha_sigma(t, x_t)
         x_t = x_t.to(alpha.dtype)
-        return Prediction(*decode(self.schedule.target, torch.zeros_like(x_t), x_t, alpha, sigma), variance=None)
+        assert self.schedule.velocity is not None, "checked above"
+        return Prediction(*decode(self.schedule.velocity, torch.zeros_like(x_t), x_t, alpha, sigma), variance=None)
 
-    def halves(self, x_t: Tensor, t: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+    def halves(self, x_t: Tensor, t: Tensor, y: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
         """The conditional prediction, the one it is compared with, and the conditional variance.
 
         The null label's is computed in one batch of 2 B, a weaker model's in a pass of its own.
@@ -144,6 +144,7 @@ class Guided:
         if self.weak is not None:
             cond, variance = self.denoiser.raw(x_t, t, y)
             return cond, self.weak.raw(x_t, t, y)[0], variance
+        assert y is not None, "no label is guided from the null label"
         labels = torch.cat([y, self._null_like(y)])
         prediction, variance = self.denoiser.raw(torch.cat([x_t, x_t]), torch.cat([t, t]), labels)
         cond, uncond = prediction.chunk(2)

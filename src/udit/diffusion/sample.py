@@ -125,8 +125,10 @@ def _steps(
     if origin is not None:
         whole, rest = sampler.times(denoiser, steps), sampler.times(denoiser, steps, origin.strength)
         left_out = len(whole) - len(rest)
-    denoiser = denoiser.begun(left_out) if isinstance(denoiser, Guided) else denoiser
-    denoiser = cache.wrap(denoiser, left_out) if cache else denoiser
+    unasked = left_out  # evaluations of the network itself
+    if isinstance(denoiser, Guided):
+        denoiser, unasked = denoiser.begun(left_out), max(0, left_out - denoiser.zero_init)
+    denoiser = cache.wrap(denoiser, unasked) if cache else denoiser
     start = {} if origin is None else {"origin": origin}
     with torch.no_grad():
         yield from sampler(denoiser, x_T, steps, y, noise, **start)

@@ -25,6 +25,9 @@ from udit.diffusion.schedule import Schedule, Table
 from udit.diffusion.targets import Target, encode
 from udit.errors import UserError, nearest
 
+LEAST_SIGNAL = 2.0**-24
+"""Signal's share of the variance that solvers see at a last step without any; diffusers has the same."""
+
 
 @dataclass(frozen=True)
 class Solver:
@@ -66,7 +69,7 @@ class Solver:
         schedule = denoiser.schedule
         solver = self._solver(schedule, steps)
         discrete = schedule.discrete_betas() is not None
-        velocity: Target = schedule.target if self._own_time else "flow"
+        velocity: Target = (schedule.velocity if self._own_time else None) or "flow"
         places, first = self._places(schedule, solver), 0
         if origin is None:
             x = x.float() if discrete else x.float() * float(solver.sigmas[0])  # DPM-Solver++: just below pure noise
@@ -103,6 +106,8 @@ class Solver:
         betas = schedule.discrete_betas()
         if betas is not None and int(steps) > len(betas):
             raise UserError(f"steps is {steps}; the schedule has {len(betas)}, ask for at most so many")
+        if betas is not None and betas[-1] == 1:  # solvers step along the logarithm
+            betas = np.append(betas[:-1], 1 - LEAST_SIGNAL / np.prod(1 - betas[:-1]))
         return self._build(betas, int(steps))
 
     def _build(self, betas: Table | None, steps: int) -> Any:

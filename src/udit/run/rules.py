@@ -123,6 +123,27 @@ def reversed_flow_is_trained_as_flow(run: Run, seen: DataInfo) -> str | None:
     return f"diffusion.kind is {run.diffusion.kind} and the model predicts a reversed flow; set diffusion.kind=flow"
 
 
+def reversed_flow_predicts_velocity_or_data(run: Run, seen: DataInfo) -> str | None:
+    """A model of a reversed flow predicts what the other direction has as well."""
+    predict = getattr(run.diffusion, "predict", "velocity")
+    if not (run.model.reversed_flow and run.diffusion.reversible) or predict in ("velocity", "x0"):
+        return None
+    return (
+        f"diffusion.predict is {predict} and {run.model.family} counts time from noise to data (reversed flow); set it "
+        "to velocity or x0"
+    )
+
+
+def ratio_of_noise_is_finite(run: Run, seen: DataInfo) -> str | None:
+    """A model that gets the ratio of noise to signal cannot be asked where there is no signal."""
+    if run.model.time != "sigma" or not getattr(run.diffusion, "zero_terminal_snr", False):
+        return None
+    return (
+        f"diffusion.zero_terminal_snr is true and {run.model.family} gets the ratio of noise to signal, which is "
+        "infinite there; set it to false"
+    )
+
+
 def sampler_is_the_process_s(run: Run, seen: DataInfo) -> str | None:
     """The sampler is one of the noising process's."""
     if run.sampling.sampler in run.diffusion.samplers():
@@ -224,6 +245,8 @@ RULES: tuple[Rule, ...] = (
     caching_needs_the_usual_direction,
     data_gives_labels,
     reversed_flow_is_trained_as_flow,
+    reversed_flow_predicts_velocity_or_data,
+    ratio_of_noise_is_finite,
     sampler_is_the_process_s,
     steps_are_within_the_schedule,
     level_dropout_needs_labels_at_levels,
