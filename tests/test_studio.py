@@ -317,7 +317,8 @@ def test_a_drawing_shows_every_step_and_saves_images_with_their_settings(studio:
 
 
 def test_the_command_draws_the_same_images(studio: Studio, tmp_path: Path) -> None:
-    end = last(studio.draw(Wanted("kept/model", seeds="3, 5", classes=[1, 0], changes={"steps": 3, "guidance": 1.5})))
+    changes = {"steps": 3, "guidance": 1.5, "guidance_interval": (0.0, 0.8), "eta": 0.5, "guidance_kind": "apg"}
+    end = last(studio.draw(Wanted("kept/model", seeds="3, 5", classes=[1, 0], changes=changes)))
     with pytest.raises(SystemExit) as ended:
         main([*shlex.split(end.command)[1:], "--out", str(tmp_path), "--no-progress"])
     assert ended.value.code == 0

@@ -305,10 +305,7 @@ class System:
         strength: float = STRENGTH,
         batch_size: int = 64,
     ) -> Iterator[Step]:
-        """As ``generate``, of which it yields every step, batch after batch; nothing is computed between two.
-
-        The ``x`` of the step whose ``index`` is its ``total`` is what the codec decodes to a batch's images.
-        """
+        """As ``generate``, and yields every step; a batch's last one (``index`` is ``total``) has what is decoded."""
         seeds = rng.seeds_of(seeds)
         chosen = None if labels is None else self.config.classes.points(labels)
         if chosen is not None and len(chosen) != len(seeds):

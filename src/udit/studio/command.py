@@ -38,7 +38,7 @@ def command_of(choice: Choice, weights: str, own: SamplingConfig, request: Drawi
     words += ["--seeds", _ranges(request.seeds)]
     for key in changed:
         value = getattr(request.sampling, key)
-        words += [f"--{key.replace('_', '-')}", *map(str, value if isinstance(value, tuple) else (value,))]
+        words += [f"--{key.replace('_', '-')}", ",".join(map(str, value)) if isinstance(value, tuple) else str(value)]
     words += ["--weights", weights] if weights != "ema" else []
     return shlex.join(words)
 

@@ -14,9 +14,10 @@ from torch import Tensor
 
 from udit.assemble import STRENGTH, System
 from udit.data.codec_config import VAECodec
-from udit.diffusion.config import GUIDANCE_KEYS, SamplingConfig, check_sampler
+from udit.diffusion.config import SamplingConfig, check_sampler
 from udit.diffusion.sample import Step
 from udit.diffusion.samplers import SAMPLERS
+from udit.diffusion.settings import GUIDANCE_KEYS
 from udit.dist import World
 from udit.errors import UserError
 from udit.generation import Generation

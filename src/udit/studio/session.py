@@ -78,14 +78,15 @@ class Studio:
     def __init__(self, place: Place, device: str = "auto") -> None:
         self.place = place
         self.shelf = Shelf(device)
-        self.folder = Path(tempfile.mkdtemp(prefix="udit-studio-"))
+        self._temporary = tempfile.TemporaryDirectory(prefix="udit-studio-", ignore_cleanup_errors=True)
+        self.folder = Path(self._temporary.name)
         """Of this server alone: what is saved and uploaded, removed when it ends."""
         self._watches: dict[Path, Watch] = {}
         self._lock = Lock()
 
     def close(self) -> None:
         """Removes the saved files."""
-        shutil.rmtree(self.folder, ignore_errors=True)
+        self._temporary.cleanup()
 
     def watch(self, title: object) -> Watch:
         """A run of the place.
