@@ -22,6 +22,6 @@ def studio(place: str = "runs", /, *, port: int = 7860, device: str = "auto") ->
     from udit.studio.serve import open_studio
 
     server = open_studio(place, port=port, device=device)
-    say(f"studio of {server.studio.place.shown}: {server.url} (Ctrl-C ends it)")
+    say(f"studio of {server.studio.place.root}: {server.url} (Ctrl-C ends it)")
     server.run()
     return 0

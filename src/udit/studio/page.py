@@ -51,7 +51,7 @@ def style() -> str:
 def build(studio: Studio) -> gr.Blocks:
     """The page of a place; its queue has all limits set."""
     with gr.Blocks(title="udit studio", analytics_enabled=False, fill_width=True, delete_cache=KEPT) as page:
-        gr.HTML(f"<div class='top'><h1>udit studio</h1><p>{escape(studio.place.shown)}</p></div>")
+        gr.HTML(f"<div class='top'><h1>udit studio</h1><p>{escape(studio.place.root)}</p></div>")
         with gr.Tabs():
             with gr.Tab("Draw"):
                 draw_tab(studio, page)

@@ -53,11 +53,6 @@ class Place:
     """As the user gave it."""
 
     @property
-    def shown(self) -> str:
-        """For the head of the page."""
-        return str(Path(self.root).resolve()) if self.may_have_runs else self.root
-
-    @property
     def may_have_runs(self) -> bool:
         """Whether it is a folder."""
         return Path(self.root).is_dir()

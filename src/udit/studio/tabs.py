@@ -46,7 +46,7 @@ def draw_tab(studio: Studio, page: gr.Blocks) -> None:
 
 
 def between_tab(studio: Studio, page: gr.Blocks) -> None:
-    """Images that pass from seed to seed and from class to class."""
+    """Images between seeds and between classes."""
     with gr.Row():
         with gr.Column(scale=2, min_width=300):
             model = model_of(studio, "Model")
