@@ -63,7 +63,7 @@ test: install  ## Runs the fast tests on two processes
 test-isa: install  ## Runs the numerical tests under every instruction set of this processor, two processes each
 	$(BIN)/python tests/isa.py
 
-test-slow: install-all  ## Runs the slow tests on two processes: kills, disk faults, full sizes (some need strace)
+test-slow: install-all  ## Runs the slow tests on two processes: kills, disk faults, full sizes, a browser (some need strace, chromium)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slow -n 2 --dist loadfile --timeout 900
 
 release-check:  ## Builds wheel and sdist, installs them in new environments, draws the first images (downloads; up to an hour)

@@ -38,6 +38,7 @@ from udit.cli.parity import parity
 from udit.cli.reference import ref
 from udit.cli.sample import sample
 from udit.cli.scores import scores
+from udit.cli.studio import studio
 from udit.cli.train import train
 from udit.cli.tune import tune
 from udit.errors import A_SLIP, PeerError, RunError, UserError, nearest, one_line, ran_out_of_memory, resembling
@@ -95,6 +96,7 @@ app.command(models)
 app.command(parity)
 app.command(bench)
 app.command(doctor)
+app.command(studio)
 
 
 def main(arguments: list[str] | None = None) -> NoReturn:
