@@ -22,9 +22,10 @@ from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
 import udit
+from system_pages import navigation, systems_pages
 from udit.cli import app
 from udit.diffusion.config import PROCESSES
-from udit.models.catalog import CATALOG, Entry, families
+from udit.models.catalog import families
 from udit.run.config import MAY_CHANGE, Run
 from udit.run.recipes import list_recipes
 from udit.spec.words import specs_of
@@ -55,15 +56,23 @@ def _command(name: str, command: Any) -> str:
     told = [said.short_description or "", said.long_description or ""]
     lines = [f"## udit {name}\n", "\n\n".join(part for part in told if part), ""]
     rows = []
-    for argument in command.assemble_argument_collection():
+    for argument in command.assemble_argument_collection(parse_docstring=True):
+        if argument.parameter.show is False:
+            continue
         names = [word for word in argument.names if word.startswith("--")] or [argument.name]
-        field = argument.field_info
-        default = "" if field.default in (inspect.Parameter.empty, None, ()) else f"`{field.default}`"
+        default = argument.field_info.default
+        shown = "" if default in (inspect.Parameter.empty, None, False, ()) else f"`{_plain(default)}`"
         meaning = " ".join((argument.parameter.help or "").split())
-        rows.append(f"| `{names[0]}` | {default} | {_cell(meaning)} |")
+        rows.append(f"| {', '.join(f'`{name}`' for name in names)} | {shown} | {_cell(meaning)} |")
     if rows:
         lines += ["| argument | default | meaning |", "| --- | --- | --- |", *rows, ""]
     return "\n".join(lines)
+
+
+def _plain(default: Any) -> str:
+    if isinstance(default, bool):
+        return str(default).lower()
+    return ", ".join(map(str, default)) if isinstance(default, tuple) else str(default)
 
 
 def _cell(text: str) -> str:
@@ -125,7 +134,7 @@ def _section(title: str, prefix: str, spec: type[BaseModel], fields: dict[str, F
     lines.append("| --- | --- | --- | --- |")
     for key, field in fields.items():
         star = " *" if f"{prefix}{key}" in MAY_CHANGE or prefix.rstrip(".") in MAY_CHANGE else ""
-        meaning = " ".join(told.get(key, "").split())
+        meaning = re.sub(r"\bNone\b", "null", " ".join(told.get(key, "").split()))
         default = "required" if field.is_required() else f"`{_default(field)}`"
         lines.append(f"| `{prefix}{key}`{star} | {_cell(_takes(field.annotation))} | {default} | {_cell(meaning)} |")
     return "\n".join([*lines, ""])
@@ -187,12 +196,7 @@ def python_page() -> str:
             continue
         thing = getattr(udit, name)
         said = parse(inspect.getdoc(thing) or "")
-        try:
-            signature = str(inspect.signature(thing))
-        except ValueError:
-            signature = "(...)"
-        signature = re.sub(r"\s*->\s*'?None'?$", "", signature.replace("'", ""))
-        lines += [f"## udit.{name}\n", f"```text\n{name}{signature}\n```\n", (said.short_description or "") + "\n"]
+        lines += [f"## udit.{name}\n", f"```text\n{_signature(name, thing)}\n```\n", (said.short_description or "") + "\n"]
         if said.long_description and not issubclass(type(thing), type):
             lines.append(said.long_description + "\n")
         rows = [f"- `{one.arg_name}`: {' '.join((one.description or '').split())}" for one in said.params]
@@ -200,80 +204,26 @@ def python_page() -> str:
     return GENERATED + "\n".join(lines)
 
 
-# ---- systems -----------------------------------------------------------------------------------------------------------
-
-NOTES = Path(__file__).with_name("systems.json")
-"""What the code does not say of a system: title, what it is in two sentences, what to know when using it."""
-
-
-def systems_pages() -> dict[str, str]:
-    """{file name: page} of docs/systems/."""
-    notes = json.loads(NOTES.read_text(encoding="utf-8"))
-    digits = json.loads(Path(__file__).with_name("digits.json").read_text(encoding="utf-8"))
-    grouped: dict[str, list[tuple[str, Entry]]] = {}
-    for name, entry in CATALOG.items():
-        grouped.setdefault(_system(name, notes), []).append((name, entry))
-    pages = {f"{key.lower()}.md": _system_page(key, rows, notes[key], digits) for key, rows in grouped.items()}
-    lines = ["# Systems\n", "One page for each; [all sizes](../models.md) with parameters and MACs.\n"]
-    lines += [f"- [{key}]({key.lower()}.md): {notes[key]['is'].split('. ')[0].rstrip('.')}." for key in grouped]
-    return {"index.md": GENERATED + "\n".join(lines) + "\n", **pages}
-
-
-def _system(name: str, notes: dict[str, Any]) -> str:
-    """The longest key of the notes that a catalogue name begins with."""
-    found = [key for key in notes if name.startswith(key)]
-    assert found, f"{name}: no entry of {NOTES.name} begins its name"
-    return max(found, key=len)
+def _signature(name: str, thing: Any) -> str:
+    """One line if it fits, else one for each argument."""
+    found = inspect.signature(thing)
+    parts, keyword = [], False
+    for one in found.parameters.values():
+        if one.kind is one.KEYWORD_ONLY and not keyword:
+            parts.append("*")
+            keyword = True
+        star = {one.VAR_POSITIONAL: "*", one.VAR_KEYWORD: "**"}.get(one.kind, "")
+        kind = f": {one.annotation}" if one.annotation is not one.empty else ""
+        value = "..." if callable(one.default) else repr(one.default)
+        default = "" if one.default is one.empty else f" = {value}" if kind else f"={value}"
+        parts.append(f"{star}{one.name}{kind}{default}")
+    result = found.return_annotation
+    end = "" if result is found.empty or result in (None, "None") else f" -> {result}"
+    line = f"{name}({', '.join(parts)}){end}"
+    return line if len(line) <= 100 else "\n".join([f"{name}(", *(f"    {part}," for part in parts), f"){end}"])
 
 
-def _system_page(key: str, rows: list[tuple[str, Entry]], note: dict[str, Any], digits: dict[str, Any]) -> str:
-    about = rows[0][1].about
-    tiny = next((name for name, _ in rows if name.endswith("-tiny")), None)
-    names = [name for name, _ in rows]
-    lines = [
-        f"# {key}\n",
-        note["is"] + "\n",
-        f"Paper: [arXiv {about.paper}](https://arxiv.org/abs/{about.paper}). Official program's licence: {about.code}; none of "
-        "its code is here.\n",
-        "| part | here |",
-        "| --- | --- |",
-        f"| attention | {about.attention} |",
-        f"| FFN | {about.ffn} |",
-        f"| skips | {about.skips} |",
-        f"| what is exact | {about.exact} |",
-        f"| published weights | {'; '.join(dict.fromkeys(entry.weights for _, entry in rows))} |",
-        "",
-        "## Sizes\n",
-        ", ".join(f"`{name}`" for name in names) + "; parameters and MACs are in [the catalogue](../models.md).\n",
-        "## Train and sample it\n",
-        f"    udit train digits model={tiny or names[0]} out=runs/mine\n    udit sample runs/mine --n 16 --out samples\n",
-    ]
-    if tiny and (row := _digits_row(tiny, digits)):
-        lines.append(row)
-    if note.get("know"):
-        lines += ["## Good to know\n", *(f"- {line}" for line in note["know"]), ""]
-    return GENERATED + "\n".join(lines)
-
-
-def _digits_row(tiny: str, digits: dict[str, Any]) -> str:
-    """A sentence on the score of a tiny model on the digits, from its record."""
-    if tiny not in digits:
-        return ""
-    row = digits[tiny]
-    low, high = row["agreement_interval"]
-    return (
-        f"On the digits `{tiny}` reached {100 * row['agreement']:.1f} % class agreement ({100 * low:.1f} to {100 * high:.1f}, "
-        f"N = {row['num_samples']:,}) after the demo's budget, with one learning rate for all systems "
-        "([the comparison](../digits.md)).\n"
-    )
-
-
-def navigation(text: str) -> str:
-    """mkdocs.yml with an entry for each page of docs/systems/."""
-    notes = json.loads(NOTES.read_text(encoding="utf-8"))
-    keys = list(dict.fromkeys(_system(name, notes) for name in CATALOG))
-    entries = "".join(f"      - {key}: systems/{key.lower()}.md\n" for key in keys)
-    return re.sub(r"(?<=# systems\n).*?(?=      # end of systems)", lambda _: entries, text, flags=re.DOTALL)
+# ---- all of it --------------------------------------------------------------------------------------------------------
 
 
 def pages() -> dict[Path, str]:
@@ -283,7 +233,7 @@ def pages() -> dict[Path, str]:
         DOCS / "reference" / "keys.md": keys_page(),
         DOCS / "reference" / "python.md": python_page(),
     }
-    found |= {DOCS / "systems" / name: text for name, text in systems_pages().items()}
+    found |= {DOCS / "systems" / name: text for name, text in systems_pages(GENERATED).items()}
     found[MKDOCS] = navigation(MKDOCS.read_text(encoding="utf-8"))
     return {path: text.rstrip("\n") + "\n" for path, text in found.items()}
 
