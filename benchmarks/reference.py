@@ -1,4 +1,4 @@
-"""Writes docs/reference/ and docs/systems/: every command, every key of a recipe, the Python API, a page per system.
+"""Writes docs/reference/, docs/systems/ and llms.txt: commands, keys of a recipe, the Python API, a page per system.
 
 All of it comes from the code: commands from their signatures and docstrings, keys from the configs, systems from the
 catalogue. ``python benchmarks/reference.py`` writes; ``make docs`` calls it, and a test compares.
@@ -20,6 +20,7 @@ from docstring_parser import parse
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
+from ruamel.yaml import YAML
 
 import udit
 from system_pages import navigation, systems_pages
@@ -223,6 +224,48 @@ def _signature(name: str, thing: Any) -> str:
     return line if len(line) <= 100 else "\n".join([f"{name}(", *(f"    {part}," for part in parts), f"){end}"])
 
 
+# ---- the index for language models --------------------------------------------------------------------------------------
+
+LLMS = DOCS.parent / "llms.txt"
+PREFACE = """# udit
+
+> U-shaped diffusion transformers in PyTorch: train, sample, score, convert and export U-DiT (arXiv 2405.02730) and the
+> systems around it, on a CPU or many GPUs.
+
+Commands are `udit COMMAND --help`; recipes are YAML with `key=value` overrides; every command is also a Python function
+(`udit.train`, `udit.generate`, `udit.evaluate` ...). The map of the code is docs/architecture.md.
+"""
+
+
+def llms_txt(navigation: str, written: dict[Path, str]) -> str:
+    """The pages in the order of mkdocs.yml, each with its first sentence.
+
+    Args:
+        navigation: text of mkdocs.yml.
+        written: pages that may not be on the disk yet.
+    """
+    lines = [PREFACE]
+    for item in YAML(typ="safe").load(navigation)["nav"]:
+        [(title, pages)] = item.items()
+        if isinstance(pages, list):
+            lines.append(f"\n## {title}\n")
+        for page in pages if isinstance(pages, list) else [item]:
+            name = page if isinstance(page, str) else next(iter(page.values()))
+            path = DOCS / name
+            heading, about = _opening(written[path] if path in written else path.read_text(encoding="utf-8"))
+            lines.append(f"- [{heading}](docs/{name}){f': {about}' if about else ''}")
+    return "\n".join(lines) + "\n"
+
+
+def _opening(text: str) -> tuple[str, str]:
+    """A page's heading, and the first sentence of plain text below it."""
+    text = re.sub(r"<!--.*?-->|```.*?```", "", text, flags=re.DOTALL)
+    heading, _, rest = text.partition("# ")[2].partition("\n")
+    plain = [part for part in re.split(r"\n\s*\n", rest) if re.match(r"\s*[\w`*]", part)]
+    sentence = re.split(r"(?<=[a-z)`\]]\.)\s", plain[0].strip(), maxsplit=1)[0] if plain else ""
+    return heading, " ".join(re.sub(r"\[([^\]]*)\]\([^)]*\)", r"\1", sentence).split())
+
+
 # ---- all of it --------------------------------------------------------------------------------------------------------
 
 
@@ -235,6 +278,7 @@ def pages() -> dict[Path, str]:
     }
     found |= {DOCS / "systems" / name: text for name, text in systems_pages(GENERATED).items()}
     found[MKDOCS] = navigation(MKDOCS.read_text(encoding="utf-8"))
+    found[LLMS] = llms_txt(found[MKDOCS], found)
     return {path: text.rstrip("\n") + "\n" for path, text in found.items()}
 
 
@@ -242,4 +286,4 @@ if __name__ == "__main__":
     for path, text in pages().items():
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text, encoding="utf-8")
-    sys.stdout.write(f"wrote {len(pages())} pages below {DOCS}\n")
+    sys.stdout.write(f"wrote {DOCS / 'reference'}, {DOCS / 'systems'}, {MKDOCS} and {LLMS}\n")
