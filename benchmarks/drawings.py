@@ -16,12 +16,12 @@ from matplotlib import pyplot as plt  # noqa: E402
 from matplotlib.patches import FancyArrowPatch, FancyBboxPatch, Rectangle  # noqa: E402
 
 IMAGES = Path(__file__).parents[1] / "docs" / "images"
-BLUE, ORANGE, GREEN, PINK, GREY = "#0072B2", "#E69F00", "#009E73", "#CC79A7", "#888888"
+BLUE, SKY, ORANGE, GREEN, PINK, GREY = "#0072B2", "#56B4E9", "#E69F00", "#009E73", "#CC79A7", "#888888"
 
 
 def box(axes: Any, x: float, y: float, w: float, h: float, text: str, colour: str) -> None:
-    axes.add_patch(FancyBboxPatch((x, y), w, h, boxstyle="round,pad=0.02", fc=colour, ec="none", alpha=0.9))
-    axes.text(x + w / 2, y + h / 2, text, ha="center", va="center", color="white", fontsize=9)
+    axes.add_patch(FancyBboxPatch((x, y), w, h, boxstyle="round,pad=0.02", fc=colour, ec="none"))
+    axes.text(x + w / 2, y + h / 2, text, ha="center", va="center", color="black", fontsize=10)
 
 
 def arrow(axes: Any, start: tuple[float, float], end: tuple[float, float], **style: Any) -> None:
@@ -35,33 +35,52 @@ def blank(width: float, height: float) -> tuple[Any, Any]:
     return figure, axes
 
 
-def shapes() -> Any:
-    """DiT in a row, and its blocks in a U."""
-    figure, axes = blank(9, 3.6)
+def plain() -> Any:
+    """DiT: blocks in a row, all on one map."""
+    figure, axes = blank(8, 1.6)
     for i in range(5):
-        box(axes, 0.2 + 0.9 * i, 2.6, 0.7, 0.6, "block", BLUE)
+        box(axes, 1.6 * i, 0, 1.3, 0.9, "block\n16 x 16", SKY)
         if i:
-            arrow(axes, (0.2 + 0.9 * i - 0.2, 2.9), (0.2 + 0.9 * i, 2.9))
-    axes.text(2.35, 3.45, "DiT: one map, every block sees all tokens", ha="center", fontsize=10)
-    places = [(5.6, 2.6, 1.0, "32 x 32"), (6.5, 1.6, 0.8, "16 x 16"), (7.3, 0.6, 0.7, "8 x 8")]
-    for k, (x, y, w, text) in enumerate(places):
-        box(axes, x, y, w, 0.6, text, [BLUE, ORANGE, GREEN][k])
-        if k < 2:
-            mirrored = 15.3 - x - w
-            box(axes, mirrored, y, w, 0.6, text, [BLUE, ORANGE, GREEN][k])
-            arrow(axes, (x + w, y + 0.3), (mirrored, y + 0.3), linestyle="--")
-    arrow(axes, (6.1, 2.6), (6.8, 2.2))
-    arrow(axes, (6.9, 1.6), (7.5, 1.2))
-    arrow(axes, (7.8, 1.2), (8.4, 1.6))
-    arrow(axes, (8.5, 2.2), (9.2, 2.6))
-    axes.text(7.65, 3.45, "DiT-UNet, U-DiT: a U; dashed: skips", ha="center", fontsize=10)
-    axes.set(xlim=(0, 10), ylim=(0.4, 3.7))
+            arrow(axes, (1.6 * i - 0.28, 0.45), (1.6 * i, 0.45))
+    axes.text(3.85, 1.15, "DiT: one map; each token attends to all 256", ha="center", fontsize=11)
+    axes.set(xlim=(-0.2, 7.9), ylim=(-0.1, 1.5))
     return figure
+
+
+def u(title: str, attends: tuple[str, str, str]) -> Any:
+    """A U of three maps; ``attends`` is what attention compares on each."""
+    figure, axes = blank(8, 3.9)
+    sides, colours = (32, 16, 8), (SKY, ORANGE, GREEN)
+    for level, (side, colour, words) in enumerate(zip(sides, colours, attends, strict=True)):
+        y, left = 2.6 - 1.3 * level, 1.25 * level
+        places = (left, 7.7 - left - 2.2) if level < 2 else (2.75,)
+        for x in places:
+            box(axes, x, y, 2.2, 0.9, f"{side} x {side}\n{words}", colour)
+        if level < 2:
+            arrow(axes, (places[0] + 2.25, y + 0.45), (places[1] - 0.03, y + 0.45), linestyle="--")
+            arrow(axes, (places[0] + 1.1, y - 0.03), (places[0] + (2.1 if level == 0 else 2.4), y - 0.37))
+            arrow(axes, (places[1] + (0.1 if level == 0 else -0.2), y - 0.37), (places[1] + 1.1, y - 0.03))
+    axes.text(3.85, 3.75, title, ha="center", fontsize=11)
+    axes.text(3.85, 3.12, "skip", ha="center", fontsize=10)
+    axes.text(0.3, 1.9, "half the side,\ntwice the width", ha="center", fontsize=9)
+    axes.set(xlim=(-0.6, 7.9), ylim=(-0.1, 4.1))
+    return figure
+
+
+def dit_unet() -> Any:
+    """DiT's blocks in a U: global attention on every map."""
+    return u("DiT-UNet: each token attends to all of its map", ("all 1,024", "all 256", "all 64"))
+
+
+def udit_shape() -> Any:
+    """U-DiT: attention within sub-grids of every map."""
+    grids = ("4 grids of 16 x 16", "4 grids of 8 x 8", "4 grids of 4 x 4")
+    return u("U-DiT: each token attends to its sub-grid", grids)
 
 
 def subgrids() -> Any:
     """An 8 x 8 map split into four interleaved sub-grids."""
-    figure, axes = blank(9, 3.4)
+    figure, axes = blank(8, 3.2)
     colours = [[BLUE, ORANGE], [GREEN, PINK]]
 
     def cell(x: float, y: float, colour: str, side: float = 1.0) -> None:
@@ -97,12 +116,12 @@ def pairs() -> Any:
     axes.barh(names[::-1], shares[::-1], color=[BLUE, ORANGE, GREY][: len(names)])
     for place, share in enumerate(shares[::-1]):
         axes.text(share + 0.02, place, f"{share:g}", va="center", fontsize=9)
-    axes.set(xlabel="pairs of tokens that are compared, against global attention", xlim=(0, 1.15))
+    axes.set(xlabel="pairs that are compared (global = 1)", xlim=(0, 1.15))
     axes.spines[["top", "right"]].set_visible(False)
     return figure
 
 
-FIGURES = {"dit-and-u": shapes, "sub-grids": subgrids, "pairs": pairs}
+FIGURES = {"dit": plain, "dit-unet": dit_unet, "u-dit": udit_shape, "sub-grids": subgrids, "pairs": pairs}
 
 if __name__ == "__main__":
     for name, draw in FIGURES.items():

@@ -48,7 +48,7 @@ TEXT = """# Export
 $ pip install 'udit[export]'
 ```
 
-<!-- executed with: sample --n 2 -->
+<!-- not executed: a minute; tests/test_export.py exports and samples -->
 ```console
 $ udit export onnx runs/digits            # or openvino; writes runs/digits/onnx
 $ udit sample runs/digits/onnx            # or: udit sample runs/digits --engine onnxruntime

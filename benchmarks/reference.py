@@ -23,7 +23,7 @@ from pydantic_core import PydanticUndefined
 from ruamel.yaml import YAML
 
 import udit
-from system_pages import navigation, systems_pages
+from system_pages import first_sentence, navigation, systems_pages
 from udit.cli import app
 from udit.diffusion.config import PROCESSES
 from udit.models.catalog import families
@@ -250,10 +250,10 @@ def llms_txt(navigation: str, written: dict[Path, str]) -> str:
         if isinstance(pages, list):
             lines.append(f"\n## {title}\n")
         for page in pages if isinstance(pages, list) else [item]:
-            name = page if isinstance(page, str) else next(iter(page.values()))
+            [(told, name)] = [(None, page)] if isinstance(page, str) else page.items()
             path = DOCS / name
             heading, about = _opening(written[path] if path in written else path.read_text(encoding="utf-8"))
-            lines.append(f"- [{heading}](docs/{name}){f': {about}' if about else ''}")
+            lines.append(f"- [{told or heading}](docs/{name}){f': {about}' if about.endswith('.') else ''}")
     return "\n".join(lines) + "\n"
 
 
@@ -262,8 +262,8 @@ def _opening(text: str) -> tuple[str, str]:
     text = re.sub(r"<!--.*?-->|```.*?```", "", text, flags=re.DOTALL)
     heading, _, rest = text.partition("# ")[2].partition("\n")
     plain = [part for part in re.split(r"\n\s*\n", rest) if re.match(r"\s*[\w`*]", part)]
-    sentence = re.split(r"(?<=[a-z)`\]]\.)\s", plain[0].strip(), maxsplit=1)[0] if plain else ""
-    return heading, " ".join(re.sub(r"\[([^\]]*)\]\([^)]*\)", r"\1", sentence).split())
+    words = " ".join(re.sub(r"\[([^\]]*)\]\([^)]*\)", r"\1", plain[0]).split()) if plain else ""
+    return heading, first_sentence(words)
 
 
 # ---- all of it --------------------------------------------------------------------------------------------------------

@@ -60,7 +60,7 @@ def grouped(notes: dict[str, Any]) -> dict[str, list[tuple[str, Entry]]]:
 
 
 def first_sentence(text: str) -> str:
-    return re.split(r"(?<=[a-z)]\.) (?=[A-Z])", text, maxsplit=1)[0]
+    return re.split(r"(?<=[a-z)`다]\.) (?=[A-Z가-힣])", text, maxsplit=1)[0]
 
 
 def counted() -> dict[str, str]:
@@ -95,9 +95,9 @@ def page(key: str, rows: list[tuple[str, Entry]], note: dict[str, Any], digits: 
     lines += ["", "## Train and sample it\n"]
     if tiny:
         lines += [
-            "<!-- executed with: training.steps=2 -->",
+            "<!-- executed with: train training.steps=2 training.batch_size=4 sampling.steps=2 -->",
             f"```console\n$ udit train digits model={tiny} out=runs/mine\n```\n",
-            "<!-- executed with: --steps 2 -->",
+            "<!-- executed with: sample --n 2 --steps 2 -->",
             "```console\n$ udit sample runs/mine --n 16 --out samples\n```\n",
             score(tiny, digits),
         ]

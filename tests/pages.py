@@ -5,7 +5,7 @@ A block of ``python`` or ``console`` is run as it stands. A comment in the line 
     <!-- not executed: the reason -->
     <!-- executed with: train training.steps=2; sample --steps 2 -->
 
-The second appends words to the commands of those names, so that they take seconds. Lines of a console block that do not
+The second appends words to the commands of those names, in place of the same option, so that they take seconds. Lines of a console block that do not
 begin with ``$`` are what the command prints, in this order; ``...`` stands for anything.
 """
 
@@ -61,7 +61,15 @@ class Block:
         for start, end in zip(starts, [*starts[1:], len(lines)], strict=True):
             words = shlex.split(lines[start][2:], comments=True)
             printed = tuple(line for line in lines[start + 1 : end] if line.strip())
-            yield Command((*words, *self.added.get(words[1], ())), printed)
+            yield Command(tuple(replaced(words, self.added.get(words[1], []))), printed)
+
+
+def replaced(words: list[str], added: list[str]) -> list[str]:
+    """Words with further ones behind them, in place of those of the same option."""
+    for option in (word for word in added if word.startswith("--") and word in words):
+        place = words.index(option)
+        words = words[:place] + words[place + 2 :]
+    return [*words, *added]
 
 
 def pages() -> list[Path]:
