@@ -112,8 +112,7 @@ class System:
     2. ``StepCache.attach`` reuses the deep part's output: ``sample``, once per batch.
     3. ``Preconditioned``, of EDM alone, scales the network's input and output: ``denoiser_of``.
     4. ``Denoiser`` converts the time and turns the output into (x0, eps): ``denoiser_of``.
-    5. ``Guided`` combines the conditional prediction and the null label's, or a weaker model's: ``guided``; with
-       ``keep_guidance`` it is ``CachedGuidance``, of the same step cache: ``sample``, once per batch.
+    5. ``Guided`` combines two predictions: ``guided``; with ``keep_guidance`` it is ``CachedGuidance``: ``sample``.
     6. ``respaced``, of ddpm and ddim, takes a part of the schedule's steps: the sampler, on all of the above.
     """
 
