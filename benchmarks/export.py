@@ -43,9 +43,16 @@ ROUNDS = 7
 Work = dict[str, Callable[[], Any]]
 TEXT = """# Export
 
-    pip install 'udit[export]'
-    udit export onnx runs/digits            # or openvino; writes runs/digits/onnx
-    udit sample runs/digits/onnx            # or: udit sample runs/digits --engine onnxruntime
+<!-- not executed: installs packages -->
+```console
+$ pip install 'udit[export]'
+```
+
+<!-- not executed: a minute; tests/test_export.py exports and samples -->
+```console
+$ udit export onnx runs/digits            # or openvino; writes runs/digits/onnx
+$ udit sample runs/digits/onnx            # or: udit sample runs/digits --engine onnxruntime
+```
 
 {advice}
 
