@@ -229,6 +229,7 @@ def running(run: Path, folder: Path, *before: str) -> Iterator[tuple[subprocess.
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        start_new_session=True,
     )
     assert process.stdout is not None
     try:
@@ -236,7 +237,8 @@ def running(run: Path, folder: Path, *before: str) -> Iterator[tuple[subprocess.
         assert line.startswith(f"studio of {run}: http://127.0.0.1:")
         yield process, line.partition(": ")[2].partition(" ")[0]
     finally:
-        process.kill()
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)  # with what a program before it has started
         process.communicate()
 
 
