@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from pathlib import Path
 
@@ -35,9 +36,13 @@ KINDS: dict[str, dict] = {
 }
 
 
+@functools.cache
+def network_of(seed: int) -> nn.Module:
+    return perturb(udit.build("U-DiT-S", **TINY | {"in_channels": 1, "learn_sigma": False}), 0.05, seed).eval()
+
+
 def system(diffusion: Process | None = None, seed: int = 0, **how: object) -> System:
-    overrides = TINY | {"in_channels": 1, "learn_sigma": False}
-    network = perturb(udit.build("U-DiT-S", **overrides), 0.05, seed).eval()
+    network = network_of(seed)
     diffusion = diffusion or FlowConfig()
     sampling = SamplingConfig(sampler=diffusion.samplers()[0], steps=5, guidance=3.0).replace(**how)
     return System(SystemConfig(model=network.config, diffusion=diffusion, sampling=sampling), network)
@@ -68,6 +73,20 @@ def test_settings_are_the_denoiser_s() -> None:
     assert (guided(**KINDS["cfg-zero"]).rule, guided(**KINDS["cfg-zero"]).zero_init) == (CFGZero(), 1)
     assert guided(guidance_rescale=0.7).rescale == 0.7
     assert guided(guidance_levels=(0.5, 2.0)).levels == (0.5, 2.0)
+
+
+def test_another_kind_drops_the_keys_of_the_former() -> None:
+    """A model's own setting is no obstacle to trying another; what is asked for together must still fit."""
+    own = SamplingConfig(guidance=3.0, **KINDS["apg"], guidance_interval=(0.2, 0.8))
+    assert own.replace(guidance_kind="cfg") == SamplingConfig(guidance=3.0, guidance_interval=(0.2, 0.8))
+    assert own.replace(guidance_kind="apg", steps=7).guidance_norm == 2.0
+    assert own.replace(guidance_levels=(0.1, 5.0)).guidance_interval == (0.0, 1.0)
+    back = own.replace(guidance_levels=(0.1, 5.0)).replace(guidance_interval=(0.3, 0.7))
+    assert (back.guidance_interval, back.guidance_levels) == ((0.3, 0.7), None)
+    with pytest.raises(UserError, match="guidance_norm works with guidance_kind apg"):
+        own.replace(guidance_kind="cfg", guidance_norm=4.0)
+    with pytest.raises(UserError, match="give one of them"):
+        own.replace(guidance_levels=(0.1, 5.0), guidance_interval=(0.2, 0.8))
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -182,13 +201,19 @@ def test_weaker_systems_that_do_not_fit_are_refused(one_line: OneLine) -> None:
     model = system()
     other = perturb(udit.build("U-DiT-S", **TINY | {"in_channels": 1, "learn_sigma": False, "num_classes": 4}))
     for weak, rule in (
-        (system(DDPMConfig()), "another process"),
+        (system(DDPMConfig()), "trained with DDPM to predict eps, and the model with flow matching to predict flow"),
+        (system(FlowConfig(path="gvp")), "trained with flow matching to predict gvp"),
         (System(model.config.model_copy(update={"model": other.config}), other), "another number of classes"),
         (system(), "has the same weights as the model"),
     ):
         with pytest.raises(UserError, match=rule) as caught:
             model.autoguided(weak)
         one_line(caught.value)
+    with pytest.raises(UserError, match="along other noise levels than the model") as caught:
+        system(DDPMConfig()).autoguided(system(DDPMConfig(betas="scaled-linear"), seed=1))
+    one_line(caught.value)
+    other_weights = system(EDMConfig(weighting="edm", log_mean=-0.4), seed=1)
+    assert system(EDMConfig()).autoguided(other_weights).weak == other_weights, "training may differ"
 
 
 def test_steps_to_cache_are_chosen_without_a_weaker_model(one_line: OneLine) -> None:
@@ -228,6 +253,22 @@ def test_run_is_guided_by_a_shorter_average_of_itself(tmp_path: Path, caplog: py
     assert not caplog.records
     udit.generate(run, [0, 1], autoguide=0.004)
     assert "hardly represent an EMA of length 0.004" in caplog.text
+
+
+def test_run_is_guided_by_an_earlier_checkpoint_of_itself(tmp_path: Path, one_line: OneLine) -> None:
+    run = tmp_path / "run"
+    train(run, "training.steps=6", "training.save_every=3", "sampling.guidance=2", "sampling.steps=2")
+    early, last = (run / "checkpoints" / f"step-0000000{step}" for step in (3, 6))
+    assert udit.load(last).fingerprint == udit.load(run).fingerprint
+    assert udit.load(early).config.steps == 3
+    images = udit.generate(run, [0, 1], autoguide=early)
+    assert images.system.weak is not None
+    assert images.system.weak.fingerprint == udit.load(early).fingerprint != udit.load(run).fingerprint
+    file = early / "ema.safetensors"
+    file.write_bytes(file.read_bytes()[:-1])
+    with pytest.raises(UserError, match=r"checkpoint .*step-00000003 is damaged \(ema.safetensors has") as caught:
+        udit.load(early)
+    one_line(caught.value)
 
 
 # ---- exported graphs -------------------------------------------------------------------------------------------------

@@ -12,7 +12,7 @@ from PIL import Image
 from torch import Tensor
 
 import udit
-from conftest import TINY, perturb
+from conftest import TINY, perturb, succeeds
 from gaussian import Gaussian
 from udit.assemble import System
 from udit.data.codec import encode
@@ -29,7 +29,7 @@ from udit.diffusion.origin import Origin
 from udit.diffusion.sample import SeededNoise, Step, make_sampler, sample
 from udit.diffusion.schedule import Schedule
 from udit.errors import UserError
-from udit.images import read_settings
+from udit.images import read_pixels, read_settings
 from udit.inputs import start_images
 from udit.run.system import SystemConfig
 from vaes import tiny_vae
@@ -254,6 +254,25 @@ def test_each_image_of_a_folder_is_started_from_in_turn(folder: Path, tmp_path: 
     assert [one["strength"] for one in settings if one] == [0.4] * 3
     again = udit.generate(model, from_image=tmp_path / "out")
     assert len(again) == 3, "without the grid"
+
+
+def test_command_starts_from_a_file(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    udit.save(system(), tmp_path / "model")
+    words = [
+        "sample",
+        str(tmp_path / "model"),
+        "--from-image",
+        str(folder / "wide.png"),
+        "--strength",
+        "0.4",
+        "--n",
+        "2",
+    ]
+    succeeds(capsys, *words, "--labels", "3", "--out", str(tmp_path / "out"), "--no-progress")
+    pixels = torch.from_numpy(decode(folder / "wide.png", 8, 1))[None].repeat(2, 1, 1, 1)
+    wanted = next(system().generate([0, 1], [3, 3], from_image=pixels, strength=0.4)).int()
+    found = torch.stack([read_pixels(tmp_path / "out" / f"00000{i}.png") for i in (0, 1)]).int()
+    assert (found - wanted).abs().max() <= 1
 
 
 def test_what_cannot_be_started_from_is_one_line(folder: Path, tmp_path: Path, one_line: OneLine) -> None:

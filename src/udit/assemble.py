@@ -112,8 +112,7 @@ class System:
     2. ``StepCache.attach`` reuses the deep part's output: ``sample``, once per batch.
     3. ``Preconditioned``, of EDM alone, scales the network's input and output: ``denoiser_of``.
     4. ``Denoiser`` converts the time and turns the output into (x0, eps): ``denoiser_of``.
-    5. ``Guided`` combines the conditional prediction and the null label's, or a weaker model's: ``guided``; with
-       ``keep_guidance`` it is ``CachedGuidance``, of the same step cache: ``sample``, once per batch.
+    5. ``Guided`` combines two predictions: ``guided``; with ``keep_guidance`` it is ``CachedGuidance``: ``sample``.
     6. ``respaced``, of ddpm and ddim, takes a part of the schedule's steps: the sampler, on all of the above.
     """
 
@@ -192,17 +191,19 @@ class System:
         """
         own, other = self.config, weak.config
         for what, mine, its in (
-            ("process", own.diffusion.model_dump(mode="json"), other.diffusion.model_dump(mode="json")),
             ("channels", own.model.in_channels, other.model.in_channels),
             ("size", own.model.size, other.model.size),
             ("number of classes", own.model.num_classes, other.model.num_classes),
             ("condition", own.model.condition_shape, other.model.condition_shape),
+            ("codec", own.codec.kind, other.codec.kind),
+            ("VAE", getattr(own.codec, "sha256", None), getattr(other.codec, "sha256", None)),
         ):
             if mine != its:
                 raise UserError(
                     f"the weaker model has another {what} ({its}) than the model ({mine}); take one that was trained "
-                    "on the same data with the same process"
+                    "on the same data"
                 )
+        Guided(self.denoiser, 2.0, weak=weak.denoiser)  # refuses another process
         if weak.fingerprint == self.fingerprint:
             raise UserError("the weaker model has the same weights as the model, so there is nothing to compare with")
         return dataclasses.replace(self, weak=dataclasses.replace(weak, weak=None))

@@ -66,7 +66,8 @@ def sample(
     Parameters
     ----------
     model
-        A run folder, a model folder, a hub id, or a folder that `udit export` wrote.
+        A run folder, one of its checkpoints (RUN/checkpoints/step-00001000), a model folder, a hub id, a folder that
+        `udit export` wrote, or a model that comes with udit: demo:digits, demo:fashion-mnist.
     labels
         Class names or numbers, e.g. cat,dog or 3,7; all classes in turn if not given. A text is a name first, commas
         included, and a number if no class has that name.
@@ -118,7 +119,7 @@ def sample(
         Run the deep part of the network at every N-th evaluation only; 1 means always.
     autoguide
         A weaker model of the same data, smaller or trained for less long, with which guidance compares in place of no
-        class: a folder or a hub id.
+        class: a folder, a checkpoint of this run or a hub id.
     autoguide_ema
         The same with an EMA of this run of another length, e.g. 0.05; the run needs training.posthoc_ema.
     out

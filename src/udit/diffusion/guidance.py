@@ -12,6 +12,7 @@ import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -82,6 +83,11 @@ class Guided:
                 f"the weaker model was trained with {weak.schedule.process.title} to predict {weak.target}, and the "
                 f"model with {self.schedule.process.title} to predict {self.denoiser.target}; take one of the same "
                 "process"
+            )
+        if not _noise_alike(weak.schedule, self.schedule):
+            raise UserError(
+                f"the weaker model was trained with {self.schedule.process.title} along other noise levels than the "
+                "model; take one of the same process"
             )
 
     @property
@@ -178,6 +184,16 @@ class Guided:
     def check_labels(self, y: Tensor | None, batch: int | None = None) -> None:
         """As the wrapped denoiser."""
         self.denoiser.check_labels(y, batch)
+
+
+def _noise_alike(one: Schedule, other: Schedule) -> bool:
+    """Whether two schedules of one process have the same alpha and sigma."""
+    betas = one.discrete_betas(), other.discrete_betas()
+    if betas[0] is not None and betas[1] is not None:
+        return np.array_equal(betas[0], betas[1])
+    times = torch.linspace(0.1, 0.9, 5)
+    pairs = zip(one.alpha_sigma(times, times), other.alpha_sigma(times, times), strict=True)
+    return all(torch.equal(mine, its) for mine, its in pairs)
 
 
 AnyDenoiser = Denoiser | Guided

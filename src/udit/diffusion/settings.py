@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
     AfterValidator,
@@ -138,6 +138,20 @@ class SamplingConfig(Spec):
         values: dict[str, Any] = dump(self)
         defaults = {key: type(self).model_fields[key].default for key in LATER}
         return {key: value for key, value in values.items() if key not in LATER or value != defaults[key]}
+
+    def replace(self, **changes: Any) -> Self:
+        """As ``Spec.replace``; what a change puts out of use returns to its default.
+
+        Another kind of guidance drops the former one's keys, and an interval and levels drop each other.
+        """
+        dropped: tuple[str, ...] = ()
+        if changes.get("guidance_kind", self.guidance_kind) != self.guidance_kind:
+            dropped += GUIDANCE_KEYS.get(self.guidance_kind, ())
+        if changes.get("guidance_levels") is not None:
+            dropped += ("guidance_interval",)
+        elif "guidance_interval" in changes:
+            dropped += ("guidance_levels",)
+        return super().replace(**{key: type(self).model_fields[key].default for key in dropped} | changes)
 
     @property
     def zero_init(self) -> int:

@@ -108,14 +108,14 @@ class Solver:
             raise UserError(f"steps is {steps}; the schedule has {len(betas)}, ask for at most so many")
         if betas is not None and betas[-1] == 1:  # solvers step along the logarithm
             betas = np.append(betas[:-1], 1 - LEAST_SIGNAL / np.prod(1 - betas[:-1]))
-        return self._build(betas, int(steps))
+        return self._build(betas, int(steps), getattr(schedule, "shift", 1.0))
 
-    def _build(self, betas: Table | None, steps: int) -> Any:
+    def _build(self, betas: Table | None, steps: int, shift: float) -> Any:
         import diffusers
 
         solver: Any  # diffusers leaves its schedulers untyped
         if self.name == "flow-euler":
-            solver = diffusers.FlowMatchEulerDiscreteScheduler(num_train_timesteps=1000, shift=1.0)
+            solver = diffusers.FlowMatchEulerDiscreteScheduler(num_train_timesteps=1000, shift=shift)
             solver.set_timesteps(sigmas=np.linspace(1, 1 / steps, steps).tolist())
             return solver
         kind = diffusers.DPMSolverMultistepScheduler if self.name == "dpmpp" else diffusers.UniPCMultistepScheduler
@@ -128,7 +128,7 @@ class Solver:
         if self.name == "dpmpp":
             options |= {"algorithm_type": "dpmsolver++", "solver_type": "midpoint", "variance_type": None}
         if betas is None:
-            options |= {"prediction_type": "flow_prediction", "use_flow_sigmas": True, "flow_shift": 1.0}
+            options |= {"prediction_type": "flow_prediction", "use_flow_sigmas": True, "flow_shift": shift}
         else:
             options |= {"prediction_type": "epsilon", "trained_betas": betas, "timestep_spacing": "linspace"}
         solver = kind(num_train_timesteps=1000 if betas is None else len(betas), **options)
