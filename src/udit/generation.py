@@ -143,15 +143,10 @@ class Generation:
         _prepare(out)
         with self.world.together():
             self.world.on_main(_make_room, out, overwrite)
-        common: dict[str, Any] = {"udit": __version__, "model": self.system.fingerprint}
-        common["sampling"] = self.sampling.model_dump(mode="json")
-        if isinstance(self.system.backbone, Graph):
-            common |= {"engine": self.system.backbone.manifest.engine}
-            common |= {"precision": self.system.backbone.manifest.precision}
         shown: list[Tensor] = []
         for batch in self.batches(progress):
             for i, pixels in zip(batch.indices, batch.images, strict=True):
-                save_png(to_image(pixels), out / f"{i:06d}.png", common | self._settings(i))
+                save_png(to_image(pixels), out / f"{i:06d}.png", self.settings(i))
                 if i < MAX_GRID_IMAGES:
                     shown.append(pixels)
         count = min(len(self), MAX_GRID_IMAGES)
@@ -160,7 +155,7 @@ class Generation:
         if self.world.is_main:
             labels = self.labels[:count] if self.labels is not None else ()
             titles = [named.title(label) for label in labels]
-            save_png(grid(images, titles, numbers=labels), out / GRID, common)
+            save_png(grid(images, titles, numbers=labels), out / GRID, self.settings())
 
     def save_npz(self, path: str | Path, progress: bool = False) -> tuple[int, ...]:
         """Writes all images to one ``.npz`` in ADM's format: ``arr_0`` uint8 [N, H, W, C], ``arr_1`` int64 [N] labels.
@@ -192,7 +187,16 @@ class Generation:
                     pass
         return len(self), height, width, channels
 
-    def _settings(self, i: int) -> dict[str, Any]:
+    def settings(self, i: int | None = None) -> dict[str, Any]:
+        """What image ``i`` depends on, or all images alike; PNGs carry it."""
+        common: dict[str, Any] = {"udit": __version__, "model": self.system.fingerprint}
+        common["sampling"] = self.sampling.model_dump(mode="json")
+        if isinstance(self.system.backbone, Graph):
+            common |= {"engine": self.system.backbone.manifest.engine}
+            common |= {"precision": self.system.backbone.manifest.precision}
+        return common if i is None else common | self._own_settings(i)
+
+    def _own_settings(self, i: int) -> dict[str, Any]:
         """What image ``i`` alone depends on."""
         own: dict[str, Any] = {"seed": self.seeds[i]}
         if self.labels is not None:
@@ -275,7 +279,7 @@ def generate(
         system = load_graph(graph, model, weights) if graph else load(model, weights=weights).fused().to(world.device)
     vectors = context if isinstance(context, Context) or context is None else read_context(Path(context))
     if quality is not None:
-        chosen = _of_quality(quality, None if isinstance(model, System) else Path(model), system)
+        chosen = of_quality(quality, None if isinstance(model, System) else Path(model), system)
     elif isinstance(sampling, SamplingConfig):
         chosen = sampling
     else:
@@ -284,10 +288,7 @@ def generate(
         cached = f"cache {chosen.cache}" if chosen.cache != 1 else "sampling.refresh"
         cached = f"quality {quality}" if quality else cached
         raise UserError(f"{cached} caches steps and an exported graph always runs whole; sample from the model instead")
-    wanted = list(range(system.config.classes.trained)) if labels is None else system.labels(labels)
-    if labels is not None and len(wanted) > len(seeds):
-        raise UserError(f"labels are {len(wanted)} and seeds {len(seeds)}; give a seed for each label, or fewer labels")
-    each = [wanted[i % len(wanted)] for i in range(len(seeds))] if wanted else None
+    each = system.config.classes.each(labels, len(seeds))
     return Generation(system, seeds, each, chosen, vectors, batch_size, world)
 
 
@@ -322,7 +323,7 @@ def read_context(path: Path) -> Context:
     return Context(rows.float(), None if null is None else null.float(), path.name)
 
 
-def _of_quality(level: Level, folder: Path | None, system: System) -> SamplingConfig:
+def of_quality(level: Level, folder: Path | None, system: System) -> SamplingConfig:
     """The setting that was tuned for a model, or the default one of its noising process."""
     tuned = None if folder is None else Quality.read(folder)
     if tuned is None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import io
 import json
 import math
 import unicodedata
@@ -47,17 +48,28 @@ def save_png(image: Image.Image, path: Path, settings: dict[str, Any] | None = N
     Raises:
         RunError: the file cannot be written.
     """
-    info = PngInfo()
-    if settings is not None:
-        info.add_itxt(PNG_KEY, json.dumps(settings))
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with whole_file(path, durable=False) as temporary:
-            image.save(temporary, format="PNG", pnginfo=info)
+            image.save(temporary, format="PNG", pnginfo=_text(settings))
     except OSError as error:
         raise RunError(
             f"cannot write {path}: {error.strerror or error}; give a writable place with enough room"
         ) from None
+
+
+def png_bytes(image: Image.Image, settings: dict[str, Any] | None = None) -> bytes:
+    """The contents of the file that ``save_png`` writes."""
+    stream = io.BytesIO()
+    image.save(stream, format="PNG", pnginfo=_text(settings))
+    return stream.getvalue()
+
+
+def _text(settings: dict[str, Any] | None) -> PngInfo:
+    info = PngInfo()
+    if settings is not None:
+        info.add_itxt(PNG_KEY, json.dumps(settings))
+    return info
 
 
 def read_settings(path: Path) -> dict[str, Any] | None:

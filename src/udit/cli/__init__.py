@@ -35,6 +35,7 @@ from udit.cli.parity import parity
 from udit.cli.reference import ref
 from udit.cli.sample import sample
 from udit.cli.scores import scores
+from udit.cli.serve import serve
 from udit.cli.train import train
 from udit.cli.tune import tune
 from udit.errors import A_SLIP, PeerError, RunError, UserError, nearest, one_line, ran_out_of_memory, resembling
@@ -61,6 +62,7 @@ app.command(encode)
 app.command(ema)
 app.command(convert)
 app.command(export)
+app.command(serve)
 app.command(data)
 app.command(models)
 app.command(parity)
