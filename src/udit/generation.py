@@ -10,7 +10,7 @@ import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
@@ -279,7 +279,7 @@ def generate(
         system = load_graph(graph, model, weights) if graph else load(model, weights=weights).fused().to(world.device)
     vectors = context if isinstance(context, Context) or context is None else read_context(Path(context))
     if quality is not None:
-        chosen = of_quality(quality, None if isinstance(model, System) else Path(model), system)
+        chosen = qualities(None if isinstance(model, System) else Path(model), system)[quality]
     elif isinstance(sampling, SamplingConfig):
         chosen = sampling
     else:
@@ -323,20 +323,27 @@ def read_context(path: Path) -> Context:
     return Context(rows.float(), None if null is None else null.float(), path.name)
 
 
-def of_quality(level: Level, folder: Path | None, system: System) -> SamplingConfig:
-    """The setting that was tuned for a model, or the default one of its noising process."""
+def qualities(folder: Path | None, system: System) -> dict[Level, SamplingConfig]:
+    """The settings that were tuned for a model, or the default ones of its noising process.
+
+    Args:
+        folder: of the model, which may hold ``quality.json``; None where it has none.
+        system: the model.
+    """
+    levels: tuple[Level, ...] = get_args(Level)
     tuned = None if folder is None else Quality.read(folder)
     if tuned is None:
-        chosen = default(level, system.config.sampling, system.config.diffusion)
+        found = {level: default(level, system.config.sampling, system.config.diffusion) for level in levels}
         where = f" beside {folder}" if folder is not None else ""
-        logger.info("no quality.json%s: %s, %d steps (`udit tune` finds better)", where, chosen.sampler, chosen.steps)
-        return chosen
+        listed = ", ".join(f"{level} is {each.sampler}, {each.steps} steps" for level, each in found.items())
+        logger.info("no quality.json%s: %s (`udit tune` finds better)", where, listed)
+        return found
     if not system.has_weights(tuned.weights):
         logger.warning("quality.json was tuned for other weights, of step %s; run `udit tune` again", tuned.step)
     if tuned.warning:
         logger.warning("quality.json was chosen by a %s", tuned.warning)
-    found: Scored = getattr(tuned, level)
-    return found.sampling
+    scored: dict[Level, Scored] = {level: getattr(tuned, level) for level in levels}
+    return {level: each.sampling for level, each in scored.items()}
 
 
 def _make_room(folder: Path, overwrite: bool) -> None:

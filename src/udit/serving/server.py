@@ -110,7 +110,6 @@ def open_server(
         UserError: a model cannot be served, a port is in use, a key or the packages are missing.
     """
     limits, sources = limits or Limits(), named(list(models))
-    _require_packages()
     key = _key(None if key_file is None else Path(key_file))
     local = _is_loopback(host)
     if key is None and not local:
@@ -120,6 +119,7 @@ def open_server(
         )
     with contextlib.ExitStack() as undo:
         bound = undo.enter_context(_bound(host, port))
+        _require_packages()
         folder = Path(undo.enter_context(tempfile.TemporaryDirectory(prefix="udit-serve-")))
         dispatchers: dict[str, Dispatcher] = {}
         for number, (name, model) in enumerate(sources.items()):

@@ -12,9 +12,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal
 
-from udit.diffusion.config import Level, SamplingConfig
+from udit.diffusion.config import SamplingConfig
 from udit.errors import RunError, UserError, one_line, ran_out_of_memory
 from udit.serving.wire import Message, receive
 from udit.spec.base import parse
@@ -75,7 +75,7 @@ def opened(source: Source) -> tuple[System, dict[str, Any]]:
     Raises:
         UserError: there is no such model, or it takes vectors.
     """
-    from udit.generation import generate, of_quality
+    from udit.generation import generate, qualities
     from udit.store import load, save
 
     place, weights, training = source.model, source.weights, None
@@ -93,11 +93,10 @@ def opened(source: Source) -> tuple[System, dict[str, Any]]:
             "`udit sample --context FILE`"
         )
     folder = Path(source.model) if Path(source.model).is_dir() else None
-    levels: tuple[Level, ...] = get_args(Level)
     facts = {
         "config": system.config.model_dump(mode="json"),
         "fingerprint": system.fingerprint,
-        "quality": {level: of_quality(level, folder, system).model_dump(mode="json") for level in levels},
+        "quality": {level: each.model_dump(mode="json") for level, each in qualities(folder, system).items()},
         "shape": _image_shape(system),
         "training": training,
     }
