@@ -29,7 +29,7 @@ from udit.serving.metrics import Metrics, page
 from udit.serving.queue import Drawn, Job, Order, Queue
 from udit.serving.requests import chosen, named, order_of, read_request, schema
 from udit.serving.worker import Source
-from worker_stand_in import DIES, DIES_ONCE, ENDLESS, MISFIT
+from worker_stand_in import DIES, DIES_ONCE, UNLIMITED, MISFIT
 
 FACTS = Facts.of(worker_stand_in.facts("same"))
 LIMITS = Limits(queue=4, seconds=30, batch=4, images=6)
@@ -214,7 +214,7 @@ def test_requests_are_answered_refused_in_order_cancelled_and_late(tmp_path: Pat
         assert drawn(dispatcher, 1, 2, 3, 4, 5, 6) == bytes([1, 2, 3, 4, 5, 6])
         assert refusal(lambda: drawn(dispatcher, MISFIT)) == (422, "steps is 7; it does not fit")
         with contextlib.ExitStack() as places:
-            running = places.enter_context(dispatcher.accepted(order(ENDLESS)))
+            running = places.enter_context(dispatcher.accepted(order(UNLIMITED)))
             until(lambda: dispatcher.metrics.steps > 0)
             others = [places.enter_context(dispatcher.accepted(order(seed))) for seed in (1, 2, 3)]
             status, line = refusal(lambda: drawn(dispatcher, 9))
@@ -229,7 +229,7 @@ def test_requests_are_answered_refused_in_order_cancelled_and_late(tmp_path: Pat
             assert dispatcher.metrics.steps == steps
         assert dispatcher.gauges() == {"open_requests": 0, "waiting_requests": 0, "worker_up": 1}
         dispatcher.limits = Limits(seconds=0.05)
-        assert refusal(lambda: drawn(dispatcher, ENDLESS))[0] == 504
+        assert refusal(lambda: drawn(dispatcher, UNLIMITED))[0] == 504
         dispatcher.limits = LIMITS
         assert drawn(dispatcher, 7) == b"\7", "the late request did not keep the worker"
     assert (tmp_path / "batches").read_text().splitlines()[:2] == ["[1, 2, 3, 4]", "[5, 6]"]
@@ -247,7 +247,7 @@ def test_a_killed_worker_is_replaced_and_only_what_kills_it_is_lost(tmp_path: Pa
                 with contextlib.suppress(Refusal):
                     accepted.future.result(30)
 
-        with dispatcher.accepted(order(ENDLESS)) as running:  # the others meet in one batch behind it
+        with dispatcher.accepted(order(UNLIMITED)) as running:  # the others meet in one batch behind it
             until(lambda: dispatcher.metrics.steps > 0)
             threads = [
                 threading.Thread(target=ask, args=args)

@@ -17,7 +17,7 @@ from udit.run.system import SystemConfig
 from udit.serving.wire import Message, receive
 from udit.serving.worker import Source
 
-DIES, DIES_ONCE, ENDLESS, MISFIT = 1000, 1001, 1002, 1003
+DIES, DIES_ONCE, UNLIMITED, MISFIT = 1000, 1001, 1002, 1003
 
 
 def config() -> SystemConfig:
@@ -49,7 +49,7 @@ def main(connection: Connection, source: Source) -> None:
     try:
         while True:
             if (order := receive(connection)).kind == "draw":
-                draw(order, folder).send(connection) if ENDLESS not in order.values["seeds"] else step(
+                draw(order, folder).send(connection) if UNLIMITED not in order.values["seeds"] else step(
                     order, connection
                 )
     except (EOFError, OSError):
