@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-PATIENCE = 60.0
+PATIENCE = 150.0
 """Seconds after which a request counts as hung."""
 
 

@@ -107,13 +107,18 @@ class Dispatcher:
         process = self._process
         return None if process is None else process.pid
 
+    def begin(self) -> None:
+        """Begins to load the model in a worker process."""
+        self._thread.start()
+
     def start(self) -> Facts:
-        """Loads the model in a worker process.
+        """Loads the model in a worker process, and waits until it is there.
 
         Raises:
             UserError: there is no such model, or it cannot be served.
         """
-        self._thread.start()
+        if not self._thread.is_alive() and not self._started.is_set():
+            self.begin()
         self._started.wait()
         if self._facts is None:
             self.close()

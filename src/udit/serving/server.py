@@ -126,9 +126,10 @@ def open_server(
             source = Source(model, weights, device, engine, str(folder / str(number)), limits.memory)
             dispatcher = dispatchers[name] = Dispatcher(name, source, limits)
             undo.callback(dispatcher.close)
-            facts = dispatcher.start()
-            if facts.training is not None:
-                log.info("%s is not at its end: serving %s", model, facts.training)
+            dispatcher.begin()
+        for dispatcher in dispatchers.values():
+            if (line := dispatcher.start().training) is not None:
+                log.info("%s is not at its end: serving %s", dispatcher.source.model, line)
         server = Server(dispatchers, limits, bound, key, local)
         server._end = undo.pop_all()
         return server
