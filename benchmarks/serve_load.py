@@ -78,7 +78,8 @@ async def load(port: int, clients: int, requests: int, wanted: dict[tuple[int, i
     result, numbers = Load(), iter(range(requests))
     labels = sorted({label for _, _, label in wanted})
 
-    async def client() -> None:
+    async def client(place: int) -> None:
+        await asyncio.sleep(0.02 * place)  # people do not begin in the same instant
         for number in numbers:
             draw = random.Random(number)
             setting, count = draw.randrange(len(SETTINGS)), draw.randint(1, 4)
@@ -88,9 +89,8 @@ async def load(port: int, clients: int, requests: int, wanted: dict[tuple[int, i
                 reply = await post(port, body | {"output": "json"})
                 if reply.status != 429:
                     break
-                assert reply.headers["retry-after"].isdigit()
                 result.refusals.append(reply.seconds)
-                await asyncio.sleep(draw.uniform(0.1, 0.6))
+                await asyncio.sleep(min(3, int(reply.headers["retry-after"])) * draw.uniform(0.5, 1.5))
             if reply.status != 200:
                 told = json.loads(reply.body)["error"] if reply.body else "closed without an answer"
                 result.errors[f"{reply.status}: {re.sub(r'[0-9]+', 'N', told)}"] += 1
@@ -107,7 +107,7 @@ async def load(port: int, clients: int, requests: int, wanted: dict[tuple[int, i
                 result.equal += worst == 0
                 result.largest_difference = max(result.largest_difference, worst)
 
-    await asyncio.gather(*(client() for _ in range(clients)))
+    await asyncio.gather(*(client(place) for place in range(clients)))
     return result
 
 

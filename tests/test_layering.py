@@ -20,20 +20,10 @@ ROOT = Path(udit.__file__).parent
 FILES = sorted(ROOT.rglob("*.py"))
 
 ORDER = (
-    *("errors", "progress", "spec", "rng", "files", "record", "hub", "dist", "images", "checkpoint", "ops", "nn"),
-    *("models", "diffusion", "data", "optim", "run", "assemble", "analysis", "store", "exporting", "convert", "parity"),
-    *(
-        "training",
-        "evaluation",
-        "scoring",
-        "tuning",
-        "generation",
-        "benchmarking",
-        "diagnosis",
-        "serving",
-        "cli",
-        "__main__",
-    ),
+    *("errors", "progress", "spec", "interpolation", "rng", "files", "record", "hub", "dist", "images", "checkpoint"),
+    *("ops", "nn", "models", "diffusion", "data", "optim", "demos", "run", "assemble", "analysis", "store"),
+    *("exporting", "convert", "parity", "training", "evaluation", "scoring", "tuning", "inputs", "target"),
+    *("generation", "benchmarking", "diagnosis", "serving", "studio", "cli", "__main__"),
 )
 """Packages and modules of the library, each of which may import those before it: no circle leaves a package."""
 FORBIDDEN = {
@@ -50,7 +40,7 @@ FORBIDDEN = {
 """Units that come before and may still not be imported."""
 CONFIGURATION = {
     *("udit.errors", "udit.spec", "udit.spec.base", "udit.spec.digest", "udit.nn.specs", "udit.diffusion.config"),
-    *("udit.spec.words", "udit.run.keys", "udit.optim.config"),
+    *("udit.spec.words", "udit.run.keys", "udit.optim.config", "udit.interpolation", "udit.diffusion.settings"),
     *("udit.diffusion.samplers",),
     *("udit.data.config", "udit.data.codec_config", "udit.data.cache_config", "udit.models.catalog"),
     *("udit.models.config", "udit.models.ablation", "udit.models.isotropic", "udit.evaluation.protocol"),
@@ -65,6 +55,7 @@ TORCH_FREE = {
     *(f"udit.data.{name}" for name in ("describe", "vae", "latents", "sources", "names", "verify", "decode")),
     *(f"udit.data.{name}" for name in ("folder", "idx", "npz", "hub")),
     "udit.run.scorable",
+    "udit.demos.find",
 }
 """No configuration, and free of torch all the same: what is read before torch is imported."""
 CALLS = {
@@ -73,6 +64,7 @@ CALLS = {
     ("udit.run.resolve", "codec", "udit.data.vae"),
     ("udit.run.resolve", "_described", "udit.data.describe"),
     (READER, None, "udit.hub"),
+    (READER, None, "udit.demos.find"),
 }
 """(module, function, target): where configuration calls what is not configuration, beside each spec's ``build``."""
 OPENS = {

@@ -29,7 +29,7 @@ from udit.serving.metrics import Metrics, page
 from udit.serving.queue import Drawn, Job, Order, Queue
 from udit.serving.requests import chosen, named, order_of, read_request, schema
 from udit.serving.worker import Source
-from worker_stand_in import DIES, DIES_ONCE, UNLIMITED, MISFIT
+from worker_stand_in import DIES, DIES_ONCE, MISFIT, UNLIMITED
 
 FACTS = Facts.of(worker_stand_in.facts("same"))
 LIMITS = Limits(queue=4, seconds=30, batch=4, images=6)

@@ -12,10 +12,13 @@ from functools import cached_property
 from typing import Any
 
 from udit.errors import UserError, as_list
+from udit.interpolation import Between
 
 SHOWN = 10
 """Most class names that an error lists."""
 
+Label = int | Between[int]
+"""A class number, or a point between two."""
 log = logging.getLogger(__name__)
 
 
@@ -40,8 +43,10 @@ class Classes:
         """Number of classes, from 0 on, that the data had images of: those with a name, or all without names."""
         return min(len(self.names), self.count) or self.count
 
-    def title(self, label: int) -> str:
-        """A class's name, or its number where it has none."""
+    def title(self, label: Label) -> str:
+        """A class's name, or its number where it has none; of a point between two, both and the share."""
+        if isinstance(label, Between):
+            return str(Between(self.title(label.first), self.title(label.second), label.share))
         return self.names[label] if label < len(self.names) else str(label)
 
     def labels(self, wanted: str | Sequence[str | int]) -> list[int]:
@@ -63,17 +68,32 @@ class Classes:
         self._tell_names_of_others(words, found)
         return found
 
-    def each(self, wanted: str | Sequence[str | int] | None, count: int) -> list[int] | None:
+    def points(self, wanted: str | Sequence[str | int | Between[Any]]) -> list[Label]:
+        """As ``labels``, of which any may be a point between two.
+
+        Raises:
+            UserError: as ``labels``.
+        """
+        if isinstance(wanted, str) or not any(isinstance(word, Between) for word in as_list("labels", wanted)):
+            return [*self.labels(wanted)]  # type: ignore[arg-type]
+        ends = [(word.first, word.second) if isinstance(word, Between) else (word,) for word in wanted]
+        found = iter(self.labels([end for pair in ends for end in pair]))
+        return [
+            Between(next(found), next(found), word.share) if isinstance(word, Between) else next(found)
+            for word in wanted
+        ]
+
+    def each(self, wanted: str | Sequence[str | int | Between[Any]] | None, count: int) -> list[Label] | None:
         """A label for each of several images; None for a model without classes.
 
         Args:
-            wanted: as for ``labels``, repeated in turn; all classes that were trained in turn if None.
+            wanted: as for ``points``, repeated in turn; all classes that were trained in turn if None.
             count: of the images.
 
         Raises:
             UserError: as ``labels``, or there are more labels than images.
         """
-        chosen = [*range(self.trained)] if wanted is None else self.labels(wanted)
+        chosen: list[Label] = [*range(self.trained)] if wanted is None else self.points(wanted)
         if wanted is not None and len(chosen) > count:
             raise UserError(f"labels are {len(chosen)} and seeds {count}; give a seed for each label, or fewer labels")
         return [chosen[i % len(chosen)] for i in range(count)] if chosen else None

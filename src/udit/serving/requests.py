@@ -78,14 +78,15 @@ def order_of(request: SampleRequest, facts: Facts, limits: Limits) -> Order:
     try:
         if request.labels is not None and len(request.labels) > count:  # before each of them is looked up
             raise UserError(f"labels are {len(request.labels)} and seeds {count}; give a seed for each label")
-        labels = facts.classes.each(request.labels, count)
+        given = facts.classes.each(request.labels, count)
         sampling = facts.quality[request.quality] if request.quality else changed(own, request.sampling or {})
         check_sampler(sampling.sampler, type(facts.config.diffusion), sampling.steps)
     except UserError as error:
         raise mistaken(str(error)) from None
     if sampling.steps > limits.steps:
         raise mistaken(f"sampling.steps is {sampling.steps}; this server takes at most {limits.steps}")
-    return Order(request.seeds, None if labels is None else tuple(labels), sampling)
+    labels = None if given is None else tuple(label for label in given if isinstance(label, int))
+    return Order(request.seeds, labels, sampling)
 
 
 def changed(own: SamplingConfig, changes: dict[str, Any]) -> SamplingConfig:

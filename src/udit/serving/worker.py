@@ -138,7 +138,10 @@ def answers(system: System, order: Message, connection: Connection) -> Iterator[
         yield Message("error", order.batch, {"text": text, "status": 500})
     else:
         drawn = Generation(system, seeds, labels, sampling, None, len(seeds), World())
-        facts = {"shape": list(images.shape[1:]), "settings": [drawn.settings(i) for i in range(len(seeds))]}
+        facts = {
+            "shape": list(images.shape[1:]),
+            "settings": [drawn.settings() | drawn.settings_of(i) for i in range(len(seeds))],
+        }
         yield Message("images", order.batch, facts, images.contiguous().numpy().tobytes())
 
 
