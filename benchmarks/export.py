@@ -90,7 +90,7 @@ images = pipe(class_labels=[3, 7], seeds=[0, 1], guidance_scale=2.0).images
 ```
 
 Sampler, steps and guidance are the model's own where a call does not name them (`sampler`, `num_inference_steps`,
-`guidance_scale`, `guidance_interval`, `guidance_channels`, `eta`, `clip`). The pictures are udit's for the same seeds
+`guidance_scale`, `guidance_interval`, `guidance_channels`, `eta`, `clip`). The images are udit's for the same seeds
 and classes, up to 1 of 255 levels. Every family of the catalogue is written; models that take vectors for a condition
 are refused, and so are `--size` and `--int8`. Step caching is left out.
 
@@ -99,8 +99,8 @@ sources, and holds what this model needs and no more: its network, noising proce
 pipeline. It needs torch, numpy and diffusers, opens no connection and states the version of udit that wrote it; a
 later udit changes nothing about it. Before the folder is written, its network is compared with the model's, as graphs are.
 
-The folder holds `pipeline.py`, `model_index.json` with class names (`id2label`), `transformer/` (fused weights,
-safetensors), `scheduler/` (the noising process, for other programs), `vae/` where the model is in a VAE's latents,
+The folder holds `pipeline.py`, `model_index.json` with class names (`id2label`), the fused weights
+(safetensors), the noising process as a scheduler, for other programs, `vae/` where the model is in a VAE's latents,
 `README.md`, and `config.json`, by which udit reads it back: `udit.load(FOLDER)`, `udit convert FOLDER out`.
 
 Two habits of diffusers 0.42 matter here. It executes the `pipeline.py` of all local folders in one module, where a
