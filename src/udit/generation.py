@@ -347,6 +347,7 @@ def generate(
     strength = STRENGTH if strength is None else strength
     generation = Generation(system, seeds, each, chosen, vectors, batch_size, world, start, strength)
     generation.evaluations()  # refuses a strength that leaves none, before a folder is made
+    system.check_points(each)
     return generation
 
 
