@@ -38,6 +38,7 @@ from udit.cli.parity import parity
 from udit.cli.reference import ref
 from udit.cli.sample import sample
 from udit.cli.scores import scores
+from udit.cli.serve import serve
 from udit.cli.studio import studio
 from udit.cli.train import train
 from udit.cli.tune import tune
@@ -91,6 +92,7 @@ app.command(encode)
 app.command(ema)
 app.command(convert)
 app.command(export)
+app.command(serve)
 app.command(data)
 app.command(models)
 app.command(parity)
