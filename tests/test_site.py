@@ -121,7 +121,7 @@ def test_a_browser_asks_no_other_host_and_finds_words(site: Path, opened: str) -
             assert page.evaluate("document.documentElement.scrollWidth") == 400, f"{name} is wider than the screen"
         page.goto(base + "index.html")
         page.click("label[for=__search]")
-        page.fill("input[name=query]", "memorisation")
+        page.locator("input[name=query]").press_sequentially("memorisation")
         page.wait_for_selector(".md-search-result__item a", timeout=30_000)
         browser.close()
     assert len(asked) > 10
