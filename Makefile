@@ -6,7 +6,7 @@ EXTRAS := .[train,metrics,hub,dev]
 EVERYTHING := .[all,dev,docs,browser]
 
 .DEFAULT_GOAL := help
-.PHONY: help install install-all demo demos digits test test-isa test-slow messages check bench bench-smoke bench-scan bench-export performance docs site constraints clean
+.PHONY: help install install-all demo demos digits test test-isa test-slow release-check messages check bench bench-smoke bench-scan bench-export performance docs site constraints clean
 
 help:  ## Prints these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -63,8 +63,11 @@ test: install  ## Runs the fast tests on two processes
 test-isa: install  ## Runs the numerical tests under every instruction set of this processor, two processes each
 	$(BIN)/python tests/isa.py
 
-test-slow: install-all  ## Runs the slow tests on two processes: kills, disk faults, full sizes (some need strace)
+test-slow: install-all  ## Runs the slow tests on two processes: kills, disk faults, full sizes, a browser (some need strace, chromium)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slow -n 2 --dist loadfile --timeout 900
+
+release-check:  ## Builds wheel and sdist, installs them in new environments, draws the first images (downloads; up to an hour)
+	$(BIN)/python benchmarks/release.py
 
 messages: install  ## Provokes the messages of the command line and prints them for reading (minutes)
 	OMP_NUM_THREADS=1 $(BIN)/python tests/messages.py

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from udit import hub
 from udit.assemble import System
-from udit.checkpoint import CheckpointStore, write_tensors
+from udit.checkpoint import MANIFEST, Checkpoint, CheckpointStore, DamagedError, verify, write_tensors
 from udit.data.codec_config import VAECodec
 from udit.data.vae import VAE_CONFIG, VAE_WEIGHTS
 from udit.demos.find import folder_of, is_demo, name_of
@@ -77,13 +77,13 @@ def _stored(state: dict[str, Tensor], precision: str) -> dict[str, Tensor]:
 def load(
     path: str | Path, *, weights: Weights = "ema", device: torch.device | str = "cpu", revision: str | None = None
 ) -> System:
-    """A system from a model folder, a run folder, a hub id, or the model of a demo.
+    """A system from a model folder, a run folder, one of a run's checkpoints, a hub id, or the model of a demo.
 
     Weights that are stored in half precision become float32.
 
     Args:
-        path: a model folder, a run folder, ``demo:digits`` or another demo, or ``owner/name`` or
-            ``owner/name@revision`` on the hub (HF_HOME, HF_ENDPOINT and HF_HUB_OFFLINE are honoured).
+        path: a model folder, a run folder, ``RUN/checkpoints/step-00001000``, ``demo:digits`` or another demo, or
+            ``owner/name`` or ``owner/name@revision`` on the hub (HF_HOME, HF_ENDPOINT and HF_HUB_OFFLINE are honoured).
         weights: ``ema`` (the default weights) or ``raw``.
         device: where the network goes.
         revision: branch, tag or commit on the hub.
@@ -98,15 +98,29 @@ def load(
     folder = Path(path)
     if (folder / "run.yaml").is_file():
         return _load_run(folder, weights).to(device)
+    if (folder / MANIFEST).is_file() and (folder.parent.parent / "run.yaml").is_file():
+        return _load_run(folder.parent.parent, weights, folder).to(device)
     if folder.is_file():
         raise UserError(_file_advice(folder))
     if folder.exists():
         _check_holds_weights(folder, str(path))
     else:
         folder = _download(str(path), weights, revision)
+    if hub.is_pipeline(folder):
+        return _load_pipeline(folder, weights).to(device)
     file = folder / FILES[weights]
     config = _with_vae_beside(read_config(folder / "config.json"), folder)
     return System(config, network(config, read_tensors(file), file)).to(device)
+
+
+def _load_pipeline(folder: Path, weights: Weights) -> System:
+    """The system of a folder that ``udit export diffusers`` wrote, fused as its weights are."""
+    if weights != "ema":
+        raise UserError(f"{folder} holds the weights it was exported with; leave out --weights {weights}")
+    file = folder / hub.PIPELINE_WEIGHTS
+    config = _with_vae_beside(read_config(folder / "config.json"), folder)
+    state = {name.removeprefix(hub.PREFIX): tensor for name, tensor in read_tensors(file).items()}
+    return System(config, network(config, state, file))
 
 
 def _with_vae_beside(config: SystemConfig, folder: Path) -> SystemConfig:
@@ -160,14 +174,23 @@ def network(config: SystemConfig, state: dict[str, Tensor], where: Path) -> nn.M
         raise UserError(f"{where} holds the weights of another model: {detail}") from None
 
 
-def _load_run(folder: Path, weights: Weights) -> System:
+def _load_run(folder: Path, weights: Weights, chosen: Path | None = None) -> System:
+    """The system of a run's newest checkpoint, or of a chosen one's folder."""
     run = read_run_config(folder)
-    checkpoint = CheckpointStore(folder / "checkpoints").newest(aside=False)
-    if checkpoint is None:
-        raise UserError(f"run folder {folder} has no complete checkpoint yet; train it with `udit train`")
+    try:
+        checkpoint = Checkpoint(chosen, verify(chosen)) if chosen else _newest(folder)
+    except DamagedError as error:
+        raise UserError(f"checkpoint {chosen} is damaged ({error}); take another one, or the run's folder") from None
     config = _with_vae_beside(SystemConfig.of(run, max(checkpoint.step, 1)), folder)
     name = "ema" if weights == "ema" else "model"
     return System(config, network(config, checkpoint.tensors(name), checkpoint.path))
+
+
+def _newest(folder: Path) -> Checkpoint:
+    checkpoint = CheckpointStore(folder / "checkpoints").newest(aside=False)
+    if checkpoint is None:
+        raise UserError(f"run folder {folder} has no complete checkpoint yet; train it with `udit train`")
+    return checkpoint
 
 
 def read_run_config(folder: Path | str) -> Run:
@@ -193,7 +216,12 @@ def _download(name: str, weights: Weights, revision: str | None) -> Path:
     folder = hub.describe(name, what=what, revision=revision)
     _check_holds_weights(folder, name, remote=True)
     vae = [f"vae/{VAE_WEIGHTS}"] if (folder / hub.VAE).is_file() else []
-    hub.complete(name, folder, ["README.md", FILES[weights], *vae], what=what)
+    hub.complete(
+        name,
+        folder,
+        ["README.md", hub.PIPELINE_WEIGHTS if hub.is_pipeline(folder) else FILES[weights], *vae],
+        what=what,
+    )
     return folder
 
 
@@ -205,6 +233,8 @@ def _check_holds_weights(folder: Path, name: str, *, remote: bool = False) -> No
         name: what the user calls it.
         remote: it is on the hub.
     """
+    if hub.is_pipeline(folder):
+        return
     if (found := hub.diffusers_class(folder)) is not None:
         raise UserError(
             f"{name} holds diffusers' {found}; convert it once: `udit convert {shlex.quote(name)} FOLDER`, then give "

@@ -13,6 +13,7 @@ from torch import Tensor
 from udit import rng
 from udit.data import vae
 from udit.data.codec_config import CodecConfig, IdentityCodec, SpaceToDepthCodec, VAECodec
+from udit.data.pixels import to_latents, to_pixels
 from udit.errors import UserError
 
 Keys = Sequence[tuple[int, int]]
@@ -40,6 +41,9 @@ class Codec(Protocol):
     def decode(self, x: Tensor) -> Tensor:
         """Floats of the network [B, c, h, w] -> the nearest uint8 [B, C, H, W]."""
 
+    def image_shape(self, channels: int, height: int, width: int) -> tuple[int, int, int]:
+        """(C, H, W) of the images of which the network sees [c, h, w]."""
+
 
 def encode(codec: Codec, pixels: Tensor, keys: Keys | None = None) -> Tensor:
     """uint8 pixels [B, C, H, W] to what the network sees."""
@@ -61,7 +65,11 @@ class Identity:
 
     def decode(self, x: Tensor) -> Tensor:
         """Takes floats [B, C, H, W] to the nearest uint8; values outside [-1, 1] are clamped."""
-        return ((x.to(torch.float32) + 1) * 127.5).clamp(0, 255).round().to(torch.uint8)
+        return to_pixels(x)
+
+    def image_shape(self, channels: int, height: int, width: int) -> tuple[int, int, int]:
+        """The same."""
+        return channels, height, width
 
 
 class SpaceToDepth:
@@ -82,6 +90,10 @@ class SpaceToDepth:
     def decode(self, x: Tensor) -> Tensor:
         """Floats [B, C * factor**2, h, w] -> the nearest uint8 [B, C, h * factor, w * factor]."""
         return F.pixel_shuffle(Identity().decode(x), self.factor)
+
+    def image_shape(self, channels: int, height: int, width: int) -> tuple[int, int, int]:
+        """Fewer channels and more pixels, as ``decode``."""
+        return channels // self.factor**2, height * self.factor, width * self.factor
 
 
 class LatentVAE:
@@ -143,11 +155,15 @@ class LatentVAE:
 
     def decode(self, x: Tensor) -> Tensor:
         """Normalised latents [B, c, h, w] -> uint8 [B, C, H, W]."""
-        shift, scale = self._affine(x)
-        z = F.pixel_shuffle(x.to(torch.float32) / scale + shift, self.facts.patch)
+        assert self.config.shift is not None and self.config.scale is not None, "an incomplete codec"
+        z = to_latents(x, self.config.shift, self.config.scale, self.facts.patch)
         with torch.no_grad():
             (decoded,) = self.vae.to(x.device).decode(z, return_dict=False)
         return Identity().decode(decoded)
+
+    def image_shape(self, channels: int, height: int, width: int) -> tuple[int, int, int]:
+        """The VAE's channels, and its pixels for each latent."""
+        return self.facts.in_channels, height * self.facts.factor, width * self.facts.factor
 
     def _affine(self, like: Tensor) -> tuple[Tensor, Tensor]:
         """Shift and scale, each [1, c, 1, 1] or [1, 1, 1, 1]."""
