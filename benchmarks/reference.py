@@ -43,8 +43,9 @@ GENERATED = "<!-- Written by `make docs` from the code; edit the code. -->\n\n"
 def commands_page() -> str:
     """docs/reference/commands.md."""
     parts = [
-        "# Commands\n\nEvery command prints this with `--help`. Exit codes: 0 done; 1 a run cannot go on; 2 a mistake in "
-        "the command or its files, told in one line; 130 interrupted by Ctrl-C (a training has saved a checkpoint then).\n"
+        "# Commands\n\nEvery command prints this with `--help`. Exit codes: 0 done; 1 a run cannot go on; 2 a mistake "
+        "in the command or its files, told in one line; 130 interrupted by Ctrl-C (a training has saved a checkpoint "
+        "then).\n"
     ]
     for name in (word for word in app if not word.startswith("-")):
         below = [word for word in app[name] if not word.startswith("-")]
@@ -88,8 +89,8 @@ def keys_page() -> str:
     """docs/reference/keys.md."""
     recipes = "\n".join(f"- `{name}`: {about}" for name, about in list_recipes().items())
     parts = [
-        "# Keys of a recipe\n\nA recipe is a YAML file of these keys; `udit train RECIPE key=value ...` overrides any of "
-        "them, and\n`--dry-run` prints the complete run. Keys marked * may change when a run is resumed; any other "
+        "# Keys of a recipe\n\nA recipe is a YAML file of these keys; `udit train RECIPE key=value ...` overrides any "
+        "of them, and\n`--dry-run` prints the complete run. Keys marked * may change when a run is resumed; any other "
         "change is refused.\n\n"
         f"Shipped recipes (`udit train --list`):\n\n{recipes}\n"
     ]
