@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from udit.models.catalog import list_models as list_models
     from udit.models.published import export_published as export_published
     from udit.models.published import import_published as import_published
+    from udit.publishing.pull import pull as pull
+    from udit.publishing.push import push as push
     from udit.run.config import Run as Run
     from udit.run.recipes import load_run as load_run
     from udit.scoring import evaluate as evaluate
@@ -57,6 +59,8 @@ _HOME = {
     "load": "udit.store",
     "load_run": "udit.run.recipes",
     "posthoc_ema": "udit.training.posthoc",
+    "pull": "udit.publishing.pull",
+    "push": "udit.publishing.push",
     "sample": "udit.diffusion.sample",
     "save": "udit.store",
     "train": "udit.training.trainer",

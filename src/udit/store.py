@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -82,7 +83,7 @@ def load(
     if folder.exists():
         _check_holds_weights(folder, str(path))
     else:
-        folder = _download(str(path), weights, revision)
+        folder = download(str(path), (weights,), revision)
     file = folder / FILES[weights]
     config = _with_vae_beside(read_config(folder / "config.json"), folder)
     return System(config, network(config, read_tensors(file), file)).to(device)
@@ -161,14 +162,27 @@ def read_run_config(folder: Path | str) -> Run:
     return parse(Run, read_yaml(path), where=path)
 
 
-def _download(name: str, weights: Weights, revision: str | None) -> Path:
+def download(name: str, weights: Sequence[Weights] = ("ema",), revision: str | None = None) -> Path:
+    """Downloads a model folder from the hub, with the VAE beside it; what is cached stays.
+
+    Args:
+        name: ``owner/name`` or ``owner/name@revision``.
+        weights: which files of weights.
+        revision: branch, tag or commit.
+
+    Returns:
+        The folder in the hub's cache; its name is the commit.
+
+    Raises:
+        UserError: the hub has no such model, or does not give it.
+    """
     if not hub.is_hub_id(name):
         raise UserError(f"no model at {name!r}; give a model folder, a run folder or a hub id (owner/name)")
     what = f"no folder {name!r}"
     folder = hub.describe(name, what=what, revision=revision)
     _check_holds_weights(folder, name, remote=True)
     vae = [f"vae/{VAE_WEIGHTS}"] if (folder / hub.VAE).is_file() else []
-    hub.complete(name, folder, ["README.md", FILES[weights], *vae], what=what)
+    hub.complete(name, folder, ["README.md", *(FILES[kind] for kind in weights), *vae], what=what)
     return folder
 
 
@@ -201,18 +215,28 @@ def _file_advice(path: Path) -> str:
 
 def model_card(config: SystemConfig) -> str:
     """``README.md`` of a model folder, with the hub's front matter."""
-    model = config.model
-    family = getattr(model, "family", type(model).__name__)
-    size = "x".join(map(str, (model.in_channels, *model.size)))
-    classes = f"{model.num_classes} classes" if model.num_classes else "unconditional"
     return (
         "---\nlibrary_name: udit\npipeline_tag: unconditional-image-generation\ntags: [diffusion, u-dit]\n---\n\n"
-        f"# {family} on {size}, {classes}\n\n"
+        f"# {card_title(config)}\n\n"
         f"Trained with `{config.diffusion.kind}`"
         + (f" for {config.steps} steps" if config.steps else "")
         + ". `model.safetensors` holds the averaged (EMA) weights.\n\n"
-        '```python\nimport udit\n\nsystem = udit.load("THIS_FOLDER")\n'
-        "images = next(system.generate(seeds=range(8)"
-        + (", labels=[0] * 8" if model.num_classes else "")
-        + "))  # uint8 [8, C, H, W]\n```\n"
+        + card_usage(config, "THIS_FOLDER")
+    )
+
+
+def card_title(config: SystemConfig) -> str:
+    """Family, shape and classes of a model, in words."""
+    model = config.model
+    family = getattr(model, "family", type(model).__name__)
+    size = "x".join(map(str, (model.in_channels, *model.size)))
+    return f"{family} on {size}, " + (f"{model.num_classes} classes" if model.num_classes else "unconditional")
+
+
+def card_usage(config: SystemConfig, name: str) -> str:
+    """How to load and sample a model in Python, as Markdown; ``name`` is its folder or hub id."""
+    labels = ", labels=[0] * 8" if config.model.num_classes else ""
+    return (
+        f'```python\nimport udit\n\nsystem = udit.load("{name}")\n'
+        f"images = next(system.generate(seeds=range(8){labels}))  # uint8 [8, C, H, W]\n```\n"
     )

@@ -32,6 +32,8 @@ from udit.cli.export import export
 from udit.cli.find_lr import find_lr
 from udit.cli.models import models
 from udit.cli.parity import parity
+from udit.cli.pull import pull
+from udit.cli.push import push
 from udit.cli.reference import ref
 from udit.cli.sample import sample
 from udit.cli.scores import scores
@@ -61,6 +63,8 @@ app.command(encode)
 app.command(ema)
 app.command(convert)
 app.command(export)
+app.command(push)
+app.command(pull)
 app.command(data)
 app.command(models)
 app.command(parity)
