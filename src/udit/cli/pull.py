@@ -41,12 +41,10 @@ def pull(
     overwrite
         Replace a model folder at the same place.
     progress
-        Show progress bars.
+        Show progress bars, where standard error is a terminal.
     """
-    from udit.hub import progress_bars
     from udit.publishing.pull import pull as pull_model
 
-    with progress_bars(progress):
-        found = pull_model(name, out, raw=raw, vae=vae, revision=revision, overwrite=overwrite)
+    found = pull_model(name, out, raw=raw, vae=vae, revision=revision, overwrite=overwrite, progress=progress)
     say(f"wrote {found.folder}: commit {found.commit[:12]}; next: udit sample {shlex.quote(str(found.folder))}")
     return 0

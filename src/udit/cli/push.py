@@ -53,36 +53,34 @@ def push(
     dry_run
         Print files, sizes and the card's text, and upload nothing.
     progress
-        Show progress bars.
+        Show progress bars, where standard error is a terminal.
     """
-    from udit.hub import progress_bars
     from udit.publishing.push import push as push_model
 
-    with progress_bars(progress):
-        found = push_model(
-            model,
-            name,
-            license=license_,
-            raw=raw,
-            vae=vae,
-            picture=picture,
-            private=private,
-            revision=revision,
-            replace_card=replace_card,
-            dry_run=dry_run,
-        )
+    found = push_model(
+        model,
+        name,
+        license=license_,
+        raw=raw,
+        vae=vae,
+        picture=picture,
+        private=private,
+        revision=revision,
+        replace_card=replace_card,
+        dry_run=dry_run,
+        progress=progress,
+    )
     size = f"{len(found.files)} files, {sum(found.files.values()) / 1e6:,.1f} MB"
     unfinished = found.last_step is not None and found.step != found.last_step
-    of = f" of {found.last_step:,}: its training has not ended" if unfinished else ""
+    of = f" of {found.last_step:,} (its training has not ended)" if unfinished else ""
+    step = f", step {found.step:,}{of}" if found.step else ""
     if dry_run:
         say(table(("file", "bytes"), sorted(found.files.items())))
         say(f"\n{found.card}")
-        say(f"would push {size}, of step {found.step or 0:,}{of}; nothing was sent")
+        say(f"would push {size}{step}; nothing was sent")
         return 0
-    what = (
-        f"pushed {size}, of step {found.step or 0:,}{of}," if found.changed else f"nothing to push: {size} are there,"
-    )
-    say(f"{what} to {found.url} (commit {str(found.commit)[:12]}); next: udit sample {name}")
+    what = f"pushed {size}{step}" if found.changed else f"nothing to push: {size} are there already"
+    say(f"{what}: {found.url} (commit {str(found.commit)[:12]}); next: udit sample {name}")
     if found.kept_card:
         say("README.md there was written or edited by somebody and stays; --replace-card replaces it")
     elif license_ is None:

@@ -32,6 +32,7 @@ def pull(
     vae: bool = False,
     revision: str | None = None,
     overwrite: bool = False,
+    progress: bool = True,
 ) -> Pulled:
     """Downloads a model from the hub into a folder, whole or not at all; what is in the hub's cache is not sent again.
 
@@ -43,6 +44,7 @@ def pull(
             the model comes in any case.
         revision: branch, tag or commit.
         overwrite: replaces a model folder at the same place.
+        progress: shows bars where standard error is a terminal.
 
     Raises:
         UserError: the hub has no such model or does not give it, or the folder exists.
@@ -54,6 +56,22 @@ def pull(
             raise UserError(f"{folder} exists and is no model folder; choose another place with --out")
         if not overwrite:
             raise UserError(f"{folder} holds a model already; --overwrite replaces it, --out takes another place")
+    with hub.progress_bars(progress):
+        there, files = _files(name, raw, vae, revision)
+    try:
+        with whole_folder(folder, replace=overwrite) as temporary:
+            for path, file in files.items():
+                (temporary / path).parent.mkdir(exist_ok=True)
+                shutil.copyfile(file, temporary / path)
+    except OSError as error:
+        raise RunError(
+            f"cannot write {folder}: {error.strerror or error}; make room, or choose another --out"
+        ) from None
+    return Pulled(folder, there.name)
+
+
+def _files(name: str, raw: bool, vae: bool, revision: str | None) -> tuple[Path, dict[str, Path]]:
+    """The folder in the hub's cache, and {path in the new folder: file}; see ``pull``."""
     weights: Sequence[store.Weights] = ("ema", "raw") if raw else ("ema",)
     there = store.download(name, weights, revision)
     config = store.read_config(there / "config.json")
@@ -70,13 +88,4 @@ def pull(
         files |= {f"vae/{file}": found / file for file in VAE_FILES}
     elif vae:
         raise UserError(f"--vae is given and {name} is in no VAE's latents; leave it out")
-    try:
-        with whole_folder(folder, replace=overwrite) as temporary:
-            for path, file in files.items():
-                (temporary / path).parent.mkdir(exist_ok=True)
-                shutil.copyfile(file, temporary / path)
-    except OSError as error:
-        raise RunError(
-            f"cannot write {folder}: {error.strerror or error}; make room, or choose another --out"
-        ) from None
-    return Pulled(folder, there.name)
+    return there, files

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from udit import store
+from udit import hub, store
 from udit.assemble import System
 from udit.data.codec_config import VAECodec
 from udit.data.vae import VAE_FILES, cached_sha256, check_sha256, folder_of, weights_sha256
@@ -57,6 +57,7 @@ def push(
     revision: str | None = None,
     replace_card: bool = False,
     dry_run: bool = False,
+    progress: bool = True,
 ) -> Pushed:
     """Uploads a model to the hub, as one commit; pushing again sends only what has changed or is missing.
 
@@ -76,6 +77,7 @@ def push(
         revision: a branch, made if it does not exist; the default one if None.
         replace_card: overwrites a card in the repository that somebody edited, which stays otherwise.
         dry_run: does all but to contact the hub for the repository.
+        progress: shows bars where standard error is a terminal.
 
     Raises:
         UserError: there is no model, the name is none, no token, one that may not write there, a repository that holds
@@ -95,7 +97,8 @@ def push(
             return found
         steps = f" after {system.config.steps:,} steps" if system.config.steps else ""
         message = f"Model {system.fingerprint}{steps}, by udit"
-        done = upload(name, files, message=message, private=private, revision=revision, replace_card=replace_card)
+        with hub.progress_bars(progress):
+            done = upload(name, files, message=message, private=private, revision=revision, replace_card=replace_card)
     return Pushed(
         name, found.files, text, found.step, found.last_step, done.url, done.commit, done.changed, done.kept_card
     )

@@ -135,16 +135,16 @@ def _check_there(name: str, before: ModelInfo, there: set[str], what: str) -> bo
     if not named:
         return False
     folder = hub.snapshot(name, named, what=what, revision=before.sha)
-    other = hub.diffusers_class(folder)
+    other = f"diffusers' {found}" if (found := hub.diffusers_class(folder)) else None
     if other is None and (folder / EXPORTED).is_file():
-        other = "exported graph"
+        other = "an exported graph"
     if other is None and (folder / "config.json").is_file():
         try:
             read_config(folder / "config.json")
         except UserError:
-            other = "model of another library"
+            other = "a model of another library"
     if other is not None:
-        raise UserError(f"{what}: it holds a {other}, whose files would be replaced; choose another name")
+        raise UserError(f"{what}: it holds {other}, whose files would be replaced; choose another name")
     card = folder / CARD
     return card.is_file() and not is_ours(card.read_text(encoding="utf-8", errors="replace"))
 
