@@ -6,7 +6,7 @@ EXTRAS := .[train,metrics,hub,dev]
 EVERYTHING := .[all,dev,docs,browser]
 
 .DEFAULT_GOAL := help
-.PHONY: help install install-all demo digits test test-isa test-slow messages check bench bench-smoke bench-scan bench-export performance docs constraints clean
+.PHONY: help install install-all demo demos digits test test-isa test-slow messages check bench bench-smoke bench-scan bench-export performance docs constraints clean
 
 help:  ## Prints these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -41,6 +41,14 @@ demo: export OMP_NUM_THREADS = 1
 demo: install  ## Trains on the embedded digits in minutes on a CPU, then scores 1,000 samples
 	$(BIN)/python -m udit train digits
 	$(BIN)/python -m udit eval runs/digits
+
+demos: export OMP_NUM_THREADS = 1
+demos: install  ## Trains, scores and writes the models that come with the library (demo:digits, demo:fashion-mnist; an hour)
+	$(BIN)/python -m udit train digits
+	$(BIN)/python -m udit eval runs/digits
+	$(BIN)/python -m udit train fashion-mnist
+	$(BIN)/python -m udit eval runs/fashion-mnist
+	$(BIN)/python benchmarks/demos.py runs/digits runs/fashion-mnist
 
 digits: export OMP_NUM_THREADS = 1
 digits: install  ## Trains and scores every family on the digits; skips those in benchmarks/digits.json

@@ -21,8 +21,8 @@ FILES = sorted(ROOT.rglob("*.py"))
 
 ORDER = (
     *("errors", "progress", "spec", "rng", "files", "record", "hub", "dist", "images", "checkpoint", "ops", "nn"),
-    *("models", "diffusion", "data", "optim", "run", "assemble", "analysis", "store", "exporting", "convert", "parity"),
-    *("training", "evaluation", "scoring", "tuning", "generation", "publishing", "benchmarking", "diagnosis"),
+    *("models", "diffusion", "data", "optim", "demos", "run", "assemble", "analysis", "store", "exporting", "convert"),
+    *("parity", "training", "evaluation", "scoring", "tuning", "generation", "publishing", "benchmarking", "diagnosis"),
     *("cli", "__main__"),
 )
 """Packages and modules of the library, each of which may import those before it: no circle leaves a package."""
@@ -55,6 +55,7 @@ TORCH_FREE = {
     *(f"udit.data.{name}" for name in ("describe", "vae", "latents", "sources", "names", "verify", "decode")),
     *(f"udit.data.{name}" for name in ("folder", "idx", "npz", "hub")),
     "udit.run.scorable",
+    "udit.demos.find",
 }
 """No configuration, and free of torch all the same: what is read before torch is imported."""
 CALLS = {
@@ -63,6 +64,7 @@ CALLS = {
     ("udit.run.resolve", "codec", "udit.data.vae"),
     ("udit.run.resolve", "_described", "udit.data.describe"),
     (READER, None, "udit.hub"),
+    (READER, None, "udit.demos.find"),
 }
 """(module, function, target): where configuration calls what is not configuration, beside each spec's ``build``."""
 OPENS = {

@@ -46,7 +46,8 @@ def sample(
     Parameters
     ----------
     model
-        A run folder, a model folder, a hub id, or a folder that `udit export` wrote.
+        A run folder, a model folder, a hub id, a folder that `udit export` wrote, or a model that comes with udit:
+        demo:digits, demo:fashion-mnist.
     labels
         Class names or numbers, e.g. cat,dog or 3,7; all classes in turn if not given. A text is a name first, commas
         included, and a number if no class has that name.
