@@ -22,7 +22,18 @@ FILES = sorted(ROOT.rglob("*.py"))
 ORDER = (
     *("errors", "progress", "spec", "rng", "files", "record", "hub", "dist", "images", "checkpoint", "ops", "nn"),
     *("models", "diffusion", "data", "optim", "demos", "run", "assemble", "analysis", "store", "exporting", "convert"),
-    *("parity", "training", "evaluation", "scoring", "tuning", "generation", "publishing", "benchmarking", "diagnosis"),
+    *(
+        "parity",
+        "training",
+        "evaluation",
+        "scoring",
+        "tuning",
+        "generation",
+        "publishing",
+        "rehearsal",
+        "benchmarking",
+        "diagnosis",
+    ),
     *("cli", "__main__"),
 )
 """Packages and modules of the library, each of which may import those before it: no circle leaves a package."""

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from udit.store import load as load
     from udit.store import save as save
     from udit.training.encoding import encode as encode
+    from udit.training.fork import fork as fork
     from udit.training.posthoc import posthoc_ema as posthoc_ema
     from udit.training.trainer import Trainer as Trainer
     from udit.training.trainer import train as train
@@ -51,6 +52,7 @@ _HOME = {
     "evaluate": "udit.scoring",
     "export": "udit.exporting.folder",
     "export_published": "udit.models.published",
+    "fork": "udit.training.fork",
     "fuse": "udit.models.build",
     "find_lr": "udit.tuning.rates",
     "generate": "udit.generation",

@@ -15,12 +15,12 @@ from torch import Tensor, nn
 
 from udit import hub
 from udit.assemble import System
-from udit.checkpoint import CheckpointStore, write_tensors
+from udit.checkpoint import MANIFEST, Checkpoint, CheckpointStore, DamagedError, verify, write_tensors
 from udit.data.codec_config import VAECodec
 from udit.data.vae import VAE_CONFIG, VAE_WEIGHTS
 from udit.demos.find import folder_of, is_demo, name_of
 from udit.errors import RunError, UserError, by_product, require_type
-from udit.files import whole_folder
+from udit.files import meant, whole_folder
 from udit.models.build import rebuild
 from udit.run.config import Run
 from udit.run.recipes import load_run, read_yaml
@@ -78,13 +78,13 @@ def _stored(state: dict[str, Tensor], precision: str) -> dict[str, Tensor]:
 def load(
     path: str | Path, *, weights: Weights = "ema", device: torch.device | str = "cpu", revision: str | None = None
 ) -> System:
-    """A system from a model folder, a run folder, a hub id, or the model of a demo.
+    """A system from a model folder, a run folder, one of a run's checkpoints, a hub id, or the model of a demo.
 
     Weights that are stored in half precision become float32.
 
     Args:
-        path: a model folder, a run folder, ``demo:digits`` or another demo, or ``owner/name`` or
-            ``owner/name@revision`` on the hub (HF_HOME, HF_ENDPOINT and HF_HUB_OFFLINE are honoured).
+        path: a model folder, a run folder, ``RUN/checkpoints/step-00001000``, ``demo:digits`` or another demo, or
+            ``owner/name`` or ``owner/name@revision`` on the hub (HF_HOME, HF_ENDPOINT and HF_HUB_OFFLINE are honoured).
         weights: ``ema`` (the default weights) or ``raw``.
         device: where the network goes.
         revision: branch, tag or commit on the hub.
@@ -99,6 +99,8 @@ def load(
     folder = Path(path)
     if (folder / "run.yaml").is_file():
         return _load_run(folder, weights).to(device)
+    if (folder / MANIFEST).is_file() and (folder.parent.parent / "run.yaml").is_file():
+        return _load_run(folder.parent.parent, weights, folder).to(device)
     if folder.is_file():
         raise UserError(_file_advice(folder))
     if folder.exists():
@@ -161,14 +163,38 @@ def network(config: SystemConfig, state: dict[str, Tensor], where: Path) -> nn.M
         raise UserError(f"{where} holds the weights of another model: {detail}") from None
 
 
-def _load_run(folder: Path, weights: Weights) -> System:
+def _load_run(folder: Path, weights: Weights, chosen: Path | None = None) -> System:
+    """The system of a run's newest checkpoint, or of a chosen one's folder."""
     run = read_run_config(folder)
-    checkpoint = CheckpointStore(folder / "checkpoints").newest(aside=False)
-    if checkpoint is None:
-        raise UserError(f"run folder {folder} has no complete checkpoint yet; train it with `udit train`")
+    try:
+        checkpoint = Checkpoint(chosen, verify(chosen)) if chosen else _newest(folder)
+    except DamagedError as error:
+        raise UserError(f"checkpoint {chosen} is damaged ({error}); take another one, or the run's folder") from None
     config = _with_vae_beside(SystemConfig.of(run, max(checkpoint.step, 1)), folder)
     name = "ema" if weights == "ema" else "model"
     return System(config, network(config, checkpoint.tensors(name), checkpoint.path))
+
+
+def _newest(folder: Path) -> Checkpoint:
+    checkpoint = CheckpointStore(folder / "checkpoints").newest(aside=False)
+    if checkpoint is None:
+        raise UserError(f"run folder {folder} has no complete checkpoint yet; train it with `udit train`")
+    return checkpoint
+
+
+def checkpoint_of(run: str | Path, step: int) -> Path:
+    """The folder of one of a run's checkpoints, for ``load``.
+
+    Raises:
+        UserError: no run folder, or it has no checkpoint of that step; names those that it has.
+    """
+    read_run_config(run)
+    found = CheckpointStore(Path(run) / "checkpoints")
+    steps = sorted(found.steps())
+    if step not in steps:
+        known = f"it has {', '.join(map(str, steps))}" if steps else "it has none"
+        raise UserError(f"{run} has no checkpoint of step {step}; {known} (training.keep keeps more)")
+    return found.path(step)
 
 
 def read_run_config(folder: Path | str) -> Run:
@@ -183,7 +209,7 @@ def read_run_config(folder: Path | str) -> Run:
         return load_run(name, [f"out=runs/demo-{name}"])
     path = Path(folder) / "run.yaml"
     if not path.is_file():
-        raise UserError(f"{folder} is no run folder: it has no run.yaml; `udit train` makes one")
+        raise UserError(f"{folder} is no run folder: it has no run.yaml{meant(folder) or '; `udit train` makes one'}")
     return parse(Run, read_yaml(path), where=path)
 
 
@@ -201,9 +227,10 @@ def download(name: str, weights: Sequence[Weights] = ("ema",), revision: str | N
     Raises:
         UserError: the hub has no such model, or does not give it.
     """
+    near = meant(name)
     if not hub.is_hub_id(name):
-        raise UserError(f"no model at {name!r}; give a model folder, a run folder or a hub id (owner/name)")
-    what = f"no folder {name!r}"
+        raise UserError(f"no model at {name!r}{near or '; give a model folder, a run folder or a hub id (owner/name)'}")
+    what = f"no folder {name!r}" + (f" ({near.removeprefix('; ')})" if near else "")
     folder = hub.describe(name, what=what, revision=revision)
     _check_holds_weights(folder, name, remote=True)
     vae = [f"vae/{VAE_WEIGHTS}"] if (folder / hub.VAE).is_file() else []

@@ -14,6 +14,7 @@ from cyclopts import (
     CycloptsError,
     Group,
     MissingArgumentError,
+    Parameter,
     RepeatArgumentError,
     UnknownCommandError,
     UnknownOptionError,
@@ -30,6 +31,7 @@ from udit.cli.encode import encode
 from udit.cli.evaluate import evaluate
 from udit.cli.export import export
 from udit.cli.find_lr import find_lr
+from udit.cli.fork import fork
 from udit.cli.models import models
 from udit.cli.parity import parity
 from udit.cli.pull import pull
@@ -41,7 +43,7 @@ from udit.cli.train import train
 from udit.cli.tune import tune
 from udit.errors import A_SLIP, PeerError, RunError, UserError, nearest, one_line, ran_out_of_memory, resembling
 
-OF_RECIPES = ("train", "encode", "data", "bench", "find-lr")
+OF_RECIPES = ("train", "fork", "encode", "data", "bench", "find-lr")
 """Commands that take a recipe's keys as KEY=VALUE."""
 
 app = App(
@@ -51,8 +53,10 @@ app = App(
     help_format="plaintext",
     group_parameters=Group("Options"),
     suppress_keyboard_interrupt=False,  # ``main`` reports it
+    default_parameter=Parameter(negative_iterable=()),  # no --empty-LIST beside every list
 )
 app.command(train)
+app.command(fork)
 app.command(sample)
 app.command(evaluate, name="eval")
 app.command(scores)

@@ -16,6 +16,7 @@ def push(
     *,
     license_: Annotated[str | None, Parameter(name="--license")] = None,
     raw: Annotated[bool, Parameter(negative="")] = False,
+    checkpoint: int | None = None,
     vae: bool | None = None,
     picture: bool = True,
     private: Annotated[bool, Parameter(negative="")] = False,
@@ -39,6 +40,8 @@ def push(
         The hub's identifier, e.g. apache-2.0 or cc-by-4.0; the card says unknown if not given.
     raw
         Push the weights before averaging too; without, the averaged (EMA) ones alone.
+    checkpoint
+        Of a run: the step of a checkpoint, e.g. 500; the newest if not given.
     vae
         Of a model in a VAE's latents: push the VAE too, or name it by its hub id and the sha256 of its weights. If not
         given, one that has no hub id is pushed and others are named.
@@ -57,6 +60,10 @@ def push(
     """
     from udit.publishing.push import push as push_model
 
+    if checkpoint is not None:
+        from udit.store import checkpoint_of
+
+        model = str(checkpoint_of(model, checkpoint))
     found = push_model(
         model,
         name,

@@ -66,7 +66,7 @@ def push(
     part alone, and no other path of it is told. The token is that of ``hf auth login`` or HF_TOKEN.
 
     Args:
-        model: a run folder, a model folder or a hub id.
+        model: a run folder, one of its checkpoints, a model folder or a hub id.
         name: ``owner/name``; the repository is made if it does not exist.
         license: the hub's identifier, e.g. ``apache-2.0``; ``unknown`` if None.
         raw: the weights before averaging too; without, the averaged ones alone.
@@ -115,9 +115,8 @@ def _staged(
     """
     system = store.load(model)
     before = store.load(model, weights="raw").backbone if raw else None
-    folder = Path(model)
-    out = folder if (folder / "run.yaml").is_file() else folder.parent if folder.name == "model" else None
-    run = store.read_run_config(out) if out is not None and (out / "run.yaml").is_file() else None
+    out = _run_of(Path(model))
+    run = store.read_run_config(out) if out is not None else None
     config, beside = system.config, _vae_beside(system, vae)
     if isinstance(config.codec, VAECodec):
         known = weights_sha256(beside[0].parent) if beside else cached_sha256(config.codec.source)
@@ -139,6 +138,16 @@ def _staged(
         text = card(config, Facts(name, license_, run, scores, tuple(files)))
         files[CARD].write_text(text, encoding="utf-8")
         yield files, text, system, run
+
+
+def _run_of(model: Path) -> Path | None:
+    """The run folder that a model is of: itself, or the one that it or its checkpoint lies in; None where it is not."""
+    places = [model]
+    if model.name == "model":
+        places.append(model.parent)
+    if model.parent.name == "checkpoints":
+        places.append(model.parent.parent)
+    return next((place for place in places if (place / "run.yaml").is_file()), None)
 
 
 def _vae_beside(system: System, wanted: bool | None) -> list[Path]:
