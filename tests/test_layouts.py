@@ -142,10 +142,6 @@ REFUSED = {
         "annotations' holds no PNG, JPEG, WebP or GIF; add some or",
     ),
     "an empty class": ([*CD, "bird/"], "/bird' holds no PNG, JPEG, WebP or GIF; add some or remove it"),
-    "no classes": (
-        ["1.png", "2.png"],
-        "holds 2 images and no class folders; put the images of each class into",
-    ),
     "nothing": ([], "holds no class folders"),
 }
 

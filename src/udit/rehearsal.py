@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import statistics
 import time
 from dataclasses import dataclass
@@ -19,10 +20,11 @@ from udit.training.batches import batches_of
 from udit.training.memory import DryRun
 from udit.training.trainer import Trainer
 
+log = logging.getLogger(__name__)
 TIMED = 3
 """Steps that are timed, after one that is not: the first compiles kernels and fills caches."""
-MOST = {"cpu": 1e12, "cuda": 3e14, "mps": 1e13}
-"""Floating-point operations of a step up to which it is timed: some ten seconds of two cores, or of a GPU."""
+MOST = {"cpu": 2e11, "cuda": 2e14, "mps": 5e12}
+"""Floating-point operations of a step up to which it is timed: some ten seconds of one core, or of a GPU."""
 
 
 @dataclass(frozen=True)
@@ -115,6 +117,7 @@ def _timed(run: Run, source: Source) -> tuple[float, str]:
         UserError: an image cannot be decoded.
         RunError: memory runs out.
     """
+    log.info("taking %d training steps to time them", TIMED + 1)
     trainer = Trainer(run, World(device=find_device(run.training.device, 0)), source)
     trainer.learner.share(0)
     took = []

@@ -19,6 +19,9 @@ from udit.data.sources import InMemory
 from udit.data.verify import attempts, remember
 from udit.errors import UserError
 
+UNLABELLED = "(no labels)"
+"""In a class's place, where images have none."""
+
 
 @dataclass
 class Contents:
@@ -93,9 +96,9 @@ def check_folder(root: Path, size: int, contents: Contents, bits: int = 16) -> I
     """
     listing = Listing.of(root)
     names = listing.classes
-    labels = np.repeat(np.arange(len(names)), listing.counts)
-    bad = np.zeros(len(names), int)
-    for name, count in zip(names, listing.counts, strict=True):
+    labels = np.repeat(np.arange(len(listing.counts)), listing.counts)
+    bad = np.zeros(len(listing.counts), int)
+    for name, count in zip(names, listing.counts if names else (), strict=True):
         if not count:
             contents.bad += 1
             yield f"class folder {str(root / name)!r} holds no PNG, JPEG, WebP or GIF; add some or remove it"
@@ -126,7 +129,7 @@ def check_folder(root: Path, size: int, contents: Contents, bits: int = 16) -> I
     contents.notes.update(listing.notes)
     _find_copies(root, listing, contents)
     contents.classes = {
-        name: (count, int(wrong)) for name, count, wrong in zip(names, listing.counts, bad, strict=True)
+        name: (count, int(wrong)) for name, count, wrong in zip(names or [UNLABELLED], listing.counts, bad, strict=True)
     }
     if not contents.bad:
         remember(listing.verified_as(size))

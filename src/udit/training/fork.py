@@ -103,7 +103,8 @@ def _check_fits(before: Run, new: Run, folder: Path) -> None:
         key = changed[0]
         was, now = shown(value_at(old, key)), shown(value_at(plain, key))
         raise UserError(
-            f"{key} is {was} in {folder} and would be {now}; a fork goes on with the same model, optimiser and data: leave it out, or start a new run with init_from={folder}"
+            f"{key} is {was} in {folder} and would be {now}; a fork goes on with the same model, optimiser and data: "
+            f"leave it out, or start a new run with init_from={folder}"
         )
 
 
