@@ -21,7 +21,7 @@ from torch import nn
 
 import udit
 from conftest import ErrorOf, perturb, same_bits, succeeds
-from hub_stand_in import use
+from hub_stand_in import serving, use
 from hub_writes import READER, TOKEN, WritableHub, taking_uploads
 from runs import environment, small_run, train
 from udit import store
@@ -398,6 +398,20 @@ def test_folder_that_is_there_is_replaced_only_on_demand(
         "pull", NAME, "--raw", "--out", str(tmp_path / "x")
     )
     assert not (tmp_path / "x").exists()
+
+
+def test_gated_or_unknown_model_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error_of: ErrorOf) -> None:
+    with serving({"config.json": b"{}"}) as hub:
+        use(hub, tmp_path / "hf", monkeypatch)
+        told = error_of("pull", "o/gated")
+        assert "it is gated; ask for access on its page there, and set HF_TOKEN or run `hf auth login`" in told
+        assert "it knows none of that name" in error_of("pull", "o/nosuch")
+        assert "it has no revision 'v9'" in error_of("pull", "o/m", "--revision", "v9")
+
+
+def test_demo_is_pushed_with_the_data_of_its_recipe(hub: WritableHub) -> None:
+    pushed = udit.push("demo:digits", NAME, license="apache-2.0", picture=False, dry_run=True)
+    assert "handwritten digits" in pushed.card
 
 
 # -- a push that is killed -----------------------------------------------------------------------------------------

@@ -13,6 +13,7 @@ from udit import hub, store
 from udit.assemble import System
 from udit.data.codec_config import VAECodec
 from udit.data.vae import VAE_FILES, cached_sha256, check_sha256, folder_of, weights_sha256
+from udit.demos.find import is_demo
 from udit.errors import UserError
 from udit.files import check_room
 from udit.publishing.card import CARD, PICTURE, UNKNOWN, Facts, card, scores_of
@@ -116,15 +117,15 @@ def _staged(
     system = store.load(model)
     before = store.load(model, weights="raw").backbone if raw else None
     out = _run_of(Path(model))
-    run = store.read_run_config(out) if out is not None else None
+    known = model if is_demo(model) else out
+    run = store.read_run_config(known) if known is not None else None
     config, beside = system.config, _vae_beside(system, vae)
     if isinstance(config.codec, VAECodec):
-        known = weights_sha256(beside[0].parent) if beside else cached_sha256(config.codec.source)
-        if known is not None:
-            check_sha256(config.codec, known)
-        known = known or config.codec.sha256
+        sha = weights_sha256(beside[0].parent) if beside else cached_sha256(config.codec.source)
+        if sha is not None:
+            check_sha256(config.codec, sha)
         named = {"source": "vae", "revision": None} if beside else {}
-        config = config.model_copy(update={"codec": config.codec.replace(sha256=known, **named)})
+        config = config.model_copy(update={"codec": config.codec.replace(sha256=sha or config.codec.sha256, **named)})
     with tempfile.TemporaryDirectory(prefix="udit-push-") as place:
         size = sum(tensor.nbytes for tensor in system.backbone.state_dict().values())
         check_room(Path(place), size * (1 + raw) + 10_000_000)
