@@ -20,21 +20,10 @@ ROOT = Path(udit.__file__).parent
 FILES = sorted(ROOT.rglob("*.py"))
 
 ORDER = (
-    *("errors", "progress", "spec", "rng", "files", "record", "hub", "dist", "images", "checkpoint", "ops", "nn"),
-    *("models", "diffusion", "data", "optim", "demos", "run", "assemble", "analysis", "store", "exporting", "convert"),
-    *(
-        "parity",
-        "training",
-        "evaluation",
-        "scoring",
-        "tuning",
-        "generation",
-        "publishing",
-        "rehearsal",
-        "benchmarking",
-        "diagnosis",
-    ),
-    *("cli", "__main__"),
+    *("errors", "progress", "spec", "interpolation", "rng", "files", "record", "hub", "dist", "images", "checkpoint"),
+    *("ops", "nn", "models", "diffusion", "data", "optim", "demos", "run", "assemble", "analysis", "store"),
+    *("exporting", "convert", "parity", "training", "evaluation", "scoring", "tuning", "inputs", "target"),
+    *("generation", "publishing", "rehearsal", "benchmarking", "diagnosis", "cli", "__main__"),
 )
 """Packages and modules of the library, each of which may import those before it: no circle leaves a package."""
 FORBIDDEN = {
@@ -51,7 +40,7 @@ FORBIDDEN = {
 """Units that come before and may still not be imported."""
 CONFIGURATION = {
     *("udit.errors", "udit.spec", "udit.spec.base", "udit.spec.digest", "udit.nn.specs", "udit.diffusion.config"),
-    *("udit.spec.words", "udit.run.keys", "udit.optim.config"),
+    *("udit.spec.words", "udit.run.keys", "udit.optim.config", "udit.interpolation", "udit.diffusion.settings"),
     *("udit.diffusion.samplers",),
     *("udit.data.config", "udit.data.codec_config", "udit.data.cache_config", "udit.models.catalog"),
     *("udit.models.config", "udit.models.ablation", "udit.models.isotropic", "udit.evaluation.protocol"),

@@ -192,6 +192,7 @@ PROCESSES: dict[str, DDPMConfig | FlowConfig] = {
     "flow x0": FlowConfig(predict="x0"),
     "flow v": FlowConfig(predict="v"),
     "gvp x0": FlowConfig(predict="x0", path="gvp"),
+    "shifted": FlowConfig(shift=2.5),
 }
 
 
@@ -264,6 +265,13 @@ def test_what_makes_no_sense_is_refused_with_the_reason(name: str, one_line: One
     with pytest.raises(UserError) as error:
         process_from(values)
     assert said in one_line(error.value)
+
+
+@pytest.mark.parametrize("sampler", FlowConfig.samplers())
+def test_every_sampler_of_a_flow_moves_its_times_by_the_shift(sampler: str) -> None:
+    denoisers = [Denoiser(lambda x, t, y=None: x, Flow(shift=s), "flow", time="unit") for s in (1, 3)]
+    plain, moved = (make_sampler(sampler).times(denoiser, 7) for denoiser in denoisers)
+    torch.testing.assert_close(moved, shifted(plain, 3.0), atol=3e-3, rtol=0)  # diffusers' times are a bit below
 
 
 def test_shift_by_resolution_becomes_a_number() -> None:

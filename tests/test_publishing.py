@@ -98,7 +98,7 @@ def test_raw_weights_are_pushed_where_asked_for_and_removed_with_the_next_push(r
     assert hub.sent() == sent
 
 
-def test_model_folder_without_a_run_draws_its_picture(folder: Path, hub: WritableHub) -> None:
+def test_model_folder_without_a_run_draws_its_grid(folder: Path, hub: WritableHub) -> None:
     config = json.loads((folder / "config.json").read_text())
     config["sampling"]["steps"] = 1
     (folder / "config.json").write_text(json.dumps(config))
@@ -137,7 +137,7 @@ def test_run_that_has_not_ended_is_pushed_as_it_is_and_says_so(run: Path, tmp_pa
     out = shutil.copytree(run, tmp_path / "run")
     values = (out / "run.yaml").read_text()
     (out / "run.yaml").write_text(re.sub(r"\bsteps: 4\b", "steps: 900", values))
-    pushed = udit.push(out, NAME, picture=False)
+    pushed = udit.push(out, NAME, grid=False)
     assert (pushed.step, pushed.last_step) == (4, 900)
     assert "trained for 4 steps of 900: training had not ended" in pushed.card
     assert "samples.png" not in hub.repositories[NAME].files()
@@ -215,7 +215,7 @@ def latent(tiny: nn.Module, tmp_path: Path) -> Path:
 def test_vae_of_this_machine_goes_along_and_its_place_is_not_told(
     latent: Path, tmp_path: Path, hub: WritableHub
 ) -> None:
-    udit.push(latent, NAME, picture=False)
+    udit.push(latent, NAME, grid=False)
     files = hub.repositories[NAME].files()
     assert files[f"vae/{VAE_WEIGHTS}"] == (tmp_path / "vae" / VAE_WEIGHTS).read_bytes()
     assert not [name for name, data in files.items() if str(tmp_path).encode() in data]
@@ -229,10 +229,10 @@ def test_vae_of_this_machine_cannot_be_left_out_and_another_one_is_refused(
     latent: Path, tmp_path: Path, hub: WritableHub
 ) -> None:
     with pytest.raises(UserError, match="which nobody else has; push it too"):
-        udit.push(latent, NAME, vae=False, picture=False)
+        udit.push(latent, NAME, vae=False, grid=False)
     tiny_vae(tmp_path / "vae", seed=1)
     with pytest.raises(UserError, match="and this model's latents came from"):
-        udit.push(latent, NAME, picture=False)
+        udit.push(latent, NAME, grid=False)
     assert not hub.repositories
 
 
@@ -242,20 +242,20 @@ def test_vae_of_the_hub_is_named_by_its_digest_or_copied(latent: Path, tmp_path:
     system = udit.load(latent)
     codec = system.config.codec.replace(source="other/vae")
     named = udit.save(System(system.config.replace(codec=codec), system.backbone), tmp_path / "named")
-    udit.push(named, NAME, picture=False)
+    udit.push(named, NAME, grid=False)
     config = json.loads(hub.repositories[NAME].files()["config.json"])
     assert (config["codec"]["source"], config["codec"]["sha256"]) == ("other/vae", codec.sha256)
     assert not (udit.pull(NAME, tmp_path / "without").folder / "vae").exists()
     pulled = udit.pull(NAME, tmp_path / "with", vae=True).folder
     assert udit.load(pulled).config.codec.source == str(pulled / "vae")
-    udit.push(named, "me/copied", vae=True, picture=False)
+    udit.push(named, "me/copied", vae=True, grid=False)
     assert hub.repositories["me/copied"].files()[f"vae/{VAE_WEIGHTS}"] == files[VAE_WEIGHTS]
 
 
 def test_vae_is_asked_for_only_where_there_is_one(folder: Path, hub: WritableHub, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="the model is in no VAE's latents"):
         udit.push(folder, NAME, vae=True)
-    udit.push(folder, NAME, picture=False)
+    udit.push(folder, NAME, grid=False)
     with pytest.raises(UserError, match="is in no VAE's latents"):
         udit.pull(NAME, tmp_path / "out", vae=True)
 
@@ -294,7 +294,7 @@ def test_what_the_hub_does_not_take_is_one_line_and_changes_nothing(
     before = {key: len(value.commits) for key, value in hub.repositories.items()}
     monkeypatch.setenv("HF_TOKEN", token)
     monkeypatch.setattr("huggingface_hub.constants.HF_TOKEN_PATH", "/nonexistent")
-    told = error_of("push", str(folder), name, "--no-picture")
+    told = error_of("push", str(folder), name, "--no-grid")
     assert told.startswith(f"cannot push to {name!r}")
     assert wanted in told
     assert token not in told or not token
@@ -302,7 +302,7 @@ def test_what_the_hub_does_not_take_is_one_line_and_changes_nothing(
 
 
 def test_licence_that_the_hub_does_not_know_is_one_line(folder: Path, hub: WritableHub, error_of: ErrorOf) -> None:
-    told = error_of("push", str(folder), NAME, "--no-picture", "--license", "wrong")
+    told = error_of("push", str(folder), NAME, "--no-grid", "--license", "wrong")
     assert "cannot push to 'me/digits': Invalid metadata in README.md. - \"license\" must be one of" in told
     assert list(hub.repositories[NAME].files()) == [".gitattributes"]
 
@@ -311,11 +311,11 @@ def test_hub_that_cannot_be_reached_is_one_line(
     folder: Path, hub: WritableHub, error_of: ErrorOf, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:1")
-    told = error_of("push", str(folder), NAME, "--no-picture")
+    told = error_of("push", str(folder), NAME, "--no-grid")
     assert "http://127.0.0.1:1 cannot be reached (" in told and "check the network" in told
     assert "cannot be reached" in error_of("pull", NAME)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    assert "HF_HUB_OFFLINE is set; unset it" in error_of("push", str(folder), NAME, "--no-picture")
+    assert "HF_HUB_OFFLINE is set; unset it" in error_of("push", str(folder), NAME, "--no-grid")
     assert "HF_HUB_OFFLINE is set, and " in error_of("pull", NAME)
 
 
@@ -355,11 +355,11 @@ def test_push_of_another_meanwhile_is_told(
 def test_pulled_folder_is_a_model_and_a_revision_an_older_one(
     run: Path, tiny: nn.Module, folder: Path, hub: WritableHub, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    first = udit.push(folder, NAME, picture=False)
+    first = udit.push(folder, NAME, grid=False)
     udit.push(
         udit.save(System(udit.load(folder).config, perturb(copy.deepcopy(tiny))), tmp_path / "newer"),
         NAME,
-        picture=False,
+        grid=False,
     )
     old = udit.pull(f"{NAME}@{first.commit}", tmp_path / "old").folder
     assert same_bits(udit.load(old).backbone.state_dict(), udit.load(folder).backbone.state_dict())
@@ -373,7 +373,7 @@ def test_pulled_folder_is_a_model_and_a_revision_an_older_one(
 def test_pull_is_served_from_the_cache_offline(
     folder: Path, hub: WritableHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    udit.push(folder, NAME, picture=False)
+    udit.push(folder, NAME, grid=False)
     udit.pull(NAME, tmp_path / "first")
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     asked = len(hub.asked)
@@ -387,7 +387,7 @@ def test_pull_is_served_from_the_cache_offline(
 def test_folder_that_is_there_is_replaced_only_on_demand(
     folder: Path, hub: WritableHub, tmp_path: Path, error_of: ErrorOf, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    udit.push(folder, NAME, picture=False)
+    udit.push(folder, NAME, grid=False)
     (tmp_path / "notes").mkdir()
     (tmp_path / "notes" / "a.txt").write_text("mine")
     assert "exists and is no model folder" in error_of("pull", NAME, "--out", str(tmp_path / "notes"))
@@ -410,7 +410,7 @@ def test_gated_or_unknown_model_is_one_line(tmp_path: Path, monkeypatch: pytest.
 
 
 def test_demo_is_pushed_with_the_data_of_its_recipe(hub: WritableHub) -> None:
-    pushed = udit.push("demo:digits", NAME, license="apache-2.0", picture=False, dry_run=True)
+    pushed = udit.push("demo:digits", NAME, license="apache-2.0", grid=False, dry_run=True)
     assert "handwritten digits" in pushed.card
 
 

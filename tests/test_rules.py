@@ -28,6 +28,10 @@ BROKEN: dict[Rule, tuple[str, str]] = {
         "model.num_classes=0",
         "guidance is 2 and the model has no null label",
     ),
+    rules.guidance_is_the_process_s: (
+        f"{DDPM} + sampling.guidance_kind=cfg-zero + sampling.guidance_zero_init=0",
+        "sampling.guidance_kind is cfg-zero, which corrects the velocity of a flow, and diffusion.kind is ddpm",
+    ),
     rules.label_dropout_needs_a_null_label: (
         f"{UVIT} + sampling.guidance=1 + training.label_dropout=0.2",
         "training.label_dropout is 0.2 and the model has no null label",

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from udit.diffusion.sample import sample as sample
     from udit.exporting.folder import export as export
     from udit.generation import generate as generate
+    from udit.interpolation import between as between
     from udit.models.build import build as build
     from udit.models.build import fuse as fuse
     from udit.models.catalog import list_models as list_models
@@ -46,6 +47,7 @@ _HOME = {
     "System": "udit.assemble",
     "Trainer": "udit.training.trainer",
     "bench": "udit.benchmarking.job",
+    "between": "udit.interpolation",
     "build": "udit.models.build",
     "doctor": "udit.diagnosis.doctor",
     "encode": "udit.training.encoding",

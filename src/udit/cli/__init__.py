@@ -153,7 +153,8 @@ def _unknown_option(option: str, tokens: list[str]) -> str:
     for word in tokens[1:]:
         if word in command and not word.startswith("-"):
             command = command[word]
-    known = {flag.lstrip("-"): flag for argument in command.assemble_argument_collection() for flag in argument.names}
+    options = command.assemble_argument_collection(default_parameter=app.default_parameter)
+    known = {flag.lstrip("-"): flag for argument in options for flag in argument.names}
     known = {plain: flag for plain, flag in known.items() if flag.startswith("--") and plain not in ("help", "version")}
     word = name.lstrip("-")
     close = resembling(word, list(known))

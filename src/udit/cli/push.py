@@ -18,7 +18,7 @@ def push(
     raw: Annotated[bool, Parameter(negative="")] = False,
     checkpoint: int | None = None,
     vae: bool | None = None,
-    picture: bool = True,
+    grid: bool = True,
     private: Annotated[bool, Parameter(negative="")] = False,
     revision: str | None = None,
     replace_card: Annotated[bool, Parameter(negative="")] = False,
@@ -45,7 +45,7 @@ def push(
     vae
         Of a model in a VAE's latents: push the VAE too, or name it by its hub id and the sha256 of its weights. If not
         given, one that has no hub id is pushed and others are named.
-    picture
+    grid
         Put a grid of samples into the card: the run's last one, or one that is drawn now.
     private
         Make a new repository private; a public one is refused.
@@ -70,7 +70,7 @@ def push(
         license=license_,
         raw=raw,
         vae=vae,
-        picture=picture,
+        grid=grid,
         private=private,
         revision=revision,
         replace_card=replace_card,

@@ -1,4 +1,4 @@
-"""Configs of noising processes and of sampling, free of torch.
+"""Configs of noising processes, free of torch; that of sampling is in ``settings``.
 
 A noising process is one ``ProcessConfig`` here, a row of ``PROCESSES``, and the module that ``build`` imports.
 """
@@ -8,10 +8,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import (
-    AfterValidator,
     BeforeValidator,
     Field,
-    NonNegativeInt,
     PositiveFloat,
     PositiveInt,
     SerializeAsAny,
@@ -19,6 +17,7 @@ from pydantic import (
 )
 
 from udit.diffusion.samplers import SAMPLERS, listed
+from udit.diffusion.settings import SamplingConfig as SamplingConfig
 from udit.errors import UserError, nearest
 from udit.spec.base import Spec, parse
 from udit.spec.words import shown
@@ -47,6 +46,8 @@ class ProcessConfig(Spec):
     """Whether its loss trains the variance channels of a network with ``learn_sigma``."""
     reversible: ClassVar[bool] = False
     """Whether it takes networks that get 1 - t and predict x0 - eps (``reversed_flow``)."""
+    has_velocity: ClassVar[bool] = False
+    """Whether its target is the velocity dx_t/dt of a flow, which CFG-Zero* corrects."""
     quality: ClassVar[dict[Level, tuple[str, int]]]
     """Sampler and steps of ``udit sample --quality`` where nothing has been tuned."""
     few_step_samplers: ClassVar[tuple[str, ...]]
@@ -167,6 +168,7 @@ class FlowConfig(LearnedProcess):
 
     title: ClassVar[str] = "flow matching"
     reversible: ClassVar[bool] = True
+    has_velocity: ClassVar[bool] = True
     quality: ClassVar[dict[Level, tuple[str, int]]] = {
         "draft": ("dpmpp", 6),
         "good": ("dpmpp", 12),
@@ -281,20 +283,6 @@ def process_from(values: Any) -> Any:
 DiffusionConfig = Annotated[SerializeAsAny[ProcessConfig], BeforeValidator(process_from)]
 
 
-# ---- sampling --------------------------------------------------------------------------------------------------------
-
-
-def known_sampler(name: str) -> str:
-    """The name itself.
-
-    Raises:
-        UserError: no sampler has it.
-    """
-    if name not in SAMPLERS:
-        raise UserError(f"no sampler has that name{nearest(name, SAMPLERS)}")
-    return name
-
-
 def check_sampler(name: str, process: type[ProcessConfig], steps: int | str) -> None:
     """Refuses a sampler that does not serve a process, and steps that it does not take.
 
@@ -307,60 +295,3 @@ def check_sampler(name: str, process: type[ProcessConfig], steps: int | str) -> 
         )
     if not SAMPLERS[name].respaces and not (str(steps).isdecimal() and int(steps) >= 1):
         raise UserError(f"steps is {steps!r}; the {name} sampler takes a count of at least 1")
-
-
-class SamplingConfig(Spec):
-    """How images are drawn from a model."""
-
-    sampler: Annotated[str, AfterValidator(known_sampler)] = "ddim"
-    """A name of ``SAMPLERS``."""
-    steps: PositiveInt = 50
-    """Network evaluations per image; with guidance each is a doubled batch."""
-    guidance: Annotated[float, Field(ge=0, le=1000)] = 1.0
-    """Guidance scale w of u + w (c - u); 1 means no guidance."""
-    guidance_channels: PositiveInt | None = None
-    """Guides only the first so many prediction channels: 3 is the published DiT protocol; None is all."""
-    guidance_interval: tuple[Annotated[float, Field(ge=0, le=1)], Annotated[float, Field(ge=0, le=1)]] = (0.0, 1.0)
-    """Noise times t / T between which guidance acts (Kynkäänniemi et al. 2024)."""
-    eta: Annotated[float, Field(ge=0, le=1)] = 0.0
-    """DDIM's fraction of fresh noise; 0 is deterministic."""
-    clip: bool = False
-    """Clamps x0 to [-1, 1] at every step (ddpm and ddim only); right for pixels, wrong for latents."""
-    cache: PositiveInt = 1
-    """Runs the network's deep part at every N-th evaluation only (Skip-DiT's cached inference); 1 is every one."""
-    refresh: tuple[NonNegativeInt, ...] = ()
-    """The evaluations that run the deep part, counted from 0, in place of ``cache``: what ``udit tune`` finds."""
-    forecast: bool = False
-    """At the others, extrapolates linearly from the deep part's last two outputs; else reuses the last."""
-    keep_guidance: bool = False
-    """At the others, reuses the last difference between conditional and null prediction, and runs the conditional half
-    alone."""
-
-    @model_validator(mode="after")
-    def _check(self) -> SamplingConfig:
-        low, high = self.guidance_interval
-        if low > high:
-            raise ValueError(f"guidance_interval is ({low:g}, {high:g}); it runs from the lower to the higher time")
-        for option, value, off in (("clip", self.clip, "false"), ("eta", self.eta, "0")):
-            takers = [name for name, row in SAMPLERS.items() if getattr(row, option)]
-            if value and self.sampler not in takers:
-                samplers = f"sampler{'s' * (len(takers) > 1)}"
-                raise ValueError(
-                    f"{option} works with the {listed(takers, 'and')} {samplers}, not with {self.sampler}; set "
-                    f"{option} to {off}"
-                )
-        if self.refresh and self.cache > 1:
-            raise ValueError(f"cache is {self.cache} and refresh names evaluations; give one of them")
-        if self.refresh and (self.refresh[0] or sorted(set(self.refresh)) != list(self.refresh)):
-            raise ValueError(
-                f"refresh is {list(self.refresh)}; it must start with 0 and each entry must be larger than the one "
-                "before, e.g. [0, 3, 6]"
-            )
-        if self.refresh and self.refresh[-1] >= self.steps:
-            raise ValueError(
-                f"refresh names evaluation {self.refresh[-1]} of {self.steps}; evaluations are counted from 0"
-            )
-        if (self.forecast or self.keep_guidance) and not self.refresh and self.cache == 1:
-            name = "forecast" if self.forecast else "keep_guidance"
-            raise ValueError(f"{name} needs cached steps; set it to false, or give cache or refresh")
-        return self

@@ -25,6 +25,7 @@ from udit.diffusion.denoiser import Denoiser, Prediction, mix
 from udit.diffusion.guidance import AnyDenoiser
 from udit.diffusion.learning import Learning
 from udit.diffusion.objective import Losses
+from udit.diffusion.origin import Origin, skipped
 from udit.diffusion.sample import Noise, Step
 from udit.diffusion.schedule import Schedule, Table, TimeUnit, gather
 from udit.diffusion.targets import Target, encode
@@ -300,9 +301,21 @@ def _respaced(name: str, denoiser: AnyDenoiser, steps: int | str) -> tuple[AnyDe
     return denoiser, schedule
 
 
-def _times(name: str, denoiser: AnyDenoiser, steps: int | str) -> Tensor:
+def _indices(schedule: DDPM, strength: float) -> Tensor:
+    """[n] the indices that sampling visits, noisiest first: those up to a strength."""
+    indices = torch.arange(len(schedule)).flip(0)
+    return indices if strength == 1 else indices[skipped(schedule, indices, strength) :]
+
+
+def _times(name: str, denoiser: AnyDenoiser, steps: int | str, strength: float) -> Tensor:
     denoiser, schedule = _respaced(name, denoiser, steps)
-    return denoiser.network_time(torch.arange(len(schedule)).flip(0))
+    return denoiser.network_time(_indices(schedule, strength))
+
+
+def _start(schedule: DDPM, x: Tensor, origin: Origin | None) -> tuple[list[int], Tensor]:
+    """The indices that sampling visits, and x at the first of them."""
+    indices = _indices(schedule, origin.strength if origin else 1.0)
+    return indices.tolist(), x if origin is None else origin.noised(schedule, indices[0], x)
 
 
 def _x0(prediction: Prediction, clip: bool) -> Tensor:
@@ -319,16 +332,23 @@ class Ancestral:
     name: ClassVar[str] = "ddpm"
     clip: bool = False
 
-    def times(self, denoiser: AnyDenoiser, steps: int | str) -> Tensor:
+    def times(self, denoiser: AnyDenoiser, steps: int | str, strength: float = 1.0) -> Tensor:
         """[steps] as ``Sampler.times``."""
-        return _times(self.name, denoiser, steps)
+        return _times(self.name, denoiser, steps, strength)
 
     def __call__(
-        self, denoiser: AnyDenoiser, x: Tensor, steps: int | str, y: Tensor | None, noise: Noise
+        self,
+        denoiser: AnyDenoiser,
+        x: Tensor,
+        steps: int | str,
+        y: Tensor | None,
+        noise: Noise,
+        origin: Origin | None = None,
     ) -> Iterator[Step]:
         """Yields after every step; noise is not drawn at the last one."""
         denoiser, schedule = _respaced(self.name, denoiser, steps)
-        for k, i in enumerate(reversed(range(len(schedule))), start=1):
+        indices, x = _start(schedule, x, origin)
+        for k, i in enumerate(indices, start=1):
             t = torch.full((len(x),), i, device=x.device)
             prediction = denoiser(x, t, y)
             x0 = _x0(prediction, self.clip)
@@ -338,7 +358,7 @@ class Ancestral:
                 mean, _ = ancestral_moments(schedule, x0, torch.zeros_like(x), x, t)
                 log_variance = gather(schedule.large_log_variance, t, x)
             x = mean + (0.5 * log_variance).exp() * noise(k) if i else mean
-            yield Step(k, len(schedule), x, x0)
+            yield Step(k, len(indices), x, x0)
 
 
 @dataclass(frozen=True)
@@ -349,22 +369,29 @@ class DDIM:
     eta: float = 0.0
     clip: bool = False
 
-    def times(self, denoiser: AnyDenoiser, steps: int | str) -> Tensor:
+    def times(self, denoiser: AnyDenoiser, steps: int | str, strength: float = 1.0) -> Tensor:
         """[steps] as ``Sampler.times``."""
-        return _times(self.name, denoiser, steps)
+        return _times(self.name, denoiser, steps, strength)
 
     def __call__(
-        self, denoiser: AnyDenoiser, x: Tensor, steps: int | str, y: Tensor | None, noise: Noise
+        self,
+        denoiser: AnyDenoiser,
+        x: Tensor,
+        steps: int | str,
+        y: Tensor | None,
+        noise: Noise,
+        origin: Origin | None = None,
     ) -> Iterator[Step]:
         """Yields after every step; noise is drawn for eta > 0 only, and not at the last step."""
         denoiser, schedule = _respaced(self.name, denoiser, steps)
+        indices, x = _start(schedule, x, origin)
         bar, bar_prev = schedule.alpha_bar, schedule.alpha_bar_prev
         sigma = self.eta * np.sqrt((1 - bar_prev) / (1 - bar)) * np.sqrt(1 - bar / bar_prev)  # Eq. 16
-        for k, i in enumerate(reversed(range(len(schedule))), start=1):
+        for k, i in enumerate(indices, start=1):
             t = torch.full((len(x),), i, device=x.device)
             x0 = _x0(denoiser(x, t, y), self.clip)
             eps = (x - gather(np.sqrt(bar), t, x) * x0) / gather(np.sqrt(1 - bar), t, x)
             x = gather(np.sqrt(bar_prev), t, x) * x0 + gather(np.sqrt(1 - bar_prev - sigma**2), t, x) * eps
             if i and self.eta:
                 x = x + gather(sigma, t, x) * noise(k)
-            yield Step(k, len(schedule), x, x0)
+            yield Step(k, len(indices), x, x0)

@@ -119,7 +119,7 @@ class Denoiser:
         """Refuses labels that the model does not have; conditions of floats are the network's to check.
 
         Args:
-            y: [B] int64 labels, the null label among them; or float conditions, or None.
+            y: [B] int64 labels, the null label among them; or float conditions or shares of labels, or None.
             batch: B, where it is known.
 
         Raises:
@@ -148,5 +148,9 @@ def mix(schedule: Schedule, x0: Tensor, noise: Tensor, t: Tensor) -> Tensor:
 
 
 def null_labels(y: Tensor, null_label: int) -> Tensor:
-    """Null labels of y's shape."""
-    return torch.full_like(y, null_label)
+    """Null labels of y's shape; where y is shares of labels [B, K], the null label's whole."""
+    if not y.is_floating_point():
+        return torch.full_like(y, null_label)
+    whole = torch.zeros_like(y)
+    whole[:, null_label] = 1
+    return whole

@@ -20,7 +20,7 @@ from udit.run.recipes import to_yaml
 from udit.run.system import SystemConfig
 from udit.store import FILES, card_title, card_usage
 
-CARD, PICTURE = "README.md", "samples.png"
+CARD, GRID = "README.md", "samples.png"
 """Names in a repository."""
 UNKNOWN = "unknown"
 """The hub's identifier of a licence that nobody has stated."""
@@ -54,7 +54,7 @@ def card(config: SystemConfig, facts: Facts) -> str:
         front["datasets"] = [dataset]
     parts = [
         f"# {card_title(config)}",
-        *([f"![samples, one column per class]({PICTURE})"] if PICTURE in facts.files else []),
+        *([f"![samples, one column per class]({GRID})"] if GRID in facts.files else []),
         "## How to load it",
         "`pip install udit`, then",
         card_usage(config, facts.name).rstrip(),

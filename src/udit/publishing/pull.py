@@ -12,7 +12,7 @@ from udit.data.codec_config import VAECodec
 from udit.data.vae import VAE_FILES, folder_of
 from udit.errors import RunError, UserError
 from udit.files import whole_folder
-from udit.publishing.card import CARD, PICTURE
+from udit.publishing.card import CARD, GRID
 
 
 @dataclass(frozen=True)
@@ -79,8 +79,8 @@ def _files(name: str, raw: bool, vae: bool, revision: str | None) -> tuple[Path,
     for kind in weights:
         if not files[store.FILES[kind]].is_file():
             raise UserError(f"{name} has no {store.FILES[kind]}" + ("; leave out --raw" if kind == "raw" else ""))
-    hub.complete(name, there, [PICTURE], what=f"no picture of {name!r}")
-    files |= {file: there / file for file in (CARD, PICTURE) if (there / file).is_file()}
+    hub.complete(name, there, [GRID], what=f"no grid of {name!r}")
+    files |= {file: there / file for file in (CARD, GRID) if (there / file).is_file()}
     if (there / hub.VAE).is_file():
         files |= {f"vae/{file}": there / "vae" / file for file in VAE_FILES}
     elif vae and isinstance(config.codec, VAECodec):

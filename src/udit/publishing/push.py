@@ -1,4 +1,4 @@
-"""``push``: a model with its card, a picture and its VAE, as one commit of a repository on the hub."""
+"""``push``: a model with its card, a grid of samples and its VAE, as one commit of a repository on the hub."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from udit.data.vae import VAE_FILES, cached_sha256, check_sha256, folder_of, wei
 from udit.demos.find import is_demo
 from udit.errors import UserError
 from udit.files import check_room
-from udit.publishing.card import CARD, PICTURE, UNKNOWN, Facts, card, scores_of
+from udit.publishing.card import CARD, GRID, UNKNOWN, Facts, card, scores_of
 from udit.publishing.repository import check_name, upload
 from udit.run.config import Run
 from udit.training.preview import save_grid
@@ -53,7 +53,7 @@ def push(
     license: str | None = None,  # noqa: A002  the hub's word
     raw: bool = False,
     vae: bool | None = None,
-    picture: bool = True,
+    grid: bool = True,
     private: bool = False,
     revision: str | None = None,
     replace_card: bool = False,
@@ -73,7 +73,7 @@ def push(
         raw: the weights before averaging too; without, the averaged ones alone.
         vae: a model in a VAE's latents: the VAE's files too. Without, the VAE is named by its hub id and the sha256 of
             its weights. None copies one that has no hub id, and names the others.
-        picture: a grid of samples: that of the run's last step if there is one, otherwise drawn.
+        grid: a grid of samples: that of the run's last step if there is one, otherwise drawn.
         private: a new repository is private; a public one is refused.
         revision: a branch, made if it does not exist; the default one if None.
         replace_card: overwrites a card in the repository that somebody edited, which stays otherwise.
@@ -86,7 +86,7 @@ def push(
         RunError: the disk is too full for a copy of the model.
     """
     check_name(name)
-    with _staged(model, name, license or UNKNOWN, raw, vae, picture) as (files, text, system, run):
+    with _staged(model, name, license or UNKNOWN, raw, vae, grid) as (files, text, system, run):
         found = Pushed(
             name=name,
             files={path: file.stat().st_size for path, file in files.items()},
@@ -107,11 +107,11 @@ def push(
 
 @contextmanager
 def _staged(
-    model: str | Path, name: str, license_: str, raw: bool, vae: bool | None, picture: bool
+    model: str | Path, name: str, license_: str, raw: bool, vae: bool | None, grid: bool
 ) -> Iterator[tuple[dict[str, Path], str, System, Run | None]]:
     """{path in the repository: file} of all that is pushed, the card's text, the model and its run.
 
-    Weights and config are written anew, from what was loaded and checked: a training run may remove a checkpoint while
+    Weights and config are written from what was loaded and checked: a training run may remove a checkpoint while
     it is being sent.
     """
     system = store.load(model)
@@ -130,10 +130,10 @@ def _staged(
         size = sum(tensor.nbytes for tensor in system.backbone.state_dict().values())
         check_room(Path(place), size * (1 + raw) + 10_000_000)
         staged = store.save(System(config, system.backbone), Path(place) / "model", raw=before)
-        paths = [path.name for path in staged.iterdir()] + ([PICTURE] if picture else [])
+        paths = [path.name for path in staged.iterdir()] + ([GRID] if grid else [])
         files = {path: staged / path for path in sorted({*paths, CARD})}
-        if picture:
-            files[PICTURE] = _picture(system, run, out, staged)
+        if grid:
+            files[GRID] = _grid(system, run, out, staged)
         files |= {f"vae/{path.name}": path for path in beside}
         scores = scores_of(out / "evaluation", system.fingerprint) if out is not None else []
         text = card(config, Facts(name, license_, run, scores, tuple(files)))
@@ -174,12 +174,12 @@ def _vae_beside(system: System, wanted: bool | None) -> list[Path]:
     return [folder / file for file in VAE_FILES]
 
 
-def _picture(system: System, run: Run | None, out: Path | None, staged: Path) -> Path:
+def _grid(system: System, run: Run | None, out: Path | None, staged: Path) -> Path:
     """A grid of samples: the run's own of this step, or one that is drawn now."""
     if out is not None and system.config.steps is not None:
         drawn = out / "samples" / f"step-{system.config.steps:08d}.png"
         if drawn.is_file():
             return drawn
     log.info("drawing a grid of samples for the card")
-    save_grid(system.fused(), staged / PICTURE, run.seed if run else 0)
-    return staged / PICTURE
+    save_grid(system.fused(), staged / GRID, run.seed if run else 0)
+    return staged / GRID

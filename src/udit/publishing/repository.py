@@ -11,14 +11,14 @@ from typing import TYPE_CHECKING
 
 from udit import hub
 from udit.errors import UserError
-from udit.publishing.card import CARD, PICTURE, is_ours
+from udit.publishing.card import CARD, GRID, is_ours
 from udit.run.system import EXPORTED
 from udit.store import FILES, read_config
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi, ModelInfo
 
-OURS = frozenset({CARD, PICTURE, "config.json", *FILES.values()})
+OURS = frozenset({CARD, GRID, "config.json", *FILES.values()})
 """Files that a push writes, beside those in ``vae/``: what an earlier push left of them is removed."""
 _NAME = re.compile(r"[\w.-]+/[\w.-]+")
 

@@ -72,6 +72,16 @@ def guidance_needs_a_null_label(run: Run, seen: DataInfo) -> str | None:
     )
 
 
+def guidance_is_the_process_s(run: Run, seen: DataInfo) -> str | None:
+    """CFG-Zero* needs a velocity to correct."""
+    if run.sampling.guidance_kind != "cfg-zero" or run.diffusion.has_velocity:
+        return None
+    return (
+        f"sampling.guidance_kind is cfg-zero, which corrects the velocity of a flow, and diffusion.kind is "
+        f"{run.diffusion.kind}; set it to cfg or apg"
+    )
+
+
 def label_dropout_needs_a_null_label(run: Run, seen: DataInfo) -> str | None:
     """Dropped labels become the null label."""
     if run.model.null_label is not None or not run.model.num_classes or not run.training.label_dropout:
@@ -239,6 +249,7 @@ RULES: tuple[Rule, ...] = (
     classes_need_labels,
     all_classes_have_a_label,
     guidance_needs_a_null_label,
+    guidance_is_the_process_s,
     label_dropout_needs_a_null_label,
     guided_channels_are_predicted,
     variance_is_the_process_s,
