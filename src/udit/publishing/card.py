@@ -33,6 +33,8 @@ class Facts:
 
     name: str
     """``owner/name`` of the repository."""
+    weights: int
+    """Number of the network's weights."""
     license: str
     run: Run | None
     """That trained the weights; None where only a model folder is left."""
@@ -48,7 +50,7 @@ def card(config: SystemConfig, facts: Facts) -> str:
         "library_name": "udit",
         "license": facts.license,
         "pipeline_tag": "unconditional-image-generation",
-        "tags": ["diffusion", getattr(config.model, "family", "udit")],
+        "tags": ["diffusion", config.model.family.lower()],
     }
     if (dataset := _on_the_hub(facts.run)) is not None:
         front["datasets"] = [dataset]
@@ -96,8 +98,8 @@ def scores_of(folder: Path, weights: str) -> list[tuple[str, Report | Scores]]:
 
 def _what(config: SystemConfig, facts: Facts) -> Iterator[str]:
     sampling = config.sampling
-    yield f"model: {_listed(config.model.model_dump(mode='json'))}"
-    yield f"noising process: {_listed(config.diffusion.model_dump(mode='json'))}"
+    yield f"model: {config.model.family}, {facts.weights:,} weights; `config.json` has all of its settings"
+    yield f"noising process: {config.diffusion.title}"
     yield f"sampling unless asked otherwise: {sampling.sampler}, {sampling.steps} steps, guidance {sampling.guidance:g}"
     if config.id2label:
         names = config.id2label
@@ -126,7 +128,7 @@ def _training(config: SystemConfig, run: Run | None) -> Iterator[str]:
     )
     plain = run.data.model_dump(mode="json", exclude_none=True)
     told = {key: _place(value) if key in ("root", "path") else value for key, value in plain.items() if value != []}
-    about = " ".join((type(run.data).__doc__ or "").partition("\n\n")[0].split())
+    about = " ".join((type(run.data).__doc__ or "").partition("\n\n")[0].split()).rstrip(".")
     yield f"data: {about} ({_listed(told)})"
 
 

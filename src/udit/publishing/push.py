@@ -136,7 +136,7 @@ def _staged(
             files[GRID] = _grid(system, run, out, staged)
         files |= {f"vae/{path.name}": path for path in beside}
         scores = scores_of(out / "evaluation", system.fingerprint) if out is not None else []
-        text = card(config, Facts(name, license_, run, scores, tuple(files)))
+        text = card(config, Facts(name, system.num_parameters, license_, run, scores, tuple(files)))
         files[CARD].write_text(text, encoding="utf-8")
         yield files, text, system, run
 
