@@ -330,6 +330,23 @@ def test_run_without_a_checkpoint_is_one_line(tmp_path: Path, hub: WritableHub, 
     assert not hub.asked
 
 
+@pytest.mark.parametrize("told", ["the hub hung up", ""])
+def test_connection_that_breaks_while_a_file_is_sent_is_one_line(
+    told: str, folder: Path, hub: WritableHub, monkeypatch: pytest.MonkeyPatch, error_of: ErrorOf
+) -> None:
+    """The client wraps it in a RuntimeError; the other way of sending raises one of its own."""
+
+    def break_off(*args: object, **kwargs: object) -> None:
+        raise RuntimeError("Error while uploading 'model.safetensors' to the Hub.") from (
+            OSError(told) if told else None
+        )
+
+    monkeypatch.setattr("huggingface_hub._commit_api._upload_lfs_files", break_off)
+    wanted = told or "Error while uploading 'model.safetensors' to the Hub."
+    assert error_of("push", str(folder), NAME, "--no-grid") == f"cannot push to {NAME!r}: {wanted}"
+    assert list(hub.repositories[NAME].files()) == [".gitattributes"]
+
+
 def test_push_of_another_meanwhile_is_told(
     run: Path, hub: WritableHub, monkeypatch: pytest.MonkeyPatch, one_line: OneLine
 ) -> None:

@@ -56,12 +56,12 @@ app = App(
     default_parameter=Parameter(negative_iterable=()),  # no --empty-LIST beside every list
 )
 app.command(train)
-app.command(fork)
 app.command(sample)
 app.command(evaluate, name="eval")
 app.command(scores)
 app.command(tune)
 app.command(find_lr)
+app.command(fork)
 app.command(ref)
 app.command(encode)
 app.command(ema)

@@ -87,7 +87,10 @@ def push(
         say(f"would push {size}{step}; nothing was sent")
         return 0
     what = f"pushed {size}{step}" if found.changed else f"nothing to push: {size} are there already"
-    say(f"{what}: {found.url} (commit {str(found.commit)[:12]}); next: udit sample {name}")
+    say(
+        f"{what}: {found.url} (commit {str(found.commit)[:12]}); next: udit sample {name}"
+        + (f"@{revision}" if revision else "")
+    )
     if found.kept_card:
         say("README.md there was written or edited by somebody and stays; --replace-card replaces it")
     elif license_ is None:

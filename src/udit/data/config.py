@@ -22,9 +22,9 @@ class DataInfo(Spec):
     height: PositiveInt
     width: PositiveInt
     id2label: tuple[str, ...]
+    """Class names in label order."""
     labelled: bool = True
     """Whether images have labels; without, a model of them is unconditional."""
-    """Class names in label order."""
 
 
 class SplitData(Spec):

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from udit import hub
-from udit.errors import UserError
+from udit.errors import UserError, one_line
 from udit.publishing.card import CARD, GRID, is_ours
 from udit.run.system import EXPORTED
 from udit.store import FILES, read_config
@@ -162,10 +162,10 @@ def _errors_told(what: str, revision: str | None) -> Iterator[None]:
         with hub.errors_told(what, revision=revision):
             try:
                 yield
-            except RuntimeError as error:  # a file that is being sent wraps what went wrong
-                if not isinstance(error.__cause__, Exception):
-                    raise
-                raise error.__cause__ from None
+            except RuntimeError as error:  # of a file that is being sent: it wraps what went wrong, or says it itself
+                if isinstance(error.__cause__, Exception):
+                    raise error.__cause__ from None
+                raise UserError(f"{what}: {one_line(error)}") from None
             except HfHubHTTPError as error:
                 if told := _refused(error):
                     raise UserError(f"{what}: {told}") from None
@@ -173,7 +173,7 @@ def _errors_told(what: str, revision: str | None) -> Iterator[None]:
     except ValueError as error:
         if isinstance(error, UserError):
             raise
-        raise UserError(f"{what}: {' '.join(str(error).split())[:200]}") from None  # e.g. the card's front matter
+        raise UserError(f"{what}: {one_line(error)}") from None  # e.g. the card's front matter
 
 
 def _refused(error: Exception) -> str | None:
