@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from pathlib import Path
 
@@ -35,9 +36,13 @@ KINDS: dict[str, dict] = {
 }
 
 
+@functools.cache
+def network_of(seed: int) -> nn.Module:
+    return perturb(udit.build("U-DiT-S", **TINY | {"in_channels": 1, "learn_sigma": False}), 0.05, seed).eval()
+
+
 def system(diffusion: Process | None = None, seed: int = 0, **how: object) -> System:
-    overrides = TINY | {"in_channels": 1, "learn_sigma": False}
-    network = perturb(udit.build("U-DiT-S", **overrides), 0.05, seed).eval()
+    network = network_of(seed)
     diffusion = diffusion or FlowConfig()
     sampling = SamplingConfig(sampler=diffusion.samplers()[0], steps=5, guidance=3.0).replace(**how)
     return System(SystemConfig(model=network.config, diffusion=diffusion, sampling=sampling), network)

@@ -22,7 +22,7 @@ from udit.diffusion.denoiser import Denoiser
 from udit.diffusion.guidance import AnyDenoiser, Guided
 from udit.diffusion.objective import Objective
 from udit.diffusion.origin import Origin
-from udit.diffusion.sample import SeededNoise, make_sampler, sample
+from udit.diffusion.sample import SeededNoise, Step, make_sampler, sample
 from udit.errors import UserError
 from udit.interpolation import Between
 from udit.models.build import fuse
@@ -112,8 +112,7 @@ class System:
     2. ``StepCache.attach`` reuses the deep part's output: ``sample``, once per batch.
     3. ``Preconditioned``, of EDM alone, scales the network's input and output: ``denoiser_of``.
     4. ``Denoiser`` converts the time and turns the output into (x0, eps): ``denoiser_of``.
-    5. ``Guided`` combines the conditional prediction and the null label's, or a weaker model's: ``guided``; with
-       ``keep_guidance`` it is ``CachedGuidance``, of the same step cache: ``sample``, once per batch.
+    5. ``Guided`` combines two predictions: ``guided``; with ``keep_guidance`` it is ``CachedGuidance``: ``sample``.
     6. ``respaced``, of ddpm and ddim, takes a part of the schedule's steps: the sampler, on all of the above.
     """
 
@@ -284,6 +283,30 @@ class System:
                 that the model does not know or that are not one per seed, a context that the model does not take, or
                 lacks, or images of another shape.
         """
+        options: dict[str, Any] = {"from_image": from_image, "strength": strength, "batch_size": batch_size}
+        steps = self.steps(seeds, labels, context=context, null=null, sampling=sampling, **options)
+        return self._images(steps, on_step)
+
+    def _images(self, steps: Iterator[Step], on_step: Callable[[int], object] | None) -> Iterator[Tensor]:
+        for step in steps:
+            if on_step:
+                on_step(len(step.x))
+            if step.index == step.total:
+                yield self.codec.decode(step.x.float()).cpu()
+
+    def steps(
+        self,
+        seeds: Sequence[rng.Seed],
+        labels: str | Sequence[int | str | Between[Any]] | None = None,
+        *,
+        context: Tensor | None = None,
+        null: Tensor | None = None,
+        sampling: SamplingConfig | None = None,
+        from_image: Tensor | None = None,
+        strength: float = STRENGTH,
+        batch_size: int = 64,
+    ) -> Iterator[Step]:
+        """As ``generate``, and yields every step; a batch's last one (``index`` is ``total``) has what is decoded."""
         seeds = rng.seeds_of(seeds)
         chosen = None if labels is None else self.config.classes.points(labels)
         if chosen is not None and len(chosen) != len(seeds):
@@ -293,9 +316,9 @@ class System:
         self._check_context(context, null, len(seeds))
         self._check_images(from_image, len(seeds))
         start = None if from_image is None else (from_image, strength)
-        return self._batches(seeds, chosen, context, null, sampling or self.config.sampling, start, batch_size, on_step)
+        return self._steps(seeds, chosen, context, null, sampling or self.config.sampling, start, batch_size)
 
-    def _batches(
+    def _steps(
         self,
         seeds: list[rng.Seed],
         labels: list[Label] | None,
@@ -304,9 +327,8 @@ class System:
         sampling: SamplingConfig,
         start_from: tuple[Tensor, float] | None,
         batch_size: int,
-        on_step: Callable[[int], object] | None,
-    ) -> Iterator[Tensor]:
-        """As ``generate``, which has checked the arguments."""
+    ) -> Iterator[Step]:
+        """As ``steps``, which has checked the arguments."""
         device = next((p.device for p in self.backbone.parameters()), torch.device("cpu"))  # an exported graph has none
         denoiser = self.guided(sampling, null)
         codec = self.codec  # before the first step, so that a missing VAE is an error at once
@@ -329,12 +351,7 @@ class System:
                 y = None if given is None else given[part].to(device)
                 origin = None if images is None else Origin(encode(codec, images[part].to(device)), strength)
                 options: dict[str, Any] = {"sampler": sampler, "steps": sampling.steps, "noise": noise, "cache": cache}
-                x = noise(0)
-                for step in sample(denoiser, x, y=y, origin=origin, **options):
-                    x = step.x
-                    if on_step:
-                        on_step(len(noise.seeds))
-                yield codec.decode(x.float()).cpu()
+                yield from sample(denoiser, noise(0), y=y, origin=origin, **options)
         finally:
             for network, training in zip(networks, were_training, strict=True):
                 network.train(training)

@@ -137,28 +137,22 @@ class Generation:
         prepare(out)
         with self.world.together():
             self.world.on_main(make_room, out, overwrite)
-        common: dict[str, Any] = {"udit": __version__, "model": self.system.fingerprint}
-        common["sampling"] = self.sampling.model_dump(mode="json")
-        if isinstance(self.system.backbone, Graph):
-            common |= {"engine": self.system.backbone.manifest.engine}
-            common |= {"precision": self.system.backbone.manifest.precision}
-        if self.system.weak is not None and self.sampling.guidance != 1:
-            common |= {"autoguide": self.system.weak.fingerprint}
+        common = self.settings()
         shown: list[Tensor] = []
         for batch in self.batches(progress):
             for i, pixels in zip(batch.indices, batch.images, strict=True):
-                save_png(to_image(pixels), out / f"{i:06d}.png", common | self._settings(i))
+                save_png(to_image(pixels), out / f"{i:06d}.png", common | self.settings_of(i))
                 if i < MAX_GRID_IMAGES:
                     shown.append(pixels)
         count = min(len(self), MAX_GRID_IMAGES)
         with self.world.together():
             images = self._in_order(torch.stack(shown) if shown else None, count)
         if self.world.is_main:
-            titles, numbers = self._titles(count)
+            titles, numbers = self.titles(count)
             columns = None if numbers or not titles else min(count, MAX_STRIP)
             save_png(grid(images, titles, columns, numbers=numbers), out / GRID, common)
 
-    def _titles(self, count: int) -> tuple[list[str], list[int]]:
+    def titles(self, count: int) -> tuple[list[str], list[int]]:
         """Titles of the first images, and the labels that they stand for; of an interpolation no labels."""
         labels = None if self.labels is None else self.labels[:count]
         for what, points in (("", labels or ()), ("seed ", self.seeds[:count])):
@@ -203,8 +197,19 @@ class Generation:
                     pass
         return len(self), height, width, channels
 
-    def _settings(self, i: int) -> dict[str, Any]:
-        """What image ``i`` alone depends on."""
+    def settings(self) -> dict[str, Any]:
+        """What all images depend on, as PNGs carry it."""
+        common: dict[str, Any] = {"udit": __version__, "model": self.system.fingerprint}
+        common["sampling"] = self.sampling.model_dump(mode="json")
+        if isinstance(self.system.backbone, Graph):
+            common |= {"engine": self.system.backbone.manifest.engine}
+            common |= {"precision": self.system.backbone.manifest.precision}
+        if self.system.weak is not None and self.sampling.guidance != 1:
+            common |= {"autoguide": self.system.weak.fingerprint}
+        return common
+
+    def settings_of(self, i: int) -> dict[str, Any]:
+        """What image ``i`` alone depends on, as its PNG carries it."""
         own = _point("seed", self.seeds[i])
         if self.labels is not None:
             label = self.labels[i]

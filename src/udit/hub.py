@@ -21,6 +21,13 @@ PIPELINE, TRANSFORMER, VAE = "model_index.json", "transformer/config.json", "vae
 DESCRIPTION = ("config.json", "export.json", PIPELINE, TRANSFORMER, VAE)
 """Small files that say what a repository holds."""
 
+PIPELINE_CLASS, NETWORK_CLASS = "UditPipeline", "UditNetwork"
+"""Of a folder that ``udit export diffusers`` wrote, whose own pipeline.py has them."""
+PIPELINE_WEIGHTS = "transformer/diffusion_pytorch_model.safetensors"
+"""Its weights."""
+PREFIX = "network."
+"""Before their names."""
+
 
 def is_hub_id(name: str) -> bool:
     """Whether a name can be an ``owner/name`` of the hub: one slash, and not written as a path."""
@@ -91,6 +98,15 @@ def diffusers_class(folder: Path) -> str | None:
             return None
         return str(values["_class_name"]) if isinstance(values, dict) and "_class_name" in values else None
     return None
+
+
+def is_pipeline(folder: Path) -> bool:
+    """Whether ``udit export diffusers`` wrote a folder."""
+    try:
+        values = json.loads((folder / PIPELINE).read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return False
+    return isinstance(values, dict) and values.get("_class_name") == ["pipeline", PIPELINE_CLASS]
 
 
 def cached(name: str, file: str) -> Path | None:

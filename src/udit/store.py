@@ -107,9 +107,21 @@ def load(
         _check_holds_weights(folder, str(path))
     else:
         folder = download(str(path), (weights,), revision)
+    if hub.is_pipeline(folder):
+        return _load_pipeline(folder, weights).to(device)
     file = folder / FILES[weights]
     config = _with_vae_beside(read_config(folder / "config.json"), folder)
     return System(config, network(config, read_tensors(file), file)).to(device)
+
+
+def _load_pipeline(folder: Path, weights: Weights) -> System:
+    """The system of a folder that ``udit export diffusers`` wrote, fused as its weights are."""
+    if weights != "ema":
+        raise UserError(f"{folder} holds the weights it was exported with; leave out --weights {weights}")
+    file = folder / hub.PIPELINE_WEIGHTS
+    config = _with_vae_beside(read_config(folder / "config.json"), folder)
+    state = {name.removeprefix(hub.PREFIX): tensor for name, tensor in read_tensors(file).items()}
+    return System(config, network(config, state, file))
 
 
 def _with_vae_beside(config: SystemConfig, folder: Path) -> SystemConfig:
@@ -234,7 +246,8 @@ def download(name: str, weights: Sequence[Weights] = ("ema",), revision: str | N
     folder = hub.describe(name, what=what, revision=revision)
     _check_holds_weights(folder, name, remote=True)
     vae = [f"vae/{VAE_WEIGHTS}"] if (folder / hub.VAE).is_file() else []
-    hub.complete(name, folder, ["README.md", *(FILES[kind] for kind in weights), *vae], what=what)
+    files = [hub.PIPELINE_WEIGHTS] if hub.is_pipeline(folder) else [FILES[kind] for kind in weights]
+    hub.complete(name, folder, ["README.md", *files, *vae], what=what)
     return folder
 
 
@@ -246,6 +259,8 @@ def _check_holds_weights(folder: Path, name: str, *, remote: bool = False) -> No
         name: what the user calls it.
         remote: it is on the hub.
     """
+    if hub.is_pipeline(folder):
+        return
     if (found := hub.diffusers_class(folder)) is not None:
         raise UserError(
             f"{name} holds diffusers' {found}; convert it once: `udit convert {shlex.quote(name)} FOLDER`, then give "

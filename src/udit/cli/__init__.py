@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import logging
 import os
+import platform
 import sys
+from pathlib import Path
 from typing import NoReturn
 
 from cyclopts import (
@@ -39,6 +42,7 @@ from udit.cli.push import push
 from udit.cli.reference import ref
 from udit.cli.sample import sample
 from udit.cli.scores import scores
+from udit.cli.studio import studio
 from udit.cli.train import train
 from udit.cli.tune import tune
 from udit.errors import A_SLIP, PeerError, RunError, UserError, nearest, one_line, ran_out_of_memory, resembling
@@ -46,10 +50,36 @@ from udit.errors import A_SLIP, PeerError, RunError, UserError, nearest, one_lin
 OF_RECIPES = ("train", "fork", "encode", "data", "bench", "find-lr")
 """Commands that take a recipe's keys as KEY=VALUE."""
 
+
+def version() -> str:
+    """Versions, and which kernels have been compiled; free of torch."""
+    from importlib import metadata, resources
+
+    from udit.files import cache_folder
+
+    packages = []
+    for name in ("torch", "diffusers"):
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            packages.append(f"{name} {metadata.version(name)}")
+    folder = Path(os.environ.get("UDIT_CACHE") or cache_folder())
+    operators = (resources.files("udit") / "ops").iterdir()
+    count = sum((operator / "cpu.cpp").is_file() for operator in operators if operator.is_dir())
+    compiled = {path.name.rpartition("-")[0] for path in folder.glob("*-*.so")}
+    setting = os.environ.get("UDIT_KERNELS")
+    state = (
+        f"{len(compiled)} of {count} compiled in {folder}" if compiled else "none compiled yet, at first use they are"
+    )
+    off = f"; UDIT_KERNELS is {setting}" if setting else ""
+    return (
+        f"udit {__version__}\nPython {platform.python_version()}, {', '.join(packages)}\n"
+        f"kernels: {state}{off}; `udit doctor` tells more"
+    )
+
+
 app = App(
     name="udit",
     help="U-shaped diffusion transformers: train, sample, score, convert, export.",
-    version=__version__,
+    version=version,
     help_format="plaintext",
     group_parameters=Group("Options"),
     suppress_keyboard_interrupt=False,  # ``main`` reports it
@@ -74,6 +104,7 @@ app.command(models)
 app.command(parity)
 app.command(bench)
 app.command(doctor)
+app.command(studio)
 
 
 def main(arguments: list[str] | None = None) -> NoReturn:

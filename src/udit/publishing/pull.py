@@ -74,6 +74,11 @@ def _files(name: str, raw: bool, vae: bool, revision: str | None) -> tuple[Path,
     """The folder in the hub's cache, and {path in the new folder: file}; see ``pull``."""
     weights: Sequence[store.Weights] = ("ema", "raw") if raw else ("ema",)
     there = store.download(name, weights, revision)
+    if hub.is_pipeline(there):
+        raise UserError(
+            f"{name} holds a pipeline for diffusers; udit takes its name as it is, and `hf download {name} --local-dir "
+            "FOLDER` copies it"
+        )
     config = store.read_config(there / "config.json")
     files = {"config.json": there / "config.json"} | {store.FILES[kind]: there / store.FILES[kind] for kind in weights}
     for kind in weights:
