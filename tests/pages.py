@@ -19,9 +19,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
-BLOCK = re.compile(
-    r"^(?:<!-- (?P<mark>[^\n]*) -->\n)?```(?P<kind>python|console)\n(?P<code>.*?)^```", re.DOTALL | re.MULTILINE
-)
+BLOCK = re.compile(r"^(?:<!-- (?P<mark>[^\n]*) -->\n)?```(?P<kind>python|console)\n(?P<code>.*?)^```", re.DOTALL | re.MULTILINE)
 UNMARKED = re.compile(r"^    (?:\$ )?(?:udit|pip|make|torchrun|accelerate|import udit|udit\.\w+\() ?.*$", re.MULTILINE)
 """A command in an indented block, which carries no mark."""
 

@@ -300,6 +300,9 @@ def test_graphs_are_guided_like_networks(kind: str) -> None:
 
 def test_graphs_take_whole_classes(one_line: OneLine) -> None:
     graph = System(system().config, Exported(system().backbone))
-    with pytest.raises(UserError, match="an exported graph takes whole classes") as caught:
-        list(graph.generate([0], [Between(1, 2, 0.5)]))
-    one_line(caught.value)
+    for model in (graph, system(seed=1).autoguided(graph)):
+        with pytest.raises(UserError, match="an exported graph takes whole classes") as caught:
+            model.generate([0], [Between(1, 2, 0.5)])
+        one_line(caught.value)
+        with pytest.raises(UserError, match="an exported graph takes whole classes"):
+            udit.generate(model, [0], [Between(1, 2, 0.5)])

@@ -23,7 +23,7 @@ ORDER = (
     *("errors", "progress", "spec", "interpolation", "rng", "files", "record", "hub", "dist", "images", "checkpoint"),
     *("ops", "nn", "models", "diffusion", "data", "optim", "demos", "run", "assemble", "analysis", "store"),
     *("exporting", "convert", "parity", "training", "evaluation", "scoring", "tuning", "inputs", "target"),
-    *("generation", "publishing", "rehearsal", "benchmarking", "diagnosis", "studio", "cli", "__main__"),
+    *("generation", "publishing", "rehearsal", "benchmarking", "diagnosis", "serving", "studio", "cli", "__main__"),
 )
 """Packages and modules of the library, each of which may import those before it: no circle leaves a package."""
 FORBIDDEN = {
@@ -470,6 +470,7 @@ MAY_ASK = {
     "udit.tuning.search": "the processor's time is a fair clock on one thread of a CPU only",
     "udit.models.build": "weights on meta stay without contents",
     "udit.diagnosis.machine": "tells which devices and kernels a machine has, and whether they work",
+    "udit.serving.worker": "each kind of device limits a process's memory by a means of its own",
     "udit.benchmarking.subjects": "a network that is measured in shapes alone is not loaded",
 }
 """Modules outside ``ops`` that look at a device, and why; no forward is among them."""

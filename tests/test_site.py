@@ -18,9 +18,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
-LOADED = re.compile(
-    r"<(?:script|link|img|iframe|source|video)\b[^>]*?\b(?:src|srcset|href)=[\"']?((?:https?:)?//[^\"'\s>]+)"
-)
+LOADED = re.compile(r"<(?:script|link|img|iframe|source|video)\b[^>]*?\b(?:src|srcset|href)=[\"']?((?:https?:)?//[^\"'\s>]+)")
 """What a browser fetches by itself, from another host; a link to click on is none."""
 STYLE = re.compile(r"(?:url\(|@import )[\"']?((?:https?:)?//[^\"')]+)")
 
@@ -118,9 +116,7 @@ def test_a_browser_asks_no_other_host_and_finds_words(site: Path, opened: str) -
         for name in ("index.html", "dit-to-udit.html", "reference/keys.html", "systems/u-dit.html", "models.html"):
             page.goto(base + name)
             page.wait_for_load_state("load")
-            broken = (
-                "[...document.images].filter(image => image.complete && !image.naturalWidth).map(image => image.src)"
-            )
+            broken = "[...document.images].filter(image => image.complete && !image.naturalWidth).map(image => image.src)"
             assert page.evaluate(broken) == []
             assert page.evaluate("document.documentElement.scrollWidth") == 400, f"{name} is wider than the screen"
         page.goto(base + "index.html")

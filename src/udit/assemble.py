@@ -313,6 +313,7 @@ class System:
             raise UserError(f"labels are {len(chosen)} and seeds {len(seeds)}; give one label for each seed")
         if batch_size < 1:
             raise UserError(f"batch_size is {batch_size}; it counts images, at least 1")
+        self.check_points(chosen)
         self._check_context(context, null, len(seeds))
         self._check_images(from_image, len(seeds))
         start = None if from_image is None else (from_image, strength)
@@ -356,12 +357,21 @@ class System:
             for network, training in zip(networks, were_training, strict=True):
                 network.train(training)
 
+    def check_points(self, labels: Sequence[Label] | None) -> None:
+        """Refuses points between classes where a network cannot take them.
+
+        Raises:
+            UserError: an exported graph would have to.
+        """
+        networks = [self.backbone] if self.weak is None else [self.backbone, self.weak.backbone]
+        between = any(isinstance(label, Between) for label in labels or ())
+        if between and any(isinstance(network, Fingerprinted) for network in networks):
+            raise UserError("an exported graph takes whole classes; interpolate between classes with the model itself")
+
     def _condition(self, labels: list[Label]) -> Tensor:
         """Labels as the network takes them: [N] int64, or shares [N, K] where any lies between two."""
         if all(isinstance(label, int) for label in labels):
             return torch.tensor(labels)
-        if isinstance(self.backbone, Fingerprinted):
-            raise UserError("an exported graph takes whole classes; interpolate between classes with the model itself")
         model = self.config.model
         shares = torch.zeros(len(labels), model.num_classes + (model.null_label is not None))
         for row, label in zip(shares, labels, strict=True):

@@ -42,6 +42,7 @@ from udit.cli.push import push
 from udit.cli.reference import ref
 from udit.cli.sample import sample
 from udit.cli.scores import scores
+from udit.cli.serve import serve
 from udit.cli.studio import studio
 from udit.cli.train import train
 from udit.cli.tune import tune
@@ -99,6 +100,7 @@ app.command(convert)
 app.command(export)
 app.command(push)
 app.command(pull)
+app.command(serve)
 app.command(data)
 app.command(models)
 app.command(parity)

@@ -27,11 +27,10 @@ from udit.diffusion.guidance import Guided
 from udit.diffusion.sample import SeededNoise, make_sampler
 from udit.errors import UserError
 from udit.models.config import ModelConfig
-from udit.models.dit.config import DiTConfig
 from udit.rng import seeds_of
 from udit.run.classes import Classes
 
-MODEL: ModelConfig = DiTConfig()
+MODEL: ModelConfig = ModelConfig(family="written by the exporter")
 """The network; its weights are fused."""
 PROCESS: ProcessConfig = DDPMConfig()
 """The noising process that it was trained on."""
