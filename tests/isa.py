@@ -39,7 +39,7 @@ SETTINGS = {
 NUMERICAL = """
     ablation adm attention build cache calibrate codec compatibility conditions context contract convert convolution
     depthwise derivatives dic dico dimsum dit dropout edm fidelity frechet grid_attention guidance hdit judge latents
-    lightningdit linear losses metrics modulated_norm neighborhood objective operators parity parity_format pde
+    lightningdit linear losses metrics modulated_norm mpdit neighborhood objective operators parity parity_format pde
     posthoc process processor published recompute rotary sample scan schedule skipdit solvers start store trainer
     transport udit uvit vae
 """.split()  # noqa: SIM905 - forty lines otherwise

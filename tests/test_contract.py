@@ -236,6 +236,12 @@ PUBLISHED: dict[str, tuple[int, str, str]] = {
     "Skip-DiT-XL/2": (712_369_184, "128.1341", "skipdit/xl-2"),
     "LightningDiT-B/1": (130_556_192, "23.0082", "lightningdit/b-1"),
     "LightningDiT-XL/1": (675_256_736, "118.6261", "lightningdit/xl-1"),
+    "MPDiT-B": (104_852_912, "16.165", "mpdit/b"),
+    "MPDiT-L": (331_770_032, "40.641", "mpdit/l"),
+    "MPDiT-XL": (481_207_856, "56.429", "mpdit/xl"),
+    "MPDiTv2-B": (108_606_128, "8.352", "mpdit/v2-b"),
+    "MPDiTv2-L": (338_347_184, "27.145", "mpdit/v2-l"),
+    "MPDiTv2-XL": (489_491_888, "45.834", "mpdit/v2-xl"),
     "U-ViT-S/2": (44_255_328, "12.2008", "uvit/cifar10-s2"),
     "U-ViT-S/4": (44_292_228, "12.2105", "uvit/celeba64-s4"),
     "U-ViT-M/4": (130_940_292, "35.2358", "uvit/imagenet64-m4"),
@@ -293,6 +299,7 @@ SLOW = (
 SLOW += ("DiMSUM-B/2", "DiMSUM-L/2", "DiMSUM-L/2-celeba", "DiMSUM-XL/2")  # test_dimsum counts the first two
 SLOW += ("DiT-L/2", "SiT-B/2", "DiC-B", "ADM-128", "HDiT-oxford-flowers", "U-ViT-L/2")
 SLOW += ("PDE-Transformer-B", "PDE-Transformer-L")
+SLOW += ("MPDiT-L", "MPDiT-XL", "MPDiTv2-L", "MPDiTv2-XL")
 SLOW += ("DiCo-B", "DiCo-L", "DiCo-XL", "DiCo-H")
 SLOW += ("U-DiT-L", "U-DiT-L-vanilla", "U-DiT-B-vanilla", "U-ViT-L/4", "U-ViT-L/4-512", "U-ViT-H/4-512", "DiT-B/8")
 SLOW += (

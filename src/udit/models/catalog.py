@@ -16,6 +16,7 @@ from udit.models.dimsum.config import DiMSUMConfig
 from udit.models.dit.config import DiTConfig
 from udit.models.hdit.config import HDiTConfig, HourglassLevel, Mapping
 from udit.models.lightningdit.config import LightningDiTConfig
+from udit.models.mpdit.config import MPDiTConfig
 from udit.models.pde.config import PDEConfig
 from udit.models.skipdit.config import SkipDiTConfig
 from udit.models.udit.config import UDiTConfig
@@ -87,6 +88,13 @@ _LIGHTNING = _DIT.replace(
     ffn="SwiGLU",
     exact=f"{_SAME}; qk_norm and shift=false are not checked; the loss's cosine term and the sampler's shift of times "
     "are not implemented",
+)
+_MPDIT = _DIT.replace(
+    paper="2603.26357",
+    code="no licence",
+    attention="global, sin-cos positions; coarse patches first, fine ones last; labels are tokens",
+    skips="the input's patches, one per finer level",
+    exact=f"{_SAME}; of three levels, keys, parameters and MACs only; the MLP of the time is not checked",
 )
 _UVIT = About(
     paper="2209.12152",
@@ -203,6 +211,11 @@ def _lightning(size: str, weights: str = "-") -> Entry:
     return Entry(config=config, about=_LIGHTNING, weights=weights, unverified=unverified)
 
 
+def _mpdit(size: str, *depths: int) -> Entry:
+    width, heads = _ISOTROPIC[size]["width"], _ISOTROPIC[size]["heads"]
+    return Entry(config=MPDiTConfig(width=width, heads=heads, depths=depths), about=_MPDIT)
+
+
 def _uvit(width: int, depth: int, heads: int, weights: str, patch: int = 2, **overrides: Any) -> Entry:
     config = UViTConfig(width=width, depth=depth, heads=heads, patch=patch, **overrides)
     return Entry(config=config, about=_UVIT, weights=f"baofff/U-ViT, {weights} (MIT)", unverified="licence of weights")
@@ -275,6 +288,12 @@ CATALOG: dict[str, Entry] = {
     ),
     "LightningDiT-B/1": _lightning("B"),
     "LightningDiT-XL/1": _lightning("XL", "hustvl/LightningDiT, README (MIT)"),
+    "MPDiT-B": _mpdit("B", 6, 6),
+    "MPDiT-L": _mpdit("L", 18, 6),
+    "MPDiT-XL": _mpdit("XL", 22, 6),
+    "MPDiTv2-B": _mpdit("B", 6, 4, 2),
+    "MPDiTv2-L": _mpdit("L", 14, 6, 4),
+    "MPDiTv2-XL": _mpdit("XL", 14, 8, 6),
     "U-ViT-S/2": _uvit(512, 12, 8, "CIFAR-10 S/2", in_channels=3, num_classes=0),
     "U-ViT-S/4": _uvit(512, 12, 8, "CelebA 64 S/4", num_classes=0, **_PIXELS),
     "U-ViT-M/4": _uvit(768, 16, 12, "ImageNet 64 M/4", null_class=False, **_PIXELS),
@@ -335,6 +354,9 @@ CATALOG: dict[str, Entry] = {
     "SiT-tiny": Entry(config=DiTConfig(**_SMALL, **_REVERSED), about=_SIT),
     "Skip-DiT-tiny": Entry(config=SkipDiTConfig(**_SMALL, shallow=1), about=_SKIPDIT),
     "LightningDiT-tiny": Entry(config=LightningDiTConfig(**_SMALL, patch=2), about=_LIGHTNING),
+    "MPDiT-tiny": Entry(
+        config=MPDiTConfig(width=64, heads=4, depths=(2, 2), patch=1, label_tokens=4, **_DIGITS), about=_MPDIT
+    ),
     "U-ViT-tiny": Entry(config=UViTConfig(**_SMALL, shallow=1), about=_UVIT),
     "DiC-tiny": Entry(config=DiCConfig(width=16, depths=(2, 2, 2), **_DIGITS), about=_DIC),
     "DiCo-tiny": Entry(config=DiCoConfig(width=16, depths=(2, 2, 2), **_DIGITS), about=_DICO),
