@@ -3,10 +3,10 @@ PYTHON ?=
 BIN := .venv/bin
 STAMP := .venv/.installed
 EXTRAS := .[train,metrics,hub,dev]
-EXPORT := .[train,metrics,hub,dev,export]
+EVERYTHING := .[all,dev,docs,browser]
 
 .DEFAULT_GOAL := help
-.PHONY: help install install-export demo digits test test-isa test-slow messages check bench bench-smoke bench-scan bench-export performance docs constraints clean
+.PHONY: help install install-all demo digits test test-isa test-slow messages check bench bench-smoke bench-scan bench-export performance docs constraints clean
 
 help:  ## Prints these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -29,11 +29,11 @@ $(STAMP): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '$(EXTRAS)'
 	@touch $@
 
-# Half a gigabyte that only `udit export` and the tests of it need.
-install-export: $(STAMP)-export  ## Adds what `udit export` needs: ONNX, onnxruntime, OpenVINO, NNCF
+# A gigabyte that single commands, the slow tests and the documentation need: every extra of pyproject.toml.
+install-all: $(STAMP)-all  ## Adds every extra: export, serve, studio, formats, adapters, docs, browser
 
-$(STAMP)-export: $(STAMP)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '$(EXPORT)'
+$(STAMP)-all: $(STAMP)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '$(EVERYTHING)'
 	@touch $@
 
 # One thread: a network this small gains little from a second, and loses much where another program holds that core.
@@ -55,7 +55,7 @@ test: install  ## Runs the fast tests on two processes
 test-isa: install  ## Runs the numerical tests under every instruction set of this processor, two processes each
 	$(BIN)/python tests/isa.py
 
-test-slow: install-export  ## Runs the slow tests on two processes: kills, disk faults, full sizes (some need strace)
+test-slow: install-all  ## Runs the slow tests on two processes: kills, disk faults, full sizes (some need strace)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slow -n 2 --dist loadfile --timeout 900
 
 messages: install  ## Provokes the messages of the command line and prints them for reading (minutes)
@@ -113,7 +113,7 @@ bench-scan: install  ## Times DiMSUM's selective scan and a plain loop over toke
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/scan.py
 
 bench-export: export OMP_NUM_THREADS = 1
-bench-export: install-export  ## Exports, times and scores the families that can be exported; skips those in benchmarks/export.json
+bench-export: install-all  ## Exports, times and scores the families that can be exported; skips those in benchmarks/export.json
 	$(BIN)/python -m udit train digits
 	$(BIN)/python benchmarks/export.py
 
@@ -129,7 +129,7 @@ docs: install  ## Writes docs/models.md from the catalogue, docs/digits.md and d
 constraints: install  ## Rewrites constraints.txt with the newest versions
 	rm -rf .venv-constraints
 	$(BIN)/python -m venv .venv-constraints
-	.venv-constraints/bin/python -m pip install --quiet --disable-pip-version-check '$(EXPORT)'
+	.venv-constraints/bin/python -m pip install --quiet --disable-pip-version-check '$(EVERYTHING)'
 	@{ sed -n '/^#/p' constraints.txt; .venv-constraints/bin/python -m pip freeze --all --disable-pip-version-check \
 	  | grep -Eiv '^(udit|pip=|nvidia-|cuda-|triton)'; } > .venv-constraints/new
 	mv .venv-constraints/new constraints.txt

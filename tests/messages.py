@@ -11,7 +11,7 @@ import io
 import re
 import sys
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,7 @@ VALUES = ("", "x", "-1", "1.5", ".nan", "true", "[x]", "[]", "[1, 2, 3, 4, 5, 6,
 TEMPLATES = [re.split(r"[{]", str(row["message_template_python"]))[0].strip() for row in list_all_errors()]
 BANNED = re.compile(
     r"pydantic|<class|Traceback|NoneType|got an unexpected|[\x00-\x08\x0b-\x1f\x7f]"
+    r"|\(-?\d+,[ )]|(?<!\w)\(\)|specified multiple"  # a list is written [1, 2], not (1, 2)
     r"|(?-i:\bNone\b)|\b(Posix)?Path\(|\w+Config\b|\w+Data\b\(|\bTensor\b|torch\.(b?float|u?int|bool|Size|device|Tensor)"
     r"|" + "|".join(re.escape(text) for text in TEMPLATES if len(text) > 12),
     re.IGNORECASE,
@@ -126,13 +127,13 @@ def of_commands(lines: Iterable[list[str]]) -> Iterator[tuple[str, str]]:
                 yield f"udit {' '.join(words)}", line.removeprefix("udit: error: ")
 
 
-def raise_sites() -> dict[tuple[str, int], str]:
-    """(file, line) of every ``raise UserError(...)`` and ``raise RunError(...)`` -> its text in the source."""
+def raise_sites(kinds: Collection[str] = ("UserError", "RunError")) -> dict[tuple[str, int], str]:
+    """(file, line) of every ``raise UserError(...)`` and so on -> its text in the source."""
     found = {}
     for path in sorted(SOURCE.rglob("*.py")):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             made = node.exc if isinstance(node, ast.Raise) else None
-            if isinstance(made, ast.Call) and ast.unparse(made.func) in ("UserError", "RunError"):
+            if isinstance(made, ast.Call) and ast.unparse(made.func) in kinds:
                 text = " ".join(ast.unparse(made).split())
                 found |= {(str(path), line): text for line in range(node.lineno, (node.end_lineno or 0) + 1)}
     return found

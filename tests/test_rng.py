@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from udit import rng
+from udit.errors import UserError
 
 SEEDS = st.integers(0, 2**63 - 1)
 PURPOSES = st.sampled_from(["train", "sample", "init/out.weight", "order"])
@@ -59,3 +60,10 @@ def test_noise_of_many_keys_is_standard_normal_and_uncorrelated() -> None:
     assert abs(noise.mean()) < 5 / n**0.5
     assert abs(noise.var() - 1) < 5 * (2 / n) ** 0.5
     assert abs((noise[:-1] * noise[1:]).mean()) < 5 / n**0.5
+
+
+def test_seeds_are_whole_numbers_that_the_command_line_takes_too() -> None:
+    assert rng.seeds_of([0, np.int64(3), 2**63 - 1]) == [0, 3, 2**63 - 1]
+    for wrong in (-1, 1.5, True, "3", 2**63):
+        with pytest.raises(UserError, match=r"^seeds has .*; seeds are whole numbers from 0 to 9223372036854775807, "):
+            rng.seeds_of([0, wrong])  # type: ignore[list-item]

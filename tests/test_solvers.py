@@ -16,7 +16,9 @@ from udit.diffusion.edm import EDM
 from udit.diffusion.flow import Flow
 from udit.diffusion.sample import SeededNoise, Step, sample
 from udit.diffusion.samplers import SAMPLERS
+from udit.diffusion.solvers import Solver
 from udit.diffusion.targets import encode
+from udit.errors import UserError
 
 DATA = Gaussian(mean=0.3, std=0.5)
 SCHEDULES = {"ddpm": DDPM.linear(1000), "flow": Flow(), "gvp": Flow("gvp"), "edm": EDM()}
@@ -150,3 +152,9 @@ def test_solver_walks_a_shorter_training_schedule() -> None:
     bar = short.alpha_bar[-1]
     truth = DATA.flow_map(X_T, math.sqrt(bar), math.sqrt(1 - bar))
     assert (step.x - truth).abs().max() < 0.03
+
+
+@pytest.mark.parametrize("name", ["flow-heun", "ddim", "unipcc"])
+def test_solvers_of_other_makers_are_not_taken_for_one_of_diffusers(name: str) -> None:
+    with pytest.raises(UserError, match=f"'{name}' is none of diffusers' solvers"):
+        Solver(name)

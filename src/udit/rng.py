@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from udit.errors import UserError, as_list
+from udit.spec.base import MAX_SEED
 
 
 def key(seed: int, purpose: str, *index: int) -> int:
@@ -39,14 +40,17 @@ def seeds_of(values: Sequence[int]) -> list[int]:
     """Seeds as plain numbers.
 
     Raises:
-        UserError: no list, an empty one, or one with something else than whole numbers.
+        UserError: no list, an empty one, or one with something else than whole numbers from 0 to ``MAX_SEED``.
     """
     seeds = []
     for value in as_list("seeds", values):
         try:
-            seeds.append(operator.index(value))
+            seed = -1 if isinstance(value, bool) else operator.index(value)
         except TypeError:
-            raise UserError(f"seeds has {value!r}; seeds are whole numbers, e.g. range(16)") from None
+            seed = -1
+        if not 0 <= seed <= MAX_SEED:
+            raise UserError(f"seeds has {value!r}; seeds are whole numbers from 0 to {MAX_SEED}, e.g. range(16)")
+        seeds.append(seed)
     if not seeds:
         raise UserError(f"seeds is {values!r}; give one for each image, at least 1")
     return seeds

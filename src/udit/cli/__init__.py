@@ -123,7 +123,7 @@ def _usage(error: CycloptsError, tokens: list[str]) -> str:
     elif isinstance(error, MissingArgumentError):
         text = f"{named} is missing; give it a value"
     elif isinstance(error, RepeatArgumentError):
-        text = f"{text}; give it once"
+        text = f"{error.token.keyword} is given more than once; give it once"
     elif isinstance(error, CoercionError) and token:
         _, choose, choices = text.partition("Choose from: ")
         takes = {int: "a whole number", float: "a number", bool: "true or false"}.get(error.target_type or str, "text")

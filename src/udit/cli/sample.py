@@ -10,9 +10,8 @@ from cyclopts import Parameter
 from udit.cli.options import SamplerOption
 from udit.cli.output import say
 from udit.errors import UserError
+from udit.spec.base import MAX_SEED
 from udit.tuning.quality import Level
-
-MAX_SEED = 2**63 - 1
 
 
 def sample(

@@ -83,7 +83,7 @@ class StepCache:
         if self.refresh and (self.refresh[0] or sorted(set(self.refresh)) != list(self.refresh)):
             raise UserError(
                 f"refreshed calls are {list(self.refresh)}; they must start with 0 and each must be larger than the "
-                "one before, e.g. (0, 3, 6)"
+                "one before, e.g. [0, 3, 6]"
             )
 
     def runs(self, call: int) -> bool:

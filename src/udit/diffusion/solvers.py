@@ -19,9 +19,10 @@ from torch import Tensor
 from udit.diffusion.config import check_sampler
 from udit.diffusion.guidance import AnyDenoiser
 from udit.diffusion.sample import Noise, Step
+from udit.diffusion.samplers import SAMPLERS, SolverSpec
 from udit.diffusion.schedule import Schedule, Table
 from udit.diffusion.targets import Target, encode
-from udit.errors import UserError
+from udit.errors import UserError, nearest
 
 
 @dataclass(frozen=True)
@@ -29,6 +30,16 @@ class Solver:
     """One of diffusers' solvers: a name of ``SAMPLERS``, e.g. ``dpmpp`` (DPM-Solver++ 2M)."""
 
     name: str
+
+    def __post_init__(self) -> None:
+        """Refuses a sampler that is not one of diffusers' solvers.
+
+        Raises:
+            UserError: names those that are.
+        """
+        known = [row.name for row in SAMPLERS.values() if isinstance(row, SolverSpec)]
+        if self.name not in known:
+            raise UserError(f"{self.name!r} is none of diffusers' solvers{nearest(self.name, known)}")
 
     def times(self, denoiser: AnyDenoiser, steps: int | str) -> Tensor:
         """As ``Sampler.times``."""

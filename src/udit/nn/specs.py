@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, Self
 from pydantic import Field, PositiveInt, model_validator
 
 from udit.spec.base import Spec
+from udit.spec.words import shown
 
 if TYPE_CHECKING:
     from torch import nn
@@ -259,9 +260,11 @@ class RepConv(Spec):
     @model_validator(mode="after")
     def _check(self) -> RepConv:
         if not self.branches or any(k % 2 == 0 for k in self.branches) or self.branches[0] != max(self.branches):
-            raise ValueError(f"branches is {self.branches}; odd sides are needed, largest first, e.g. (5, 3, 1)")
+            raise ValueError(f"branches is {shown(self.branches)}; odd sides are needed, largest first, e.g. [5, 3, 1]")
         if not self.reparam and len(self.branches) != 1:
-            raise ValueError(f"branches is {self.branches}; without reparam there is one, e.g. ({self.branches[0]},)")
+            raise ValueError(
+                f"branches is {shown(self.branches)}; without reparam there is one, e.g. [{self.branches[0]}]"
+            )
         return self
 
     def build(self, width: int) -> nn.Module:

@@ -13,7 +13,9 @@ from udit.spec.words import one_line, shown
 
 S = TypeVar("S", bound=BaseModel)
 
-Seed = Annotated[int, Field(ge=0, lt=2**63)]
+MAX_SEED = 2**63 - 1
+
+Seed = Annotated[int, Field(ge=0, le=MAX_SEED)]
 
 
 class Spec(BaseModel):

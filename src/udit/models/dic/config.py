@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from pydantic import Field, PositiveInt, model_validator
 
 from udit.models.config import HalvingConfig
+from udit.spec.words import shown
 
 if TYPE_CHECKING:
     from torch import nn
@@ -30,11 +31,11 @@ class DiCConfig(HalvingConfig):
     def _check(self) -> DiCConfig:
         depths = self.depths
         if len(depths) % 2 == 0:
-            raise ValueError(f"depths has {len(depths)} entries; a U needs an odd number, e.g. (6, 6, 5, 6, 6)")
+            raise ValueError(f"depths has {len(depths)} entries; a U needs an odd number, e.g. [6, 6, 5, 6, 6]")
         for encoder, decoder in zip(depths, depths[: len(depths) // 2 : -1], strict=False):
             if -(-encoder // self.skip_stride) != -(-decoder // self.skip_stride):
                 raise ValueError(
-                    f"depths is {depths}: with a skip every {self.skip_stride} blocks, {encoder} blocks leave "
+                    f"depths is {shown(depths)}: with a skip every {self.skip_stride} blocks, {encoder} blocks leave "
                     f"other skips than the {decoder} across the U take; mirror the encoder's depths"
                 )
         for width in self.widths:

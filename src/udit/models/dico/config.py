@@ -29,7 +29,7 @@ class DiCoConfig(ModelConfig):
     @model_validator(mode="after")
     def _check(self) -> DiCoConfig:
         if len(self.depths) % 2 == 0:
-            raise ValueError(f"depths has {len(self.depths)} entries; a U needs an odd number, e.g. (5, 4, 4, 4, 4)")
+            raise ValueError(f"depths has {len(self.depths)} entries; a U needs an odd number, e.g. [5, 4, 4, 4, 4]")
         if self.levels > 1 and self.width % 2:
             raise ValueError(f"width {self.width} is odd; merging 2x2 pixels needs an even width")
         if round(self.ffn.ratio * self.width) < 1:

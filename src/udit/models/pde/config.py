@@ -47,7 +47,7 @@ class PDEConfig(ModelConfig):
     def _check(self) -> PDEConfig:
         if len(self.depths) % 2 == 0 or len(self.depths) < 3:
             raise ValueError(
-                f"depths has {len(self.depths)} entries; this U needs an odd number from 3 on, e.g. (2, 5, 8, 2, 5)"
+                f"depths has {len(self.depths)} entries; this U needs an odd number from 3 on, e.g. [2, 5, 8, 2, 5]"
             )
         if self.width % (2 * self.heads):
             raise ValueError(

@@ -34,7 +34,7 @@ class UDiTConfig(ModelConfig):
     @model_validator(mode="after")
     def _check(self) -> UDiTConfig:
         if len(self.depths) % 2 == 0:
-            raise ValueError(f"depths has {len(self.depths)} entries; a U needs an odd number, e.g. (2, 5, 8, 5, 2)")
+            raise ValueError(f"depths has {len(self.depths)} entries; a U needs an odd number, e.g. [2, 5, 8, 5, 2]")
         self.attention.check_heads(self.width, self.heads)
         if self.levels > 1 and self.width % 2:
             raise ValueError(f"width {self.width} is odd; merging 2x2 pixels needs an even width")
