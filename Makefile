@@ -6,7 +6,7 @@ EXTRAS := .[train,metrics,hub,dev]
 EVERYTHING := .[all,dev,docs,browser]
 
 .DEFAULT_GOAL := help
-.PHONY: help install install-all demo digits test test-isa test-slow messages check bench bench-smoke bench-scan bench-export performance docs constraints clean
+.PHONY: help install install-all demo demos digits test test-isa test-slow release-check messages check bench bench-smoke bench-scan bench-export performance docs constraints clean
 
 help:  ## Prints these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -42,6 +42,14 @@ demo: install  ## Trains on the embedded digits in minutes on a CPU, then scores
 	$(BIN)/python -m udit train digits
 	$(BIN)/python -m udit eval runs/digits
 
+demos: export OMP_NUM_THREADS = 1
+demos: install  ## Trains, scores and writes the models that come with the library (demo:digits, demo:fashion-mnist; an hour)
+	$(BIN)/python -m udit train digits
+	$(BIN)/python -m udit eval runs/digits
+	$(BIN)/python -m udit train fashion-mnist
+	$(BIN)/python -m udit eval runs/fashion-mnist
+	$(BIN)/python benchmarks/demos.py runs/digits runs/fashion-mnist
+
 digits: export OMP_NUM_THREADS = 1
 digits: install  ## Trains and scores every family on the digits; skips those in benchmarks/digits.json
 	$(BIN)/python benchmarks/digits.py
@@ -57,6 +65,9 @@ test-isa: install  ## Runs the numerical tests under every instruction set of th
 
 test-slow: install-all  ## Runs the slow tests on two processes: kills, disk faults, full sizes (some need strace)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slow -n 2 --dist loadfile --timeout 900
+
+release-check:  ## Builds wheel and sdist, installs them in new environments, draws the first images (downloads; up to an hour)
+	$(BIN)/python benchmarks/release.py
 
 messages: install  ## Provokes the messages of the command line and prints them for reading (minutes)
 	OMP_NUM_THREADS=1 $(BIN)/python tests/messages.py

@@ -116,7 +116,7 @@ def test_cached_guidance_reuses_the_last_difference() -> None:
 
     guided = Guided(Denoiser(Drifting(), DDPM.linear(1000), learn_sigma=True, null_label=5, num_classes=5), 3.0)
     policy = StepCache(refresh=(0,), guidance=True)
-    object.__setattr__(policy, "attach", lambda backbone: backbone)
+    object.__setattr__(policy, "attach", lambda backbone, calls: backbone)
     held, x, y = policy.wrap(guided), torch.zeros(1, 1, 8, 8), torch.tensor([2])
     assert held(x, torch.tensor([10]), y).eps.unique().tolist() == [50 + 3 * (20 - 50)]
     assert held(x, torch.tensor([9]), y).eps.unique().tolist() == [18 + 2 * (20 - 50)]

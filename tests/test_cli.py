@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import resource
 import subprocess
 import sys
+from importlib import metadata
 from pathlib import Path
 
 import pytest
@@ -195,7 +197,10 @@ def test_dry_run_prints_the_run_that_would_be_trained(capsys: pytest.CaptureFixt
 
 
 def test_version_is_the_packages(capsys: pytest.CaptureFixture[str]) -> None:
-    assert succeeds(capsys, "--version").strip() == udit.__version__
+    first, versions, kernels = succeeds(capsys, "--version").splitlines()
+    assert first == f"udit {udit.__version__}"
+    assert f"torch {metadata.version('torch')}" in versions
+    assert re.match("kernels: ([0-9] of 7 compiled in|none compiled yet)", kernels)
 
 
 def test_corrupt_image_is_named_before_the_first_step(tmp_path: Path, error_of: ErrorOf) -> None:

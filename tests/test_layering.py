@@ -20,9 +20,10 @@ ROOT = Path(udit.__file__).parent
 FILES = sorted(ROOT.rglob("*.py"))
 
 ORDER = (
-    *("errors", "progress", "spec", "rng", "files", "record", "hub", "dist", "images", "checkpoint", "ops", "nn"),
-    *("models", "diffusion", "data", "run", "assemble", "analysis", "store", "exporting", "convert", "parity"),
-    *("training", "evaluation", "scoring", "tuning", "generation", "benchmarking", "diagnosis", "cli", "__main__"),
+    *("errors", "progress", "spec", "interpolation", "rng", "files", "record", "hub", "dist", "images", "checkpoint"),
+    *("ops", "nn", "models", "diffusion", "data", "optim", "demos", "run", "assemble", "analysis", "store"),
+    *("exporting", "convert", "parity", "training", "evaluation", "scoring", "tuning", "inputs", "target"),
+    *("generation", "benchmarking", "diagnosis", "cli", "__main__"),
 )
 """Packages and modules of the library, each of which may import those before it: no circle leaves a package."""
 FORBIDDEN = {
@@ -31,6 +32,7 @@ FORBIDDEN = {
     "diffusion": {"nn", "models", "files", "images", "checkpoint"},
     "data": {"nn", "models", "diffusion"},
     "exporting": {"analysis"},
+    "optim": {"models", "diffusion", "data"},
     "parity": {"data", "training", "store"},
     "training": {"exporting", "convert", "parity", "analysis"},
     "evaluation": {"exporting", "parity", "training", "store", "assemble"},
@@ -38,7 +40,7 @@ FORBIDDEN = {
 """Units that come before and may still not be imported."""
 CONFIGURATION = {
     *("udit.errors", "udit.spec", "udit.spec.base", "udit.spec.digest", "udit.nn.specs", "udit.diffusion.config"),
-    *("udit.spec.words", "udit.run.keys"),
+    *("udit.spec.words", "udit.run.keys", "udit.optim.config", "udit.interpolation", "udit.diffusion.settings"),
     *("udit.diffusion.samplers",),
     *("udit.data.config", "udit.data.codec_config", "udit.data.cache_config", "udit.models.catalog"),
     *("udit.models.config", "udit.models.ablation", "udit.models.isotropic", "udit.evaluation.protocol"),
@@ -53,6 +55,7 @@ TORCH_FREE = {
     *(f"udit.data.{name}" for name in ("describe", "vae", "latents", "sources", "names", "verify", "decode")),
     *(f"udit.data.{name}" for name in ("folder", "idx", "npz", "hub")),
     "udit.run.scorable",
+    "udit.demos.find",
 }
 """No configuration, and free of torch all the same: what is read before torch is imported."""
 CALLS = {
@@ -61,6 +64,7 @@ CALLS = {
     ("udit.run.resolve", "codec", "udit.data.vae"),
     ("udit.run.resolve", "_described", "udit.data.describe"),
     (READER, None, "udit.hub"),
+    (READER, None, "udit.demos.find"),
 }
 """(module, function, target): where configuration calls what is not configuration, beside each spec's ``build``."""
 OPENS = {
@@ -459,7 +463,9 @@ OF_A_DEVICE = {"is_cuda", "is_cpu", "is_mps", "is_meta", "is_compiling", "is_exp
 OF_KERNELS = {"usable", "available", "loaded", "is_available"}
 MAY_ASK = {
     "udit.dist": "chooses a process's device, and how its group speaks",
-    "udit.training.learner": "options of AdamW, of DDP and of cuDNN by device, none of a forward",
+    "udit.training.learner": "options of DDP and of cuDNN by device, none of a forward",
+    "udit.optim.adamw": "torch has a fused AdamW for some devices",
+    "udit.optim.muon": "torch's Muon computes in bfloat16, which few CPUs have",
     "udit.training.capacity": "a GPU has its own memory, and running out of a machine's harms other programs",
     "udit.tuning.search": "the processor's time is a fair clock on one thread of a CPU only",
     "udit.models.build": "weights on meta stay without contents",

@@ -110,16 +110,15 @@ def test_words_are_offered_that_may_be_meant_and_no_strangers() -> None:
         "learning_rate": ["lr"],
         "rl": ["lr"],
         "warmup": ["lr_warmup"],
-        "decay": ["weight_decay", "ema_decay"],
+        "decay": ["lr_layer_decay", "weight_decay", "ema_decay"],
         "bs": ["batch_size"],
         "batchsize": ["batch_size"],
         "Batch_Size": ["batch_size"],
-        "scheduler": [],
+        "scheduler": ["lr_schedule"],
         "epochs": [],
-        "optimizer": [],
     }.items():
         assert resembling(word, keys) == meant, word
-    assert nearest("decay", keys) == "; did you mean 'weight_decay' or 'ema_decay'?"
+    assert nearest("decay", keys) == "; did you mean 'lr_layer_decay' or 'weight_decay' or 'ema_decay'?"
     assert nearest("zzz", [f"name-{i:02}" for i in range(32)]).endswith("name-29 and 2 more)")
 
 

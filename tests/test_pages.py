@@ -56,3 +56,10 @@ def test_misses_are_named(script: Any) -> None:
 def test_page_is_written_from_its_record(script: Any, name: str, writer: str) -> None:
     names = script(name)
     assert names[writer](names["read"]()).rstrip("\n") == page(name).rstrip("\n")
+
+
+def test_guidance_page_has_the_scores_of_its_record(script: Any) -> None:
+    names = script("guidance")
+    record, text = names["read"](), page("guidance")
+    assert names["page"](record, text) == text
+    assert len(record["rows"]) == len(names["ROWS"])

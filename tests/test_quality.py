@@ -57,6 +57,18 @@ def test_table_knows_every_noising_process_and_keeps_the_guidance(
     assert steps[-1] <= getattr(diffusion, "steps", 100)
 
 
+def test_every_key_of_guidance_is_kept_as_far_as_the_sampler_takes_it() -> None:
+    apg = {"guidance_kind": "apg", "guidance_norm": 2.0, "guidance_eta": 0.1, "guidance_momentum": 0.0}
+    own = SamplingConfig(guidance=3.0, guidance_levels=(0.1, 2.0), guidance_rescale=0.7, **apg)
+    for level in LEVELS:
+        how = default(level, own, DDPMConfig())
+        assert how.guidance_for("ddim") == own.guidance_for("ddim")
+    assert {how.guidance_interval for how in search.candidates(own, ["ddim"], [5])} == {(0.0, 1.0)}
+    zero = SamplingConfig(sampler="flow-heun", guidance=3.0, guidance_kind="cfg-zero", guidance_zero_init=2)
+    kept = {how.sampler: how.zero_init for how in search.candidates(zero, FlowConfig.few_step_samplers, [5])}
+    assert kept == {"dpmpp": 0, "unipc": 0, "flow-heun": 2}
+
+
 # ---- the commands ----------------------------------------------------------------------------------------------------
 
 

@@ -22,6 +22,10 @@ BROKEN: dict[Rule, tuple[str, str]] = {
         "model.num_classes=0",
         "guidance is 2 and the model has no null label",
     ),
+    rules.guidance_is_the_process_s: (
+        f"{DDPM} + sampling.guidance_kind=cfg-zero + sampling.guidance_zero_init=0",
+        "sampling.guidance_kind is cfg-zero, which corrects the velocity of a flow, and diffusion.kind is ddpm",
+    ),
     rules.label_dropout_needs_a_null_label: (
         f"{UVIT} + sampling.guidance=1 + training.label_dropout=0.2",
         "training.label_dropout is 0.2 and the model has no null label",
@@ -40,6 +44,14 @@ BROKEN: dict[Rule, tuple[str, str]] = {
         f"{SIT} + {DDPM}",
         "diffusion.kind is ddpm and the model predicts a reversed flow",
     ),
+    rules.reversed_flow_predicts_velocity_or_data: (
+        f"{SIT} + diffusion.predict=v",
+        "diffusion.predict is v and DiT counts time from noise to data",
+    ),
+    rules.ratio_of_noise_is_finite: (
+        "model=HDiT-tiny + diffusion={kind: ddpm, zero_terminal_snr: true, predict: v} + sampling.sampler=ddim",
+        "zero_terminal_snr is true and HDiT gets the ratio of noise to signal",
+    ),
     rules.sampler_is_the_process_s: (
         "sampling.sampler=ddim",
         "is 'ddim'; a flow model takes flow-euler",
@@ -56,6 +68,22 @@ BROKEN: dict[Rule, tuple[str, str]] = {
     rules.batch_splits_into_accumulated_parts: (
         "training.accumulation=7",
         "32 does not split into 7 accumulated",
+    ),
+    rules.warmup_ends_before_the_run: (
+        "training.steps=20 + training.lr_schedule=cosine",
+        "training.lr_warmup is 20 and training.steps 20; a cosine schedule needs steps",
+    ),
+    rules.schedule_free_has_no_decay: (
+        "training.optimizer=schedule-free + training.lr_schedule=linear",
+        "lr_schedule is linear and training.optimizer schedule-free",
+    ),
+    rules.schedule_free_has_no_other_average: (
+        "training.optimizer=schedule-free + training.posthoc_ema={}",
+        "keeps an average of its own",
+    ),
+    rules.schedule_free_divides_by_its_momentum: (
+        "training.optimizer=schedule-free + training.betas=[0, 0.99]",
+        "training.betas starts with 0",
     ),
 }
 """Rule -> overrides of the digits' recipe that break it and no other, and what is said."""

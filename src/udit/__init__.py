@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from udit.diffusion.sample import sample as sample
     from udit.exporting.folder import export as export
     from udit.generation import generate as generate
+    from udit.interpolation import between as between
     from udit.models.build import build as build
     from udit.models.build import fuse as fuse
     from udit.models.catalog import list_models as list_models
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     from udit.training.posthoc import posthoc_ema as posthoc_ema
     from udit.training.trainer import Trainer as Trainer
     from udit.training.trainer import train as train
+    from udit.tuning.rates import find_lr as find_lr
     from udit.tuning.search import tune as tune
 
 __version__ = "0.1.0"
@@ -42,6 +44,7 @@ _HOME = {
     "System": "udit.assemble",
     "Trainer": "udit.training.trainer",
     "bench": "udit.benchmarking.job",
+    "between": "udit.interpolation",
     "build": "udit.models.build",
     "doctor": "udit.diagnosis.doctor",
     "encode": "udit.training.encoding",
@@ -49,6 +52,7 @@ _HOME = {
     "export": "udit.exporting.folder",
     "export_published": "udit.models.published",
     "fuse": "udit.models.build",
+    "find_lr": "udit.tuning.rates",
     "generate": "udit.generation",
     "import_published": "udit.models.published",
     "list_models": "udit.models.catalog",

@@ -13,19 +13,26 @@ import torch
 from torch import Tensor, nn
 
 from udit import rng
-from udit.data.codec import Codec
+from udit.data.codec import Codec, encode
 from udit.diffusion.cache import StepCache
+from udit.diffusion.combine import APG, CFG, CFGZero, Rule
 from udit.diffusion.conditions import prepared
 from udit.diffusion.config import SamplingConfig
 from udit.diffusion.denoiser import Denoiser
 from udit.diffusion.guidance import AnyDenoiser, Guided
 from udit.diffusion.objective import Objective
+from udit.diffusion.origin import Origin
 from udit.diffusion.sample import SeededNoise, make_sampler, sample
 from udit.errors import UserError
+from udit.interpolation import Between
 from udit.models.build import fuse
 from udit.models.config import ModelConfig
+from udit.run.classes import Label
 from udit.run.config import Run
 from udit.run.system import SystemConfig
+
+STRENGTH = 0.6
+"""Of image to image, where none is given."""
 
 
 def denoiser_of(config: SystemConfig, backbone: Any) -> Denoiser:
@@ -70,6 +77,13 @@ def step_cache(model: ModelConfig, sampling: SamplingConfig) -> StepCache | None
     return StepCache(sampling.cache, final_time, forecast=sampling.forecast, guidance=sampling.keep_guidance)
 
 
+def rule_of(sampling: SamplingConfig) -> Rule:
+    """The rule of guidance of a setting."""
+    if sampling.guidance_kind == "apg":
+        return APG(sampling.guidance_eta, sampling.guidance_norm, sampling.guidance_momentum)
+    return CFGZero() if sampling.guidance_kind == "cfg-zero" else CFG()
+
+
 @runtime_checkable
 class Fingerprinted(Protocol):
     """A backbone that holds no weights itself and knows the fingerprint of those it was made of: an exported graph."""
@@ -98,8 +112,8 @@ class System:
     2. ``StepCache.attach`` reuses the deep part's output: ``sample``, once per batch.
     3. ``Preconditioned``, of EDM alone, scales the network's input and output: ``denoiser_of``.
     4. ``Denoiser`` converts the time and turns the output into (x0, eps): ``denoiser_of``.
-    5. ``Guided`` combines the conditional and the null prediction: ``guided``; with ``keep_guidance`` it is
-       ``CachedGuidance``, of the same step cache: ``sample``, once per batch.
+    5. ``Guided`` combines the conditional prediction and the null label's, or a weaker model's: ``guided``; with
+       ``keep_guidance`` it is ``CachedGuidance``, of the same step cache: ``sample``, once per batch.
     6. ``respaced``, of ddpm and ddim, takes a part of the schedule's steps: the sampler, on all of the above.
     """
 
@@ -109,6 +123,8 @@ class System:
     """The codec, where it has been loaded already, e.g. a VAE by training."""
     fused_from: str | None = field(default=None, repr=False, compare=False)
     """Fingerprint of the weights that ``fused`` folded into those of ``backbone``."""
+    weak: System | None = field(default=None, repr=False, compare=False)
+    """Autoguidance: a worse model of the same kind, which guidance compares with; see ``autoguided``."""
 
     @property
     def denoiser(self) -> Denoiser:
@@ -123,6 +139,11 @@ class System:
             UserError: the VAE is missing, or is another one.
         """
         return self.loaded_codec or self.config.codec.build()
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """(C, H, W) of the images that it draws."""
+        return self.codec.image_shape(self.config.model.in_channels, *self.config.model.size)
 
     @property
     def num_parameters(self) -> int:
@@ -144,15 +165,49 @@ class System:
         return recorded == fingerprint(fuse(self.backbone))
 
     def fused(self) -> System:
-        """The same with the fused network (``udit.fuse``)."""
+        """The same with the fused network (``udit.fuse``); an exported graph, which is fused, as it is."""
+        if isinstance(self.backbone, Fingerprinted):
+            return self
         backbone = fuse(self.backbone)
         config = self.config.model_copy(update={"model": backbone.config})
-        return dataclasses.replace(self, config=config, backbone=backbone, fused_from=self.fingerprint)
+        weak = self.weak and self.weak.fused()
+        return dataclasses.replace(self, config=config, backbone=backbone, fused_from=self.fingerprint, weak=weak)
 
     def to(self, device: torch.device | str) -> System:
         """Moves the network (in place, as ``nn.Module.to``) and returns the system."""
         self.backbone.to(device)
+        if self.weak is not None:
+            self.weak.to(device)
         return self
+
+    def autoguided(self, weak: System) -> System:
+        """The same, guided by comparison with a weaker model in place of the null label (Karras et al. 2024).
+
+        Args:
+            weak: trained for less long, averaged over fewer steps (``posthoc_ema``), or smaller; of the same data,
+                classes and noising process.
+
+        Raises:
+            UserError: it is of another kind, or has the same weights.
+        """
+        own, other = self.config, weak.config
+        for what, mine, its in (
+            ("channels", own.model.in_channels, other.model.in_channels),
+            ("size", own.model.size, other.model.size),
+            ("number of classes", own.model.num_classes, other.model.num_classes),
+            ("condition", own.model.condition_shape, other.model.condition_shape),
+            ("codec", own.codec.kind, other.codec.kind),
+            ("VAE", getattr(own.codec, "sha256", None), getattr(other.codec, "sha256", None)),
+        ):
+            if mine != its:
+                raise UserError(
+                    f"the weaker model has another {what} ({its}) than the model ({mine}); take one that was trained "
+                    "on the same data"
+                )
+        Guided(self.denoiser, 2.0, weak=weak.denoiser)  # refuses another process
+        if weak.fingerprint == self.fingerprint:
+            raise UserError("the weaker model has the same weights as the model, so there is nothing to compare with")
+        return dataclasses.replace(self, weak=dataclasses.replace(weak, weak=None))
 
     def labels(self, wanted: str | Sequence[int | str]) -> list[int]:
         """Class names or numbers as labels; see ``Classes.labels``.
@@ -166,7 +221,8 @@ class System:
         """The denoiser, guided as a setting says; ``null`` as in ``generate``.
 
         Raises:
-            UserError: guidance without a null label, or of more channels than the model predicts.
+            UserError: guidance without a null label or a weaker model, of more channels than the model predicts, or of
+                a kind that the process does not have.
         """
         if (sampling.guidance_channels or 0) > self.config.model.in_channels:
             raise UserError(
@@ -175,30 +231,48 @@ class System:
             )
         if sampling.guidance == 1:
             return self.denoiser
+        if self.weak is not None and sampling.cache > 1 and self.weak.config.model.time != self.config.model.time:
+            raise UserError(
+                f"cache is {sampling.cache} and the weaker model has another unit of time, so that its last steps "
+                "cannot be recognised; set cache to 1, or name evaluations in refresh"
+            )
         return Guided(
-            self.denoiser, sampling.guidance, sampling.guidance_interval, sampling.guidance_channels, null=null
+            self.denoiser,
+            sampling.guidance,
+            sampling.guidance_interval,
+            sampling.guidance_channels,
+            null=null if self.weak is None else None,
+            rule=rule_of(sampling),
+            rescale=sampling.guidance_rescale,
+            levels=sampling.guidance_levels,
+            weak=None if self.weak is None else self.weak.denoiser,
+            zero_init=sampling.zero_init,
         )
 
     def generate(
         self,
-        seeds: Sequence[int],
-        labels: str | Sequence[int | str] | None = None,
+        seeds: Sequence[rng.Seed],
+        labels: str | Sequence[int | str | Between[Any]] | None = None,
         *,
         context: Tensor | None = None,
         null: Tensor | None = None,
         sampling: SamplingConfig | None = None,
+        from_image: Tensor | None = None,
+        strength: float = STRENGTH,
         batch_size: int = 64,
         on_step: Callable[[int], object] | None = None,
     ) -> Iterator[Tensor]:
         """Draws one image per seed; a seed and label give the same image in any batch.
 
         Args:
-            seeds: one per image.
-            labels: one per image, class numbers or names (see ``Classes.labels``); None for an unconditional model, or
-                for images of no class.
+            seeds: one per image; a point between two (``udit.between``) interpolates their noise.
+            labels: one per image, class numbers or names (see ``Classes.labels``); a point between two interpolates
+                their embeddings. None for an unconditional model, or for images of no class.
             context: float [N, ...], one condition per image, for a model that takes vectors (``condition_shape``).
             null: the null condition of such a model, e.g. of the empty text; guidance compares with it.
             sampling: sampler, steps, guidance and cache; the model's own setting if None.
+            from_image: uint8 [N, C, H, W], an image to start from for each seed, of the size that the model draws.
+            strength: the time to which they are noised, as a fraction: above 0 (they stay) to 1 (noise alone).
             batch_size: images at a time.
             on_step: called after every step with the number of images in the batch.
 
@@ -207,25 +281,28 @@ class System:
 
         Raises:
             UserError: the sampler does not fit the model, guidance without a null label or of too many channels, labels
-                that the model does not know or that are not one per seed, or a context that the model does not take, or
-                lacks.
+                that the model does not know or that are not one per seed, a context that the model does not take, or
+                lacks, or images of another shape.
         """
         seeds = rng.seeds_of(seeds)
-        chosen = None if labels is None else self.labels(labels)
+        chosen = None if labels is None else self.config.classes.points(labels)
         if chosen is not None and len(chosen) != len(seeds):
             raise UserError(f"labels are {len(chosen)} and seeds {len(seeds)}; give one label for each seed")
         if batch_size < 1:
             raise UserError(f"batch_size is {batch_size}; it counts images, at least 1")
         self._check_context(context, null, len(seeds))
-        return self._batches(seeds, chosen, context, null, sampling or self.config.sampling, batch_size, on_step)
+        self._check_images(from_image, len(seeds))
+        start = None if from_image is None else (from_image, strength)
+        return self._batches(seeds, chosen, context, null, sampling or self.config.sampling, start, batch_size, on_step)
 
     def _batches(
         self,
-        seeds: list[int],
-        labels: list[int] | None,
+        seeds: list[rng.Seed],
+        labels: list[Label] | None,
         context: Tensor | None,
         null: Tensor | None,
         sampling: SamplingConfig,
+        start_from: tuple[Tensor, float] | None,
         batch_size: int,
         on_step: Callable[[int], object] | None,
     ) -> Iterator[Tensor]:
@@ -235,25 +312,60 @@ class System:
         codec = self.codec  # before the first step, so that a missing VAE is an error at once
         cache = step_cache(self.config.model, sampling)
         sampler = make_sampler(sampling.sampler, eta=sampling.eta, clip=sampling.clip)
-        if context is None:  # of which every image has its own
-            denoiser = prepared(denoiser, sampler, sampling.steps, labels, device)
+        images, strength = start_from or (None, 1.0)
+        given = context if context is not None or labels is None else self._condition(labels)
+        if given is None or not given.is_floating_point():  # of vectors and of shares every image has its own
+            known = None if given is None else given.tolist()
+            denoiser = prepared(denoiser, sampler, sampling.steps, known, device, strength)
         shape = (self.config.model.in_channels, *self.config.model.size)
-        was_training = self.backbone.training
-        self.backbone.eval()
+        networks = [self.backbone] if self.weak is None else [self.backbone, self.weak.backbone]
+        were_training = [network.training for network in networks]
+        for network in networks:
+            network.eval()
         try:
             for start in range(0, len(seeds), batch_size):
-                part = seeds[start : start + batch_size]
-                noise = SeededNoise(part, shape, device)
-                y = None if labels is None else torch.tensor(labels[start : start + batch_size], device=device)
-                y = y if context is None else context[start : start + batch_size].to(device)
+                part = slice(start, start + batch_size)
+                noise = SeededNoise(seeds[part], shape, device)
+                y = None if given is None else given[part].to(device)
+                origin = None if images is None else Origin(encode(codec, images[part].to(device)), strength)
+                options: dict[str, Any] = {"sampler": sampler, "steps": sampling.steps, "noise": noise, "cache": cache}
                 x = noise(0)
-                for step in sample(denoiser, x, sampler=sampler, steps=sampling.steps, y=y, noise=noise, cache=cache):
+                for step in sample(denoiser, x, y=y, origin=origin, **options):
                     x = step.x
                     if on_step:
-                        on_step(len(part))
+                        on_step(len(noise.seeds))
                 yield codec.decode(x.float()).cpu()
         finally:
-            self.backbone.train(was_training)
+            for network, training in zip(networks, were_training, strict=True):
+                network.train(training)
+
+    def _condition(self, labels: list[Label]) -> Tensor:
+        """Labels as the network takes them: [N] int64, or shares [N, K] where any lies between two."""
+        if all(isinstance(label, int) for label in labels):
+            return torch.tensor(labels)
+        if isinstance(self.backbone, Fingerprinted):
+            raise UserError("an exported graph takes whole classes; interpolate between classes with the model itself")
+        model = self.config.model
+        shares = torch.zeros(len(labels), model.num_classes + (model.null_label is not None))
+        for row, label in zip(shares, labels, strict=True):
+            if isinstance(label, Between):
+                row[label.first] += 1 - label.share
+                row[label.second] += label.share
+            else:
+                row[label] = 1
+        return shares
+
+    def _check_images(self, images: Tensor | None, count: int) -> None:
+        if images is None:
+            return
+        if images.dtype != torch.uint8 or images.ndim != 4 or len(images) != count:
+            kind = str(images.dtype).removeprefix("torch.")
+            raise UserError(
+                f"from_image is {kind} {list(images.shape)} for {count} seeds; give uint8 [{count}, C, H, W]"
+            )
+        if tuple(images.shape[1:]) != self.image_shape:
+            given, wanted = ("{} channels of {}x{}".format(*shape) for shape in (images.shape[1:], self.image_shape))
+            raise UserError(f"from_image has {given} pixels and the model draws {wanted}; crop and scale the images")
 
     def _check_context(self, context: Tensor | None, null: Tensor | None, count: int) -> None:
         shape = self.config.model.condition_shape

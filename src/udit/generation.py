@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import itertools
 import logging
-import re
-import zipfile
-import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,45 +11,34 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor
 
 from udit import __version__, dist
-from udit.assemble import System
-from udit.data.listing import is_image
+from udit.assemble import STRENGTH, System
 from udit.diffusion.config import SamplingConfig
+from udit.diffusion.sample import make_sampler
 from udit.dist import World
 from udit.errors import UserError, require_type
 from udit.evaluation import npz
 from udit.evaluation.sets import GRID
 from udit.exporting.engines import Graph
 from udit.exporting.find import EngineName, find_graph, load_graph
-from udit.files import check_writable
-from udit.images import grid, has_settings, save_png, to_image
+from udit.images import grid, save_png, to_image
+from udit.inputs import Context as Context
+from udit.inputs import StartImages, start_images, weaker_model
+from udit.inputs import read_context as read_context
+from udit.interpolation import Between, Through, between
 from udit.progress import progress_bar
-from udit.rng import seeds_of
+from udit.rng import Seed, seeds_of
+from udit.run.classes import Classes, Label
 from udit.store import load
+from udit.target import make_room, prepare
 from udit.tuning.quality import Level, Quality, Scored, default
 
 logger = logging.getLogger(__name__)
 MAX_GRID_IMAGES = 100
-
-
-@dataclass(frozen=True)
-class Context:
-    """Conditions of a model that takes vectors, e.g. a text encoder's output."""
-
-    rows: Tensor
-    """float [N, tokens, width]; image i has row i modulo N."""
-    null: Tensor | None = None
-    """float [tokens, width]: the empty condition, which guidance needs."""
-    name: str = ""
-    """Of the file they come from; PNGs carry it."""
-
-    def of(self, indices: Sequence[int]) -> Tensor:
-        """The conditions of some images."""
-        return self.rows[[i % len(self.rows) for i in indices]]
+MAX_STRIP = 16
+"""Most images of an interpolation that a grid has in one row."""
 
 
 @dataclass(frozen=True)
@@ -63,8 +49,8 @@ class Batch:
     """uint8 [b, C, H, W], on the CPU."""
     indices: list[int]
     """Of these images among all."""
-    seeds: list[int]
-    labels: list[int] | None
+    seeds: list[Seed]
+    labels: list[Label] | None
     """None for a model without classes."""
 
 
@@ -77,15 +63,19 @@ class Generation:
 
     system: System
     """Fused, or an exported graph."""
-    seeds: Sequence[int]
+    seeds: Sequence[Seed]
     """One per image."""
-    labels: Sequence[int] | None
+    labels: Sequence[Label] | None
     """One per image, or None for a model without classes."""
     sampling: SamplingConfig
     context: Context | None
     batch_size: int
     world: World
     """The ranks; call ``world.close()`` at the end of a script that was started on several."""
+    start: StartImages | None = None
+    """What sampling starts from in place of noise."""
+    strength: float = STRENGTH
+    """Time to which those are noised, as a fraction."""
 
     def __len__(self) -> int:
         """Number of images, over all ranks."""
@@ -110,12 +100,16 @@ class Generation:
         own = list(range(len(self.seeds)))[self.world.rank :: self.world.size]
         seeds = [self.seeds[i] for i in own]
         labels = [self.labels[i] for i in own] if self.labels is not None else None
-        vectors = {} if self.context is None else {"context": self.context.of(own), "null": self.context.null}
+        given: dict[str, Any] = {}
+        if self.context is not None:
+            given |= {"context": self.context.of(own), "null": self.context.null}
+        if self.start is not None:
+            given |= {"from_image": self.start.of(own), "strength": self.strength}
         show = progress and self.world.is_main
-        with progress_bar(len(own) * self.sampling.steps, "sample", "step", show=show) as bar:
+        with progress_bar(len(own) * self.evaluations(), "sample", "step", show=show) as bar:
             done = 0
             for images in self.system.generate(
-                seeds, labels, sampling=self.sampling, batch_size=self.batch_size, on_step=bar.update, **vectors
+                seeds, labels, sampling=self.sampling, batch_size=self.batch_size, on_step=bar.update, **given
             ):
                 part = slice(done, done + len(images))
                 yield Batch(images, own[part], seeds[part], None if labels is None else labels[part])
@@ -139,15 +133,17 @@ class Generation:
             UserError: the folder cannot be written to, or holds images already.
             RunError: the disk is full, or another rank is gone.
         """
-        out, named = Path(folder), self.system.config.classes
-        _prepare(out)
+        out = Path(folder)
+        prepare(out)
         with self.world.together():
-            self.world.on_main(_make_room, out, overwrite)
+            self.world.on_main(make_room, out, overwrite)
         common: dict[str, Any] = {"udit": __version__, "model": self.system.fingerprint}
         common["sampling"] = self.sampling.model_dump(mode="json")
         if isinstance(self.system.backbone, Graph):
             common |= {"engine": self.system.backbone.manifest.engine}
             common |= {"precision": self.system.backbone.manifest.precision}
+        if self.system.weak is not None and self.sampling.guidance != 1:
+            common |= {"autoguide": self.system.weak.fingerprint}
         shown: list[Tensor] = []
         for batch in self.batches(progress):
             for i, pixels in zip(batch.indices, batch.images, strict=True):
@@ -158,12 +154,26 @@ class Generation:
         with self.world.together():
             images = self._in_order(torch.stack(shown) if shown else None, count)
         if self.world.is_main:
-            labels = self.labels[:count] if self.labels is not None else ()
-            titles = [named.title(label) for label in labels]
-            save_png(grid(images, titles, numbers=labels), out / GRID, common)
+            titles, numbers = self._titles(count)
+            columns = None if numbers or not titles else min(count, MAX_STRIP)
+            save_png(grid(images, titles, columns, numbers=numbers), out / GRID, common)
+
+    def _titles(self, count: int) -> tuple[list[str], list[int]]:
+        """Titles of the first images, and the labels that they stand for; of an interpolation no labels."""
+        labels = None if self.labels is None else self.labels[:count]
+        for what, points in (("", labels or ()), ("seed ", self.seeds[:count])):
+            if any(isinstance(point, Between) for point in points):
+                name = self.system.config.classes.title if not what else str
+                return [
+                    f"{point.share:.0%}" if isinstance(point, Between) else f"{what}{name(point)}" for point in points
+                ], []
+        whole = [label for label in labels or () if isinstance(label, int)]
+        return [self.system.config.classes.title(label) for label in whole], whole
 
     def save_npz(self, path: str | Path, progress: bool = False) -> tuple[int, ...]:
         """Writes all images to one ``.npz`` in ADM's format: ``arr_0`` uint8 [N, H, W, C], ``arr_1`` int64 [N] labels.
+
+        Images between classes have no labels.
 
         Args:
             path: ends in ``.npz``; its folder is made if it is missing.
@@ -176,14 +186,15 @@ class Generation:
             UserError: the folder cannot be written to.
             RunError: the disk is full, or another rank is gone.
         """
-        _prepare(Path(path).parent)
+        prepare(Path(path).parent)
         with self.world.together():
             blocks = self._blocks(progress)
             first = next(blocks)
             channels, height, width = first.shape[1:]
             parts = (block.numpy() for block in itertools.chain([first], blocks))
             if self.world.is_main:
-                labels = None if self.labels is None else np.array(self.labels, dtype=np.int64)
+                whole = self.labels is not None and not any(isinstance(label, Between) for label in self.labels)
+                labels = np.array(self.labels, dtype=np.int64) if whole else None
                 npz.write(
                     Path(path), images=npz.ImageStream(len(self), (channels, height, width), parts), labels=labels
                 )
@@ -194,13 +205,27 @@ class Generation:
 
     def _settings(self, i: int) -> dict[str, Any]:
         """What image ``i`` alone depends on."""
-        own: dict[str, Any] = {"seed": self.seeds[i]}
+        own = _point("seed", self.seeds[i])
         if self.labels is not None:
             label = self.labels[i]
-            own |= {"label": label, "class": self.system.config.classes.title(label)}
+            own |= _point("label", label) | {"class": self.system.config.classes.title(label)}
+        if self.start is not None:
+            name = self.start.name(i)
+            own |= {"strength": self.strength} | ({"from_image": name} if name else {})
         if self.context is not None:
             own |= {"context": self.context.name, "row": i % len(self.context.rows)}
         return own
+
+    def evaluations(self) -> int:
+        """Evaluations of the denoiser per image.
+
+        Raises:
+            UserError: the strength leaves none.
+        """
+        if self.start is None:
+            return self.sampling.steps
+        sampler = make_sampler(self.sampling.sampler, eta=self.sampling.eta, clip=self.sampling.clip)
+        return len(sampler.times(self.system.denoiser, self.sampling.steps, self.strength))
 
     def _blocks(self, progress: bool) -> Iterator[Tensor]:
         """All images in order, on every rank: one batch of each rank at a time."""
@@ -224,14 +249,24 @@ class Generation:
         return self.world.gather(padded).transpose(0, 1).reshape(-1, *full)[:count]
 
 
+def _point(what: str, value: Seed | Label) -> dict[str, Any]:
+    """A seed or a label as a PNG records it; of a point between two, both and the share of the second."""
+    if not isinstance(value, Between):
+        return {what: value}
+    return {f"{what}s": [value.first, value.second], f"{what}_share": value.share}
+
+
 def generate(
     model: System | str | Path,
-    seeds: Sequence[int] = range(16),
-    labels: str | Sequence[int | str] | None = None,
+    seeds: Sequence[Seed] | None = None,
+    labels: str | Sequence[int | str | Between[Any]] | Through | None = None,
     *,
     sampling: SamplingConfig | Mapping[str, Any] | None = None,
     quality: Level | None = None,
     context: Context | str | Path | None = None,
+    from_image: str | Path | Tensor | None = None,
+    strength: float | None = None,
+    autoguide: System | str | Path | float | None = None,
     batch_size: int = 64,
     device: str = "auto",
     weights: Literal["ema", "raw"] = "ema",
@@ -241,12 +276,20 @@ def generate(
 
     Args:
         model: a run folder, a model folder, a hub id, a folder that ``udit.export`` wrote, or a loaded system.
-        seeds: one per image.
+        seeds: one per image; 0 to 15 if None, or one for each of several images to start from. A point between two, of
+            ``udit.between``, interpolates their noise.
         labels: class numbers or names, repeated in turn, as a list or as a text like ``"cat,dog"`` (see
-            ``Classes.labels``); all classes that the model was trained on in turn if None.
+            ``Classes.labels``); all classes that the model was trained on in turn if None. A point between two
+            interpolates their embeddings, and ``Through`` passes from class to class over all images.
         sampling: a complete setting, or the fields that differ from the model's own, e.g. ``{"steps": 20}``.
         quality: "draft", "good" or "best" in place of ``sampling``: what ``udit.tune`` found, or a default.
         context: for a model that takes vectors: the conditions, or a file of them (``read_context``).
+        from_image: image to image: what sampling starts from in place of noise, repeated in turn; an image file, a
+            folder, or uint8 [M, C, H, W] (``start_images``).
+        strength: of image to image: the time to which it is noised, as a fraction, above 0 (it stays) to 1 (noise
+            alone); 0.6 if None.
+        autoguide: a weaker model that guidance compares with in place of the null label: a system, a folder, a hub id,
+            or the length of a shorter EMA of the run (``weaker_model``).
         batch_size: images that are sampled together.
         device: auto, cpu, cuda, cuda:N or mps; a system that is given stays where it is.
         weights: "ema" (averaged) or "raw".
@@ -261,11 +304,11 @@ def generate(
     if quality is not None and sampling is not None:
         raise UserError(f"sampling is given and quality {quality} sets it; leave one of them out")
     require_type("model", model, (System, str, Path), "give a folder, a hub id or a loaded system (udit.load)")
-    seeds = seeds_of(seeds)
+    seeds = None if seeds is None else seeds_of(seeds)
     if batch_size < 1:
         raise UserError(f"batch_size is {batch_size}; it counts images, at least 1")
     if isinstance(model, System):
-        graph, system = None, model.fused() if not isinstance(model.backbone, Graph) else model
+        graph, system = None, model.fused()
         world = dist.start(str(next((p.device for p in system.backbone.parameters()), "cpu")))
     else:
         graph = find_graph(model, engine)
@@ -280,46 +323,40 @@ def generate(
         chosen = sampling
     else:
         chosen = system.config.sampling.replace(**sampling or {})
+    if autoguide is not None:
+        if chosen.guidance == 1:
+            raise UserError("autoguide is given and guidance 1 compares with nothing; give a guidance above 1, e.g. 2")
+        system = system.autoguided(weaker_model(autoguide, model).fused().to(world.device))
     if isinstance(system.backbone, Graph) and (chosen.cache != 1 or chosen.refresh):
         cached = f"cache {chosen.cache}" if chosen.cache != 1 else "sampling.refresh"
         cached = f"quality {quality}" if quality else cached
         raise UserError(f"{cached} caches steps and an exported graph always runs whole; sample from the model instead")
-    wanted = list(range(system.config.classes.trained)) if labels is None else system.labels(labels)
-    if labels is not None and len(wanted) > len(seeds):
-        raise UserError(f"labels are {len(wanted)} and seeds {len(seeds)}; give a seed for each label, or fewer labels")
-    each = [wanted[i % len(wanted)] for i in range(len(seeds))] if wanted else None
-    return Generation(system, seeds, each, chosen, vectors, batch_size, world)
+    if strength is not None and from_image is None:
+        raise UserError(
+            f"strength is {strength:g} and there is no image to start from; give one (--from-image), or leave it out"
+        )
+    start = None if from_image is None else start_images(from_image, system)
+    if seeds is None:
+        seeds = [*range(16 if start is None or len(start.pixels) == 1 else len(start.pixels))]
+    each = _labels(labels, seeds, system.config.classes)
+    strength = STRENGTH if strength is None else strength
+    generation = Generation(system, seeds, each, chosen, vectors, batch_size, world, start, strength)
+    generation.evaluations()  # refuses a strength that leaves none, before a folder is made
+    return generation
 
 
-def read_context(path: Path) -> Context:
-    """The conditions in a ``.safetensors`` or ``.npz`` file.
-
-    Args:
-        path: holds ``context``, floats [N, tokens, width], and for guidance ``null``, floats [tokens, width].
-
-    Raises:
-        UserError: the file is missing, damaged, or does not hold finite floats under these names.
-    """
-    damaged = (OSError, ValueError, TypeError, EOFError, zipfile.BadZipFile, zlib.error, SafetensorError)
-    try:
-        if path.suffix == ".npz":
-            with np.load(path, allow_pickle=False) as arrays:
-                found = {key: torch.from_numpy(arrays[key]) for key in arrays.files}
-        else:
-            found = load_file(path)
-    except damaged as error:
-        detail = "it is not there" if isinstance(error, FileNotFoundError) else " ".join(str(error).split())[:200]
-        raise UserError(f"cannot read the context {path}: {detail}; name a .safetensors or .npz file") from None
-    rows, null = found.get("context"), found.get("null")
-    if rows is None or rows.ndim < 2 or not len(rows):
-        held = "nothing" if rows is None else f"{list(rows.shape)}"
-        raise UserError(f"{path} holds {held} under 'context'; write floats [N, tokens, width], and 'null' beside them")
-    for key, part in (("context", rows), ("null", null)):
-        if part is not None and not (part.is_floating_point() and bool(part.isfinite().all())):
-            kind = str(part.dtype).removeprefix("torch.")
-            held = "with numbers that are not finite" if part.is_floating_point() else f"as {kind}"
-            raise UserError(f"{path} holds {key!r} {held}; write finite floats")
-    return Context(rows.float(), None if null is None else null.float(), path.name)
+def _labels(
+    wanted: str | Sequence[int | str | Between[Any]] | Through | None, seeds: Sequence[Seed], classes: Classes
+) -> list[Label] | None:
+    """A label for each seed, or None for a model without classes."""
+    if isinstance(wanted, Through):
+        return between(classes.labels(wanted.ends), len(seeds))
+    if wanted is None and classes.trained > 1 and any(isinstance(seed, Between) for seed in seeds):
+        raise UserError("an interpolation between seeds shows one class, and none is named; give labels")
+    chosen = [*range(classes.trained)] if wanted is None else classes.points(wanted)
+    if wanted is not None and len(chosen) > len(seeds):
+        raise UserError(f"labels are {len(chosen)} and seeds {len(seeds)}; give a seed for each label, or fewer labels")
+    return [chosen[i % len(chosen)] for i in range(len(seeds))] if chosen else None
 
 
 def _of_quality(level: Level, folder: Path | None, system: System) -> SamplingConfig:
@@ -336,51 +373,3 @@ def _of_quality(level: Level, folder: Path | None, system: System) -> SamplingCo
         logger.warning("quality.json was chosen by a %s", tuned.warning)
     found: Scored = getattr(tuned, level)
     return found.sampling
-
-
-def _make_room(folder: Path, overwrite: bool) -> None:
-    """Refuses a folder that holds images already, or removes those that an earlier call wrote, before the first one.
-
-    Which ones these are their names and text chunks say.
-
-    Raises:
-        UserError: there are images, and they were written by something else or are not to be removed.
-    """
-    try:
-        visible = [entry for entry in folder.iterdir() if not entry.name.startswith(".")]
-    except OSError as error:
-        raise UserError(f"cannot list {folder}: {error.strerror}; give a readable folder with --out") from None
-    found = [entry for entry in visible if is_image(entry.name) and entry.is_file()]
-    own = [entry for entry in found if _is_ours(entry)]
-    if foreign := sorted(set(found) - set(own)):
-        raise UserError(
-            f"{folder} holds images that `udit sample` did not write, e.g. {foreign[0].name}, and a score would mix "
-            "them with new ones; give another folder with --out"
-        )
-    if own and not overwrite:
-        count = sum(entry.name != GRID for entry in own)
-        raise UserError(
-            f"{folder} holds {count} images of an earlier `udit sample`; give another folder with --out, or "
-            "--overwrite to replace them"
-        )
-    for entry in own:
-        entry.unlink()
-
-
-def _is_ours(path: Path) -> bool:
-    """Whether a file is one that ``save_pngs`` writes: by its name, and by the settings that it carries."""
-    if path.name != GRID and re.fullmatch(r"\d{6,}\.png", path.name) is None:
-        return False
-    try:
-        return not path.is_symlink() and has_settings(path)
-    except OSError:
-        return False
-
-
-def _prepare(folder: Path) -> None:
-    """Makes a folder and checks that it can be written to, before the first image is sampled."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        check_writable(folder)
-    except OSError as error:
-        raise UserError(f"cannot write to {folder}: {error.strerror}; give a writable folder with --out") from None

@@ -14,7 +14,11 @@ import torch
 from torch import Tensor
 
 from udit.errors import UserError, as_list
+from udit.interpolation import Between
 from udit.spec.base import MAX_SEED
+
+Seed = int | Between[int]
+"""A seed, or a point between two."""
 
 
 def key(seed: int, purpose: str, *index: int) -> int:
@@ -36,21 +40,45 @@ def normal(shape: Sequence[int], seed: int, purpose: str, *index: int) -> Tensor
     return torch.randn(tuple(shape), generator=generator(seed, purpose, *index))
 
 
-def seeds_of(values: Sequence[int]) -> list[int]:
-    """Seeds as plain numbers.
+def normal_at(shape: Sequence[int], seed: Seed, purpose: str, *index: int) -> Tensor:
+    """As ``normal``; at a point between two seeds, spherically interpolated (Shoemake 1985) in float64.
+
+    The direction turns evenly on the great circle through both draws, and the norm passes evenly from the one's to the
+    other's: about sqrt(dimensions) all along, as of noise. On the straight line the middle would be shorter by sqrt(2).
+    """
+    if not isinstance(seed, Between):
+        return normal(shape, seed, purpose, *index)
+    a, b = (normal(shape, end, purpose, *index).double() for end in (seed.first, seed.second))
+    share, one, two = seed.share, a / a.norm(), b / b.norm()
+    angle = (one * two).sum().clamp(-1, 1).acos()
+    if float(angle.sin()) < 1e-6:  # the same seed, or opposite draws: no circle is decided, and the line serves
+        return a.lerp(b, share).float()
+    direction = (((1 - share) * angle).sin() * one + (share * angle).sin() * two) / angle.sin()
+    return (direction * ((1 - share) * a.norm() + share * b.norm())).float()
+
+
+def seeds_of(values: Sequence[Seed]) -> list[Seed]:
+    """Seeds as plain numbers, points between two as they are.
 
     Raises:
         UserError: no list, an empty one, or one with something else than whole numbers from 0 to ``MAX_SEED``.
     """
-    seeds = []
+    seeds: list[Seed] = []
     for value in as_list("seeds", values):
-        try:
-            seed = -1 if isinstance(value, bool) else operator.index(value)
-        except TypeError:
-            seed = -1
-        if not 0 <= seed <= MAX_SEED:
-            raise UserError(f"seeds has {value!r}; seeds are whole numbers from 0 to {MAX_SEED}, e.g. range(16)")
-        seeds.append(seed)
+        if isinstance(value, Between):
+            seeds.append(Between(_seed(value.first), _seed(value.second), value.share))
+        else:
+            seeds.append(_seed(value))
     if not seeds:
         raise UserError(f"seeds is {values!r}; give one for each image, at least 1")
     return seeds
+
+
+def _seed(value: object) -> int:
+    try:
+        seed = -1 if isinstance(value, bool) else operator.index(value)  # type: ignore[arg-type]
+    except TypeError:
+        seed = -1
+    if not 0 <= seed <= MAX_SEED:
+        raise UserError(f"seeds has {value!r}; seeds are whole numbers from 0 to {MAX_SEED}, e.g. range(16)")
+    return seed

@@ -18,6 +18,7 @@ import torch
 from udit import dist
 from udit.data.sources import Parts, Source, parts_of
 from udit.data.vae import cached_sha256
+from udit.demos.find import is_demo
 from udit.dist import World
 from udit.errors import UserError
 from udit.evaluation import FeaturesName, npz
@@ -71,7 +72,8 @@ def evaluate(
     needed besides the images, the classifier included, is checked and made before the first of them.
 
     Args:
-        run: folder of a training run, of a model with classes.
+        run: folder of a training run, of a model with classes; or ``demo:digits``, whose scores go to
+            ``runs/demo-digits``.
         num_samples: images to sample; the run's own setting if None.
         sampling: changes of the run's own sampling setting.
         again: scores even if there is a report of the same weights and settings, which is returned otherwise.
@@ -90,7 +92,7 @@ def evaluate(
         raise UserError(
             "class agreement and class features need labels and this model is unconditional; train one with classes"
         )
-    folder = Path(run) / "evaluation"
+    folder = evaluation_folder(run)
     with dist.joined(device) as world, progress_shown(progress):
         system = load(run)
         weights = system.fingerprint
@@ -187,7 +189,7 @@ def score_run(
             batch_size=pinned.batch_size,
         )
         chosen, features = pinned.sampling, pinned.features
-    folder = Path(run) / "evaluation"
+    folder = evaluation_folder(run)
     if features == "judge" and weights_file is None:
         weights_file = folder / JUDGE
     with dist.joined(device) as world, progress_shown(progress):
@@ -296,6 +298,11 @@ def draw_samples(
             batches = fast.generate(seeds, own, sampling=sampling, batch_size=len(places), on_step=bar.update)
             shards.write(shard, torch.cat(list(batches)).numpy())
         world.barrier()
+
+
+def evaluation_folder(run: str | Path) -> Path:
+    """Where scores of a run go: RUN/evaluation; of a demo, whose files are the library's, runs/demo-NAME/evaluation."""
+    return (read_run_config(run).out if is_demo(run) else Path(run)) / "evaluation"
 
 
 def _settings(

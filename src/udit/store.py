@@ -14,29 +14,38 @@ from torch import Tensor, nn
 
 from udit import hub
 from udit.assemble import System
-from udit.checkpoint import CheckpointStore, write_tensors
+from udit.checkpoint import MANIFEST, Checkpoint, CheckpointStore, DamagedError, verify, write_tensors
 from udit.data.codec_config import VAECodec
 from udit.data.vae import VAE_CONFIG, VAE_WEIGHTS
+from udit.demos.find import folder_of, is_demo, name_of
 from udit.errors import RunError, UserError, by_product, require_type
 from udit.files import whole_folder
 from udit.models.build import rebuild
 from udit.run.config import Run
-from udit.run.recipes import read_yaml
+from udit.run.recipes import load_run, read_yaml
 from udit.run.system import EXPORTED, SystemConfig
 from udit.spec.base import parse
 
 Weights = Literal["ema", "raw"]
 FILES: dict[Weights, str] = {"ema": "model.safetensors", "raw": "model.raw.safetensors"}
 """Of a model folder."""
+HALF = (torch.float16, torch.bfloat16)
 
 
-def save(system: System, path: str | Path, *, raw: nn.Module | None = None) -> Path:
+def save(
+    system: System,
+    path: str | Path,
+    *,
+    raw: nn.Module | None = None,
+    precision: Literal["float32", "float16"] = "float32",
+) -> Path:
     """Writes a model folder, completely or not at all; an older one at the same place is replaced.
 
     Args:
         system: what to save; its weights become ``model.safetensors``.
         path: the folder.
         raw: the same network with the weights before averaging, written as ``model.raw.safetensors``.
+        precision: float16 halves the files; ``load`` makes float32 of them.
 
     Raises:
         RunError: it could not be written.
@@ -46,9 +55,9 @@ def save(system: System, path: str | Path, *, raw: nn.Module | None = None) -> P
         raise UserError(f"{folder} exists and is no model folder; choose another place")
     try:
         with whole_folder(folder, replace=True) as temporary:
-            write_tensors(system.backbone.state_dict(), temporary / "model.safetensors")
-            if raw is not None:
-                write_tensors(raw.state_dict(), temporary / "model.raw.safetensors")
+            for name, network in ((FILES["ema"], system.backbone), (FILES["raw"], raw)):
+                if network is not None:
+                    write_tensors(_stored(network.state_dict(), precision), temporary / name)
             (temporary / "config.json").write_text(
                 json.dumps(system.config.model_dump(mode="json"), indent=2) + "\n", encoding="utf-8"
             )
@@ -59,14 +68,22 @@ def save(system: System, path: str | Path, *, raw: nn.Module | None = None) -> P
     return folder
 
 
+def _stored(state: dict[str, Tensor], precision: str) -> dict[str, Tensor]:
+    if precision == "float32":
+        return state
+    return {name: tensor.half() if tensor.is_floating_point() else tensor for name, tensor in state.items()}
+
+
 def load(
     path: str | Path, *, weights: Weights = "ema", device: torch.device | str = "cpu", revision: str | None = None
 ) -> System:
-    """A system from a model folder, a run folder or a hub id.
+    """A system from a model folder, a run folder, one of a run's checkpoints, a hub id, or the model of a demo.
+
+    Weights that are stored in half precision become float32.
 
     Args:
-        path: a model folder, a run folder, or ``owner/name`` or ``owner/name@revision`` on the hub (HF_HOME,
-            HF_ENDPOINT and HF_HUB_OFFLINE are honoured).
+        path: a model folder, a run folder, ``RUN/checkpoints/step-00001000``, ``demo:digits`` or another demo, or
+            ``owner/name`` or ``owner/name@revision`` on the hub (HF_HOME, HF_ENDPOINT and HF_HUB_OFFLINE are honoured).
         weights: ``ema`` (the default weights) or ``raw``.
         device: where the network goes.
         revision: branch, tag or commit on the hub.
@@ -74,9 +91,15 @@ def load(
     Raises:
         UserError: there is no model there, or it is damaged.
     """
+    if is_demo(path):
+        if weights != "ema":
+            raise UserError(f"{path} has averaged weights alone; leave out --weights {weights}")
+        path = folder_of(path)
     folder = Path(path)
     if (folder / "run.yaml").is_file():
         return _load_run(folder, weights).to(device)
+    if (folder / MANIFEST).is_file() and (folder.parent.parent / "run.yaml").is_file():
+        return _load_run(folder.parent.parent, weights, folder).to(device)
     if folder.is_file():
         raise UserError(_file_advice(folder))
     if folder.exists():
@@ -112,7 +135,7 @@ def read_config(path: Path) -> SystemConfig:
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
-    """A safetensors file.
+    """A safetensors file; numbers of half precision become float32.
 
     Raises:
         UserError: the file is missing or malformed.
@@ -120,9 +143,10 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     if not path.is_file():
         raise UserError(f"{path} is missing; the folder is incomplete")
     try:
-        return load_file(path)
+        stored = load_file(path)
     except (SafetensorError, OSError, ValueError) as error:
         raise UserError(f"{path} is no readable safetensors file: {error}") from None
+    return {name: tensor.float() if tensor.dtype in HALF else tensor for name, tensor in stored.items()}
 
 
 def network(config: SystemConfig, state: dict[str, Tensor], where: Path) -> nn.Module:
@@ -138,23 +162,35 @@ def network(config: SystemConfig, state: dict[str, Tensor], where: Path) -> nn.M
         raise UserError(f"{where} holds the weights of another model: {detail}") from None
 
 
-def _load_run(folder: Path, weights: Weights) -> System:
+def _load_run(folder: Path, weights: Weights, chosen: Path | None = None) -> System:
+    """The system of a run's newest checkpoint, or of a chosen one's folder."""
     run = read_run_config(folder)
-    checkpoint = CheckpointStore(folder / "checkpoints").newest(aside=False)
-    if checkpoint is None:
-        raise UserError(f"run folder {folder} has no complete checkpoint yet; train it with `udit train`")
+    try:
+        checkpoint = Checkpoint(chosen, verify(chosen)) if chosen else _newest(folder)
+    except DamagedError as error:
+        raise UserError(f"checkpoint {chosen} is damaged ({error}); take another one, or the run's folder") from None
     config = _with_vae_beside(SystemConfig.of(run, max(checkpoint.step, 1)), folder)
     name = "ema" if weights == "ema" else "model"
     return System(config, network(config, checkpoint.tensors(name), checkpoint.path))
 
 
+def _newest(folder: Path) -> Checkpoint:
+    checkpoint = CheckpointStore(folder / "checkpoints").newest(aside=False)
+    if checkpoint is None:
+        raise UserError(f"run folder {folder} has no complete checkpoint yet; train it with `udit train`")
+    return checkpoint
+
+
 def read_run_config(folder: Path | str) -> Run:
-    """The Run of a run folder.
+    """The Run of a run folder; of a demo, that of its recipe, in a folder of its own.
 
     Raises:
         UserError: the folder has none.
     """
     require_type("run", folder, (str, Path), "give its folder, e.g. 'runs/digits' or run.out")
+    if is_demo(folder):
+        name = name_of(folder)
+        return load_run(name, [f"out=runs/demo-{name}"])
     path = Path(folder) / "run.yaml"
     if not path.is_file():
         raise UserError(f"{folder} is no run folder: it has no run.yaml; `udit train` makes one")

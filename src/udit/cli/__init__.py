@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import logging
 import os
+import platform
 import sys
+from pathlib import Path
 from typing import NoReturn
 
 from cyclopts import (
@@ -29,6 +32,7 @@ from udit.cli.ema import ema
 from udit.cli.encode import encode
 from udit.cli.evaluate import evaluate
 from udit.cli.export import export
+from udit.cli.find_lr import find_lr
 from udit.cli.models import models
 from udit.cli.parity import parity
 from udit.cli.reference import ref
@@ -38,13 +42,39 @@ from udit.cli.train import train
 from udit.cli.tune import tune
 from udit.errors import A_SLIP, PeerError, RunError, UserError, nearest, one_line, ran_out_of_memory, resembling
 
-OF_RECIPES = ("train", "encode", "data", "bench")
+OF_RECIPES = ("train", "encode", "data", "bench", "find-lr")
 """Commands that take a recipe's keys as KEY=VALUE."""
+
+
+def version() -> str:
+    """Versions, and which kernels have been compiled; free of torch."""
+    from importlib import metadata, resources
+
+    from udit.files import cache_folder
+
+    packages = []
+    for name in ("torch", "diffusers"):
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            packages.append(f"{name} {metadata.version(name)}")
+    folder = Path(os.environ.get("UDIT_CACHE") or cache_folder())
+    operators = (resources.files("udit") / "ops").iterdir()
+    count = sum((operator / "cpu.cpp").is_file() for operator in operators if operator.is_dir())
+    compiled = {path.name.rpartition("-")[0] for path in folder.glob("*-*.so")}
+    setting = os.environ.get("UDIT_KERNELS")
+    state = (
+        f"{len(compiled)} of {count} compiled in {folder}" if compiled else "none compiled yet, at first use they are"
+    )
+    off = f"; UDIT_KERNELS is {setting}" if setting else ""
+    return (
+        f"udit {__version__}\nPython {platform.python_version()}, {', '.join(packages)}\n"
+        f"kernels: {state}{off}; `udit doctor` tells more"
+    )
+
 
 app = App(
     name="udit",
     help="U-shaped diffusion transformers: train, sample, score, convert, export.",
-    version=__version__,
+    version=version,
     help_format="plaintext",
     group_parameters=Group("Options"),
     suppress_keyboard_interrupt=False,  # ``main`` reports it
@@ -54,6 +84,7 @@ app.command(sample)
 app.command(evaluate, name="eval")
 app.command(scores)
 app.command(tune)
+app.command(find_lr)
 app.command(ref)
 app.command(encode)
 app.command(ema)

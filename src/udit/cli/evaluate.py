@@ -43,7 +43,7 @@ def evaluate(
     Parameters
     ----------
     target
-        A run folder of `udit train`, a folder of images, or a .npz.
+        A run folder of `udit train`, a demo such as demo:digits, a folder of images, or a .npz.
     n
         Number of images to sample; the run's own setting if not given, as for the next three.
     steps
@@ -87,20 +87,21 @@ def evaluate(
         if weights_file is not None:
             raise UserError("--weights-file is for --features; a run's own judge is trained here")
         from udit.scoring import evaluate as run_evaluation
-        from udit.scoring import report_path
+        from udit.scoring import evaluation_folder, report_path
 
         report = run_evaluation(target, num_samples=n, sampling=sampling, again=again, device=device, progress=progress)
         if report is not None:
-            folder = target / "evaluation"
+            folder = evaluation_folder(target)
+            curve = f"; the loss curve is {target}/loss.png" if (target / "loss.png").is_file() else ""
             say(report.table())
             say(
                 f"\nkept as {report_path(folder, report)}; in {folder}/ are also metrics.json, report.md, grid.png and "
-                f"samples.npz of the settings scored last; the loss curve is {target}/loss.png"
+                f"samples.npz of the settings scored last{curve}"
             )
         return 0
 
     from udit.evaluation.standard import tables
-    from udit.scoring import score_run
+    from udit.scoring import evaluation_folder, score_run
 
     scores = score_run(
         target,
@@ -115,7 +116,7 @@ def evaluate(
     )
     if scores is not None:
         say(tables([(target.name, scores)]))
-        path = target / "evaluation" / f"metrics-{protocol or features}.json"
+        path = evaluation_folder(target) / f"metrics-{protocol or features}.json"
         say(f"\nwrote {path}; `udit scores` shows several side by side")
     return 0
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
@@ -21,6 +22,7 @@ def train(
     *overrides: Annotated[str, Parameter(allow_leading_hyphen=False)],
     list_: Annotated[bool, Parameter(name="--list", negative="")] = False,
     dry_run: Annotated[bool, Parameter(negative="")] = False,
+    plot: Annotated[bool, Parameter(negative="")] = False,
     progress: bool = True,
 ) -> int:
     """Train a model; run the same command again to resume.
@@ -39,6 +41,8 @@ def train(
     dry_run
         Print the resolved run as YAML and an estimate of the memory that a step takes, and exit. A folder of images may
         be missing.
+    plot
+        With --dry-run: draw at which times training looks and how it weighs errors there, to NAME-objective.png.
     progress
         Show the progress bar; where standard error is no terminal, a plain line now and then.
     """
@@ -50,6 +54,8 @@ def train(
         return 0
     if recipe is None:
         raise UserError("name a recipe, e.g. `udit train digits`; `udit train --list` shows all")
+    if plot and not dry_run:
+        raise UserError("--plot goes with --dry-run; add it")
     run = load_run(recipe, overrides, absent=dry_run)
     if dry_run:
         from udit.training.memory import dry_run as found
@@ -57,6 +63,12 @@ def train(
         say(to_yaml(run.plain()).rstrip())
         for line in _notes(run, found(run)):
             say(f"# {line}")
+        if plot:
+            from udit.training.objective_plot import save_objective
+
+            image = Path(f"{run.name}-objective.png")
+            save_objective(run, image)
+            say(f"# wrote {image}")
         return 0
     from udit.training.source import verified_source
 

@@ -40,6 +40,9 @@ class Codec(Protocol):
     def decode(self, x: Tensor) -> Tensor:
         """Floats of the network [B, c, h, w] -> the nearest uint8 [B, C, H, W]."""
 
+    def image_shape(self, channels: int, height: int, width: int) -> tuple[int, int, int]:
+        """(C, H, W) of the images of which the network sees [c, h, w]."""
+
 
 def encode(codec: Codec, pixels: Tensor, keys: Keys | None = None) -> Tensor:
     """uint8 pixels [B, C, H, W] to what the network sees."""
@@ -63,6 +66,10 @@ class Identity:
         """Takes floats [B, C, H, W] to the nearest uint8; values outside [-1, 1] are clamped."""
         return ((x.to(torch.float32) + 1) * 127.5).clamp(0, 255).round().to(torch.uint8)
 
+    def image_shape(self, channels: int, height: int, width: int) -> tuple[int, int, int]:
+        """The same."""
+        return channels, height, width
+
 
 class SpaceToDepth:
     """Squares of pixels as channels. Channel c * factor**2 + i * factor + j holds row i, column j of each square."""
@@ -82,6 +89,10 @@ class SpaceToDepth:
     def decode(self, x: Tensor) -> Tensor:
         """Floats [B, C * factor**2, h, w] -> the nearest uint8 [B, C, h * factor, w * factor]."""
         return F.pixel_shuffle(Identity().decode(x), self.factor)
+
+    def image_shape(self, channels: int, height: int, width: int) -> tuple[int, int, int]:
+        """Fewer channels and more pixels, as ``decode``."""
+        return channels // self.factor**2, height * self.factor, width * self.factor
 
 
 class LatentVAE:
@@ -148,6 +159,10 @@ class LatentVAE:
         with torch.no_grad():
             (decoded,) = self.vae.to(x.device).decode(z, return_dict=False)
         return Identity().decode(decoded)
+
+    def image_shape(self, channels: int, height: int, width: int) -> tuple[int, int, int]:
+        """The VAE's channels, and its pixels for each latent."""
+        return self.facts.in_channels, height * self.facts.factor, width * self.facts.factor
 
     def _affine(self, like: Tensor) -> tuple[Tensor, Tensor]:
         """Shift and scale, each [1, c, 1, 1] or [1, 1, 1, 1]."""

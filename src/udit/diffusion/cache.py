@@ -90,20 +90,21 @@ class StepCache:
         """Whether the deep part runs at a call, counted from 0."""
         return call in self.refresh if self.refresh else call % self.interval == 0
 
-    def attach(self, backbone: Backbone) -> Backbone:
-        """The backbone with an empty cache of its own, for one sampling run.
+    def attach(self, backbone: Backbone, calls: int = 0) -> Backbone:
+        """The backbone with an empty cache of its own, for one sampling run whose first ``calls`` calls are left out.
 
         Raises:
             UserError: the backbone does not come in parts.
         """
-        return _CachedBackbone(split(backbone), self)
+        return _CachedBackbone(split(backbone), self, calls)
 
-    def wrap(self, denoiser: AnyDenoiser) -> AnyDenoiser:
+    def wrap(self, denoiser: AnyDenoiser, calls: int = 0) -> AnyDenoiser:
         """The denoiser around ``attach``'s backbone, with cached guidance where that is asked for."""
-        denoiser = denoiser.with_network(self.attach)
+        denoiser = denoiser.with_network(lambda backbone: self.attach(backbone, calls))
         if not isinstance(denoiser, Guided) or not self.guidance:
             return denoiser
-        return CachedGuidance(**fields_of(denoiser), policy=self, state=_GuidanceState(Memory(self.forecast)))
+        state = _GuidanceState(Memory(self.forecast), calls - 1)
+        return CachedGuidance(**fields_of(denoiser), policy=self, state=state)
 
 
 class Memory:
@@ -147,10 +148,10 @@ def _per_sample(factors: Tensor, like: Tensor) -> Tensor:
 class _CachedBackbone:
     """A backbone with a cache, for one sampling run."""
 
-    def __init__(self, network: SplitBackbone, policy: StepCache) -> None:
+    def __init__(self, network: SplitBackbone, policy: StepCache, calls: int) -> None:
         self.network = network
         self.policy = policy
-        self.calls = 0
+        self.calls = calls
         self.memory = Memory(policy.forecast)
         self.shape: torch.Size | None = None
 
@@ -190,12 +191,12 @@ class CachedGuidance(Guided):
     policy: StepCache = field(kw_only=True)
     state: _GuidanceState = field(kw_only=True)
 
-    def __call__(self, x_t: Tensor, t: Tensor, y: Tensor | None = None) -> Prediction:
+    def predict(self, x_t: Tensor, t: Tensor, y: Tensor | None) -> Prediction:
         """As ``Guided``; calls outside the interval are counted too."""
         self.state.call += 1
-        return super().__call__(x_t, t, y)
+        return super().predict(x_t, t, y)
 
-    def halves(self, x_t: Tensor, t: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+    def halves(self, x_t: Tensor, t: Tensor, y: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
         """As ``Guided``; between refreshes the null prediction is the conditional one minus the kept difference."""
         difference = None if self.policy.runs(self.state.call) else self.state.differences.recall(t)
         if difference is None:

@@ -39,6 +39,7 @@ from torch import Tensor
 from udit.diffusion.cache import SplitBackbone, StepCache, fields_of, split
 from udit.diffusion.guidance import AnyDenoiser, Guided
 from udit.diffusion.sample import Noise, Sampler, sample
+from udit.errors import UserError
 
 Array = NDArray[np.float64]
 
@@ -139,7 +140,13 @@ class _Record:
     """(w - 1) d_j by call."""
 
     def wrap(self, denoiser: AnyDenoiser) -> AnyDenoiser:
-        """The denoiser, recorded."""
+        """The denoiser, recorded.
+
+        Raises:
+            UserError: a weaker model guides it, whose calls would be recorded as its own.
+        """
+        if isinstance(denoiser, Guided) and denoiser.weak is not None:
+            raise UserError("steps to cache are chosen for one network; leave the weaker model (autoguide) out")
         denoiser = denoiser.with_network(lambda backbone: _RecordedBackbone(split(backbone), self))
         if not isinstance(denoiser, Guided):
             return denoiser
@@ -192,7 +199,7 @@ class _RecordedGuidance(Guided):
 
     record: _Record = field(kw_only=True)
 
-    def halves(self, x_t: Tensor, t: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+    def halves(self, x_t: Tensor, t: Tensor, y: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
         """As ``Guided``."""
         cond, uncond, variance = super().halves(x_t, t, y)
         self.record.guidance[len(self.record.times) - 1] = (self.guidance - 1) * (cond - uncond)

@@ -5,6 +5,7 @@ Images of one label share them, and so do all batches of a sampling call.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
@@ -41,7 +42,7 @@ class PrecomputedConditions:
     def condition(self, t: Tensor, y: Tensor | None = None) -> Any:
         """As the network's: looked up for the times and labels of the table, computed for others."""
         start = self.starts.get(float(t[0]))
-        if start is None or (y is None) != (self.labels is None):
+        if start is None or (y is None) != (self.labels is None) or (y is not None and y.is_floating_point()):
             return self.network.condition(t, y)
         if y is None or self.labels is None:
             return gather(self.rows, torch.full_like(t, start, dtype=torch.long))
@@ -55,21 +56,36 @@ class PrecomputedConditions:
 
 
 def prepared(
-    denoiser: AnyDenoiser, sampler: Sampler, steps: int | str, labels: Sequence[int] | None, device: torch.device
+    denoiser: AnyDenoiser,
+    sampler: Sampler,
+    steps: int | str,
+    labels: Sequence[int] | None,
+    device: torch.device,
+    strength: float = 1.0,
 ) -> AnyDenoiser:
     """The denoiser around ``PrecomputedConditions`` of all times and labels of one sampling call.
 
     Args:
-        denoiser: stays as it is if its network does not come in parts, or asks for more than ``MAX_ROWS`` pairs.
+        denoiser: stays as it is if its network does not come in parts, or asks for more than ``MAX_ROWS`` pairs; a
+            weaker model that guides it is prepared for itself.
         sampler: offers the times.
         steps: as of ``sample``.
         labels: of all images, or None.
         device: of the network.
+        strength: as of ``Origin``.
     """
+    if isinstance(denoiser, Guided) and denoiser.weak is not None:
+        strong, weak = (
+            prepared(each, sampler, steps, labels, device, strength) for each in (denoiser.denoiser, denoiser.weak)
+        )
+        assert not isinstance(strong, Guided)
+        assert not isinstance(weak, Guided)
+        return dataclasses.replace(denoiser, denoiser=strong, weak=weak)
     asked = None if labels is None else set(labels)
     if asked is not None and isinstance(denoiser, Guided) and denoiser.denoiser.null_label is not None:
         asked.add(denoiser.denoiser.null_label)
-    times = sampler.times(denoiser, steps).to(device).unique()
+    start = {} if strength == 1 else {"strength": strength}
+    times = sampler.times(denoiser, steps, **start).to(device).unique()
     if len(times) * len(asked or [0]) > MAX_ROWS:
         return denoiser
 

@@ -1,17 +1,15 @@
-"""Configs of noising processes and of sampling, free of torch.
+"""Configs of noising processes, free of torch; that of sampling is in ``settings``.
 
 A noising process is one ``ProcessConfig`` here, a row of ``PROCESSES``, and the module that ``build`` imports.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import (
-    AfterValidator,
     BeforeValidator,
     Field,
-    NonNegativeInt,
     PositiveFloat,
     PositiveInt,
     SerializeAsAny,
@@ -19,6 +17,7 @@ from pydantic import (
 )
 
 from udit.diffusion.samplers import SAMPLERS, listed
+from udit.diffusion.settings import SamplingConfig as SamplingConfig
 from udit.errors import UserError, nearest
 from udit.spec.base import Spec, parse
 from udit.spec.words import shown
@@ -47,6 +46,8 @@ class ProcessConfig(Spec):
     """Whether its loss trains the variance channels of a network with ``learn_sigma``."""
     reversible: ClassVar[bool] = False
     """Whether it takes networks that get 1 - t and predict x0 - eps (``reversed_flow``)."""
+    has_velocity: ClassVar[bool] = False
+    """Whether its target is the velocity dx_t/dt of a flow, which CFG-Zero* corrects."""
     quality: ClassVar[dict[Level, tuple[str, int]]]
     """Sampler and steps of ``udit sample --quality`` where nothing has been tuned."""
     few_step_samplers: ClassVar[tuple[str, ...]]
@@ -68,7 +69,49 @@ class ProcessConfig(Spec):
         raise NotImplementedError(f"{type(self).__name__} names no schedule")
 
 
-class DDPMConfig(ProcessConfig):
+class LearnedProcess(ProcessConfig):
+    """What processes have in common whose training can be told where to look and how to weigh."""
+
+    predict: str
+    density: Literal["uniform", "logit-normal", "mode", "cosmap"] = "uniform"
+    """How training times are distributed (Esser et al. 2024, SD3, Sec. 3.1)."""
+    density_mean: float = 0.0
+    """Mean of the logit-normal's normal; above 0 favours noise."""
+    density_std: PositiveFloat = 1.0
+    """Its standard deviation."""
+    density_scale: Annotated[float, Field(ge=-1, le=1.75)] = 1.29
+    """Of ``mode``: above 0 favours the middle, below 0 both ends."""
+    weighting: Literal["none", "min-snr", "soft-min-snr", "density"] = "none"
+    """Of the squared error: by the ratio of signal to noise, with ``gamma`` (Hang et al. 2023; Crowson et al. 2024); or
+    times are drawn uniformly and weighted by the density in its place."""
+    gamma: PositiveFloat = 5.0
+    """Where the weight of x0's error stops to rise with the ratio of signal to noise."""
+    error: Literal["own", "velocity", "v", "x0", "eps"] = "own"
+    """The target whose error is squared: the network's own, or another one, which it is converted to: ``velocity`` with
+    ``predict: x0`` is JiT's loss (Li & He 2025)."""
+    cosine: Annotated[float, Field(ge=0)] = 0.0
+    """Weight of 1 - cos between prediction and target, along channels (Yao et al. 2025, LightningDiT has 1)."""
+
+    @model_validator(mode="after")
+    def _check_learning(self) -> Self:
+        keys = {"density_mean": "logit-normal", "density_std": "logit-normal", "density_scale": "mode"}
+        for key, density in keys.items():
+            if self.density != density and getattr(self, key) != type(self).model_fields[key].default:
+                raise ValueError(f"{key} belongs to density {density} and density is {self.density}; leave it out")
+        by_snr = self.weighting in ("min-snr", "soft-min-snr")
+        if not by_snr and self.gamma != type(self).model_fields["gamma"].default:
+            raise ValueError(f"gamma belongs to weighting min-snr and soft-min-snr, not {self.weighting}; leave it out")
+        if self.weighting == "density" and self.density == "uniform":
+            raise ValueError("weighting is density and density uniform, so that all weights are 1; choose a density")
+        if by_snr and self.error != "own":
+            raise ValueError(
+                f"weighting {self.weighting} weighs the error of x0, whatever is predicted, and error is {self.error}; "
+                "leave one of them out"
+            )
+        return self
+
+
+class DDPMConfig(LearnedProcess):
     """Discrete variance-preserving diffusion, eps prediction (Ho et al. 2020; Dhariwal & Nichol 2021, ADM)."""
 
     title: ClassVar[str] = "DDPM"
@@ -83,9 +126,24 @@ class DDPMConfig(ProcessConfig):
     kind: Literal["ddpm"] = "ddpm"
     steps: Annotated[int, Field(ge=2, le=100_000)] = 1000
     """T."""
-    betas: Literal["linear", "scaled-linear"] = "linear"
+    betas: Literal["linear", "scaled-linear", "cosine"] = "linear"
     """``linear``: from 0.1 / T to 20 / T (ADM, DiT). ``scaled-linear``: square roots linear from 0.85 / T to 12 / T,
-    and the network gets t + 1 (Rombach et al. 2022), on which the latent U-ViTs were trained."""
+    and the network gets t + 1 (Rombach et al. 2022), on which the latent U-ViTs were trained. ``cosine``: Nichol &
+    Dhariwal 2021."""
+    zero_terminal_snr: bool = False
+    """Rescales the schedule so that the last step is pure noise (Lin et al. 2024); needs ``predict`` v or x0."""
+    predict: Literal["eps", "x0", "v"] = "eps"
+    """What the network predicts: the noise, the data, or v = alpha eps - sigma x0 (Salimans & Ho 2022)."""
+
+    @model_validator(mode="after")
+    def _check(self) -> DDPMConfig:
+        if self.zero_terminal_snr and "eps" in (self.predict, self.error):
+            raise ValueError(
+                "zero_terminal_snr leaves no signal at the last step, where eps says nothing of x0; predict v or x0"
+            )
+        if self.error == "velocity":
+            raise ValueError("error is velocity, which a path of flow matching has and discrete steps have not; use v")
+        return self
 
     @property
     def max_steps(self) -> int:
@@ -94,16 +152,23 @@ class DDPMConfig(ProcessConfig):
 
     def build(self) -> DDPM:
         """The schedule's float64 tables."""
+        from dataclasses import replace
+
         from udit.diffusion.ddpm import DDPM
+        from udit.diffusion.learning import Learning
 
-        return DDPM.linear(self.steps) if self.betas == "linear" else DDPM.scaled_linear(self.steps)
+        kinds = {"linear": DDPM.linear, "scaled-linear": DDPM.scaled_linear, "cosine": DDPM.cosine}
+        schedule = kinds[self.betas](self.steps)
+        schedule = schedule.zero_terminal() if self.zero_terminal_snr else schedule
+        return replace(schedule, predict=self.predict, learning=Learning.of(self, "v"))
 
 
-class FlowConfig(ProcessConfig):
+class FlowConfig(LearnedProcess):
     """Flow matching, velocity prediction (Lipman et al. 2023)."""
 
     title: ClassVar[str] = "flow matching"
     reversible: ClassVar[bool] = True
+    has_velocity: ClassVar[bool] = True
     quality: ClassVar[dict[Level, tuple[str, int]]] = {
         "draft": ("dpmpp", 6),
         "good": ("dpmpp", 12),
@@ -114,12 +179,24 @@ class FlowConfig(ProcessConfig):
     kind: Literal["flow"] = "flow"
     path: Literal["linear", "gvp"] = "linear"
     """Straight from data to noise; or along a cosine and a sine (GVP, Ma et al. 2024), on which DiMSUM was trained."""
+    predict: Literal["velocity", "x0", "v"] = "velocity"
+    """What the network predicts. It cannot be eps, which at pure noise, where sampling starts, says nothing of x0."""
+    shift: PositiveFloat | Literal["resolution"] = 1.0
+    """Moves the times of training and sampling towards noise, by t -> s t / (1 + (s - 1) t) (Esser et al. 2024).
+    ``resolution`` becomes the side of what the network sees over ``shift_side``."""
+    shift_side: PositiveInt = 32
+    """Side at which no shift is needed."""
 
     def build(self) -> Flow:
         """The path."""
-        from udit.diffusion.flow import Flow
+        from dataclasses import replace
 
-        return Flow(self.path)
+        from udit.diffusion.flow import Flow
+        from udit.diffusion.learning import Learning
+
+        assert self.shift != "resolution", "a complete run has a number"
+        flow = Flow(self.path, self.predict, shift=self.shift)
+        return replace(flow, learning=Learning.of(self, flow.velocity))
 
 
 class EDMConfig(ProcessConfig):
@@ -206,20 +283,6 @@ def process_from(values: Any) -> Any:
 DiffusionConfig = Annotated[SerializeAsAny[ProcessConfig], BeforeValidator(process_from)]
 
 
-# ---- sampling --------------------------------------------------------------------------------------------------------
-
-
-def known_sampler(name: str) -> str:
-    """The name itself.
-
-    Raises:
-        UserError: no sampler has it.
-    """
-    if name not in SAMPLERS:
-        raise UserError(f"no sampler has that name{nearest(name, SAMPLERS)}")
-    return name
-
-
 def check_sampler(name: str, process: type[ProcessConfig], steps: int | str) -> None:
     """Refuses a sampler that does not serve a process, and steps that it does not take.
 
@@ -232,60 +295,3 @@ def check_sampler(name: str, process: type[ProcessConfig], steps: int | str) -> 
         )
     if not SAMPLERS[name].respaces and not (str(steps).isdecimal() and int(steps) >= 1):
         raise UserError(f"steps is {steps!r}; the {name} sampler takes a count of at least 1")
-
-
-class SamplingConfig(Spec):
-    """How images are drawn from a model."""
-
-    sampler: Annotated[str, AfterValidator(known_sampler)] = "ddim"
-    """A name of ``SAMPLERS``."""
-    steps: PositiveInt = 50
-    """Network evaluations per image; with guidance each is a doubled batch."""
-    guidance: Annotated[float, Field(ge=0, le=1000)] = 1.0
-    """Guidance scale w of u + w (c - u); 1 means no guidance."""
-    guidance_channels: PositiveInt | None = None
-    """Guides only the first so many prediction channels: 3 is the published DiT protocol; None is all."""
-    guidance_interval: tuple[Annotated[float, Field(ge=0, le=1)], Annotated[float, Field(ge=0, le=1)]] = (0.0, 1.0)
-    """Noise times t / T between which guidance acts (Kynkäänniemi et al. 2024)."""
-    eta: Annotated[float, Field(ge=0, le=1)] = 0.0
-    """DDIM's fraction of fresh noise; 0 is deterministic."""
-    clip: bool = False
-    """Clamps x0 to [-1, 1] at every step (ddpm and ddim only); right for pixels, wrong for latents."""
-    cache: PositiveInt = 1
-    """Runs the network's deep part at every N-th evaluation only (Skip-DiT's cached inference); 1 is every one."""
-    refresh: tuple[NonNegativeInt, ...] = ()
-    """The evaluations that run the deep part, counted from 0, in place of ``cache``: what ``udit tune`` finds."""
-    forecast: bool = False
-    """At the others, extrapolates linearly from the deep part's last two outputs; else reuses the last."""
-    keep_guidance: bool = False
-    """At the others, reuses the last difference between conditional and null prediction, and runs the conditional half
-    alone."""
-
-    @model_validator(mode="after")
-    def _check(self) -> SamplingConfig:
-        low, high = self.guidance_interval
-        if low > high:
-            raise ValueError(f"guidance_interval is ({low:g}, {high:g}); it runs from the lower to the higher time")
-        for option, value, off in (("clip", self.clip, "false"), ("eta", self.eta, "0")):
-            takers = [name for name, row in SAMPLERS.items() if getattr(row, option)]
-            if value and self.sampler not in takers:
-                samplers = f"sampler{'s' * (len(takers) > 1)}"
-                raise ValueError(
-                    f"{option} works with the {listed(takers, 'and')} {samplers}, not with {self.sampler}; set "
-                    f"{option} to {off}"
-                )
-        if self.refresh and self.cache > 1:
-            raise ValueError(f"cache is {self.cache} and refresh names evaluations; give one of them")
-        if self.refresh and (self.refresh[0] or sorted(set(self.refresh)) != list(self.refresh)):
-            raise ValueError(
-                f"refresh is {list(self.refresh)}; it must start with 0 and each entry must be larger than the one "
-                "before, e.g. [0, 3, 6]"
-            )
-        if self.refresh and self.refresh[-1] >= self.steps:
-            raise ValueError(
-                f"refresh names evaluation {self.refresh[-1]} of {self.steps}; evaluations are counted from 0"
-            )
-        if (self.forecast or self.keep_guidance) and not self.refresh and self.cache == 1:
-            name = "forecast" if self.forecast else "keep_guidance"
-            raise ValueError(f"{name} needs cached steps; set it to false, or give cache or refresh")
-        return self

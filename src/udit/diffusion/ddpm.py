@@ -12,9 +12,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import numpy as np
 import torch
@@ -23,10 +23,12 @@ from torch import Tensor
 from udit.diffusion.config import DDPMConfig, check_sampler
 from udit.diffusion.denoiser import Denoiser, Prediction, mix
 from udit.diffusion.guidance import AnyDenoiser
+from udit.diffusion.learning import Learning
 from udit.diffusion.objective import Losses
+from udit.diffusion.origin import Origin, skipped
 from udit.diffusion.sample import Noise, Step
 from udit.diffusion.schedule import Schedule, Table, TimeUnit, gather
-from udit.diffusion.targets import Target
+from udit.diffusion.targets import Target, encode
 from udit.errors import UserError
 
 
@@ -38,6 +40,8 @@ class DDPM(Schedule):
         betas: [T] noise variances, cleanest step first.
         timesteps: [T] indices in the training schedule, which the network gets.
         train_steps: length of the training schedule.
+        predict: what networks are trained to predict.
+        learning: which times training draws, and how it weighs their errors.
     """
 
     process: ClassVar = DDPMConfig
@@ -46,6 +50,8 @@ class DDPM(Schedule):
     betas: Table
     timesteps: np.ndarray[tuple[int], np.dtype[np.int64]]
     train_steps: int
+    predict: Literal["eps", "x0", "v"] = "eps"
+    learning: Learning = field(default_factory=Learning)
 
     @staticmethod
     def linear(steps: int = 1000) -> DDPM:
@@ -58,13 +64,27 @@ class DDPM(Schedule):
         roots = np.linspace(np.sqrt(0.85 / steps), np.sqrt(12 / steps), steps, dtype=np.float64)
         return DDPM(roots**2, np.arange(1, steps + 1), steps)
 
+    @staticmethod
+    def cosine(steps: int = 1000) -> DDPM:
+        """alpha_bar falls as a squared cosine; betas are 0.999 at most (Nichol & Dhariwal 2021, Eq. 17)."""
+        angles = (np.linspace(0, 1, steps + 1, dtype=np.float64) + 0.008) / 1.008 * np.pi / 2
+        alpha_bar = np.cos(angles) ** 2
+        return DDPM(np.minimum(1 - alpha_bar[1:] / alpha_bar[:-1], 0.999), np.arange(steps), steps)
+
+    def zero_terminal(self) -> DDPM:
+        """The process rescaled so that no signal is left at the last step (Lin et al. 2024, Alg. 1)."""
+        signal = np.sqrt(self.alpha_bar)
+        signal = (signal - signal[-1]) * signal[0] / (signal[0] - signal[-1])
+        alpha_bar = signal**2
+        return replace(self, betas=1 - alpha_bar / np.append(1.0, alpha_bar[:-1]))
+
     def __len__(self) -> int:
         return len(self.betas)
 
     @property
     def target(self) -> Target:
-        """eps (Ho et al. 2020, Sec. 3.2)."""
-        return "eps"
+        """What ``predict`` says; eps by default (Ho et al. 2020, Sec. 3.2)."""
+        return self.predict
 
     @cached_property
     def alpha_bar(self) -> Table:
@@ -111,8 +131,14 @@ class DDPM(Schedule):
         return gather(np.sqrt(self.alpha_bar), t, like), gather(np.sqrt(1 - self.alpha_bar), t, like)
 
     def draw(self, generator: torch.Generator) -> Tensor:
-        """A training time: uniform over the indices."""
-        return torch.randint(len(self), (), generator=generator)
+        """A training time: uniform over the indices, or by ``learning``'s density."""
+        if self.learning.density.name == "uniform":
+            return torch.randint(len(self), (), generator=generator)
+        return (self.learning.draw(generator) * len(self)).long().clamp(max=len(self) - 1)
+
+    def density(self, t: Tensor) -> Tensor:
+        """Probability of the indices t [B] times their number, before a weighting takes its place."""
+        return self.learning.density.pdf((t.double() + 0.5) / len(self))
 
     def fraction(self, t: Tensor) -> Tensor:
         """t as a float: index in the training schedule over its last index, 1 at most."""
@@ -151,7 +177,8 @@ class DDPM(Schedule):
             return self
         kept = np.array(sorted(_space(len(self), str(sections))))
         alpha_bar = self.alpha_bar[kept]
-        return DDPM(1 - alpha_bar / np.append(1.0, alpha_bar[:-1]), self.timesteps[kept], self.train_steps)
+        betas = 1 - alpha_bar / np.append(1.0, alpha_bar[:-1])
+        return replace(self, betas=betas, timesteps=self.timesteps[kept])
 
 
 def _space(total: int, sections: str) -> set[int]:
@@ -186,14 +213,14 @@ def _space(total: int, sections: str) -> set[int]:
 
 
 def hybrid_loss(denoiser: Denoiser, x0: Tensor, t: Tensor, noise: Tensor, y: Tensor | None = None) -> Losses:
-    """MSE of eps plus the variational bound, which trains the learned variance alone.
+    """Squared error of the target, eps mostly, plus the variational bound, which trains the learned variance alone.
 
     L_simple = |eps - eps_theta(x_t, t)|^2 (Ho et al. 2020, Eq. 14); with learned variance L_hybrid = L_simple + lambda
     L_vlb, the gradient of L_vlb stopped at the mean (Nichol & Dhariwal 2021, Eq. 16). L_vlb sums over the T steps; its
     term at t has weight 1 here, which is lambda = 1 / T.
 
     Args:
-        denoiser: an eps denoiser on a DDPM schedule; without learned variance this is the plain MSE.
+        denoiser: on a DDPM schedule; without learned variance this is the squared error alone.
         x0: [B, C, H, W] data; the bound at t = 0 takes it as 8-bit pixels scaled to [-1, 1].
         t: [B] int64 indices.
         noise: [B, C, H, W].
@@ -204,12 +231,16 @@ def hybrid_loss(denoiser: Denoiser, x0: Tensor, t: Tensor, noise: Tensor, y: Ten
     x_t = mix(schedule, x0, noise, t)
     prediction, variance = denoiser.raw(x_t, t, y)
     prediction = prediction.to(torch.promote_types(prediction.dtype, torch.float32))
-    mse = (noise - prediction).square().mean(dim=(1, 2, 3))
+    alpha, sigma = schedule.alpha_sigma(t, x0)
+    goal = encode(denoiser.target, x0, noise, alpha, sigma)
+    learning = schedule.learning
+    density = schedule.density(t) if learning.weighting == "density" else t
+    loss, mse = learning.losses(denoiser.target, prediction, goal, alpha, sigma, density)
     if variance is None:
-        return Losses(mse, mse)
+        return Losses(loss, mse)
     frozen = denoiser.decode(prediction.detach(), None, x_t, t)
     vb = _bound_term(schedule, frozen.x0, variance.to(prediction.dtype), x0, x_t, t)
-    return Losses(mse + vb, mse, vb)
+    return Losses(loss + vb, mse, vb)
 
 
 def ancestral_moments(schedule: DDPM, x0: Tensor, variance: Tensor, x_t: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
@@ -270,9 +301,21 @@ def _respaced(name: str, denoiser: AnyDenoiser, steps: int | str) -> tuple[AnyDe
     return denoiser, schedule
 
 
-def _times(name: str, denoiser: AnyDenoiser, steps: int | str) -> Tensor:
+def _indices(schedule: DDPM, strength: float) -> Tensor:
+    """[n] the indices that sampling visits, noisiest first: those up to a strength."""
+    indices = torch.arange(len(schedule)).flip(0)
+    return indices if strength == 1 else indices[skipped(schedule, indices, strength) :]
+
+
+def _times(name: str, denoiser: AnyDenoiser, steps: int | str, strength: float) -> Tensor:
     denoiser, schedule = _respaced(name, denoiser, steps)
-    return denoiser.network_time(torch.arange(len(schedule)).flip(0))
+    return denoiser.network_time(_indices(schedule, strength))
+
+
+def _start(schedule: DDPM, x: Tensor, origin: Origin | None) -> tuple[list[int], Tensor]:
+    """The indices that sampling visits, and x at the first of them."""
+    indices = _indices(schedule, origin.strength if origin else 1.0)
+    return indices.tolist(), x if origin is None else origin.noised(schedule, indices[0], x)
 
 
 def _x0(prediction: Prediction, clip: bool) -> Tensor:
@@ -289,16 +332,23 @@ class Ancestral:
     name: ClassVar[str] = "ddpm"
     clip: bool = False
 
-    def times(self, denoiser: AnyDenoiser, steps: int | str) -> Tensor:
+    def times(self, denoiser: AnyDenoiser, steps: int | str, strength: float = 1.0) -> Tensor:
         """[steps] as ``Sampler.times``."""
-        return _times(self.name, denoiser, steps)
+        return _times(self.name, denoiser, steps, strength)
 
     def __call__(
-        self, denoiser: AnyDenoiser, x: Tensor, steps: int | str, y: Tensor | None, noise: Noise
+        self,
+        denoiser: AnyDenoiser,
+        x: Tensor,
+        steps: int | str,
+        y: Tensor | None,
+        noise: Noise,
+        origin: Origin | None = None,
     ) -> Iterator[Step]:
         """Yields after every step; noise is not drawn at the last one."""
         denoiser, schedule = _respaced(self.name, denoiser, steps)
-        for k, i in enumerate(reversed(range(len(schedule))), start=1):
+        indices, x = _start(schedule, x, origin)
+        for k, i in enumerate(indices, start=1):
             t = torch.full((len(x),), i, device=x.device)
             prediction = denoiser(x, t, y)
             x0 = _x0(prediction, self.clip)
@@ -308,7 +358,7 @@ class Ancestral:
                 mean, _ = ancestral_moments(schedule, x0, torch.zeros_like(x), x, t)
                 log_variance = gather(schedule.large_log_variance, t, x)
             x = mean + (0.5 * log_variance).exp() * noise(k) if i else mean
-            yield Step(k, len(schedule), x, x0)
+            yield Step(k, len(indices), x, x0)
 
 
 @dataclass(frozen=True)
@@ -319,22 +369,29 @@ class DDIM:
     eta: float = 0.0
     clip: bool = False
 
-    def times(self, denoiser: AnyDenoiser, steps: int | str) -> Tensor:
+    def times(self, denoiser: AnyDenoiser, steps: int | str, strength: float = 1.0) -> Tensor:
         """[steps] as ``Sampler.times``."""
-        return _times(self.name, denoiser, steps)
+        return _times(self.name, denoiser, steps, strength)
 
     def __call__(
-        self, denoiser: AnyDenoiser, x: Tensor, steps: int | str, y: Tensor | None, noise: Noise
+        self,
+        denoiser: AnyDenoiser,
+        x: Tensor,
+        steps: int | str,
+        y: Tensor | None,
+        noise: Noise,
+        origin: Origin | None = None,
     ) -> Iterator[Step]:
         """Yields after every step; noise is drawn for eta > 0 only, and not at the last step."""
         denoiser, schedule = _respaced(self.name, denoiser, steps)
+        indices, x = _start(schedule, x, origin)
         bar, bar_prev = schedule.alpha_bar, schedule.alpha_bar_prev
         sigma = self.eta * np.sqrt((1 - bar_prev) / (1 - bar)) * np.sqrt(1 - bar / bar_prev)  # Eq. 16
-        for k, i in enumerate(reversed(range(len(schedule))), start=1):
+        for k, i in enumerate(indices, start=1):
             t = torch.full((len(x),), i, device=x.device)
             x0 = _x0(denoiser(x, t, y), self.clip)
             eps = (x - gather(np.sqrt(bar), t, x) * x0) / gather(np.sqrt(1 - bar), t, x)
             x = gather(np.sqrt(bar_prev), t, x) * x0 + gather(np.sqrt(1 - bar_prev - sigma**2), t, x) * eps
             if i and self.eta:
                 x = x + gather(sigma, t, x) * noise(k)
-            yield Step(k, len(schedule), x, x0)
+            yield Step(k, len(indices), x, x0)

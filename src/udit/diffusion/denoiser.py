@@ -56,8 +56,8 @@ class Denoiser:
         null_label: the label of "no class"; None if there is none.
         num_classes: labels run from 0 to this; 0 is unconditional.
         reversed_flow: whether the network has the opposite convention of flow, as SiT (Ma et al. 2024): it gets
-            1 - t, which is 0 at noise and 1 at data, and predicts x0 - eps. All around the network keeps the library's
-            convention.
+            1 - t, which is 0 at noise and 1 at data, and predicts x0 - eps, or x0. All around the network keeps the
+            library's convention.
     """
 
     backbone: Backbone
@@ -70,7 +70,7 @@ class Denoiser:
     reversed_flow: bool = False
 
     def __post_init__(self) -> None:
-        if self.reversed_flow and not (self.schedule.process.reversible and self.target in ("flow", "gvp")):
+        if self.reversed_flow and not (self.schedule.process.reversible and self.target in ("flow", "gvp", "x0")):
             raise UserError("the network predicts a reversed flow, as SiT does; use it with diffusion.kind=flow")
 
     def __call__(self, x_t: Tensor, t: Tensor, y: Tensor | None = None) -> Prediction:
@@ -81,7 +81,7 @@ class Denoiser:
         """The network's prediction and variance, each [B, C, H, W]."""
         output = self.backbone(x_t, self._backbone_time(t), y)
         if self.reversed_flow:
-            return -output, None
+            return output if self.target == "x0" else -output, None
         if not self.learn_sigma:
             return output, None
         prediction, variance = output.chunk(2, dim=1)
@@ -119,7 +119,7 @@ class Denoiser:
         """Refuses labels that the model does not have; conditions of floats are the network's to check.
 
         Args:
-            y: [B] int64 labels, the null label among them; or float conditions, or None.
+            y: [B] int64 labels, the null label among them; or float conditions or shares of labels, or None.
             batch: B, where it is known.
 
         Raises:
@@ -148,5 +148,9 @@ def mix(schedule: Schedule, x0: Tensor, noise: Tensor, t: Tensor) -> Tensor:
 
 
 def null_labels(y: Tensor, null_label: int) -> Tensor:
-    """Null labels of y's shape."""
-    return torch.full_like(y, null_label)
+    """Null labels of y's shape; where y is shares of labels [B, K], the null label's whole."""
+    if not y.is_floating_point():
+        return torch.full_like(y, null_label)
+    whole = torch.zeros_like(y)
+    whole[:, null_label] = 1
+    return whole

@@ -27,6 +27,7 @@ from udit.diffusion.config import EDMConfig, check_sampler
 from udit.diffusion.denoiser import Backbone, Denoiser, mix
 from udit.diffusion.guidance import AnyDenoiser
 from udit.diffusion.objective import Losses
+from udit.diffusion.origin import Origin, skipped
 from udit.diffusion.sample import Noise, Step
 from udit.diffusion.schedule import INDEX_SCALE, Schedule, Table, TimeUnit
 from udit.diffusion.targets import Target
@@ -197,14 +198,20 @@ class Karras:
         """In ``SAMPLERS``."""
         return "edm-heun" if self.heun else "edm-euler"
 
-    def times(self, denoiser: AnyDenoiser, steps: int | str) -> Tensor:
+    def times(self, denoiser: AnyDenoiser, steps: int | str, strength: float = 1.0) -> Tensor:
         """As ``Sampler.times``; Heun's steps ask at both of their levels, the last one at its first alone."""
-        levels = self._levels(denoiser, steps)
+        levels = self._levels(denoiser, steps, strength)
         asked = np.append(levels[0], levels[1:-1].repeat(2)) if self.heun else levels[:-1]
         return denoiser.network_time(torch.from_numpy(asked).float())
 
     def __call__(
-        self, denoiser: AnyDenoiser, x: Tensor, steps: int | str, y: Tensor | None, noise: Noise
+        self,
+        denoiser: AnyDenoiser,
+        x: Tensor,
+        steps: int | str,
+        y: Tensor | None,
+        noise: Noise,
+        origin: Origin | None = None,
     ) -> Iterator[Step]:
         """Yields after every network evaluation; draws no noise.
 
@@ -214,10 +221,14 @@ class Karras:
         Raises:
             UserError: the model was trained on another process, or steps are not a count.
         """
-        levels = self._levels(denoiser, steps)
+        levels = self._levels(denoiser, steps, origin.strength if origin else 1.0)
         rungs = len(levels) - 1
         total = 2 * rungs - 1 if self.heun else rungs
-        x, k = x.to(torch.promote_types(x.dtype, torch.float32)) * levels[0], 0
+        if origin is None:
+            x = x.to(torch.promote_types(x.dtype, torch.float32)) * levels[0]
+        else:
+            x = origin.noised(denoiser.schedule, torch.tensor(levels[0]), x)
+        k = 0
         for level, lower in pairwise(levels):
             here = denoiser(x, x.new_full((len(x),), level), y)
             start, x, k = x, x + (lower - level) * here.eps, k + 1
@@ -227,7 +238,10 @@ class Karras:
                 x, k = start + (lower - level) * (here.eps + there.eps) / 2, k + 1
                 yield Step(k, total, x, there.x0)
 
-    def _levels(self, denoiser: AnyDenoiser, steps: int | str) -> Table:
+    def _levels(self, denoiser: AnyDenoiser, steps: int | str, strength: float) -> Table:
         check_sampler(self.name, denoiser.schedule.process, steps)
         assert isinstance(denoiser.schedule, EDM)
-        return denoiser.schedule.ladder((int(steps) + 1) // 2 if self.heun else int(steps))
+        levels = denoiser.schedule.ladder((int(steps) + 1) // 2 if self.heun else int(steps))
+        if strength == 1:
+            return levels
+        return levels[skipped(denoiser.schedule, torch.from_numpy(levels[:-1]), strength) :]

@@ -14,7 +14,7 @@ Importers and solvers with another convention convert. The samplers are in ``tra
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
 import torch
@@ -22,6 +22,7 @@ from torch import Tensor
 
 from udit.diffusion.config import FlowConfig
 from udit.diffusion.denoiser import Denoiser, mix
+from udit.diffusion.learning import Learning, shifted, unshifted
 from udit.diffusion.objective import Losses
 from udit.diffusion.schedule import INDEX_SCALE, Schedule, TimeUnit
 from udit.diffusion.targets import Target, encode
@@ -33,16 +34,27 @@ class Flow(Schedule):
 
     Attributes:
         path: ``linear`` or ``gvp``, which preserves the variance.
+        predict: what networks are trained to predict; the velocity is the path's.
+        learning: which times training draws, and how it weighs their errors.
+        shift: moves the times of training and sampling towards noise, see ``shifted``.
     """
 
     process: ClassVar = FlowConfig
     time: ClassVar[TimeUnit] = "unit"
 
     path: Literal["linear", "gvp"] = "linear"
+    predict: Literal["velocity", "x0", "v"] = "velocity"
+    learning: Learning = field(default_factory=Learning)
+    shift: float = 1.0
 
     @property
     def target(self) -> Target:
-        """The velocity of the path."""
+        """The velocity of the path, or what ``predict`` says."""
+        return self.velocity if self.predict == "velocity" else self.predict
+
+    @property
+    def velocity(self) -> Target:
+        """dx_t/dt as a target."""
         return "flow" if self.path == "linear" else "gvp"
 
     def alpha_sigma(self, t: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
@@ -57,8 +69,14 @@ class Flow(Schedule):
         return math.atan2(sigma, 1 - sigma) / (math.pi / 2), 1 / math.hypot(sigma, 1 - sigma)
 
     def draw(self, generator: torch.Generator) -> Tensor:
-        """A training time: uniform in [0, 1)."""
-        return torch.rand((), generator=generator)
+        """A training time in [0, 1]."""
+        return shifted(self.learning.draw(generator), self.shift)
+
+    def density(self, t: Tensor) -> Tensor:
+        """Probability density of ``draw``, before a weighting takes its place, at t in (0, 1)."""
+        u = unshifted(t, self.shift)
+        slope = self.shift / (self.shift - (self.shift - 1) * t).square()  # du/dt
+        return self.learning.density.pdf(u) * slope
 
     def fraction(self, t: Tensor) -> Tensor:
         """t itself."""
@@ -77,7 +95,7 @@ class Flow(Schedule):
 
 
 def flow_loss(denoiser: Denoiser, x0: Tensor, t: Tensor, noise: Tensor, y: Tensor | None = None) -> Losses:
-    """Mean squared error of the network's own target: for flow matching, of the velocity (Lipman et al. 2023, Eq. 14).
+    """Squared error of the network's target: for flow matching, of the velocity (Lipman et al. 2023, Eq. 14).
 
     Args:
         denoiser: a flow, v, x0 or eps denoiser without learned variance.
@@ -86,9 +104,10 @@ def flow_loss(denoiser: Denoiser, x0: Tensor, t: Tensor, noise: Tensor, y: Tenso
         noise: [B, C, H, W].
         y: [B] labels, some dropped, or None.
     """
-    x_t = mix(denoiser.schedule, x0, noise, t)
-    prediction, _ = denoiser.raw(x_t, t, y)
-    alpha, sigma = denoiser.schedule.alpha_sigma(t, x0)
-    error = prediction.float() - encode(denoiser.target, x0, noise, alpha, sigma)
-    mse = error.square().mean(dim=(1, 2, 3))
-    return Losses(mse, mse)
+    schedule = denoiser.schedule
+    prediction, _ = denoiser.raw(mix(schedule, x0, noise, t), t, y)
+    alpha, sigma = schedule.alpha_sigma(t, x0)
+    goal = encode(denoiser.target, x0, noise, alpha, sigma)
+    learning = schedule.learning if isinstance(schedule, Flow) else Learning()
+    density = schedule.density(t) if isinstance(schedule, Flow) and learning.weighting == "density" else t
+    return Losses(*learning.losses(denoiser.target, prediction.float(), goal, alpha, sigma, density))

@@ -15,7 +15,8 @@ from torch import Tensor
 
 from udit import rng
 from udit.diffusion.cache import StepCache
-from udit.diffusion.guidance import AnyDenoiser
+from udit.diffusion.guidance import AnyDenoiser, Guided
+from udit.diffusion.origin import Origin
 from udit.diffusion.samplers import SAMPLERS
 from udit.errors import UserError, nearest
 
@@ -40,25 +41,37 @@ class Sampler(Protocol):
     """Goes from noise to data."""
 
     def __call__(
-        self, denoiser: AnyDenoiser, x: Tensor, steps: int | str, y: Tensor | None, noise: Noise
+        self,
+        denoiser: AnyDenoiser,
+        x: Tensor,
+        steps: int | str,
+        y: Tensor | None,
+        noise: Noise,
+        origin: Origin | None = None,
     ) -> Iterator[Step]:
-        """Yields after every step."""
+        """Yields after every step; with an origin, of the times up to its strength alone."""
 
-    def times(self, denoiser: AnyDenoiser, steps: int | str) -> Tensor:
-        """[n] the time that the innermost network gets at each evaluation, in its own unit and in order."""
+    def times(self, denoiser: AnyDenoiser, steps: int | str, strength: float = 1.0) -> Tensor:
+        """[n] the time that the innermost network gets at each evaluation, in its own unit and in order.
+
+        Of images that are noised to ``strength``, only those of the steps that remain.
+        """
 
 
 class SeededNoise:
-    """Noise from each image's own seed: image i is the same image in any batch, on any rank."""
+    """Noise from each image's own seed: image i is the same image in any batch, on any rank.
 
-    def __init__(self, seeds: Sequence[int], shape: Sequence[int], device: torch.device | str = "cpu") -> None:
+    A seed may be a point between two (``Between``): every step's noise then is.
+    """
+
+    def __init__(self, seeds: Sequence[rng.Seed], shape: Sequence[int], device: torch.device | str = "cpu") -> None:
         self.seeds = list(seeds)
         self.shape = tuple(shape)
         self.device = device
 
     def __call__(self, k: int) -> Tensor:
         """k = 0 is x_T, k >= 1 the k-th step's noise; [B, C, H, W] for (C, H, W) as given."""
-        return torch.stack([rng.normal(self.shape, seed, "sample", k) for seed in self.seeds]).to(self.device)
+        return torch.stack([rng.normal_at(self.shape, seed, "sample", k) for seed in self.seeds]).to(self.device)
 
 
 def sample(
@@ -70,6 +83,7 @@ def sample(
     y: Tensor | None = None,
     noise: Noise | None = None,
     cache: StepCache | None = None,
+    origin: Origin | None = None,
     scheduler: str | Sampler | None = None,
 ) -> Iterator[Step]:
     """Draws samples; iterate to the end and take the last step's ``x``.
@@ -82,16 +96,17 @@ def sample(
         y: [B] int64 labels or None.
         noise: fresh noise by step, for samplers that use it; without one, they refuse.
         cache: reuses the output of the network's deep part over some steps; see ``StepCache``.
+        origin: images to start from, in place of pure noise; ``x_T`` is then the noise that is added to them.
         scheduler: the former name of ``sampler``.
 
     Raises:
         UserError: unknown sampler, one that does not fit the schedule, labels out of range, or a cache for a network
-            that does not come in parts.
+            that does not come in parts, or an origin of a strength at which no step is left.
     """
     if scheduler is not None:
         warnings.warn("scheduler= is now sampler=; use udit.sample(..., sampler=...)", DeprecationWarning, stacklevel=2)
         sampler = scheduler
-    return _steps(denoiser, x_T, sampler, steps, y, noise or _no_noise, cache)
+    return _steps(denoiser, x_T, sampler, steps, y, noise or _no_noise, cache, origin)
 
 
 def _steps(
@@ -102,12 +117,21 @@ def _steps(
     y: Tensor | None,
     noise: Noise,
     cache: StepCache | None,
+    origin: Origin | None,
 ) -> Iterator[Step]:
     denoiser.check_labels(y, len(x_T))
-    denoiser = cache.wrap(denoiser) if cache else denoiser
     sampler = make_sampler(sampler) if isinstance(sampler, str) else sampler
+    left_out = 0
+    if origin is not None:
+        whole, rest = sampler.times(denoiser, steps), sampler.times(denoiser, steps, origin.strength)
+        left_out = len(whole) - len(rest)
+    unasked = left_out  # evaluations of the network itself
+    if isinstance(denoiser, Guided):
+        denoiser, unasked = denoiser.begun(left_out), max(0, left_out - denoiser.zero_init)
+    denoiser = cache.wrap(denoiser, unasked) if cache else denoiser
+    start = {} if origin is None else {"origin": origin}
     with torch.no_grad():
-        yield from sampler(denoiser, x_T, steps, y, noise)
+        yield from sampler(denoiser, x_T, steps, y, noise, **start)
 
 
 def _no_noise(k: int) -> Tensor:

@@ -7,7 +7,7 @@ beside its noising process and a row here.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, ClassVar
 
 if TYPE_CHECKING:
@@ -23,6 +23,8 @@ class SamplerSpec:
     """What it is, with its source."""
     processes: tuple[str, ...]
     """Kinds of the noising processes it serves."""
+    zero_init: bool = field(default=False, kw_only=True)
+    """Whether it takes ``guidance_zero_init``: it follows a velocity and keeps nothing of earlier steps."""
     respaces: ClassVar[bool] = False
     """Whether steps may also be ADM's respacing string, e.g. "ddim50" or "10,20,20"; else a count only."""
     eta: ClassVar[bool] = False
@@ -108,8 +110,8 @@ class SolverSpec(SamplerSpec):
 _ROWS = (
     DDIMSpec("ddim", "DDIM, the implicit step (Song et al. 2021)", ("ddpm",)),
     AncestralSpec("ddpm", "the ancestral step (Ho et al. 2020; Dhariwal & Nichol 2021)", ("ddpm",)),
-    SolverSpec("flow-euler", "Euler's method along the path, by diffusers", ("flow",)),
-    HeunSpec("flow-heun", "Heun's method along the path, its last step Euler's", ("flow",)),
+    SolverSpec("flow-euler", "Euler's method along the path, by diffusers", ("flow",), zero_init=True),
+    HeunSpec("flow-heun", "Heun's method along the path, its last step Euler's", ("flow",), zero_init=True),
     KarrasSpec("edm-heun", "Heun's method over noise levels (Karras et al. 2022, Alg. 1)", ("edm",), heun=True),
     KarrasSpec("edm-euler", "Euler's method over noise levels (Karras et al. 2022)", ("edm",), heun=False),
     SolverSpec("dpmpp", "DPM-Solver++ 2M (Lu et al. 2022), by diffusers", ("ddpm", "flow")),

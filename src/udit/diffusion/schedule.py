@@ -48,6 +48,11 @@ class Schedule(ABC):
     def target(self) -> Target:
         """What networks are trained to predict on this process."""
 
+    @property
+    def velocity(self) -> Target | None:
+        """dx_t/dt as a target, of a flow; None of other processes."""
+        return None
+
     @abstractmethod
     def alpha_sigma(self, t: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
         """Scales of signal and noise at t [B], shaped [B, 1, 1, 1], in ``like``'s dtype (float32 at least)."""

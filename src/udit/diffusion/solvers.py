@@ -18,11 +18,15 @@ from torch import Tensor
 
 from udit.diffusion.config import check_sampler
 from udit.diffusion.guidance import AnyDenoiser
+from udit.diffusion.origin import Origin, skipped
 from udit.diffusion.sample import Noise, Step
 from udit.diffusion.samplers import SAMPLERS, SolverSpec
 from udit.diffusion.schedule import Schedule, Table
 from udit.diffusion.targets import Target, encode
 from udit.errors import UserError, nearest
+
+LEAST_SIGNAL = 2.0**-24
+"""Signal's share of the variance that solvers see at a last step without any; diffusers has the same."""
 
 
 @dataclass(frozen=True)
@@ -41,13 +45,21 @@ class Solver:
         if self.name not in known:
             raise UserError(f"{self.name!r} is none of diffusers' solvers{nearest(self.name, known)}")
 
-    def times(self, denoiser: AnyDenoiser, steps: int | str) -> Tensor:
+    def times(self, denoiser: AnyDenoiser, steps: int | str, strength: float = 1.0) -> Tensor:
         """As ``Sampler.times``."""
-        solver = self._solver(denoiser.schedule, steps)
-        return denoiser.network_time(torch.tensor([place for place, _ in self._places(denoiser.schedule, solver)]))
+        places = self._places(denoiser.schedule, self._solver(denoiser.schedule, steps))
+        times = torch.tensor([place for place, _ in places])
+        first = 0 if strength == 1 else skipped(denoiser.schedule, times, strength)
+        return denoiser.network_time(times[first:])
 
     def __call__(
-        self, denoiser: AnyDenoiser, x: Tensor, steps: int | str, y: Tensor | None, noise: Noise
+        self,
+        denoiser: AnyDenoiser,
+        x: Tensor,
+        steps: int | str,
+        y: Tensor | None,
+        noise: Noise,
+        origin: Origin | None = None,
     ) -> Iterator[Step]:
         """Yields after every network evaluation; draws no noise.
 
@@ -57,16 +69,23 @@ class Solver:
         schedule = denoiser.schedule
         solver = self._solver(schedule, steps)
         discrete = schedule.discrete_betas() is not None
-        velocity: Target = schedule.target if self._own_time else "flow"
-        x = x.float() if discrete else x.float() * float(solver.sigmas[0])  # DPM-Solver++ starts just below pure noise
-        total = len(solver.timesteps)
-        for k, (place, scale) in enumerate(self._places(schedule, solver), start=1):
+        velocity: Target = (schedule.velocity if self._own_time else None) or "flow"
+        places, first = self._places(schedule, solver), 0
+        if origin is None:
+            x = x.float() if discrete else x.float() * float(solver.sigmas[0])  # DPM-Solver++: just below pure noise
+        else:
+            times = torch.tensor([place for place, _ in places])
+            first = skipped(schedule, times, origin.strength)
+            x = origin.noised(schedule, times[first], x.float()) / places[first][1]
+            solver.set_begin_index(first)
+        total = len(places) - first
+        for k, (place, scale) in enumerate(places[first:], start=1):
             t = torch.full((len(x),), place, device=x.device)
             prediction = denoiser(x * scale, t, y)
             output = prediction.eps
             if not discrete:
                 output = encode(velocity, prediction.x0, prediction.eps, *schedule.alpha_sigma(t, x))
-            x = solver.step(output, solver.timesteps[k - 1], x, return_dict=False)[0]
+            x = solver.step(output, solver.timesteps[first + k - 1], x, return_dict=False)[0]
             yield Step(k, total, x, prediction.x0)
 
     @property
@@ -87,14 +106,16 @@ class Solver:
         betas = schedule.discrete_betas()
         if betas is not None and int(steps) > len(betas):
             raise UserError(f"steps is {steps}; the schedule has {len(betas)}, ask for at most so many")
-        return self._build(betas, int(steps))
+        if betas is not None and betas[-1] == 1:  # solvers step along the logarithm
+            betas = np.append(betas[:-1], 1 - LEAST_SIGNAL / np.prod(1 - betas[:-1]))
+        return self._build(betas, int(steps), getattr(schedule, "shift", 1.0))
 
-    def _build(self, betas: Table | None, steps: int) -> Any:
+    def _build(self, betas: Table | None, steps: int, shift: float) -> Any:
         import diffusers
 
         solver: Any  # diffusers leaves its schedulers untyped
         if self.name == "flow-euler":
-            solver = diffusers.FlowMatchEulerDiscreteScheduler(num_train_timesteps=1000, shift=1.0)
+            solver = diffusers.FlowMatchEulerDiscreteScheduler(num_train_timesteps=1000, shift=shift)
             solver.set_timesteps(sigmas=np.linspace(1, 1 / steps, steps).tolist())
             return solver
         kind = diffusers.DPMSolverMultistepScheduler if self.name == "dpmpp" else diffusers.UniPCMultistepScheduler
@@ -107,7 +128,7 @@ class Solver:
         if self.name == "dpmpp":
             options |= {"algorithm_type": "dpmsolver++", "solver_type": "midpoint", "variance_type": None}
         if betas is None:
-            options |= {"prediction_type": "flow_prediction", "use_flow_sigmas": True, "flow_shift": 1.0}
+            options |= {"prediction_type": "flow_prediction", "use_flow_sigmas": True, "flow_shift": shift}
         else:
             options |= {"prediction_type": "epsilon", "trained_betas": betas, "timestep_spacing": "linspace"}
         solver = kind(num_train_timesteps=1000 if betas is None else len(betas), **options)

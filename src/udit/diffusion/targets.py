@@ -39,3 +39,15 @@ def decode(target: Target, output: Tensor, x_t: Tensor, alpha: Tensor, sigma: Te
         return (alpha * x_t - sigma * output) / norm, (sigma * x_t + alpha * output) / norm
     norm = alpha + sigma
     return (x_t - sigma * output) / norm, (x_t + alpha * output) / norm
+
+
+def x0_per(target: Target, alpha: Tensor, sigma: Tensor) -> Tensor:
+    """How far the decoded x0 moves where a target's value moves by 1, up to its sign."""
+    if target == "eps":
+        return sigma / alpha
+    if target == "x0":
+        return alpha.new_ones(alpha.shape)
+    if target == "flow":
+        return sigma / (alpha + sigma)
+    scale = sigma / (alpha.square() + sigma.square())
+    return scale if target == "v" else scale / (math.pi / 2)

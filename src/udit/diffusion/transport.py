@@ -23,6 +23,8 @@ from torch import Tensor
 from udit.diffusion.config import check_sampler
 from udit.diffusion.denoiser import Backbone
 from udit.diffusion.guidance import AnyDenoiser
+from udit.diffusion.learning import shifted
+from udit.diffusion.origin import Origin, skipped
 from udit.diffusion.sample import Noise, Step
 from udit.errors import UserError
 
@@ -165,26 +167,35 @@ class ProbabilityFlow:
     heun: bool = False
     correct_last: bool = True
 
-    def times(self, denoiser: AnyDenoiser, steps: int | str) -> Tensor:
+    def times(self, denoiser: AnyDenoiser, steps: int | str, strength: float = 1.0) -> Tensor:
         """As ``Sampler.times``; a corrected step asks at both of its ends."""
         asked: list[Tensor] = []
-        for k, pair in enumerate(pairwise(_grid(int(steps) + 1)), start=1):
-            asked += pair if self.heun and (k < int(steps) or self.correct_last) else pair[:1]
+        grid = _remaining(denoiser, _grid(int(steps) + 1), strength)
+        for k, pair in enumerate(pairwise(grid), start=2):
+            asked += pair if self.heun and (k < len(grid) or self.correct_last) else pair[:1]
         return denoiser.network_time(torch.stack(asked).float())
 
     def __call__(
-        self, denoiser: AnyDenoiser, x: Tensor, steps: int | str, y: Tensor | None, noise: Noise
+        self,
+        denoiser: AnyDenoiser,
+        x: Tensor,
+        steps: int | str,
+        y: Tensor | None,
+        noise: Noise,
+        origin: Origin | None = None,
     ) -> Iterator[Step]:
         """Yields after every step; ``steps`` counts them. Draws no noise."""
         velocity = _velocity(denoiser, y, path_of(denoiser))
-        for k, (now, after) in enumerate(pairwise(_grid(int(steps) + 1)), start=1):
+        grid, x = _start(denoiser, _grid(int(steps) + 1), x, origin)
+        total = len(grid) - 1
+        for k, (now, after) in enumerate(pairwise(grid), start=1):
             dt = float(after - now)
             u, _, x0 = velocity(x, now)
             ahead = x + dt * u
-            if self.heun and (k < int(steps) or self.correct_last):
+            if self.heun and (k < total or self.correct_last):
                 ahead = x + dt / 2 * (u + velocity(ahead, after)[0])
             x = ahead
-            yield Step(k, int(steps), x, x0)
+            yield Step(k, total, x, x0)
 
 
 @dataclass(frozen=True)
@@ -208,14 +219,20 @@ class Heun:
         last = 1 / 2 if pairs == 1 else 1 / (2 * count)
         return torch.cat([_grid(pairs + 1, last) if pairs else torch.ones(1, dtype=torch.float64), torch.zeros(1)])
 
-    def times(self, denoiser: AnyDenoiser, steps: int | str) -> Tensor:
+    def times(self, denoiser: AnyDenoiser, steps: int | str, strength: float = 1.0) -> Tensor:
         """As ``Sampler.times``."""
         check_sampler(self.name, denoiser.schedule.process, steps)
-        *pairs, last = pairwise(self.grid(steps))
+        *pairs, last = pairwise(_remaining(denoiser, self.grid(steps), strength))
         return denoiser.network_time(torch.stack([*(time for pair in pairs for time in pair), last[0]]).float())
 
     def __call__(
-        self, denoiser: AnyDenoiser, x: Tensor, steps: int | str, y: Tensor | None, noise: Noise
+        self,
+        denoiser: AnyDenoiser,
+        x: Tensor,
+        steps: int | str,
+        y: Tensor | None,
+        noise: Noise,
+        origin: Origin | None = None,
     ) -> Iterator[Step]:
         """Yields after every network evaluation: a step of Euler's, then the same step corrected. Draws no noise.
 
@@ -224,8 +241,9 @@ class Heun:
         """
         check_sampler(self.name, denoiser.schedule.process, steps)
         velocity = _velocity(denoiser, y, path_of(denoiser))
-        *pairs, last = pairwise(self.grid(steps))
-        x, total, count = x.float(), 2 * len(pairs) + 1, 0
+        grid, x = _start(denoiser, self.grid(steps), x.float(), origin)
+        *pairs, last = pairwise(grid)
+        total, count = 2 * len(pairs) + 1, 0
         for now, after in pairs:
             dt = float(after - now)
             first, _, x0 = velocity(x, now)
@@ -268,15 +286,21 @@ class Stochastic:
         """[steps] times from 1 to where the last step starts."""
         return _grid(int(steps), 0.0 if self.last == "none" else self.last_size)
 
-    def times(self, denoiser: AnyDenoiser, steps: int | str) -> Tensor:
+    def times(self, denoiser: AnyDenoiser, steps: int | str, strength: float = 1.0) -> Tensor:
         """As ``Sampler.times``."""
         check_sampler(self.name, denoiser.schedule.process, steps)
-        grid = self.grid(steps)
+        grid = _remaining(denoiser, self.grid(steps), strength, ends=self.last == "none")
         asked = [time for pair in pairwise(grid) for time in (pair if self.heun else pair[:1])]
         return denoiser.network_time(torch.stack([*asked, *grid[-1:]] if self.last != "none" else asked).float())
 
     def __call__(
-        self, denoiser: AnyDenoiser, x: Tensor, steps: int | str, y: Tensor | None, noise: Noise
+        self,
+        denoiser: AnyDenoiser,
+        x: Tensor,
+        steps: int | str,
+        y: Tensor | None,
+        noise: Noise,
+        origin: Origin | None = None,
     ) -> Iterator[Step]:
         """Yields after every step.
 
@@ -287,7 +311,8 @@ class Stochastic:
         """
         check_sampler(self.name, denoiser.schedule.process, steps)
         path = path_of(denoiser)
-        velocity, grid = _velocity(denoiser, y, path), self.grid(steps)
+        velocity = _velocity(denoiser, y, path)
+        grid, x = _start(denoiser, self.grid(steps), x, origin, ends=self.last == "none")
         total = len(grid) - (self.last == "none")
 
         def drift(x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
@@ -316,3 +341,21 @@ class Stochastic:
 def _grid(count: int, end: float = 0.0) -> Tensor:
     """``count`` times from 1 to ``end``, float64."""
     return torch.linspace(1, end, count, dtype=torch.float64)
+
+
+def _remaining(denoiser: AnyDenoiser, grid: Tensor, strength: float, *, ends: bool = True) -> Tensor:
+    """The times of a grid, moved by the schedule's shift, up to a strength; with ``ends`` its last starts no step."""
+    grid = shifted(grid, cast("Flow", denoiser.schedule).shift)
+    if strength == 1:
+        return grid
+    return grid[skipped(denoiser.schedule, grid[:-1] if ends else grid, strength) :]
+
+
+def _start(
+    denoiser: AnyDenoiser, grid: Tensor, x: Tensor, origin: Origin | None, *, ends: bool = True
+) -> tuple[Tensor, Tensor]:
+    """The times of a grid that a run visits, and x at the first of them."""
+    grid = _remaining(denoiser, grid, 1.0 if origin is None else origin.strength, ends=ends)
+    if origin is None:
+        return grid, x
+    return grid, origin.noised(denoiser.schedule, grid[0], x)

@@ -94,4 +94,6 @@ def _sampling(report: Report) -> str:
     found = report.protocol.get("sampling")
     how = found if isinstance(found, dict) else {}
     words = [str(how[key]) for key in ("sampler", "steps") if key in how]
-    return " ".join([*words, *([f"guidance {how['guidance']:g}"] if "guidance" in how else [])])
+    words += [f"guidance {how['guidance']:g}"] if "guidance" in how else []
+    kind = how.get("guidance_kind", "cfg")
+    return " ".join([*words, *([str(kind)] if kind != "cfg" and how["guidance"] != 1 else [])])

@@ -86,8 +86,8 @@ _LIGHTNING = _DIT.replace(
     code="MIT",
     attention="global, RoPE and sin-cos positions",
     ffn="SwiGLU",
-    exact=f"{_SAME}; qk_norm and shift=false are not checked; the loss's cosine term and the sampler's shift of times "
-    "are not implemented",
+    exact=f"{_SAME}; qk_norm and shift=false are not checked, nor its loss (diffusion.cosine=1) and the shift of its "
+    "sampler's times (diffusion.shift) against its program",
 )
 _MPDIT = _DIT.replace(
     paper="2603.26357",

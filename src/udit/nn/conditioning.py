@@ -1,7 +1,8 @@
 """Time and condition become a vector, which modulates blocks (adaLN-Zero, Peebles & Xie 2023), or tokens (U-ViT).
 
-A conditioner is the one place that knows what y is: nothing (None), a class ([B] int64), or vectors (float [B, tokens,
-width]: a text's, say; one token is a plain vector). Backbones take what it makes of (t, y) and never look at y.
+A conditioner is the one place that knows what y is: nothing (None), a class ([B] int64), a point between classes (float
+[B, K], a share of each), or vectors (float [B, tokens, width]: a text's, say; one token is a plain vector). Backbones
+take what it makes of (t, y) and never look at y.
 
 Axes: B batch, D width, F timestep features, M tokens.
 """
@@ -72,6 +73,30 @@ def refuse_labels(y: Tensor | None) -> None:
         raise UserError("the model is unconditional (num_classes 0) and takes no labels; pass y=None")
 
 
+def label_rows(table: nn.Embedding, y: Tensor | None, t: Tensor, null_label: int | None) -> Tensor:
+    """Embeddings [B, D] of labels.
+
+    Args:
+        table: of K rows, one for each class, and one behind them for the null class if there is one.
+        y: [B] int64; float [B, K], each row's share, whose embedding is their sum; or None (= null).
+        t: [B].
+        null_label: of the null class; None if there is none.
+
+    Raises:
+        UserError: y is neither, or missing where there is no null class.
+    """
+    y = labels_or_null(y, t, null_label)
+    if not y.is_floating_point():
+        rows: Tensor = table(y)
+        return rows
+    if list(y.shape) != [len(t), table.num_embeddings]:
+        raise UserError(
+            f"y is {list(y.shape)} floats; give [{len(t)}] class numbers (int64), or a share of each class, "
+            f"[{len(t)}, {table.num_embeddings}]"
+        )
+    return y.to(table.weight.dtype) @ table.weight
+
+
 def checked_vectors(y: Tensor | None, batch: int, spec: Context) -> Tensor:
     """y, if it is what ``spec`` says.
 
@@ -118,7 +143,7 @@ class VectorConditioner(nn.Module):
         self.context = nn.Linear(context.width, width) if context else None
 
     def forward(self, t: Tensor, y: Tensor | None = None) -> Tensor:
-        """t [B], y [B] int64 or None (= null), or float [B, tokens, width] -> [B, D].
+        """t [B], y [B] int64 or [B, K] shares or None (= null), or float [B, tokens, width] -> [B, D].
 
         Raises:
             UserError: y is not what the model takes, or missing where there is no null class.
@@ -129,7 +154,7 @@ class VectorConditioner(nn.Module):
         if self.label is None:
             refuse_labels(y)
             return embedded
-        return embedded + self.label(labels_or_null(y, t, self.null_label))
+        return embedded + label_rows(self.label, y, t, self.null_label)
 
 
 class TokenConditioner(nn.Module):
@@ -147,7 +172,7 @@ class TokenConditioner(nn.Module):
         self.context = nn.Linear(context.width, width) if context else None
 
     def forward(self, t: Tensor, y: Tensor | None = None) -> Tensor:
-        """t [B]; y [B] int64 or None (= null), or float [B, tokens, width] -> [B, M, D].
+        """t [B]; y [B] int64 or [B, K] shares or None (= null), or float [B, tokens, width] -> [B, M, D].
 
         Raises:
             UserError: y is not what the model takes, or missing where there is no null class.
@@ -158,7 +183,7 @@ class TokenConditioner(nn.Module):
         if self.label is None:
             refuse_labels(y)
             return time
-        return torch.cat([self.label(labels_or_null(y, t, self.null_label))[:, None], time], dim=1)
+        return torch.cat([label_rows(self.label, y, t, self.null_label)[:, None], time], dim=1)
 
 
 class Modulation(NamedTuple):

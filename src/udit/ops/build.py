@@ -103,7 +103,7 @@ class Library:
     def _load(self) -> ctypes.CDLL | None:
         compiler = find_compiler()
         if compiler is None:
-            log.info("no C++ compiler: %s runs on torch's own, slower operator", self.name)
+            _tell_of_no_compiler()
             return None
         try:
             return load(self.name, self.source, compiler, cache_folder())
@@ -165,6 +165,14 @@ class CFunction:
             f"{self.name} takes a contiguous tensor of {wanted} and was given one of {tensor.dtype} with shape "
             f"{list(tensor.shape)} and strides {list(tensor.stride())}"
         )
+
+
+@functools.cache
+def _tell_of_no_compiler() -> None:
+    """Once in a process, whatever the number of kernels."""
+    asked = os.environ.get("CXX")
+    looked = f"CXX is {asked!r}, which is not there" if asked else "no c++, g++ or clang++"
+    log.info("no C++ compiler (%s): torch's own operators run in place of compiled ones, more slowly", looked)
 
 
 def find_compiler() -> str | None:

@@ -11,10 +11,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from udit.errors import UserError, as_list
+from udit.interpolation import Between
 
 SHOWN = 10
 """Most class names that an error lists."""
 
+Label = int | Between[int]
+"""A class number, or a point between two."""
 log = logging.getLogger(__name__)
 
 
@@ -39,8 +42,10 @@ class Classes:
         """Number of classes, from 0 on, that the data had images of: those with a name, or all without names."""
         return min(len(self.names), self.count) or self.count
 
-    def title(self, label: int) -> str:
-        """A class's name, or its number where it has none."""
+    def title(self, label: Label) -> str:
+        """A class's name, or its number where it has none; of a point between two, both and the share."""
+        if isinstance(label, Between):
+            return str(Between(self.title(label.first), self.title(label.second), label.share))
         return self.names[label] if label < len(self.names) else str(label)
 
     def labels(self, wanted: str | Sequence[str | int]) -> list[int]:
@@ -61,6 +66,21 @@ class Classes:
         found = [self._label(word) for word in words]
         self._tell_names_of_others(words, found)
         return found
+
+    def points(self, wanted: str | Sequence[str | int | Between[Any]]) -> list[Label]:
+        """As ``labels``, of which any may be a point between two.
+
+        Raises:
+            UserError: as ``labels``.
+        """
+        if isinstance(wanted, str) or not any(isinstance(word, Between) for word in as_list("labels", wanted)):
+            return [*self.labels(wanted)]  # type: ignore[arg-type]
+        ends = [(word.first, word.second) if isinstance(word, Between) else (word,) for word in wanted]
+        found = iter(self.labels([end for pair in ends for end in pair]))
+        return [
+            Between(next(found), next(found), word.share) if isinstance(word, Between) else next(found)
+            for word in wanted
+        ]
 
     def _split(self, text: str) -> list[str]:
         """The names and numbers of a text with commas, the longest names first."""

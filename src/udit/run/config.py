@@ -13,6 +13,7 @@ from udit.diffusion.config import DDPMConfig, DiffusionConfig, SamplingConfig
 from udit.errors import UserError, nearest
 from udit.models.catalog import families, find
 from udit.models.config import ModelConfig
+from udit.optim.config import AdamWConfig, AnyOptimizer, AnySchedule, Betas, ConstantSchedule, GroupConfig
 from udit.spec.base import Seed, Spec, differing_keys, parse
 from udit.spec.words import Takes, shown
 
@@ -40,10 +41,20 @@ class TrainingConfig(Spec):
     """Images per step over all ranks and accumulation; ranks times accumulation must divide it."""
     accumulation: PositiveInt = 1
     """Backward passes per step on every rank."""
+    optimizer: AnyOptimizer = AdamWConfig()
+    """adamw, muon, adamw-8bit or schedule-free; `udit find-lr` looks for the rate that fits."""
     lr: PositiveFloat = 1e-4
+    """Highest learning rate."""
     lr_warmup: NonNegativeInt = 0
-    """Steps over which the learning rate rises linearly; then it is constant."""
-    betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = (0.9, 0.999)
+    """Steps over which the learning rate rises linearly."""
+    lr_schedule: AnySchedule = ConstantSchedule()
+    """The learning rate after the warm-up: constant, linear, cosine, inverse-sqrt or wsd."""
+    lr_layer_decay: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """Factor on the learning rate of a block against the block after it; for starting from trained weights."""
+    groups: tuple[GroupConfig, ...] = ()
+    """Parameters with a learning rate or weight decay of their own; of those that match one the last counts."""
+    betas: Betas = (0.9, 0.999)
+    """Of Adam's moments."""
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
     clip_norm: PositiveFloat | None = None
     """Largest gradient norm; None does not clip."""

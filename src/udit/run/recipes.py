@@ -13,6 +13,7 @@ from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
 from udit import hub
+from udit.demos.find import folder_of, is_demo
 from udit.errors import UserError, nearest, require_list
 from udit.run.config import Run
 from udit.run.resolve import resolve
@@ -116,7 +117,7 @@ def read_origin(source: str, out: Path) -> dict[str, Any]:
         origin = values.get("init_from")
         if isinstance(origin, str) and source in (origin, hub.unpinned(origin)):
             return _decided(values, begun) | {"init_from": origin}
-    folder = Path(source).expanduser()
+    folder = folder_of(source) if is_demo(source) else Path(source).expanduser()
     if folder.is_file():
         raise UserError(
             f"init_from is {source!r}, a file; convert it once: `udit convert {shlex.quote(source)} FOLDER --model "

@@ -214,6 +214,14 @@ def model(draft: Draft) -> None:
     draft.values["model"] = model_from(boundary | section)
 
 
+def time_shift(draft: Draft) -> None:
+    """A shift of training times by resolution becomes a number, that of the size which the network sees."""
+    process, model = draft.values["diffusion"], draft.values["model"]
+    if getattr(process, "shift", None) == "resolution":
+        height, width = model.size
+        draft.values["diffusion"] = process.replace(shift=(height * width) ** 0.5 / process.shift_side)
+
+
 def class_names(draft: Draft) -> None:
     """``id2label`` is the data's; an unconditional model has none."""
     assert draft.seen is not None
@@ -247,6 +255,7 @@ STEPS: tuple[Step, ...] = (
     noising_process,
     codec,  # needs the images
     model,  # needs what the codec makes of them, and the process
+    time_shift,  # needs the model's size
     class_names,  # needs the model's number of classes
     sampler,  # needs the process
     label_dropout,  # needs the model

@@ -62,6 +62,16 @@ def guidance_needs_a_null_label(run: Run, seen: DataInfo) -> str | None:
     )
 
 
+def guidance_is_the_process_s(run: Run, seen: DataInfo) -> str | None:
+    """CFG-Zero* needs a velocity to correct."""
+    if run.sampling.guidance_kind != "cfg-zero" or run.diffusion.has_velocity:
+        return None
+    return (
+        f"sampling.guidance_kind is cfg-zero, which corrects the velocity of a flow, and diffusion.kind is "
+        f"{run.diffusion.kind}; set it to cfg or apg"
+    )
+
+
 def label_dropout_needs_a_null_label(run: Run, seen: DataInfo) -> str | None:
     """Dropped labels become the null label."""
     if run.model.null_label is not None or not run.model.num_classes or not run.training.label_dropout:
@@ -113,6 +123,27 @@ def reversed_flow_is_trained_as_flow(run: Run, seen: DataInfo) -> str | None:
     return f"diffusion.kind is {run.diffusion.kind} and the model predicts a reversed flow; set diffusion.kind=flow"
 
 
+def reversed_flow_predicts_velocity_or_data(run: Run, seen: DataInfo) -> str | None:
+    """A model of a reversed flow predicts what the other direction has as well."""
+    predict = getattr(run.diffusion, "predict", "velocity")
+    if not (run.model.reversed_flow and run.diffusion.reversible) or predict in ("velocity", "x0"):
+        return None
+    return (
+        f"diffusion.predict is {predict} and {run.model.family} counts time from noise to data (reversed flow); set it "
+        "to velocity or x0"
+    )
+
+
+def ratio_of_noise_is_finite(run: Run, seen: DataInfo) -> str | None:
+    """A model that gets the ratio of noise to signal cannot be asked where there is no signal."""
+    if run.model.time != "sigma" or not getattr(run.diffusion, "zero_terminal_snr", False):
+        return None
+    return (
+        f"diffusion.zero_terminal_snr is true and {run.model.family} gets the ratio of noise to signal, which is "
+        "infinite there; set it to false"
+    )
+
+
 def sampler_is_the_process_s(run: Run, seen: DataInfo) -> str | None:
     """The sampler is one of the noising process's."""
     if run.sampling.sampler in run.diffusion.samplers():
@@ -158,21 +189,72 @@ def batch_splits_into_accumulated_parts(run: Run, seen: DataInfo) -> str | None:
     )
 
 
+def warmup_ends_before_the_run(run: Run, seen: DataInfo) -> str | None:
+    """A decaying schedule has steps left after the warm-up."""
+    training = run.training
+    if not training.lr_schedule.ends or training.lr_warmup < training.steps:
+        return None
+    return (
+        f"training.lr_warmup is {training.lr_warmup} and training.steps {training.steps}; a "
+        f"{training.lr_schedule.kind} schedule needs steps after the warm-up"
+    )
+
+
+def schedule_free_has_no_decay(run: Run, seen: DataInfo) -> str | None:
+    """An optimiser that averages trains at a constant rate."""
+    training = run.training
+    if not training.optimizer.averages or training.lr_schedule.kind == "constant":
+        return None
+    return (
+        f"training.lr_schedule is {training.lr_schedule.kind} and training.optimizer {training.optimizer.kind}, whose "
+        "average takes the place of a decay; leave lr_schedule out"
+    )
+
+
+def schedule_free_has_no_other_average(run: Run, seen: DataInfo) -> str | None:
+    """Post-hoc EMAs are of weights that are not averaged otherwise."""
+    training = run.training
+    if not training.optimizer.averages or training.posthoc_ema is None:
+        return None
+    return (
+        f"training.posthoc_ema averages the trained weights and training.optimizer={training.optimizer.kind} keeps an "
+        "average of its own; leave posthoc_ema out"
+    )
+
+
+def schedule_free_divides_by_its_momentum(run: Run, seen: DataInfo) -> str | None:
+    """The average of Schedule-Free is computed from weights that momentum moved away from it."""
+    training = run.training
+    if not training.optimizer.averages or training.betas[0]:
+        return None
+    return (
+        f"training.betas starts with 0, by which training.optimizer={training.optimizer.kind} divides for its average; "
+        "set it to 0.9"
+    )
+
+
 RULES: tuple[Rule, ...] = (
     input_size_is_that_of_the_data,
     channels_are_those_of_the_data,
     all_classes_have_a_label,
     guidance_needs_a_null_label,
+    guidance_is_the_process_s,
     label_dropout_needs_a_null_label,
     guided_channels_are_predicted,
     variance_is_the_process_s,
     caching_needs_the_usual_direction,
     data_gives_labels,
     reversed_flow_is_trained_as_flow,
+    reversed_flow_predicts_velocity_or_data,
+    ratio_of_noise_is_finite,
     sampler_is_the_process_s,
     steps_are_within_the_schedule,
     level_dropout_needs_labels_at_levels,
     selective_checkpointing_is_not_compiled,
     batch_splits_into_accumulated_parts,
+    warmup_ends_before_the_run,
+    schedule_free_has_no_decay,
+    schedule_free_has_no_other_average,
+    schedule_free_divides_by_its_momentum,
 )
 """In the order in which they are checked."""

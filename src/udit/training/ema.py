@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
@@ -26,6 +28,14 @@ class EMA:
         """Sets average = decay * average + (1 - decay) * weights; buffers are copied."""
         ours, theirs = list(self.model.parameters()), list(model.parameters())
         get_ema_multi_avg_fn(decay)(ours, theirs, 0)
+        for own, other in zip(self.model.buffers(), model.buffers(), strict=True):
+            own.copy_(other)
+
+    @torch.no_grad()
+    def take(self, model: nn.Module, average: Callable[[nn.Parameter], Tensor]) -> None:
+        """Sets it to an average of each parameter that is kept elsewhere; buffers are copied."""
+        for parameter, trained in zip(self.model.parameters(), model.parameters(), strict=True):
+            parameter.copy_(average(trained))
         for own, other in zip(self.model.buffers(), model.buffers(), strict=True):
             own.copy_(other)
 

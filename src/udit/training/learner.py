@@ -21,6 +21,7 @@ from udit.dist import World
 from udit.errors import UserError
 from udit.models.build import build, checkpoint_activations, compile_blocks
 from udit.nn.dropout import dropout_keys
+from udit.optim.groups import choices_of
 from udit.run.config import Run
 from udit.run.system import SystemConfig
 from udit.training.ema import EMA, decay_at
@@ -29,8 +30,6 @@ from udit.training.records import StepReport
 from udit.training.start import start_from
 
 log = logging.getLogger(__name__)
-MOMENTS = ("step", "exp_avg", "exp_avg_sq")
-"""AdamW's state of one parameter."""
 
 
 class Learner:
@@ -44,13 +43,8 @@ class Learner:
         self.objective = objective_of(run)
         self.model = build(run.model, seed=run.seed, device=device)
         checkpoint_activations(self.model, config.checkpoint_activations)
-        self.optimizer = torch.optim.AdamW(
-            self.model.parameters(),
-            lr=config.lr,
-            betas=config.betas,
-            weight_decay=config.weight_decay,
-            fused=device.type in ("cuda", "cpu"),
-        )
+        choices = choices_of(self.model, config.groups, config.lr_layer_decay, config.weight_decay)
+        self.optimizer = config.optimizer.build(self.model, choices, config.betas)
         self.ema = EMA(self.model) if world.is_main else None
         posthoc = config.posthoc_ema if world.is_main else None
         self.posthoc = PowerAverages(self.model, posthoc) if posthoc else None
@@ -66,11 +60,10 @@ class Learner:
         """Steps that weights, optimiser and averages have behind them; None while a step changes them."""
 
     def bytes(self) -> int:
-        """Size of a checkpoint: weights, EMA, two moments, and the averages of ``posthoc_ema``."""
+        """Size of a checkpoint: weights, EMA, the optimiser's state, and the averages of ``posthoc_ema``."""
         posthoc = self.run.training.posthoc_ema
-        return (4 + len(posthoc.sigma_rels if posthoc else ())) * sum(
-            p.numel() * p.element_size() for p in self.model.parameters()
-        )
+        copies = 2 + len(posthoc.sigma_rels if posthoc else ())
+        return copies * sum(p.numel() * p.element_size() for p in self.model.parameters()) + self.optimizer.bytes
 
     def restore(self, found: Checkpoint) -> None:
         """Loads a checkpoint; on rank 0 only, as ``share`` sends it to the others.
@@ -90,12 +83,7 @@ class Learner:
                 f"{found.path} holds another model than this run's ({detail}); remove it, or start a new run with "
                 "out=DIR"
             ) from None
-        moments = found.tensors("optim")
-        for name, parameter in self.model.named_parameters():
-            if f"step.{name}" in moments:  # absent before the first finite gradient
-                self.optimizer.state[parameter] = self._no_moments(parameter)
-                for key, tensor in self.optimizer.state[parameter].items():
-                    tensor.copy_(moments[f"{key}.{name}"])
+        self.optimizer.load(found.tensors("optim"))
 
     def start_from_trained(self) -> None:
         """Initialises the weights from ``run.init_from``; on rank 0 only, as ``share`` sends them to the others.
@@ -115,37 +103,21 @@ class Learner:
         """
         self.world.broadcast(self.model.state_dict().values())
         if step and self.world.size > 1:
-            self._share_moments()
+            self.optimizer.share(self.world)
         self.steps_done = step
         self.network.train()
-
-    def _share_moments(self) -> None:
-        for parameter in self.model.parameters():
-            state = self.optimizer.state.get(parameter) or self._no_moments(parameter)
-            self.world.broadcast(state.values())
-            if float(state["step"]):
-                self.optimizer.state[parameter] = state
-
-    @staticmethod
-    def _no_moments(parameter: nn.Parameter) -> dict[str, Tensor]:
-        zeros = {key: torch.zeros_like(parameter, requires_grad=False) for key in MOMENTS[1:]}
-        return {"step": torch.zeros((), device=parameter.device), **zeros}
 
     def tensors(self) -> dict[str, dict[str, Tensor]]:
         """Everything a checkpoint holds; rank 0 only."""
         assert self.ema is not None
-        moments = {
-            f"{key}.{name}": self.optimizer.state[parameter][key]
-            for name, parameter in self.model.named_parameters()
-            for key in self.optimizer.state.get(parameter, {})
-        }
-        tensors = {"model": self.model.state_dict(), "ema": self.ema.model.state_dict(), "optim": moments}
+        averages = self.ema.model.state_dict()
+        tensors = {"model": self.model.state_dict(), "ema": averages, "optim": self.optimizer.tensors()}
         return tensors | ({"posthoc": self.posthoc.tensors()} if self.posthoc is not None else {})
 
     def learning_rate(self, step: int) -> float:
-        """Learning rate of the step after the first ``step`` ones: linear warm-up, then constant."""
+        """Learning rate of the step after the first ``step`` ones."""
         config = self.run.training
-        return config.lr * min(1.0, (step + 1) / config.lr_warmup) if config.lr_warmup else config.lr
+        return config.lr * config.lr_schedule.factor(step, config.steps, config.lr_warmup)
 
     def encode(self, batch: Batch) -> Tensor:
         """What the network learns of one micro-batch, float32 [B, c, h, w]: its images, or cached latents, encoded."""
@@ -186,15 +158,15 @@ class Learner:
         if not bad:
             if config.clip_norm is not None:
                 torch.nn.utils.clip_grads_with_norm_(self.model.parameters(), config.clip_norm, norm)
-            for group in self.optimizer.param_groups:
-                group["lr"] = self.learning_rate(step)
-            self.optimizer.step()
-            if self.ema is not None:
+            self.optimizer.step(self.learning_rate(step))
+            if self.ema is not None and self.optimizer.average is not None:
+                self.ema.take(self.model, self.optimizer.average)
+            elif self.ema is not None:
                 self.ema.update(self.model, decay_at(step + 1, config.ema_decay))
         if self.posthoc is not None:
             self.posthoc.update(self.model, step + 1)
         self.steps_done = step + 1
-        self.optimizer.zero_grad(set_to_none=True)
+        self.optimizer.zero_grad()
         loss, mse, vb = (total / config.batch_size for total in shared[3:])
         return StepReport(loss, mse, vb if has_vb else None, grad_norm, bad_samples, asked)
 

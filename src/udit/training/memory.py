@@ -22,6 +22,7 @@ from udit.dist import find_device, launched, launched_here
 from udit.errors import UserError
 from udit.models.build import checkpoint_activations
 from udit.nn.dropout import dropout_keys
+from udit.optim.groups import choices_of
 from udit.run.config import Run
 from udit.run.system import SystemConfig
 from udit.training.capacity import at_hand, shortage
@@ -85,6 +86,7 @@ def _counted(run: Run, ranks: int, batch: int) -> Memory:
         y = torch.zeros(batch, dtype=torch.int64)
         there = [*model.parameters(), *model.buffers(), x0, y]
         parameters = [p for p in model.parameters() if p.requires_grad]
+        optimizer = config.optimizer.build(model, choices_of(model), config.betas).bytes
         if config.accumulation > 1:
             for parameter in parameters:
                 parameter.grad = torch.empty_like(parameter)
@@ -100,10 +102,10 @@ def _counted(run: Run, ranks: int, batch: int) -> Memory:
         batch=batch,
         weights=weights,
         gradients=trained * (1 + (ranks > 1)),
-        optimizer=2 * trained,
+        optimizer=optimizer,
         averages=averages,
         activations=activations,
-        total=weights + 2 * trained + averages + kept + living.most,
+        total=weights + optimizer + averages + kept + living.most,
     )
 
 

@@ -30,11 +30,15 @@ def describe_training(learner: Learner, source: Source, images: int) -> str:
         if run.latents
         else next(str(v) for v in map(plain.get, ("root", "path", "kind")) if v)
     )
+    choice = config.optimizer.kind
+    by = "" if choice == "adamw" else f" by {choice}"
+    if len(learner.optimizer.parts) > 1:
+        by = f" by {learner.optimizer.told()}"
     shape = "x".join(map(str, (run.model.in_channels, *run.model.size)))
     return (
         f"training {name}, {weights / 1e6:,.2f} million weights, on {images:,} of {len(source):,} images of {data} "
-        f"({shape}), {config.steps:,} steps of {config.batch_size:,} images, in {config.precision} on {world.where}; "
-        f"log: {run.out / 'metrics.jsonl'}"
+        f"({shape}), {config.steps:,} steps of {config.batch_size:,} images{by}, in {config.precision} on "
+        f"{world.where}; log: {run.out / 'metrics.jsonl'}"
     )
 
 

@@ -97,10 +97,4 @@ def default(level: Level, own: SamplingConfig, diffusion: DiffusionConfig) -> Sa
     """The noising process's own setting for a level, guided as the model's own setting is."""
     sampler, steps = diffusion.quality[level]
     steps = min(steps, diffusion.max_steps or steps)
-    return SamplingConfig().replace(
-        sampler=sampler,
-        steps=steps,
-        guidance=own.guidance,
-        guidance_channels=own.guidance_channels,
-        guidance_interval=own.guidance_interval,
-    )
+    return SamplingConfig().replace(sampler=sampler, steps=steps, **own.guidance_for(sampler))

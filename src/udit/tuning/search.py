@@ -174,12 +174,13 @@ def _clock(system: System) -> Callable[[], float]:
 
 def candidates(own: SamplingConfig, samplers: Sequence[str], counts: Sequence[int]) -> Iterator[SamplingConfig]:
     """Few-step solvers at some numbers of steps, with the run's own guidance and with guidance within an interval."""
-    intervals = [own.guidance_interval] + ([INTERVAL] if own.guidance != 1 else [])
-    guided = {"guidance": own.guidance, "guidance_channels": own.guidance_channels}
+    limited = own.guidance == 1 or own.guidance_levels is not None
+    intervals = [own.guidance_interval] + ([] if limited else [INTERVAL])
     for sampler in samplers:
         for steps in counts:
             for interval in dict.fromkeys(intervals):
-                yield SamplingConfig().replace(sampler=sampler, steps=steps, guidance_interval=interval, **guided)
+                guided = own.guidance_for(sampler) | {"guidance_interval": interval}
+                yield SamplingConfig().replace(sampler=sampler, steps=steps, **guided)
 
 
 def search(scorer: Scorer, steps_done: int | None, on_scored: Callable[[Scored], object] = lambda _: None) -> Quality:

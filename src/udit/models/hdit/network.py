@@ -17,7 +17,7 @@ from udit.models.hdit.config import HDiTConfig, HourglassLevel
 from udit.nn import init
 from udit.nn.axial import AxialAttention
 from udit.nn.blocks import module_list, run
-from udit.nn.conditioning import check_times
+from udit.nn.conditioning import check_times, label_rows
 from udit.nn.hourglass import (
     FourierFeatures,
     HourglassBlock,
@@ -63,7 +63,7 @@ class Conditioner(nn.Module):
         x = x + self.augmentation(self.augmentation_features(augmentation))
         if self.label is not None:
             null = self.label.num_embeddings - 1
-            x = x + self.label(torch.full_like(sigma, null, dtype=torch.long) if given.label is None else given.label)
+            x = x + label_rows(self.label, given.label, sigma, null)
         elif given.label is not None:
             raise UserError("the model is unconditional (num_classes 0) and takes no labels; pass y=None")
         if given.vector is not None:

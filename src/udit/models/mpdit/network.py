@@ -25,7 +25,7 @@ from udit.nn.conditioning import (
     Modulation,
     VectorConditioner,
     check_times,
-    labels_or_null,
+    label_rows,
     modulations,
     refuse_labels,
 )
@@ -180,7 +180,7 @@ class MPDiT(nn.Module):
         if self.label is None:
             refuse_labels(y)
             return Conditions(mods, embedded.new_empty(len(t), 0, self.config.width))
-        labels = self.label(labels_or_null(y, t, self.config.null_label))
+        labels = label_rows(self.label, y, t, self.config.null_label)
         return Conditions(mods, labels.unflatten(-1, (self.config.label_tokens, -1)))
 
     def enter(self, x: Tensor, cond: Conditions) -> tuple[Tensor, list[Tensor]]:

@@ -106,7 +106,8 @@ class UDiT(nn.Module):
 
     def condition(self, t: Tensor, y: Tensor | None = None) -> Conditions:
         """Everything that (t, y) decide. Each level has its own embedding; decoder 1, wide as level 2, takes that."""
-        labels = [y] * len(self.conditioners) if y is None or y.ndim != 2 else y.unbind(1)
+        by_level = y is not None and y.ndim == 2 and not y.is_floating_point()  # floats are shares of labels
+        labels = y.unbind(1) if y is not None and by_level else [y] * len(self.conditioners)
         conds = [F.silu(embed(t, label)) for embed, label in zip(self.conditioners, labels, strict=True)]
         top = conds[min(1, len(conds) - 1)]
         encoder = [stage.condition(c) for stage, c in zip(self.encoder, conds, strict=True)]

@@ -1,0 +1,228 @@
+"""Checks a release: ``make release-check``. Builds wheel and sdist and installs them as a stranger would.
+
+    python benchmarks/release.py                       # all of it; needs the package registry, and 15 GB of disk
+    python benchmarks/release.py --only tree,wheel     # some checks
+    python benchmarks/release.py --python python3.12   # another interpreter, beside those that are found
+
+Each check prints "ok" or what is wrong; the exit code is the number of those that are wrong. Not part of CI: it
+downloads gigabytes where torch is not cached.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+import tomllib
+import zipfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+PYTHONS = ("python3.11", "python3.12", "python3.13")
+LARGEST = 10_000_000
+"""Most bytes of a wheel."""
+FIRST_SAMPLE = 60.0
+"""Most seconds from the end of the installation to the first images, compiling the kernels included."""
+OF_EXTRAS = {
+    "train": ["train", "digits", "training.steps=2", "out=run", "--no-progress"],
+    "metrics": ["--help"],
+    "hub": ["--help"],
+    "export": ["export", "onnx", "demo:digits", "--out", "graph"],
+    "serve": ["--help"],
+    "studio": ["--help"],
+    "formats": ["--help"],
+    "adapters": ["--help"],
+    "optimizers": ["--help"],
+}
+"""A command that an extra is for, where there is one that needs no other extra."""
+
+
+class Wrong(Exception):
+    """A check that does not hold."""
+
+
+def run(*words: str | Path, cwd: Path = ROOT, **env: str) -> str:
+    """Output of a command.
+
+    Raises:
+        Wrong: it failed.
+    """
+    clean = {key: value for key, value in os.environ.items() if key not in ("PYTHONPATH", "VIRTUAL_ENV")}
+    done = subprocess.run([str(word) for word in words], capture_output=True, text=True, cwd=cwd, env=clean | env)
+    if done.returncode:
+        raise Wrong(f"`{' '.join(map(str, words))}`: {(done.stderr or done.stdout).strip()[-600:]}")
+    return done.stdout + done.stderr
+
+
+def tree(work: Path) -> Iterator[str]:
+    """Nothing is uncommitted; version, changelog and citation agree."""
+    if dirty := run("git", "status", "--porcelain").strip():
+        raise Wrong(f"uncommitted: {dirty}")
+    version = re.search(r'__version__ = "(.+)"', (ROOT / "src/udit/__init__.py").read_text(encoding="utf-8"))
+    newest = re.search(r"^## \[(.+?)\]", (ROOT / "CHANGELOG.md").read_text(encoding="utf-8"), re.MULTILINE)
+    cited = re.search(r"^version: (.+)$", (ROOT / "CITATION.cff").read_text(encoding="utf-8"), re.MULTILINE)
+    found = {"__init__": version, "CHANGELOG": newest, "CITATION.cff": cited}
+    numbers = {where: match[1].strip() if match else None for where, match in found.items()}
+    if len(set(numbers.values())) != 1:
+        raise Wrong(f"versions differ: {numbers}")
+    yield f"version {numbers['__init__']} everywhere, nothing uncommitted"
+
+
+def wheel(work: Path) -> Iterator[str]:
+    """Wheel and sdist are built, and hold what they should; the sdist builds the same wheel."""
+    tools = environment(work / "tools", sys.executable)
+    run(tools, "-m", "pip", "install", "-q", "build", "twine")
+    dist = work / "dist"
+    run(tools, "-m", "build", "-q", "--outdir", dist, ROOT)
+    run(tools, "-m", "twine", "check", *dist.iterdir())
+    [built], [source] = dist.glob("*.whl"), dist.glob("*.tar.gz")
+    names = set(zipfile.ZipFile(built).namelist())
+    kinds = ("py", "cpp", "h", "yaml", "safetensors")
+    files = (path for kind in kinds for path in (ROOT / "src").rglob(f"*.{kind}"))
+    needed = [path.relative_to(ROOT / "src").as_posix() for path in files]
+    if missing := [name for name in needed if name not in names]:
+        raise Wrong(f"not in the wheel: {missing[:5]}")
+    if strange := [name for name in names if not name.startswith(("udit/", "udit-"))]:
+        raise Wrong(f"in the wheel and not of the package: {strange[:5]}")
+    if built.stat().st_size > LARGEST:
+        raise Wrong(f"the wheel has {built.stat().st_size:,} bytes, more than {LARGEST:,}")
+    run("tar", "-xzf", source, "-C", work)
+    again = work / "again"
+    run(tools, "-m", "build", "-q", "--wheel", "--outdir", again, work / source.name.removesuffix(".tar.gz"))
+    [rebuilt] = again.glob("*.whl")
+    if set(zipfile.ZipFile(rebuilt).namelist()) != names:
+        raise Wrong("the sdist builds a wheel of other files")
+    sizes = [f"{one.name}: {one.stat().st_size:,} bytes" for one in (built, source)]
+    yield f"{'; '.join(sizes)}; {len(names)} files in the wheel"
+
+
+def install(work: Path, pythons: list[str]) -> Iterator[str]:
+    """Core extras alone in a new environment: import, help, first images, and the same without a compiler."""
+    [built] = (work / "dist").glob("*.whl")
+    for python in pythons:
+        if shutil.which(python) is None or not _runs(python):
+            yield f"{python}: not here, not tried"
+            continue
+        place = environment(work / python, python)
+        began = time.perf_counter()
+        run(place, "-m", "pip", "install", "-q", *_pins(python), built)
+        installed = time.perf_counter() - began
+        yield f"{python}: installed in {installed:.0f} s; {first_images(place, work / f'{python}-first')}"
+
+
+def _pins(python: str) -> list[str]:
+    """torch as it is pinned: without a pin the newest one for a GPU is downloaded, where another is at hand."""
+    pin = re.search(r"^torch==.+$", (ROOT / "constraints.txt").read_text(encoding="utf-8"), re.MULTILINE)
+    return [pin[0]] if pin else []
+
+
+def _runs(python: str) -> bool:
+    return subprocess.run([python, "-c", ""], capture_output=True).returncode == 0
+
+
+def first_images(place: Path, where: Path) -> str:
+    """Times of an import, of the help and of the first images with and without a compiler."""
+    where.mkdir()
+    cache = {"UDIT_CACHE": str(where / "cache"), "OMP_NUM_THREADS": "1"}
+    clock = {}
+    drawing = ("sample", "demo:digits", "--labels", "3,7", "--n", "8", "--no-progress")
+    for name, words, env in (
+        ("import", ("-c", "import udit"), {}),
+        ("--help", ("-m", "udit", "--help"), {}),
+        ("first images", ("-m", "udit", *drawing, "--out", "x"), cache),
+        ("again", ("-m", "udit", *drawing, "--out", "y"), cache),
+        ("without a compiler", ("-m", "udit", *drawing, "--out", "z"), cache | {"UDIT_CACHE": "none", "CXX": "none"}),
+    ):
+        began = time.perf_counter()
+        said = run(place, *words, cwd=where, **env)
+        clock[name] = time.perf_counter() - began
+        if name == "without a compiler" and said.count("no C++ compiler") != 1:
+            raise Wrong(f"without a compiler it said: {said}")
+    if clock["first images"] > FIRST_SAMPLE:
+        raise Wrong(f"the first images took {clock['first images']:.0f} s, more than {FIRST_SAMPLE:.0f}")
+    if (where / "x" / "grid.png").stat().st_size == 0:
+        raise Wrong("no images")
+    return ", ".join(f"{name} {seconds:.1f} s" for name, seconds in clock.items())
+
+
+def extras(work: Path) -> Iterator[str]:
+    """Each extra by itself, on top of the core: it installs, is consistent, and its command runs."""
+    [built] = (work / "dist").glob("*.whl")
+    core = work / "python3.11"
+    base = environment(core, "python3.11")
+    run(base, "-m", "pip", "install", "-q", *_pins("python3.11"), built)
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    for extra in project["optional-dependencies"]:
+        if extra not in OF_EXTRAS:
+            continue
+        place = environment(work / f"extra-{extra}", "python3.11")
+        site = next((work / f"extra-{extra}" / "lib").glob("python*")) / "site-packages"
+        core_site = next((core / "lib").glob("python*")) / "site-packages"
+        (site / "core.pth").write_text(f"{core_site}\n", encoding="utf-8")
+        run(place, "-m", "pip", "install", "-q", *_pins("python3.11"), f"udit[{extra}] @ {built.as_uri()}")
+        folder = work / f"extra-{extra}" / "work"
+        folder.mkdir()
+        run(place, "-m", "udit", *OF_EXTRAS[extra], cwd=folder, OMP_NUM_THREADS="1")
+        yield f"udit[{extra}]: `udit {' '.join(OF_EXTRAS[extra])}`"
+        shutil.rmtree(work / f"extra-{extra}")
+
+
+def oldest(work: Path) -> Iterator[str]:
+    """The lower bounds of pyproject.toml are real: with exactly these versions the first images are drawn."""
+    [built] = (work / "dist").glob("*.whl")
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    bounds = [line.replace(">=", "==") for line in project["dependencies"]]
+    pins = work / "oldest.txt"
+    pins.write_text("\n".join(_full(line) for line in bounds) + "\n", encoding="utf-8")
+    place = environment(work / "oldest", "python3.11")
+    run(place, "-m", "pip", "install", "-q", "-c", pins, built)
+    yield f"{', '.join(bounds)}: {first_images(place, work / 'oldest-first')}"
+
+
+def _full(pin: str) -> str:
+    """``numpy==2`` as ``numpy==2.*``: a bound may leave the last parts of a version out."""
+    return pin if pin.count(".") >= 2 else f"{pin}.*"
+
+
+def environment(folder: Path, python: str) -> Path:
+    """The interpreter of a virtual environment, made if it is not there."""
+    inside = folder / "bin" / "python"
+    if not inside.exists():
+        run(python, "-m", "venv", folder)
+    return inside
+
+
+def main() -> int:
+    """Runs the checks."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", default="tree,wheel,install,extras,oldest", help="checks, by their names")
+    parser.add_argument("--python", action="append", default=[], help="another interpreter")
+    asked = parser.parse_args()
+    pythons = [*PYTHONS, *asked.python]
+    checks: dict[str, Callable[[Path], Iterator[str]]] = {
+        "tree": tree,
+        "wheel": wheel,
+        "install": lambda work: install(work, pythons),
+        "extras": extras,
+        "oldest": oldest,
+    }
+    wrong = 0
+    with tempfile.TemporaryDirectory() as scratch:
+        for name in asked.only.split(","):
+            try:
+                for line in checks[name](Path(scratch)):
+                    print(f"ok     {name}: {line}", flush=True)
+            except Wrong as error:
+                wrong += 1
+                print(f"WRONG  {name}: {error}", flush=True)
+    return wrong
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""Small trained models that come with the library: ``demo:digits``, ``demo:fashion-mnist``."""

@@ -1,0 +1,1 @@
+"""Optimisers, which weights each one changes, and schedules of the learning rate."""
