@@ -38,8 +38,8 @@ def test_a_missing_compiler_is_logged_once_and_torch_runs(
         assert not asked.available()
         assert not asked.loaded()
     assert [record.message for record in caplog.records] == [
-        "no C++ compiler (CXX is 'no-such-compiler', which is not there): torch's own operators run in place of compiled "
-        "ones, more slowly"
+        "no C++ compiler (CXX is 'no-such-compiler', which is not there): torch's own operators run in place of "
+        "compiled ones, more slowly"
     ]
 
 
