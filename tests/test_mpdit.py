@@ -1,4 +1,4 @@
-"""MPDiT: numbers of the official program, its levels, its embeddings of time and label, and the errors of its config."""
+"""MPDiT: numbers of the official program, levels, embeddings of time and label, and the errors of its config."""
 
 from __future__ import annotations
 
@@ -52,7 +52,9 @@ def test_a_label_is_tokens_and_modulates_nothing() -> None:
     cond, other = model.condition(t, y), model.condition(t, (y + 1) % 5)
     assert cond.labels.shape == (3, 3, 16)
     assert not torch.equal(cond.labels, other.labels)
-    assert all(torch.equal(a, b) for one, two in zip(cond.mods, other.mods, strict=True) for a, b in zip(one, two))
+    assert all(
+        torch.equal(a, b) for one, two in zip(cond.mods, other.mods, strict=True) for a, b in zip(one, two, strict=True)
+    )
     assert torch.equal(model(x, t), model(x, t, torch.full_like(y, 5)))
     assert not torch.equal(model(x, t), model(x, t, y))
 

@@ -14,14 +14,16 @@ from udit.models.dic.config import DiCConfig
 from udit.models.dico.config import DiCoConfig
 from udit.models.dimsum.config import DiMSUMConfig
 from udit.models.dit.config import DiTConfig
+from udit.models.fit.config import FiTConfig
 from udit.models.hdit.config import HDiTConfig, HourglassLevel, Mapping
 from udit.models.lightningdit.config import LightningDiTConfig
 from udit.models.mpdit.config import MPDiTConfig
 from udit.models.pde.config import PDEConfig
+from udit.models.repa.config import Projectors, REPAConfig
 from udit.models.skipdit.config import SkipDiTConfig
 from udit.models.udit.config import UDiTConfig
 from udit.models.uvit.config import UViTConfig
-from udit.nn.specs import AxialNeighborhood, AxialWindow, Context, Downsampled, Full, Mlp
+from udit.nn.specs import AxialNeighborhood, AxialWindow, Context, Downsampled, Full, Mlp, SwiGlu
 from udit.spec.base import Spec
 
 
@@ -75,6 +77,12 @@ _SIT = _DIT.replace(
     code="MIT",
     exact=f"{_SAME}; so do its losses, its SDE, and Euler's and Heun's methods; its dopri5 is not implemented",
 )
+_REPA = _DIT.replace(
+    paper="2410.06940",
+    code="MIT",
+    exact=f"{_SAME}, the projections as well; so do its losses and samplers (udit.diffusion.transport). Training by "
+    "its alignment loss is not implemented, nor is qk_norm",
+)
 _SKIPDIT = _DIT.replace(
     paper="2411.17616",
     code="Apache-2.0; parts after DiT, CC BY-NC 4.0",
@@ -95,6 +103,14 @@ _MPDIT = _DIT.replace(
     attention="global, sin-cos positions; coarse patches first, fine ones last; labels are tokens",
     skips="the input's patches, one per finer level",
     exact=f"{_SAME}; of three levels, keys, parameters and MACs only; the MLP of the time is not checked",
+)
+_FIT = _DIT.replace(
+    paper="2402.12376",
+    code="Apache-2.0",
+    attention="within each image of a row of tokens, RoPE",
+    ffn="SwiGLU",
+    exact=f"{_SAME}; so do rows of several images, and rotary tables in each mode of extrapolation. Our output is not "
+    "multiplied by the image's number in its row, and times are not clamped to 1",
 )
 _UVIT = About(
     paper="2209.12152",
@@ -205,10 +221,32 @@ def _sit(size: str, weights: str = "-") -> Entry:
     return Entry(config=config, about=_SIT, weights=weights, unverified="licence of weights" if weights != "-" else "")
 
 
+def _repa(size: str, weights: str = "-") -> Entry:
+    unverified = "file names, licence of weights" if weights != "-" else ""
+    return Entry(config=REPAConfig(**_ISOTROPIC[size]), about=_REPA, weights=weights, unverified=unverified)
+
+
 def _lightning(size: str, weights: str = "-") -> Entry:
     config = LightningDiTConfig(**_ISOTROPIC[size])
     unverified = "file names, licence of weights" if weights != "-" else ""
     return Entry(config=config, about=_LIGHTNING, weights=weights, unverified=unverified)
+
+
+def _fit(width: int, depth: int, heads: int, rank: int) -> Entry:
+    config = FiTConfig(width=width, depth=depth, heads=heads, rank=rank)
+    about = _FIT.replace(paper="2410.13925", attention=f"{_FIT.attention}, normalised queries and keys")
+    return Entry(
+        config=config, about=about, weights="InfImagine/FiTv2 (Apache-2.0)", unverified="file names, licence of weights"
+    )
+
+
+_FIT_ONE: dict[str, Any] = {
+    "time": "index",
+    "learn_sigma": True,
+    "reversed_flow": False,
+    "qk_norm": False,
+    "rank": None,
+}
 
 
 def _mpdit(size: str, *depths: int) -> Entry:
@@ -280,6 +318,9 @@ CATALOG: dict[str, Entry] = {
     "DiT-XL/2-512": _dit("XL", _DIT_WEIGHTS.format(512), input_size=64),
     **{f"SiT-{size}/2": _sit(size) for size in _ISOTROPIC},
     "SiT-XL/2": _sit("XL", "willisma/SiT, XL/2 at 256x256 (MIT)"),
+    "REPA-B/2": _repa("B"),
+    "REPA-L/2": _repa("L"),
+    "REPA-XL/2": _repa("XL", "sihyun-yu/REPA, README (MIT)"),
     "Skip-DiT-XL/2": Entry(
         config=SkipDiTConfig(),
         about=_SKIPDIT,
@@ -288,6 +329,14 @@ CATALOG: dict[str, Entry] = {
     ),
     "LightningDiT-B/1": _lightning("B"),
     "LightningDiT-XL/1": _lightning("XL", "hustvl/LightningDiT, README (MIT)"),
+    "FiT-XL/2": Entry(
+        config=FiTConfig(**_ISOTROPIC["XL"], ffn=SwiGlu(hidden=4608), **_FIT_ONE),
+        about=_FIT,
+        weights="InfImagine/FiT (Apache-2.0)",
+        unverified="file names, licence of weights",
+    ),
+    "FiTv2-XL/2": _fit(1152, 36, 16, rank=288),
+    "FiTv2-3B/2": _fit(2304, 40, 24, rank=576),
     "MPDiT-B": _mpdit("B", 6, 6),
     "MPDiT-L": _mpdit("L", 18, 6),
     "MPDiT-XL": _mpdit("XL", 22, 6),
@@ -352,8 +401,12 @@ CATALOG: dict[str, Entry] = {
     "U-DiT-tiny": Entry(config=UDiTConfig(width=16, heads=2, depths=(1, 1, 1), **_DIGITS), about=_UDIT),
     "DiT-tiny": Entry(config=DiTConfig(**_SMALL), about=_DIT),
     "SiT-tiny": Entry(config=DiTConfig(**_SMALL, **_REVERSED), about=_SIT),
+    "REPA-tiny": Entry(
+        config=REPAConfig(**_SMALL, projectors=Projectors(after_block=2, hidden=64, widths=(32,))), about=_REPA
+    ),
     "Skip-DiT-tiny": Entry(config=SkipDiTConfig(**_SMALL, shallow=1), about=_SKIPDIT),
     "LightningDiT-tiny": Entry(config=LightningDiTConfig(**_SMALL, patch=2), about=_LIGHTNING),
+    "FiT-tiny": Entry(config=FiTConfig(**_SMALL, patch=1, rank=16), about=_FIT),
     "MPDiT-tiny": Entry(
         config=MPDiTConfig(width=64, heads=4, depths=(2, 2), patch=1, label_tokens=4, **_DIGITS), about=_MPDIT
     ),
