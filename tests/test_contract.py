@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 import udit
 from conftest import perturb, same_bits, snapshot
-from peers import KEY_LISTS, assert_bijection, key_list, learns
+from peers import KEY_LISTS, STEEP, assert_bijection, key_list, learns
 from udit.analysis import Cost, cost
 from udit.diffusion.cache import StepCache
 from udit.diffusion.conditions import gather
@@ -29,9 +29,6 @@ TINY = [name for name in CATALOG if name.endswith("-tiny")]
 FULL = [name for name in CATALOG if name not in TINY]
 TIMES = {"index": [3, 500, 999], "unit": [0.003, 0.5, 0.999], "sigma": [0.1, 1.0, 20.0]}
 
-STEEP = {"MPDiT-tiny": 0.02}
-"""Smaller noise on weights: MPDiT's embedding of the time is near 100 when its spectral weights are drawn as its paper
-says, so that float32's rounding grows a thousandfold behind modulations of the usual noise."""
 APART = {"REPA-tiny": "projectors."}
 """Parameters on which the output does not depend: their own outputs are tested in the family's file."""
 

@@ -27,7 +27,7 @@ class FiTConfig(PatchConfig):
     qk_norm: bool = True
     """Queries and keys of each head are normalised, without weights."""
     rank: PositiveInt | None = 96
-    """Channels between the two matrices of a block's modulation, to which one modulation of all blocks is added (FiTv2);
+    """Channels between the two matrices of a block's modulation, beside one modulation that all blocks share (FiTv2);
     None is one matrix in each block (FiT)."""
     time_shift: Annotated[float, Field(gt=0)] = 1
     """s of t -> s t / (1 + (s - 1) t), what the network takes for t; 1 leaves it. Larger images want another."""
