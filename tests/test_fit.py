@@ -13,7 +13,7 @@ import udit
 from conftest import DATA, batch, perturb, same_bits, snapshot
 from udit.errors import UserError
 from udit.models.catalog import find
-from udit.models.fit.sequence import pack, unpack
+from udit.nn.sequences import pack, unpack
 from udit.parity import check_file
 from udit.parity.network import systems
 

@@ -14,11 +14,11 @@ from torch import Tensor, nn
 
 from udit import ops
 from udit.models.fit.config import FiTConfig
-from udit.models.fit.sequence import check_sequence
 from udit.nn import init
 from udit.nn.blocks import module_list, run
 from udit.nn.conditioning import Modulation, VectorConditioner, modulated, modulations
 from udit.nn.rotary import base_frequencies, extrapolated, split_rotary_table
+from udit.nn.sequences import check_sequence
 from udit.nn.tokens import patchify
 from udit.ops import to_first
 
@@ -127,7 +127,7 @@ class FiT(nn.Module):
         return self.leave(x, skip, cond)
 
     def sequence(self, x: Tensor, t: Tensor, y: Tensor | None, grid: Tensor, mask: Tensor) -> Tensor:
-        """Rows of tokens, of several images and padding (``udit.models.fit.sequence.pack`` makes them).
+        """Rows of tokens, of several images and padding (``udit.nn.sequences.pack`` makes them).
 
         Args:
             x: [B, N, C p p], patches as (channel, row, column).

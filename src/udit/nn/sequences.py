@@ -13,7 +13,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from udit.errors import UserError
-from udit.models.config import check_multiples
 from udit.nn.tokens import patchify
 
 
@@ -75,10 +74,12 @@ def check_sequence(x: Tensor, grid: Tensor, mask: Tensor, channels: int) -> None
 
 def _tokens(image: Tensor, patch: int) -> tuple[Tensor, Tensor]:
     """[C, H, W] -> tokens [n, C p p], grid [2, n]."""
-    try:
-        check_multiples(*image.shape[1:], patch, f"does not split into {patch}x{patch} patches")
-    except ValueError as error:
-        raise UserError(str(error)) from None
+    height, width = image.shape[1:]
+    if height % patch or width % patch:
+        raise UserError(
+            f"an image of {height}x{width} does not split into {patch}x{patch} patches; its sides must be multiples of "
+            f"{patch}"
+        )
     patches = patchify(image[None], patch)[0]
     rows, columns = (torch.arange(side, device=image.device) for side in patches.shape[:2])
     row, column = torch.meshgrid(rows, columns, indexing="ij")
