@@ -1,4 +1,4 @@
-"""Loads and fuzzes `udit serve` on 127.0.0.1, and records what happened: docs/performance/serve.json.
+"""Loads and fuzzes `udit serve` on 127.0.0.1, and records what happened: docs/results/serve.json.
 
 python benchmarks/serve.py [MODEL] [--parts load kills fuzz] [--requests 2000] [--clients 200] [--fuzz 10000] [--write]
 
@@ -31,7 +31,7 @@ from udit.benchmarking.report import machine
 from udit.diffusion.config import FlowConfig, SamplingConfig
 from udit.run.system import SystemConfig
 
-RECORD = Path(__file__).parents[1] / "docs" / "performance" / "serve.json"
+RECORD = Path(__file__).parents[1] / "docs" / "results" / "serve.json"
 
 
 def noise_model(folder: Path) -> str:

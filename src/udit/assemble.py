@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from udit import rng
 from udit.data.codec import Codec, encode
 from udit.diffusion.cache import StepCache
-from udit.diffusion.combine import APG, CFG, CFGZero, Rule
-from udit.diffusion.conditions import prepared
+from udit.diffusion.combine import rule_of
+from udit.diffusion.conditions import label_tensor, prepared
 from udit.diffusion.config import SamplingConfig
 from udit.diffusion.denoiser import Denoiser
 from udit.diffusion.guidance import AnyDenoiser, Guided
@@ -75,13 +75,6 @@ def step_cache(model: ModelConfig, sampling: SamplingConfig) -> StepCache | None
         )
     final_time = {"index": 20.0, "unit": 0.02, "sigma": 0.02 / 0.98}[model.time]
     return StepCache(sampling.cache, final_time, forecast=sampling.forecast, guidance=sampling.keep_guidance)
-
-
-def rule_of(sampling: SamplingConfig) -> Rule:
-    """The rule of guidance of a setting."""
-    if sampling.guidance_kind == "apg":
-        return APG(sampling.guidance_eta, sampling.guidance_norm, sampling.guidance_momentum)
-    return CFGZero() if sampling.guidance_kind == "cfg-zero" else CFG()
 
 
 @runtime_checkable
@@ -336,7 +329,9 @@ class System:
         cache = step_cache(self.config.model, sampling)
         sampler = make_sampler(sampling.sampler, eta=sampling.eta, clip=sampling.clip)
         images, strength = start_from or (None, 1.0)
-        given = context if context is not None or labels is None else self._condition(labels)
+        model = self.config.model
+        rows = model.num_classes + (model.null_label is not None)
+        given = context if context is not None or labels is None else label_tensor(labels, rows)
         if given is None or not given.is_floating_point():  # of vectors and of shares every image has its own
             known = None if given is None else given.tolist()
             denoiser = prepared(denoiser, sampler, sampling.steps, known, device, strength)
@@ -367,20 +362,6 @@ class System:
         between = any(isinstance(label, Between) for label in labels or ())
         if between and any(isinstance(network, Fingerprinted) for network in networks):
             raise UserError("an exported graph takes whole classes; interpolate between classes with the model itself")
-
-    def _condition(self, labels: list[Label]) -> Tensor:
-        """Labels as the network takes them: [N] int64, or shares [N, K] where any lies between two."""
-        if all(isinstance(label, int) for label in labels):
-            return torch.tensor(labels)
-        model = self.config.model
-        shares = torch.zeros(len(labels), model.num_classes + (model.null_label is not None))
-        for row, label in zip(shares, labels, strict=True):
-            if isinstance(label, Between):
-                row[label.first] += 1 - label.share
-                row[label.second] += label.share
-            else:
-                row[label] = 1
-        return shares
 
     def _check_images(self, images: Tensor | None, count: int) -> None:
         if images is None:
