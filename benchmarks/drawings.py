@@ -102,7 +102,9 @@ def subgrids() -> Any:
         for column in range(8):
             cell(22.4 + column, 7 - row, colours[row % 2][column % 2])
     axes.text(4, 8.4, "64 tokens, smoothed by a\ndepthwise filter", ha="center", fontsize=9)
-    axes.text(15.1, 8.9, "four sub-grids of 16 tokens; attention within each,\nwith the same weights", ha="center", fontsize=9)
+    axes.text(
+        15.1, 8.9, "four sub-grids of 16 tokens; attention within each,\nwith the same weights", ha="center", fontsize=9
+    )
     axes.text(26.4, 8.4, "interleaved again:\nno token is dropped", ha="center", fontsize=9)
     axes.set(xlim=(-0.5, 31), ylim=(-0.8, 10.2))
     return figure

@@ -77,7 +77,10 @@ for conditional models, `y` int64 [B] or float32 [B, tokens, width]; the output 
 
 ## For diffusers
 
-    udit export diffusers runs/digits --out digits-for-diffusers
+<!-- not executed: tests/test_pipelines.py exports and draws -->
+```console
+$ udit export diffusers runs/digits --out digits-for-diffusers
+```
 
 writes a folder that diffusers loads where udit is not installed:
 

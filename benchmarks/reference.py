@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ast
 import inspect
+import itertools
 import json
 import re
 import sys
@@ -21,9 +22,9 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 from ruamel.yaml import YAML
+from system_pages import first_sentence, navigation, systems_pages
 
 import udit
-from system_pages import first_sentence, navigation, systems_pages
 from udit.cli import app
 from udit.diffusion.config import PROCESSES
 from udit.models.catalog import families
@@ -36,14 +37,15 @@ MKDOCS = DOCS.parent / "mkdocs.yml"
 GENERATED = "<!-- Written by `make docs` from the code; edit the code. -->\n\n"
 
 
-# ---- commands ----------------------------------------------------------------------------------------------------------
+# ---- commands ----
 
 
 def commands_page() -> str:
     """docs/reference/commands.md."""
     parts = [
-        "# Commands\n\nEvery command prints this with `--help`. Exit codes: 0 done; 1 a run cannot go on; 2 a mistake in the "
-        "command or its files, told in one line; 130 interrupted by Ctrl-C (a training has saved a checkpoint then).\n"
+        "# Commands\n\nEvery command prints this with `--help`. Exit codes: 0 done; 1 a run cannot go on; 2 a mistake "
+        "in the command or its files, told in one line; 130 interrupted by Ctrl-C (a training has saved a checkpoint "
+        "then).\n"
     ]
     for name in (word for word in app if not word.startswith("-")):
         below = [word for word in app[name] if not word.startswith("-")]
@@ -80,15 +82,16 @@ def _cell(text: str) -> str:
     return re.sub(r"<([A-Za-z]+)>", r"`<\1>`", text.replace("|", "\\|"))
 
 
-# ---- keys --------------------------------------------------------------------------------------------------------------
+# ---- keys ----
 
 
 def keys_page() -> str:
     """docs/reference/keys.md."""
     recipes = "\n".join(f"- `{name}`: {about}" for name, about in list_recipes().items())
     parts = [
-        "# Keys of a recipe\n\nA recipe is a YAML file of these keys; `udit train RECIPE key=value ...` overrides any of them, and\n"
-        "`--dry-run` prints the complete run. Keys marked * may change when a run is resumed; any other change is refused.\n\n"
+        "# Keys of a recipe\n\nA recipe is a YAML file of these keys; `udit train RECIPE key=value ...` overrides any "
+        "of them, and\n`--dry-run` prints the complete run. Keys marked * may change when a run is resumed; any other "
+        "change is refused.\n\n"
         f"Shipped recipes (`udit train --list`):\n\n{recipes}\n"
     ]
     own = {name: field for name, field in Run.model_fields.items() if not specs_of(field)}
@@ -118,8 +121,8 @@ def _inner(path: str, field: FieldInfo) -> Iterator[str]:
 def _models() -> str:
     lines = [
         "## model\n",
-        "`model=NAME` takes a row of the [catalogue](../models.md), `model.KEY=VALUE` changes its keys. Channels, size and "
-        "number of classes follow the data where they are not given. Keys by family:\n",
+        "`model=NAME` takes a row of the [catalogue](../models.md), `model.KEY=VALUE` changes its keys. Channels, size "
+        "and number of classes follow the data where they are not given. Keys by family:\n",
     ]
     shown: set[str] = set()
     for family, spec in families().items():
@@ -149,7 +152,7 @@ def docs_of(spec: type[BaseModel]) -> dict[str, str]:
             continue
         tree = ast.parse(inspect.getsource(cls).strip() if not inspect.getsource(cls).startswith(" ") else "")
         body = tree.body[0].body if tree.body and isinstance(tree.body[0], ast.ClassDef) else []
-        for field, text in zip(body, body[1:], strict=False):
+        for field, text in itertools.pairwise(body):
             named = isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name)
             if named and isinstance(text, ast.Expr) and isinstance(text.value, ast.Constant):
                 found[field.target.id] = str(text.value.value)  # type: ignore[union-attr]
@@ -182,22 +185,26 @@ def _takes(annotation: Any) -> str:
     return names.get(annotation, getattr(annotation, "__name__", str(annotation)))
 
 
-# ---- Python ------------------------------------------------------------------------------------------------------------
+# ---- Python ----
 
 
 def python_page() -> str:
     """docs/reference/python.md."""
     lines = [
         "# Python\n",
-        "What `import udit` offers; everything is loaded on first use. Docstrings (`help(udit.generate)`) say shapes, units and "
-        "errors.\n",
+        "What `import udit` offers; everything is loaded on first use. Docstrings (`help(udit.generate)`) say shapes, "
+        "units and errors.\n",
     ]
     for name in sorted(udit.__all__, key=str.lower):
         if name == "__version__":
             continue
         thing = getattr(udit, name)
         said = parse(inspect.getdoc(thing) or "")
-        lines += [f"## udit.{name}\n", f"```text\n{_signature(name, thing)}\n```\n", (said.short_description or "") + "\n"]
+        lines += [
+            f"## udit.{name}\n",
+            f"```text\n{_signature(name, thing)}\n```\n",
+            (said.short_description or "") + "\n",
+        ]
         if said.long_description and not issubclass(type(thing), type):
             lines.append(said.long_description + "\n")
         rows = [f"- `{one.arg_name}`: {' '.join((one.description or '').split())}" for one in said.params]
@@ -224,7 +231,7 @@ def _signature(name: str, thing: Any) -> str:
     return line if len(line) <= 100 else "\n".join([f"{name}(", *(f"    {part}," for part in parts), f"){end}"])
 
 
-# ---- the index for language models --------------------------------------------------------------------------------------
+# ---- the index for language models ----
 
 LLMS = DOCS.parent / "llms.txt"
 PREFACE = """# udit
@@ -266,7 +273,7 @@ def _opening(text: str) -> tuple[str, str]:
     return heading, first_sentence(words)
 
 
-# ---- all of it --------------------------------------------------------------------------------------------------------
+# ---- all of it ----
 
 
 def pages() -> dict[Path, str]:

@@ -27,9 +27,7 @@ def systems_pages(note: str) -> dict[str, str]:
     """
     notes = read(NOTES)
     digits, sizes = read(HERE / "digits.json"), counted()
-    pages = {
-        file_name(key): note + page(key, rows, notes[key], digits, sizes) for key, rows in grouped(notes).items()
-    }
+    pages = {file_name(key): note + page(key, rows, notes[key], digits, sizes) for key, rows in grouped(notes).items()}
     lines = ["# Systems\n", "One page for each; [all sizes](../models.md) with parameters and MACs.\n"]
     lines += [f"- [{key}]({file_name(key)}): {first_sentence(notes[key]['is'])}" for key in grouped(notes)]
     return {"index.md": note + "\n".join(lines) + "\n", **pages}
@@ -115,8 +113,8 @@ def score(tiny: str, digits: dict[str, Any]) -> str:
     low, high = row["agreement_interval"]
     return (
         f"On the digits `{tiny}` reached {100 * row['agreement']:.1f} % class agreement ({100 * low:.1f} to "
-        f"{100 * high:.1f}, N = {row['num_samples']:,}) after the demo's budget, with one learning rate for all systems, "
-        "tuned for none ([the comparison](../digits.md)).\n"
+        f"{100 * high:.1f}, N = {row['num_samples']:,}) after the demo's budget, with one learning rate for all "
+        "systems, tuned for none ([the comparison](../digits.md)).\n"
     )
 
 

@@ -5,7 +5,8 @@ A block of ``python`` or ``console`` is run as it stands. A comment in the line 
     <!-- not executed: the reason -->
     <!-- executed with: train training.steps=2; sample --steps 2 -->
 
-The second appends words to the commands of those names, in place of the same option, so that they take seconds. Lines of a console block that do not
+The second appends words to the commands of those names, in place of the same option, so that they take seconds.
+Lines of a console block that do not
 begin with ``$`` are what the command prints, in this order; ``...`` stands for anything.
 """
 
@@ -19,7 +20,9 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
-BLOCK = re.compile(r"^(?:<!-- (?P<mark>[^\n]*) -->\n)?```(?P<kind>python|console)\n(?P<code>.*?)^```", re.DOTALL | re.MULTILINE)
+BLOCK = re.compile(
+    r"^(?:<!-- (?P<mark>[^\n]*) -->\n)?```(?P<kind>python|console)\n(?P<code>.*?)^```", re.DOTALL | re.MULTILINE
+)
 UNMARKED = re.compile(r"^    (?:\$ )?(?:udit|pip|make|torchrun|accelerate|import udit|udit\.\w+\() ?.*$", re.MULTILINE)
 """A command in an indented block, which carries no mark."""
 

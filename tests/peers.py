@@ -15,6 +15,10 @@ from conftest import DATA, batch
 from udit.models.config import ModelConfig
 from udit.models.fixed import Unused
 
+STEEP = {"MPDiT-tiny": 0.02}
+"""Smaller noise on weights: MPDiT's embedding of the time is near 100 when its spectral weights are drawn as its paper
+says, so that float32's rounding grows a thousandfold behind modulations of the usual noise."""
+
 
 def _keys(file: str) -> dict[str, Any]:
     return json.loads(gzip.decompress((DATA / f"{file}-keys.json.gz").read_bytes()))
@@ -86,8 +90,12 @@ def assert_golden(out: Tensor, record: dict[str, Any]) -> None:
     assert abs(flat.sum().item() - record["sum"]) < 1e-4 * math.sqrt(flat.numel())
 
 
-def learns(model: nn.Module, y: Any, time: Tensor | None = None, steps: int = 2) -> tuple[float, float]:
+def learns(
+    model: nn.Module, y: Any, time: Tensor | None = None, steps: int = 2, apart: str | None = None
+) -> tuple[float, float]:
     """The squared error to a fixed image before and after some steps; by then every parameter must have a gradient.
+
+    Those whose names begin with ``apart`` must have none.
 
     One step is not enough: parameters behind a layer that is initialised to zero get a gradient only after it.
     """
@@ -104,5 +112,5 @@ def learns(model: nn.Module, y: Any, time: Tensor | None = None, steps: int = 2)
         optimiser.step()
         losses.append(loss.item())
     still = [name for name, p in model.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0]
-    assert not still
+    assert still == [name for name, _ in model.named_parameters() if apart and name.startswith(apart)]
     return losses[0], losses[-1]

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import contextlib
 import json
+import time
 import urllib.request
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 from runs import image_folder, train
+from udit.assemble import System
 from udit.studio.serve import Server, open_studio
 
 STEPS = (3, 6)
@@ -36,11 +39,27 @@ def serving(root: Path) -> Iterator[Server]:
         server.close()
 
 
+@contextlib.contextmanager
+def slow_steps(seconds: float) -> Iterator[list[float]]:
+    """Steps take as long; yields the times at which each has ended."""
+    ended: list[float] = []
+    real = System.steps
+
+    def slowly(*given: Any, **options: Any) -> Iterator[Any]:
+        for step in real(*given, **options):
+            time.sleep(seconds)
+            ended.append(time.monotonic())
+            yield step
+
+    with mock.patch.object(System, "steps", slowly):
+        yield ended
+
+
 class Client:
     """One browser tab, as far as the server can tell."""
 
-    def __init__(self, server: Server) -> None:
-        self.url = server.url
+    def __init__(self, url: str) -> None:
+        self.url = url
         self.session = uuid.uuid4().hex
         with urllib.request.urlopen(f"{self.url}config", timeout=30) as answer:
             self.events = {each["api_name"]: each["id"] for each in json.load(answer)["dependencies"]}

@@ -19,6 +19,7 @@ from torch.autograd import forward_ad
 
 import udit
 from conftest import perturb
+from peers import STEEP
 from test_operators import examples, normal
 from udit import ops
 from udit.models.build import checkpoint_activations
@@ -76,7 +77,7 @@ class Subject:
 def network(name: str, dtype: torch.dtype) -> nn.Module:
     if name in VARIANTS:
         return perturb(udit.build("U-DiT-tiny", **VARIANTS[name])).to(dtype)
-    return perturb(udit.build(name, **SHALLOW.get(name, {}))).to(dtype)
+    return perturb(udit.build(name, **SHALLOW.get(name, {})), STEEP.get(name, 0.1)).to(dtype)
 
 
 def conditions(model: nn.Module, dtype: torch.dtype) -> tuple[Tensor, Tensor]:

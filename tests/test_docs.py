@@ -41,7 +41,12 @@ def test_every_block_runs_or_says_why_not(name: str) -> None:
     ("mark", "code", "words", "printed"),
     [
         ("", "$ udit a b  # why\nthis ... that\n", ("udit", "a", "b"), ("this ... that",)),
-        ("executed with: a --n 2; c d=1", "$ udit a --n 9 'b c' \\\n    d\n", ("udit", "a", "b c", "d", "--n", "2"), ()),
+        (
+            "executed with: a --n 2; c d=1",
+            "$ udit a --n 9 'b c' \\\n    d\n",
+            ("udit", "a", "b c", "d", "--n", "2"),
+            (),
+        ),
     ],
 )
 def test_blocks_are_read(mark: str, code: str, words: tuple[str, ...], printed: tuple[str, ...]) -> None:
@@ -89,6 +94,7 @@ def digits(folder: Path) -> None:
 SETUP: dict[str, Callable[[Path], None]] = {
     "README.md": images,
     "docs/start/own-images.md": flawed,
+    "docs/guidance.md": digits,
     "docs/sampling.md": digits,
 }
 """What a page takes for granted."""

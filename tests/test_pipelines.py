@@ -35,6 +35,7 @@ from udit.run.system import SystemConfig
 from vaes import tiny_vae
 
 FAMILIES = [name for name in CATALOG if name.endswith("-tiny")]
+APG = SamplingConfig(steps=4, guidance=3.0, guidance_kind="apg", guidance_levels=(0.1, 50.0), guidance_rescale=0.5)
 DIGITS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 SOME = [pytest.param(n, marks=() if n in ("U-DiT-tiny", "SiT-tiny") else pytest.mark.slow) for n in FAMILIES]
 WITHOUT_UDIT = """
@@ -119,6 +120,7 @@ def test_a_process_without_udit_draws_the_same_pictures(tmp_path: Path) -> None:
     flow = CATALOG["DiT-tiny"].config.replace(in_channels=4, learn_sigma=False)
     systems = {
         "pixels": udit_model,
+        "apg": made("U-DiT-tiny", diffusion=velocity, sampling=APG),
         "latents": made(latent, diffusion=velocity, codec=vae),
         "flow": made(flow, diffusion=FlowConfig(), codec=SpaceToDepthCodec(factor=2)),
     }
@@ -130,6 +132,7 @@ def test_a_process_without_udit_draws_the_same_pictures(tmp_path: Path) -> None:
         (tmp_path / "pixels", {**seeds, "sampler": "ddpm", "num_inference_steps": 4}),
         (tmp_path / "latents", {**seeds, "sampler": "ddim", "num_inference_steps": 4, **guided}),
         (tmp_path / "flow", {**seeds, "sampler": "flow-euler", "num_inference_steps": 4, **guided}),
+        (tmp_path / "apg", seeds),  # the model's own setting, its guidance kept between evaluations
         (tmp_path / "pixels", {"seeds": [7, 3], "class_labels": "nine, two", "sampler": "ddim", "eta": 0.5}),
     ]
     for (folder, arguments), found in zip(calls, drawn(calls, tmp_path), strict=True):

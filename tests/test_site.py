@@ -1,4 +1,4 @@
-"""The documentation as a site: every page has its place, the build warns of nothing, nothing comes from another host."""
+"""The documentation as a site: every page has its place, the build warns of nothing, no other host is asked."""
 
 from __future__ import annotations
 
@@ -18,7 +18,9 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
-LOADED = re.compile(r"<(?:script|link|img|iframe|source|video)\b[^>]*?\b(?:src|srcset|href)=[\"']?((?:https?:)?//[^\"'\s>]+)")
+LOADED = re.compile(
+    r"<(?:script|link|img|iframe|source|video)\b[^>]*?\b(?:src|srcset|href)=[\"']?((?:https?:)?//[^\"'\s>]+)"
+)
 """What a browser fetches by itself, from another host; a link to click on is none."""
 STYLE = re.compile(r"(?:url\(|@import )[\"']?((?:https?:)?//[^\"')]+)")
 
@@ -116,12 +118,14 @@ def test_a_browser_asks_no_other_host_and_finds_words(site: Path, opened: str) -
         for name in ("index.html", "dit-to-udit.html", "reference/keys.html", "systems/u-dit.html", "models.html"):
             page.goto(base + name)
             page.wait_for_load_state("load")
-            broken = "[...document.images].filter(image => image.complete && !image.naturalWidth).map(image => image.src)"
+            broken = (
+                "[...document.images].filter(image => image.complete && !image.naturalWidth).map(image => image.src)"
+            )
             assert page.evaluate(broken) == []
             assert page.evaluate("document.documentElement.scrollWidth") == 400, f"{name} is wider than the screen"
         page.goto(base + "index.html")
         page.click("label[for=__search]")
-        page.fill("input[name=query]", "memorisation")
+        page.locator("input[name=query]").press_sequentially("memorisation")
         page.wait_for_selector(".md-search-result__item a", timeout=30_000)
         browser.close()
     assert len(asked) > 10

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
+import time
 import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -15,7 +16,7 @@ from urllib.parse import urlsplit
 import pytest
 from PIL import Image
 
-from studio_page import serving, tiny_run
+from studio_page import serving, slow_steps, tiny_run
 from udit.images import read_settings
 from udit.studio.serve import Server
 
@@ -229,6 +230,32 @@ def test_stop_ends_a_drawing(opened: Opened) -> None:
     shown.get_by_label("Steps").fill("2")
     shown.get_by_role("button", name="Draw", exact=True).click()
     drawn(shown, "2 images in")
+
+
+def test_closing_the_tab_stops_its_drawing_within_a_step(opened: Opened) -> None:
+    page = opened()
+    with slow_steps(0.3) as ended:
+        panel(page).get_by_label("Steps").fill("40")
+        panel(page).get_by_role("button", name="Draw", exact=True).click()
+        panel(page).get_by_role("status").filter(has_text="Step 2 of 40").wait_for()
+        done = len(ended)
+        page.close()
+        time.sleep(2)
+        assert len(ended) <= done + 1
+
+
+def test_the_browser_keeps_nothing(opened: Opened) -> None:
+    page = opened()
+    shown = panel(page)
+    shown.get_by_label("Seeds").fill("77")
+    shown.get_by_role("button", name="Draw", exact=True).click()
+    drawn(shown, "2 images in")
+    kept = page.evaluate("async () => [{...localStorage}, {...sessionStorage}, await indexedDB.databases()]")
+    assert kept == [{}, {}, []]
+    assert page.context.cookies() == []
+    page.reload()
+    shown.get_by_label("Sampler").wait_for()
+    assert shown.get_by_label("Seeds").input_value() == "0-3"
 
 
 def test_what_is_wrong_is_a_line_in_the_page(opened: Opened) -> None:

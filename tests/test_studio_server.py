@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -20,8 +21,7 @@ from unittest import mock
 import pytest
 
 from runs import environment
-from studio_page import Client, draw_values, messages, serving, tiny_run
-from udit.studio import drawing
+from studio_page import Client, draw_values, messages, serving, slow_steps, tiny_run
 from udit.studio.serve import MOST_BYTES, Server
 
 pytestmark = pytest.mark.slow
@@ -40,22 +40,6 @@ def server(run: Path) -> Iterator[Server]:
         yield made
 
 
-@contextlib.contextmanager
-def slow_steps(seconds: float) -> Iterator[list[float]]:
-    """Steps take as long; yields the times at which each has ended."""
-    ended: list[float] = []
-    real = drawing.one_by_one
-
-    def slowly(steps: Any) -> Iterator[Any]:
-        for step in real(steps):
-            time.sleep(seconds)
-            ended.append(time.monotonic())
-            yield step
-
-    with mock.patch.object(drawing, "one_by_one", slowly):
-        yield ended
-
-
 def get(server: Server, path: str, host: str | None = None) -> tuple[int, bytes]:
     request = urllib.request.Request(server.url + path, headers={} if host is None else {"Host": host})
     try:
@@ -71,7 +55,7 @@ def text_of(message: dict[str, Any]) -> str:
 
 
 def test_a_drawing_is_told_step_by_step(server: Server) -> None:
-    client = Client(server)
+    client = Client(server.url)
     client.join("draw", draw_values(KEY))
     told = list(messages(client.listen()))
     assert [each["msg"] for each in told].count("process_generating") >= 5
@@ -81,7 +65,7 @@ def test_a_drawing_is_told_step_by_step(server: Server) -> None:
 
 def test_an_error_is_a_line_in_the_page_and_no_traceback(server: Server, capfd: pytest.CaptureFixture[str]) -> None:
     for values in (draw_values("other@newest"), draw_values(KEY, seeds="x"), draw_values(KEY, steps="many")):  # type: ignore[arg-type]
-        client = Client(server)
+        client = Client(server.url)
         client.join("draw", values)
         told = list(messages(client.listen()))
         assert told[-1]["success"], told[-1]
@@ -91,7 +75,7 @@ def test_an_error_is_a_line_in_the_page_and_no_traceback(server: Server, capfd: 
 
 def test_a_client_that_goes_away_stops_its_drawing_within_a_step(server: Server) -> None:
     with slow_steps(0.3) as ended:
-        client = Client(server)
+        client = Client(server.url)
         client.join("draw", draw_values(KEY, steps=40))
         stream = client.listen()
         for told in messages(stream):
@@ -101,14 +85,14 @@ def test_a_client_that_goes_away_stops_its_drawing_within_a_step(server: Server)
         stream.close()
         time.sleep(2)
         assert len(ended) <= done + 1
-        other = Client(server)  # which the queue serves next
+        other = Client(server.url)  # which the queue serves next
         other.join("draw", draw_values(KEY, steps=1))
         assert list(messages(other.listen()))[-1]["success"]
 
 
 def test_a_waiting_client_that_goes_away_is_passed_over(server: Server) -> None:
     with slow_steps(0.1) as ended:
-        first, gone = Client(server), Client(server)
+        first, gone = Client(server.url), Client(server.url)
         first.join("draw", draw_values(KEY, steps=10))
         gone.join("draw", draw_values(KEY, steps=30))
         streams = [first.listen(), gone.listen()]
@@ -121,7 +105,7 @@ def test_a_waiting_client_that_goes_away_is_passed_over(server: Server) -> None:
 
 def drawn_by(server: Server, results: list[Any], starts: list[int], number: int) -> None:
     """One client; appends its number to ``starts`` when its drawing begins."""
-    client = Client(server)
+    client = Client(server.url)
     try:
         client.join("draw", draw_values(KEY, seeds=str(number), steps=2))
     except urllib.error.HTTPError as error:
@@ -194,7 +178,7 @@ def test_nothing_of_the_disk_is_served_but_what_was_drawn(server: Server, run: P
         assert code in (403, 404), path
         assert b"secret" not in text
         assert b"root:" not in text
-    client = Client(server)
+    client = Client(server.url)
     client.join("draw", draw_values(KEY))
     told = json.dumps(list(messages(client.listen())))
     saved = next(inside.glob("saved-*/*.png"))
@@ -235,27 +219,57 @@ def test_the_server_listens_on_this_machine_alone(server: Server) -> None:
     assert [each.getsockname()[0] for each in server._sockets] == ["127.0.0.1"]
 
 
-def test_a_command_ends_with_ctrl_c_and_leaves_nothing(run: Path, tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "udit", "studio", str(run), "--port", "0", "--device", "cpu"]
+@contextlib.contextmanager
+def running(run: Path, folder: Path, *before: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
+    """The command in a process of its own, whose environment asks for what it must not do; yields its address."""
+    wants = {"GRADIO_SHARE": "True", "GRADIO_ANALYTICS_ENABLED": "True", "GRADIO_SERVER_NAME": "0.0.0.0"}
     process = subprocess.Popen(
-        command,
-        env=environment(TMPDIR=str(tmp_path), GRADIO_SHARE="True", GRADIO_ANALYTICS_ENABLED="True"),
+        [*before, sys.executable, "-m", "udit", "studio", str(run), "--port", "0", "--device", "cpu"],
+        env=environment(TMPDIR=str(folder), **wants),
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        start_new_session=True,
     )
     assert process.stdout is not None
-    line = process.stdout.readline()
-    assert line.startswith(f"studio of {run}: http://127.0.0.1:")
-    url = line.partition(": ")[2].partition(" ")[0]
+    try:
+        line = process.stdout.readline()
+        assert line.startswith(f"studio of {run}: http://127.0.0.1:")
+        yield process, line.partition(": ")[2].partition(" ")[0]
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)  # with what a program before it has started
+        process.communicate()
+
+
+def config_of(url: str) -> dict[str, Any]:
+    """What the page is told of itself; waits until it answers."""
     deadline = time.monotonic() + 60
-    while time.monotonic() < deadline:
-        with contextlib.suppress(urllib.error.URLError), urllib.request.urlopen(f"{url}config", timeout=30) as answer:
-            config = json.load(answer)
-            break
-        time.sleep(0.2)
-    assert config["analytics_enabled"] is False
-    process.send_signal(signal.SIGINT)
-    out, errors = process.communicate(timeout=60)
+    while True:
+        try:
+            with urllib.request.urlopen(f"{url}config", timeout=30) as answer:
+                return json.load(answer)
+        except urllib.error.URLError:
+            assert time.monotonic() < deadline
+            time.sleep(0.2)
+
+
+def test_a_command_ends_with_ctrl_c_and_leaves_nothing(run: Path, tmp_path: Path) -> None:
+    with running(run, tmp_path) as (process, url):
+        assert config_of(url)["analytics_enabled"] is False
+        process.send_signal(signal.SIGINT)
+        out, errors = process.communicate(timeout=60)
     assert (process.returncode, out, errors) == (0, "", "")
     assert not [path for path in tmp_path.iterdir() if "udit-studio" in path.name]
+
+
+def test_the_server_calls_no_other_host(run: Path, tmp_path: Path) -> None:
+    """Nor looks for a name: every connection that it opens is to this machine."""
+    calls = tmp_path / "calls"
+    with running(run, tmp_path, "strace", "-f", "-qq", "-e", "trace=connect,sendto", "-o", str(calls)) as (_, url):
+        config_of(url)
+        client = Client(url)
+        client.join("draw", draw_values(KEY))
+        assert list(messages(client.listen()))[-1]["success"]
+    found = re.findall(r"sa_family=AF_INET6?, .*", calls.read_text(errors="replace"))
+    assert [call for call in found if 'inet_addr("127.0.0.1")' not in call and '"::1"' not in call] == []

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from udit import rng
 from udit.data.codec import Codec, encode
 from udit.diffusion.cache import StepCache
-from udit.diffusion.combine import APG, CFG, CFGZero, Rule
-from udit.diffusion.conditions import prepared
+from udit.diffusion.combine import rule_of
+from udit.diffusion.conditions import label_tensor, prepared
 from udit.diffusion.config import SamplingConfig
 from udit.diffusion.denoiser import Denoiser
 from udit.diffusion.guidance import AnyDenoiser, Guided
@@ -75,13 +75,6 @@ def step_cache(model: ModelConfig, sampling: SamplingConfig) -> StepCache | None
         )
     final_time = {"index": 20.0, "unit": 0.02, "sigma": 0.02 / 0.98}[model.time]
     return StepCache(sampling.cache, final_time, forecast=sampling.forecast, guidance=sampling.keep_guidance)
-
-
-def rule_of(sampling: SamplingConfig) -> Rule:
-    """The rule of guidance of a setting."""
-    if sampling.guidance_kind == "apg":
-        return APG(sampling.guidance_eta, sampling.guidance_norm, sampling.guidance_momentum)
-    return CFGZero() if sampling.guidance_kind == "cfg-zero" else CFG()
 
 
 @runtime_checkable
@@ -313,6 +306,7 @@ class System:
             raise UserError(f"labels are {len(chosen)} and seeds {len(seeds)}; give one label for each seed")
         if batch_size < 1:
             raise UserError(f"batch_size is {batch_size}; it counts images, at least 1")
+        self.check_points(chosen)
         self._check_context(context, null, len(seeds))
         self._check_images(from_image, len(seeds))
         start = None if from_image is None else (from_image, strength)
@@ -335,7 +329,9 @@ class System:
         cache = step_cache(self.config.model, sampling)
         sampler = make_sampler(sampling.sampler, eta=sampling.eta, clip=sampling.clip)
         images, strength = start_from or (None, 1.0)
-        given = context if context is not None or labels is None else self._condition(labels)
+        model = self.config.model
+        rows = model.num_classes + (model.null_label is not None)
+        given = context if context is not None or labels is None else label_tensor(labels, rows)
         if given is None or not given.is_floating_point():  # of vectors and of shares every image has its own
             known = None if given is None else given.tolist()
             denoiser = prepared(denoiser, sampler, sampling.steps, known, device, strength)
@@ -356,21 +352,16 @@ class System:
             for network, training in zip(networks, were_training, strict=True):
                 network.train(training)
 
-    def _condition(self, labels: list[Label]) -> Tensor:
-        """Labels as the network takes them: [N] int64, or shares [N, K] where any lies between two."""
-        if all(isinstance(label, int) for label in labels):
-            return torch.tensor(labels)
-        if isinstance(self.backbone, Fingerprinted):
+    def check_points(self, labels: Sequence[Label] | None) -> None:
+        """Refuses points between classes where a network cannot take them.
+
+        Raises:
+            UserError: an exported graph would have to.
+        """
+        networks = [self.backbone] if self.weak is None else [self.backbone, self.weak.backbone]
+        between = any(isinstance(label, Between) for label in labels or ())
+        if between and any(isinstance(network, Fingerprinted) for network in networks):
             raise UserError("an exported graph takes whole classes; interpolate between classes with the model itself")
-        model = self.config.model
-        shares = torch.zeros(len(labels), model.num_classes + (model.null_label is not None))
-        for row, label in zip(shares, labels, strict=True):
-            if isinstance(label, Between):
-                row[label.first] += 1 - label.share
-                row[label.second] += label.share
-            else:
-                row[label] = 1
-        return shares
 
     def _check_images(self, images: Tensor | None, count: int) -> None:
         if images is None:

@@ -7,7 +7,7 @@ import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
@@ -323,7 +323,7 @@ def generate(
         system = load_graph(graph, model, weights) if graph else load(model, weights=weights).fused().to(world.device)
     vectors = context if isinstance(context, Context) or context is None else read_context(Path(context))
     if quality is not None:
-        chosen = _of_quality(quality, None if isinstance(model, System) else Path(model), system)
+        chosen = qualities(None if isinstance(model, System) else Path(model), system)[quality]
     elif isinstance(sampling, SamplingConfig):
         chosen = sampling
     else:
@@ -347,6 +347,7 @@ def generate(
     strength = STRENGTH if strength is None else strength
     generation = Generation(system, seeds, each, chosen, vectors, batch_size, world, start, strength)
     generation.evaluations()  # refuses a strength that leaves none, before a folder is made
+    system.check_points(each)
     return generation
 
 
@@ -358,23 +359,27 @@ def _labels(
         return between(classes.labels(wanted.ends), len(seeds))
     if wanted is None and classes.trained > 1 and any(isinstance(seed, Between) for seed in seeds):
         raise UserError("an interpolation between seeds shows one class, and none is named; give labels")
-    chosen = [*range(classes.trained)] if wanted is None else classes.points(wanted)
-    if wanted is not None and len(chosen) > len(seeds):
-        raise UserError(f"labels are {len(chosen)} and seeds {len(seeds)}; give a seed for each label, or fewer labels")
-    return [chosen[i % len(chosen)] for i in range(len(seeds))] if chosen else None
+    return classes.each(wanted, len(seeds))
 
 
-def _of_quality(level: Level, folder: Path | None, system: System) -> SamplingConfig:
-    """The setting that was tuned for a model, or the default one of its noising process."""
+def qualities(folder: Path | None, system: System) -> dict[Level, SamplingConfig]:
+    """The settings that were tuned for a model, or the default ones of its noising process.
+
+    Args:
+        folder: of the model, which may hold ``quality.json``; None where it has none.
+        system: the model.
+    """
+    levels: tuple[Level, ...] = get_args(Level)
     tuned = None if folder is None else Quality.read(folder)
     if tuned is None:
-        chosen = default(level, system.config.sampling, system.config.diffusion)
+        found = {level: default(level, system.config.sampling, system.config.diffusion) for level in levels}
         where = f" beside {folder}" if folder is not None else ""
-        logger.info("no quality.json%s: %s, %d steps (`udit tune` finds better)", where, chosen.sampler, chosen.steps)
-        return chosen
+        listed = ", ".join(f"{level} is {each.sampler}, {each.steps} steps" for level, each in found.items())
+        logger.info("no quality.json%s: %s (`udit tune` finds better)", where, listed)
+        return found
     if not system.has_weights(tuned.weights):
         logger.warning("quality.json was tuned for other weights, of step %s; run `udit tune` again", tuned.step)
     if tuned.warning:
         logger.warning("quality.json was chosen by a %s", tuned.warning)
-    found: Scored = getattr(tuned, level)
-    return found.sampling
+    scored: dict[Level, Scored] = {level: getattr(tuned, level) for level in levels}
+    return {level: each.sampling for level, each in scored.items()}

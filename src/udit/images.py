@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import io
 import json
 import math
 import unicodedata
@@ -56,6 +57,13 @@ def save_png(image: Image.Image, path: Path, settings: dict[str, Any] | None = N
         raise RunError(
             f"cannot write {path}: {error.strerror or error}; give a writable place with enough room"
         ) from None
+
+
+def png_bytes(image: Image.Image, settings: Mapping[str, Any] | None = None) -> bytes:
+    """The contents of the file that ``save_png`` writes."""
+    stream = io.BytesIO()
+    image.save(stream, format="PNG", pnginfo=png_info(settings))
+    return stream.getvalue()
 
 
 def png_info(settings: Mapping[str, Any] | None) -> PngInfo:

@@ -52,13 +52,16 @@ class Bundle:
         for value in constants.values():
             self._note(value)
         waiting = [(root, name) for name in (*names, *constants)] + list(self.values)
-        while waiting:
+        grown = True
+        while waiting or grown:
             while waiting:
                 key = waiting.pop()
                 if key not in self.pieces:
                     waiting += self._take(key)
+            known = len(self.attributes)
             for key in list(self.pieces):
                 waiting += self._grow(key)
+            grown = len(self.attributes) > known  # which a class that came before may have members of
 
     def _note(self, value: Any) -> None:
         """Remembers the configs in a value by their class and its bases, which say the types of fields."""

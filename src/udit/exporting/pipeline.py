@@ -20,18 +20,19 @@ from diffusers.models.modeling_utils import ModelMixin
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline, ImagePipelineOutput
 from torch import Tensor
 
+from udit.assemble import rule_of
 from udit.data.pixels import Affine, to_latents, to_pixels
-from udit.diffusion.config import DDPMConfig, ProcessConfig, SamplingConfig
+from udit.diffusion.config import DDPMConfig, ProcessConfig
 from udit.diffusion.denoiser import Denoiser
 from udit.diffusion.guidance import Guided
 from udit.diffusion.sample import SeededNoise, make_sampler
+from udit.diffusion.settings import SamplingConfig
 from udit.errors import UserError
 from udit.models.config import ModelConfig
-from udit.models.dit.config import DiTConfig
 from udit.rng import seeds_of
 from udit.run.classes import Classes
 
-MODEL: ModelConfig = DiTConfig()
+MODEL: ModelConfig = ModelConfig(family="written by the exporter")
 """The network; its weights are fused."""
 PROCESS: ProcessConfig = DDPMConfig()
 """The noising process that it was trained on."""
@@ -147,6 +148,8 @@ class UditPipeline(DiffusionPipeline):
             "clip": clip,
         }
         settings = replace(SAMPLING, **{key: value for key, value in given.items() if value is not None})
+        if guidance_interval is not None:
+            settings = replace(settings, guidance_levels=None)
         images = [
             self._draw(seeds[start : start + batch_size], labels and labels[start : start + batch_size], settings)
             for start in range(0, len(seeds), batch_size)
@@ -170,7 +173,7 @@ class UditPipeline(DiffusionPipeline):
         (index.parent / "pipeline.py").write_bytes(SOURCE)
 
     def denoiser(self, settings: SamplingConfig) -> Denoiser | Guided:
-        """The network on its noising process, guided as the settings say."""
+        """The network on its noising process, for one run of sampling guided as the settings say."""
         schedule = PROCESS.build()
         backbone, time = schedule.precondition(self.transformer, MODEL.time)
         denoiser = Denoiser(
@@ -189,7 +192,17 @@ class UditPipeline(DiffusionPipeline):
         if (channels or 0) > MODEL.in_channels:
             raise UserError(f"guidance_channels is {channels} and the model predicts {MODEL.in_channels}")
         low, high = settings.guidance_interval
-        return Guided(denoiser, settings.guidance, (low, high), channels)
+        guided = Guided(
+            denoiser,
+            settings.guidance,
+            (low, high),
+            channels,
+            rule=rule_of(settings),
+            rescale=settings.guidance_rescale,
+            levels=settings.guidance_levels,
+            zero_init=settings.zero_init,
+        )
+        return guided.begun()
 
     def _draw(self, seeds: Sequence[int], labels: Sequence[int] | None, settings: SamplingConfig) -> Tensor:
         """One batch, uint8 [B, C, H, W] on the CPU."""

@@ -65,6 +65,10 @@ def export_pipeline(system: System, folder: Path) -> PipelineFolder:
             f"the model takes vectors {list(system.config.model.condition_shape)} for a condition and pipelines for "
             "diffusers take labels; sample from it with udit"
         )
+    if system.weak is not None:
+        raise UserError(
+            "the model is guided by a weaker one, which a pipeline for diffusers has no place for; drop weak"
+        )
     if folder.exists() and not is_pipeline(folder) and (folder.is_file() or any(folder.iterdir())):
         raise UserError(f"{folder} exists and is no exported pipeline; choose another place with --out")
     fused = system.fused()

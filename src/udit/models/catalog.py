@@ -14,28 +14,36 @@ from udit.models.dic.config import DiCConfig
 from udit.models.dico.config import DiCoConfig
 from udit.models.dimsum.config import DiMSUMConfig
 from udit.models.dit.config import DiTConfig
+from udit.models.fit.config import FiTConfig
 from udit.models.hdit.config import HDiTConfig, HourglassLevel, Mapping
 from udit.models.lightningdit.config import LightningDiTConfig
+from udit.models.mpdit.config import MPDiTConfig
+from udit.models.papers import (
+    ADM,
+    DIC,
+    DICO,
+    DIMSUM,
+    DIT,
+    FIT,
+    HDIT,
+    LIGHTNING,
+    MPDIT,
+    PDE,
+    REPA,
+    SIT,
+    SKIPDIT,
+    UDIT,
+    UVIT,
+    VANILLA,
+    About,
+)
 from udit.models.pde.config import PDEConfig
+from udit.models.repa.config import Projectors, REPAConfig
 from udit.models.skipdit.config import SkipDiTConfig
 from udit.models.udit.config import UDiTConfig
 from udit.models.uvit.config import UViTConfig
-from udit.nn.specs import AxialNeighborhood, AxialWindow, Context, Downsampled, Full, Mlp
+from udit.nn.specs import AxialNeighborhood, AxialWindow, Context, Downsampled, Full, Mlp, SwiGlu
 from udit.spec.base import Spec
-
-
-class About(Spec):
-    """What all rows of one paper have in common, in words for a reader."""
-
-    paper: str
-    """arXiv identifier."""
-    code: str
-    """Licence of the official program. None of its code is in this library."""
-    attention: str
-    ffn: str
-    skips: str
-    exact: str
-    """What is checked against the official program, and what is not checked or not implemented."""
 
 
 class Entry(Spec):
@@ -49,115 +57,14 @@ class Entry(Spec):
     """Which parts of ``weights`` were not checked against their source."""
 
 
-_SAME = "outputs, keys, parameters and MACs equal the official program's"
-_UDIT = About(
-    paper="2405.02730",
-    code="CC BY-NC 4.0",
-    attention="cosine, RoPE, within 2x2 interleaved sub-grids behind a depthwise filter",
-    ffn="GELU with re-parameterised depthwise convolutions",
-    skips="concatenated, one per level",
-    exact=_SAME,
-)
-_VANILLA = _UDIT.replace(
-    attention="scaled dot product within 2x2 interleaved sub-grids behind a depthwise filter", ffn="GELU MLP"
-)
-_DIT = About(
-    paper="2212.09748",
-    code="CC BY-NC 4.0",
-    attention="global, sin-cos positions",
-    ffn="GELU MLP",
-    skips="none",
-    exact=_SAME,
-)
-_SIT = _DIT.replace(
-    paper="2401.08740",
-    code="MIT",
-    exact=f"{_SAME}; so do its losses, its SDE, and Euler's and Heun's methods; its dopri5 is not implemented",
-)
-_SKIPDIT = _DIT.replace(
-    paper="2411.17616",
-    code="Apache-2.0; parts after DiT, CC BY-NC 4.0",
-    skips="concatenated, first half to second, block by block",
-    exact=f"{_SAME}, cached inference as well",
-)
-_LIGHTNING = _DIT.replace(
-    paper="2501.01423",
-    code="MIT",
-    attention="global, RoPE and sin-cos positions",
-    ffn="SwiGLU",
-    exact=f"{_SAME}; qk_norm and shift=false are not checked, nor its loss (diffusion.cosine=1) and the shift of its "
-    "sampler's times (diffusion.shift) against its program",
-)
-_UVIT = About(
-    paper="2209.12152",
-    code="MIT",
-    attention="global, learned positions; time and condition are tokens",
-    ffn="GELU MLP",
-    skips="concatenated, first half to second, block by block",
-    exact=f"{_SAME}; the VP-SDE of its pixel models is not implemented",
-)
-_DIC = About(
-    paper="2501.00603",
-    code="CC BY-NC 4.0",
-    attention="none: 3x3 convolutions",
-    ffn="none",
-    skips="concatenated, every third block",
-    exact=_SAME,
-)
-_DICO = About(
-    paper="2505.11196",
-    code="Apache-2.0",
-    attention="none: depthwise 3x3 convolutions and channel attention",
-    ffn="GELU MLP",
-    skips="concatenated, one per level",
-    exact=_SAME,
-)
-_PDE = About(
-    paper="2505.24717",
-    code="Apache-2.0",
-    attention="cosine, learned relative positions; shifted windows",
-    ffn="GELU MLP",
-    skips="concatenated, one per level",
-    exact=f"{_SAME}; the form with separate channels is not built",
-)
-_ADM = About(
-    paper="2105.05233",
-    code="MIT",
-    attention="global at coarse levels, between residual 3x3 convolutions",
-    ffn="none",
-    skips="concatenated, every block",
-    exact=f"{_SAME}; no classifier guidance",
-)
-_HDIT = About(
-    paper="2401.11605",
-    code="MIT",
-    attention="cosine, axial RoPE; neighbourhoods or shifted windows at fine levels, global at the coarsest",
-    ffn="GEGLU",
-    skips="learned mixture, one per level",
-    exact=f"{_SAME}; neighbourhood attention is checked against its definition",
-)
-
-
-_DIMSUM = About(
-    paper="2411.04168",
-    code="BSD-3-Clause",
-    attention="Mamba over space and over Haar wavelets, fused by attention; one shared global block every fourth",
-    ffn="gated GELU",
-    skips="none",
-    exact="outputs, keys and parameters equal the official program's; so do MACs, once wavelets, cond_proj (which has "
-    "no effect) and the shared block's repeated adaLN are added; scans and wavelets are not in the MACs; the scan is "
-    "checked against a sequential one; adaptive guidance is not implemented",
-)
-
-
 def _udit(width: int, heads: int) -> Entry:
     weights = "yuchuantian/U-DiT (licence per repository; code CC BY-NC 4.0)"
-    return Entry(config=UDiTConfig(width=width, heads=heads), about=_UDIT, weights=weights)
+    return Entry(config=UDiTConfig(width=width, heads=heads), about=UDIT, weights=weights)
 
 
 def _vanilla(width: int, heads: int) -> Entry:
     parts: dict[str, Any] = {"attention": Downsampled(cosine=False, rope=False), "ffn": Mlp(ratio=2)}
-    return Entry(config=UDiTConfig(width=width, heads=heads, **parts), about=_VANILLA)
+    return Entry(config=UDiTConfig(width=width, heads=heads, **parts), about=VANILLA)
 
 
 def _ours(config: UDiTConfig) -> Entry:
@@ -168,9 +75,9 @@ def _ours(config: UDiTConfig) -> Entry:
         "window": "within windows, every other shifted",
     }[config.attention.kind]
     likeness = "cosine" if config.attention.cosine else "scaled dot product"
-    about = _UDIT.replace(
+    about = UDIT.replace(
         attention=f"{likeness}{', RoPE' if config.attention.rope else ''}, {plan}",
-        ffn="GELU MLP" if isinstance(config.ffn, Mlp) else _UDIT.ffn if config.ffn.reparam else "GELU, depthwise 5x5",
+        ffn="GELU MLP" if isinstance(config.ffn, Mlp) else UDIT.ffn if config.ffn.reparam else "GELU, depthwise 5x5",
         exact="sizes are ours: the paper prints none",
     )
     return Entry(config=config, about=about)
@@ -186,7 +93,7 @@ _ISOTROPIC: dict[str, dict[str, int]] = {
 
 
 def _dit(size: str, weights: str = "-", **overrides: Any) -> Entry:
-    return Entry(config=DiTConfig(**_ISOTROPIC[size], **overrides), about=_DIT, weights=weights)
+    return Entry(config=DiTConfig(**_ISOTROPIC[size], **overrides), about=DIT, weights=weights)
 
 
 _REVERSED: dict[str, Any] = {"time": "unit", "learn_sigma": False, "spare_outputs": True, "reversed_flow": True}
@@ -194,18 +101,45 @@ _REVERSED: dict[str, Any] = {"time": "unit", "learn_sigma": False, "spare_output
 
 def _sit(size: str, weights: str = "-") -> Entry:
     config = DiTConfig(**_ISOTROPIC[size], **_REVERSED)
-    return Entry(config=config, about=_SIT, weights=weights, unverified="licence of weights" if weights != "-" else "")
+    return Entry(config=config, about=SIT, weights=weights, unverified="licence of weights" if weights != "-" else "")
+
+
+def _repa(size: str, weights: str = "-") -> Entry:
+    unverified = "file names, licence of weights" if weights != "-" else ""
+    return Entry(config=REPAConfig(**_ISOTROPIC[size]), about=REPA, weights=weights, unverified=unverified)
 
 
 def _lightning(size: str, weights: str = "-") -> Entry:
     config = LightningDiTConfig(**_ISOTROPIC[size])
     unverified = "file names, licence of weights" if weights != "-" else ""
-    return Entry(config=config, about=_LIGHTNING, weights=weights, unverified=unverified)
+    return Entry(config=config, about=LIGHTNING, weights=weights, unverified=unverified)
+
+
+def _fit(width: int, depth: int, heads: int, rank: int) -> Entry:
+    config = FiTConfig(width=width, depth=depth, heads=heads, rank=rank)
+    about = FIT.replace(paper="2410.13925", attention=f"{FIT.attention}, normalised queries and keys")
+    return Entry(
+        config=config, about=about, weights="InfImagine/FiTv2 (Apache-2.0)", unverified="file names, licence of weights"
+    )
+
+
+_FIT_ONE: dict[str, Any] = {
+    "time": "index",
+    "learn_sigma": True,
+    "reversed_flow": False,
+    "qk_norm": False,
+    "rank": None,
+}
+
+
+def _mpdit(size: str, *depths: int) -> Entry:
+    width, heads = _ISOTROPIC[size]["width"], _ISOTROPIC[size]["heads"]
+    return Entry(config=MPDiTConfig(width=width, heads=heads, depths=depths), about=MPDIT)
 
 
 def _uvit(width: int, depth: int, heads: int, weights: str, patch: int = 2, **overrides: Any) -> Entry:
     config = UViTConfig(width=width, depth=depth, heads=heads, patch=patch, **overrides)
-    return Entry(config=config, about=_UVIT, weights=f"baofff/U-ViT, {weights} (MIT)", unverified="licence of weights")
+    return Entry(config=config, about=UVIT, weights=f"baofff/U-ViT, {weights} (MIT)", unverified="licence of weights")
 
 
 _PIXELS: dict[str, Any] = {"in_channels": 3, "input_size": 64, "patch": 4}
@@ -218,17 +152,17 @@ def _adm(size: int, mult: tuple[float, ...], factors: tuple[int, ...], **overrid
     values = {"width": 256, "res_blocks": 2, "qkv_order": "legacy", "input_size": size, **overrides}
     config = ADMConfig(channel_mult=mult, attention_factors=factors, **values)
     weights = f"openai/guided-diffusion, {file} (MIT)"
-    return Entry(config=config, about=_ADM, weights=weights, unverified="file name, licence of weights")
+    return Entry(config=config, about=ADM, weights=weights, unverified="file name, licence of weights")
 
 
 def _hdit(patch: int, *stages: HourglassLevel, **overrides: Any) -> Entry:
-    return Entry(config=HDiTConfig(patch=patch, stages=stages, **overrides), about=_HDIT)
+    return Entry(config=HDiTConfig(patch=patch, stages=stages, **overrides), about=HDIT)
 
 
 def _dimsum(width: int, depth: int, weights: str = "-", **overrides: Any) -> Entry:
     config = DiMSUMConfig(width=width, depth=depth, drop_path=0.1, **overrides)
     return Entry(
-        config=config, about=_DIMSUM, weights=weights, unverified="licence of weights" if weights != "-" else ""
+        config=config, about=DIMSUM, weights=weights, unverified="licence of weights" if weights != "-" else ""
     )
 
 
@@ -236,19 +170,19 @@ _DIMSUM_WEIGHTS = "VinAIResearch/DiMSUM, {} (BSD-3-Clause)"
 
 
 def _dic(width: int, *depths: int) -> Entry:
-    return Entry(config=DiCConfig(width=width, depths=depths), about=_DIC)
+    return Entry(config=DiCConfig(width=width, depths=depths), about=DIC)
 
 
 def _dico(width: int, *depths: int, ratio: float = 2, hub: bool = True) -> Entry:
     config = DiCoConfig(width=width, depths=depths, ffn=Mlp(ratio=ratio, gelu="exact"))
     weights = "shallowdream204/DiCo, README (Apache-2.0)" if hub else "-"
-    return Entry(config=config, about=_DICO, weights=weights, unverified="file names" if hub else "")
+    return Entry(config=config, about=DICO, weights=weights, unverified="file names" if hub else "")
 
 
 def _pde(width: int, size: str) -> Entry:
     weights = f"thuerey-group/pde-transformer, mc-{size} (Apache-2.0)"
     config = PDEConfig(width=width, heads=width // 24)
-    return Entry(config=config, about=_PDE, weights=weights, unverified="licence of weights")
+    return Entry(config=config, about=PDE, weights=weights, unverified="licence of weights")
 
 
 _DIGITS: dict[str, Any] = {"in_channels": 1, "num_classes": 10, "input_size": 8}
@@ -267,14 +201,31 @@ CATALOG: dict[str, Entry] = {
     "DiT-XL/2-512": _dit("XL", _DIT_WEIGHTS.format(512), input_size=64),
     **{f"SiT-{size}/2": _sit(size) for size in _ISOTROPIC},
     "SiT-XL/2": _sit("XL", "willisma/SiT, XL/2 at 256x256 (MIT)"),
+    "REPA-B/2": _repa("B"),
+    "REPA-L/2": _repa("L"),
+    "REPA-XL/2": _repa("XL", "sihyun-yu/REPA, README (MIT)"),
     "Skip-DiT-XL/2": Entry(
         config=SkipDiTConfig(),
-        about=_SKIPDIT,
+        about=SKIPDIT,
         weights="OpenSparseLLMs/Skip-DiT, README (Apache-2.0; code after DiT's, CC BY-NC 4.0)",
         unverified="licence of weights",
     ),
     "LightningDiT-B/1": _lightning("B"),
     "LightningDiT-XL/1": _lightning("XL", "hustvl/LightningDiT, README (MIT)"),
+    "FiT-XL/2": Entry(
+        config=FiTConfig(**_ISOTROPIC["XL"], ffn=SwiGlu(hidden=4608), **_FIT_ONE),
+        about=FIT,
+        weights="InfImagine/FiT (Apache-2.0)",
+        unverified="file names, licence of weights",
+    ),
+    "FiTv2-XL/2": _fit(1152, 36, 16, rank=288),
+    "FiTv2-3B/2": _fit(2304, 40, 24, rank=576),
+    "MPDiT-B": _mpdit("B", 6, 6),
+    "MPDiT-L": _mpdit("L", 18, 6),
+    "MPDiT-XL": _mpdit("XL", 22, 6),
+    "MPDiTv2-B": _mpdit("B", 6, 4, 2),
+    "MPDiTv2-L": _mpdit("L", 14, 6, 4),
+    "MPDiTv2-XL": _mpdit("XL", 14, 8, 6),
     "U-ViT-S/2": _uvit(512, 12, 8, "CIFAR-10 S/2", in_channels=3, num_classes=0),
     "U-ViT-S/4": _uvit(512, 12, 8, "CelebA 64 S/4", num_classes=0, **_PIXELS),
     "U-ViT-M/4": _uvit(768, 16, 12, "ImageNet 64 M/4", null_class=False, **_PIXELS),
@@ -329,17 +280,24 @@ CATALOG: dict[str, Entry] = {
     "DiT-UNet-tiny": _ours(
         UDiTConfig(width=16, heads=2, depths=(1, 1, 1), attention=Full(cosine=False, rope=False), ffn=Mlp(), **_DIGITS)
     ),
-    "DiMSUM-tiny": Entry(config=DiMSUMConfig(**_SMALL, patch=1, fusion_heads=4), about=_DIMSUM),
-    "U-DiT-tiny": Entry(config=UDiTConfig(width=16, heads=2, depths=(1, 1, 1), **_DIGITS), about=_UDIT),
-    "DiT-tiny": Entry(config=DiTConfig(**_SMALL), about=_DIT),
-    "SiT-tiny": Entry(config=DiTConfig(**_SMALL, **_REVERSED), about=_SIT),
-    "Skip-DiT-tiny": Entry(config=SkipDiTConfig(**_SMALL, shallow=1), about=_SKIPDIT),
-    "LightningDiT-tiny": Entry(config=LightningDiTConfig(**_SMALL, patch=2), about=_LIGHTNING),
-    "U-ViT-tiny": Entry(config=UViTConfig(**_SMALL, shallow=1), about=_UVIT),
-    "DiC-tiny": Entry(config=DiCConfig(width=16, depths=(2, 2, 2), **_DIGITS), about=_DIC),
-    "DiCo-tiny": Entry(config=DiCoConfig(width=16, depths=(2, 2, 2), **_DIGITS), about=_DICO),
+    "DiMSUM-tiny": Entry(config=DiMSUMConfig(**_SMALL, patch=1, fusion_heads=4), about=DIMSUM),
+    "U-DiT-tiny": Entry(config=UDiTConfig(width=16, heads=2, depths=(1, 1, 1), **_DIGITS), about=UDIT),
+    "DiT-tiny": Entry(config=DiTConfig(**_SMALL), about=DIT),
+    "SiT-tiny": Entry(config=DiTConfig(**_SMALL, **_REVERSED), about=SIT),
+    "REPA-tiny": Entry(
+        config=REPAConfig(**_SMALL, projectors=Projectors(after_block=2, hidden=64, widths=(32,))), about=REPA
+    ),
+    "Skip-DiT-tiny": Entry(config=SkipDiTConfig(**_SMALL, shallow=1), about=SKIPDIT),
+    "LightningDiT-tiny": Entry(config=LightningDiTConfig(**_SMALL, patch=2), about=LIGHTNING),
+    "FiT-tiny": Entry(config=FiTConfig(**_SMALL, patch=1, rank=16), about=FIT),
+    "MPDiT-tiny": Entry(
+        config=MPDiTConfig(width=64, heads=4, depths=(2, 2), patch=1, label_tokens=4, **_DIGITS), about=MPDIT
+    ),
+    "U-ViT-tiny": Entry(config=UViTConfig(**_SMALL, shallow=1), about=UVIT),
+    "DiC-tiny": Entry(config=DiCConfig(width=16, depths=(2, 2, 2), **_DIGITS), about=DIC),
+    "DiCo-tiny": Entry(config=DiCoConfig(width=16, depths=(2, 2, 2), **_DIGITS), about=DICO),
     "PDE-Transformer-tiny": Entry(
-        config=PDEConfig(width=16, heads=2, depths=(2, 2, 2), patch=2, window=2, **_DIGITS), about=_PDE
+        config=PDEConfig(width=16, heads=2, depths=(2, 2, 2), patch=2, window=2, **_DIGITS), about=PDE
     ),
     "ADM-tiny": Entry(
         config=ADMConfig(
@@ -351,7 +309,7 @@ CATALOG: dict[str, Entry] = {
             null_class=True,
             **_DIGITS,
         ),
-        about=_ADM,
+        about=ADM,
     ),
     "HDiT-tiny": _hdit(
         1,

@@ -115,6 +115,10 @@ class ModelConfig(Spec):
         """
         raise UserError(f"{self.family} has no published key names")
 
+    def current_key(self, key: str) -> str:
+        """The release's present name of a key that its older checkpoints call by another."""
+        return key
+
     def check_published(self, state: dict[str, Tensor], repair: bool) -> None:
         """Looks for damage that the release's own code may have done to a state dict.
 

@@ -75,7 +75,7 @@ def import_published(model: nn.Module, state: Mapping[str, Tensor], *, repair: b
     """
     config = cast(ModelConfig, model.config)
     wanted = config.published_keys()
-    state = clean_keys(state)
+    state = {config.current_key(key): tensor for key, tensor in clean_keys(state).items()}
     missing = [key for key in wanted if key not in state]
     unexpected = [key for key in state if key not in wanted]
     shapes = [

@@ -63,6 +63,16 @@ def labels_or_null(y: Tensor | None, t: Tensor, null_label: int | None) -> Tenso
     return t.new_full((t.shape[0],), null_label, dtype=torch.long)
 
 
+def refuse_labels(y: Tensor | None) -> None:
+    """Refuses a condition of a model that takes none.
+
+    Raises:
+        UserError: there is one.
+    """
+    if y is not None:
+        raise UserError("the model is unconditional (num_classes 0) and takes no labels; pass y=None")
+
+
 def label_rows(table: nn.Embedding, y: Tensor | None, t: Tensor, null_label: int | None) -> Tensor:
     """Embeddings [B, D] of labels.
 
@@ -142,8 +152,7 @@ class VectorConditioner(nn.Module):
         if self.context is not None and self.spec is not None:
             return embedded + self.context(checked_vectors(y, t.shape[0], self.spec).mean(dim=1).to(embedded.dtype))
         if self.label is None:
-            if y is not None:
-                raise UserError("the model is unconditional (num_classes 0) and takes no labels; pass y=None")
+            refuse_labels(y)
             return embedded
         return embedded + label_rows(self.label, y, t, self.null_label)
 
@@ -172,8 +181,7 @@ class TokenConditioner(nn.Module):
         if self.context is not None and self.spec is not None:
             return torch.cat([time, self.context(checked_vectors(y, t.shape[0], self.spec))], dim=1)
         if self.label is None:
-            if y is not None:
-                raise UserError("the model is unconditional (num_classes 0) and takes no labels; pass y=None")
+            refuse_labels(y)
             return time
         return torch.cat([label_rows(self.label, y, t, self.null_label)[:, None], time], dim=1)
 
@@ -184,6 +192,34 @@ class Modulation(NamedTuple):
     shift: Tensor
     scale: Tensor
     gate: Tensor
+
+
+def modulations(x: Tensor) -> tuple[Modulation, Modulation]:
+    """[B, 6 D] -> those of attention and FFN."""
+    parts = x[:, None, None].chunk(6, dim=-1)
+    return Modulation(*parts[:3]), Modulation(*parts[3:])
+
+
+def modulated(
+    x: Tensor, mods: tuple[Modulation, Modulation], attention: nn.Module, ffn: nn.Module, *args: Tensor | None
+) -> Tensor:
+    """Attention and FFN on a map [B, H, W, D], each modulated before and gated after; ``args`` are the attention's."""
+    one, two = mods
+    x = ops.gated_sum(x, one.gate, attention(ops.modulated_norm(x, one.shift, one.scale), *args))
+    return ops.gated_sum(x, two.gate, ffn(ops.modulated_norm(x, two.shift, two.scale)))
+
+
+class ModulatedBlock(nn.Module):
+    """Attention and FFN on a map, modulated by what is computed outside of it."""
+
+    def __init__(self, attention: nn.Module, ffn: nn.Module) -> None:
+        super().__init__()
+        self.attention = attention
+        self.ffn = ffn
+
+    def forward(self, x: Tensor, mods: tuple[Modulation, Modulation], *args: Tensor | None) -> Tensor:
+        """x [B, H, W, D], its modulations, further arguments of the attention -> [B, H, W, D]."""
+        return modulated(x, mods, self.attention, self.ffn, *args)
 
 
 class AdaLNBlock(nn.Module):
@@ -197,11 +233,8 @@ class AdaLNBlock(nn.Module):
 
     def condition(self, cond: Tensor) -> tuple[Modulation, Modulation]:
         """SiLU'd condition [B, D] -> modulations of attention and FFN."""
-        parts = self.modulation(cond)[:, None, None].chunk(6, dim=-1)
-        return Modulation(*parts[:3]), Modulation(*parts[3:])
+        return modulations(self.modulation(cond))
 
     def forward(self, x: Tensor, mods: tuple[Modulation, Modulation], *positions: Tensor | None) -> Tensor:
         """x [B, H, W, D], ``condition``'s result, the rotary table if the attention takes one -> [B, H, W, D]."""
-        one, two = mods
-        x = ops.gated_sum(x, one.gate, self.attention(ops.modulated_norm(x, one.shift, one.scale), *positions))
-        return ops.gated_sum(x, two.gate, self.ffn(ops.modulated_norm(x, two.shift, two.scale)))
+        return modulated(x, mods, self.attention, self.ffn, *positions)

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -15,7 +15,6 @@ from torch import Tensor
 from udit.assemble import STRENGTH, System
 from udit.data.codec_config import VAECodec
 from udit.diffusion.config import SamplingConfig, check_sampler
-from udit.diffusion.sample import Step
 from udit.diffusion.samplers import SAMPLERS
 from udit.diffusion.settings import GUIDANCE_KEYS
 from udit.dist import World
@@ -225,7 +224,7 @@ def draw(system: System, wanted: Drawing, view: View = "x0") -> Iterator[Frame]:
     steps = system.steps(wanted.seeds, wanted.labels, sampling=wanted.sampling, **options)
     ready: list[Tensor] = []
     start, done = time.monotonic(), 0
-    for step in one_by_one(cast("Generator[Step]", steps)):
+    for step in steps:
         done, last = done + 1, step.index == step.total
         x = step.x if last or view == "x" else step.x0
         with torch.no_grad():
@@ -244,20 +243,3 @@ def colours(latents: Tensor) -> Tensor:
     x = latents[:, channels].float()
     scale = x.std(dim=(1, 2, 3), keepdim=True).clamp_min(1e-6)
     return (127.5 + x / scale * 42.5).clamp(0, 255).to(torch.uint8)
-
-
-def one_by_one(steps: Generator[Step]) -> Iterator[Step]:
-    """The same, computed without gradients by whichever thread asks: each step may be asked for by another one.
-
-    torch keeps that mode for each thread, and a generator that is left in the middle would leave it set.
-    """
-    try:
-        while True:
-            with torch.no_grad():
-                step = next(steps, None)
-            if step is None:
-                return
-            yield step
-    finally:
-        with torch.no_grad():
-            steps.close()
