@@ -164,14 +164,15 @@ def first_images(place: Path, where: Path) -> str:
 def extras(work: Path) -> Iterator[str]:
     """Each extra by itself, on top of the core: it installs, is consistent, and its command runs."""
     [built] = (work / "dist").glob("*.whl")
-    core = work / "core"
-    base = environment(core, sys.executable)
+    python = find(PYTHONS[0]) or sys.executable
+    core = work / PYTHONS[0]  # ``install`` has filled it already
+    base = environment(core, python)
     run(base, "-m", "pip", "install", "-q", *_pins(), built)
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     for extra in project["optional-dependencies"]:
         if extra not in OF_EXTRAS:
             continue
-        place = environment(work / f"extra-{extra}", sys.executable)
+        place = environment(work / f"extra-{extra}", python)
         site = next((work / f"extra-{extra}" / "lib").glob("python*")) / "site-packages"
         core_site = next((core / "lib").glob("python*")) / "site-packages"
         (site / "core.pth").write_text(f"{core_site}\n", encoding="utf-8")
