@@ -6,7 +6,7 @@ EXTRAS := .[train,metrics,hub,dev]
 EVERYTHING := .[all,dev,docs,browser]
 
 .DEFAULT_GOAL := help
-.PHONY: help install install-all demo demos digits test test-isa test-slow release-check messages check bench bench-smoke bench-scan bench-export performance docs constraints clean
+.PHONY: help install install-all demo demos digits test test-isa test-slow release-check messages check bench bench-smoke bench-scan bench-export performance docs site constraints clean
 
 help:  ## Prints these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -63,7 +63,7 @@ test: install  ## Runs the fast tests on two processes
 test-isa: install  ## Runs the numerical tests under every instruction set of this processor, two processes each
 	$(BIN)/python tests/isa.py
 
-test-slow: install-all  ## Runs the slow tests on two processes: kills, disk faults, full sizes (some need strace)
+test-slow: install-all  ## Runs the slow tests on two processes: kills, disk faults, full sizes, a browser (some need strace, chromium)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slow -n 2 --dist loadfile --timeout 900
 
 release-check:  ## Builds wheel and sdist, installs them in new environments, draws the first images (downloads; up to an hour)
@@ -128,13 +128,18 @@ bench-export: install-all  ## Exports, times and scores the families that can be
 	$(BIN)/python -m udit train digits
 	$(BIN)/python benchmarks/export.py
 
-docs: install  ## Writes docs/models.md from the catalogue, docs/digits.md and docs/export.md from recorded measurements
+docs: install  ## Writes the pages that come from the code and from recorded measurements: models, digits, export, reference, systems
 	$(BIN)/python -m udit models --markdown > docs/models.md.new
 	mv docs/models.md.new docs/models.md
 	$(BIN)/python benchmarks/digits.py --table > docs/digits.md.new
 	mv docs/digits.md.new docs/digits.md
 	$(BIN)/python benchmarks/export.py --table > docs/export.md.new
 	mv docs/export.md.new docs/export.md
+	$(BIN)/python benchmarks/drawings.py
+	$(BIN)/python benchmarks/reference.py
+
+site: install-all  ## Builds the documentation as a site into site/; any warning is an error
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --quiet
 
 # A new environment without constraints, so that every version is the newest one that fits.
 constraints: install  ## Rewrites constraints.txt with the newest versions
@@ -147,5 +152,5 @@ constraints: install  ## Rewrites constraints.txt with the newest versions
 	rm -rf .venv-constraints
 
 clean:  ## Removes the environment and caches; runs/ stays
-	rm -rf .venv .venv-constraints .pytest_cache .mypy_cache .ruff_cache .hypothesis dist
+	rm -rf .venv .venv-constraints .pytest_cache .mypy_cache .ruff_cache .hypothesis dist site
 	find src tests -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -43,9 +43,16 @@ ROUNDS = 7
 Work = dict[str, Callable[[], Any]]
 TEXT = """# Export
 
-    pip install 'udit[export]'
-    udit export onnx runs/digits            # or openvino; writes runs/digits/onnx
-    udit sample runs/digits/onnx            # or: udit sample runs/digits --engine onnxruntime
+<!-- not executed: installs packages -->
+```console
+$ pip install 'udit[export]'
+```
+
+<!-- not executed: a minute; tests/test_export.py exports and samples -->
+```console
+$ udit export onnx runs/digits            # or openvino; writes runs/digits/onnx
+$ udit sample runs/digits/onnx            # or: udit sample runs/digits --engine onnxruntime
+```
 
 {advice}
 
@@ -67,6 +74,41 @@ float32 on the CPU and without step caching (no `--cache`). Telemetry of OpenVIN
 
 The inputs are `x` float32 [B, C, H, W], `t` float32 [B] in the network's own unit (`config.json`: model.time) and,
 for conditional models, `y` int64 [B] or float32 [B, tokens, width]; the output is [B, out_channels, H, W].
+
+## For diffusers
+
+<!-- not executed: tests/test_pipelines.py exports and draws -->
+```console
+$ udit export diffusers runs/digits --out digits-for-diffusers
+```
+
+writes a folder that diffusers loads where udit is not installed:
+
+<!-- not executed: it takes another environment, tests/test_pipelines.py runs it -->
+```python
+from diffusers import DiffusionPipeline
+
+pipe = DiffusionPipeline.from_pretrained("digits-for-diffusers", trust_remote_code=True)
+images = pipe(class_labels=[3, 7], seeds=[0, 1], guidance_scale=2.0).images
+```
+
+Sampler, steps and guidance are the model's own where a call does not name them (`sampler`, `num_inference_steps`,
+`guidance_scale`, `guidance_interval`, `guidance_channels`, `eta`, `clip`). The pictures are udit's for the same seeds
+and classes, up to 1 of 255 levels. Every family of the catalogue is written; models that take vectors for a condition
+are refused, and so are `--size` and `--int8`. Step caching is left out.
+
+`trust_remote_code=True` executes the folder's `pipeline.py`: read it before. It is one file, written from udit's own
+sources, and holds what this model needs and no more: its network, noising process, samplers, guidance and the
+pipeline. It needs torch, numpy and diffusers, opens no connection and states the version of udit that wrote it; a
+later udit changes nothing about it. Before the folder is written, its network is compared with the model's, as graphs are.
+
+The folder holds `pipeline.py`, `model_index.json` with class names (`id2label`), `transformer/` (fused weights,
+safetensors), `scheduler/` (the noising process, for other programs), `vae/` where the model is in a VAE's latents,
+`README.md`, and `config.json`, by which udit reads it back: `udit.load(FOLDER)`, `udit convert FOLDER out`.
+
+Two habits of diffusers 0.42 matter here. It executes the `pipeline.py` of all local folders in one module, where a
+second folder's names replace the first one's; `pipeline.py` therefore runs itself in a module of its own. And
+`save_pretrained` leaves a custom pipeline's code out; ours writes it.
 
 The rest of this page is written by `make bench-export` and `make docs`.
 """

@@ -20,8 +20,15 @@ SPEED, CACHED = 40.0, 1.8
 """Target speed-ups: of an image with no worse score, and of step caching on top of a 50-step solver."""
 INTRO = """# Fast sampling
 
-    udit tune RUN                     # once, after training: scores and times settings, writes RUN/quality.json
-    udit sample RUN --quality good    # from then on
+<!-- not executed: scores some fifty settings, minutes -->
+```console
+$ udit tune runs/digits                     # once, after training: scores and times settings, writes quality.json
+```
+
+<!-- executed with: sample --n 2 -->
+```console
+$ udit sample runs/digits --quality good    # from then on
+```
 
 **Which to take.** `draft` for a look at a model, `good` for images to show, `best` for images to score: the fastest
 setting within 50, 10 or 2 % of the best score that `udit tune` found, with `--n` images per setting (default 500).
@@ -59,7 +66,7 @@ BASELINE = """\
 The baseline is DDPM's ancestral sampler: 250 steps, guidance at every step. Its images are drawn by our fused network,
 which equals the literal one up to rounding, along DDPM's noise levels: a variance-preserving x_t whose ratio of noise
 to signal is r is the x_t of the linear path at t = r / (1 + r), scaled, so the same weights are compared. Its seconds
-are those of {network} ([benchmarks/literal.py](../benchmarks/literal.py)): two guided steps, times 125, in the
+are those of {network} (`benchmarks/literal.py`): two guided steps, times 125, in the
 same rounds as the other rows. The other three rows are the fastest settings within 50, 10 and 2 % of the best score,
 chosen as `udit tune` chooses.
 """
@@ -72,7 +79,7 @@ MACs where the U-DiT has 2.4 and 85; its run is `udit train fashion-mnist traini
 """
 MEASURED = """\
 The rest of this page is written by `python benchmarks/frontier.py --page` from
-[benchmarks/frontier.json](../benchmarks/frontier.json). Distances are squared Fréchet distances between features of
+`benchmarks/frontier.json`. Distances are squared Fréchet distances between features of
 the run's own judge and its training images. They are biased upwards at these numbers of images and are not the FID of
 the literature. Intervals are 95 %, by bootstrap over images. All settings of a section draw the same seeds, so two
 settings differ by less than their intervals suggest. Seconds are processor time of one thread.

@@ -106,24 +106,34 @@ def install(work: Path, pythons: list[str]) -> Iterator[str]:
     """Core extras alone in a new environment: import, help, first images, and the same without a compiler."""
     [built] = (work / "dist").glob("*.whl")
     for python in pythons:
-        if shutil.which(python) is None or not _runs(python):
+        interpreter = find(python)
+        if interpreter is None:
             yield f"{python}: not here, not tried"
             continue
-        place = environment(work / python, python)
+        name = Path(python).name
+        place = environment(work / name, interpreter)
         began = time.perf_counter()
-        run(place, "-m", "pip", "install", "-q", *_pins(python), built)
+        run(place, "-m", "pip", "install", "-q", *_pins(), built)
         installed = time.perf_counter() - began
-        yield f"{python}: installed in {installed:.0f} s; {first_images(place, work / f'{python}-first')}"
+        yield f"{python}: installed in {installed:.0f} s; {first_images(place, work / f'{name}-first')}"
 
 
-def _pins(python: str) -> list[str]:
+def _pins() -> list[str]:
     """torch as it is pinned: without a pin the newest one for a GPU is downloaded, where another is at hand."""
     pin = re.search(r"^torch==.+$", (ROOT / "constraints.txt").read_text(encoding="utf-8"), re.MULTILINE)
     return [pin[0]] if pin else []
 
 
-def _runs(python: str) -> bool:
-    return subprocess.run([python, "-c", ""], capture_output=True).returncode == 0
+def find(python: str) -> str | None:
+    """A command that runs: the one of that name, or pyenv's newest, whose own command may be switched off."""
+    versions = Path(os.environ.get("PYENV_ROOT", Path.home() / ".pyenv")) / "versions"
+    of_pyenv = sorted(
+        versions.glob(f"*/bin/{Path(python).name}"), key=lambda path: [*map(int, re.findall(r"\d+", str(path)))]
+    )
+    for candidate in (python, *map(str, reversed(of_pyenv))):
+        if shutil.which(candidate) and subprocess.run([candidate, "-c", ""], capture_output=True).returncode == 0:
+            return candidate
+    return None
 
 
 def first_images(place: Path, where: Path) -> str:
@@ -154,18 +164,18 @@ def first_images(place: Path, where: Path) -> str:
 def extras(work: Path) -> Iterator[str]:
     """Each extra by itself, on top of the core: it installs, is consistent, and its command runs."""
     [built] = (work / "dist").glob("*.whl")
-    core = work / "python3.11"
-    base = environment(core, "python3.11")
-    run(base, "-m", "pip", "install", "-q", *_pins("python3.11"), built)
+    core = work / "core"
+    base = environment(core, sys.executable)
+    run(base, "-m", "pip", "install", "-q", *_pins(), built)
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     for extra in project["optional-dependencies"]:
         if extra not in OF_EXTRAS:
             continue
-        place = environment(work / f"extra-{extra}", "python3.11")
+        place = environment(work / f"extra-{extra}", sys.executable)
         site = next((work / f"extra-{extra}" / "lib").glob("python*")) / "site-packages"
         core_site = next((core / "lib").glob("python*")) / "site-packages"
         (site / "core.pth").write_text(f"{core_site}\n", encoding="utf-8")
-        run(place, "-m", "pip", "install", "-q", *_pins("python3.11"), f"udit[{extra}] @ {built.as_uri()}")
+        run(place, "-m", "pip", "install", "-q", *_pins(), f"udit[{extra}] @ {built.as_uri()}")
         folder = work / f"extra-{extra}" / "work"
         folder.mkdir()
         run(place, "-m", "udit", *OF_EXTRAS[extra], cwd=folder, OMP_NUM_THREADS="1")
@@ -179,15 +189,10 @@ def oldest(work: Path) -> Iterator[str]:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     bounds = [line.replace(">=", "==") for line in project["dependencies"]]
     pins = work / "oldest.txt"
-    pins.write_text("\n".join(_full(line) for line in bounds) + "\n", encoding="utf-8")
-    place = environment(work / "oldest", "python3.11")
+    pins.write_text("\n".join(bounds) + "\n", encoding="utf-8")  # numpy==2 is 2.0.0 and no later 2
+    place = environment(work / "oldest", find(PYTHONS[0]) or sys.executable)
     run(place, "-m", "pip", "install", "-q", "-c", pins, built)
     yield f"{', '.join(bounds)}: {first_images(place, work / 'oldest-first')}"
-
-
-def _full(pin: str) -> str:
-    """``numpy==2`` as ``numpy==2.*``: a bound may leave the last parts of a version out."""
-    return pin if pin.count(".") >= 2 else f"{pin}.*"
 
 
 def environment(folder: Path, python: str) -> Path:

@@ -23,13 +23,13 @@ ROOT = Path(__file__).parent.parent / "docs"
 PAGE = """# Performance
 
 How fast the networks run on a CPU core, what was aimed at, and how to measure it. No GPU has been measured.
-Every number comes from a file in [performance/](performance), which names its command, machine, versions and date;
+Every number comes from a file in `docs/performance/`, which names its command, machine, versions and date;
 this page is written from them by `python benchmarks/report.py --page`.
 
 ## Target and result
 
 Each network's speed is compared with that of another network measured in the same run: the **literal** U-DiT
-([benchmarks/literal.py](../benchmarks/literal.py)) is the paper's network as its release computes it (channels first,
+(`benchmarks/literal.py`) is the paper's network as its release computes it (channels first,
 complex RoPE, attention matrices written out, FFN branches separate in training); **DiT-XL/2** and the DiTs of **equal
 MACs** are this library's own ("ours") or diffusers'. "Missed" and "in part" are misses.
 
@@ -52,10 +52,13 @@ Time, and memory beyond the weights, grow as the number of pixels to this power:
 
 ## How to measure
 
-    make performance                            # measures all of the above (hours, idle machine), writes this page
-    python benchmarks/report.py forward-S       # prints all tables of a file; of all files if none is named
-    udit bench U-DiT-S --work train --batch 4   # any network, batch, size or baseline; see `udit bench --help`
-    make bench-smoke                            # counts operators, copies and bytes against benchmarks/budget.json
+<!-- not executed: timings want an idle machine -->
+```console
+$ make performance                            # measures all of the above (hours, idle machine), writes this page
+$ python benchmarks/report.py forward-S       # prints all tables of a file; of all files if none is named
+$ udit bench U-DiT-S --work train --batch 4   # any network, batch, size or baseline; see `udit bench --help`
+$ make bench-smoke                            # counts operators, copies and bytes against benchmarks/budget.json
+```
 
 A run interleaves its networks, so that a drifting clock speed affects all of them equally, and reports for each:
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from pathlib import Path
 
@@ -35,9 +36,13 @@ KINDS: dict[str, dict] = {
 }
 
 
+@functools.cache
+def network_of(seed: int) -> nn.Module:
+    return perturb(udit.build("U-DiT-S", **TINY | {"in_channels": 1, "learn_sigma": False}), 0.05, seed).eval()
+
+
 def system(diffusion: Process | None = None, seed: int = 0, **how: object) -> System:
-    overrides = TINY | {"in_channels": 1, "learn_sigma": False}
-    network = perturb(udit.build("U-DiT-S", **overrides), 0.05, seed).eval()
+    network = network_of(seed)
     diffusion = diffusion or FlowConfig()
     sampling = SamplingConfig(sampler=diffusion.samplers()[0], steps=5, guidance=3.0).replace(**how)
     return System(SystemConfig(model=network.config, diffusion=diffusion, sampling=sampling), network)
@@ -129,7 +134,7 @@ def test_command_takes_every_kind_and_files_record_it(tmp_path: Path, capsys: py
         ("--guidance-levels a,b", "--guidance-levels is 'a,b'; write two numbers"),
         ("--guidance-interval 0.8,0.2", "it runs from the lower to the higher time"),
         ("--guidance-levels=-1,2", "guidance_levels.0 is -1.0; it must be at least 0"),
-        ("--guidance-rescale 3", "guidance_rescale is 3.0; it must be at most 1"),
+        ("--guidance-rescale 3", "--guidance-rescale is 3.0; it must be at most 1"),
         ("--guidance-norm 3", "guidance_norm works with guidance_kind apg, not with cfg"),
         ("--guidance-kind cfg-zero --sampler dpmpp", "guidance_zero_init works with the flow-euler and flow-heun"),
         ("--quality good --guidance-kind apg", "--guidance-kind is given and --quality good sets it"),
@@ -295,6 +300,9 @@ def test_graphs_are_guided_like_networks(kind: str) -> None:
 
 def test_graphs_take_whole_classes(one_line: OneLine) -> None:
     graph = System(system().config, Exported(system().backbone))
-    with pytest.raises(UserError, match="an exported graph takes whole classes") as caught:
-        list(graph.generate([0], [Between(1, 2, 0.5)]))
-    one_line(caught.value)
+    for model in (graph, system(seed=1).autoguided(graph)):
+        with pytest.raises(UserError, match="an exported graph takes whole classes") as caught:
+            model.generate([0], [Between(1, 2, 0.5)])
+        one_line(caught.value)
+        with pytest.raises(UserError, match="an exported graph takes whole classes"):
+            udit.generate(model, [0], [Between(1, 2, 0.5)])

@@ -138,7 +138,7 @@ def test_untrained_classes_are_drawn_only_if_they_are_named(system: System) -> N
     assert udit.generate(system, range(5)).labels == [0, 1, 0, 1, 0]
     images = udit.generate(system, range(2), ["3"])
     assert images.labels == [3, 3]
-    assert images._settings(0)["class"] == "3"
+    assert images.settings_of(0)["class"] == "3"
 
 
 def test_labels_of_the_low_level_sampler_are_checked(system: System) -> None:

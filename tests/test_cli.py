@@ -66,7 +66,7 @@ SLIPS: dict[str, tuple[list[str], str]] = {
     "no images": (["sample", "model", "--n", "0"], "--n is 0"),
     "no batch": (["sample", "model", "--batch-size", "0"], "--batch-size is 0"),
     "guidance": (["sample", "model", "--guidance", "nan"], "guidance is nan"),
-    "steps": (["sample", "model", "--steps", "-3"], "steps is -3"),
+    "steps": (["sample", "model", "--steps", "-3"], "--steps is -3; it must be greater than 0"),
     "word for steps": (["sample", "model", "--steps", "many"], "steps"),
     "sample what": (["sample"], "`udit sample --help` tells more"),
     "unknown graph": (["export", "onxx", "model"], "onxx"),
@@ -279,3 +279,32 @@ def test_closed_pipe_is_no_error(tmp_path: Path) -> None:
     with os.fdopen(writing, "w") as stream:
         ended = subprocess.run(words, stdout=stream, stderr=subprocess.PIPE, env=environment(), text=True, check=False)
     assert (ended.returncode, ended.stderr) == (141, "")
+
+
+@pytest.mark.parametrize("words", [["bench", "DiT-tiny", "--empty-work"], ["ema", "sweep", "r", "--empty-sigma-rels"]])
+def test_lists_have_no_flag_that_empties_them(words: list[str], error_of: ErrorOf) -> None:
+    """cyclopts makes one for every option that takes several values, unless told otherwise."""
+    told = error_of(*words)
+    assert told.startswith(f"no option {words[-1]}")
+    assert told.count("--empty-") == 1
+
+
+def test_mistyped_run_folder_names_the_one_that_is_there(
+    tmp_path: Path, error_of: ErrorOf, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    (tmp_path / "runs" / "digits").mkdir(parents=True)
+    (tmp_path / "runs" / "digits" / "run.yaml").touch()
+    for words in (
+        ["sample", "runs/digit"],
+        ["export", "onnx", "runs/digit", "--out", "x"],
+        ["push", "runs/digit", "a/b"],
+    ):
+        assert error_of(*words).startswith(
+            "no folder 'runs/digit' (did you mean 'runs/digits'?), and the hub gave none"
+        )
+    for words in (["eval", "runs/digit"], ["tune", "runs/digit"], ["fork", "runs/digit", "runs/new"]):
+        assert "did you mean 'runs/digits'?" in error_of(*words)
+    for words in (["sample", "digits"], ["train", "digits", "init_from=digits", "out=new"]):
+        assert error_of(*words).endswith("; did you mean 'runs/digits'?")

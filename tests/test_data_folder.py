@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from conftest import succeeds
 from image_files import folder, noise
 from udit.data import folder as data_folder
 from udit.data import verify
 from udit.data.folder import ImageFolder, class_names
 from udit.errors import UserError
+from udit.run.recipes import load_run
 
 
 def test_class_names_are_sorted_and_skip_the_hidden(tmp_path: Path) -> None:
@@ -134,3 +137,51 @@ def test_headers_alone_are_read_where_that_is_asked_for(too_large: Path) -> None
 def test_cache_that_cannot_be_written_is_no_error(too_large: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(too_large / "a" / "0.png"))
     ImageFolder(too_large, 8, 3).verify()
+
+
+# -- images without labels -----------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def flat(tmp_path: Path) -> Path:
+    """Twelve images in one folder."""
+    for i in range(12):
+        noise(10, 12, seed=i).save(tmp_path / f"{i:02}.png")
+    (tmp_path / ".thumbnails").mkdir()
+    return tmp_path
+
+
+def test_images_of_a_folder_without_class_folders_have_no_labels(flat: Path) -> None:
+    source = ImageFolder(flat, 8, 3)
+    assert class_names(flat) == []
+    assert list(source.names) == [f"{i:02}.png" for i in range(12)]
+    assert set(source.labels.tolist()) == {0}
+    source.verify()
+    assert source.image(3).shape == (3, 8, 8)
+
+
+def test_model_of_images_without_labels_is_unconditional_and_says_so(
+    flat: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    run = load_run("folder", [f"data.root={flat}", "data.size=8"])
+    assert (run.model.num_classes, run.id2label, run.sampling.guidance, run.training.label_dropout) == (0, (), 1, 0)
+    assert (
+        "have no labels, as they lie in no class folders: the model is unconditional; sampling.guidance is 1, and"
+        in (caplog.text)
+    )
+    with pytest.raises(UserError, match=r"sampling\.guidance is 3 and the model has no null label"):
+        load_run("folder", [f"data.root={flat}", "data.size=8", "sampling.guidance=3"])
+
+
+def test_images_without_labels_are_checked_encoded_and_trained_on(
+    flat: Path, tmp_path_factory: pytest.TempPathFactory, capsys: pytest.CaptureFixture[str]
+) -> None:
+    said = succeeds(capsys, "data", "check", str(flat), "--size", "8")
+    assert re.search(r"^\(no labels\) +12 +0$", said, re.MULTILINE)
+    out = tmp_path_factory.mktemp("flat")
+    words = [f"data.root={flat}", "data.size=8", "model.width=8", "model.heads=1", "model.depths=[1]"]
+    succeeds(capsys, "encode", "folder", *words, "codec=space-to-depth", "--out", str(out / "cache"), "--no-progress")
+    small = ["training.steps=1", "training.batch_size=4", "sampling.steps=1", f"out={out / 'run'}", "--no-progress"]
+    said = succeeds(capsys, "train", "folder", f"latents={out / 'cache'}", *words[2:], *small)
+    assert said.endswith(f"next: udit sample {out / 'run'}\n"), "there is no judge for a model without classes"

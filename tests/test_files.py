@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from udit.files import TEMPORARY, seal, sweep, unseal, whole_file, whole_folder, write_text
+from udit.files import TEMPORARY, meant, seal, sweep, unseal, whole_file, whole_folder, write_text
 
 
 def names(folder: Path) -> list[str]:
@@ -90,3 +90,15 @@ def test_a_sealed_text_tells_a_change() -> None:
         unseal(text.replace("3", "4", 1))
     with pytest.raises(ValueError, match="JSON object"):
         unseal(json.dumps([1]))
+
+
+def test_run_or_model_of_nearly_the_same_name_is_meant(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name, mark in (("runs/digits", "run.yaml"), ("runs/notes", "text.txt"), ("models/cats", "config.json")):
+        Path(name).mkdir(parents=True)
+        Path(name, mark).touch()
+    assert meant("runs/digit") == "; did you mean 'runs/digits'?"
+    assert meant("digits") == "; did you mean 'runs/digits'?"
+    assert meant("models/cat") == "; did you mean 'models/cats'?"
+    assert meant(tmp_path / "runs" / "digist") == f"; did you mean '{tmp_path}/runs/digits'?"
+    assert meant("runs/note") == meant("nowhere/at/all") == meant("runs/digits") == ""

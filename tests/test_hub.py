@@ -229,5 +229,6 @@ def test_commit_of_an_unreachable_hub_is_one_line(monkeypatch: pytest.MonkeyPatc
     """That error is none of Python's: the client's HTTP library has its own."""
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
     monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:1")
-    with pytest.raises(UserError, match=r"^no data set: .*refused.*; check the name$"):
+    wanted = r"^no data set: http://127.0.0.1:1 cannot be reached \(.*refused\); .*HF_ENDPOINT; check the name$"
+    with pytest.raises(UserError, match=wanted):
         dataset_commit("owner/name", None, what="no data set", remedy="check the name")

@@ -23,7 +23,7 @@ ORDER = (
     *("errors", "progress", "spec", "interpolation", "rng", "files", "record", "hub", "dist", "images", "checkpoint"),
     *("ops", "nn", "models", "diffusion", "data", "optim", "demos", "run", "assemble", "analysis", "store"),
     *("exporting", "convert", "parity", "training", "evaluation", "scoring", "tuning", "inputs", "target"),
-    *("generation", "benchmarking", "diagnosis", "cli", "__main__"),
+    *("generation", "publishing", "rehearsal", "benchmarking", "diagnosis", "serving", "studio", "cli", "__main__"),
 )
 """Packages and modules of the library, each of which may import those before it: no circle leaves a package."""
 FORBIDDEN = {
@@ -286,9 +286,11 @@ def test_configuration_loads_without_torch() -> None:
 
 def test_nothing_below_the_jobs_loads_what_only_some_calls_need() -> None:
     """The towers and their joints load without diffusers and the extras, which are imported where they are called."""
+    template = "udit.exporting.pipeline"  # its source is read, and runs in other programs
     for path in (path for path in FILES if unit(module(path)) not in ("training", "evaluation")):
         for found in imports(tree(path)):
-            if found.target.split(".")[0] in (
+            assert found.target != template and not found.target.startswith(f"{template}."), path.name
+            if module(path) != template and found.target.split(".")[0] in (
                 "diffusers",
                 "sklearn",
                 "scipy",
@@ -471,6 +473,7 @@ MAY_ASK = {
     "udit.tuning.search": "the processor's time is a fair clock on one thread of a CPU only",
     "udit.models.build": "weights on meta stay without contents",
     "udit.diagnosis.machine": "tells which devices and kernels a machine has, and whether they work",
+    "udit.serving.worker": "each kind of device limits a process's memory by a means of its own",
     "udit.benchmarking.subjects": "a network that is measured in shapes alone is not loaded",
 }
 """Modules outside ``ops`` that look at a device, and why; no forward is among them."""

@@ -142,10 +142,6 @@ REFUSED = {
         "annotations' holds no PNG, JPEG, WebP or GIF; add some or",
     ),
     "an empty class": ([*CD, "bird/"], "/bird' holds no PNG, JPEG, WebP or GIF; add some or remove it"),
-    "no classes": (
-        ["1.png", "2.png"],
-        "holds 2 images and no class folders; put the images of each class into",
-    ),
     "nothing": ([], "holds no class folders"),
 }
 
@@ -291,6 +287,24 @@ def test_pictures_that_are_black_to_the_network_are_noted(
     dark = [note for note in notes if note.startswith(("black", "nearly black", "dark"))]
     assert len(dark) == (wanted is not None)
     assert all(str(wanted) in note for note in dark)
+
+
+@pytest.mark.parametrize(
+    ("most", "bits", "wanted"),
+    [
+        (4095, 12, None),
+        (500, 12, "nearly black: the largest value of all 16-bit files is 500 of 4095; set data.bits=9 ("),
+        (4096, 12, "too bright for 12 bits: the largest value of all is 4096; set data.bits=13 ("),
+    ],
+)
+def test_depth_that_is_said_is_held_to(
+    tmp_path: Path, most: int, bits: int, wanted: str | None, capsys: pytest.CaptureFixture[str], error_of: ErrorOf
+) -> None:
+    (tmp_path / "a").mkdir()
+    Image.fromarray(np.linspace(0, most, 64).astype(np.uint16).reshape(8, 8)).save(tmp_path / "a" / "0.png")
+    said = succeeds(capsys, "data", "check", str(tmp_path), "--size", "8", "--bits", str(bits))
+    assert (f"note: {wanted}" in said) if wanted else "data.bits" not in said
+    assert "--bits is 17; it must be 8 to 16" in error_of("data", "check", str(tmp_path), "--bits", "17")
 
 
 def test_one_depth_is_named_for_all_deep_files(tmp_path: Path) -> None:

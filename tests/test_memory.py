@@ -9,6 +9,7 @@ import torch
 
 from conftest import ErrorOf, succeeds
 from runs import RECIPE, SMALL
+from udit.analysis import Cost
 from udit.benchmarking.measure import dissect
 from udit.data.batches import Batch
 from udit.dist import World
@@ -107,12 +108,15 @@ def test_dry_run_works_without_the_images(
     capsys: pytest.CaptureFixture[str], error_of: ErrorOf, root: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("udit.training.memory.estimate", lambda run, ranks: Memory(256, 1, 1, 2, 1, 9, 14))
+    monkeypatch.setattr("udit.rehearsal.cost", lambda config: Cost(3, 2, 1))
     said = succeeds(capsys, "train", "imagenet256-latent", *root, "--dry-run")
     values = parse_yaml(said, "it")
     assert (values["model"]["num_classes"], values["model"]["in_channels"]) == (1000, 4)
     name = "/nowhere" if root else "PATH"
     assert f"# data.root is '{name}', no folder;" in said
     assert "until then 1000 classes are assumed" in said
+    assert "# model: 3 weights (2 fused), 1 MACs for one image forward\n" in said
+    assert "# time: not estimated, the data is missing\n" in said
     assert "and the VAE, unless its latents are read" in said
     assert "data.root is" in error_of("train", "imagenet256-latent", *root)
 

@@ -51,3 +51,26 @@ def test_validation_loss_is_of_the_spread_images(tmp_path: Path, monkeypatch: py
     of_all = validation_loss(system, source, part, seed=3)
     assert of_all == validation_loss(system, source, spread(part, 6, 3), seed=0)
     assert of_all != validation_loss(system, source, part[:6], seed=3)
+
+
+def test_pictures_leave_a_notebooks_figures_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A training in a notebook must not change where figures of the cells after it go."""
+    import matplotlib as mpl
+    from matplotlib import pyplot as plt
+
+    from udit.run.recipes import load_run
+    from udit.training import objective_plot
+
+    monkeypatch.setattr(objective_plot, "DRAWS", 64)
+    before = mpl.get_backend()
+    mpl.use("svg")
+    try:
+        (tmp_path / "metrics.jsonl").write_text('{"step": 1, "loss": 2.0}\n{"step": 2, "loss": 1.0, "val_loss": 1.5}\n')
+        preview.save_curve(tmp_path / "metrics.jsonl", tmp_path / "loss.png")
+        objective_plot.save_objective(load_run("digits", []), tmp_path / "objective.png")
+        assert mpl.get_backend() == "svg"
+        assert plt.get_fignums() == []
+    finally:
+        mpl.use(before)
+    for name in ("loss.png", "objective.png"):
+        assert (tmp_path / name).read_bytes().startswith(b"\x89PNG")

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
+from image_files import noise
 from udit.errors import UserError
 from udit.run import rules
 from udit.run.recipes import load_run
@@ -17,6 +19,10 @@ SIT = "model={name: SiT-S/2, width: 16, depth: 1, heads: 2}"
 BROKEN: dict[Rule, tuple[str, str]] = {
     rules.input_size_is_that_of_the_data: ("model.input_size=16", "model.input_size is 16x16 and the data is 8x8"),
     rules.channels_are_those_of_the_data: ("model.in_channels=3", "model.in_channels is 3 and the data has 1"),
+    rules.classes_need_labels: (
+        "data={kind: folder, root: FLAT, size: 8, channels: 1} + model.num_classes=10",
+        "model.num_classes is 10 and the images have no labels",
+    ),
     rules.all_classes_have_a_label: ("model.num_classes=5", "is 5 and the data has 10 classes"),
     rules.guidance_needs_a_null_label: (
         "model.num_classes=0",
@@ -86,7 +92,10 @@ BROKEN: dict[Rule, tuple[str, str]] = {
         "training.betas starts with 0",
     ),
 }
-"""Rule -> overrides of the digits' recipe that break it and no other, and what is said."""
+"""Rule -> overrides of the digits' recipe that break it and no other, and what is said.
+
+FLAT is a folder of images without labels.
+"""
 
 
 def test_every_rule_is_in_the_table() -> None:
@@ -94,8 +103,13 @@ def test_every_rule_is_in_the_table() -> None:
 
 
 @pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.__name__)
-def test_rule_refuses_what_breaks_it(rule: Rule, one_line: Callable, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_rule_refuses_what_breaks_it(
+    rule: Rule, one_line: Callable, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     words, said = BROKEN[rule]
+    if "FLAT" in words:
+        noise(8, 8).save(tmp_path / "1.png")
+        words = words.replace("FLAT", str(tmp_path))
     with pytest.raises(UserError) as caught:
         load_run("digits", words.split(" + "))
     assert said in one_line(caught.value)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import threading
 from collections.abc import Callable
 
 import numpy as np
@@ -193,6 +194,22 @@ def test_sampling_builds_no_graph_and_leaves_the_global_generator_alone() -> Non
     step = last(denoiser, torch.randn(1, 1, 2, 2, generator=torch.Generator()), sampler="ddim", steps=3)
     assert not step.x.requires_grad
     assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_steps_have_no_gradients_in_any_thread_and_the_code_between_them_has() -> None:
+    """Also where the samples are dropped before the last step."""
+    weight = torch.ones((), requires_grad=True)
+    denoiser = Denoiser(lambda x, t, y=None: weight * x, DDPM.linear(50))
+    steps = sample(denoiser, torch.randn(2, 1, 4, 4), steps=5)
+    found = [next(steps)]
+    assert torch.is_grad_enabled()
+    other = threading.Thread(target=lambda: found.append(next(steps)))
+    other.start()
+    other.join()
+    found.append(next(steps))
+    assert [step.x.requires_grad or step.x0.requires_grad for step in found] == [False] * 3
+    steps.close()  # type: ignore[attr-defined]
+    assert torch.is_grad_enabled()
 
 
 def test_labels_reach_the_network() -> None:

@@ -230,7 +230,7 @@ def test_unreachable_hub_or_missing_model_is_a_one_line_error(
     ],
 )
 def test_the_hub_s_own_words_are_whole_lines(text: str, kept: str) -> None:
-    with pytest.raises(UserError) as error, hub._hub_errors_told("no folder", "go on"):
+    with pytest.raises(UserError) as error, hub.errors_told("no folder", "go on"):
         raise OSError(text)
     assert str(error.value) == f"no folder: {kept}; go on"
 

@@ -23,12 +23,15 @@ if TYPE_CHECKING:
     from udit.models.catalog import list_models as list_models
     from udit.models.published import export_published as export_published
     from udit.models.published import import_published as import_published
+    from udit.publishing.pull import pull as pull
+    from udit.publishing.push import push as push
     from udit.run.config import Run as Run
     from udit.run.recipes import load_run as load_run
     from udit.scoring import evaluate as evaluate
     from udit.store import load as load
     from udit.store import save as save
     from udit.training.encoding import encode as encode
+    from udit.training.fork import fork as fork
     from udit.training.posthoc import posthoc_ema as posthoc_ema
     from udit.training.trainer import Trainer as Trainer
     from udit.training.trainer import train as train
@@ -51,6 +54,7 @@ _HOME = {
     "evaluate": "udit.scoring",
     "export": "udit.exporting.folder",
     "export_published": "udit.models.published",
+    "fork": "udit.training.fork",
     "fuse": "udit.models.build",
     "find_lr": "udit.tuning.rates",
     "generate": "udit.generation",
@@ -59,6 +63,8 @@ _HOME = {
     "load": "udit.store",
     "load_run": "udit.run.recipes",
     "posthoc_ema": "udit.training.posthoc",
+    "pull": "udit.publishing.pull",
+    "push": "udit.publishing.push",
     "sample": "udit.diffusion.sample",
     "save": "udit.store",
     "train": "udit.training.trainer",

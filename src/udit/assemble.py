@@ -15,14 +15,14 @@ from torch import Tensor, nn
 from udit import rng
 from udit.data.codec import Codec, encode
 from udit.diffusion.cache import StepCache
-from udit.diffusion.combine import APG, CFG, CFGZero, Rule
-from udit.diffusion.conditions import prepared
+from udit.diffusion.combine import rule_of
+from udit.diffusion.conditions import label_tensor, prepared
 from udit.diffusion.config import SamplingConfig
 from udit.diffusion.denoiser import Denoiser
 from udit.diffusion.guidance import AnyDenoiser, Guided
 from udit.diffusion.objective import Objective
 from udit.diffusion.origin import Origin
-from udit.diffusion.sample import SeededNoise, make_sampler, sample
+from udit.diffusion.sample import SeededNoise, Step, make_sampler, sample
 from udit.errors import UserError
 from udit.interpolation import Between
 from udit.models.build import fuse
@@ -77,13 +77,6 @@ def step_cache(model: ModelConfig, sampling: SamplingConfig) -> StepCache | None
     return StepCache(sampling.cache, final_time, forecast=sampling.forecast, guidance=sampling.keep_guidance)
 
 
-def rule_of(sampling: SamplingConfig) -> Rule:
-    """The rule of guidance of a setting."""
-    if sampling.guidance_kind == "apg":
-        return APG(sampling.guidance_eta, sampling.guidance_norm, sampling.guidance_momentum)
-    return CFGZero() if sampling.guidance_kind == "cfg-zero" else CFG()
-
-
 @runtime_checkable
 class Fingerprinted(Protocol):
     """A backbone that holds no weights itself and knows the fingerprint of those it was made of: an exported graph."""
@@ -112,8 +105,7 @@ class System:
     2. ``StepCache.attach`` reuses the deep part's output: ``sample``, once per batch.
     3. ``Preconditioned``, of EDM alone, scales the network's input and output: ``denoiser_of``.
     4. ``Denoiser`` converts the time and turns the output into (x0, eps): ``denoiser_of``.
-    5. ``Guided`` combines the conditional prediction and the null label's, or a weaker model's: ``guided``; with
-       ``keep_guidance`` it is ``CachedGuidance``, of the same step cache: ``sample``, once per batch.
+    5. ``Guided`` combines two predictions: ``guided``; with ``keep_guidance`` it is ``CachedGuidance``: ``sample``.
     6. ``respaced``, of ddpm and ddim, takes a part of the schedule's steps: the sampler, on all of the above.
     """
 
@@ -284,18 +276,43 @@ class System:
                 that the model does not know or that are not one per seed, a context that the model does not take, or
                 lacks, or images of another shape.
         """
+        options: dict[str, Any] = {"from_image": from_image, "strength": strength, "batch_size": batch_size}
+        steps = self.steps(seeds, labels, context=context, null=null, sampling=sampling, **options)
+        return self._images(steps, on_step)
+
+    def _images(self, steps: Iterator[Step], on_step: Callable[[int], object] | None) -> Iterator[Tensor]:
+        for step in steps:
+            if on_step:
+                on_step(len(step.x))
+            if step.index == step.total:
+                yield self.codec.decode(step.x.float()).cpu()
+
+    def steps(
+        self,
+        seeds: Sequence[rng.Seed],
+        labels: str | Sequence[int | str | Between[Any]] | None = None,
+        *,
+        context: Tensor | None = None,
+        null: Tensor | None = None,
+        sampling: SamplingConfig | None = None,
+        from_image: Tensor | None = None,
+        strength: float = STRENGTH,
+        batch_size: int = 64,
+    ) -> Iterator[Step]:
+        """As ``generate``, and yields every step; a batch's last one (``index`` is ``total``) has what is decoded."""
         seeds = rng.seeds_of(seeds)
         chosen = None if labels is None else self.config.classes.points(labels)
         if chosen is not None and len(chosen) != len(seeds):
             raise UserError(f"labels are {len(chosen)} and seeds {len(seeds)}; give one label for each seed")
         if batch_size < 1:
             raise UserError(f"batch_size is {batch_size}; it counts images, at least 1")
+        self.check_points(chosen)
         self._check_context(context, null, len(seeds))
         self._check_images(from_image, len(seeds))
         start = None if from_image is None else (from_image, strength)
-        return self._batches(seeds, chosen, context, null, sampling or self.config.sampling, start, batch_size, on_step)
+        return self._steps(seeds, chosen, context, null, sampling or self.config.sampling, start, batch_size)
 
-    def _batches(
+    def _steps(
         self,
         seeds: list[rng.Seed],
         labels: list[Label] | None,
@@ -304,16 +321,17 @@ class System:
         sampling: SamplingConfig,
         start_from: tuple[Tensor, float] | None,
         batch_size: int,
-        on_step: Callable[[int], object] | None,
-    ) -> Iterator[Tensor]:
-        """As ``generate``, which has checked the arguments."""
+    ) -> Iterator[Step]:
+        """As ``steps``, which has checked the arguments."""
         device = next((p.device for p in self.backbone.parameters()), torch.device("cpu"))  # an exported graph has none
         denoiser = self.guided(sampling, null)
         codec = self.codec  # before the first step, so that a missing VAE is an error at once
         cache = step_cache(self.config.model, sampling)
         sampler = make_sampler(sampling.sampler, eta=sampling.eta, clip=sampling.clip)
         images, strength = start_from or (None, 1.0)
-        given = context if context is not None or labels is None else self._condition(labels)
+        model = self.config.model
+        rows = model.num_classes + (model.null_label is not None)
+        given = context if context is not None or labels is None else label_tensor(labels, rows)
         if given is None or not given.is_floating_point():  # of vectors and of shares every image has its own
             known = None if given is None else given.tolist()
             denoiser = prepared(denoiser, sampler, sampling.steps, known, device, strength)
@@ -329,31 +347,21 @@ class System:
                 y = None if given is None else given[part].to(device)
                 origin = None if images is None else Origin(encode(codec, images[part].to(device)), strength)
                 options: dict[str, Any] = {"sampler": sampler, "steps": sampling.steps, "noise": noise, "cache": cache}
-                x = noise(0)
-                for step in sample(denoiser, x, y=y, origin=origin, **options):
-                    x = step.x
-                    if on_step:
-                        on_step(len(noise.seeds))
-                yield codec.decode(x.float()).cpu()
+                yield from sample(denoiser, noise(0), y=y, origin=origin, **options)
         finally:
             for network, training in zip(networks, were_training, strict=True):
                 network.train(training)
 
-    def _condition(self, labels: list[Label]) -> Tensor:
-        """Labels as the network takes them: [N] int64, or shares [N, K] where any lies between two."""
-        if all(isinstance(label, int) for label in labels):
-            return torch.tensor(labels)
-        if isinstance(self.backbone, Fingerprinted):
+    def check_points(self, labels: Sequence[Label] | None) -> None:
+        """Refuses points between classes where a network cannot take them.
+
+        Raises:
+            UserError: an exported graph would have to.
+        """
+        networks = [self.backbone] if self.weak is None else [self.backbone, self.weak.backbone]
+        between = any(isinstance(label, Between) for label in labels or ())
+        if between and any(isinstance(network, Fingerprinted) for network in networks):
             raise UserError("an exported graph takes whole classes; interpolate between classes with the model itself")
-        model = self.config.model
-        shares = torch.zeros(len(labels), model.num_classes + (model.null_label is not None))
-        for row, label in zip(shares, labels, strict=True):
-            if isinstance(label, Between):
-                row[label.first] += 1 - label.share
-                row[label.second] += label.share
-            else:
-                row[label] = 1
-        return shares
 
     def _check_images(self, images: Tensor | None, count: int) -> None:
         if images is None:

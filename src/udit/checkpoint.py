@@ -66,7 +66,7 @@ class CheckpointStore:
         Raises:
             RunError: it could not be written; earlier checkpoints are intact.
         """
-        final = self.folder / f"step-{step:08d}"
+        final = self.path(step)
         if final.exists():
             return final
         try:
@@ -94,7 +94,7 @@ class CheckpointStore:
             aside: rename damaged ones to ``step-...damaged``; off for readers that do not hold the run's lock.
         """
         for step in sorted(self.steps(), reverse=True):
-            path = self.folder / f"step-{step:08d}"
+            path = self.path(step)
             try:
                 return Checkpoint(path, verify(path))
             except DamagedError as error:
@@ -107,13 +107,17 @@ class CheckpointStore:
                 )
         return None
 
+    def path(self, step: int) -> Path:
+        """The folder of a step's checkpoint, whether it is there or not."""
+        return self.folder / f"step-{step:08d}"
+
     def at(self, step: int) -> Checkpoint:
         """The checkpoint of one step.
 
         Raises:
             DamagedError: it is not there or does not verify.
         """
-        path = self.folder / f"step-{step:08d}"
+        path = self.path(step)
         return Checkpoint(path, verify(path))
 
     def steps(self) -> list[int]:
@@ -132,7 +136,7 @@ class CheckpointStore:
         for step in steps[self.keep :]:
             if step == spared:
                 continue
-            path = self.folder / f"step-{step:08d}"
+            path = self.path(step)
             doomed = temporary_sibling(path.with_name(f"old-{path.name}"))
             try:
                 path.rename(doomed)  # a removal that is interrupted must not look like a damaged checkpoint

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from udit.errors import UserError
+from udit.errors import UserError, resembling
 from udit.spec.digest import FileFacts
 
 TEMPORARY = ".tmp-"
@@ -75,6 +75,26 @@ def whole_folder(path: Path, *, replace: bool = False) -> Iterator[Path]:
         sync(path.parent)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+MARKS = ("run.yaml", "config.json")
+"""Of which a run folder or a model folder has one."""
+
+
+def meant(name: str | Path) -> str:
+    """The tail of an error on a folder that is not there: a run or model of nearly that name beside it, or in runs/.
+
+    Returns:
+        ``"; did you mean 'runs/digits'?"``, or ``""`` where there is nothing of the kind.
+    """
+    path = Path(name).expanduser()
+    for place in dict.fromkeys((path.parent, Path("runs"))):
+        with contextlib.suppress(OSError):
+            found = [entry for entry in place.iterdir() if any((entry / mark).is_file() for mark in MARKS)]
+            names = [entry.name for entry in found if entry != path]
+            if close := resembling(path.name, sorted(names)):
+                return f"; did you mean {' or '.join(repr(str(place / near)) for near in close)}?"
+    return ""
 
 
 def write_text(path: Path, text: str) -> None:

@@ -7,7 +7,7 @@ import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
@@ -137,28 +137,22 @@ class Generation:
         prepare(out)
         with self.world.together():
             self.world.on_main(make_room, out, overwrite)
-        common: dict[str, Any] = {"udit": __version__, "model": self.system.fingerprint}
-        common["sampling"] = self.sampling.model_dump(mode="json")
-        if isinstance(self.system.backbone, Graph):
-            common |= {"engine": self.system.backbone.manifest.engine}
-            common |= {"precision": self.system.backbone.manifest.precision}
-        if self.system.weak is not None and self.sampling.guidance != 1:
-            common |= {"autoguide": self.system.weak.fingerprint}
+        common = self.settings()
         shown: list[Tensor] = []
         for batch in self.batches(progress):
             for i, pixels in zip(batch.indices, batch.images, strict=True):
-                save_png(to_image(pixels), out / f"{i:06d}.png", common | self._settings(i))
+                save_png(to_image(pixels), out / f"{i:06d}.png", common | self.settings_of(i))
                 if i < MAX_GRID_IMAGES:
                     shown.append(pixels)
         count = min(len(self), MAX_GRID_IMAGES)
         with self.world.together():
             images = self._in_order(torch.stack(shown) if shown else None, count)
         if self.world.is_main:
-            titles, numbers = self._titles(count)
+            titles, numbers = self.titles(count)
             columns = None if numbers or not titles else min(count, MAX_STRIP)
             save_png(grid(images, titles, columns, numbers=numbers), out / GRID, common)
 
-    def _titles(self, count: int) -> tuple[list[str], list[int]]:
+    def titles(self, count: int) -> tuple[list[str], list[int]]:
         """Titles of the first images, and the labels that they stand for; of an interpolation no labels."""
         labels = None if self.labels is None else self.labels[:count]
         for what, points in (("", labels or ()), ("seed ", self.seeds[:count])):
@@ -203,8 +197,19 @@ class Generation:
                     pass
         return len(self), height, width, channels
 
-    def _settings(self, i: int) -> dict[str, Any]:
-        """What image ``i`` alone depends on."""
+    def settings(self) -> dict[str, Any]:
+        """What all images depend on, as PNGs carry it."""
+        common: dict[str, Any] = {"udit": __version__, "model": self.system.fingerprint}
+        common["sampling"] = self.sampling.model_dump(mode="json")
+        if isinstance(self.system.backbone, Graph):
+            common |= {"engine": self.system.backbone.manifest.engine}
+            common |= {"precision": self.system.backbone.manifest.precision}
+        if self.system.weak is not None and self.sampling.guidance != 1:
+            common |= {"autoguide": self.system.weak.fingerprint}
+        return common
+
+    def settings_of(self, i: int) -> dict[str, Any]:
+        """What image ``i`` alone depends on, as its PNG carries it."""
         own = _point("seed", self.seeds[i])
         if self.labels is not None:
             label = self.labels[i]
@@ -318,7 +323,7 @@ def generate(
         system = load_graph(graph, model, weights) if graph else load(model, weights=weights).fused().to(world.device)
     vectors = context if isinstance(context, Context) or context is None else read_context(Path(context))
     if quality is not None:
-        chosen = _of_quality(quality, None if isinstance(model, System) else Path(model), system)
+        chosen = qualities(None if isinstance(model, System) else Path(model), system)[quality]
     elif isinstance(sampling, SamplingConfig):
         chosen = sampling
     else:
@@ -342,6 +347,7 @@ def generate(
     strength = STRENGTH if strength is None else strength
     generation = Generation(system, seeds, each, chosen, vectors, batch_size, world, start, strength)
     generation.evaluations()  # refuses a strength that leaves none, before a folder is made
+    system.check_points(each)
     return generation
 
 
@@ -353,23 +359,27 @@ def _labels(
         return between(classes.labels(wanted.ends), len(seeds))
     if wanted is None and classes.trained > 1 and any(isinstance(seed, Between) for seed in seeds):
         raise UserError("an interpolation between seeds shows one class, and none is named; give labels")
-    chosen = [*range(classes.trained)] if wanted is None else classes.points(wanted)
-    if wanted is not None and len(chosen) > len(seeds):
-        raise UserError(f"labels are {len(chosen)} and seeds {len(seeds)}; give a seed for each label, or fewer labels")
-    return [chosen[i % len(chosen)] for i in range(len(seeds))] if chosen else None
+    return classes.each(wanted, len(seeds))
 
 
-def _of_quality(level: Level, folder: Path | None, system: System) -> SamplingConfig:
-    """The setting that was tuned for a model, or the default one of its noising process."""
+def qualities(folder: Path | None, system: System) -> dict[Level, SamplingConfig]:
+    """The settings that were tuned for a model, or the default ones of its noising process.
+
+    Args:
+        folder: of the model, which may hold ``quality.json``; None where it has none.
+        system: the model.
+    """
+    levels: tuple[Level, ...] = get_args(Level)
     tuned = None if folder is None else Quality.read(folder)
     if tuned is None:
-        chosen = default(level, system.config.sampling, system.config.diffusion)
+        found = {level: default(level, system.config.sampling, system.config.diffusion) for level in levels}
         where = f" beside {folder}" if folder is not None else ""
-        logger.info("no quality.json%s: %s, %d steps (`udit tune` finds better)", where, chosen.sampler, chosen.steps)
-        return chosen
+        listed = ", ".join(f"{level} is {each.sampler}, {each.steps} steps" for level, each in found.items())
+        logger.info("no quality.json%s: %s (`udit tune` finds better)", where, listed)
+        return found
     if not system.has_weights(tuned.weights):
         logger.warning("quality.json was tuned for other weights, of step %s; run `udit tune` again", tuned.step)
     if tuned.warning:
         logger.warning("quality.json was chosen by a %s", tuned.warning)
-    found: Scored = getattr(tuned, level)
-    return found.sampling
+    scored: dict[Level, Scored] = {level: getattr(tuned, level) for level in levels}
+    return {level: each.sampling for level, each in scored.items()}

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import logging
 import re
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,6 +20,13 @@ PIPELINE, TRANSFORMER, VAE = "model_index.json", "transformer/config.json", "vae
 """Of a folder that diffusers has saved; a model folder of udit may have the last."""
 DESCRIPTION = ("config.json", "export.json", PIPELINE, TRANSFORMER, VAE)
 """Small files that say what a repository holds."""
+
+PIPELINE_CLASS, NETWORK_CLASS = "UditPipeline", "UditNetwork"
+"""Of a folder that ``udit export diffusers`` wrote, whose own pipeline.py has them."""
+PIPELINE_WEIGHTS = "transformer/diffusion_pytorch_model.safetensors"
+"""Its weights."""
+PREFIX = "network."
+"""Before their names."""
 
 
 def is_hub_id(name: str) -> bool:
@@ -49,7 +57,7 @@ def snapshot(name: str, files: Sequence[str], *, what: str, revision: str | None
     if revision and named and revision != named:
         raise UserError(f"{what}: the name says revision {named!r} and the call {revision!r}; give one of them")
     revision = revision or named or None
-    with _hub_errors_told(f"{what}, and the hub gave none", remedy, revision), _absent_files_not_told():
+    with errors_told(f"{what}, and the hub gave none", remedy, revision), _absent_files_not_told():
         return Path(snapshot_download(name, revision=revision, allow_patterns=list(files)))
 
 
@@ -92,6 +100,15 @@ def diffusers_class(folder: Path) -> str | None:
     return None
 
 
+def is_pipeline(folder: Path) -> bool:
+    """Whether ``udit export diffusers`` wrote a folder."""
+    try:
+        values = json.loads((folder / PIPELINE).read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return False
+    return isinstance(values, dict) and values.get("_class_name") == ["pipeline", PIPELINE_CLASS]
+
+
 def cached(name: str, file: str) -> Path | None:
     """A file of a model repository that has been downloaded before; None where it has not."""
     from huggingface_hub import try_to_load_from_cache
@@ -115,7 +132,7 @@ def dataset_commit(name: str, revision: str | None, *, what: str, remedy: str) -
     """
     from huggingface_hub import HfApi
 
-    with _hub_errors_told(what, remedy, revision):
+    with errors_told(what, remedy, revision):
         return str(HfApi().dataset_info(name, revision=revision).sha)
 
 
@@ -159,14 +176,21 @@ def ask() -> Answer:
 
 def _client_errors() -> tuple[type[Exception], ...]:
     """What the hub's client raises; that a hub cannot be reached is an error of its HTTP library and no OSError."""
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+    from huggingface_hub.errors import HFValidationError
 
-    (library,) = (base for base in HfHubHTTPError.__bases__ if base is not OSError)  # httpx's, or httpx2's
-    return (library, HFValidationError, LocalEntryNotFoundError, OSError)
+    return (_network_error(), HFValidationError, OSError)
+
+
+def _network_error() -> type[Exception]:
+    """The base of the HTTP library's errors, httpx's or httpx2's; an answer that is an error is one of them, too."""
+    from huggingface_hub.errors import HfHubHTTPError
+
+    (library,) = (base for base in HfHubHTTPError.__bases__ if base is not OSError)
+    return library
 
 
 @contextmanager
-def _hub_errors_told(what: str, remedy: str, revision: str | None = None) -> Iterator[None]:
+def errors_told(what: str, remedy: str = "", revision: str | None = None) -> Iterator[None]:
     """Turns errors of the hub's client into a ``UserError`` of one line: ``what``, the reason, ``remedy``.
 
     Args:
@@ -174,20 +198,60 @@ def _hub_errors_told(what: str, remedy: str, revision: str | None = None) -> Ite
         remedy: the last words.
         revision: that was asked for.
     """
-    from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
-
     try:
         yield
     except _client_errors() as error:
-        if isinstance(error, GatedRepoError):
-            detail = "it is gated; ask for access on its page there, and set HF_TOKEN or run `hf auth login`"
-        elif isinstance(error, RevisionNotFoundError):
-            detail = f"it has no revision {revision!r}; give a branch, a tag or a commit of it"
-        elif isinstance(error, RepositoryNotFoundError):
-            detail = "it knows none of that name; check it, or set HF_TOKEN if it is private"
-        else:
-            detail = _first_lines(str(error), 200)
-        raise UserError(f"{what}: {detail}" + (f"; {remedy}" if remedy else "")) from None
+        raise UserError(f"{what}: {reason(error, revision)}" + (f"; {remedy}" if remedy else "")) from None
+
+
+def reason(error: Exception, revision: str | None = None) -> str:
+    """Why the hub gave nothing, and what to do, in words.
+
+    Args:
+        error: of the hub's client.
+        revision: that was asked for.
+    """
+    from huggingface_hub import constants
+    from huggingface_hub.errors import (
+        GatedRepoError,
+        HfHubHTTPError,
+        LocalEntryNotFoundError,
+        OfflineModeIsEnabled,
+        RepositoryNotFoundError,
+        RevisionNotFoundError,
+    )
+
+    network = _network_error()
+    while isinstance(error, LocalEntryNotFoundError) and isinstance(error.__cause__, network):
+        error = error.__cause__  # why it was not downloaded; that it is not in the cache either follows
+    if isinstance(error, LocalEntryNotFoundError | OfflineModeIsEnabled) and offline():
+        return f"HF_HUB_OFFLINE is set, and {constants.HF_HUB_CACHE} does not hold it; unset that to ask the hub"
+    if isinstance(error, GatedRepoError):
+        return "it is gated; ask for access on its page there, and set HF_TOKEN or run `hf auth login`"
+    if isinstance(error, RevisionNotFoundError):
+        return f"it has no revision {revision!r}; give a branch, a tag or a commit of it"
+    if isinstance(error, RepositoryNotFoundError):
+        return "it knows none of that name; check it, or set HF_TOKEN if it is private"
+    if isinstance(error, network) and not isinstance(error, HfHubHTTPError):
+        return f"{constants.ENDPOINT} cannot be reached ({_first_lines(str(error), 100) or type(error).__name__}); " + (
+            "check the network, its proxy, and HF_ENDPOINT"
+        )
+    return _first_lines(str(error), 200)
+
+
+@contextmanager
+def progress_bars(shown: bool) -> Iterator[None]:
+    """Context in which the client shows its bars, or not: where standard error is no terminal, they are never shown."""
+    from huggingface_hub.utils.tqdm import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
+
+    if (shown and sys.stderr.isatty()) or are_progress_bars_disabled():
+        yield
+        return
+    disable_progress_bars()
+    try:
+        yield
+    finally:
+        enable_progress_bars()
 
 
 @contextmanager

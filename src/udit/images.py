@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import importlib.util
+import io
 import json
 import math
 import unicodedata
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -47,9 +48,7 @@ def save_png(image: Image.Image, path: Path, settings: dict[str, Any] | None = N
     Raises:
         RunError: the file cannot be written.
     """
-    info = PngInfo()
-    if settings is not None:
-        info.add_itxt(PNG_KEY, json.dumps(settings))
+    info = png_info(settings)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with whole_file(path, durable=False) as temporary:
@@ -58,6 +57,21 @@ def save_png(image: Image.Image, path: Path, settings: dict[str, Any] | None = N
         raise RunError(
             f"cannot write {path}: {error.strerror or error}; give a writable place with enough room"
         ) from None
+
+
+def png_bytes(image: Image.Image, settings: Mapping[str, Any] | None = None) -> bytes:
+    """The contents of the file that ``save_png`` writes."""
+    stream = io.BytesIO()
+    image.save(stream, format="PNG", pnginfo=png_info(settings))
+    return stream.getvalue()
+
+
+def png_info(settings: Mapping[str, Any] | None) -> PngInfo:
+    """The text chunk ``udit`` of a PNG, or none."""
+    info = PngInfo()
+    if settings is not None:
+        info.add_itxt(PNG_KEY, json.dumps(settings))
+    return info
 
 
 def read_settings(path: Path) -> dict[str, Any] | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -19,7 +20,7 @@ from udit.data.codec_config import VAECodec
 from udit.data.vae import VAE_CONFIG, VAE_WEIGHTS
 from udit.demos.find import folder_of, is_demo, name_of
 from udit.errors import RunError, UserError, by_product, require_type
-from udit.files import whole_folder
+from udit.files import meant, whole_folder
 from udit.models.build import rebuild
 from udit.run.config import Run
 from udit.run.recipes import load_run, read_yaml
@@ -105,10 +106,22 @@ def load(
     if folder.exists():
         _check_holds_weights(folder, str(path))
     else:
-        folder = _download(str(path), weights, revision)
+        folder = download(str(path), (weights,), revision)
+    if hub.is_pipeline(folder):
+        return _load_pipeline(folder, weights).to(device)
     file = folder / FILES[weights]
     config = _with_vae_beside(read_config(folder / "config.json"), folder)
     return System(config, network(config, read_tensors(file), file)).to(device)
+
+
+def _load_pipeline(folder: Path, weights: Weights) -> System:
+    """The system of a folder that ``udit export diffusers`` wrote, fused as its weights are."""
+    if weights != "ema":
+        raise UserError(f"{folder} holds the weights it was exported with; leave out --weights {weights}")
+    file = folder / hub.PIPELINE_WEIGHTS
+    config = _with_vae_beside(read_config(folder / "config.json"), folder)
+    state = {name.removeprefix(hub.PREFIX): tensor for name, tensor in read_tensors(file).items()}
+    return System(config, network(config, state, file))
 
 
 def _with_vae_beside(config: SystemConfig, folder: Path) -> SystemConfig:
@@ -181,6 +194,21 @@ def _newest(folder: Path) -> Checkpoint:
     return checkpoint
 
 
+def checkpoint_of(run: str | Path, step: int) -> Path:
+    """The folder of one of a run's checkpoints, for ``load``.
+
+    Raises:
+        UserError: no run folder, or it has no checkpoint of that step; names those that it has.
+    """
+    read_run_config(run)
+    found = CheckpointStore(Path(run) / "checkpoints")
+    steps = sorted(found.steps())
+    if step not in steps:
+        known = f"it has {', '.join(map(str, steps))}" if steps else "it has none"
+        raise UserError(f"{run} has no checkpoint of step {step}; {known} (training.keep keeps more)")
+    return found.path(step)
+
+
 def read_run_config(folder: Path | str) -> Run:
     """The Run of a run folder; of a demo, that of its recipe, in a folder of its own.
 
@@ -193,18 +221,33 @@ def read_run_config(folder: Path | str) -> Run:
         return load_run(name, [f"out=runs/demo-{name}"])
     path = Path(folder) / "run.yaml"
     if not path.is_file():
-        raise UserError(f"{folder} is no run folder: it has no run.yaml; `udit train` makes one")
+        raise UserError(f"{folder} is no run folder: it has no run.yaml{meant(folder) or '; `udit train` makes one'}")
     return parse(Run, read_yaml(path), where=path)
 
 
-def _download(name: str, weights: Weights, revision: str | None) -> Path:
+def download(name: str, weights: Sequence[Weights] = ("ema",), revision: str | None = None) -> Path:
+    """Downloads a model folder from the hub, with the VAE beside it; what is cached stays.
+
+    Args:
+        name: ``owner/name`` or ``owner/name@revision``.
+        weights: which files of weights.
+        revision: branch, tag or commit.
+
+    Returns:
+        The folder in the hub's cache; its name is the commit.
+
+    Raises:
+        UserError: the hub has no such model, or does not give it.
+    """
+    near = meant(name)
     if not hub.is_hub_id(name):
-        raise UserError(f"no model at {name!r}; give a model folder, a run folder or a hub id (owner/name)")
-    what = f"no folder {name!r}"
+        raise UserError(f"no model at {name!r}{near or '; give a model folder, a run folder or a hub id (owner/name)'}")
+    what = f"no folder {name!r}" + (f" ({near.removeprefix('; ')})" if near else "")
     folder = hub.describe(name, what=what, revision=revision)
     _check_holds_weights(folder, name, remote=True)
     vae = [f"vae/{VAE_WEIGHTS}"] if (folder / hub.VAE).is_file() else []
-    hub.complete(name, folder, ["README.md", FILES[weights], *vae], what=what)
+    files = [hub.PIPELINE_WEIGHTS] if hub.is_pipeline(folder) else [FILES[kind] for kind in weights]
+    hub.complete(name, folder, ["README.md", *files, *vae], what=what)
     return folder
 
 
@@ -216,6 +259,8 @@ def _check_holds_weights(folder: Path, name: str, *, remote: bool = False) -> No
         name: what the user calls it.
         remote: it is on the hub.
     """
+    if hub.is_pipeline(folder):
+        return
     if (found := hub.diffusers_class(folder)) is not None:
         raise UserError(
             f"{name} holds diffusers' {found}; convert it once: `udit convert {shlex.quote(name)} FOLDER`, then give "
@@ -237,18 +282,28 @@ def _file_advice(path: Path) -> str:
 
 def model_card(config: SystemConfig) -> str:
     """``README.md`` of a model folder, with the hub's front matter."""
-    model = config.model
-    family = getattr(model, "family", type(model).__name__)
-    size = "x".join(map(str, (model.in_channels, *model.size)))
-    classes = f"{model.num_classes} classes" if model.num_classes else "unconditional"
     return (
         "---\nlibrary_name: udit\npipeline_tag: unconditional-image-generation\ntags: [diffusion, u-dit]\n---\n\n"
-        f"# {family} on {size}, {classes}\n\n"
+        f"# {card_title(config)}\n\n"
         f"Trained with `{config.diffusion.kind}`"
         + (f" for {config.steps} steps" if config.steps else "")
         + ". `model.safetensors` holds the averaged (EMA) weights.\n\n"
-        '```python\nimport udit\n\nsystem = udit.load("THIS_FOLDER")\n'
-        "images = next(system.generate(seeds=range(8)"
-        + (", labels=[0] * 8" if model.num_classes else "")
-        + "))  # uint8 [8, C, H, W]\n```\n"
+        + card_usage(config, "THIS_FOLDER")
+    )
+
+
+def card_title(config: SystemConfig) -> str:
+    """Family, shape and classes of a model, in words."""
+    model = config.model
+    family = getattr(model, "family", type(model).__name__)
+    size = "x".join(map(str, (model.in_channels, *model.size)))
+    return f"{family} on {size}, " + (f"{model.num_classes} classes" if model.num_classes else "unconditional")
+
+
+def card_usage(config: SystemConfig, name: str) -> str:
+    """How to load and sample a model in Python, as Markdown; ``name`` is its folder or hub id."""
+    labels = ", labels=[0] * 8" if config.model.num_classes else ""
+    return (
+        f'```python\nimport udit\n\nsystem = udit.load("{name}")\n'
+        f"images = next(system.generate(seeds=range(8){labels}))  # uint8 [8, C, H, W]\n```\n"
     )

@@ -17,6 +17,7 @@ from cyclopts import (
     CycloptsError,
     Group,
     MissingArgumentError,
+    Parameter,
     RepeatArgumentError,
     UnknownCommandError,
     UnknownOptionError,
@@ -33,16 +34,21 @@ from udit.cli.encode import encode
 from udit.cli.evaluate import evaluate
 from udit.cli.export import export
 from udit.cli.find_lr import find_lr
+from udit.cli.fork import fork
 from udit.cli.models import models
 from udit.cli.parity import parity
+from udit.cli.pull import pull
+from udit.cli.push import push
 from udit.cli.reference import ref
 from udit.cli.sample import sample
 from udit.cli.scores import scores
+from udit.cli.serve import serve
+from udit.cli.studio import studio
 from udit.cli.train import train
 from udit.cli.tune import tune
 from udit.errors import A_SLIP, PeerError, RunError, UserError, nearest, one_line, ran_out_of_memory, resembling
 
-OF_RECIPES = ("train", "encode", "data", "bench", "find-lr")
+OF_RECIPES = ("train", "fork", "encode", "data", "bench", "find-lr")
 """Commands that take a recipe's keys as KEY=VALUE."""
 
 
@@ -78,6 +84,7 @@ app = App(
     help_format="plaintext",
     group_parameters=Group("Options"),
     suppress_keyboard_interrupt=False,  # ``main`` reports it
+    default_parameter=Parameter(negative_iterable=()),  # no --empty-LIST beside every list
 )
 app.command(train)
 app.command(sample)
@@ -85,16 +92,21 @@ app.command(evaluate, name="eval")
 app.command(scores)
 app.command(tune)
 app.command(find_lr)
+app.command(fork)
 app.command(ref)
 app.command(encode)
 app.command(ema)
 app.command(convert)
 app.command(export)
+app.command(push)
+app.command(pull)
+app.command(serve)
 app.command(data)
 app.command(models)
 app.command(parity)
 app.command(bench)
 app.command(doctor)
+app.command(studio)
 
 
 def main(arguments: list[str] | None = None) -> NoReturn:
@@ -174,7 +186,8 @@ def _unknown_option(option: str, tokens: list[str]) -> str:
     for word in tokens[1:]:
         if word in command and not word.startswith("-"):
             command = command[word]
-    known = {flag.lstrip("-"): flag for argument in command.assemble_argument_collection() for flag in argument.names}
+    options = command.assemble_argument_collection(default_parameter=app.default_parameter)
+    known = {flag.lstrip("-"): flag for argument in options for flag in argument.names}
     known = {plain: flag for plain, flag in known.items() if flag.startswith("--") and plain not in ("help", "version")}
     word = name.lstrip("-")
     close = resembling(word, list(known))

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from cyclopts import App
 
 from udit.cli.output import say, table
+from udit.errors import UserError
 
 if TYPE_CHECKING:
     from udit.data.check import Contents
@@ -16,7 +17,7 @@ data = App(name="data", help="Check data before training on it.", help_format="p
 
 
 @data.command
-def check(path: Path, /, *, size: int = 64) -> int:
+def check(path: Path, /, *, size: int = 64, bits: int = 16) -> int:
     """List everything in a data set that training would refuse, one line each, and count what it holds.
 
     Every image is decoded as training would decode it. Exit code 1 where something is bad. A folder that passes is not
@@ -28,12 +29,16 @@ def check(path: Path, /, *, size: int = 64) -> int:
         A folder that holds one folder of images per class, a folder of IDX files, or an .npz file.
     size
         Side of the squares that training would crop the images of a folder to.
+    bits
+        As data.bits: depth of grey in files of 16 bits, 8 to 16, e.g. 12 where a camera or scanner put 12 bits there.
     """
     from udit.data.check import Contents
     from udit.data.check import check as lines_of
 
+    if not 8 <= bits <= 16:
+        raise UserError(f"--bits is {bits}; it must be 8 to 16")
     contents = Contents()
-    for line in lines_of(path.expanduser(), size, contents):
+    for line in lines_of(path.expanduser(), size, contents, bits):
         say(line)
     _tell(contents)
     return 1 if contents.bad else 0

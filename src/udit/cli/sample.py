@@ -55,6 +55,7 @@ def sample(
     batch_size: int = 64,
     device: str = "auto",
     weights: Literal["ema", "raw"] = "ema",
+    checkpoint: int | None = None,
     engine: Literal["torch", "onnxruntime", "openvino"] | None = None,  # EngineName loads all configs
     progress: bool = True,
 ) -> int:
@@ -134,6 +135,8 @@ def sample(
         auto, cpu, cuda, cuda:N or mps.
     weights
         ema (averaged) or raw.
+    checkpoint
+        Of a run: the step of a checkpoint, e.g. 500; the newest if not given.
     engine
         torch, or onnxruntime or openvino: the graph that `udit export` put into the model's folder.
     progress
@@ -166,7 +169,17 @@ def sample(
     if quality and changes:
         option = next(iter(changes)).replace("_", "-")
         raise UserError(f"--{option} is given and --quality {quality} sets it; leave one of them out")
-    SamplingConfig().replace(**{key: value for key, value in changes.items() if key not in OF_KINDS})
+    try:
+        SamplingConfig().replace(**{key: value for key, value in changes.items() if key not in OF_KINDS})
+    except UserError as error:  # begins with the key
+        key, *words = str(error).split(" ")
+        option = f"--{key.replace('_', '-')}" if key in changes else key
+        raise UserError(" ".join([option, *words])) from None
+
+    if checkpoint is not None:
+        from udit.store import checkpoint_of
+
+        model = str(checkpoint_of(model, checkpoint))
 
     from udit.generation import generate
 

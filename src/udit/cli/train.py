@@ -12,6 +12,7 @@ from udit.cli.output import say
 from udit.errors import UserError
 
 if TYPE_CHECKING:
+    from udit.rehearsal import Rehearsal
     from udit.run.config import Run
     from udit.training.memory import DryRun
 
@@ -39,8 +40,9 @@ def train(
     list_
         Show the shipped recipes and exit.
     dry_run
-        Print the resolved run as YAML and an estimate of the memory that a step takes, and exit. A folder of images may
-        be missing.
+        Print the resolved run as YAML, and below it what the training would cost: weights, MACs, images of each class,
+        epochs, time (three steps are taken and timed, unless they are large) and memory. A folder of images may be
+        missing.
     plot
         With --dry-run: draw at which times training looks and how it weighs errors there, to NAME-objective.png.
     progress
@@ -58,10 +60,12 @@ def train(
         raise UserError("--plot goes with --dry-run; add it")
     run = load_run(recipe, overrides, absent=dry_run)
     if dry_run:
-        from udit.training.memory import dry_run as found
+        from udit.rehearsal import rehearse
+        from udit.training.memory import dry_run as memory_of
 
         say(to_yaml(run.plain()).rstrip())
-        for line in _notes(run, found(run)):
+        found = memory_of(run)
+        for line in (*_costs(run, rehearse(run, found)), *_notes(run, found)):
             say(f"# {line}")
         if plot:
             from udit.training.objective_plot import save_objective
@@ -70,6 +74,7 @@ def train(
             save_objective(run, image)
             say(f"# wrote {image}")
         return 0
+    from udit.run.scorable import can_be_judged
     from udit.training.source import verified_source
 
     source = verified_source(run, progress)  # before torch: a broken image is reported sooner, and in less memory
@@ -91,10 +96,56 @@ def train(
     if trainer.world.is_main:
         done = f"{outcome.step} steps in {run.out} (model/, samples/, loss.png)"
         if outcome.warning is None:
-            say(f"finished: {done}; next: udit eval {run.out}")
+            judged = can_be_judged(run, trainer.source.labels, trainer.parts)
+            say(f"finished: {done}; next: udit {'eval' if judged else 'sample'} {run.out}")
         else:
             say(f"finished, but {outcome.warning}: {done}")
     return 0
+
+
+SHOWN = 20
+"""Classes whose images a dry run counts one by one."""
+
+
+def _costs(run: Run, found: Rehearsal) -> Iterator[str]:
+    """What a dry run prints of model, images and time."""
+    counts, training = found.cost, run.training
+    yield (
+        f"model: {counts.parameters:,} weights ({counts.inference_parameters:,} fused), {counts.macs:,} MACs for one "
+        "image forward"
+    )
+    if (images := found.images) is not None:
+        yield (
+            f"images: {images.total:,}, of which {images.train:,} to train on, {images.judge:,} for the judge and "
+            f"{images.test:,} for tests"
+        )
+        if 0 < len(images.per_class) <= SHOWN:
+            yield "of each class: " + ", ".join(f"{name} {count:,}" for name, count in images.per_class.items())
+        elif images.per_class:
+            least, most = (f(images.per_class, key=images.per_class.__getitem__) for f in (min, max))
+            yield (
+                f"of each of {len(images.per_class):,} classes: {images.per_class[least]:,} ({least}) to "
+                f"{images.per_class[most]:,} ({most})"
+            )
+    seen = training.steps * training.batch_size
+    yield f"{training.steps:,} steps of {training.batch_size:,} images: {seen:,} images" + (
+        f", {found.epochs:,.1f} epochs" if found.epochs is not None else ""
+    )
+    if found.seconds is None:
+        yield f"time: not estimated, {found.why_not}"
+    else:
+        yield (
+            f"time: {found.seconds:.3g} s for a step on {found.where}, so about "
+            f"{duration(found.seconds * training.steps)} in all, sample grids and checkpoints aside"
+        )
+
+
+def duration(seconds: float) -> str:
+    """Seconds in the largest unit that leaves a number above 1, e.g. "2.5 hours"."""
+    for unit, size in (("days", 86_400), ("hours", 3_600), ("minutes", 60)):
+        if seconds >= size:
+            return f"{seconds / size:.1f} {unit}"
+    return f"{seconds:.0f} seconds"
 
 
 def _notes(run: Run, found: DryRun) -> Iterator[str]:

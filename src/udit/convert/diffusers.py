@@ -109,6 +109,8 @@ def _fetch(name: str, described: Path, with_vae: bool) -> None:
 
 def is_folder(folder: Path) -> bool:
     """Whether diffusers has saved a folder: a pipeline, or a network with its class in ``config.json``."""
+    if hub.is_pipeline(folder):  # our own, which ``store.load`` reads
+        return False
     return (folder / hub.PIPELINE).is_file() or hub.diffusers_class(folder) is not None
 
 

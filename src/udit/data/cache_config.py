@@ -62,7 +62,9 @@ class LatentPlan(Spec):
     def info(self) -> DataInfo:
         """Channels, size and class names of the images."""
         channels, height, width = self.pixels
-        return DataInfo(channels=channels, height=height, width=width, id2label=self.id2label)
+        return DataInfo(
+            channels=channels, height=height, width=width, id2label=self.id2label, labelled=bool(self.id2label)
+        )
 
     @property
     def digest(self) -> str:

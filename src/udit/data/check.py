@@ -19,6 +19,9 @@ from udit.data.sources import InMemory
 from udit.data.verify import attempts, remember
 from udit.errors import UserError
 
+UNLABELLED = "(no labels)"
+"""In a class's place, where images have none."""
+
 
 @dataclass
 class Contents:
@@ -35,13 +38,14 @@ class Contents:
     """Images that cannot be used, and empty class folders."""
 
 
-def check(path: Path, size: int, contents: Contents) -> Iterator[str]:
+def check(path: Path, size: int, contents: Contents, bits: int = 16) -> Iterator[str]:
     """Checks a data set on disk, of any format.
 
     Args:
         path: a folder that holds one folder per class, a folder of IDX files, or an ``.npz`` file.
         size: side of the squares that training would crop the images of a folder to.
         contents: is filled.
+        bits: depth of grey in files of 16 bits, see ``decode``.
 
     Yields:
         One line for everything that training would refuse.
@@ -54,7 +58,7 @@ def check(path: Path, size: int, contents: Contents) -> Iterator[str]:
     elif any(path.glob("*-ubyte*")):
         yield from _check_whole(lambda: idx_files(path, 256), contents)
     else:
-        yield from check_folder(path, size, contents)
+        yield from check_folder(path, size, contents, bits)
 
 
 def _check_whole(read: Callable[[], InMemory], contents: Contents) -> Iterator[str]:
@@ -75,13 +79,14 @@ def _check_whole(read: Callable[[], InMemory], contents: Contents) -> Iterator[s
     contents.sizes[source.pixels.shape[3], source.pixels.shape[2]] = len(source)
 
 
-def check_folder(root: Path, size: int, contents: Contents) -> Iterator[str]:
+def check_folder(root: Path, size: int, contents: Contents, bits: int = 16) -> Iterator[str]:
     """Decodes every image of a folder that holds one folder per class.
 
     Args:
         root: the folder.
         size: side of the squares that training would crop to.
         contents: is filled.
+        bits: depth of grey in files of 16 bits, see ``decode``.
 
     Yields:
         One line for everything that training would refuse.
@@ -91,9 +96,9 @@ def check_folder(root: Path, size: int, contents: Contents) -> Iterator[str]:
     """
     listing = Listing.of(root)
     names = listing.classes
-    labels = np.repeat(np.arange(len(names)), listing.counts)
-    bad = np.zeros(len(names), int)
-    for name, count in zip(names, listing.counts, strict=True):
+    labels = np.repeat(np.arange(len(listing.counts)), listing.counts)
+    bad = np.zeros(len(listing.counts), int)
+    for name, count in zip(names, listing.counts if names else (), strict=True):
         if not count:
             contents.bad += 1
             yield f"class folder {str(root / name)!r} holds no PNG, JPEG, WebP or GIF; add some or remove it"
@@ -104,7 +109,7 @@ def check_folder(root: Path, size: int, contents: Contents) -> Iterator[str]:
     def read(i: int) -> tuple[Header, int | None]:
         path = root / listing.names[i]
         header = peek(path)
-        bright = decode(path, size, 3, budget=budget).max() >= DARK
+        bright = decode(path, size, 3, budget=budget, bits=bits).max() >= DARK
         return header, None if bright and not header.deep else brightest(path)
 
     for i, found in enumerate(attempts(read, len(labels), "checking")):
@@ -120,11 +125,11 @@ def check_folder(root: Path, size: int, contents: Contents) -> Iterator[str]:
                 deep[i] = most
             elif most is not None and (darkness := dark(most)):
                 contents.notes.add(darkness, path)
-    _tell_of_depth(root, listing, deep, contents.notes)
+    _tell_of_depth(root, listing, deep, contents.notes, bits)
     contents.notes.update(listing.notes)
     _find_copies(root, listing, contents)
     contents.classes = {
-        name: (count, int(wrong)) for name, count, wrong in zip(names, listing.counts, bad, strict=True)
+        name: (count, int(wrong)) for name, count, wrong in zip(names or [UNLABELLED], listing.counts, bad, strict=True)
     }
     if not contents.bad:
         remember(listing.verified_as(size))
@@ -145,23 +150,28 @@ def _count(contents: Contents, header: Header, path: str) -> None:
         contents.notes.add("rotated upright by EXIF", path)
 
 
-def _tell_of_depth(root: Path, listing: Listing, deep: dict[int, int], notes: Notes) -> None:
-    """Notes 16-bit files of fewer bits: of all together, since one depth is set for all; else those that are black.
+def _tell_of_depth(root: Path, listing: Listing, deep: dict[int, int], notes: Notes, bits: int) -> None:
+    """Notes 16-bit files of fewer bits, or of more, than ``bits``: of all together, since one depth is set for all.
+
+    Where those are right, the ones that are black.
 
     Args:
         root: the data set's folder.
         listing: its files.
         deep: the largest value of each 16-bit file, by its number.
         notes: is filled.
+        bits: that they are said to hold.
     """
-    top = max(deep.values(), default=0)
+    top, white = max(deep.values(), default=0), 2**bits - 1
     few = None
-    if 1 < top < 2**15:
-        how = "nearly black" if top < DARK << 8 else "dark"
-        bits = max(8, top.bit_length())
-        few = f"{how}: the largest value of all 16-bit files is {top} of 65535; set data.bits={bits}"
+    right = max(8, top.bit_length())
+    if top > white:
+        few = f"too bright for {bits} bits: the largest value of all is {top}; set data.bits={right}"
+    elif top > 1 and right < bits:
+        how = "nearly black" if top * 255 < DARK * white else "dark"
+        few = f"{how}: the largest value of all 16-bit files is {top} of {white}; set data.bits={right}"
     for i, most in deep.items():
-        if what := few or dark(most, 65535):
+        if what := few or dark(most, white):
             notes.add(what, repr(str(root / listing.names[i])))
 
 

@@ -13,6 +13,7 @@ from torch import Tensor
 from udit import rng
 from udit.data import vae
 from udit.data.codec_config import CodecConfig, IdentityCodec, SpaceToDepthCodec, VAECodec
+from udit.data.pixels import to_latents, to_pixels
 from udit.errors import UserError
 
 Keys = Sequence[tuple[int, int]]
@@ -64,7 +65,7 @@ class Identity:
 
     def decode(self, x: Tensor) -> Tensor:
         """Takes floats [B, C, H, W] to the nearest uint8; values outside [-1, 1] are clamped."""
-        return ((x.to(torch.float32) + 1) * 127.5).clamp(0, 255).round().to(torch.uint8)
+        return to_pixels(x)
 
     def image_shape(self, channels: int, height: int, width: int) -> tuple[int, int, int]:
         """The same."""
@@ -154,8 +155,8 @@ class LatentVAE:
 
     def decode(self, x: Tensor) -> Tensor:
         """Normalised latents [B, c, h, w] -> uint8 [B, C, H, W]."""
-        shift, scale = self._affine(x)
-        z = F.pixel_shuffle(x.to(torch.float32) / scale + shift, self.facts.patch)
+        assert self.config.shift is not None and self.config.scale is not None, "an incomplete codec"
+        z = to_latents(x, self.config.shift, self.config.scale, self.facts.patch)
         with torch.no_grad():
             (decoded,) = self.vae.to(x.device).decode(z, return_dict=False)
         return Identity().decode(decoded)

@@ -23,6 +23,8 @@ class DataInfo(Spec):
     width: PositiveInt
     id2label: tuple[str, ...]
     """Class names in label order."""
+    labelled: bool = True
+    """Whether images have labels; without, a model of them is unconditional."""
 
 
 class SplitData(Spec):
@@ -142,11 +144,14 @@ class ImageFiles(SplitData):
 
 
 class FolderData(ImageFiles):
-    """Image files (PNG, JPEG, WebP, GIF) in one folder per class; classes are the folders' names in sorted order."""
+    """Image files (PNG, JPEG, WebP, GIF) in one folder per class; classes are the folders' names in sorted order.
+
+    A folder that holds images and no folders is one of images without labels; a model of them is unconditional.
+    """
 
     kind: Literal["folder"] = "folder"
     root: Path
-    """The folder that holds one folder per class."""
+    """The folder that holds one folder per class, or images without labels."""
 
     def build(self) -> Source:
         """The listed images, decoded when they are read."""

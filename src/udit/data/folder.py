@@ -1,4 +1,4 @@
-"""Folders of image files, one folder per class; with any number of files."""
+"""Folders of image files, one folder per class or without labels; with any number of files."""
 
 from __future__ import annotations
 
@@ -17,20 +17,20 @@ from udit.errors import UserError
 
 
 def describe(data: FolderData) -> DataInfo:
-    """Class names from the names of the folders.
+    """Class names from the names of the folders; images that lie in the folder itself have no labels.
 
     Raises:
         UserError: see ``class_names``.
     """
     names = tuple(class_names(data.root))
-    return DataInfo(channels=data.channels, height=data.size, width=data.size, id2label=names)
+    return DataInfo(channels=data.channels, height=data.size, width=data.size, id2label=names, labelled=bool(names))
 
 
 def class_names(root: Path | str) -> list[str]:
-    """The names of the class folders in ``root``, sorted; hidden ones are skipped.
+    """The names of the class folders in ``root``, sorted; hidden ones are skipped. None, if its images have no labels.
 
     Raises:
-        UserError: no such folder, no folders in it, or one without images.
+        UserError: no such folder, nothing in it, or a class folder without images.
     """
     root = Path(root).expanduser()
     names = class_folders(root)
@@ -41,7 +41,10 @@ def class_names(root: Path | str) -> list[str]:
 
 
 class ImageFolder:
-    """Image files in one folder per class, cropped to squares as ADM does (Dhariwal & Nichol 2021)."""
+    """Image files in one folder per class, cropped to squares as ADM does (Dhariwal & Nichol 2021).
+
+    Those of a folder without class folders all have label 0, which an unconditional model does not see.
+    """
 
     def __init__(
         self,
@@ -54,7 +57,7 @@ class ImageFolder:
         """Lists the folder; decodes nothing.
 
         Args:
-            root: holds one folder per class; folders inside these belong to the class.
+            root: holds one folder per class, and folders inside these belong to the class; or images without labels.
             size: side of the squares in pixels.
             channels: 3 for RGB, 1 for grey.
             check: how ``verify`` checks images that are too many to keep in memory.

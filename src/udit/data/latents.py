@@ -85,7 +85,7 @@ class LatentCache:
                 f"{self.root / INDEX} lists {len(self.labels)} images and the manifest {count}; run `udit encode` "
                 "into another folder"
             )
-        if self.labels.min() < 0 or self.labels.max() >= len(self.plan.id2label):
+        if self.labels.min() < 0 or self.labels.max() >= max(1, len(self.plan.id2label)):
             raise UserError(f"{self.root / INDEX} has labels outside 0 to {len(self.plan.id2label) - 1}; encode again")
         facts = [facts.sha256 for facts in (self.manifest.index, *self.manifest.shards)]
         self.fingerprint = hashlib.sha256("\n".join([self.plan.digest, *facts]).encode()).hexdigest()

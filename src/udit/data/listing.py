@@ -51,8 +51,10 @@ def is_image(name: str) -> bool:
 def class_folders(root: Path) -> list[str]:
     """The folders in ``root`` that are classes, sorted: neither hidden nor of ``LEFTOVERS``.
 
+    None, where ``root`` holds images and no such folder: they have no labels.
+
     Raises:
-        UserError: no such folder, or no folders in it.
+        UserError: no such folder, or neither folders nor images in it.
     """
     return _classes(root, Notes())
 
@@ -98,14 +100,14 @@ def image_files(folder: Path, notes: Notes | None = None) -> list[Path]:
 
 @dataclass(frozen=True)
 class Listing:
-    """The image files of a folder with one folder per class, class by class, sorted."""
+    """The image files of a folder with one folder per class, class by class, sorted; or of one without labels."""
 
     classes: list[str]
-    """Names of the class folders."""
+    """Names of the class folders; empty where the images lie in the folder itself and have no labels."""
     names: Names
     """Paths below the root."""
     counts: list[int]
-    """Images of each class."""
+    """Images of each class; of all, where there are no classes."""
     sizes: Sequence[int]
     """Bytes of each file."""
     times: Sequence[int]
@@ -127,7 +129,7 @@ class Listing:
         sizes, times = array("q"), array("q")
 
         def paths() -> Iterator[str]:
-            for name in classes:
+            for name in classes or ["."]:
                 top = str(root / name)
                 found = []
                 inside: Counter[str] = Counter()
@@ -137,7 +139,7 @@ class Listing:
                         continue
                     path = entry.path[len(top) + 1 :].replace(os.sep, "/")
                     inside[path.rpartition("/")[0]] += 1
-                    found.append((f"{name}/{path}", entry.stat()))
+                    found.append((f"{name}/{path}" if classes else path, entry.stat()))
                 found.sort(key=lambda item: item[0])
                 counts.append(len(found))
                 deeper.append(inside)
@@ -147,7 +149,8 @@ class Listing:
                     yield path
 
         names = Names(paths())
-        _tell_of_layout(root, classes, deeper, notes)
+        if classes:
+            _tell_of_layout(root, classes, deeper, notes)
         return Listing(classes, names, counts, sizes, times, notes)
 
     def fingerprint(self) -> str:
@@ -214,10 +217,12 @@ def _classes(root: Path, notes: Notes) -> list[str]:
                 loose.append(entry.path)
         elif not entry.name.startswith(".") and _may_hold_labels(entry.name):
             notes.add("label files are not read, a class is a folder", repr(entry.path))
-    if not names:
-        found = f"{len(loose):,} images and no class folders" if loose else "no class folders"
-        raise UserError(f"data.root {str(root)!r} holds {found}; put the images of each class into a folder of its own")
-    for path in loose:
+    if not names and not loose:
+        raise UserError(
+            f"data.root {str(root)!r} holds no class folders; put the images of each class into a folder of its own, "
+            "or images without labels into it"
+        )
+    for path in loose if names else ():
         notes.add(f"images in {str(root)!r} itself belong to no class and are left out", repr(path))
     return names
 

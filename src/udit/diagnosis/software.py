@@ -21,6 +21,8 @@ PURPOSES = {
     "metrics": "`udit eval --reference` and `udit ref`",
     "hub": "data.kind=huggingface",
     "export": "`udit export` and `udit sample --engine`",
+    "serve": "`udit serve`",
+    "studio": "`udit studio`",
     "optimizers": "training.optimizer=adamw-8bit and schedule-free",
 }
 """What each extra is for; others are for developers."""

@@ -27,6 +27,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from udit.diffusion.settings import SamplingConfig
 from udit.diffusion.targets import Target, decode, encode
 
 
@@ -160,6 +161,13 @@ class CFGZero:
         cond, other = pair.velocities()
         scale = _ratio(inner(cond, other), inner(other, other)).to(other.dtype)
         return pair.of_velocity(guide(cond, scale * other, guidance))
+
+
+def rule_of(sampling: SamplingConfig) -> Rule:
+    """The rule of guidance of a setting."""
+    if sampling.guidance_kind == "apg":
+        return APG(sampling.guidance_eta, sampling.guidance_norm, sampling.guidance_momentum)
+    return CFGZero() if sampling.guidance_kind == "cfg-zero" else CFG()
 
 
 def rescaled(guided: Tensor, cond: Tensor, share: float) -> Tensor:

@@ -16,6 +16,7 @@ from udit.diffusion.cache import SplitBackbone
 from udit.diffusion.denoiser import Backbone
 from udit.diffusion.guidance import AnyDenoiser, Guided
 from udit.diffusion.sample import Sampler
+from udit.interpolation import Between
 
 MAX_ROWS = 1024
 """Pairs of time and label; with more, every step computes its own."""
@@ -95,6 +96,25 @@ def prepared(
 
     with torch.no_grad():
         return denoiser.with_network(known)
+
+
+def label_tensor(labels: Sequence[int | Between[int]], rows: int) -> Tensor:
+    """Labels as networks take them: [N] int64, or shares [N, K] where any lies between two.
+
+    Args:
+        labels: one per image.
+        rows: K, classes with the null class if there is one.
+    """
+    if all(isinstance(label, int) for label in labels):
+        return torch.tensor(labels)
+    shares = torch.zeros(len(labels), rows)
+    for row, label in zip(shares, labels, strict=True):
+        if isinstance(label, Between):
+            row[label.first] += 1 - label.share
+            row[label.second] += label.share
+        else:
+            row[label] = 1
+    return shares
 
 
 def gather(tree: Any, rows: Tensor) -> Any:

@@ -109,6 +109,7 @@ def sample(
     return _steps(denoiser, x_T, sampler, steps, y, noise or _no_noise, cache, origin)
 
 
+@torch.no_grad()  # around each step: the caller's code between two has gradients, and any thread may ask for the next
 def _steps(
     denoiser: AnyDenoiser,
     x_T: Tensor,
@@ -130,8 +131,7 @@ def _steps(
         denoiser, unasked = denoiser.begun(left_out), max(0, left_out - denoiser.zero_init)
     denoiser = cache.wrap(denoiser, unasked) if cache else denoiser
     start = {} if origin is None else {"origin": origin}
-    with torch.no_grad():
-        yield from sampler(denoiser, x_T, steps, y, noise, **start)
+    yield from sampler(denoiser, x_T, steps, y, noise, **start)
 
 
 def _no_noise(k: int) -> Tensor:

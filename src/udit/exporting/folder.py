@@ -6,7 +6,7 @@ import dataclasses
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Literal, overload
 
 import numpy as np
 import torch
@@ -26,6 +26,7 @@ from udit.exporting.manifest import (
     read_manifest,
     write_manifest,
 )
+from udit.exporting.pipelines import PipelineFolder, export_pipeline
 from udit.exporting.program import inputs, trace
 from udit.exporting.write import quiet, write_graph
 from udit.files import file_facts, whole_folder
@@ -35,6 +36,15 @@ from udit.store import read_config, read_run_config
 Size = tuple[int, int]
 
 
+@overload
+def export(
+    model: System | str | Path,
+    kind: Literal["diffusers"],
+    folder: str | Path | None = None,
+    *,
+    weights: Literal["ema", "raw"] = "ema",
+) -> PipelineFolder: ...
+@overload
 def export(
     model: System | str | Path,
     kind: Kind,
@@ -43,36 +53,53 @@ def export(
     size: Size | Literal["free"] | None = None,
     int8: bool = False,
     weights: Literal["ema", "raw"] = "ema",
-) -> Manifest:
-    """Writes a model as a graph of another engine, checked against the model; ``udit.generate`` samples from it.
+) -> Manifest: ...
+def export(
+    model: System | str | Path,
+    kind: Kind | Literal["diffusers"],
+    folder: str | Path | None = None,
+    *,
+    size: Size | Literal["free"] | None = None,
+    int8: bool = False,
+    weights: Literal["ema", "raw"] = "ema",
+) -> Manifest | PipelineFolder:
+    """Writes a model as a graph of another engine, or as a pipeline of diffusers, checked against the model.
+
+    ``udit.generate`` samples from a graph, and ``DiffusionPipeline.from_pretrained`` loads a pipeline.
 
     Args:
         model: a run folder, a model folder, a hub id, or a loaded system on the CPU in float32.
-        kind: "onnx" (runs in onnxruntime) or "openvino".
-        folder: where to; MODEL/onnx, MODEL/openvino or MODEL/openvino-int8 if None. An older export there is replaced,
-            but only by a graph that agrees with its network.
+        kind: "onnx" (runs in onnxruntime), "openvino" or "diffusers".
+        folder: where to; MODEL/onnx, MODEL/openvino, MODEL/openvino-int8 or MODEL/diffusers if None. An older export
+            there is replaced, but only by a graph that agrees with its network.
         size: the only (H, W) that the graph shall take, or "free"; if None, free where the architecture allows it.
         int8: quantises an OpenVINO graph's matrix products, with ranges measured on the run's noised training images.
         weights: "ema" (averaged) or "raw".
 
     Returns:
-        The manifest of the folder, with the measured errors.
+        The manifest of a graph's folder, with the measured errors; or the folder for diffusers.
 
     Raises:
         UserError: the network has no such graph, the graph does not agree with it, or a package is missing.
         RunError: the folder cannot be written.
     """
     require_type("model", model, (System, str, Path), "give a folder, a hub id or a loaded system (udit.load)")
-    if kind not in PACKAGES:
-        raise UserError(f"kind is {kind!r}{nearest(str(kind), PACKAGES)}")
+    if kind not in (*PACKAGES, "diffusers"):
+        raise UserError(f"kind is {kind!r}{nearest(str(kind), (*PACKAGES, 'diffusers'))}")
     source = None if isinstance(model, System) else Path(model)
     if folder is None and (source is None or not source.is_dir()):
         raise UserError(f"{source or 'a loaded system'} is no folder to write beside; name one with --out")
+    if kind == "diffusers" and (size is not None or int8):
+        raise UserError("size and int8 are for graphs, and this is a folder for diffusers; leave them out")
     if int8 and kind != "openvino":
         raise UserError(f"--int8 makes OpenVINO graphs, and this is {kind}; udit export openvino {source} --int8")
     if int8 and (source is None or not (source / "run.yaml").is_file()):
         raise UserError(f"{source} is no run folder, and --int8 measures on a run's own training images; give a run")
     system = model if isinstance(model, System) else load_model(model, weights=weights)
+    if kind == "diffusers":
+        return export_pipeline(
+            _checked(system, None), Path(folder) if folder is not None else Path(source or "") / kind
+        )
     extent = None if size == "free" else size
     if size is None and system.config.model.size_step is None:
         extent = system.config.model.size
@@ -83,8 +110,8 @@ def export(
     return write_graph_folder(system, kind, target, size=extent, calibration=given)
 
 
-def default_folder(model: Path, kind: Kind, int8: bool) -> Path:
-    """Where a model's graph is written if no folder is named."""
+def default_folder(model: Path, kind: str, int8: bool) -> Path:
+    """Where a model is exported to if no folder is named."""
     return model / (f"{kind}-int8" if int8 else kind)
 
 
@@ -205,7 +232,7 @@ def _checked(system: System, size: Size | None) -> System:
     kinds = {p.dtype for p in system.backbone.parameters()}
     if kinds != {torch.float32}:
         names = ", ".join(sorted(str(kind).removeprefix("torch.") for kind in kinds))
-        raise UserError(f"the weights are {names} and graphs are made of float32; convert them first")
+        raise UserError(f"the weights are {names} and exports are made of float32; convert them first")
     if size is None:
         return system
     try:

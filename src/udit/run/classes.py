@@ -8,6 +8,7 @@ import operator
 import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from udit.errors import UserError, as_list
@@ -82,6 +83,25 @@ class Classes:
             for word in wanted
         ]
 
+    def each(self, wanted: str | Sequence[str | int | Between[Any]] | None, count: int) -> list[Label] | None:
+        """A label for each of several images; None for a model without classes.
+
+        Args:
+            wanted: as for ``points``, repeated in turn; all classes that were trained in turn if None.
+            count: of the images.
+
+        Raises:
+            UserError: as ``labels``, or there are more labels than images.
+        """
+        chosen: list[Label] = [*range(self.trained)] if wanted is None else self.points(wanted)
+        if wanted is not None and len(chosen) > count:
+            raise UserError(f"labels are {len(chosen)} and seeds {count}; give a seed for each label, or fewer labels")
+        return [chosen[i % len(chosen)] for i in range(count)] if chosen else None
+
+    @cached_property
+    def _plain_names(self) -> list[str]:
+        return [_plain(name) for name in self.names]
+
     def _split(self, text: str) -> list[str]:
         """The names and numbers of a text with commas, the longest names first."""
         parts = text.split(",")
@@ -97,7 +117,8 @@ class Classes:
         """Labels of the classes with a name: the one that is written so, or all that are the same text."""
         if word in self.names:
             return [self.names.index(word)]
-        return [i for i, name in enumerate(self.names) if _plain(name) == _plain(word)]
+        plain = _plain(word)
+        return [i for i, name in enumerate(self._plain_names) if name == plain]
 
     def _label(self, word: Any) -> int:
         if isinstance(word, str):

@@ -201,7 +201,18 @@ MAY_CHANGE = frozenset(
 )
 """Keys that may change when a run is resumed; any other change is refused. Data may move if its fingerprint matches."""
 
+FORK_MAY_CHANGE = MAY_CHANGE | {
+    *("seed", "init_from"),
+    *(
+        f"training.{key}"
+        for key in ("batch_size", "lr", "lr_warmup", "lr_schedule", "lr_layer_decay", "groups", "betas")
+    ),
+    *(f"training.{key}" for key in ("weight_decay", "clip_norm", "ema_decay", "label_dropout", "precision", "compile")),
+    *(f"training.{key}" for key in ("independent_level_dropout", "deterministic")),
+}
+"""Keys that may change where a run is forked: those which leave weights, optimiser state and data what they are."""
 
-def changed_keys(old: Any, new: Any) -> list[str]:
-    """Dotted keys, outside ``MAY_CHANGE``, at which two plain runs differ."""
-    return differing_keys(old, new, MAY_CHANGE)
+
+def changed_keys(old: Any, new: Any, free: frozenset[str] = MAY_CHANGE) -> list[str]:
+    """Dotted keys, outside ``free``, at which two plain runs differ."""
+    return differing_keys(old, new, free)

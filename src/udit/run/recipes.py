@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import shlex
 from importlib import resources
 from io import StringIO
@@ -15,9 +16,12 @@ from ruamel.yaml.error import YAMLError
 from udit import hub
 from udit.demos.find import folder_of, is_demo
 from udit.errors import UserError, nearest, require_list
+from udit.files import meant
 from udit.run.config import Run
 from udit.run.resolve import resolve
 from udit.run.start import DECIDED
+
+log = logging.getLogger(__name__)
 
 
 def list_recipes() -> dict[str, str]:
@@ -52,6 +56,26 @@ def load_run(recipe: str, overrides: list[str] | tuple[str, ...] = (), *, absent
     for override in overrides:
         _apply(values, override)
     return resolve(values, absent=absent, said=said)
+
+
+def forked_run(folder: Path, out: Path, overrides: list[str] | tuple[str, ...] = ()) -> Run:
+    """The run of a run folder, in another folder and with some keys changed; it starts from no other weights.
+
+    Args:
+        folder: of the run that was begun.
+        out: of the new one.
+        overrides: ``key.path=value`` each.
+
+    Raises:
+        UserError: no run there, an unknown key, or a value out of range.
+    """
+    require_list("overrides", overrides)
+    values = read_yaml(folder / "run.yaml")
+    if origin := values.get("init_from"):
+        log.info("the run started from %s; its fork starts from a checkpoint", origin)
+    for override in overrides:
+        _apply(values, override)
+    return resolve(values | {"out": str(out), "init_from": None})
 
 
 def read_recipe(recipe: str) -> dict[str, Any]:
@@ -127,7 +151,8 @@ def read_origin(source: str, out: Path) -> dict[str, Any]:
     if not folder.is_dir():
         if not hub.is_hub_id(source):
             raise UserError(
-                f"init_from is {source!r}, no folder; give a model folder, a run folder or a hub id (owner/name)"
+                f"init_from is {source!r}, no folder"
+                f"{meant(source) or '; give a model folder, a run folder or a hub id (owner/name)'}"
             )
         folder = hub.describe(source, what=f"init_from is {source!r}, no folder")
         origin = hub.pinned(source, folder)

@@ -207,6 +207,8 @@ def model(draft: Draft) -> None:
     boundary: dict[str, Any] = {"in_channels": seen.channels, "input_size": [seen.height, seen.width]}
     if seen.id2label:
         boundary["num_classes"] = len(seen.id2label)
+    elif not seen.labelled:
+        boundary["num_classes"] = 0
     if draft.names("latents"):
         section = _boundary_giving_way(draft, section, boundary)
     if not draft.values["diffusion"].learns_variance:
@@ -243,6 +245,19 @@ def label_dropout(draft: Draft) -> None:
         _default(draft, "training", "label_dropout", 0.0)
 
 
+def without_labels(draft: Draft) -> None:
+    """Of images without labels a model is unconditional, and a recipe's guidance gives way, as there is none."""
+    assert draft.seen is not None
+    if draft.seen.labelled or draft.values["model"].num_classes:
+        return
+    sampling = _keys(draft.values.get("sampling"))
+    told = "the images have no labels, as they lie in no class folders: the model is unconditional"
+    if not draft.says("sampling", "guidance") and sampling.get("guidance", 1.0) != 1:
+        draft.values["sampling"] = sampling | {"guidance": 1.0}
+        told += f"; sampling.guidance is 1, and the recipe's {shown(sampling['guidance'])} gives way"
+    draft.told.append(told)
+
+
 Step = Callable[[Draft], None]
 STEPS: tuple[Step, ...] = (
     known_keys,
@@ -259,6 +274,7 @@ STEPS: tuple[Step, ...] = (
     class_names,  # needs the model's number of classes
     sampler,  # needs the process
     label_dropout,  # needs the model
+    without_labels,  # needs the images and the model
 )
 """What ``resolve`` does, in this order."""
 

@@ -42,6 +42,16 @@ def channels_are_those_of_the_data(run: Run, seen: DataInfo) -> str | None:
     return f"model.in_channels is {run.model.in_channels} and the data has {seen.channels}; leave in_channels out"
 
 
+def classes_need_labels(run: Run, seen: DataInfo) -> str | None:
+    """A conditional model needs images with labels."""
+    if seen.labelled or not run.model.num_classes:
+        return None
+    return (
+        f"model.num_classes is {run.model.num_classes} and the images have no labels; put those of each class into a "
+        "folder of its own, or leave num_classes out"
+    )
+
+
 def all_classes_have_a_label(run: Run, seen: DataInfo) -> str | None:
     """A conditional model knows at least the data's classes."""
     if not run.model.num_classes or run.model.num_classes >= len(seen.id2label):
@@ -236,6 +246,7 @@ def schedule_free_divides_by_its_momentum(run: Run, seen: DataInfo) -> str | Non
 RULES: tuple[Rule, ...] = (
     input_size_is_that_of_the_data,
     channels_are_those_of_the_data,
+    classes_need_labels,
     all_classes_have_a_label,
     guidance_needs_a_null_label,
     guidance_is_the_process_s,

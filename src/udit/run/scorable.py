@@ -54,6 +54,11 @@ def require_scorable(labels: Labels, parts: Parts) -> None:
         )
 
 
+def can_be_judged(run: Run, labels: Labels, parts: Parts) -> bool:
+    """Whether `udit eval` without options scores a run: its model has classes, and its data a judge's share."""
+    return bool(run.model.num_classes) and what_is_missing(labels, parts) is None
+
+
 def warn_before_training(run: Run, labels: Labels, parts: Parts) -> None:
     """Warns where `udit eval` will refuse the run that is about to be trained."""
     if run.model.num_classes and (missing := what_is_missing(labels, parts)):

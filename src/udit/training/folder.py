@@ -154,9 +154,9 @@ def what_changed(folder: Path, source: Source) -> str:
     return ", ".join(told) or "the same names, but images or labels were altered"
 
 
-def write_run(run: Run) -> None:
-    """Writes ``run.yaml``, whole or not at all."""
-    replace_text(run.out / "run.yaml", to_yaml(run.plain()))
+def write_run(run: Run, folder: Path | None = None) -> None:
+    """Writes ``run.yaml`` into the run's folder or another one, whole or not at all."""
+    replace_text((folder or run.out) / "run.yaml", to_yaml(run.plain()))
 
 
 def replace_text(path: Path, text: str) -> None:

@@ -28,13 +28,11 @@ def save_objective(run: Run, path: Path) -> None:
     Raises:
         OSError: it cannot be written.
     """
-    import matplotlib
-
-    matplotlib.use("agg")
-    from matplotlib import pyplot as plt
+    from matplotlib.figure import Figure  # not pyplot: a notebook's figures stay as they are
 
     fraction, weight = weights(run)
-    figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.2), dpi=120, layout="constrained")
+    figure = Figure(figsize=(9, 3.2), dpi=120, layout="constrained")
+    left, right = figure.subplots(1, 2)
     left.hist(fraction.numpy(), bins=80, range=(0, 1), density=True, color="#4477aa")
     left.set(xlabel="time, 0 data to 1 noise", ylabel="density", title="training times", xlim=(0, 1), ylim=(0, None))
     right.plot(fraction.numpy(), weight.numpy(), color="#cc6677")
@@ -49,7 +47,6 @@ def save_objective(run: Run, path: Path) -> None:
     figure.suptitle(f"{run.name}: {run.diffusion.title}")
     with whole_file(path, durable=False) as temporary:
         figure.savefig(temporary, format="png")
-    plt.close(figure)
 
 
 def weights(run: Run) -> tuple[torch.Tensor, torch.Tensor]:

@@ -81,17 +81,15 @@ def validation_loss(system: System, source: Source, part: Labels, seed: int, bat
 
 def save_curve(metrics: Path, path: Path) -> None:
     """Draws training and validation loss over steps from ``metrics.jsonl``."""
-    import matplotlib
-
-    matplotlib.use("agg")
-    from matplotlib import pyplot as plt
+    from matplotlib.figure import Figure  # not pyplot: a notebook's figures stay as they are
 
     lines = [json.loads(line) for line in metrics.read_text(encoding="utf-8").splitlines()]
     steps = [line["step"] for line in lines if "loss" in line]
     losses = [line["loss"] for line in lines if "loss" in line]
     if not steps:
         return
-    figure, axes = plt.subplots(figsize=(6, 3.5), dpi=120, layout="constrained")
+    figure = Figure(figsize=(6, 3.5), dpi=120, layout="constrained")
+    axes = figure.subplots()
     axes.plot(steps, losses, color="0.8", linewidth=0.8)
     window = max(1, len(losses) // 50)
     smooth = [sum(losses[max(0, i - window + 1) : i + 1]) / min(window, i + 1) for i in range(len(losses))]
@@ -104,4 +102,3 @@ def save_curve(metrics: Path, path: Path) -> None:
     axes.grid(alpha=0.3)
     with whole_file(path, durable=False) as temporary:
         figure.savefig(temporary)
-    plt.close(figure)
