@@ -110,7 +110,8 @@ SYSTEMS = {"throw-away": throwaway}
 }
 ROW = """
 from throwaway.config import ThrowawayConfig
-from udit.models.catalog import CATALOG, About, Entry
+from udit.models.catalog import CATALOG, Entry
+from udit.models.papers import About
 
 small = dict(in_channels=1, num_classes=5, input_size=8)
 about = About(paper="1234.56789", code="MIT", attention="none", ffn="none", skips="none", exact="sizes are ours")

@@ -43,7 +43,8 @@ CONFIGURATION = {
     *("udit.spec.words", "udit.run.keys", "udit.optim.config", "udit.interpolation", "udit.diffusion.settings"),
     *("udit.diffusion.samplers",),
     *("udit.data.config", "udit.data.codec_config", "udit.data.cache_config", "udit.models.catalog"),
-    *("udit.models.config", "udit.models.ablation", "udit.models.isotropic", "udit.evaluation.protocol"),
+    *("udit.models.config", "udit.models.ablation", "udit.models.isotropic", "udit.models.papers"),
+    "udit.evaluation.protocol",
     *("udit.run", "udit.run.config", "udit.run.rules", "udit.run.start", "udit.run.system", "udit.run.resolve"),
     *("udit.run.recipes", "udit.run.classes", "udit.recipes"),
 }
