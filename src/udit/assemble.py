@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from udit import rng
 from udit.data.codec import Codec, encode
 from udit.diffusion.cache import StepCache
-from udit.diffusion.combine import APG, CFG, CFGZero, Rule
+from udit.diffusion.combine import rule_of
 from udit.diffusion.conditions import prepared
 from udit.diffusion.config import SamplingConfig
 from udit.diffusion.denoiser import Denoiser
@@ -75,13 +75,6 @@ def step_cache(model: ModelConfig, sampling: SamplingConfig) -> StepCache | None
         )
     final_time = {"index": 20.0, "unit": 0.02, "sigma": 0.02 / 0.98}[model.time]
     return StepCache(sampling.cache, final_time, forecast=sampling.forecast, guidance=sampling.keep_guidance)
-
-
-def rule_of(sampling: SamplingConfig) -> Rule:
-    """The rule of guidance of a setting."""
-    if sampling.guidance_kind == "apg":
-        return APG(sampling.guidance_eta, sampling.guidance_norm, sampling.guidance_momentum)
-    return CFGZero() if sampling.guidance_kind == "cfg-zero" else CFG()
 
 
 @runtime_checkable
@@ -358,11 +351,7 @@ class System:
                 network.train(training)
 
     def check_points(self, labels: Sequence[Label] | None) -> None:
-        """Refuses points between classes where a network cannot take them.
-
-        Raises:
-            UserError: an exported graph would have to.
-        """
+        """Refuses points between classes where a network is an exported graph, which cannot take them (UserError)."""
         networks = [self.backbone] if self.weak is None else [self.backbone, self.weak.backbone]
         between = any(isinstance(label, Between) for label in labels or ())
         if between and any(isinstance(network, Fingerprinted) for network in networks):
