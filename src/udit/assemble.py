@@ -353,11 +353,7 @@ class System:
                 network.train(training)
 
     def check_points(self, labels: Sequence[Label] | None) -> None:
-        """Refuses points between classes where a network cannot take them.
-
-        Raises:
-            UserError: an exported graph would have to.
-        """
+        """Refuses points between classes where a network is an exported graph, which cannot take them (UserError)."""
         networks = [self.backbone] if self.weak is None else [self.backbone, self.weak.backbone]
         between = any(isinstance(label, Between) for label in labels or ())
         if between and any(isinstance(network, Fingerprinted) for network in networks):
