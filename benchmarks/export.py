@@ -100,7 +100,8 @@ are refused, and so are `--size` and `--int8`. Step caching is left out.
 `trust_remote_code=True` executes the folder's `pipeline.py`: read it before. It is one file, written from udit's own
 sources, and holds what this model needs and no more: its network, noising process, samplers, guidance and the
 pipeline. It needs torch, numpy and diffusers, opens no connection and states the version of udit that wrote it; a
-later udit changes nothing about it. Before the folder is written, its network is compared with the model's, as graphs are.
+later udit changes nothing about it. Before the folder is written, its network is compared with the model's, as graphs
+are.
 
 The folder holds `pipeline.py`, `model_index.json` with class names (`id2label`), the fused weights
 (safetensors), the noising process as a scheduler, for other programs, `vae/` where the model is in a VAE's latents,

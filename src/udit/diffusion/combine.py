@@ -194,10 +194,3 @@ def _std(x: Tensor) -> Tensor:
 def _ratio(above: Tensor, below: Tensor, otherwise: float = 0.0) -> Tensor:
     """above / below, and ``otherwise`` where below is 0."""
     return torch.where(below == 0, otherwise, above / torch.where(below == 0, 1.0, below))
-
-
-def rule_of(sampling: SamplingConfig) -> Rule:
-    """The rule of guidance of a setting."""
-    if sampling.guidance_kind == "apg":
-        return APG(sampling.guidance_eta, sampling.guidance_norm, sampling.guidance_momentum)
-    return CFGZero() if sampling.guidance_kind == "cfg-zero" else CFG()

@@ -1,6 +1,6 @@
 """The pipeline that ``udit export diffusers`` writes; ``bundle`` puts all that it needs into one file with it."""
 
-# mypy: disable-error-code="misc, untyped-decorator, no-untyped-call, assignment, attr-defined, type-var"
+# mypy: disable-error-code="misc, untyped-decorator, no-untyped-call, assignment, attr-defined, type-var, override"
 from __future__ import annotations
 
 import hashlib
@@ -20,8 +20,8 @@ from diffusers.models.modeling_utils import ModelMixin
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline, ImagePipelineOutput
 from torch import Tensor
 
-from udit.assemble import rule_of
 from udit.data.pixels import Affine, to_latents, to_pixels
+from udit.diffusion.combine import rule_of
 from udit.diffusion.config import DDPMConfig, ProcessConfig
 from udit.diffusion.denoiser import Denoiser
 from udit.diffusion.guidance import Guided
@@ -134,10 +134,10 @@ class UditPipeline(DiffusionPipeline):
         if batch_size < 1:
             raise UserError(f"batch_size is {batch_size}; it counts images, at least 1")
         wanted = list(range(self.classes.trained)) if class_labels is None else self.classes.labels(class_labels)
-        seeds = seeds_of(range(4 if class_labels is None else len(wanted)) if seeds is None else seeds)
-        if class_labels is not None and len(wanted) > len(seeds):
-            raise UserError(f"class_labels are {len(wanted)} and seeds {len(seeds)}; give a seed for each label")
-        labels = [wanted[i % len(wanted)] for i in range(len(seeds))] if wanted else None
+        chosen = seeds_of(range(4 if class_labels is None else len(wanted)) if seeds is None else seeds)
+        if class_labels is not None and len(wanted) > len(chosen):
+            raise UserError(f"class_labels are {len(wanted)} and seeds {len(chosen)}; give a seed for each label")
+        labels = [wanted[i % len(wanted)] for i in range(len(chosen))] if wanted else None
         given = {
             "steps": num_inference_steps,
             "guidance": guidance_scale,
@@ -151,8 +151,8 @@ class UditPipeline(DiffusionPipeline):
         if guidance_interval is not None:
             settings = replace(settings, guidance_levels=None)
         images = [
-            self._draw(seeds[start : start + batch_size], labels and labels[start : start + batch_size], settings)
-            for start in range(0, len(seeds), batch_size)
+            self._draw(chosen[start : start + batch_size], labels and labels[start : start + batch_size], settings)
+            for start in range(0, len(chosen), batch_size)
         ]
         self.maybe_free_model_hooks()
         made = self._as(output_type, torch.cat(images))
