@@ -176,7 +176,7 @@ class FiT(nn.Module):
 
     def through(self, x: Tensor, cond: Conditions, blocks: range, layout: Layout | None = None) -> Tensor:
         """Runs blocks on [B, H / p, W / p, D], an image's patches unless a layout says what they are."""
-        layout = Layout(self.image_table(*x.shape[1:3], x.device)) if layout is None else layout
+        layout = Layout(self.image_table(x.shape[1], x.shape[2], x.device)) if layout is None else layout
         for i in blocks:
             x = run(self.blocks[i], self.checkpointing, x, cond.blocks[i], *layout)
         return x

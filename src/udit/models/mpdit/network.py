@@ -19,7 +19,7 @@ from udit import ops
 from udit.models.mpdit.config import MPDiTConfig
 from udit.nn import init
 from udit.nn.attention import Attention
-from udit.nn.blocks import module_list, run
+from udit.nn.blocks import ModuleSequence, module_list, run
 from udit.nn.conditioning import (
     ModulatedBlock,
     Modulation,
@@ -95,7 +95,7 @@ class SpectralTime(nn.Module):
         return self.project(x.mean(dim=1))
 
 
-def blocks(config: MPDiTConfig, depth: int) -> Sequence[ModulatedBlock]:
+def blocks(config: MPDiTConfig, depth: int) -> ModuleSequence[ModulatedBlock]:
     """The blocks of one level."""
     width, heads = config.width, config.heads
     return module_list(ModulatedBlock(Attention(width, heads), config.ffn.build(width)) for _ in range(depth))
@@ -118,7 +118,8 @@ class Finer(nn.Module):
     def patches(self, x: Tensor) -> Tensor:
         """The input's patches with their positions, for ``forward``: [B, C, H, W] -> [B, H / p, W / p, D]."""
         x = ops.apply(self.skip, self.embed(patchify(x, self.patch)))
-        return x + sincos_table(*x.shape[1:], device=x.device).to(x.dtype)
+        _, height, width, dim = x.shape
+        return x + sincos_table(height, width, dim, x.device).to(x.dtype)
 
     def forward(self, x: Tensor, patches: Tensor, mods: tuple[Modulation, Modulation]) -> Tensor:
         """Labels and patches [B, 1, M + N, D] -> [B, 1, M + 4 N, D]."""
@@ -188,7 +189,8 @@ class MPDiT(nn.Module):
         self.config.check_size(*x.shape[2:])
         skips = [level.patches(x) for level in self.finer]
         x = self.embed(patchify(x, self.config.patches[0]))
-        x = x + sincos_table(*x.shape[1:], device=x.device).to(x.dtype)
+        _, height, width, dim = x.shape
+        x = x + sincos_table(height, width, dim, x.device).to(x.dtype)
         return torch.cat([cond.labels[:, None].to(x.dtype), flat(x)], dim=2), skips
 
     def deep(self, x: Tensor, cond: Conditions) -> Tensor:

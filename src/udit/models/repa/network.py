@@ -92,7 +92,8 @@ class REPA(nn.Module):
         """Patches with their positions: [B, C, H, W] -> [B, H / p, W / p, D]."""
         self.config.check_size(*x.shape[2:])
         x = self.embed(patchify(x, self.config.patch))
-        return x + sincos_table(*x.shape[1:], device=x.device).to(x.dtype)
+        _, height, width, dim = x.shape
+        return x + sincos_table(height, width, dim, x.device).to(x.dtype)
 
     def through(self, x: Tensor, cond: Conditions, blocks: range) -> Tensor:
         """Runs blocks on [B, H / p, W / p, D]."""
