@@ -74,7 +74,7 @@ SLIPS: dict[str, tuple[list[str], str]] = {
     "size of a graph": (["export", "onnx", "model", "--size", "big"], "--size is 'big'; write free, a side or HxW"),
     "export to where": (
         ["export", "onnx", "owner/name"],
-        "owner/name is not a folder, so the graph has no default place",
+        "owner/name is not a folder, so the export has no default place",
     ),
     "unknown engine": (["sample", "model", "--engine", "onnx"], "onnx"),
     "unnamed weights": (["convert", RECIPE, "out"], "does not say which model it is; add --model NAME"),

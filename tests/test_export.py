@@ -156,7 +156,7 @@ def test_a_size_of_its_own_is_what_the_folder_samples_and_all_that_it_takes(
 
 def test_half_precision_weights_are_refused(system: System, engine: object, tmp_path: Path, one_line: OneLine) -> None:
     system.backbone.bfloat16()
-    with pytest.raises(UserError, match="weights are bfloat16 and graphs are made of float32") as error:
+    with pytest.raises(UserError, match="weights are bfloat16 and exports are made of float32") as error:
         folder.export(system, "onnx", tmp_path / "graph")
     one_line(error.value)
 

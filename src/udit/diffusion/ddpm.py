@@ -231,9 +231,10 @@ def hybrid_loss(denoiser: Denoiser, x0: Tensor, t: Tensor, noise: Tensor, y: Ten
     x_t = mix(schedule, x0, noise, t)
     prediction, variance = denoiser.raw(x_t, t, y)
     prediction = prediction.to(torch.promote_types(prediction.dtype, torch.float32))
-    alpha, sigma = schedule.alpha_sigma(t, x0)
-    goal = encode(denoiser.target, x0, noise, alpha, sigma)
-    learning = schedule.learning
+    learning, goal, alpha, sigma = schedule.learning, noise, t, t
+    if learning.weighs or denoiser.target != "eps":
+        alpha, sigma = schedule.alpha_sigma(t, x0)
+        goal = encode(denoiser.target, x0, noise, alpha, sigma)
     density = schedule.density(t) if learning.weighting == "density" else t
     loss, mse = learning.losses(denoiser.target, prediction, goal, alpha, sigma, density)
     if variance is None:

@@ -115,6 +115,11 @@ class Learning:
         words: dict[str, Target | None] = {"own": None, "velocity": velocity, "v": "v", "x0": "x0", "eps": "eps"}
         return Learning(density, config.weighting, config.gamma, words[config.error], config.cosine)
 
+    @property
+    def weighs(self) -> bool:
+        """Whether errors are weighted by their times at all."""
+        return self.weighting != "none" or self.error is not None
+
     def draw(self, generator: torch.Generator) -> Tensor:
         """A training time in [0, 1], a scalar."""
         return torch.rand((), generator=generator) if self.weighting == "density" else self.density.draw(generator)
@@ -152,13 +157,13 @@ class Learning:
             target: what the network predicts.
             prediction: [B, C, ...] its output, float32 at least.
             goal: [B, C, ...] what it should be.
-            alpha: scale of the signal, [B, 1, ...].
+            alpha: scale of the signal, [B, 1, ...]; unused, as the next two, where nothing is weighted.
             sigma: scale of the noise, as alpha.
             density: probability density of the times, as alpha.
         """
         axes = tuple(range(1, goal.ndim))
         mse = (prediction - goal).square().mean(dim=axes)
-        weight = self.weight(target, alpha, sigma, density)
+        weight = self.weight(target, alpha, sigma, density) if self.weighs else None
         loss = mse if weight is None else weight.to(mse.dtype).flatten() * mse
         if self.cosine:
             alike = torch.nn.functional.cosine_similarity(prediction, goal, dim=1)

@@ -134,7 +134,8 @@ class UditPipeline(DiffusionPipeline):
         if batch_size < 1:
             raise UserError(f"batch_size is {batch_size}; it counts images, at least 1")
         wanted = list(range(self.classes.trained)) if class_labels is None else self.classes.labels(class_labels)
-        chosen = seeds_of(range(4 if class_labels is None else len(wanted)) if seeds is None else seeds)
+        given_seeds = range(4 if class_labels is None else len(wanted)) if seeds is None else seeds
+        chosen: list[Any] = seeds_of(given_seeds)
         if class_labels is not None and len(wanted) > len(chosen):
             raise UserError(f"class_labels are {len(wanted)} and seeds {len(chosen)}; give a seed for each label")
         labels = [wanted[i % len(wanted)] for i in range(len(chosen))] if wanted else None

@@ -20,7 +20,6 @@ from udit.checkpoint import write_tensors
 from udit.data.codec import LatentVAE
 from udit.data.codec_config import SpaceToDepthCodec, VAECodec
 from udit.data.vae import VAE_FILES, folder_of
-from udit.diffusion.config import DDPMConfig, EDMConfig
 from udit.errors import RunError, UserError
 from udit.exporting.bundle import Bundle
 from udit.exporting.manifest import TOLERANCE
@@ -175,25 +174,23 @@ def scheduler_of(config: SystemConfig) -> Any:
     """The noising process as a scheduler of diffusers, which other schedulers there are made of."""
     import diffusers
 
-    process = config.diffusion
-    if isinstance(process, DDPMConfig):
-        schedule = process.build()
-        values: dict[str, Any] = {"trained_betas": schedule.betas.tolist()}
-        if process.betas == "linear" and not process.zero_terminal_snr:
-            values = {"beta_schedule": "linear", "beta_start": schedule.betas[0].item()}
-            values["beta_end"] = schedule.betas[-1].item()
-        prediction = {"eps": "epsilon", "x0": "sample", "v": "v_prediction"}[process.predict]
+    keys, schedule = config.diffusion.model_dump(), config.diffusion.build()
+    if (betas := schedule.discrete_betas()) is not None:
+        values: dict[str, Any] = {"trained_betas": betas.tolist()}
+        if keys["betas"] == "linear" and not keys["zero_terminal_snr"]:
+            values = {"beta_schedule": "linear", "beta_start": betas[0].item(), "beta_end": betas[-1].item()}
         return diffusers.DDIMScheduler(
-            num_train_timesteps=process.steps,
+            num_train_timesteps=len(betas),
             clip_sample=config.sampling.clip,
             set_alpha_to_one=True,
-            prediction_type=prediction,
+            prediction_type={"eps": "epsilon", "x0": "sample", "v": "v_prediction"}[keys["predict"]],
             **values,
         )
-    if isinstance(process, EDMConfig):
-        names = ("sigma_min", "sigma_max", "sigma_data", "rho")
-        return diffusers.EDMEulerScheduler(**{name: getattr(process, name) for name in names})
-    return diffusers.FlowMatchEulerDiscreteScheduler(num_train_timesteps=1000, shift=1.0)
+    if schedule.time == "sigma":
+        return diffusers.EDMEulerScheduler(
+            **{name: keys[name] for name in ("sigma_min", "sigma_max", "sigma_data", "rho")}
+        )
+    return diffusers.FlowMatchEulerDiscreteScheduler(num_train_timesteps=1000, shift=keys["shift"])
 
 
 def card(system: System) -> str:

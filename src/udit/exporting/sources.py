@@ -62,12 +62,12 @@ class Module:
     follows: dict[int, ast.stmt] = field(default_factory=dict)
     """By the id of a statement, the text behind it that describes it."""
 
-    def span(self, node: ast.AST) -> tuple[int, int]:
+    def span(self, node: ast.stmt | ast.expr | ast.keyword) -> tuple[int, int]:
         """First byte of a node, its decorators included, and the one behind its last."""
         first = min([node, *getattr(node, "decorator_list", [])], key=lambda part: part.lineno)
         start = self.starts[first.lineno - 1] + first.col_offset
         start -= 1 if first is not node else 0  # the @ of a decorator
-        return start, self.starts[node.end_lineno - 1] + node.end_col_offset
+        return start, self.starts[(node.end_lineno or 1) - 1] + (node.end_col_offset or 0)
 
     def line_of(self, node: ast.stmt | ast.expr) -> Edit:
         """The removal of a node's lines, and of empty ones behind them."""
