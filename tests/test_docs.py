@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import re
 import runpy
 from collections.abc import Callable
@@ -138,7 +139,11 @@ def test_reference_and_systems_are_those_of_the_code(monkeypatch: pytest.MonkeyP
     """``make docs`` writes them; run it and commit what it writes."""
     monkeypatch.syspath_prepend(ROOT / "benchmarks")
     written = runpy.run_path(str(ROOT / "benchmarks" / "reference.py"))["pages"]()
-    stale = [str(path) for path, text in written.items() if path.read_text(encoding="utf-8") != text]
+    stale = [
+        line
+        for path, text in written.items()
+        for line in difflib.unified_diff(path.read_text(encoding="utf-8").splitlines(), text.splitlines(), path.name)
+    ]
     assert stale == []
     below = {path for folder in ("reference", "systems") for path in (DOCS / folder).glob("*.md")}
     assert below <= set(written)
