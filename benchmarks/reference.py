@@ -214,6 +214,8 @@ def python_page() -> str:
 
 def _signature(name: str, thing: Any) -> str:
     """One line if it fits, else one for each argument."""
+    if isinstance(thing, type) and issubclass(thing, BaseModel):  # pydantic's changes when the config is first used
+        return f"{name}(key=value, ...)"
     found = inspect.signature(thing)
     parts, keyword = [], False
     for one in found.parameters.values():
