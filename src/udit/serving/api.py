@@ -1,5 +1,6 @@
 """The HTTP API: its routes, as a FastAPI application over dispatchers."""
 
+# mypy: disable-error-code="untyped-decorator"
 from __future__ import annotations
 
 import asyncio
