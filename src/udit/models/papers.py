@@ -69,8 +69,8 @@ MPDIT = DIT.replace(
     code="no licence",
     attention="global, sin-cos positions; coarse patches first, fine ones last; labels are tokens",
     skips="the input's patches, one per finer level",
-    exact=f"{SAME}; not exported: rounding grows beyond the limit in its graph; of three levels, keys, parameters and MACs "
-    "only; the MLP of the time is not checked",
+    exact=f"{SAME}; not exported: rounding grows beyond the limit in its graph; of three levels, keys, parameters "
+    "and MACs only; the MLP of the time is not checked",
 )
 FIT = DIT.replace(
     paper="2402.12376",
