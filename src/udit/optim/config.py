@@ -255,8 +255,8 @@ class GroupConfig(Spec):
     """Parameters with a learning rate or weight decay of their own."""
 
     match: Annotated[str, Field(min_length=1)]
-    """Names of the parameters, with * and ? as in file names, e.g. ``*.label.weight``; `udit models NAME --keys`
-    lists them."""
+    """Names of the parameters, with * and ? as in file names, e.g. ``*.label.weight``; those of
+    ``udit.build(MODEL).named_parameters()``."""
     lr: Annotated[float, Field(ge=0)] = 1.0
     """Factor on ``training.lr``; 0 freezes them."""
     weight_decay: Annotated[float, Field(ge=0)] | None = None

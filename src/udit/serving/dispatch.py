@@ -225,7 +225,7 @@ class Dispatcher:
         return max(0.0, min(due) - now) if due else None
 
     def _launch(self) -> None:
-        """Starts a worker, which does not hear Ctrl-C: it inherits this thread's mask."""
+        """Starts a worker, which Ctrl-C does not interrupt: it inherits this thread's blocked signals."""
         context = multiprocessing.get_context("spawn")
         own, its = context.Pipe()
         mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
