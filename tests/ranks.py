@@ -26,7 +26,7 @@ FORKS.set_forkserver_preload(
     ["runs", "udit.training.trainer", "udit.training.events", "udit.training.saving", "torch.distributed.fsdp"]
     + ["torch.distributed.tensor", "matplotlib.figure", "udit.cli.train", "torch._dynamo"]
 )
-FOR_RANKS = ["training.parallel=fsdp", "training.steps=20", "training.save_every=3", "model.depths=[1]"]
+FOR_RANKS = ["training.parallel=fsdp", "training.steps=9", "training.save_every=3", "model.depths=[1]"]
 """Overrides of the tiny recipe: a batch of 12, which splits over 1, 2, 3 and 4 ranks."""
 
 

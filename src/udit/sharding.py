@@ -82,12 +82,16 @@ def shard(network: nn.Module, mesh: DeviceMesh, *, half: bool = False) -> None:
     policy = MixedPrecisionPolicy(
         param_dtype=torch.bfloat16 if half else None, reduce_dtype=torch.float32, cast_forward_inputs=False
     )
-    for module in network.modules():
-        for block in getattr(module, "blocks", ()):
-            fully_shard(block, mesh=mesh, mp_policy=policy)
-            if hasattr(block, "condition"):  # runs before the block's forward
-                register_fsdp_forward_method(block, "condition")
+    for block in blocks_of(network):
+        fully_shard(block, mesh=mesh, mp_policy=policy)
+        if hasattr(block, "condition"):  # runs before the block's forward
+            register_fsdp_forward_method(block, "condition")
     fully_shard(network, mesh=mesh, mp_policy=MixedPrecisionPolicy(reduce_dtype=torch.float32))
+
+
+def blocks_of(network: nn.Module) -> list[nn.Module]:
+    """The repeated blocks of a network of the catalogue."""
+    return [block for module in network.modules() for block in getattr(module, "blocks", ())]
 
 
 def put(target: Tensor, whole: Tensor) -> None:

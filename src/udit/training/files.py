@@ -68,6 +68,18 @@ class RunFiles:
         self.store.sweep()
         sweep(self.run.out)
 
+    def check_seen(self) -> None:
+        """For every rank that writes into the folder: refuses one that this rank does not see.
+
+        Raises:
+            UserError: the folder that rank 0 has opened is not here.
+        """
+        if not (self.run.out / "run.yaml").is_file():
+            raise UserError(
+                f"rank {self.learner.world.rank} does not see the run folder {self.run.out} that rank 0 has made; with "
+                "training.parallel=fsdp it must be on a file system that all machines share: give another out=DIR"
+            )
+
     def find(self) -> Checkpoint | None:
         """The newest whole checkpoint; None without one.
 

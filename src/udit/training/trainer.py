@@ -140,6 +140,8 @@ class Trainer:
     def _resume(self, files: RunFiles) -> int:
         """Opens the run folder and gives every rank the state to go on from; returns the steps done."""
         self._on_main(files.open)
+        if self.learner.parallel.splits:
+            self.world.everywhere(files.check_seen)
         found = self._on_main(files.find)
         start = self.world.agree(found.step if found else 0)
         self.skipped = self.world.agree(int(found.manifest["skipped_in_a_row"]) if found else 0)
