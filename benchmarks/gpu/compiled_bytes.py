@@ -246,6 +246,7 @@ def network(
     contiguous: bool = False,
     build: bool = False,
     code: Path | None = None,
+    budget: float = 1.0,
 ) -> dict[str, Any]:
     """Counts of every shape of block, eager and compiled, and their sum over the network.
 
@@ -256,7 +257,11 @@ def network(
         contiguous: as if each block's map came contiguous.
         build: builds each Triton kernel for sm_90.
         code: folder for Inductor's code.
+        budget: share of the activations that a block's graph may keep; the others are computed a second time.
     """
+    import torch._functorch.config as functorch
+
+    functorch.activation_memory_budget = budget  # type: ignore[attr-defined]
     result: dict[str, Any] = {"blocks": []}
     with fc.no_gpu():
         model = config.build().train()
@@ -304,10 +309,17 @@ def main() -> None:
     parser.add_argument("--code", type=Path, metavar="DIR", help="keeps Inductor's code there")
     parser.add_argument("--sm90", action="store_true", help="builds each Triton kernel for sm_90: a second each")
     parser.add_argument("--contiguous", action="store_true", help="as if every block's map came contiguous")
+    parser.add_argument("--budget", type=float, default=1.0, help="share of the activations that a block keeps (1)")
     args = parser.parse_args()
     config = fc.config_of(args)
     result: dict[str, Any] = {"model": args.model, "batch": args.batch, "versions": fc.versions()}
-    ways = {"only": args.only or (), "contiguous": args.contiguous, "build": args.sm90, "code": args.code}
+    ways = {
+        "only": args.only or (),
+        "contiguous": args.contiguous,
+        "build": args.sm90,
+        "code": args.code,
+        "budget": args.budget,
+    }
     fc.tell(result | network(config, args.batch, **ways))
 
 
