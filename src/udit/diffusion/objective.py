@@ -114,11 +114,15 @@ class Objective:
         if draws is None:
             drawn = self.draws(denoiser.schedule, x0.shape[1:], positions)
             draws = Draws(drawn.t.to(device), drawn.noise.to(device), drawn.uniform.to(device))
+        with torch.autocast(device.type, dtype=torch.bfloat16, enabled=self.precision == "bfloat16"):
+            return self.losses(denoiser, x0, labels.to(device), draws)
+
+    def losses(self, denoiser: Denoiser, x0: Tensor, labels: Tensor, draws: Draws) -> Losses:
+        """As the call, in the precision of the context; all on one device."""
         y = None
         if denoiser.num_classes:
-            y = labels.to(device)
+            y = labels
             if self.label_dropout:
                 assert denoiser.null_label is not None, "the run's rules refuse to drop labels without a null label"
                 y = drop_labels(y, denoiser.null_label, self.label_dropout, draws.uniform)
-        with torch.autocast(device.type, dtype=torch.bfloat16, enabled=self.precision == "bfloat16"):
-            return denoiser.schedule.loss(denoiser, x0, draws.t, draws.noise, y)
+        return denoiser.schedule.loss(denoiser, x0, draws.t, draws.noise, y)
