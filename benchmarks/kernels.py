@@ -29,6 +29,8 @@ from udit.nn.tokens import rotary_table
 from udit.ops import nvidia
 from udit.ops.attention import gpu as grid
 from udit.ops.depthwise_convolution import gpu as depthwise
+from udit.ops.gating import gpu as gate
+from udit.ops.modulation import gpu as norm
 
 WRITTEN = Path(__file__).resolve().parents[1] / "docs" / "performance" / "kernels.json"
 TYPES = {
@@ -163,7 +165,40 @@ def depthwise_calls(dtype: torch.dtype) -> Iterator[Callable[[], Any]]:
         yield run
 
 
-CALLS = {"grid_attention": attention_calls, "depthwise": depthwise_calls}
+def norm_calls(dtype: torch.dtype) -> Iterator[Callable[[], Any]]:
+    """Rows of all widths; factors are of the map's type."""
+    for size, channels in ((32, 96), (32, 192), (16, 384), (8, 1536), (2, 4096), (9, 33)):
+        x, factor = torch.empty(256, size, size, channels, dtype=dtype), torch.empty(256, 1, 1, channels, dtype=dtype)
+        moments = torch.empty(256, size, size, 2)
+
+        def run(x: Tensor = x, factor: Tensor = factor, moments: Tensor = moments) -> None:
+            norm.modulated_norm(x, factor, factor)
+            norm.modulated_norm_backward(x, x, factor, moments)
+            norm.modulated_norm_backward(x[:8], x[:8], factor[:8], moments[:8])
+
+        yield run
+
+
+def gate_calls(dtype: torch.dtype) -> Iterator[Callable[[], Any]]:
+    """Maps of all widths, and one that is added to a map of float32."""
+    for size, channels in ((32, 96), (8, 1536), (9, 33)):
+        x, factor = torch.empty(256, size, size, channels, dtype=dtype), torch.empty(256, 1, 1, channels, dtype=dtype)
+
+        def run(x: Tensor = x, factor: Tensor = factor) -> None:
+            gate.gated_sum(x, factor, x)
+            gate.gated_sum_backward(x, factor, x)
+            gate.gated_sum(x.float(), factor, x)
+            gate.gated_sum_backward(x[:8].float(), factor[:8], x[:8])
+
+        yield run
+
+
+CALLS = {
+    "grid_attention": attention_calls,
+    "depthwise": depthwise_calls,
+    "modulated_norm": norm_calls,
+    "gated_sum": gate_calls,
+}
 
 
 def forms(names: list[str], dtypes: list[torch.dtype]) -> Iterator[tuple[str, torch.dtype, Launch]]:

@@ -64,3 +64,31 @@ def power(count: int, least: int = 1) -> int:
 def plain(x: Tensor, like: Tensor) -> Tensor:
     """Contiguous, in the element type of ``like``."""
     return x.to(like.dtype).contiguous()
+
+
+def factors(x: Tensor, batch: int) -> tuple[Tensor, int]:
+    """[B, ..., D], B * D elements with channels side by side, and the elements from one row to the next."""
+    if x.shape[0] != batch or x.numel() != batch * x.shape[-1]:
+        x = x.reshape(batch, -1)
+    x = x if x.stride(-1) == 1 else x.contiguous()
+    return x, x.stride(0)
+
+
+def bands(rows: int, others: int) -> int:
+    """Into how many bands a sum over a sample's rows is split, so that there are about 256 programs.
+
+    Args:
+        rows: N of a sample.
+        others: programs there are without bands.
+    """
+    return min(-(-rows // 64), max(1, 256 // max(1, others)))
+
+
+def sums(factor: Tensor, batch: int, count: int, width: int) -> Tensor:
+    """Room for the sums over each band of a factor's gradient, [B, bands, D]; float32 if they are to be added up."""
+    return factor.new_empty(batch, count, width, dtype=factor.dtype if count == 1 else torch.float32)
+
+
+def summed(parts: Tensor, factor: Tensor) -> Tensor:
+    """The gradient of a factor from the sums over its bands."""
+    return (parts if parts.shape[1] == 1 else parts.sum(1).to(factor.dtype)).view(factor.shape)

@@ -87,7 +87,7 @@ def _floats(x: Tensor | None) -> Tensor | None:
 def _options(qkv: Tensor, tokens: int, channels: int, backward: bool) -> dict[str, Any]:
     """How a program works. Blocks are as large as registers allow (benchmarks/kernels.py); they were not timed."""
     wide, single = nvidia.power(channels, 16), qkv.dtype == torch.float32
-    most = (32 if wide <= 64 else 16) if single else 64 if wide <= 64 else 32
+    most = min(4096 // wide, 64) // (2 if single else 1)
     side = min(nvidia.power(tokens, 16), most)
-    full = side == most and (single or wide > (32 if backward else 128))
-    return {"R": channels, "BR": wide, "BM": side, "BN": side, "PRECISION": "ieee", "warps": 8 if full else 4}
+    many = side == most and (single or wide > (32 if backward else 128))
+    return {"R": channels, "BR": wide, "BM": side, "BN": side, "PRECISION": "ieee", "warps": 8 if many else 4}

@@ -63,23 +63,25 @@ def _turned(x, ROPE, n, tokens, BACK: tl.constexpr, COUNT: tl.constexpr, R: tl.c
 
 @triton.jit
 def _prepared(x, ROPE, n, tokens, COSINE: tl.constexpr, COUNT: tl.constexpr, R: tl.constexpr, BR: tl.constexpr):
-    """Queries or keys, turned and with COSINE of unit norm, in float32; and what they were divided by."""
+    """Queries or keys, turned and with COSINE of unit norm, in float32; and what they were multiplied by for that."""
     x = x.to(tl.float32)
-    norm = tl.full((COUNT,), 1.0, tl.float32)
+    inverse = tl.full((COUNT,), 1.0, tl.float32)
     if ROPE is not None:
         x = _turned(x, ROPE, n, tokens, False, COUNT, R, BR)
     if COSINE:
-        norm = tl.maximum(tl.sqrt(tl.sum(x * x, 1)), LEAST_NORM)
-        x = x / norm[:, None]
-    return x, norm
+        inverse = tl.div_rn(inverse, tl.maximum(tl.sqrt_rn(tl.sum(x * x, 1)), LEAST_NORM))
+        x *= inverse[:, None]
+    return x, inverse
 
 
 @triton.jit
-def _undone(grad, x, norm, ROPE, n, tokens, COSINE: tl.constexpr, COUNT: tl.constexpr, R: tl.constexpr, BR: tl.constexpr):
+def _undone(
+    grad, x, inverse, ROPE, n, tokens, COSINE: tl.constexpr, COUNT: tl.constexpr, R: tl.constexpr, BR: tl.constexpr
+):
     """The gradient of what ``_prepared`` turned into x."""
     if COSINE:
-        along = tl.where(norm > LEAST_NORM, tl.sum(grad * x, 1), 0.0)
-        grad = (grad - along[:, None] * x) / norm[:, None]
+        along = tl.where(inverse * LEAST_NORM < 1.0, tl.sum(grad * x, 1), 0.0)  # rows of zeros are divided by a constant
+        grad = (grad - along[:, None] * x) * inverse[:, None]
     if ROPE is not None:
         grad = _turned(grad, ROPE, n, tokens, True, COUNT, R, BR)
     return grad
@@ -188,7 +190,7 @@ def backward(
     for key_start in range(0, tokens, BN):
         n = key_start + tl.arange(0, BN)
         there = _pixels(n, first, width, factor)
-        k, norm = _prepared(
+        k, inverse = _prepared(
             _read(QKV + channels, there, n, tokens, 3 * channels, R, BR), ROPE, n, tokens, COSINE, BN, R, BR
         )
         v = _read(QKV + 2 * channels, there, n, tokens, 3 * channels, R, BR)
@@ -208,7 +210,7 @@ def backward(
             of_shares = tl.dot(grad, tl.trans(v), input_precision=PRECISION)
             of_logits = (shares * (of_shares - mean[:, None])).to(element)
             of_k = tl.dot(tl.trans(of_logits), q, of_k, input_precision=PRECISION)
-        of_k = _undone(of_k * product_scale, k, norm, ROPE, n, tokens, COSINE, BN, R, BR)
+        of_k = _undone(of_k * product_scale, k, inverse, ROPE, n, tokens, COSINE, BN, R, BR)
         _write(OF_QKV + channels, of_k, there, n, tokens, 3 * channels, R, BR)
         _write(OF_QKV + 2 * channels, of_v, there, n, tokens, 3 * channels, R, BR)
 
@@ -216,7 +218,7 @@ def backward(
     for start in range(0, tokens, BM):
         m = start + tl.arange(0, BM)
         at = _pixels(m, first, width, factor)
-        unscaled, norm = _prepared(_read(QKV, at, m, tokens, 3 * channels, R, BR), ROPE, m, tokens, COSINE, BM, R, BR)
+        unscaled, inverse = _prepared(_read(QKV, at, m, tokens, 3 * channels, R, BR), ROPE, m, tokens, COSINE, BM, R, BR)
         q = (unscaled * scale).to(element)
         grad = _read(GRAD, at, m, tokens, channels, R, BR)
         out = _read(OUT, at, m, tokens, channels, R, BR)
@@ -237,7 +239,7 @@ def backward(
             of_q = tl.dot(of_logits, k, of_q, input_precision=PRECISION)
         of_q *= product_scale
         of_scale += tl.sum(of_q * unscaled, 1)
-        of_q = _undone(of_q * scale, unscaled, norm, ROPE, m, tokens, COSINE, BM, R, BR)
+        of_q = _undone(of_q * scale, unscaled, inverse, ROPE, m, tokens, COSINE, BM, R, BR)
         _write(OF_QKV, of_q, at, m, tokens, 3 * channels, R, BR)
     if COSINE:
         tl.store(OF_SCALE + number, tl.sum(of_scale, 0))
