@@ -94,6 +94,24 @@ class World:
             raise error or PeerError("rank 0 gave up; its message says why")
         return result
 
+    def everywhere(self, action: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """Calls ``action`` on every rank and returns this one's result; an error of one rank is an error of all.
+
+        Raises:
+            UserError, RunError, OSError: on the first rank that has one, what the action raised.
+            PeerError: on the other ranks, then.
+        """
+        result, error = None, None
+        try:
+            result = action(*args, **kwargs)
+        except (UserError, RunError, OSError) as caught:
+            error = caught
+        failed = self.gather(torch.tensor([int(error is not None)])).flatten().tolist()
+        if any(failed):
+            first = failed.index(1)
+            raise error if error is not None and first == self.rank else PeerError(f"rank {first} gave up and says why")
+        return result  # type: ignore[return-value]
+
     def barrier(self) -> None:
         """Waits for every rank."""
         self.sum([0.0])

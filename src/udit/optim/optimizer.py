@@ -80,6 +80,16 @@ class Optimizer:
         }
         return tensors | {f"{key}.#{i}": _tensor(group[key]) for i, group, key in self._shared()}
 
+    def blank(self) -> dict[str, Tensor]:
+        """The whole state before the first step, to be filled and loaded; as ``tensors`` names it."""
+        tensors = {
+            f"{key}.{name}": _tensor(value)
+            for name, parameter in self.named.items()
+            for key, value in self._owner[id(parameter)].blank(parameter).items()
+            if key not in self._owner[id(parameter)].constant
+        }
+        return tensors | {f"{key}.#{i}": _tensor(group[key]) for i, group, key in self._shared()}
+
     def load(self, tensors: Mapping[str, Tensor]) -> None:
         """Takes the state of a checkpoint; a parameter that it does not name has not been changed yet."""
         for name, parameter in self.named.items():

@@ -75,6 +75,11 @@ class TrainingConfig(Spec):
     selective: those of operators that cost little; a U-DiT stores a third less, and takes a few per cent more time."""
     deterministic: bool = False
     """Uses deterministic CUDA kernels: slower; bit-identical resuming on a GPU needs it. CPU kernels always are."""
+    parallel: Literal["ddp", "fsdp"] = "ddp"
+    """Of several processes: ddp keeps all weights on each, fsdp splits weights, optimiser state and averages over them
+    (FSDP2), for models that do not fit otherwise."""
+    shards: PositiveInt | None = None
+    """With fsdp: processes among which the weights are split, e.g. those of one machine; None splits over all."""
     device: str = "auto"
     """auto (CUDA, else MPS, else the CPU), cpu, cuda, cuda:1 or mps."""
     workers: NonNegativeInt = 0
@@ -191,7 +196,7 @@ class Run(Spec):
         return self.model_dump(mode="json")
 
 
-ROUNDING_ONLY = ("accumulation", "checkpoint_activations")
+ROUNDING_ONLY = ("accumulation", "checkpoint_activations", "parallel", "shards")
 """Keys of ``training`` that change weights by rounding alone, so that a run may go on in less memory."""
 MAY_CHANGE = frozenset(
     {"name", "out", "sampling", "evaluation", "latents", "data.root", "data.verify"}

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import Tensor, nn
 
 from udit import __version__, ops
 from udit.assemble import System
@@ -67,8 +68,20 @@ class RunFiles:
         self.store.sweep()
         sweep(self.run.out)
 
-    def resume(self) -> Checkpoint | None:
-        """Loads the newest whole checkpoint into the learner; None, and the run's first weights, without one.
+    def check_seen(self) -> None:
+        """For every rank that writes into the folder: refuses one that this rank does not see.
+
+        Raises:
+            UserError: the folder that rank 0 has opened is not here.
+        """
+        if not (self.run.out / "run.yaml").is_file():
+            raise UserError(
+                f"rank {self.learner.world.rank} does not see the run folder {self.run.out} that rank 0 has made; with "
+                "training.parallel=fsdp it must be on a file system that all machines share: give another out=DIR"
+            )
+
+    def find(self) -> Checkpoint | None:
+        """The newest whole checkpoint; None without one.
 
         Raises:
             UserError: the checkpoint belongs to another run or to other data.
@@ -85,8 +98,6 @@ class RunFiles:
                     "twice; a smaller batch learns faster",
                     *(batch, count),
                 )
-            if self.run.init_from is not None:
-                self.learner.start_from_trained()
             return None
         folder.check_resumable(found.manifest["run"], self.run.plain(), found.path / "manifest.json")
         if found.manifest["data"] != self.source.fingerprint:
@@ -94,7 +105,10 @@ class RunFiles:
                 f"the data is not what {found.path} was trained on ({folder.what_changed(self.run.out, self.source)}); "
                 "put it back, or start a new run with out=DIR"
             )
-        self.learner.restore(found)
+        return found
+
+    def resumed(self, found: Checkpoint) -> None:
+        """Tells of a checkpoint that has been loaded, and goes on watching from there."""
         log.info("resuming from step %d", found.step)
         self.watch = Watch.of(found.manifest.get("watch"))
         if self.watch.trouble is not None:
@@ -112,7 +126,6 @@ class RunFiles:
                     "%s was %s and is %s now: samples and noise stay the same, weights are equal up to rounding",
                     *(name, before.get(name), now[name]),
                 )
-        return found
 
     def _machine(self) -> dict[str, Any]:
         """What rounding depends on."""
@@ -167,28 +180,38 @@ class RunFiles:
         if not written:  # a torn record hides all that follow in the same file
             self._close_events()
 
-    def preview(self, step: int) -> float | None:
+    def preview(self, step: int, averaged: nn.Module | None) -> float | None:
         """Draws the sample grid of a step and returns the validation loss, None without held-out images.
 
         What fails is a warning, and tried again at the next preview; so is a file of TensorBoard's that failed before.
+
+        Args:
+            step: steps done.
+            averaged: the network with the averaged weights.
         """
         if self._events is None:
             self._open_events(step - 1)
-        run, system = self.run, self._averaged(step)
+        run, system = self.run, self._system(step, averaged)
         with by_product(f"the sample grid of step {step}"):
             preview.save_grid(system, run.out / "samples" / f"step-{step:08d}.png", run.seed)
         with by_product(f"the validation loss of step {step}"):
             return preview.validation_loss(system, self.source, self.parts.test, run.seed)
         return None
 
-    def snapshot(self, step: int) -> None:
+    def snapshot(self, step: int, tensors: dict[str, Tensor] | None) -> None:
         """Writes the power-function averages of a step."""
         assert self.learner.posthoc is not None
-        self.learner.posthoc.snapshot(self.run.out / "posthoc", step)
+        self.learner.posthoc.snapshot(self.run.out / "posthoc", step, tensors)
 
     def save(self, step: int, skipped_in_a_row: int) -> None:
-        """Writes the checkpoint of a step, unless it is there."""
-        facts = {
+        """Writes the checkpoint of a step, unless it is there; of weights that are split see ``ShardedSaves``."""
+        self.store.save(step, self.learner.tensors(), self.facts(skipped_in_a_row), spare=self.watch.sound)
+
+    def facts(self, skipped_in_a_row: int) -> dict[str, Any]:
+        """What a checkpoint's manifest says beside step and files; the log is on disk then."""
+        if self._metrics is not None:
+            self._metrics.sync()
+        return {
             "skipped_in_a_row": skipped_in_a_row,
             "watch": self.watch.state(),
             "data": self.source.fingerprint,
@@ -196,23 +219,26 @@ class RunFiles:
             "versions": {"udit": __version__, "python": platform.python_version()},
             "run": self.run.plain(),
         }
-        if self._metrics is not None:
-            self._metrics.sync()
-        self.store.save(step, self.learner.tensors(), facts, spare=self.watch.sound)
 
-    def finish(self, step: int) -> None:
-        """Writes the model folder and the loss curve of a finished run."""
-        system, target = self._averaged(step), self.run.out / "model"
+    def finish(self, step: int, averaged: nn.Module | None, trained: nn.Module | None) -> None:
+        """Writes the model folder and the loss curve of a finished run.
+
+        Args:
+            step: steps done.
+            averaged: the network with the averaged weights.
+            trained: the network with the trained weights.
+        """
+        system, target = self._system(step, averaged), self.run.out / "model"
         if not (target / "config.json").is_file() or read_config(target / "config.json") != system.config:
-            save(system, target, raw=self.learner.model)
+            save(system, target, raw=trained)
         with by_product("the loss curve"):
             preview.save_curve(self.run.out / "metrics.jsonl", self.run.out / "loss.png")
 
-    def _averaged(self, step: int) -> System:
-        assert self.learner.ema is not None
+    def _system(self, step: int, averaged: nn.Module | None) -> System:
+        assert averaged is not None, "rank 0 has the averaged weights"
         codec = self.learner.codec
         config = SystemConfig.of(self.run, step).replace(codec=codec.config)
-        return System(config, self.learner.ema.model, codec)
+        return System(config, averaged.to(self.learner.world.device), codec)
 
     def close(self) -> None:
         """Closes the logs and frees the lock."""

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import math
 import signal
-import warnings
 from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
 
+from udit import sharding
 from udit.assemble import denoiser_of, objective_of
 from udit.checkpoint import Checkpoint
 from udit.data.batches import Batch
@@ -25,6 +23,7 @@ from udit.optim.groups import choices_of
 from udit.run.config import Run
 from udit.run.system import SystemConfig
 from udit.training.ema import EMA, decay_at
+from udit.training.parallel import parallel_of
 from udit.training.posthoc import PowerAverages
 from udit.training.records import StepReport
 from udit.training.start import start_from
@@ -33,7 +32,10 @@ log = logging.getLogger(__name__)
 
 
 class Learner:
-    """The weights of a run on this rank. Its state is the network's, the optimiser's and, on rank 0, the averages'."""
+    """The weights of a run on this rank. Its state is the network's, the optimiser's and the averages'.
+
+    With DDP rank 0 alone has averages; with FSDP every rank has a part of everything.
+    """
 
     def __init__(self, run: Run, world: World) -> None:
         """Builds everything with the weights of step 0; ``share`` comes before the first step."""
@@ -41,19 +43,20 @@ class Learner:
         self.run, self.world = run, world
         self.codec = run.codec.build()
         self.objective = objective_of(run)
-        self.model = build(run.model, seed=run.seed, device=device)
+        self.parallel = parallel_of(run, world)
+        self.model = self.parallel.build(run.model, run.seed)
         checkpoint_activations(self.model, config.checkpoint_activations)
         choices = choices_of(self.model, config.groups, config.lr_layer_decay, config.weight_decay)
         self.optimizer = config.optimizer.build(self.model, choices, config.betas)
-        self.ema = EMA(self.model) if world.is_main else None
-        posthoc = config.posthoc_ema if world.is_main else None
+        self.ema = EMA(self.model) if self.parallel.averages else None
+        posthoc = config.posthoc_ema if self.parallel.averages else None
         self.posthoc = PowerAverages(self.model, posthoc) if posthoc else None
         if config.deterministic and device.type == "cuda":
             torch.use_deterministic_algorithms(True, warn_only=True)
             torch.backends.cudnn.benchmark = False
         if config.compile:
             compile_blocks(self.model)
-        self.network = _distributed(self.model, world)
+        self.network = self.parallel.network(self.model)
         """The model, or what averages its gradients over ranks; both hold the same weights."""
         self.denoiser = denoiser_of(SystemConfig.of(run), self.network)
         self.steps_done: int | None = 0
@@ -65,19 +68,35 @@ class Learner:
         copies = 2 + len(posthoc.sigma_rels if posthoc else ())
         return copies * sum(p.numel() * p.element_size() for p in self.model.parameters()) + self.optimizer.bytes
 
+    def load(self, found: Checkpoint | None) -> None:
+        """Loads a checkpoint, or the weights that a new run starts from; with DDP on rank 0 only.
+
+        Raises:
+            UserError: as ``restore`` and ``start_from_trained``.
+        """
+        if found is not None:
+            self.restore(found)
+        elif self.run.init_from is not None:
+            self.start_from_trained()
+
     def restore(self, found: Checkpoint) -> None:
-        """Loads a checkpoint; on rank 0 only, as ``share`` sends it to the others.
+        """Loads a checkpoint; with DDP on rank 0 only, as ``share`` sends it to the others.
 
         Raises:
             UserError: the checkpoint holds another model.
         """
         assert self.ema is not None
         try:
+            if self.parallel.splits:
+                self._restore_parts(found)
+                return
             self.model.load_state_dict(found.tensors("model"), strict=True)
             self.ema.load(found.tensors("ema"))
             if self.posthoc is not None:
                 self.posthoc.load(found.tensors("posthoc"))
         except RuntimeError as error:
+            if isinstance(error, torch.distributed.DistError):
+                raise
             detail = " ".join(str(error).split())[:200]
             raise UserError(
                 f"{found.path} holds another model than this run's ({detail}); remove it, or start a new run with "
@@ -85,30 +104,54 @@ class Learner:
             ) from None
         self.optimizer.load(found.tensors("optim"))
 
+    def _restore_parts(self, found: Checkpoint) -> None:
+        """Loads this rank's part of a checkpoint; all ranks must call it.
+
+        Raises:
+            RuntimeError: the checkpoint holds another model.
+        """
+        state = {part: dict(tensors) for part, tensors in self.tensors().items() if part != "optim"}
+        for part, tensors in state.items():
+            if strange := found.names(part) ^ tensors.keys():
+                raise RuntimeError(f"{part} differs in {', '.join(sorted(strange)[:3])}")
+        there = found.names("optim")
+        moments = {name: tensor for name, tensor in self.optimizer.blank().items() if name in there}
+        found.read_into(state | {"optim": moments}, self.world)
+        self.optimizer.load(moments)
+
     def start_from_trained(self) -> None:
-        """Initialises the weights from ``run.init_from``; on rank 0 only, as ``share`` sends them to the others.
+        """Initialises the weights from ``run.init_from``; with DDP on rank 0 only, as ``share`` sends them to the others.
 
         Raises:
             UserError: see ``start_from``.
         """
-        for line in start_from(self.model, self.run):
-            log.info("%s", line)
+        split = self.parallel.splits
+        model = build(self.run.model, seed=self.run.seed) if split else self.model
+        for line in start_from(model, self.run):
+            if self.world.is_main:
+                log.info("%s", line)
+        if split:
+            values = model.state_dict()
+            for name, tensor in self.model.state_dict().items():
+                with torch.no_grad():
+                    sharding.put(tensor, values[name])
         self.ema = EMA(self.model)
 
     def share(self, step: int) -> None:
-        """Sends rank 0's state to every rank and makes the network ready to train.
+        """Sends rank 0's state to every rank, unless each has its own, and makes the network ready to train.
 
         Args:
             step: steps done; the same on every rank.
         """
-        self.world.broadcast(self.model.state_dict().values())
-        if step and self.world.size > 1:
-            self.optimizer.share(self.world)
+        if not self.parallel.splits:
+            self.world.broadcast(self.model.state_dict().values())
+            if step and self.world.size > 1:
+                self.optimizer.share(self.world)
         self.steps_done = step
         self.network.train()
 
     def tensors(self) -> dict[str, dict[str, Tensor]]:
-        """Everything a checkpoint holds; rank 0 only."""
+        """Everything a checkpoint holds; with DDP on rank 0 only, with FSDP this rank's part of it."""
         assert self.ema is not None
         averages = self.ema.model.state_dict()
         tensors = {"model": self.model.state_dict(), "ema": averages, "optim": self.optimizer.tensors()}
@@ -145,7 +188,7 @@ class Learner:
         config = self.run.training
         losses = [self._backward(batch, len(micro_batches), batch is micro_batches[-1]) for batch in micro_batches]
         gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
-        norm = torch.nn.utils.get_total_norm(gradients)
+        norm = sharding.whole(torch.nn.utils.get_total_norm(gradients))
         per_sample = torch.cat([part.loss for part in losses])
         totals = [_total(part.loss for part in losses), _total(part.mse for part in losses)]
         has_vb = losses[0].vb is not None
@@ -175,8 +218,7 @@ class Learner:
         return _signal_of(self.world.sum(_stops(stop_signal)))
 
     def _backward(self, batch: Batch, parts: int, last: bool) -> Losses:
-        distributed = isinstance(self.network, DistributedDataParallel)
-        with self.network.no_sync() if distributed and not last else contextlib.nullcontext():  # type: ignore[operator]
+        with self.parallel.backward_of(self.network, last):
             losses = self.losses(batch)
             (losses.loss.mean() / parts).backward()
         return Losses(losses.loss.detach(), losses.mse.detach(), None if losses.vb is None else losses.vb.detach())
@@ -189,22 +231,17 @@ class Learner:
         named = every[finite == 0] if int((finite == 0).sum()) else every
         return tuple(sorted(int(i) for i in named))
 
-    def weight_sum(self) -> Tensor:
-        """[1] float64 on the CPU: equal on all ranks as long as their weights are."""
-        with torch.no_grad():
-            return torch.stack([p.double().sum() for p in self.model.parameters()]).sum()[None].cpu()
+    def averaged(self) -> nn.Module | None:
+        """The network with the averaged weights, on rank 0; all ranks must call it."""
+        return self.parallel.whole(None if self.ema is None else self.ema.model)
 
+    def trained(self) -> nn.Module | None:
+        """The network with the trained weights, on rank 0 at least; all ranks must call it."""
+        return self.parallel.whole(self.model)
 
-def _distributed(model: nn.Module, world: World) -> nn.Module:
-    """The model; over several ranks, wrapped so that its gradients are averaged."""
-    if world.size == 1:
-        return model
-    # Searching for unused parameters keeps DDP from rebuilding its buckets after the first backward pass: the order of
-    # summation would differ between an unbroken and a resumed run.
-    warnings.filterwarnings("ignore", message="find_unused_parameters=True was specified")
-    warnings.filterwarnings("ignore", message="Grad strides do not match bucket view strides")
-    devices = [world.device.index] if world.device.type == "cuda" else None
-    return DistributedDataParallel(model, device_ids=devices, find_unused_parameters=True)
+    def power_averages(self) -> dict[str, Tensor] | None:
+        """The averages of ``posthoc_ema``, on rank 0; all ranks must call it."""
+        return self.parallel.gathered(self.posthoc.tensors()) if self.posthoc is not None else None
 
 
 def _stops(number: int) -> tuple[bool, bool]:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -25,6 +25,7 @@ from udit.nn.dropout import dropout_keys
 from udit.optim.groups import choices_of
 from udit.run.config import Run
 from udit.run.system import SystemConfig
+from udit.sharding import blocks_of
 from udit.training.capacity import at_hand, shortage
 
 LARGE = 64
@@ -33,7 +34,10 @@ LARGE = 64
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes on one rank. A VAE, the data and the memory of a device's libraries come on top."""
+    """Bytes on one rank. A VAE, the data and the memory of a device's libraries come on top.
+
+    With FSDP weights, gradients, optimiser and averages are this rank's part (the largest one).
+    """
 
     batch: int
     """Images per backward pass."""
@@ -42,11 +46,13 @@ class Memory:
     """Twice the weights' size where several ranks average them, as they are copied into the buffers that are sent."""
     optimizer: int
     averages: int
-    """The EMA and those of ``posthoc_ema``; rank 0 alone keeps them."""
+    """The EMA and those of ``posthoc_ema``; rank 0 alone keeps them, with FSDP every rank its part."""
     activations: int
     """What a forward pass keeps for its backward pass."""
     total: int
     """Upper bound of what is allocated at once; less than the sum: activations are freed as gradients appear."""
+    gathered: int = 0
+    """With FSDP: whole weights of the blocks that run, and the whole gradients of one, which are there for a moment."""
 
 
 def estimate(run: Run, ranks: int = 1) -> Memory:
@@ -78,6 +84,7 @@ def estimate(run: Run, ranks: int = 1) -> Memory:
 def _counted(run: Run, ranks: int, batch: int) -> Memory:
     """What a step of ``batch`` images per backward pass allocates."""
     config = run.training
+    shards = (config.shards or ranks) if config.parallel == "fsdp" else 1
     with FakeTensorMode(allow_non_fake_inputs=True):
         model = run.model.build()
         checkpoint_activations(model, config.checkpoint_activations)
@@ -91,10 +98,15 @@ def _counted(run: Run, ranks: int, batch: int) -> Memory:
             for parameter in parameters:
                 parameter.grad = torch.empty_like(parameter)
                 there.append(parameter.grad)
+        if shards > 1:  # a gradient is sent at once, and only a part of it stays
+            for parameter in parameters:
+                parameter.register_post_accumulate_grad_hook(_forget_gradient)
         with dropout_keys(model, run.seed, range(batch)), _Living(there) as living:
             loss = objective_of(run)(denoiser, x0, y, range(batch)).loss.mean()
             activations = living.bytes
             loss.backward()
+    if shards > 1:
+        return _split(run, model, batch, shards, activations, living.most)
     weights, trained = _bytes(model.state_dict().values()), _bytes(parameters)
     kept = trained * ((ranks > 1) + (config.accumulation > 1))
     averages = weights + trained * len(config.posthoc_ema.sigma_rels if config.posthoc_ema else ())
@@ -106,6 +118,41 @@ def _counted(run: Run, ranks: int, batch: int) -> Memory:
         averages=averages,
         activations=activations,
         total=weights + optimizer + averages + kept + living.most,
+    )
+
+
+def _forget_gradient(parameter: Tensor) -> None:
+    parameter.grad = None
+
+
+def _split(run: Run, model: nn.Module, batch: int, shards: int, activations: int, most: int) -> Memory:
+    """A step of a network that is split.
+
+    Args:
+        run: what would be trained.
+        model: its network.
+        batch: images per backward pass.
+        shards: ranks among which weights are split.
+        activations: bytes after a forward pass.
+        most: bytes at one time in a step, without weights, gradients and optimiser.
+    """
+    whole = _bytes(model.parameters())
+    part = _bytes(p.detach()[: -(-p.shape[0] // shards)] for p in model.parameters())
+    blocks = [_bytes(block.parameters()) for block in blocks_of(model)]
+    buffers = _bytes(model.state_dict().values()) - whole
+    root, largest = whole - sum(blocks), max(blocks, default=0)
+    half = 2 if run.training.precision == "bfloat16" else 1
+    gathered = root + 2 * largest // half + largest  # of one block the weights are gathered while another one runs
+    averages = buffers + part * (1 + len(run.training.posthoc_ema.sigma_rels if run.training.posthoc_ema else ()))
+    return Memory(
+        batch=batch,
+        weights=part + buffers,
+        gradients=part,
+        optimizer=2 * part,
+        averages=averages,
+        activations=activations,
+        total=part + buffers + part + 2 * part + averages + gathered + most,
+        gathered=gathered,
     )
 
 

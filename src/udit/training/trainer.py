@@ -6,7 +6,7 @@ import contextlib
 import dataclasses
 import logging
 import time
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Iterator
 from typing import NoReturn, ParamSpec, TypeVar
 
 from udit import dist
@@ -20,6 +20,7 @@ from udit.training.files import RunFiles, disk_errors_as_run_errors
 from udit.training.learner import Learner
 from udit.training.opening import describe_training
 from udit.training.records import Outcome, StepRecord, Timing
+from udit.training.saving import ShardedSaves
 from udit.training.signals import StopFlag
 from udit.training.source import verified_source
 
@@ -84,6 +85,8 @@ class Trainer:
         self.skipped = 0
         """Skipped steps, the latest ones in a row."""
         self._started = False
+        self._saves: ShardedSaves | None = None
+        """Of a run whose weights are split, while it trains."""
 
     def _new_learner(self) -> Learner:
         with self.world.together(), memory_errors_as_run_errors(self.run):
@@ -106,7 +109,8 @@ class Trainer:
         checkpoint of that step; so does a KeyboardInterrupt within a step, unless the weights are being changed at that
         moment. Any other error within a step leaves the checkpoints as they are. A generator that is bound to a name is
         left when it is closed (``contextlib.closing``). With several ranks, all of them must leave at the same step;
-        a ``stop`` request of one of them reaches all.
+        a ``stop`` request of one of them reaches all. Where weights are split (``parallel=fsdp``), no rank can save
+        alone: a ``stop`` request saves, leaving the loop does not.
 
         Args:
             progress: shows a bar on rank 0; a plain line now and then where standard error is no terminal.
@@ -123,21 +127,32 @@ class Trainer:
             self.learner = self._new_learner()
         self._started = True
         files = RunFiles(self.run, self.source, self.parts, self.learner)
-        with self.world.together(), contextlib.closing(files), memory_errors_as_run_errors(self.run):
+        with self.world.together(), contextlib.closing(files), memory_errors_as_run_errors(self.run), self._saving(files):
             start = self._resume(files)
             if start < self.run.training.steps:
                 yield from self._loop(files, start, progress, stop or StopFlag())
             self.outcome = dataclasses.replace(self.outcome, warning=files.trouble())
             if self.outcome.signal is None:
-                self._on_main(files.finish, self.outcome.step)
+                averaged, trained = self.learner.averaged(), self.learner.trained()
+                self._on_main(files.finish, self.outcome.step, averaged, trained)
                 self.outcome = dataclasses.replace(self.outcome, finished=True)
 
     def _resume(self, files: RunFiles) -> int:
         """Opens the run folder and gives every rank the state to go on from; returns the steps done."""
         self._on_main(files.open)
-        found = self._on_main(files.resume)
+        if self.learner.parallel.splits:
+            self.world.everywhere(files.check_seen)
+        found = self._on_main(files.find)
         start = self.world.agree(found.step if found else 0)
         self.skipped = self.world.agree(int(found.manifest["skipped_in_a_row"]) if found else 0)
+        if self.learner.parallel.splits:
+            with disk_errors_as_run_errors(self.run.out):
+                here = self.world.everywhere(files.store.opened, start) if start else None
+                self.world.everywhere(self.learner.load, here)
+        else:
+            self._on_main(self.learner.load, found)
+        if found is not None:
+            files.resumed(found)
         self.learner.share(start)
         self.outcome = Outcome(step=start, finished=False, out=self.run.out)
         return start
@@ -176,9 +191,10 @@ class Trainer:
             except (GeneratorExit, KeyboardInterrupt):
                 # Without the other ranks, which may be anywhere, and only where weights and log are those of one step.
                 done = self.outcome.step
-                if world.is_main and self.learner.steps_done == done > start:
+                alone = world.size == 1 or (world.is_main and not self.learner.parallel.splits)
+                if alone and self.learner.steps_done == done > start:
                     with disk_errors_as_run_errors(self.run.out):
-                        files.save(done, self.skipped)
+                        self._save_alone(files, done)
                 raise
 
     def _follow_up(self, files: RunFiles, record: StepRecord, leaves: bool) -> StepRecord:
@@ -189,6 +205,8 @@ class Trainer:
         """
         config, step = self.run.training, record.step
         last = step == config.steps
+        if self._saves is not None:
+            self._saves.poll()
         if self.world.is_main:
             record = files.watched(record)
         self.skipped = self.skipped + 1 if record.skipped else 0
@@ -197,18 +215,46 @@ class Trainer:
         if record.skipped and self.world.is_main:
             log.warning("step %d skipped: no finite loss or gradient with samples %s", step, _listed(record))
         if shows:
-            record = dataclasses.replace(record, val_loss=self._on_main(files.preview, step))
+            averaged = self.learner.averaged()
+            record = dataclasses.replace(record, val_loss=self._on_main(files.preview, step, averaged))
         if shows or record.skipped or step % config.log_every == 0:
             self._on_main(files.log, record)
         if step % config.check_every == 0:
             self._check_ranks(step)
         if config.posthoc_ema and (step % config.posthoc_ema.every == 0 or last):
-            self._on_main(files.snapshot, step)
+            self._on_main(files.snapshot, step, self.learner.power_averages())
         if step % config.save_every == 0 or last or leaves or hopeless:
-            self._on_main(files.save, step, self.skipped)
+            self._save(files, step, wait=last or leaves or hopeless)
         if hopeless:
             self._on_main(self._give_up, record)
         return record
+
+    def _save(self, files: RunFiles, step: int, wait: bool) -> None:
+        """Writes a checkpoint; of weights that are split only begins to, unless it is to ``wait`` for its end."""
+        if self._saves is None:
+            self._on_main(files.save, step, self.skipped)
+            return
+        self._saves.begin(step, self.learner.tensors(), lambda: files.facts(self.skipped), files.watch.sound)
+        if wait:
+            self._saves.finish()
+
+    def _save_alone(self, files: RunFiles, step: int) -> None:
+        """Writes a checkpoint without the other ranks."""
+        if self._saves is None:
+            files.save(step, self.skipped)
+        else:
+            self._save(files, step, wait=True)
+
+    @contextlib.contextmanager
+    def _saving(self, files: RunFiles) -> Iterator[None]:
+        """Context in which ``_save`` may be called; a checkpoint that is not complete at its end is removed."""
+        splits, timeout = self.learner.parallel.splits, self.run.training.timeout
+        self._saves = ShardedSaves(files.store, self.world, timeout) if splits else None
+        try:
+            yield
+        finally:
+            if self._saves is not None:
+                self._saves.abandon()
 
     def _give_up(self, record: StepRecord) -> NoReturn:
         raise RunError(
@@ -218,8 +264,7 @@ class Trainer:
         )
 
     def _check_ranks(self, step: int) -> None:
-        sums = self.world.gather(self.learner.weight_sum())
-        if not bool((sums == sums[0]).all()):
+        if self.learner.parallel.differs(self.learner.model):
             raise RunError(f"weights differ between ranks after step {step}; resume from the last checkpoint")
 
     def _on_main(self, action: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T | None:
