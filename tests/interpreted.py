@@ -125,5 +125,6 @@ def errors(examples: Iterator[tuple[str, Arguments]], dtypes: list[torch.dtype])
 if __name__ == "__main__":
     torch.manual_seed(0)
     chosen = many() if "--many" in sys.argv else few()
-    for row in errors(chosen, [torch.float32, torch.float16]):
+    only = [word for word in sys.argv[1:] if word in FOLDERS] or list(FOLDERS)
+    for row in errors((case for case in chosen if case[0] in only), [torch.float32, torch.float16]):
         print(json.dumps(row), flush=True)

@@ -225,6 +225,8 @@ def backward(
         mean = tl.sum(grad.to(tl.float32) * out.to(tl.float32), 1)
         logs = tl.load(LOGS + m, mask=m < tokens, other=float("inf")) * LOG2E
         of_q = tl.zeros((BM, BR), tl.float32)
+        excess = tl.zeros((BM,), tl.float32)
+        likeness = tl.zeros((BM,), tl.float32)
         for key_start in range(0, tokens, BN):
             n = key_start + tl.arange(0, BN)
             there = _pixels(n, first, width, factor)
@@ -233,12 +235,17 @@ def backward(
             )
             k = k.to(element)
             v = _read(QKV + 2 * channels, there, n, tokens, 3 * channels, R, BR)
-            shares = tl.exp2(_logits(q, k, n, tokens, product_scale, PRECISION) - logs[:, None])
-            of_shares = tl.dot(grad, tl.trans(v), input_precision=PRECISION)
-            of_logits = (shares * (of_shares - mean[:, None])).to(element)
-            of_q = tl.dot(of_logits, k, of_q, input_precision=PRECISION)
+            logits = _logits(q, k, n, tokens, product_scale, PRECISION)
+            shares = tl.exp2(logits - logs[:, None])
+            of_logits = shares * (tl.dot(grad, tl.trans(v), input_precision=PRECISION) - mean[:, None])
+            if COSINE:
+                excess += tl.sum(of_logits, 1)
+                likeness += tl.sum(shares * tl.where(shares > 0, logits, 0.0), 1)
+            of_q = tl.dot(of_logits.to(element), k, of_q, input_precision=PRECISION)
         of_q *= product_scale
-        of_scale += tl.sum(of_q * unscaled, 1)
+        if COSINE:
+            # The logits' gradients of a row sum to 0, but for the rounding of the output that ``mean`` comes from.
+            of_scale += tl.sum(of_q * unscaled, 1) - excess * likeness / (LOG2E * scale)
         of_q = _undone(of_q * scale, unscaled, inverse, ROPE, m, tokens, COSINE, BM, R, BR)
         _write(OF_QKV, of_q, at, m, tokens, 3 * channels, R, BR)
     if COSINE:
