@@ -47,7 +47,7 @@ class Launch:
     """One launch of a kernel, as the operators asked for it."""
 
     kernel: Any
-    programs: int
+    dtype: torch.dtype
     arguments: tuple[Any, ...]
     warps: int
     stages: int
@@ -57,10 +57,6 @@ class Launch:
     def name(self) -> str:
         """Of the operator's folder and the kernel."""
         return f"{self.kernel.fn.__module__.split('.')[-2]}.{self.kernel.fn.__name__}"
-
-    def tensors(self) -> list[Tensor]:
-        """What it reads and writes."""
-        return [x for x in self.arguments if isinstance(x, Tensor)]
 
     def form(self) -> str:
         """What one build serves."""
@@ -72,10 +68,8 @@ def recorded() -> Iterator[list[Launch]]:
     """Within it launches are written down and nothing runs."""
     found: list[Launch] = []
 
-    def write_down(
-        kernel: Any, programs: int, *arguments: Any, warps: int, stages: int = 1, **constants: Any
-    ) -> None:
-        found.append(Launch(kernel, programs, arguments, warps, stages, constants))
+    def write_down(kernel: Any, programs: int, *arguments: Any, warps: int, stages: int = 1, **constants: Any) -> None:
+        found.append(Launch(kernel, arguments[0].dtype, arguments, warps, stages, constants))
 
     with mock.patch.object(nvidia, "launch", write_down):
         yield found
@@ -143,7 +137,9 @@ def attention_calls(dtype: torch.dtype) -> Iterator[Callable[[], Any]]:
         out = torch.empty(2, side, side, width, dtype=dtype)
         logs = torch.empty(2 * factor**2, heads, tokens)
 
-        def run(qkv: Tensor = qkv, given: Any = (scale, rope), more: Any = (out, logs), a: Any = (heads, factor)) -> None:
+        def run(
+            qkv: Tensor = qkv, given: Any = (scale, rope), more: Any = (out, logs), a: Any = (heads, factor)
+        ) -> None:
             grid.grid_attention(qkv, *given, *a)
             grid.grid_attention_backward(more[0], qkv, *given, *more, *a)
 
@@ -201,7 +197,7 @@ CALLS = {
 }
 
 
-def forms(names: list[str], dtypes: list[torch.dtype]) -> Iterator[tuple[str, torch.dtype, Launch]]:
+def forms(names: list[str], dtypes: list[torch.dtype]) -> Iterator[Launch]:
     """Every form of every kernel once."""
     seen = set()
     for name in names:
@@ -212,7 +208,14 @@ def forms(names: list[str], dtypes: list[torch.dtype]) -> Iterator[tuple[str, to
             for launch in launches:
                 if launch.form() not in seen:
                     seen.add(launch.form())
-                    yield name, dtype, launch
+                    yield launch
+
+
+def described(launch: Launch) -> dict[str, Any]:
+    """What a row of the table says before it is built."""
+    numbers = {key: value for key, value in launch.constants.items() if not isinstance(value, str)}
+    dtype = str(launch.dtype).removeprefix("torch.")
+    return {"kernel": launch.name, "dtype": dtype, **numbers, "warps": launch.warps, "stages": launch.stages}
 
 
 def main() -> int:
@@ -224,10 +227,8 @@ def main() -> int:
     args = parser.parse_args()
     dtypes = [getattr(torch, name) for name in args.dtype] if args.dtype else list(TYPES)
     rows, spilled = [], 0
-    for _, dtype, launch in forms(args.operators or list(CALLS), dtypes):
-        numbers = {k: v for k, v in launch.constants.items() if not isinstance(v, str)}
-        row = {"kernel": launch.name, "dtype": str(dtype).split(".")[1], "warps": launch.warps, **numbers}
-        row |= {"stages": launch.stages, **build(launch)}
+    for launch in forms(args.operators or list(CALLS), dtypes):
+        row = described(launch) | build(launch)
         print(json.dumps(row), flush=True)
         rows.append(row)
         spilled += row["spilled_bytes"] > 0

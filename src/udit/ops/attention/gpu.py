@@ -66,7 +66,7 @@ def grid_attention_backward(
     from udit.ops.attention import kernels
 
     qkv, grad = qkv.contiguous(), nvidia.plain(grad, qkv)
-    b, height, width, channels = qkv.shape
+    _, height, width, channels = qkv.shape
     of_qkv, of_scale = torch.empty_like(qkv), logs.new_empty(logs.shape[:2])
     options = _options(qkv, logs.shape[2], channels // (3 * heads), backward=True)
     sizes = height * width, width, logs.shape[2], heads, factor, _product_scale(scale, options["R"])

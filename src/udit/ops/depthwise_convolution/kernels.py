@@ -77,7 +77,7 @@ def convolve(
     sums = ()
     for _ in tl.static_range(SIDE * BW):
         sums = sums + (start,)
-    for y in range(0, height + REACH):
+    for y in range(height + REACH):
         values = ()
         for j in tl.static_range(BW + 2 * REACH):
             value = _pixel(X + shift, y, left + j - REACH, height, width, channels, there)
@@ -130,7 +130,7 @@ def of_weights(
     sums = ()
     for _ in tl.static_range(SIDE * SIDE + 1):
         sums = sums + (zero,)
-    for step in range(0, rounds):
+    for step in range(rounds):
         image, left, there = _strips(part * rounds + step, strips, width, BW, LANES)
         there = there & (d < channels)
         shift = image * height * width * channels + d
@@ -171,7 +171,7 @@ def total(PARTS, KERNEL, BIAS, parts, channels, SIDE: tl.constexpr, BD: tl.const
     d = tl.program_id(0) // (SIDE * SIDE + 1) * BD + tl.arange(0, BD)
     inside = d < channels
     result = tl.zeros((BD,), tl.float32)
-    for part in range(0, parts):
+    for part in range(parts):
         result += tl.load(PARTS + (part * (SIDE * SIDE + 1) + tap) * channels + d, mask=inside, other=0.0)
     tl.store(KERNEL + d * SIDE * SIDE + tap, result, mask=inside & (tap < SIDE * SIDE))
     tl.store(BIAS + d, result, mask=inside & (tap == SIDE * SIDE))

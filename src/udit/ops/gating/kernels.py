@@ -50,7 +50,7 @@ def gate_backward(
     inside = d < width
     gate = tl.load(GATE + sample * gate_stride + d, mask=inside, other=0.0).to(tl.float32)
     of_gate = tl.zeros((ROWS, BD), tl.float32)
-    for step in range(0, steps):
+    for step in range(steps):
         n = (band * steps + step) * ROWS + tl.arange(0, ROWS)
         there = (n < rows)[:, None] & inside[None, :]
         at = (sample * rows + n)[:, None] * width + d[None, :]

@@ -78,7 +78,7 @@ def norm_backward(
     scale = 1.0 + tl.load(SCALE + sample * scale_stride + d, mask=inside, other=0.0).to(tl.float32)
     of_shift = tl.zeros((ROWS, BD), tl.float32)
     of_scale = tl.zeros((ROWS, BD), tl.float32)
-    for step in range(0, steps):
+    for step in range(steps):
         n = (band * steps + step) * ROWS + tl.arange(0, ROWS)
         there = (n < rows)[:, None] & inside[None, :]
         at = (sample * rows + n)[:, None] * width + d[None, :]
