@@ -24,7 +24,7 @@ from torch.utils._pytree import tree_leaves
 
 from udit import ops
 from udit.ops import nvidia
-from udit.ops.operator import OPERATORS
+from udit.ops.operator import OPERATORS, Added, Saved
 
 ROOT = Path(__file__).parent.parent
 KERNELS = ROOT / "benchmarks" / "kernels.py"
@@ -229,21 +229,23 @@ class Compared(TorchDispatchMode):
 
 @needs_triton
 @pytest.mark.parametrize("name", NAMES)
-def test_results_are_as_their_fakes_say(name: str, table: dict[str, Any], machine: Callable[..., None]) -> None:
+def test_results_are_as_their_fakes_say(name: str, table: dict[str, Any]) -> None:
     """Shapes, strides and element types that a compiler of graphs counts on, forward and backward."""
-    importlib.import_module(f"{OPERATORS[name].modules['cuda'].rpartition('.')[0]}.kernels")
-    machine()
     operator = OPERATORS[name]
-    with FakeTensorMode(), torch.device("cuda"), table["recorded"]() as launches:
+    with torch.device("meta"), torch.no_grad(), table["recorded"]() as launches:
         given = calls(name)
-        for x in given[:2]:
-            x.requires_grad_()
         with Compared(operator.modules["cuda"]) as compared:
-            out = operator(*given)
-            torch.autograd.grad(out, given[:2], torch.empty_like(out))
+            made = operator.operator(*given)
+            results = made if isinstance(made, tuple) else (made,)
+            inputs = tuple(
+                Added(x.shape, x.dtype, x.device) if added else x
+                for x, added in zip(given, operator._added, strict=True)
+            )
+            extras = results[0 if operator._output_needed else 1 :]
+            operator._gradient(torch.empty_like(results[0]), Saved(inputs, extras, [True] * len(given)))
     assert compared.seen[0] == name
-    assert len(compared.seen) >= 2
-    assert launches
+    assert len(compared.seen) > 1
+    assert len(launches) >= len(compared.seen)
 
 
 @needs_triton
