@@ -24,6 +24,8 @@ ADDRESSES = ("10.77.0.1", "10.77.0.2")
 CABLE = ("cable0", "cable1")
 """Names of the cable's ends."""
 PORT = 29411
+SYSTEM = {**os.environ, "PATH": f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin"}
+"""An environment that finds ip and tc, which a user's may not."""
 
 
 @functools.cache
@@ -32,9 +34,10 @@ def maker() -> tuple[str, ...]:
     if sys.platform != "linux":
         pytest.skip("network namespaces are Linux's")
     for words in (("unshare", "-n"), ("unshare", "-Urn")):
-        script = "ip link add end0 type veth peer name end1 && tc qdisc add dev end0 root tbf rate 1mbit burst 9kb latency 9ms"
+        script = "ip link add end0 type veth peer name end1 && tc qdisc add dev end0 root tbf rate 1mbit burst 9kb"
+        script += " latency 9ms"
         try:
-            if not subprocess.run([*words, "sh", "-c", script], capture_output=True).returncode:
+            if not subprocess.run([*words, "sh", "-c", script], capture_output=True, env=SYSTEM).returncode:
                 return words
         except OSError:
             continue
@@ -47,11 +50,11 @@ class Nodes:
     def __init__(self) -> None:
         words = maker()
         self._user = ("-U", "--preserve-credentials") if "-Urn" in words else ()
-        mine = os.readlink("/proc/self/ns/net")
+        mine = _space("self")
         self._keepers = [subprocess.Popen([*words, "sleep", "3600"])]
         self._wait(self._keepers[0], mine)
         self._keepers.append(subprocess.Popen([*self._inside(0), "unshare", "-n", "sleep", "3600"]))
-        self._wait(self._keepers[1], os.readlink(f"/proc/{self._keepers[0].pid}/ns/net"), mine)
+        self._wait(self._keepers[1], _space(self._keepers[0].pid), mine)
         self.started: list[list[subprocess.Popen[str]]] = [[], []]
 
     def __enter__(self) -> Self:
@@ -74,7 +77,7 @@ class Nodes:
 
     def run(self, node: int, *words: str) -> None:
         """Runs a command on a machine, which must succeed."""
-        subprocess.run([*self._inside(node), *words], check=True, capture_output=True)
+        subprocess.run([*self._inside(node), *words], check=True, capture_output=True, env=SYSTEM)
 
     def start(self, node: int, words: Sequence[str], log: Path, **variables: str) -> subprocess.Popen[str]:
         """Starts a command on a machine; its output is appended to a file."""
@@ -90,7 +93,9 @@ class Nodes:
         self.started[node].append(process)
         return process
 
-    def torchrun(self, node: int, ranks: int, words: Sequence[str], log: Path, restarts: int = 3) -> subprocess.Popen[str]:
+    def torchrun(
+        self, node: int, ranks: int, words: Sequence[str], log: Path, restarts: int = 3
+    ) -> subprocess.Popen[str]:
         """Starts some ranks of a job of both machines; the first machine hosts the rendezvous."""
         settings = f"is_host={int(node == 0)},join_timeout=300,last_call_timeout=5"
         launcher = [sys.executable, "-m", "torch.distributed.run", "--nnodes=2", f"--nproc-per-node={ranks}"]
@@ -101,7 +106,9 @@ class Nodes:
     def cut(self) -> None:
         """Cuts the cable: whatever is sent is lost, and nobody is told."""
         for node, end in enumerate(CABLE):
-            self.run(node, "tc", "qdisc", "replace", "dev", end, "root", "tbf", "rate", "8bit", "burst", "9", "limit", "9")
+            self.run(
+                node, "tc", "qdisc", "replace", "dev", end, "root", "tbf", "rate", "8bit", "burst", "9", "limit", "9"
+            )
 
     def slow(self, rate: str) -> None:
         """Limits the cable to a rate, e.g. "1mbit"."""
@@ -116,10 +123,10 @@ class Nodes:
 
     def kill(self, node: int) -> None:
         """Ends all that was started on a machine, with what it started in turn, as a power cut does."""
-        here = os.readlink(f"/proc/{self._keepers[node].pid}/ns/net")
+        here = _space(self._keepers[node].pid)
         for entry in Path("/proc").iterdir():
             try:
-                ours = entry.name.isdigit() and os.readlink(entry / "ns/net") == here
+                ours = entry.name.isdigit() and _space(entry.name) == here
                 if ours and int(entry.name) != self._keepers[node].pid:
                     os.kill(int(entry.name), 9)
             except OSError:
@@ -134,6 +141,11 @@ class Nodes:
     @staticmethod
     def _wait(keeper: subprocess.Popen[bytes], *others: str) -> None:
         deadline = time.monotonic() + 20
-        while os.readlink(f"/proc/{keeper.pid}/ns/net") in others:
+        while _space(keeper.pid) in others:
             assert time.monotonic() < deadline
             time.sleep(0.01)
+
+
+def _space(process: int | str) -> str:
+    """The network namespace of a process."""
+    return str(Path(f"/proc/{process}/ns/net").readlink())

@@ -11,7 +11,6 @@ from typing import Any
 
 import pytest
 import torch
-import torch.distributed as td
 from torch import Tensor, nn
 
 import udit
@@ -26,7 +25,6 @@ from udit.files import unseal
 from udit.models.build import checkpoint_activations, configure
 from udit.models.catalog import list_models
 from udit.nn.init import fill
-from udit.run.config import Run
 from udit.training.learner import Learner
 from udit.training.parallel import Split
 from udit.training.saving import ShardedSaves
@@ -147,7 +145,7 @@ def test_abandoned_checkpoint_leaves_nothing(tmp_path: Path) -> None:
     learner, store = Learner(small_run(tmp_path, FSDP), World()), CheckpointStore(tmp_path / "checkpoints")
     saves = ShardedSaves(store, World(), 60)
     saves.begin(3, learner.tensors(), dict, None)
-    saves.abandon()
+    saves.close()
     assert list(store.folder.iterdir()) == []
 
 
@@ -366,8 +364,8 @@ def test_any_number_of_ranks_trains_on_the_same_samples_and_noise(tmp_path: Path
 @pytest.mark.timeout(600)
 def test_run_goes_on_with_another_number_of_ranks(tmp_path: Path) -> None:
     data, out = image_folder(tmp_path / "images"), tmp_path / "run"
-    steps = {4: 3, 2: 5, 3: 7, 1: 9}
-    for size, step in steps.items():
+    previous = 4
+    for size, step in {4: 3, 2: 5, 3: 7, 1: 9}.items():
         ranks = Ranks(out, [*data, f"training.steps={step}"], size)
         assert ranks.wait() == [0] * size, ranks.told()
         assert size == 4 or f"ranks was {previous} and is {size} now" in ranks.told()[0]

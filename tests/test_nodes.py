@@ -111,7 +111,8 @@ def test_slow_cable_and_a_process_that_stands_still_change_nothing(
     nodes.slow("3mbit")
     job = Job(nodes, tmp_path, data)
     job.reach(5)
-    [rank] = [int(pid) for pid in Path(f"/proc/{job.launchers[1].pid}/task/{job.launchers[1].pid}/children").read_text().split()]
+    launcher = job.launchers[1].pid
+    [rank] = map(int, Path(f"/proc/{launcher}/task/{launcher}/children").read_text().split())
     os.kill(rank, signal.SIGSTOP)
     time.sleep(2)
     os.kill(rank, signal.SIGCONT)

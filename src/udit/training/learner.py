@@ -120,7 +120,7 @@ class Learner:
         self.optimizer.load(moments)
 
     def start_from_trained(self) -> None:
-        """Initialises the weights from ``run.init_from``; with DDP on rank 0 only, as ``share`` sends them to the others.
+        """Initialises the weights from ``run.init_from``; with DDP on rank 0 only, as ``share`` sends them on.
 
         Raises:
             UserError: see ``start_from``.

@@ -127,7 +127,12 @@ class Trainer:
             self.learner = self._new_learner()
         self._started = True
         files = RunFiles(self.run, self.source, self.parts, self.learner)
-        with self.world.together(), contextlib.closing(files), memory_errors_as_run_errors(self.run), self._saving(files):
+        with (
+            self.world.together(),
+            contextlib.closing(files),
+            memory_errors_as_run_errors(self.run),
+            self._saving(files),
+        ):
             start = self._resume(files)
             if start < self.run.training.steps:
                 yield from self._loop(files, start, progress, stop or StopFlag())
@@ -254,7 +259,7 @@ class Trainer:
             yield
         finally:
             if self._saves is not None:
-                self._saves.abandon()
+                self._saves.close()
 
     def _give_up(self, record: StepRecord) -> NoReturn:
         raise RunError(
