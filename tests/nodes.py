@@ -101,7 +101,7 @@ class Nodes:
         launcher = [sys.executable, "-m", "torch.distributed.run", "--nnodes=2", f"--nproc-per-node={ranks}"]
         launcher += ["--rdzv-backend=c10d", f"--rdzv-endpoint={ADDRESSES[0]}:{PORT}", "--rdzv-id=job"]
         launcher += [f"--rdzv-conf={settings}", f"--local-addr={ADDRESSES[node]}", f"--max-restarts={restarts}"]
-        return self.start(node, [*launcher, "-m", "udit", *words], log)
+        return self.start(node, [*launcher, "-m", "udit", "--", *words], log)
 
     def cut(self) -> None:
         """Cuts the cable: whatever is sent is lost, and nobody is told."""

@@ -221,6 +221,27 @@ def test_blocks_are_gathered_in_bfloat16_and_gradients_stay_float32() -> None:
     assert max(errors) < 0.05
 
 
+def compiled(world: World) -> float:
+    """The largest error of a gradient where each block is one graph."""
+    network = split("U-DiT-S", world, **TINY)
+    for block in sharding.blocks_of(network):
+        block.compile(fullgraph=True, dynamic=False, backend="eager")
+    whole = perturb(udit.build(configure("U-DiT-S", **TINY)))
+    x, t, y = batch(whole, 2 * world.size)
+    own = slice(2 * world.rank, 2 * world.rank + 2)
+    whole.train()(x, t, y).square().mean().backward()
+    network.train()(x[own], t[own], y[own]).square().mean().backward()
+    found = {key: sharding.whole(p.grad) for key, p in network.named_parameters()}
+    most = max(float(p.grad.abs().max()) for p in whole.parameters())
+    return max(float((found[key] - p.grad).abs().max()) for key, p in whole.named_parameters()) / most
+
+
+@SLOW
+def test_each_block_of_split_weights_is_one_graph() -> None:
+    """Captured as ``training.compile`` does; what a compiler makes of it does not depend on how weights were gathered."""
+    assert max(on_ranks(2, compiled)) < 2e-5
+
+
 def every_family(world: World, names: list[str]) -> dict[str, float]:
     """``gradients`` of many models."""
     return {name: gradients(world, name, None, False, False, {}) for name in names}

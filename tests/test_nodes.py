@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from nodes import Nodes, maker
 from ranks import FOR_RANKS, Ranks
-from runs import RECIPE, image_folder, metrics, state_hash
+from runs import RECIPE, image_folder, metrics, state_hash, train
+from udit.cli import main
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 STEPS = 24
@@ -90,6 +93,47 @@ class Job:
         assert state_hash(self.out) == wanted
         assert [line["step"] for line in metrics(self.out)] == list(range(1, STEPS + 1))
         assert not list(self.out.glob("checkpoints/.tmp-*"))
+
+
+def on_both(nodes: Nodes, folder: Path, words: list[str]) -> None:
+    """Runs a command on both machines."""
+    logs = [folder / f"{words[0]}-{node}.log" for node in (0, 1)]
+    launchers = [nodes.torchrun(node, 1, words, log) for node, log in enumerate(logs)]
+    assert [launcher.wait(timeout=400) for launcher in launchers] == [0, 0], [log.read_text() for log in logs]
+
+
+def alone(words: list[str]) -> None:
+    """Runs a command in this process."""
+    with pytest.raises(SystemExit) as ended:
+        main(words)
+    assert not ended.value.code
+
+
+def test_encoding_is_spread_over_machines(nodes: Nodes, tmp_path: Path, data: list[str]) -> None:
+    words = ["encode", RECIPE, *data, "--no-progress", "--shard-size", "4", "--out"]
+    on_both(nodes, tmp_path, [*words, str(tmp_path / "shared")])
+    alone([*words, str(tmp_path / "alone")])
+    found, wanted = (
+        {path.name: path.read_bytes() for path in (tmp_path / name).iterdir()} for name in ("shared", "alone")
+    )
+    assert found == wanted
+    assert len([name for name in wanted if name.startswith("shard-")]) == 6
+
+
+def test_sampling_for_scores_is_spread_over_machines(nodes: Nodes, tmp_path: Path, data: list[str]) -> None:
+    out, words = tmp_path / "run", ["evaluation.batch_size=5", "evaluation.judge_steps=5", "evaluation.bootstrap=10"]
+    train(out, *data, *words, "training.steps=3")
+
+    def samples() -> bytes:
+        with np.load(out / "evaluation" / "samples.npz") as file:
+            found: bytes = file["arr_0"].tobytes()
+        shutil.rmtree(out / "evaluation")
+        return found
+
+    on_both(nodes, tmp_path, ["eval", str(out), "--n", "40", "--steps", "2", "--no-progress"])
+    shared = samples()
+    alone(["eval", str(out), "--n", "40", "--steps", "2", "--no-progress"])
+    assert shared == samples()
 
 
 def test_short_cut_of_the_cable_is_waited_out(nodes: Nodes, tmp_path: Path, data: list[str], unbroken: str) -> None:
