@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 import torch.distributed as td
+from torch.distributed.checkpoint import CheckpointException
 
 from runs import RECIPE, free_port
 from udit.cli import main
@@ -23,8 +24,10 @@ from udit.dist import World
 
 FORKS = multiprocessing.get_context("forkserver")
 FORKS.set_forkserver_preload(
-    ["runs", "udit.training.trainer", "udit.training.events", "udit.training.saving", "torch.distributed.fsdp"]
-    + ["torch.distributed.tensor", "matplotlib.figure", "udit.cli.train", "torch._dynamo"]
+    [
+        *("runs", "udit.training.trainer", "udit.training.events", "udit.training.saving", "udit.cli.train"),
+        *("torch.distributed.fsdp", "torch.distributed.tensor", "torch._dynamo", "matplotlib.figure"),
+    ]
 )
 FOR_RANKS = ["training.parallel=fsdp", "training.steps=9", "training.save_every=3", "model.depths=[1]"]
 """Overrides of the tiny recipe: a batch of 12, which splits over 1, 2, 3 and 4 ranks."""
@@ -72,8 +75,9 @@ def _call(queue: Any, rank: int, size: int, port: str, function: Callable[..., A
         td.barrier()
         queue.put((rank, False, value))
         td.destroy_process_group()
-    except BaseException:
+    except (Exception, CheckpointException):
         queue.put((rank, True, traceback.format_exc()))
+        raise
 
 
 # ---- trainings -------------------------------------------------------------------------------------------------------
@@ -162,7 +166,7 @@ class Points:
             return _torn(create(self, path, mode), points, str(path))
 
         def fsync(descriptor: int) -> None:
-            path = os.readlink(f"/proc/self/fd/{descriptor}")
+            path = str(Path(f"/proc/self/fd/{descriptor}").readlink())
             points.at("fsync", path)
             sync(descriptor)
 

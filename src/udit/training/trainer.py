@@ -322,7 +322,7 @@ class Trainer:
             yield
         finally:
             if self._saves is not None:
-                self._saves.abandon()
+                self._saves.close()
 
     def _give_up(self, record: StepRecord) -> NoReturn:
         raise RunError(
