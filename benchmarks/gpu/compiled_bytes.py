@@ -224,7 +224,9 @@ def compiled(block: nn.Module, args: Any, kwargs: Any, build: bool) -> tuple[dic
     stopped: BaseException | None = None
     with Inductor(build) as inductor:
         try:
-            torch.compile(block, fullgraph=True, dynamic=False)(*args, **kwargs)
+            torch.compile(block, fullgraph=True, dynamic=False, options=fc.wanted("udit.models.build", "ON_GPU"))(
+                *args, **kwargs
+            )
         except Reached:
             pass
         except Exception as error:  # noqa: BLE001 - told below, if it came too early
@@ -246,6 +248,7 @@ def network(
     contiguous: bool = False,
     build: bool = False,
     code: Path | None = None,
+    recompute: bool = False,
 ) -> dict[str, Any]:
     """Counts of every shape of block, eager and compiled, and their sum over the network.
 
@@ -256,6 +259,7 @@ def network(
         contiguous: as if each block's map came contiguous.
         build: builds each Triton kernel for sm_90.
         code: folder for Inductor's code.
+        recompute: backward recomputes what costs little (``training.checkpoint_activations=selective``).
     """
     result: dict[str, Any] = {"blocks": []}
     with fc.no_gpu():
@@ -270,7 +274,7 @@ def network(
             whole = eager(model, given, {}, parameters, [parameters, list(model.buffers()), given])
         for index, members in enumerate(shapes.values()):
             if not only or index in only:
-                result["blocks"].append(_block(index, members, build, code))
+                result["blocks"].append(_block(index, members, build, code, recompute))
     broken = [row["index"] for row in result["blocks"] if row["compiled"]["graph_breaks"]]
     if whole:
         result["network"] = {"eager": whole}
@@ -278,7 +282,9 @@ def network(
     return result
 
 
-def _block(index: int, members: list[tuple[str, nn.Module, Any, Any]], build: bool, code: Path | None) -> Any:
+def _block(
+    index: int, members: list[tuple[str, nn.Module, Any, Any]], build: bool, code: Path | None, recompute: bool
+) -> Any:
     """Counts of the blocks of one shape."""
     name, block, positional, named = members[0]
     tensors = [t for t in tree_leaves((positional, named)) if isinstance(t, Tensor)]
@@ -288,6 +294,8 @@ def _block(index: int, members: list[tuple[str, nn.Module, Any, Any]], build: bo
     row: dict[str, Any] = {"index": index, "first": name, "count": len(members), "input": given}
     row["eager"] = eager(block, positional, named, leaves, there)
     fc.say(f"block {index}: {name}, {len(members)} of the shape {given['shape']}")
+    if recompute:
+        fc.wanted("udit.nn.blocks", "recompute_when_compiled")(block)
     row["compiled"], inductor = compiled(block, positional, named, build)
     if build and inductor:
         row["sm_90"] = built(inductor.ptx)
@@ -304,10 +312,12 @@ def main() -> None:
     parser.add_argument("--code", type=Path, metavar="DIR", help="keeps Inductor's code there")
     parser.add_argument("--sm90", action="store_true", help="builds each Triton kernel for sm_90: a second each")
     parser.add_argument("--contiguous", action="store_true", help="as if every block's map came contiguous")
+    parser.add_argument("--recompute", action="store_true", help="backward recomputes what costs little")
     args = parser.parse_args()
     config = fc.config_of(args)
     result: dict[str, Any] = {"model": args.model, "batch": args.batch, "versions": fc.versions()}
     ways = {"only": args.only or (), "contiguous": args.contiguous, "build": args.sm90, "code": args.code}
+    ways["recompute"] = args.recompute
     fc.tell(result | network(config, args.batch, **ways))
 
 

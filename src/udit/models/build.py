@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from udit import ops
 from udit.models.catalog import find
 from udit.models.config import ModelConfig
-from udit.nn.blocks import Checkpointing, Foldable, Recompute
+from udit.nn.blocks import Checkpointing, Foldable, Recompute, recompute_when_compiled
 from udit.nn.init import fill
 
 
@@ -92,6 +92,10 @@ def checkpoint_activations(model: nn.Module, recompute: Recompute = True) -> Non
             module.checkpointing = recompute
 
 
+ON_GPU = {"combo_kernels": True}
+"""Options of the compiler: a block makes its weights of a dozen small tensors, and one launch may serve several."""
+
+
 def compile_blocks(model: nn.Module) -> nn.Module:
     """Compiles a network's repeated blocks in place, each shape once: seconds, where the whole network takes minutes.
 
@@ -103,9 +107,13 @@ def compile_blocks(model: nn.Module) -> nn.Module:
     ops.describe()  # tracing takes the kernels that are loaded
     # Blocks share their code: each shape of a block at each batch size is one compilation of it.
     dynamo.recompile_limit = max(dynamo.recompile_limit, 128)
-    # A block makes its weights of a dozen small tensors; on a GPU one launch may serve several of them.
-    options = {"combo_kernels": True} if any(x.is_cuda for x in model.parameters()) else None
-    for module in model.modules():
+    options = ON_GPU if any(x.is_cuda for x in model.parameters()) else None
+    for module in list(model.modules()):
+        selective = isinstance(module, Checkpointing) and module.checkpointing == "selective"
         for block in getattr(module, "blocks", ()):
+            if selective:
+                recompute_when_compiled(block)
             block.compile(fullgraph=True, dynamic=False, options=options)
+        if selective:
+            module.checkpointing = False  # the blocks' graphs do it
     return model
