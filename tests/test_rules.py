@@ -67,10 +67,6 @@ BROKEN: dict[Rule, tuple[str, str]] = {
         "model={name: DiT-S/2, width: 16, depth: 1, heads: 2} + training.independent_level_dropout=true",
         "training.independent_level_dropout needs a U-DiT",
     ),
-    rules.selective_checkpointing_is_not_compiled: (
-        "training.checkpoint_activations=selective + training.compile=true",
-        "training.checkpoint_activations is selective and training.compile true",
-    ),
     rules.batch_splits_into_accumulated_parts: (
         "training.accumulation=7",
         "32 does not split into 7 accumulated",

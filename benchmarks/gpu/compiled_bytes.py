@@ -224,7 +224,8 @@ def compiled(block: nn.Module, args: Any, kwargs: Any, build: bool) -> tuple[dic
     stopped: BaseException | None = None
     with Inductor(build) as inductor:
         try:
-            torch.compile(block, fullgraph=True, dynamic=False)(*args, **kwargs)
+            options = fc.wanted("udit.models.build", "compile_options")(block)
+            torch.compile(block, fullgraph=True, dynamic=False, options=options)(*args, **kwargs)
         except Reached:
             pass
         except Exception as error:  # noqa: BLE001 - told below, if it came too early
@@ -236,6 +237,17 @@ def compiled(block: nn.Module, args: Any, kwargs: Any, build: bool) -> tuple[dic
         told["backward" if module.pop("backward") else "forward"] = module
     del told["backward"]["outputs_GB"]
     return told, inductor
+
+
+class Condition(nn.Module):
+    """What depends on (t, y) alone, as a module."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, *given: Tensor) -> Any:
+        return self.model.condition(*given)
 
 
 def network(
@@ -273,6 +285,8 @@ def network(
         whole = {}
         if not only:
             whole = eager(model, given, {}, parameters, [parameters, list(model.buffers()), given])
+        if hasattr(model, "condition"):  # compiled as one graph
+            shapes["condition"] = [("condition", Condition(model), given[1:], {})]
         for index, members in enumerate(shapes.values()):
             if not only or index in only:
                 result["blocks"].append(_block(index, members, build, code))

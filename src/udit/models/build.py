@@ -92,19 +92,43 @@ def checkpoint_activations(model: nn.Module, recompute: Recompute = True) -> Non
             module.checkpointing = recompute
 
 
-def compile_blocks(model: nn.Module) -> nn.Module:
+SELECTIVE_BUDGET = 0.8
+"""Share of its activations that a compiled block keeps under selective recomputation: what is computed a second time is
+what costs least, as long as it adds hundredths to the bytes that are moved (docs/performance/gpu-count.json)."""
+
+
+def compile_options(model: nn.Module) -> dict[str, bool] | None:
+    """Inductor's options: a block makes its weights of a dozen small tensors, for which a GPU can share launches."""
+    return {"combo_kernels": True} if any(x.is_cuda for x in model.parameters()) else None
+
+
+def compile_blocks(model: nn.Module, *, conditions: bool = False) -> nn.Module:
     """Compiles a network's repeated blocks in place, each shape once: seconds, where the whole network takes minutes.
+
+    Activations are recomputed as ``checkpoint_activations`` says, which comes first: selective is decided by the
+    compiler, which keeps ``SELECTIVE_BUDGET`` of them.
+
+    Args:
+        model: a network of the catalogue.
+        conditions: compiles what depends on (t, y) alone as one graph too. On a GPU that saves hundreds of launches,
+            but not where FSDP gathers each block's weights for it.
 
     Returns:
         The network itself; its weights and their names stay as they are.
     """
     from torch._dynamo import config as dynamo  # takes a second to import
+    from torch._functorch import config as functorch
 
     ops.describe()  # tracing takes the kernels that are loaded
     # Blocks share their code: each shape of a block at each batch size is one compilation of it.
     dynamo.recompile_limit = max(dynamo.recompile_limit, 128)
-    # A block makes its weights of a dozen small tensors; on a GPU one launch may serve several of them.
-    options = {"combo_kernels": True} if any(x.is_cuda for x in model.parameters()) else None
+    options, whole = compile_options(model), cast(Any, model)
+    selective = [m for m in model.modules() if isinstance(m, Checkpointing) and m.checkpointing == "selective"]
+    functorch.activation_memory_budget = SELECTIVE_BUDGET if selective else 1.0  # type: ignore[attr-defined]
+    for module in selective:
+        module.checkpointing = False  # hooks on saved tensors would break the graphs
+    if conditions and hasattr(whole, "condition"):
+        whole.condition = torch.compile(whole.condition, fullgraph=True, dynamic=False, options=options)
     for module in model.modules():
         for block in getattr(module, "blocks", ()):
             block.compile(fullgraph=True, dynamic=False, options=options)
