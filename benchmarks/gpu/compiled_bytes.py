@@ -224,9 +224,8 @@ def compiled(block: nn.Module, args: Any, kwargs: Any, build: bool) -> tuple[dic
     stopped: BaseException | None = None
     with Inductor(build) as inductor:
         try:
-            torch.compile(block, fullgraph=True, dynamic=False, options=fc.wanted("udit.models.build", "ON_GPU"))(
-                *args, **kwargs
-            )
+            options = fc.wanted("udit.models.build", "compile_options")(block)
+            torch.compile(block, fullgraph=True, dynamic=False, options=options)(*args, **kwargs)
         except Reached:
             pass
         except Exception as error:  # noqa: BLE001 - told below, if it came too early
@@ -240,6 +239,17 @@ def compiled(block: nn.Module, args: Any, kwargs: Any, build: bool) -> tuple[dic
     return told, inductor
 
 
+class Condition(nn.Module):
+    """What depends on (t, y) alone, as a module."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, *given: Tensor) -> Any:
+        return self.model.condition(*given)
+
+
 def network(
     config: Any,
     batch: int,
@@ -248,7 +258,7 @@ def network(
     contiguous: bool = False,
     build: bool = False,
     code: Path | None = None,
-    recompute: bool = False,
+    selective: bool = False,
 ) -> dict[str, Any]:
     """Counts of every shape of block, eager and compiled, and their sum over the network.
 
@@ -259,7 +269,7 @@ def network(
         contiguous: as if each block's map came contiguous.
         build: builds each Triton kernel for sm_90.
         code: folder for Inductor's code.
-        recompute: backward recomputes what costs little (``training.checkpoint_activations=selective``).
+        selective: backward recomputes what costs little (``training.checkpoint_activations=selective``).
     """
     result: dict[str, Any] = {"blocks": []}
     with fc.no_gpu():
@@ -272,9 +282,11 @@ def network(
         whole = {}
         if not only:
             whole = eager(model, given, {}, parameters, [parameters, list(model.buffers()), given])
+        if hasattr(model, "condition"):  # compiled as one graph
+            shapes["condition"] = [("condition", Condition(model), given[1:], {})]
         for index, members in enumerate(shapes.values()):
             if not only or index in only:
-                result["blocks"].append(_block(index, members, build, code, recompute))
+                result["blocks"].append(_block(index, members, build, code, selective))
     broken = [row["index"] for row in result["blocks"] if row["compiled"]["graph_breaks"]]
     if whole:
         result["network"] = {"eager": whole}
@@ -283,7 +295,7 @@ def network(
 
 
 def _block(
-    index: int, members: list[tuple[str, nn.Module, Any, Any]], build: bool, code: Path | None, recompute: bool
+    index: int, members: list[tuple[str, nn.Module, Any, Any]], build: bool, code: Path | None, selective: bool
 ) -> Any:
     """Counts of the blocks of one shape."""
     name, block, positional, named = members[0]
@@ -294,8 +306,7 @@ def _block(
     row: dict[str, Any] = {"index": index, "first": name, "count": len(members), "input": given}
     row["eager"] = eager(block, positional, named, leaves, there)
     fc.say(f"block {index}: {name}, {len(members)} of the shape {given['shape']}")
-    if recompute:
-        fc.wanted("udit.nn.blocks", "recompute_when_compiled")(block)
+    fc.wanted("udit.models.build", "recompute_in_graphs")([block] if selective and name != "condition" else [])
     row["compiled"], inductor = compiled(block, positional, named, build)
     if build and inductor:
         row["sm_90"] = built(inductor.ptx)
@@ -312,12 +323,17 @@ def main() -> None:
     parser.add_argument("--code", type=Path, metavar="DIR", help="keeps Inductor's code there")
     parser.add_argument("--sm90", action="store_true", help="builds each Triton kernel for sm_90: a second each")
     parser.add_argument("--contiguous", action="store_true", help="as if every block's map came contiguous")
-    parser.add_argument("--recompute", action="store_true", help="backward recomputes what costs little")
+    parser.add_argument("--selective", action="store_true", help="backward recomputes what costs little")
     args = parser.parse_args()
     config = fc.config_of(args)
     result: dict[str, Any] = {"model": args.model, "batch": args.batch, "versions": fc.versions()}
-    ways = {"only": args.only or (), "contiguous": args.contiguous, "build": args.sm90, "code": args.code}
-    ways["recompute"] = args.recompute
+    ways = {
+        "only": args.only or (),
+        "contiguous": args.contiguous,
+        "build": args.sm90,
+        "code": args.code,
+        "selective": args.selective,
+    }
     fc.tell(result | network(config, args.batch, **ways))
 
 

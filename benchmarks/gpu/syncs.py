@@ -106,10 +106,10 @@ def step(config: Any, batch: int, kind: str | None = None) -> dict[str, Any]:
         fc.fail(f"the model takes vectors of shape {config.condition_shape} as its condition; the Learner gives labels")
     if kind == "flow" and config.learn_sigma:
         config = config.replace(learn_sigma=False)
-    learner_module = importlib.import_module("udit.training.learner")
+    builders = importlib.import_module("udit.training.parallel")
     learner_of, world = fc.wanted("udit.training.learner", "Learner"), fc.wanted("udit.dist", "World")
-    fc.wanted("udit.training.learner", "build")
-    batch_of, drawing = fc.wanted("udit.data.batches", "Batch"), fc.wanted("udit.training.batches", "drawn_for")
+    fc.wanted("udit.training.parallel", "build")
+    batch_of, drawing = fc.wanted("udit.data.batches", "Batch"), fc.wanted("udit.training.batches", "drawing_of")
     words = [f"diffusion.kind={kind}", "training.compile=false", "training.precision=bfloat16"]
     run = fc.wanted("udit.run.recipes", "load_run")("digits", words)
     training = run.training.model_copy(update={"batch_size": batch})
@@ -120,7 +120,7 @@ def step(config: Any, batch: int, kind: str | None = None) -> dict[str, Any]:
         with torch.device("cuda"):
             return config.build()
 
-    learner_module.build = made  # type: ignore[attr-defined]
+    builders.build = made  # type: ignore[attr-defined]
     result: dict[str, Any] = {"diffusion": kind}
     with fc.no_gpu(), torch.device("cpu"):
         torch._C._set_only_lift_cpu_tensors(True)  # else torch.tensor(..., device="cuda") copies where no mode sees it
@@ -133,9 +133,9 @@ def step(config: Any, batch: int, kind: str | None = None) -> dict[str, Any]:
         with fc.Tally(there) as tally, Syncs(fc.library()) as syncs:
             try:
                 for number in range(2):
-                    learner.step(number, [given])
+                    learner.begin(number, [given])
                 tally.take(), syncs.take()
-                learner.step(2, [given])
+                learner.begin(2, [given])
             except (TypeError, AttributeError) as error:
                 at = traceback.extract_tb(error.__traceback__)[-1]
                 fc.fail(f"the Learner is no longer used as here: {error} ({Path(at.filename).name}:{at.lineno})")

@@ -30,9 +30,7 @@ from udit.diffusion.schedule import Schedule, Table, TimeUnit, gather, placed
 from udit.diffusion.targets import Target, encode
 from udit.errors import UserError
 
-TableName = Literal[
-    "signal", "noise", "of_x0", "of_xt", "log_posterior", "log_fixed", "log_beta", "ratio", "timestep"
-]
+TableName = Literal["signal", "noise", "of_x0", "of_xt", "log_posterior", "log_fixed", "log_beta", "ratio", "timestep"]
 """Roots of alpha_bar and of 1 - alpha_bar; weights of x0 and x_t in the posterior's mean; logarithms of its variance,
 of the larger fixed one (at t = 0 as the posterior's) and of beta; noise over signal; what the network gets."""
 NAMES: tuple[TableName, ...] = get_args(TableName)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
-import math
 import signal
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
 
 import torch
 from torch import Tensor, nn
@@ -14,21 +16,58 @@ from udit import sharding
 from udit.assemble import denoiser_of, objective_of
 from udit.checkpoint import Checkpoint
 from udit.data.batches import Batch
-from udit.diffusion.objective import Losses
+from udit.diffusion.objective import Draws, Losses
 from udit.dist import World
 from udit.errors import UserError
 from udit.models.build import build, checkpoint_activations, compile_blocks
-from udit.nn.dropout import dropout_keys
+from udit.nn.blocks import residual_stream
+from udit.nn.dropout import keys_of, name_layers, using_keys
 from udit.optim.groups import choices_of
 from udit.run.config import Run
 from udit.run.system import SystemConfig
 from udit.training.ema import EMA, decay_at
 from udit.training.parallel import parallel_of
 from udit.training.posthoc import PowerAverages
+from udit.training.precision import decided, set_up
 from udit.training.records import StepReport
 from udit.training.start import start_from
 
 log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Unread:
+    """A step whose numbers may still be on the device."""
+
+    step: int
+    """Steps done before it."""
+    numbers: Tensor
+    """As ``Learner._numbers`` makes them."""
+    micro_batches: list[Batch]
+    per_sample: Tensor
+    has_vb: bool
+    copied: torch.cuda.Event | None = None
+    """After which the numbers are on the host."""
+
+    def on_its_way(self) -> Unread:
+        """The same, with a copy to the host begun."""
+        if self.numbers.device.type != "cuda":
+            return self
+        numbers = self.numbers.to("cpu", non_blocking=True)  # into pinned memory
+        return replace(self, numbers=numbers, copied=torch.cuda.current_stream().record_event())
+
+    @cached_property
+    def values(self) -> list[float]:
+        """The norm, and then the other numbers in their order; waits for them."""
+        if self.copied is not None:
+            self.copied.synchronize()
+        *shared, norm = self.numbers.tolist()
+        return [norm, *shared]
+
+    @property
+    def bad(self) -> bool:
+        """Whether a loss or gradient of any rank is not finite."""
+        return self.values[1] > 0
 
 
 class Learner:
@@ -39,7 +78,10 @@ class Learner:
 
     def __init__(self, run: Run, world: World) -> None:
         """Builds everything with the weights of step 0; ``share`` comes before the first step."""
-        config, device = run.training, world.device
+        device = world.device
+        run = decided(run, device)
+        config = run.training
+        set_up(config, device)
         self.run, self.world = run, world
         self.codec = run.codec.build()
         self.objective = objective_of(run)
@@ -51,14 +93,20 @@ class Learner:
         self.ema = EMA(self.model) if self.parallel.averages else None
         posthoc = config.posthoc_ema if self.parallel.averages else None
         self.posthoc = PowerAverages(self.model, posthoc) if posthoc else None
-        if config.deterministic and device.type == "cuda":
-            torch.use_deterministic_algorithms(True, warn_only=True)
-            torch.backends.cudnn.benchmark = False
         if config.compile:
-            compile_blocks(self.model)
+            compile_blocks(self.model, conditions=device.type == "cuda" and not self.parallel.splits)
         self.network = self.parallel.network(self.model)
         """The model, or what averages its gradients over ranks; both hold the same weights."""
         self.denoiser = denoiser_of(SystemConfig.of(run), self.network)
+        self.parameters = list(self.model.parameters())
+        self.drops = name_layers(self.model)
+        wide = config.precision == "bfloat16" and config.residual == "float32"
+        self.stream = torch.float32 if wide else None
+        self.defers = device.type == "cuda" and self.optimizer.gated
+        """Whether what a step found is read while the next one runs, see ``begin``."""
+        self.pins = device.type == "cuda"
+        """Whether batches should lie in pinned memory."""
+        self._unread: Unread | None = None
         self.steps_done: int | None = 0
         """Steps that weights, optimiser and averages have behind them; None while a step changes them."""
 
@@ -147,7 +195,7 @@ class Learner:
             self.world.broadcast(self.model.state_dict().values())
             if step and self.world.size > 1:
                 self.optimizer.share(self.world)
-        self.steps_done = step
+        self.steps_done, self._unread = step, None
         self.network.train()
 
     def tensors(self) -> dict[str, dict[str, Tensor]]:
@@ -166,16 +214,20 @@ class Learner:
         """What the network learns of one micro-batch, float32 [B, c, h, w]: its images, or cached latents, encoded."""
         x = batch.x.to(self.world.device)
         raw = x if self.run.latents else self.codec.raw(x)
-        return self.codec.normalise(raw, [(self.run.seed, position) for position in batch.positions])
+        keys = [(self.run.seed, position) for position in batch.positions]
+        return self.codec.normalise(raw, keys, batch.drawn.get("posterior"))
 
     def losses(self, batch: Batch) -> Losses:
         """Per-sample losses of one micro-batch: encodes it, sets the dropout masks, and asks the network.
 
-        Every random number is keyed by (seed, position in the run).
+        Every random number is keyed by (seed, position in the run), and drawn here unless it comes with the batch.
         """
-        x0 = self.encode(batch)
-        with dropout_keys(self.model, self.run.seed, batch.positions):
-            return self.objective(self.denoiser, x0, batch.y, batch.positions)
+        batch = batch.on(self.world.device)
+        x0, drawn = self.encode(batch), batch.drawn
+        keys = drawn["dropout"] if drawn else keys_of(self.run.seed, batch.positions).to(x0.device)
+        draws = Draws(drawn["t"], drawn["noise"], drawn["uniform"]) if drawn else None
+        with using_keys(keys) if self.drops else contextlib.nullcontext(), residual_stream(self.stream):
+            return self.objective(self.denoiser, x0, batch.y, batch.positions, draws)
 
     def step(self, step: int, micro_batches: list[Batch], stop_signal: int = 0) -> StepReport:
         """One optimiser step; skipped on every rank if a loss or gradient of any rank is not finite.
@@ -185,33 +237,92 @@ class Learner:
             micro_batches: this rank's.
             stop_signal: the signal this rank received, or 0.
         """
-        config = self.run.training
+        self.begin(step, micro_batches, stop_signal)
+        report = self.settle()
+        assert report is not None, "a step has just begun"
+        return report
+
+    def begin(self, step: int, micro_batches: list[Batch], stop_signal: int = 0) -> StepReport | None:
+        """Begins an optimiser step; ``settle`` ends it. Arguments are those of ``step``.
+
+        Where the learner ``defers``, the host does not wait for the device: the check for finite numbers is done there,
+        and what it found is read, and the averages updated, after the backward pass of the next step is on its way.
+
+        Returns:
+            The report of the step before, if it was not settled yet.
+        """
         losses = [self._backward(batch, len(micro_batches), batch is micro_batches[-1]) for batch in micro_batches]
-        gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
+        before = self.settle()
+        gradients = [p.grad for p in self.parameters if p.grad is not None]
         norm = sharding.whole(torch.nn.utils.get_total_norm(gradients))
         per_sample = torch.cat([part.loss for part in losses])
-        totals = [_total(part.loss for part in losses), _total(part.mse for part in losses)]
-        has_vb = losses[0].vb is not None
-        totals.append(_total(part.vb for part in losses if part.vb is not None))
-        finite = math.isfinite(grad_norm := float(norm)) and bool(torch.isfinite(per_sample).all())
-        shared = self.world.sum([not finite, *_stops(stop_signal), *(v if math.isfinite(v) else 0.0 for v in totals)])
-        bad, asked = shared[0] > 0, _signal_of(shared[1:3])
-        bad_samples = self._bad_samples(micro_batches, per_sample) if bad else None
+        numbers = self._numbers(losses, norm, per_sample, stop_signal)
+        unread = Unread(step, numbers, micro_batches, per_sample, losses[0].vb is not None)
+        taken = self.defers or not unread.bad
+        found_inf = (numbers[0] > 0).to(norm.dtype) if self.defers else None
+        if self.defers:
+            unread = unread.on_its_way()
         self.steps_done = None
-        if not bad:
-            if config.clip_norm is not None:
-                torch.nn.utils.clip_grads_with_norm_(self.model.parameters(), config.clip_norm, norm)
-            self.optimizer.step(self.learning_rate(step))
-            if self.ema is not None and self.optimizer.average is not None:
-                self.ema.take(self.model, self.optimizer.average)
-            elif self.ema is not None:
-                self.ema.update(self.model, decay_at(step + 1, config.ema_decay))
+        if taken:
+            if self.run.training.clip_norm is not None:
+                torch.nn.utils.clip_grads_with_norm_(self.parameters, self.run.training.clip_norm, norm)
+            self.optimizer.step(self.learning_rate(step), found_inf)
         if self.posthoc is not None:
             self.posthoc.update(self.model, step + 1)
+        self._unread = unread
+        if not self.defers:
+            self._average()
         self.steps_done = step + 1
         self.optimizer.zero_grad()
-        loss, mse, vb = (total / config.batch_size for total in shared[3:])
-        return StepReport(loss, mse, vb if has_vb else None, grad_norm, bad_samples, asked)
+        return before
+
+    def settle(self, alone: bool = False) -> StepReport | None:
+        """Ends the step that ``begin`` began: reads what it found and updates the averages.
+
+        Args:
+            alone: whether the other ranks do not call it; then samples of theirs are not named.
+
+        Returns:
+            The step's report; None if there is none to settle.
+        """
+        unread = self._unread
+        if unread is None:
+            return None
+        if self.defers:
+            done, self.steps_done = self.steps_done, None
+            self._average()
+            self.steps_done = done
+        self._unread = None
+        norm, bad, *shared = unread.values
+        asked = _signal_of(shared[:2])
+        bad_samples = self._bad_samples(unread, alone) if bad else None
+        loss, mse, vb = (total / self.run.training.batch_size for total in shared[2:])
+        return StepReport(loss, mse, vb if unread.has_vb else None, norm, bad_samples, asked)
+
+    def _average(self) -> None:
+        """Takes the step's weights into the averages; a skipped step changes none."""
+        unread = self._unread
+        assert unread is not None
+        if self.ema is None or unread.bad:
+            return
+        if self.optimizer.average is not None:
+            self.ema.take(self.model, self.optimizer.average)
+        else:
+            self.ema.update(self.model, decay_at(unread.step + 1, self.run.training.ema_decay))
+
+    def _numbers(self, losses: Sequence[Losses], norm: Tensor, per_sample: Tensor, stop_signal: int) -> Tensor:
+        """All that is read of a step in one float64 tensor.
+
+        Its entries: ranks with a loss or gradient that is not finite; ranks that each signal stops; sums over all
+        samples of loss, mean squared error and bound; and the norm of the gradients, which is the same on all ranks.
+        """
+        parts = [[p.loss for p in losses], [p.mse for p in losses], [p.vb for p in losses if p.vb is not None]]
+        zero = torch.zeros((), dtype=torch.float64, device=norm.device)
+        totals = [sum((part.double().sum() for part in of_all), zero) for of_all in parts]
+        bad = ~(norm.isfinite() & per_sample.isfinite().all())
+        stops = [torch.full_like(zero, stop) for stop in _stops(stop_signal)]
+        shared = torch.stack([bad.double(), *stops, *(torch.where(t.isfinite(), t, 0.0) for t in totals)])
+        return torch.cat([self.world.summed(shared), norm.double()[None]])
 
     def agree_on_signal(self, stop_signal: int) -> int:
         """The signal that asked any rank to stop, or 0; ``stop_signal`` is this rank's."""
@@ -223,12 +334,13 @@ class Learner:
             (losses.loss.mean() / parts).backward()
         return Losses(losses.loss.detach(), losses.mse.detach(), None if losses.vb is None else losses.vb.detach())
 
-    def _bad_samples(self, micro_batches: list[Batch], per_sample: Tensor) -> tuple[int, ...]:
+    def _bad_samples(self, unread: Unread, alone: bool) -> tuple[int, ...]:
         """Indices, over all ranks, of samples with a non-finite loss; of the whole batch where only gradients are."""
-        ids = torch.tensor([i for batch in micro_batches for i in batch.ids])
-        every = self.world.gather(ids).flatten()
-        finite = self.world.gather(torch.isfinite(per_sample).cpu().to(torch.int64)).flatten()
-        named = every[finite == 0] if int((finite == 0).sum()) else every
+        ids = torch.tensor([i for batch in unread.micro_batches for i in batch.ids])
+        finite = torch.isfinite(unread.per_sample).cpu().to(torch.int64)
+        if not alone:
+            ids, finite = (self.world.gather(part).flatten() for part in (ids, finite))
+        named = ids[finite == 0] if int((finite == 0).sum()) else ids
         return tuple(sorted(int(i) for i in named))
 
     def averaged(self) -> nn.Module | None:
@@ -253,7 +365,3 @@ def _signal_of(counts: Sequence[float]) -> int:
     """The signal of summed flags, or 0; SIGINT where both were received."""
     interrupted, terminated = (count > 0 for count in counts)
     return int(signal.SIGINT if interrupted else signal.SIGTERM if terminated else 0)
-
-
-def _total(parts: Iterable[Tensor]) -> float:
-    return float(sum(part.double().sum() for part in parts))

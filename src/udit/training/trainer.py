@@ -10,6 +10,7 @@ from collections.abc import Callable, Generator, Iterator
 from typing import NoReturn, ParamSpec, TypeVar
 
 from udit import dist
+from udit.data.batches import Batch
 from udit.data.sources import Source, parts_of
 from udit.errors import RunError, require_type
 from udit.progress import progress_bar, progress_shown
@@ -19,7 +20,8 @@ from udit.training.capacity import check_memory, memory_errors_as_run_errors
 from udit.training.files import RunFiles, disk_errors_as_run_errors
 from udit.training.learner import Learner
 from udit.training.opening import describe_training
-from udit.training.records import Outcome, StepRecord, Timing
+from udit.training.precision import kernel_errors_as_run_errors
+from udit.training.records import Outcome, StepRecord, StepReport, Timing
 from udit.training.saving import ShardedSaves
 from udit.training.signals import StopFlag
 from udit.training.source import verified_source
@@ -109,8 +111,9 @@ class Trainer:
         checkpoint of that step; so does a KeyboardInterrupt within a step, unless the weights are being changed at that
         moment. Any other error within a step leaves the checkpoints as they are. A generator that is bound to a name is
         left when it is closed (``contextlib.closing``). With several ranks, all of them must leave at the same step;
-        a ``stop`` request of one of them reaches all. Where weights are split (``parallel=fsdp``), no rank can save
-        alone: a ``stop`` request saves, leaving the loop does not.
+        a ``stop`` request of one of them reaches all. On a CUDA GPU a step after which nothing is due is yielded while
+        the next one runs, and leaving the loop then saves that one. Where weights are split (``parallel=fsdp``), no
+        rank can save alone: a ``stop`` request saves, leaving the loop does not.
 
         Args:
             progress: shows a bar on rank 0; a plain line now and then where standard error is no terminal.
@@ -127,7 +130,12 @@ class Trainer:
             self.learner = self._new_learner()
         self._started = True
         files = RunFiles(self.run, self.source, self.parts, self.learner)
-        with self.world.together(), contextlib.closing(files), memory_errors_as_run_errors(self.run), self._saving(files):
+        with (
+            self.world.together(),
+            contextlib.closing(files),
+            memory_errors_as_run_errors(self.run),
+            self._saving(files),
+        ):
             start = self._resume(files)
             if start < self.run.training.steps:
                 yield from self._loop(files, start, progress, stop or StopFlag())
@@ -166,7 +174,7 @@ class Trainer:
         self._on_main(files.open_logs, start)
         if world.is_main:
             log.info("%s", describe_training(self.learner, self.source, len(self.parts.train)))
-        reading = batches_of(self.run, self.source, self.parts.train, start, world.rank, world.size)
+        reading = batches_of(self.run, self.source, self.parts.train, start, world.rank, world.size, self.learner.pins)
         with (
             contextlib.closing(reading) as stream,
             progress_bar(config.steps, "train", "step", initial=start, show=progress and world.is_main) as bar,
@@ -175,27 +183,61 @@ class Trainer:
             try:
                 for step, micro_batches in enumerate(stream, start=start + 1):
                     read = time.perf_counter()
-                    report = self.learner.step(step - 1, micro_batches, stop.signal)
-                    timing = Timing(read - began, time.perf_counter() - began)
-                    lr = self.learner.learning_rate(step - 1)
-                    record = StepRecord.of(step, lr, report, self.source.names, config.batch_size, timing)
-                    told = {"loss": f"{record.loss:.4g}", "images/s": f"{record.images_per_second:.0f}"}
-                    bar.set_postfix(told, refresh=False)
-                    bar.update()
-                    record = self._follow_up(files, record, leaves=bool(report.signal))
-                    self.outcome = dataclasses.replace(self.outcome, step=step, signal=report.signal or None)
-                    yield record
-                    if report.signal:
-                        return
+                    for done, report in self._reports(step, micro_batches, stop.signal):
+                        timing = Timing(read - began, time.perf_counter() - began)
+                        lr = self.learner.learning_rate(done - 1)
+                        record = StepRecord.of(done, lr, report, self.source.names, config.batch_size, timing)
+                        told = {"loss": f"{record.loss:.4g}", "images/s": f"{record.images_per_second:.0f}"}
+                        bar.set_postfix(told, refresh=False)
+                        bar.update()
+                        leaves = bool(report.signal) and done == step
+                        record = self._follow_up(files, record, leaves)
+                        self.outcome = dataclasses.replace(self.outcome, step=done, signal=report.signal or None)
+                        yield record
+                        if leaves:
+                            return
                     began = time.perf_counter()
             except (GeneratorExit, KeyboardInterrupt):
                 # Without the other ranks, which may be anywhere, and only where weights and log are those of one step.
-                done = self.outcome.step
                 alone = world.size == 1 or (world.is_main and not self.learner.parallel.splits)
-                if alone and self.learner.steps_done == done > start:
-                    with disk_errors_as_run_errors(self.run.out):
-                        self._save_alone(files, done)
+                if alone and self.learner.steps_done is not None:
+                    self._leave(files, start)
                 raise
+
+    def _reports(self, step: int, micro_batches: list[Batch], stop_signal: int) -> list[tuple[int, StepReport]]:
+        """Takes step number ``step`` and returns the reports that are there, with their steps' numbers.
+
+        On a GPU what a step found is read with the next one, unless something is due after this step, or that of the
+        one before is out of the ordinary.
+        """
+        with kernel_errors_as_run_errors():
+            before = self.learner.begin(step - 1, micro_batches, stop_signal)
+        reports = [] if before is None else [(step - 1, before)]
+        odd = before is not None and (before.bad_samples is not None or before.signal)
+        if not self.learner.defers or odd or self._due(step):
+            report = self.learner.settle()
+            assert report is not None, "a step has just begun"
+            asked = report.signal or (before.signal if before else 0)
+            reports.append((step, dataclasses.replace(report, signal=asked)))
+        return reports
+
+    def _due(self, step: int) -> bool:
+        """Whether something is to be written or compared after a step."""
+        config = self.run.training
+        each = [config.log_every, config.save_every, config.sample_every, config.check_every]
+        each += [config.posthoc_ema.every] if config.posthoc_ema else []
+        return step == config.steps or any(step % every == 0 for every in each)
+
+    def _leave(self, files: RunFiles, start: int) -> None:
+        """Saves the steps that are whole, without the other ranks; one that is not reported yet is whole as well."""
+        late = self.learner.settle(alone=True) if self.learner.defers else None
+        done = self.learner.steps_done
+        if late is not None and done == self.outcome.step + 1 and not self._due(done):
+            self.skipped = self.skipped + 1 if late.bad_samples is not None else 0
+            self.outcome = dataclasses.replace(self.outcome, step=done)
+        if done == self.outcome.step > start:
+            with disk_errors_as_run_errors(self.run.out):
+                self._save_alone(files, done)
 
     def _follow_up(self, files: RunFiles, record: StepRecord, leaves: bool) -> StepRecord:
         """Logs a step, draws and saves where that is due, and ends the run if losses stay non-finite.
@@ -224,7 +266,7 @@ class Trainer:
         if config.posthoc_ema and (step % config.posthoc_ema.every == 0 or last):
             self._on_main(files.snapshot, step, self.learner.power_averages())
         if step % config.save_every == 0 or last or leaves or hopeless:
-            self._save(files, step, wait=last or leaves or hopeless)
+            self._save(files, self.learner.steps_done or step, wait=last or leaves or hopeless)
         if hopeless:
             self._on_main(self._give_up, record)
         return record
