@@ -67,10 +67,6 @@ BROKEN: dict[Rule, tuple[str, str]] = {
         "model={name: DiT-S/2, width: 16, depth: 1, heads: 2} + training.independent_level_dropout=true",
         "training.independent_level_dropout needs a U-DiT",
     ),
-    rules.selective_checkpointing_is_not_compiled: (
-        "training.checkpoint_activations=selective + training.compile=true",
-        "training.checkpoint_activations is selective and training.compile true",
-    ),
     rules.shards_are_of_split_weights: (
         "training.shards=2",
         "training.shards is 2 and training.parallel ddp, which splits no weights; set training.parallel=fsdp",

@@ -179,16 +179,6 @@ def level_dropout_needs_labels_at_levels(run: Run, seen: DataInfo) -> str | None
     return "training.independent_level_dropout needs a U-DiT, which embeds the label at every level; set it to false"
 
 
-def selective_checkpointing_is_not_compiled(run: Run, seen: DataInfo) -> str | None:
-    """Compiled blocks keep all activations."""
-    if run.training.checkpoint_activations != "selective" or not run.training.compile:
-        return None
-    return (
-        "training.checkpoint_activations is selective and training.compile true; compiled blocks keep all activations: "
-        "set one of them to false"
-    )
-
-
 def shards_are_of_split_weights(run: Run, seen: DataInfo) -> str | None:
     """DDP splits nothing."""
     if run.training.shards is None or run.training.parallel == "fsdp":
@@ -281,7 +271,6 @@ RULES: tuple[Rule, ...] = (
     sampler_is_the_process_s,
     steps_are_within_the_schedule,
     level_dropout_needs_labels_at_levels,
-    selective_checkpointing_is_not_compiled,
     shards_are_of_split_weights,
     split_weights_are_changed_one_by_one,
     batch_splits_into_accumulated_parts,
