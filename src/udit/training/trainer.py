@@ -10,6 +10,7 @@ from collections.abc import Callable, Generator, Iterator
 from typing import NoReturn, ParamSpec, TypeVar
 
 from udit import dist
+from udit.checkpoint import Checkpoint
 from udit.data.sources import Source, parts_of
 from udit.errors import RunError, require_type
 from udit.progress import progress_bar, progress_shown
@@ -19,7 +20,7 @@ from udit.training.capacity import check_memory, memory_errors_as_run_errors
 from udit.training.files import RunFiles, disk_errors_as_run_errors
 from udit.training.learner import Learner
 from udit.training.opening import describe_training
-from udit.training.records import Outcome, StepRecord, Timing
+from udit.training.records import Outcome, StepRecord, StepReport, Timing
 from udit.training.saving import ShardedSaves
 from udit.training.signals import StopFlag
 from udit.training.source import verified_source
@@ -150,17 +151,27 @@ class Trainer:
         found = self._on_main(files.find)
         start = self.world.agree(found.step if found else 0)
         self.skipped = self.world.agree(int(found.manifest["skipped_in_a_row"]) if found else 0)
-        if self.learner.parallel.splits:
-            with disk_errors_as_run_errors(self.run.out):
-                here = self.world.everywhere(files.store.opened, start) if start else None
-                self.world.everywhere(self.learner.load, here)
-        else:
-            self._on_main(self.learner.load, found)
+        self._load(files, found, start)
         if found is not None:
             files.resumed(found)
         self.learner.share(start)
         self.outcome = Outcome(step=start, finished=False, out=self.run.out)
         return start
+
+    def _load(self, files: RunFiles, found: Checkpoint | None, step: int) -> None:
+        """Loads a checkpoint into the learner, or the weights of a new run.
+
+        Args:
+            files: of the run.
+            found: what rank 0 has found and verified; None on other ranks.
+            step: of that, on every rank; 0 without one.
+        """
+        if not self.learner.parallel.splits:
+            self._on_main(self.learner.load, found)
+            return
+        with disk_errors_as_run_errors(self.run.out):
+            here = self.world.everywhere(files.store.opened, step) if step else None
+            self.world.everywhere(self.learner.load, here)
 
     def _loop(self, files: RunFiles, start: int, progress: bool, stop: StopFlag) -> Generator[StepRecord]:
         """Steps ``start`` and on, until the last one or a signal."""
@@ -180,14 +191,14 @@ class Trainer:
             try:
                 for step, micro_batches in enumerate(stream, start=start + 1):
                     read = time.perf_counter()
-                    report = self.learner.step(step - 1, micro_batches, stop.signal)
+                    report = self.learner.step(step - 1, micro_batches, stop.signal, files.alarms.bounds())
                     timing = Timing(read - began, time.perf_counter() - began)
                     lr = self.learner.learning_rate(step - 1)
                     record = StepRecord.of(step, lr, report, self.source.names, config.batch_size, timing)
                     told = {"loss": f"{record.loss:.4g}", "images/s": f"{record.images_per_second:.0f}"}
                     bar.set_postfix(told, refresh=False)
                     bar.update()
-                    record = self._follow_up(files, record, leaves=bool(report.signal))
+                    record = self._follow_up(files, record, report)
                     self.outcome = dataclasses.replace(self.outcome, step=step, signal=report.signal or None)
                     yield record
                     if report.signal:
@@ -202,34 +213,36 @@ class Trainer:
                         self._save_alone(files, done)
                 raise
 
-    def _follow_up(self, files: RunFiles, record: StepRecord, leaves: bool) -> StepRecord:
+    def _follow_up(self, files: RunFiles, record: StepRecord, report: StepReport) -> StepRecord:
         """Logs a step, draws and saves where that is due, and ends the run if losses stay non-finite.
 
         Returns:
             The record, with the validation loss where one was taken.
         """
+        done = self._after_spike(files, record.step) if report.spike else ""
         config, step = self.run.training, record.step
         last = step == config.steps
         if self._saves is not None:
             self._saves.poll()
         if self.world.is_main:
-            record = files.watched(record)
+            record = files.watched(record, report.spike, done)
         self.skipped = self.skipped + 1 if record.skipped else 0
         hopeless = self.skipped >= MAX_SKIPPED
         shows = (step % config.sample_every == 0 or last) and not hopeless
         if record.skipped and self.world.is_main:
             log.warning("step %d skipped: no finite loss or gradient with samples %s", step, _listed(record))
         if shows:
-            averaged = self.learner.averaged()
-            record = dataclasses.replace(record, val_loss=self._on_main(files.preview, step, averaged))
-        if shows or record.skipped or step % config.log_every == 0:
+            averaged, trained = self.learner.averaged(), self.learner.trained()
+            record = self._on_main(files.preview, record, averaged, trained) or record
+        if shows or record.skipped or report.spike or step % config.log_every == 0:
             self._on_main(files.log, record)
         if step % config.check_every == 0:
             self._check_ranks(step)
         if config.posthoc_ema and (step % config.posthoc_ema.every == 0 or last):
             self._on_main(files.snapshot, step, self.learner.power_averages())
-        if step % config.save_every == 0 or last or leaves or hopeless:
-            self._save(files, step, wait=last or leaves or hopeless)
+        leaves = last or bool(report.signal) or hopeless
+        if step % config.save_every == 0 or leaves:
+            self._save(files, step, wait=leaves)
         if hopeless:
             self._on_main(self._give_up, record)
         return record
@@ -260,6 +273,25 @@ class Trainer:
         finally:
             if self._saves is not None:
                 self._saves.close()
+
+    def _after_spike(self, files: RunFiles, step: int) -> str:
+        """Does what ``training.on_spike`` says about a step that was a spike; returns that in words."""
+        if self.run.training.on_spike == "warn":
+            return ""
+        if self.run.training.on_spike == "skip":
+            return "; the weights stay as they were"
+        if self._saves is not None:
+            self._saves.finish()  # it may be the one to go back to
+        found = self._on_main(files.older, step)
+        back = self.world.agree(found.step if found else 0)
+        if back:
+            self._load(files, found, back)
+        self.learner.share(step)
+        return (
+            f"; back to the weights of step {back}"
+            if back
+            else "; the weights stay as they were, no checkpoint is older"
+        )
 
     def _give_up(self, record: StepRecord) -> NoReturn:
         raise RunError(
