@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from udit import rng
+from udit.adapters import merged
 from udit.data.codec import Codec, encode
 from udit.diffusion.cache import StepCache
 from udit.diffusion.combine import rule_of
@@ -160,7 +161,7 @@ class System:
         """The same with the fused network (``udit.fuse``); an exported graph, which is fused, as it is."""
         if isinstance(self.backbone, Fingerprinted):
             return self
-        backbone = fuse(self.backbone)
+        backbone = fuse(merged(self.backbone))
         config = self.config.model_copy(update={"model": backbone.config})
         weak = self.weak and self.weak.fused()
         return dataclasses.replace(self, config=config, backbone=backbone, fused_from=self.fingerprint, weak=weak)

@@ -13,11 +13,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from udit import __version__, ops
+from udit.adapters import AdapterEMA
 from udit.assemble import System
 from udit.checkpoint import Checkpoint, CheckpointStore
 from udit.data.sources import Parts, Source
 from udit.errors import RunError, UserError, by_product
-from udit.files import sweep
+from udit.files import sweep, whole_folder
 from udit.ops.operator import current_names
 from udit.run.config import ROUNDING_ONLY, Run
 from udit.run.scorable import warn_before_training
@@ -84,6 +85,11 @@ class RunFiles:
                     "training.batch_size is %d and there are %d training images: each step sees all of them, some "
                     "twice; a smaller batch learns faster",
                     *(batch, count),
+                )
+            if self.run.training.adapter is not None and self.run.init_from is None:
+                raise UserError(
+                    "training.adapter changes trained weights by little; say which, e.g. init_from=demo:digits, or "
+                    "leave adapter out"
                 )
             if self.run.init_from is not None:
                 self.learner.start_from_trained()
@@ -204,9 +210,18 @@ class RunFiles:
         """Writes the model folder and the loss curve of a finished run."""
         system, target = self._averaged(step), self.run.out / "model"
         if not (target / "config.json").is_file() or read_config(target / "config.json") != system.config:
-            save(system, target, raw=self.learner.model)
+            save(system, target, raw=self.learner.plain())
+        self._save_adapter()
         with by_product("the loss curve"):
             preview.save_curve(self.run.out / "metrics.jsonl", self.run.out / "loss.png")
+
+    def _save_adapter(self) -> None:
+        """Writes the averages of an adapter as peft's folder, beside the model folder that has it merged."""
+        ema = self.learner.ema
+        if isinstance(ema, AdapterEMA):
+            assert self.run.init_from is not None or self.run.training.adapter is not None
+            with whole_folder(self.run.out / "adapter", replace=True) as temporary:
+                ema.adapter.save(temporary, ema.averages, self.run.init_from or "")
 
     def _averaged(self, step: int) -> System:
         assert self.learner.ema is not None

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from udit.adapters import Adapter, AdapterEMA
 from udit.assemble import denoiser_of, objective_of
 from udit.checkpoint import Checkpoint
 from udit.data.batches import Batch
@@ -43,9 +44,11 @@ class Learner:
         self.objective = objective_of(run)
         self.model = build(run.model, seed=run.seed, device=device)
         checkpoint_activations(self.model, config.checkpoint_activations)
+        self.adapter = Adapter(self.model, config.adapter, run.seed, device) if config.adapter else None
+        """What alone is trained, where a run has one."""
         choices = choices_of(self.model, config.groups, config.lr_layer_decay, config.weight_decay)
         self.optimizer = config.optimizer.build(self.model, choices, config.betas)
-        self.ema = EMA(self.model) if world.is_main else None
+        self.ema = self._new_ema() if world.is_main else None
         posthoc = config.posthoc_ema if world.is_main else None
         self.posthoc = PowerAverages(self.model, posthoc) if posthoc else None
         if config.deterministic and device.type == "cuda":
@@ -59,10 +62,13 @@ class Learner:
         self.steps_done: int | None = 0
         """Steps that weights, optimiser and averages have behind them; None while a step changes them."""
 
+    def _new_ema(self) -> EMA | AdapterEMA:
+        return EMA(self.model) if self.adapter is None else AdapterEMA(self.adapter)
+
     def bytes(self) -> int:
-        """Size of a checkpoint: weights, EMA, the optimiser's state, and the averages of ``posthoc_ema``."""
+        """Size of a checkpoint: weights, EMA, the optimiser's state, the averages of ``posthoc_ema``, an adapter."""
         posthoc = self.run.training.posthoc_ema
-        copies = 2 + len(posthoc.sigma_rels if posthoc else ())
+        copies = 2 + (self.adapter is not None) + len(posthoc.sigma_rels if posthoc else ())
         return copies * sum(p.numel() * p.element_size() for p in self.model.parameters()) + self.optimizer.bytes
 
     def restore(self, found: Checkpoint) -> None:
@@ -73,8 +79,11 @@ class Learner:
         """
         assert self.ema is not None
         try:
-            self.model.load_state_dict(found.tensors("model"), strict=True)
-            self.ema.load(found.tensors("ema"))
+            if isinstance(self.ema, EMA):
+                self.model.load_state_dict(found.tensors("model"), strict=True)
+                self.ema.load(found.tensors("ema"))
+            else:
+                self.ema.adapter.load(found.tensors("model"), found.tensors("adapter"), self.ema.averages)
             if self.posthoc is not None:
                 self.posthoc.load(found.tensors("posthoc"))
         except RuntimeError as error:
@@ -91,9 +100,10 @@ class Learner:
         Raises:
             UserError: see ``start_from``.
         """
-        for line in start_from(self.model, self.run):
+        state = self.model.state_dict() if self.adapter is None else self.adapter.frozen()
+        for line in start_from(state, self.run):
             log.info("%s", line)
-        self.ema = EMA(self.model)
+        self.ema = self._new_ema()
 
     def share(self, step: int) -> None:
         """Sends rank 0's state to every rank and makes the network ready to train.
@@ -111,8 +121,14 @@ class Learner:
         """Everything a checkpoint holds; rank 0 only."""
         assert self.ema is not None
         averages = self.ema.model.state_dict()
-        tensors = {"model": self.model.state_dict(), "ema": averages, "optim": self.optimizer.tensors()}
+        tensors = {"model": self.plain().state_dict(), "ema": averages, "optim": self.optimizer.tensors()}
+        if isinstance(self.ema, AdapterEMA):
+            tensors["adapter"] = self.ema.adapter.tensors(self.ema.averages)
         return tensors | ({"posthoc": self.posthoc.tensors()} if self.posthoc is not None else {})
+
+    def plain(self) -> nn.Module:
+        """The trained network without averaging; one with an adapter is copied, with the adapter merged."""
+        return self.model if self.adapter is None else self.adapter.plain()
 
     def learning_rate(self, step: int) -> float:
         """Learning rate of the step after the first ``step`` ones."""
