@@ -97,6 +97,16 @@ class StochasticSpec(SamplerSpec):
         return Stochastic()
 
 
+class AverageSpec(SamplerSpec):
+    """``meanflow.AverageSteps``."""
+
+    def build(self, eta: float, clip: bool) -> Sampler:
+        """Steps along the average velocity."""
+        from udit.diffusion.meanflow import AverageSteps
+
+        return AverageSteps()
+
+
 class SolverSpec(SamplerSpec):
     """``solvers.Solver``: one of diffusers'."""
 
@@ -107,16 +117,19 @@ class SolverSpec(SamplerSpec):
         return Solver(self.name)
 
 
+FLOWS = ("flow", "mean-flow")
+"""Processes that have a velocity at every time."""
 _ROWS = (
+    AverageSpec("mean-flow", "steps along MeanFlow's average velocity (Geng et al. 2025)", ("mean-flow",)),
     DDIMSpec("ddim", "DDIM, the implicit step (Song et al. 2021)", ("ddpm",)),
     AncestralSpec("ddpm", "the ancestral step (Ho et al. 2020; Dhariwal & Nichol 2021)", ("ddpm",)),
-    SolverSpec("flow-euler", "Euler's method along the path, by diffusers", ("flow",), zero_init=True),
-    HeunSpec("flow-heun", "Heun's method along the path, its last step Euler's", ("flow",), zero_init=True),
+    SolverSpec("flow-euler", "Euler's method along the path, by diffusers", FLOWS, zero_init=True),
+    HeunSpec("flow-heun", "Heun's method along the path, its last step Euler's", FLOWS, zero_init=True),
     KarrasSpec("edm-heun", "Heun's method over noise levels (Karras et al. 2022, Alg. 1)", ("edm",), heun=True),
     KarrasSpec("edm-euler", "Euler's method over noise levels (Karras et al. 2022)", ("edm",), heun=False),
-    SolverSpec("dpmpp", "DPM-Solver++ 2M (Lu et al. 2022), by diffusers", ("ddpm", "flow")),
-    SolverSpec("unipc", "UniPC of order 2 (Zhao et al. 2023), by diffusers", ("ddpm", "flow")),
-    StochasticSpec("flow-sde", "Euler-Maruyama's method along the reverse SDE (Ma et al. 2024, SiT)", ("flow",)),
+    SolverSpec("dpmpp", "DPM-Solver++ 2M (Lu et al. 2022), by diffusers", ("ddpm", *FLOWS)),
+    SolverSpec("unipc", "UniPC of order 2 (Zhao et al. 2023), by diffusers", ("ddpm", *FLOWS)),
+    StochasticSpec("flow-sde", "Euler-Maruyama's method along the reverse SDE (Ma et al. 2024, SiT)", FLOWS),
 )
 SAMPLERS: dict[str, SamplerSpec] = {row.name: row for row in _ROWS}
 """Every sampler by name. Of those that serve a process the first is its default."""

@@ -24,6 +24,7 @@ from udit.nn.conditioning import (
     ModulatedBlock,
     Modulation,
     VectorConditioner,
+    TimeConditioner,
     check_times,
     label_rows,
     modulations,
@@ -76,17 +77,17 @@ class SpectralLayer(nn.Module):
         return torch.einsum("bki,iok->bko", x, weight)
 
 
-class SpectralTime(nn.Module):
+class SpectralTime(TimeConditioner):
     """Embeds t by a Fourier neural operator: the mean over a grid of points from t - 1 to t + 1."""
 
     def __init__(self, width: int) -> None:
-        super().__init__()
+        super().__init__(width, features=256)
         self.lift = nn.Linear(1, CHANNELS)
         self.layers = module_list(SpectralLayer() for _ in range(LAYERS))
         self.project = nn.Linear(CHANNELS, width)
 
-    def forward(self, t: Tensor) -> Tensor:
-        """t [B] -> [B, D]."""
+    def embed(self, t: Tensor, y: Tensor | None) -> Tensor:
+        """t [B] -> [B, D]; there is no y."""
         check_times(t)
         points = t.float()[:, None] + torch.linspace(-1, 1, POINTS, device=t.device)
         x = self.lift(points[..., None].to(self.lift.weight.dtype))
