@@ -222,7 +222,7 @@ def with_adapter(network: nn.Module, folder: str | Path, *, merge: bool = True) 
     Args:
         network: the one that was adapted.
         folder: ``adapter_config.json`` and ``adapter_model.safetensors``, of a run or of peft itself.
-        merge: into ordinary layers, for kernels, fusing and export; else peft's layers stay, and compute as in training.
+        merge: into ordinary layers, for kernels, fusing and export; else peft's layers stay, as in training.
 
     Raises:
         UserError: there is no adapter, it is of another model, or peft is not installed.

@@ -56,7 +56,7 @@ def objective_of(run: Run) -> Objective:
     """The training loss of a run."""
     training = run.training
     levels = (run.model.label_levels or 1) if training.independent_level_dropout else 1
-    return Objective(run.seed, training.label_dropout, levels, training.precision)
+    return Objective(run.seed, training.label_dropout, levels, training.precision, training.batch_size)
 
 
 def step_cache(model: ModelConfig, sampling: SamplingConfig) -> StepCache | None:

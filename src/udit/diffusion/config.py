@@ -1,6 +1,7 @@
 """Configs of noising processes, free of torch; that of sampling is in ``settings``.
 
-A noising process is one ``ProcessConfig`` here, a row of ``PROCESSES``, and the module that ``build`` imports.
+A noising process is one ``ProcessConfig``, here or in ``few_step_config``, a row of ``PROCESSES``, and the module that
+``build`` imports.
 """
 
 from __future__ import annotations
@@ -16,62 +17,21 @@ from pydantic import (
     model_validator,
 )
 
+from udit.diffusion.few_step_config import ConsistencyConfig, MeanFlowConfig
+from udit.diffusion.process_config import Level
+from udit.diffusion.process_config import ProcessConfig as ProcessConfig
 from udit.diffusion.samplers import SAMPLERS, listed
 from udit.diffusion.settings import SamplingConfig as SamplingConfig
 from udit.errors import UserError, nearest
-from udit.spec.base import Spec, parse
+from udit.spec.base import parse
 from udit.spec.words import shown
 
 if TYPE_CHECKING:
     from udit.diffusion.ddpm import DDPM
     from udit.diffusion.edm import EDM
     from udit.diffusion.flow import Flow
-    from udit.diffusion.meanflow import MeanFlow
-    from udit.diffusion.schedule import Schedule
-
-Level = Literal["draft", "good", "best"]
-"""Of ``udit sample --quality``."""
-
 
 # ---- noising processes -----------------------------------------------------------------------------------------------
-
-
-class ProcessConfig(Spec):
-    """What the library asks of a noising process before torch is imported. A subclass is one process."""
-
-    kind: str
-    """Names the process; a subclass says it with a Literal and a default."""
-    title: ClassVar[str]
-    """The process in messages: "the model was trained with ..."."""
-    learns_variance: ClassVar[bool] = False
-    """Whether its loss trains the variance channels of a network with ``learn_sigma``."""
-    reversible: ClassVar[bool] = False
-    """Whether it takes networks that get 1 - t and predict x0 - eps (``reversed_flow``)."""
-    has_velocity: ClassVar[bool] = False
-    """Whether its target is the velocity dx_t/dt of a flow, which CFG-Zero* corrects."""
-    two_times: ClassVar[bool] = False
-    """Whether its networks take a second time (``model.second_time``)."""
-    sampling_steps: ClassVar[int | None] = None
-    """Evaluations that its models are sampled with where a run says nothing; None is the common default."""
-    quality: ClassVar[dict[Level, tuple[str, int]]]
-    """Sampler and steps of ``udit sample --quality`` where nothing has been tuned."""
-    few_step_samplers: ClassVar[tuple[str, ...]]
-    """What ``udit tune`` tries."""
-
-    @classmethod
-    def samplers(cls) -> tuple[str, ...]:
-        """Names of the samplers that serve this process; the first is the default."""
-        kind = cls.model_fields["kind"].default
-        return tuple(name for name, row in SAMPLERS.items() if kind in row.processes)
-
-    @property
-    def max_steps(self) -> int | None:
-        """Steps that sampling cannot exceed: the length of a discrete schedule; None for a continuous one."""
-        return None
-
-    def build(self) -> Schedule:
-        """The process itself: schedule, target and loss."""
-        raise NotImplementedError(f"{type(self).__name__} names no schedule")
 
 
 class LearnedProcess(ProcessConfig):
@@ -204,57 +164,6 @@ class FlowConfig(LearnedProcess):
         return replace(flow, learning=Learning.of(self, flow.velocity))
 
 
-class MeanFlowConfig(ProcessConfig):
-    """MeanFlow: the average velocity of flow matching's linear path, for one to a few evaluations (Geng et al. 2025)."""
-
-    title: ClassVar[str] = "MeanFlow"
-    reversible: ClassVar[bool] = True
-    has_velocity: ClassVar[bool] = True
-    two_times: ClassVar[bool] = True
-    sampling_steps: ClassVar[int | None] = 1
-    quality: ClassVar[dict[Level, tuple[str, int]]] = {
-        "draft": ("mean-flow", 1),
-        "good": ("mean-flow", 2),
-        "best": ("mean-flow", 4),
-    }
-    few_step_samplers: ClassVar[tuple[str, ...]] = ("mean-flow",)
-
-    kind: Literal["mean-flow"] = "mean-flow"
-    share: Annotated[float, Field(ge=0, le=1)] = 0.25
-    """Of the samples that learn an average, at the price of a forward derivative; the others learn the velocity."""
-    density: Literal["uniform", "logit-normal"] = "logit-normal"
-    """How both times are drawn, of which the later one is t."""
-    density_mean: float = -0.4
-    """Mean of the logit-normal's normal; above 0 favours noise."""
-    density_std: PositiveFloat = 1.0
-    """Its standard deviation."""
-    power: Annotated[float, Field(ge=0, le=2)] = 1.0
-    """p of the adaptive weight 1 / (squared error + 0.001) ** p, with 1 of which the loss is about 1 all the time (see
-    ``mse`` in metrics.jsonl); 0 is the squared error."""
-    guidance: Annotated[float, Field(ge=1, le=100)] = 1.0
-    """Scale of guidance that is learned, so that sampling needs none; 1 is none."""
-    guidance_mix: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    """kappa: share of the guidance that comes from the network's conditional prediction; needs a third evaluation."""
-
-    @model_validator(mode="after")
-    def _check(self) -> MeanFlowConfig:
-        for key in ("density_mean", "density_std"):
-            if self.density == "uniform" and getattr(self, key) != type(self).model_fields[key].default:
-                raise ValueError(f"{key} belongs to density logit-normal and density is uniform; leave it out")
-        if self.guidance_mix and self.guidance == 1:
-            raise ValueError(f"guidance_mix is {self.guidance_mix:g} and guidance 1, which is none; leave it out")
-        return self
-
-    def build(self) -> MeanFlow:
-        """The path, and how its averages are learned."""
-        from udit.diffusion.learning import Density, Learning
-        from udit.diffusion.meanflow import MeanFlow
-
-        learning = Learning(Density(self.density, self.density_mean, self.density_std))
-        scales = {"guidance": self.guidance, "guidance_mix": self.guidance_mix}
-        return MeanFlow(learning=learning, share=self.share, power=self.power, **scales)
-
-
 class EDMConfig(ProcessConfig):
     """Noise by its level sigma, x = x0 + sigma n, and Karras et al.'s preconditioning (2022): HDiT's objective."""
 
@@ -323,6 +232,7 @@ PROCESSES: dict[str, type[ProcessConfig]] = {
     "flow": FlowConfig,
     "edm": EDMConfig,
     "mean-flow": MeanFlowConfig,
+    "consistency": ConsistencyConfig,
 }
 """By ``kind``."""
 

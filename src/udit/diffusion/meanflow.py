@@ -11,6 +11,7 @@ derivative is a forward one (``torch.func.jvp``), of the samples with r < t alon
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import pairwise
@@ -143,7 +144,9 @@ def average_velocity(denoiser: Denoiser, x_t: Tensor, t: Tensor, velocity: Tenso
         return denoiser.raw(x, times, labels)[0]
 
     ahead = torch.tensor([1.0, 0.0], device=t.device).expand_as(at[1])
-    _, slope = torch.func.jvp(average, at, (along, ahead))
+    with warnings.catch_warnings():  # torch's own, of how it differentiates forwards
+        warnings.filterwarnings("ignore", message=r"`torch\.jit\.script` is deprecated")
+        _, slope = torch.func.jvp(average, at, (along, ahead))
     gap = (at[1][:, 0] - at[1][:, 1]).view(-1, *[1] * (x_t.ndim - 1))
     return velocity.index_copy(0, moving, along - gap * slope.float())
 
@@ -152,7 +155,7 @@ def average_velocity(denoiser: Denoiser, x_t: Tensor, t: Tensor, velocity: Tenso
 class AverageSteps:
     """Steps along the average velocity, equally long in time: one evaluation each, and one may be all (Alg. 2)."""
 
-    name: ClassVar[str] = "mean-flow"
+    name: ClassVar[str] = "flow-average"
 
     def _grid(self, denoiser: AnyDenoiser, steps: int | str, strength: float) -> Tensor:
         check_sampler(self.name, denoiser.schedule.process, steps)

@@ -5,6 +5,7 @@ The loss itself is the noising process's (``Schedule.loss``).
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -87,12 +88,14 @@ class Objective:
         label_dropout: fraction of labels replaced by the null label; unused by an unconditional model.
         levels: decisions per sample on dropping its label, see ``drop_labels``.
         precision: bfloat16 is autocast.
+        batch_size: samples of a step, by which a position in the run says which step it is of.
     """
 
     seed: int
     label_dropout: float = 0.0
     levels: int = 1
     precision: Literal["float32", "bfloat16"] = "float32"
+    batch_size: int = 1
 
     def __call__(self, denoiser: Denoiser, x0: Tensor, labels: Tensor, positions: Sequence[int]) -> Losses:
         """Per-sample losses; every random number is keyed by (seed, position in the run).
@@ -103,9 +106,10 @@ class Objective:
             labels: [B] int64 on the CPU; unused by an unconditional model.
             positions: [B] places in the run's stream of samples.
         """
-        device = x0.device
+        device, schedule = x0.device, denoiser.schedule.at(positions[0] // self.batch_size)
+        denoiser = dataclasses.replace(denoiser, schedule=schedule)
         keys = [(position,) for position in positions]
-        draws = draw(denoiser.schedule, x0.shape[1:], self.seed, "train", keys, self.levels)
+        draws = draw(schedule, x0.shape[1:], self.seed, "train", keys, self.levels)
         y = None
         if denoiser.num_classes:
             y = labels
@@ -114,4 +118,4 @@ class Objective:
                 y = drop_labels(y, denoiser.null_label, self.label_dropout, draws.uniform)
             y = y.to(device)
         with torch.autocast(device.type, dtype=torch.bfloat16, enabled=self.precision == "bfloat16"):
-            return denoiser.schedule.loss(denoiser, x0, draws.t.to(device), draws.noise.to(device), y)
+            return schedule.loss(denoiser, x0, draws.t.to(device), draws.noise.to(device), y)

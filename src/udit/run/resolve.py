@@ -214,7 +214,7 @@ def model(draft: Draft) -> None:
     if not draft.values["diffusion"].learns_variance:
         boundary["learn_sigma"] = False
     if draft.values["diffusion"].two_times:
-        boundary["second_time"] = True
+        boundary |= {"second_time": True, "time": "unit"}  # an index's features are steeper, and so are derivatives
     draft.values["model"] = model_from(boundary | section)
 
 

@@ -297,14 +297,6 @@ def learned_guidance_needs_a_null_label(run: Run, seen: DataInfo) -> str | None:
     )
 
 
-def caching_needs_many_steps(run: Run, seen: DataInfo) -> str | None:
-    """Steps of an average velocity differ in length, and are few."""
-    sampling = run.sampling
-    if sampling.sampler != "mean-flow" or (sampling.cache == 1 and not sampling.refresh):
-        return None
-    return "sampling.cache keeps what changes little between many steps, and mean-flow takes a few long ones; set it to 1"
-
-
 def adapter_has_no_other_average(run: Run, seen: DataInfo) -> str | None:
     """Post-hoc EMAs are of whole networks."""
     if run.training.adapter is None or run.training.posthoc_ema is None:
@@ -313,13 +305,6 @@ def adapter_has_no_other_average(run: Run, seen: DataInfo) -> str | None:
 
 
 RULES: tuple[Rule, ...] = (
-    adapter_has_no_other_average,
-    second_time_is_trained,
-    mean_flow_starts_at_pure_noise,
-    forward_derivatives_have_no_dropout,
-    forward_derivatives_are_not_compiled,
-    learned_guidance_needs_a_null_label,
-    caching_needs_many_steps,
     input_size_is_that_of_the_data,
     channels_are_those_of_the_data,
     classes_need_labels,
@@ -343,5 +328,11 @@ RULES: tuple[Rule, ...] = (
     schedule_free_has_no_decay,
     schedule_free_has_no_other_average,
     schedule_free_divides_by_its_momentum,
+    second_time_is_trained,
+    mean_flow_starts_at_pure_noise,
+    forward_derivatives_have_no_dropout,
+    forward_derivatives_are_not_compiled,
+    learned_guidance_needs_a_null_label,
+    adapter_has_no_other_average,
 )
 """In the order in which they are checked."""

@@ -37,8 +37,8 @@ def describe_training(learner: Learner, source: Source, images: int) -> str:
         by = f" by {learner.optimizer.told()}"
     shape = "x".join(map(str, (run.model.in_channels, *run.model.size)))
     return (
-        f"training {name}, {weights / 1e6:,.2f} million weights,{adapted} on {images:,} of {len(source):,} images of {data} "
-        f"({shape}), {config.steps:,} steps of {config.batch_size:,} images{by}, in {config.precision} on "
+        f"training {name}, {weights / 1e6:,.2f} million weights,{adapted} on {images:,} of {len(source):,} images of "
+        f"{data} ({shape}), {config.steps:,} steps of {config.batch_size:,} images{by}, in {config.precision} on "
         f"{world.where}; log: {run.out / 'metrics.jsonl'}"
     )
 

@@ -23,8 +23,8 @@ from udit.nn.blocks import ModuleSequence, module_list, run
 from udit.nn.conditioning import (
     ModulatedBlock,
     Modulation,
-    VectorConditioner,
     TimeConditioner,
+    VectorConditioner,
     check_times,
     label_rows,
     modulations,
