@@ -78,6 +78,9 @@ MACs where the U-DiT has 2.4 and 85; its run is `udit train fashion-mnist traini
 'model={family: DiT, width: 128, depth: 8, heads: 4, patch: 2}'`, stopped at the step given with its table.
 """
 MEASURED = """\
+Models that are trained for few evaluations (`udit train digits-mean-flow`, `digits-consistency`) are sampled in one to four;
+[their scores](training.md#few-evaluations) stand with how they are trained. Neither takes a cache.
+
 The rest of this page is written by `python benchmarks/frontier.py --page` from
 `benchmarks/frontier.json`. Distances are squared Fréchet distances between features of
 the run's own judge and its training images. They are biased upwards at these numbers of images and are not the FID of

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 import udit
 from conftest import perturb
@@ -21,13 +20,13 @@ from udit.assemble import System, denoiser_of
 from udit.diffusion.consistency import SOFTNESS, Consistency, consistency_loss
 from udit.diffusion.denoiser import Denoiser, mix
 from udit.diffusion.few_step_config import ConsistencyConfig, MeanFlowConfig
-from udit.diffusion.learning import Density
 from udit.diffusion.meanflow import FLOOR, MeanFlow, average_velocity, guided_velocity, mean_flow_loss
 from udit.diffusion.sample import SeededNoise, sample
 from udit.errors import UserError
 from udit.models.catalog import CATALOG
 from udit.run.recipes import load_run
 from udit.run.system import SystemConfig
+from udit.training.memory import estimate
 
 OneLine = Callable[[BaseException], str]
 STD = 0.5
@@ -81,7 +80,7 @@ def test_times_of_another_shape_and_models_without_a_place_are_refused(one_line:
     plain, two = udit.build("U-DiT-tiny"), udit.build("U-DiT-tiny", second_time=True)
     x, y = torch.zeros(2, 1, 8, 8), torch.tensor([1, 2])
     for model, t in ((plain, torch.ones(2, 2)), (two, torch.ones(2, 3)), (two, torch.ones(2, 2, 1))):
-        with pytest.raises(UserError, match="t is \\[2, .*give one time for each image") as error:
+        with pytest.raises(UserError, match=r"t is \[2, .*give one time for each image") as error:
             model(x, t, y)
         one_line(error.value)
     with pytest.raises(UserError, match=r"model\.second_time is true and HDiT takes one time") as error:
@@ -213,6 +212,13 @@ def test_run_of_mean_flow_resumes_to_the_bit_and_samples(tmp_path: Path) -> None
         assert next(system.generate([1, 2], [0, 1], sampling=sampling)).shape == (2, 1, 8, 8)
 
 
+def test_its_memory_is_counted_before_it_trains(tmp_path: Path) -> None:
+    alike = estimate(small_run(tmp_path, "diffusion={kind: flow}", "sampling.sampler=flow-euler"))
+    two = estimate(small_run(tmp_path, *MEAN_FLOW))
+    assert two.weights > alike.weights
+    assert two.total > alike.total
+
+
 def test_it_trains_in_bfloat16(tmp_path: Path) -> None:
     train(tmp_path, "training.steps=2", "training.precision=bfloat16", *MEAN_FLOW)
     assert all(math.isfinite(line["mse"]) for line in metrics(tmp_path))  # type: ignore[arg-type]
@@ -340,6 +346,10 @@ def test_keys_that_make_no_sense_are_refused(words: str, said: str, one_line: On
     assert said in one_line(error.value)
 
 
-def test_density_of_one_time_is_that_of_flows() -> None:
-    assert replace(ConsistencyConfig().build().learning, density=Density()) == ConsistencyConfig().build().learning
-    assert isinstance(udit.build("U-DiT-tiny"), nn.Module)
+def test_what_has_no_counterpart_elsewhere_is_not_exported(tmp_path: Path, one_line: OneLine) -> None:
+    for kind, said in (("mean-flow", "takes two times \\(MeanFlow\\)"), ("consistency", "has no scheduler")):
+        run = load_run("digits", [f"diffusion.kind={kind}", "sampling={}"])
+        system = System(SystemConfig.of(run), udit.build(run.model))
+        with pytest.raises(UserError, match=said) as error:
+            udit.export(system, "diffusers", tmp_path / kind)
+        one_line(error.value)

@@ -162,7 +162,7 @@ class Adapter:
         """
         frozen = self.frozen()
         given = {**merged, **{k.removeprefix("frozen/"): v for k, v in tensors.items() if k.startswith("frozen/")}}
-        wanted = {f"raw/{name}": value for name, value in self.parameters.items()}
+        wanted: dict[str, Tensor] = {f"raw/{name}": value for name, value in self.parameters.items()}
         wanted |= {f"ema/{name}": value for name, value in averages.items()}
         for what, own, theirs in (("weights", frozen, given), ("adapter", wanted, tensors)):
             for name, value in own.items():

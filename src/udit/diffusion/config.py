@@ -18,7 +18,7 @@ from pydantic import (
 )
 
 from udit.diffusion.few_step_config import ConsistencyConfig, MeanFlowConfig
-from udit.diffusion.process_config import Level
+from udit.diffusion.process_config import Level as Level
 from udit.diffusion.process_config import ProcessConfig as ProcessConfig
 from udit.diffusion.samplers import SAMPLERS, listed
 from udit.diffusion.settings import SamplingConfig as SamplingConfig

@@ -20,12 +20,14 @@ from typing import ClassVar, Self
 import torch
 from torch import Tensor
 
-from udit.diffusion.config import ConsistencyConfig, check_sampler
+from udit.diffusion.config import check_sampler
 from udit.diffusion.denoiser import Denoiser, mix
+from udit.diffusion.few_step_config import ConsistencyConfig
 from udit.diffusion.flow import Flow
 from udit.diffusion.guidance import AnyDenoiser
 from udit.diffusion.objective import Losses
 from udit.diffusion.origin import Origin, skipped
+from udit.diffusion.process_config import ProcessConfig
 from udit.diffusion.sample import Noise, Step
 
 EARLIEST = 1e-3
@@ -44,7 +46,7 @@ class Consistency(Flow):
         stage: the present one, from 1; ``at`` counts it.
     """
 
-    process: ClassVar = ConsistencyConfig
+    process: ClassVar[type[ProcessConfig]] = ConsistencyConfig
 
     stages: int = 8
     stage_steps: int = 100

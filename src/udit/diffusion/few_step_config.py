@@ -73,8 +73,13 @@ class MeanFlowConfig(ProcessConfig):
         from udit.diffusion.meanflow import MeanFlow
 
         learning = Learning(Density(self.density, self.density_mean, self.density_std))
-        scales = {"guidance": self.guidance, "guidance_mix": self.guidance_mix}
-        return MeanFlow(learning=learning, share=self.share, power=self.power, **scales)
+        return MeanFlow(
+            learning=learning,
+            share=self.share,
+            power=self.power,
+            guidance=self.guidance,
+            guidance_mix=self.guidance_mix,
+        )
 
 
 class ConsistencyConfig(ProcessConfig):
@@ -125,5 +130,11 @@ class ConsistencyConfig(ProcessConfig):
         from udit.diffusion.learning import Density, Learning
 
         learning = Learning(Density(self.density, self.density_mean, self.density_std))
-        stages = {"stages": self.stages, "stage_steps": self.stage_steps, "stage": self.stages}
-        return Consistency(self.path, self.predict, learning, **stages)
+        return Consistency(
+            self.path,
+            self.predict,
+            learning,
+            stages=self.stages,
+            stage_steps=self.stage_steps,
+            stage=self.stages,
+        )

@@ -20,14 +20,17 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from udit.diffusion.config import MeanFlowConfig, check_sampler
+from udit.diffusion.config import check_sampler
 from udit.diffusion.denoiser import Denoiser, mix, null_labels
+from udit.diffusion.few_step_config import MeanFlowConfig
 from udit.diffusion.flow import Flow
 from udit.diffusion.guidance import AnyDenoiser
 from udit.diffusion.objective import Losses
 from udit.diffusion.origin import Origin, skipped
+from udit.diffusion.process_config import ProcessConfig
 from udit.diffusion.sample import Noise, Step
 from udit.diffusion.schedule import TimeUnit
+from udit.ops import surroundings
 
 FLOOR = 1e-3
 """c of the adaptive weight 1 / (squared error + c) ** power (Sec. 4.3)."""
@@ -44,7 +47,7 @@ class MeanFlow(Flow):
         guidance_mix: kappa: share of the guidance that comes from the network's own conditional prediction.
     """
 
-    process: ClassVar = MeanFlowConfig
+    process: ClassVar[type[ProcessConfig]] = MeanFlowConfig
 
     share: float = 0.25
     power: float = 1.0
@@ -59,7 +62,7 @@ class MeanFlow(Flow):
         """[2] t and r: of two times of the density the later and the earlier one, or twice the later one."""
         times = torch.stack([super(MeanFlow, self).draw(generator) for _ in range(2)])
         moves = torch.rand((), generator=generator) < self.share
-        return torch.stack([times.max(), times.min() if moves else times.max()])
+        return torch.stack([times.max(), torch.where(moves, times.min(), times.max())])
 
     def fraction(self, t: Tensor) -> Tensor:
         """The first time."""
@@ -135,7 +138,10 @@ def average_velocity(denoiser: Denoiser, x_t: Tensor, t: Tensor, velocity: Tenso
         velocity: [B, C, H, W] v.
         y: [B] labels or None.
     """
-    [moving] = torch.nonzero(t[:, 1] < t[:, 0], as_tuple=True)
+    if surroundings.without_data(t):
+        moving = torch.arange(len(t), device=t.device)  # memory is counted of the most there can be
+    else:
+        [moving] = torch.nonzero(t[:, 1] < t[:, 0], as_tuple=True)
     if not len(moving):
         return velocity
     at, along, labels = (x_t[moving], t[moving]), velocity[moving], None if y is None else y[moving]
@@ -146,7 +152,7 @@ def average_velocity(denoiser: Denoiser, x_t: Tensor, t: Tensor, velocity: Tenso
     ahead = torch.tensor([1.0, 0.0], device=t.device).expand_as(at[1])
     with warnings.catch_warnings():  # torch's own, of how it differentiates forwards
         warnings.filterwarnings("ignore", message=r"`torch\.jit\.script` is deprecated")
-        _, slope = torch.func.jvp(average, at, (along, ahead))
+        slope: Tensor = torch.func.jvp(average, at, (along, ahead))[1]
     gap = (at[1][:, 0] - at[1][:, 1]).view(-1, *[1] * (x_t.ndim - 1))
     return velocity.index_copy(0, moving, along - gap * slope.float())
 

@@ -54,33 +54,34 @@ def build(
     """
     config = configure(model, **overrides)
     device = torch.get_default_device() if device is None else torch.device(device)
-    network = _on_meta(config)
+    with torch.device("meta"):
+        network = bare(config)
     if device.type == "meta":
         return network
-    return fill(network, SECOND_TIME | network.INIT, seed, device)  # type: ignore[arg-type,operator]
+    return fill(network, SECOND_TIME | network.INIT, seed, device)  # type: ignore[operator]
 
 
 def rebuild(config: ModelConfig, state: dict[str, Tensor]) -> nn.Module:
     """The network of ``config`` around the given tensors (not copied); keys must match exactly."""
-    network = _on_meta(config)
+    with torch.device("meta"):
+        network = bare(config)
     network.load_state_dict(state, strict=True, assign=True)
     return network
 
 
-def _on_meta(config: ModelConfig) -> nn.Module:
-    """The network without storage, of two times where the config says so.
+def bare(config: ModelConfig) -> nn.Module:
+    """The network with uninitialised weights on the current default device, of two times where the config says so.
 
     Raises:
         UserError: it has no place for a second time.
     """
-    with torch.device("meta"):
-        network = config.build()
-        if config.second_time:
-            conditioners = [part for part in network.modules() if isinstance(part, TimeConditioner)]
-            if not conditioners:
-                raise UserError(f"model.second_time is true and {config.family} takes one time; choose another model")
-            for conditioner in conditioners:
-                conditioner.take_second_time()
+    network = config.build()
+    if config.second_time:
+        conditioners = [part for part in network.modules() if isinstance(part, TimeConditioner)]
+        if not conditioners:
+            raise UserError(f"model.second_time is true and {config.family} takes one time; choose another model")
+        for conditioner in conditioners:
+            conditioner.take_second_time()
     return network
 
 

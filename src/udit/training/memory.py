@@ -20,7 +20,7 @@ from udit.data.batches import share_of
 from udit.data.describe import describe
 from udit.dist import find_device, launched, launched_here
 from udit.errors import UserError
-from udit.models.build import checkpoint_activations
+from udit.models.build import bare, checkpoint_activations
 from udit.nn.dropout import dropout_keys
 from udit.optim.groups import choices_of
 from udit.run.config import Run
@@ -79,7 +79,7 @@ def _counted(run: Run, ranks: int, batch: int) -> Memory:
     """What a step of ``batch`` images per backward pass allocates."""
     config = run.training
     with FakeTensorMode(allow_non_fake_inputs=True):
-        model = run.model.build()
+        model = bare(run.model)
         checkpoint_activations(model, config.checkpoint_activations)
         denoiser = denoiser_of(SystemConfig.of(run), model.train())
         x0 = torch.empty(batch, run.model.in_channels, *run.model.size)
