@@ -10,7 +10,7 @@ set -euo pipefail
 place=$(mktemp -d)
 trap 'rm -rf "$place"' EXIT
 python3 -m venv "$place/venv"
-"$place/venv/bin/pip" install -q --disable-pip-version-check torch==2.13.0 peft==0.21.2 numpy==2.4.6
+"$place/venv/bin/pip" install -q --disable-pip-version-check torch==2.14.1 peft==0.21.2 numpy==2.4.6
 OMP_NUM_THREADS=1 "$place/venv/bin/python" - <<'PY'
 from importlib.metadata import version
 

@@ -219,6 +219,12 @@ def test_run_with_an_adapter_samples_scores_exports_and_forks(origin: Path, tmp_
         assert largest(unmerged.backbone(x, t, y), merged.backbone(x, t, y)) < 1e-5
         assert largest(fuse(merged.backbone)(x, t, y), merged.backbone(x, t, y)) < 1e-5
 
+    from peft import PeftModel
+
+    by_peft = PeftModel.from_pretrained(udit.load(origin).backbone, str(out / "adapter")).merge_and_unload()
+    with torch.no_grad():
+        assert largest(by_peft.eval()(x, t, y), merged.backbone(x, t, y)) < 1e-5
+
     udit.export(out, "diffusers", tmp_path / "exported")
     assert udit.load(tmp_path / "exported").num_parameters == model.fused().num_parameters
     udit.fork(out, tmp_path / "fork", ["training.steps=8"])
