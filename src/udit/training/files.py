@@ -221,7 +221,7 @@ class RunFiles:
             excess = preview.patch_grid(images, system, self.source, self.parts.train, run.seed)
         with by_product(f"the validation loss of step {step}"):
             loss = preview.validation_loss(system, self.source, self.parts.test, run.seed)
-        alarms = self.alarms.preview(step, loss, self.learner.model, system.backbone, excess)
+        alarms = self.alarms.preview(step, loss, self.learner.plain(), system.backbone, excess)
         return self._told(dataclasses.replace(record, val_loss=loss), alarms)
 
     def snapshot(self, step: int) -> None:
