@@ -200,7 +200,7 @@ class AdapterEMA:
 
     @property
     def model(self) -> nn.Module:
-        """A plain network with the averages merged; made anew at each call."""
+        """A plain network with the averages merged; computed again at each call."""
         return self.adapter.plain(self.averages)
 
     @torch.no_grad()

@@ -48,7 +48,7 @@ class MeanFlowConfig(ProcessConfig):
     """p of the adaptive weight 1 / (squared error + 0.001) ** p, with 1 of which the loss is about 1 all the time (see
     ``mse`` in metrics.jsonl); 0 is the squared error."""
     guidance: Annotated[float, Field(ge=1, le=100)] = 1.0
-    """Scale of guidance that is learned, so that sampling needs none; 1 is none."""
+    """Scale of guidance that is learned, so that sampling needs none; 1 means no guidance."""
     guidance_mix: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """kappa: share of the guidance that comes from the network's conditional prediction; needs a third evaluation."""
 

@@ -43,7 +43,7 @@ class MeanFlow(Flow):
     Attributes:
         share: of the samples whose second time is below the first; the others learn the velocity itself.
         power: of the adaptive weight; 0 is the squared error.
-        guidance: scale of the guidance that the average velocity learns (Sec. 4.2); 1 is none.
+        guidance: scale of the guidance that the average velocity learns (Sec. 4.2); 1 means no guidance.
         guidance_mix: kappa: share of the guidance that comes from the network's own conditional prediction.
     """
 

@@ -16,7 +16,7 @@ from udit.errors import UserError
 from udit.models.catalog import find
 from udit.models.config import ModelConfig
 from udit.nn.blocks import Checkpointing, Foldable, Recompute
-from udit.nn.conditioning import TimeConditioner
+from udit.nn.conditioning import TwoTimes
 from udit.nn.init import Fill, constant, fill, gaussian
 
 SECOND_TIME: dict[str, Fill] = {
@@ -77,7 +77,7 @@ def bare(config: ModelConfig) -> nn.Module:
     """
     network = config.build()
     if config.second_time:
-        conditioners = [part for part in network.modules() if isinstance(part, TimeConditioner)]
+        conditioners = [part for part in network.modules() if isinstance(part, TwoTimes)]
         if not conditioners:
             raise UserError(f"model.second_time is true and {config.family} takes one time; choose another model")
         for conditioner in conditioners:

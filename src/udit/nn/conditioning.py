@@ -10,7 +10,7 @@ Axes: B batch, D width, F timestep features, M tokens.
 from __future__ import annotations
 
 import math
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -134,46 +134,36 @@ class SecondTime(nn.Module):
         return self.contract(torch.nn.functional.silu(self.expand(features)))
 
 
-class TimeConditioner(nn.Module):
-    """What conditioners have in common: t is [B], or [B, 2] for a network of two times (MeanFlow, Geng et al. 2025).
+@runtime_checkable
+class TwoTimes(Protocol):
+    """A conditioner whose t is [B], or [B, 2] once it has taken a second time (MeanFlow, Geng et al. 2025).
 
     Such a network predicts the average velocity from t down to the second time r. It is told t - r by an embedding that
     is added; t [B] stands for r = t.
     """
 
-    def __init__(self, width: int, features: int) -> None:
-        """D and F; ``take_second_time`` makes it one of two times."""
-        super().__init__()
-        self.sizes = features, width
-        self.second: SecondTime | None = None
+    second: SecondTime | None
 
     def take_second_time(self) -> None:
         """Adds the second time's embedding."""
-        self.second = SecondTime(*self.sizes)
-
-    def forward(self, t: Tensor, y: Tensor | None = None) -> Tensor:
-        """t [B] or [B, 2], y as the subclass says -> its embedding.
-
-        Raises:
-            UserError: t has another shape, or two times where the network takes one.
-        """
-        if self.second is None or t.ndim == 1:
-            embedded = self.embed(t, y)
-            return embedded if self.second is None else self.add(embedded, self.second(torch.zeros_like(t)))
-        if t.ndim != 2 or t.shape[1] != 2:
-            raise UserError(f"t is {list(t.shape)}; give one time for each image, [B], or two, [B, 2]")
-        return self.add(self.embed(t[:, 0], y), self.second(t[:, 0] - t[:, 1]))
-
-    def embed(self, t: Tensor, y: Tensor | None) -> Tensor:
-        """As ``forward``, of one time."""
-        raise NotImplementedError(f"{type(self).__name__} embeds nothing")
-
-    def add(self, embedded: Tensor, second: Tensor) -> Tensor:
-        """``embed``'s result with the second time's embedding [B, D]."""
-        return embedded + second
 
 
-class VectorConditioner(TimeConditioner):
+def split_times(t: Tensor, second: SecondTime | None) -> tuple[Tensor, Tensor | None]:
+    """The first time [B], and the embedding [B, D] of how far the second lies below it; None without a second one.
+
+    Raises:
+        UserError: t is neither [B] nor [B, 2].
+    """
+    if second is None:
+        return t, None
+    if t.ndim == 1:
+        return t, second(torch.zeros_like(t))
+    if t.ndim != 2 or t.shape[1] != 2:
+        raise UserError(f"t is {list(t.shape)}; give one time for each image, [B], or two, [B, 2]")
+    return t[:, 0], second(t[:, 0] - t[:, 1])
+
+
+class VectorConditioner(nn.Module):
     """Embeds (t, y) into one vector [B, D]: timestep MLP plus y's part.
 
     Of a class that is a row of a table, whose last row is the null class; of vectors, a projection of their mean.
@@ -188,13 +178,24 @@ class VectorConditioner(TimeConditioner):
         context: Context | None = None,
     ) -> None:
         """For ``num_classes`` besides the null class, which ``null_class`` leaves out; ``features`` is F."""
-        super().__init__(width, features)
+        super().__init__()
         self.spec = context
-        self.features = features
+        self.width, self.features = width, features
+        self.second: SecondTime | None = None
         self.null_label = num_classes if null_class else None
         self.time = nn.Sequential(nn.Linear(features, width), nn.SiLU(), nn.Linear(width, width))
         self.label = nn.Embedding(num_classes + null_class, width) if num_classes else None
         self.context = nn.Linear(context.width, width) if context else None
+
+    def take_second_time(self) -> None:
+        """As ``TwoTimes``."""
+        self.second = SecondTime(self.features, self.width)
+
+    def forward(self, t: Tensor, y: Tensor | None = None) -> Tensor:
+        """t [B], or [B, 2] as ``TwoTimes``, and y as ``embed`` -> [B, D]."""
+        t, second = split_times(t, self.second)
+        embedded = self.embed(t, y)
+        return embedded if second is None else embedded + second
 
     def embed(self, t: Tensor, y: Tensor | None) -> Tensor:
         """t [B], y [B] int64 or [B, K] shares or None (= null), or float [B, tokens, width] -> [B, D].
@@ -211,19 +212,34 @@ class VectorConditioner(TimeConditioner):
         return embedded + label_rows(self.label, y, t, self.null_label)
 
 
-class TokenConditioner(TimeConditioner):
+class TokenConditioner(nn.Module):
     """(t, y) as tokens for the front of a sequence (Bao et al. 2023, U-ViT); the time's are plain features.
 
     A class is one token before the time's; a context's vectors, projected, come behind it.
     """
 
     def __init__(self, width: int, num_classes: int, null_class: bool, context: Context | None) -> None:
-        super().__init__(width, width)
+        super().__init__()
         self.width = width
         self.spec = context
+        self.second: SecondTime | None = None
         self.null_label = num_classes if num_classes and null_class else None
         self.label = nn.Embedding(num_classes + null_class, width) if num_classes else None
         self.context = nn.Linear(context.width, width) if context else None
+
+    def take_second_time(self) -> None:
+        """As ``TwoTimes``."""
+        self.second = SecondTime(self.width, self.width)
+
+    def forward(self, t: Tensor, y: Tensor | None = None) -> Tensor:
+        """t [B], or [B, 2] as ``TwoTimes``, and y as ``embed`` -> [B, M, D]; a second time is in the time's token."""
+        t, second = split_times(t, self.second)
+        embedded = self.embed(t, y)
+        if second is None:
+            return embedded
+        tokens, place = list(embedded.split(1, dim=1)), 0 if self.label is None else 1
+        tokens[place] = tokens[place] + second[:, None]
+        return torch.cat(tokens, dim=1)
 
     def embed(self, t: Tensor, y: Tensor | None) -> Tensor:
         """t [B]; y [B] int64 or [B, K] shares or None (= null), or float [B, tokens, width] -> [B, M, D].
@@ -238,13 +254,6 @@ class TokenConditioner(TimeConditioner):
             refuse_labels(y)
             return time
         return torch.cat([label_rows(self.label, y, t, self.null_label)[:, None], time], dim=1)
-
-    def add(self, embedded: Tensor, second: Tensor) -> Tensor:
-        """Added to the time's token."""
-        place = 0 if self.label is None else 1
-        tokens = list(embedded.split(1, dim=1))
-        tokens[place] = tokens[place] + second[:, None]
-        return torch.cat(tokens, dim=1)
 
 
 class Modulation(NamedTuple):
