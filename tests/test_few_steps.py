@@ -14,7 +14,7 @@ from torch import Tensor
 import udit
 from conftest import perturb
 from peers import STEEP
-from runs import finished_at, metrics, small_run, train
+from runs import finish, finished_at, launch, metrics, small_run, state_hash, train
 from test_optim import cut_and_resumed
 from udit.assemble import System, denoiser_of
 from udit.diffusion.consistency import SOFTNESS, Consistency, consistency_loss
@@ -210,6 +210,18 @@ def test_run_of_mean_flow_resumes_to_the_bit_and_samples(tmp_path: Path) -> None
     assert system.config.model.time == "unit"
     for sampling in (None, system.config.sampling.replace(sampler="flow-euler", steps=2)):
         assert next(system.generate([1, 2], [0, 1], sampling=sampling)).shape == (2, 1, 8, 8)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("keys", [MEAN_FLOW, ["diffusion={kind: consistency, stage_steps: 2}", "sampling={}"]])
+def test_two_ranks_resume_to_the_bit(tmp_path: Path, keys: list[str]) -> None:
+    chosen = [*keys, "training.batch_size=6", "training.save_every=2", "model.depths=[1]"]
+    for out, stops in (("whole", (4,)), ("cut", (2, 4))):
+        for steps in stops:
+            ended = finish(launch(tmp_path / out, *chosen, f"training.steps={steps}", ranks=2))
+            assert [code for code, _ in ended] == [0, 0], ended
+    assert state_hash(tmp_path / "cut") == state_hash(tmp_path / "whole")
 
 
 def test_its_memory_is_counted_before_it_trains(tmp_path: Path) -> None:

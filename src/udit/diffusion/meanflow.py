@@ -19,9 +19,10 @@ from typing import ClassVar
 
 import torch
 from torch import Tensor
+from torch.nn.parallel import DistributedDataParallel
 
 from udit.diffusion.config import check_sampler
-from udit.diffusion.denoiser import Denoiser, mix, null_labels
+from udit.diffusion.denoiser import Backbone, Denoiser, mix, null_labels
 from udit.diffusion.few_step_config import MeanFlowConfig
 from udit.diffusion.flow import Flow
 from udit.diffusion.guidance import AnyDenoiser
@@ -96,9 +97,8 @@ def mean_flow_loss(denoiser: Denoiser, x0: Tensor, t: Tensor, noise: Tensor, y: 
     assert isinstance(schedule, MeanFlow)
     x_t = mix(schedule, x0, noise, t)
     velocity = guided_velocity(denoiser, x_t, t[:, 0], noise - x0, y)
-    prediction, _ = denoiser.raw(x_t, t, y)
-    error = prediction.float() - average_velocity(denoiser, x_t, t, velocity, y)
-    squared = error.square().flatten(1)
+    goal = average_velocity(denoiser, x_t, t, velocity, y)  # first, while no activations are kept
+    squared = (denoiser.raw(x_t, t, y)[0].float() - goal).square().flatten(1)
     weight = (squared.detach().sum(dim=1) + FLOOR) ** -schedule.power
     return Losses(weight * squared.sum(dim=1), squared.mean(dim=1))
 
@@ -146,8 +146,10 @@ def average_velocity(denoiser: Denoiser, x_t: Tensor, t: Tensor, velocity: Tenso
         return velocity
     at, along, labels = (x_t[moving], t[moving]), velocity[moving], None if y is None else y[moving]
 
+    alone = denoiser.with_network(_unsynchronised)
+
     def average(x: Tensor, times: Tensor) -> Tensor:
-        return denoiser.raw(x, times, labels)[0]
+        return alone.raw(x, times, labels)[0]
 
     ahead = torch.tensor([1.0, 0.0], device=t.device).expand_as(at[1])
     with warnings.catch_warnings():  # torch's own, of how it differentiates forwards
@@ -155,6 +157,11 @@ def average_velocity(denoiser: Denoiser, x_t: Tensor, t: Tensor, velocity: Tenso
         slope: Tensor = torch.func.jvp(average, at, (along, ahead))[1]
     gap = (at[1][:, 0] - at[1][:, 1]).view(-1, *[1] * (x_t.ndim - 1))
     return velocity.index_copy(0, moving, along - gap * slope.float())
+
+
+def _unsynchronised(network: Backbone) -> Backbone:
+    """The network behind what averages its gradients over ranks, which torch.func does not see through."""
+    return network.module if isinstance(network, DistributedDataParallel) else network
 
 
 @dataclass(frozen=True)
