@@ -71,6 +71,14 @@ BROKEN: dict[Rule, tuple[str, str]] = {
         "training.checkpoint_activations=selective + training.compile=true",
         "training.checkpoint_activations is selective and training.compile true",
     ),
+    rules.shards_are_of_split_weights: (
+        "training.shards=2",
+        "training.shards is 2 and training.parallel ddp, which splits no weights; set training.parallel=fsdp",
+    ),
+    rules.split_weights_are_changed_one_by_one: (
+        "training.parallel=fsdp + training.optimizer=muon",
+        "training.parallel is fsdp, which splits every weight over processes, and training.optimizer=muon needs whole",
+    ),
     rules.batch_splits_into_accumulated_parts: (
         "training.accumulation=7",
         "32 does not split into 7 accumulated",
@@ -106,6 +114,14 @@ BROKEN: dict[Rule, tuple[str, str]] = {
     rules.learned_guidance_needs_a_null_label: (
         "diffusion={kind: mean-flow, guidance: 2} + training.label_dropout=0",
         "diffusion.guidance is 2 and the null label that it compares with is not trained",
+    ),
+    rules.forward_derivatives_are_of_whole_weights: (
+        "diffusion.kind=mean-flow + training.parallel=fsdp",
+        "training.parallel is fsdp and MeanFlow takes forward derivatives",
+    ),
+    rules.adapter_is_of_whole_weights: (
+        "training.adapter={} + training.parallel=fsdp",
+        "training.parallel is fsdp, which splits weights and their optimiser state",
     ),
     rules.adapter_has_no_other_average: (
         "training.adapter={} + training.posthoc_ema={}",

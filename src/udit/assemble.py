@@ -56,7 +56,8 @@ def objective_of(run: Run) -> Objective:
     """The training loss of a run."""
     training = run.training
     levels = (run.model.label_levels or 1) if training.independent_level_dropout else 1
-    return Objective(run.seed, training.label_dropout, levels, training.precision, training.batch_size)
+    precision = "float32" if training.precision == "auto" else training.precision  # only where no device is known
+    return Objective(run.seed, training.label_dropout, levels, precision, training.batch_size)
 
 
 def step_cache(model: ModelConfig, sampling: SamplingConfig) -> StepCache | None:

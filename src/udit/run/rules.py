@@ -189,6 +189,26 @@ def selective_checkpointing_is_not_compiled(run: Run, seen: DataInfo) -> str | N
     )
 
 
+def shards_are_of_split_weights(run: Run, seen: DataInfo) -> str | None:
+    """DDP splits nothing."""
+    if run.training.shards is None or run.training.parallel == "fsdp":
+        return None
+    return (
+        f"training.shards is {run.training.shards} and training.parallel {run.training.parallel}, which splits no "
+        "weights; set training.parallel=fsdp, or leave shards out"
+    )
+
+
+def split_weights_are_changed_one_by_one(run: Run, seen: DataInfo) -> str | None:
+    """An optimiser that looks at whole matrices, or packs its state, cannot change a part of one."""
+    if run.training.parallel != "fsdp" or run.training.optimizer.elementwise:
+        return None
+    return (
+        f"training.parallel is fsdp, which splits every weight over processes, and training.optimizer="
+        f"{run.training.optimizer.kind} needs whole ones; set training.optimizer=adamw, or training.parallel=ddp"
+    )
+
+
 def batch_splits_into_accumulated_parts(run: Run, seen: DataInfo) -> str | None:
     """Accumulated parts are of one size."""
     if run.training.batch_size % run.training.accumulation == 0:
@@ -297,6 +317,26 @@ def learned_guidance_needs_a_null_label(run: Run, seen: DataInfo) -> str | None:
     )
 
 
+def forward_derivatives_are_of_whole_weights(run: Run, seen: DataInfo) -> str | None:
+    """FSDP gathers weights by hooks, which torch's function transforms do not pass through."""
+    if not run.diffusion.two_times or run.training.parallel != "fsdp":
+        return None
+    return (
+        "training.parallel is fsdp and MeanFlow takes forward derivatives, which need whole weights; set "
+        "training.parallel=ddp"
+    )
+
+
+def adapter_is_of_whole_weights(run: Run, seen: DataInfo) -> str | None:
+    """What an adapter trains is small; there is nothing to split."""
+    if run.training.adapter is None or run.training.parallel != "fsdp":
+        return None
+    return (
+        "training.parallel is fsdp, which splits weights and their optimiser state, and training.adapter trains few; "
+        "set training.parallel=ddp"
+    )
+
+
 def adapter_has_no_other_average(run: Run, seen: DataInfo) -> str | None:
     """Post-hoc EMAs are of whole networks."""
     if run.training.adapter is None or run.training.posthoc_ema is None:
@@ -323,6 +363,8 @@ RULES: tuple[Rule, ...] = (
     steps_are_within_the_schedule,
     level_dropout_needs_labels_at_levels,
     selective_checkpointing_is_not_compiled,
+    shards_are_of_split_weights,
+    split_weights_are_changed_one_by_one,
     batch_splits_into_accumulated_parts,
     warmup_ends_before_the_run,
     schedule_free_has_no_decay,
@@ -333,6 +375,8 @@ RULES: tuple[Rule, ...] = (
     forward_derivatives_have_no_dropout,
     forward_derivatives_are_not_compiled,
     learned_guidance_needs_a_null_label,
+    forward_derivatives_are_of_whole_weights,
+    adapter_is_of_whole_weights,
     adapter_has_no_other_average,
 )
 """In the order in which they are checked."""
