@@ -21,8 +21,8 @@ FILES = sorted(ROOT.rglob("*.py"))
 
 ORDER = (
     *("errors", "progress", "spec", "interpolation", "rng", "files", "record", "hub", "dist", "sharding", "images"),
-    "checkpoint",
-    *("ops", "nn", "models", "diffusion", "data", "optim", "demos", "run", "assemble", "analysis", "store"),
+    *("checkpoint", "ops", "nn", "models", "diffusion", "data", "optim", "demos", "run", "adapters", "assemble"),
+    *("analysis", "store"),
     *("exporting", "convert", "parity", "training", "evaluation", "scoring", "tuning", "inputs", "target"),
     *("generation", "publishing", "rehearsal", "benchmarking", "diagnosis", "serving", "studio", "cli", "__main__"),
 )
@@ -42,11 +42,12 @@ FORBIDDEN = {
 CONFIGURATION = {
     *("udit.errors", "udit.spec", "udit.spec.base", "udit.spec.digest", "udit.nn.specs", "udit.diffusion.config"),
     *("udit.spec.words", "udit.run.keys", "udit.optim.config", "udit.interpolation", "udit.diffusion.settings"),
-    *("udit.diffusion.samplers",),
+    *("udit.diffusion.samplers", "udit.diffusion.process_config", "udit.diffusion.few_step_config"),
     *("udit.data.config", "udit.data.codec_config", "udit.data.cache_config", "udit.models.catalog"),
     *("udit.models.config", "udit.models.ablation", "udit.models.isotropic", "udit.models.papers"),
     "udit.evaluation.protocol",
     *("udit.run", "udit.run.config", "udit.run.rules", "udit.run.start", "udit.run.system", "udit.run.resolve"),
+    "udit.run.adapter_config",
     *("udit.run.recipes", "udit.run.classes", "udit.recipes"),
 }
 """Modules of configuration, beside ``models/<family>/config.py``: free of torch; only ``READER`` opens files."""

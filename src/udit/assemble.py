@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from udit import rng
+from udit.adapters import merged
 from udit.data.codec import Codec, encode
 from udit.diffusion.cache import StepCache
 from udit.diffusion.combine import rule_of
@@ -56,7 +57,7 @@ def objective_of(run: Run) -> Objective:
     training = run.training
     levels = (run.model.label_levels or 1) if training.independent_level_dropout else 1
     precision = "float32" if training.precision == "auto" else training.precision  # only where no device is known
-    return Objective(run.seed, training.label_dropout, levels, precision)
+    return Objective(run.seed, training.label_dropout, levels, precision, training.batch_size)
 
 
 def step_cache(model: ModelConfig, sampling: SamplingConfig) -> StepCache | None:
@@ -161,7 +162,7 @@ class System:
         """The same with the fused network (``udit.fuse``); an exported graph, which is fused, as it is."""
         if isinstance(self.backbone, Fingerprinted):
             return self
-        backbone = fuse(self.backbone)
+        backbone = fuse(merged(self.backbone))
         config = self.config.model_copy(update={"model": backbone.config})
         weak = self.weak and self.weak.fused()
         return dataclasses.replace(self, config=config, backbone=backbone, fused_from=self.fingerprint, weak=weak)

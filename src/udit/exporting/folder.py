@@ -233,6 +233,11 @@ def _checked(system: System, size: Size | None) -> System:
     if kinds != {torch.float32}:
         names = ", ".join(sorted(str(kind).removeprefix("torch.") for kind in kinds))
         raise UserError(f"the weights are {names} and exports are made of float32; convert them first")
+    if system.config.model.second_time:
+        raise UserError(
+            f"the model takes two times ({system.config.diffusion.title}), and what is exported takes one; sample from "
+            "it with udit"
+        )
     if size is None:
         return system
     try:

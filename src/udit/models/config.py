@@ -56,6 +56,9 @@ class ModelConfig(Spec):
     reversed_flow: bool = False
     """The network's flow runs the other way, as SiT's does: its t is 0 at noise and 1 at data, its output x0 - eps."""
 
+    second_time: bool = False
+    """Also takes the time at which an average velocity ends, t [B, 2], by an embedding of its own (MeanFlow)."""
+
     @property
     def out_channels(self) -> int:
         """Channels of the output: the prediction, then the variance where it is learned."""
@@ -98,6 +101,10 @@ class ModelConfig(Spec):
 
     def check_size(self, height: int, width: int) -> None:
         """Raises ValueError unless the network takes an input of height x width."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """As plain values, by the name under which peft and others ask a network's config for them."""
+        return self.model_dump(mode="json")
 
     def build(self) -> nn.Module:
         """The network with uninitialised weights on the current default device; ``udit.build`` fills them."""

@@ -14,6 +14,7 @@ from udit.errors import UserError, nearest
 from udit.models.catalog import families, find
 from udit.models.config import ModelConfig
 from udit.optim.config import AdamWConfig, AnyOptimizer, AnySchedule, Betas, ConstantSchedule, GroupConfig
+from udit.run.adapter_config import AdapterConfig
 from udit.spec.base import Seed, Spec, differing_keys, parse
 from udit.spec.words import Takes, shown
 
@@ -63,6 +64,8 @@ class TrainingConfig(Spec):
     stay as they were. rollback: also, they become those of the last checkpoint; data and schedule go on."""
     ema_decay: Annotated[float, Field(ge=0, lt=1)] = 0.9999
     """Of the weights' moving average; it is (1 + step) / (10 + step) where that is less."""
+    adapter: AdapterConfig | None = None
+    """Trains a low-rank adapter (LoRA) of the weights of ``init_from`` alone; None trains all weights."""
     label_dropout: Annotated[float, Field(ge=0, le=1)] = 0.1
     """Share of labels replaced by the null label, for guidance; 0 by default where the model has none."""
     independent_level_dropout: bool = False

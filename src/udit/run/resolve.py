@@ -213,6 +213,8 @@ def model(draft: Draft) -> None:
         section = _boundary_giving_way(draft, section, boundary)
     if not draft.values["diffusion"].learns_variance:
         boundary["learn_sigma"] = False
+    if draft.values["diffusion"].two_times:
+        boundary |= {"second_time": True, "time": "unit"}  # an index's features are steeper, and so are derivatives
     draft.values["model"] = model_from(boundary | section)
 
 
@@ -235,8 +237,11 @@ def class_names(draft: Draft) -> None:
 
 
 def sampler(draft: Draft) -> None:
-    """The sampler is the noising process's first where none is given."""
-    _default(draft, "sampling", "sampler", draft.values["diffusion"].samplers()[0])
+    """The sampler is the noising process's first where none is given, with the steps that the process is meant for."""
+    process = draft.values["diffusion"]
+    _default(draft, "sampling", "sampler", process.samplers()[0])
+    if process.sampling_steps is not None:
+        _default(draft, "sampling", "steps", process.sampling_steps)
 
 
 def label_dropout(draft: Draft) -> None:

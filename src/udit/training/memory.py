@@ -24,7 +24,7 @@ from udit.diffusion.objective import Draws
 from udit.diffusion.schedule import Schedule
 from udit.dist import find_device, launched, launched_here
 from udit.errors import UserError
-from udit.models.build import checkpoint_activations
+from udit.models.build import bare, checkpoint_activations
 from udit.nn.blocks import residual_stream
 from udit.nn.dropout import name_layers, using_keys
 from udit.optim.groups import choices_of
@@ -103,7 +103,7 @@ def _counted(run: Run, ranks: int, batch: int, device: str) -> Memory:
     config = run.training
     shards = (config.shards or ranks) if config.parallel == "fsdp" else 1
     with FakeTensorMode(allow_non_fake_inputs=True), torch.device(device):
-        model = run.model.build()
+        model = bare(run.model)
         checkpoint_activations(model, config.checkpoint_activations)
         denoiser = denoiser_of(SystemConfig.of(run), model.train())
         x0 = torch.empty(batch, run.model.in_channels, *run.model.size)
@@ -180,7 +180,8 @@ class _FusedAttention(TorchFunctionMode):
 
 def _draws(schedule: Schedule, x0: Tensor, levels: int) -> Draws:
     """Random numbers of a batch, of which the shapes count."""
-    t = torch.zeros(len(x0), dtype=torch.int64 if schedule.time == "index" else torch.float32)
+    shape = (len(x0), 2) if schedule.process.two_times else (len(x0),)
+    t = torch.zeros(shape, dtype=torch.int64 if schedule.time == "index" else torch.float32)
     return Draws(t, torch.empty_like(x0), torch.zeros(len(x0), levels))
 
 
