@@ -35,6 +35,8 @@ class Batch:
     """Indices into the source."""
     positions: list[int]
     """Positions in the run's stream of images: the keys of everything drawn for each image."""
+    features: Tensor | None = None
+    """A vision model's, float16 [B, Z, h, w], where they are asked for."""
 
 
 Batches = Generator[list[Batch]]
@@ -53,6 +55,7 @@ def batches(
     world: int = 1,
     accumulation: int = 1,
     flip: bool = False,
+    features: bool = False,
     workers: int = 0,
 ) -> Batches:
     """One rank's micro-batches of every step.
@@ -68,6 +71,7 @@ def batches(
         world: number of processes.
         accumulation: micro-batches per step on each rank.
         flip: mirror half of the images left to right.
+        features: read a vision model's features too, of a latent cache that has them.
         workers: processes that read ahead; 0 reads in the calling process.
 
     Yields:
@@ -79,7 +83,7 @@ def batches(
         RunError: a worker died.
     """
     size = share_of(global_batch, accumulation, world)
-    reader = _Reader(source, part, seed, flip)
+    reader = _Reader(source, part, seed, flip, features)
     jobs = _Jobs(Order(len(part), seed), range(start, stop), global_batch, size, rank, world, accumulation)
     steps = _steps(reader, jobs, workers)
     if workers:
@@ -126,21 +130,23 @@ class _Jobs:
 class _Reader(Dataset["Batch | UserError"]):
     """Reads a micro-batch, in the calling process or in a worker."""
 
-    def __init__(self, source: Source, part: Labels, seed: int, flip: bool) -> None:
+    def __init__(self, source: Source, part: Labels, seed: int, flip: bool, features: bool) -> None:
         self.source = source
         self.part = part
         self.seed = seed
         self.flip = flip
+        self.features = features
 
     def __getitem__(self, job: list[tuple[int, int]]) -> Batch | UserError:
         positions = [position for position, _ in job]
         ids = [int(self.part[place]) for _, place in job]
+        mirrored = flips(self.seed, positions) if self.flip else [False] * len(ids)
         try:
-            x = self._read(ids, flips(self.seed, positions) if self.flip else [False] * len(ids))
+            x, features = self._read(ids, mirrored), self._features(ids, mirrored)
         except UserError as error:
             # as a value: an exception from a worker would be wrapped in its traceback
             return error
-        return Batch(torch.from_numpy(x), torch.from_numpy(self.source.labels[ids]), ids, positions)
+        return Batch(torch.from_numpy(x), torch.from_numpy(self.source.labels[ids]), ids, positions, features)
 
     def _read(self, ids: list[int], mirrored: list[bool]) -> NDArray[Any]:
         if isinstance(self.source, LatentCache):
@@ -148,6 +154,13 @@ class _Reader(Dataset["Batch | UserError"]):
         x = np.stack([self.source.image(i) for i in ids])
         x[mirrored] = x[mirrored, :, :, ::-1]
         return x
+
+    def _features(self, ids: list[int], mirrored: list[bool]) -> Tensor | None:
+        if not self.features:
+            return None
+        assert isinstance(self.source, LatentCache), "a vision model's features are in a latent cache"
+        found = [self.source.features(i, turned) for i, turned in zip(ids, mirrored, strict=True)]
+        return torch.from_numpy(np.stack(found))
 
 
 def _steps(reader: _Reader, jobs: _Jobs, workers: int) -> Batches:

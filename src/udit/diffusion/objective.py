@@ -25,6 +25,13 @@ class Losses:
     mse: Tensor
     vb: Tensor | None = None
     """Variational bound term in bits per dimension, where the variance is learned."""
+    align: Tensor | None = None
+    """The part of ``loss`` that aligns features with a vision model's, where a training does."""
+
+    def detached(self) -> Losses:
+        """The same without the graph that made them."""
+        terms = (None if x is None else x.detach() for x in (self.vb, self.align))
+        return Losses(self.loss.detach(), self.mse.detach(), *terms)
 
 
 @dataclass(frozen=True)

@@ -75,6 +75,16 @@ class ModelConfig(Spec):
         return None
 
     @property
+    def leading_tokens(self) -> int:
+        """Tokens in front of those of patches in what the network's blocks return."""
+        return 0
+
+    @property
+    def aligned_widths(self) -> tuple[int, ...] | None:
+        """Channels of each vision model's features that the network itself predicts (``aligned``), as REPA does."""
+        return None
+
+    @property
     def condition_shape(self) -> tuple[int, ...] | None:
         """Shape of one sample's y: () for a label, that of the float vectors of a model that takes them; or None."""
         return () if self.num_classes else None

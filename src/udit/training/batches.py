@@ -20,5 +20,6 @@ def batches_of(run: Run, source: Source, part: Labels, start: int = 0, rank: int
         world=world,
         accumulation=run.training.accumulation,
         flip=run.data.mirrored,
+        features=run.training.align is not None,
         workers=run.training.workers,
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import logging
 import math
 import signal
@@ -24,6 +25,7 @@ from udit.nn.dropout import dropout_keys
 from udit.optim.groups import choices_of
 from udit.run.config import Run
 from udit.run.system import SystemConfig
+from udit.training.align import alignment_of
 from udit.training.ema import EMA, decay_at
 from udit.training.posthoc import PowerAverages
 from udit.training.records import StepReport
@@ -53,17 +55,25 @@ class Learner:
             torch.backends.cudnn.benchmark = False
         if config.compile:
             compile_blocks(self.model)
-        self.network = _distributed(self.model, world)
-        """The model, or what averages its gradients over ranks; both hold the same weights."""
-        self.denoiser = denoiser_of(SystemConfig.of(run), self.network)
+        self.alignment = alignment_of(run, self.model)
+        self.trained = self.alignment.joined if self.alignment else self.model
+        """All that the optimisers change: the model, and the projector of an alignment."""
+        self.network = _distributed(self.trained, world)
+        """The same, or what averages its gradients over ranks; both hold the same weights."""
+        backbone = self.alignment.backbone(self.network) if self.alignment else self.network
+        self.denoiser = denoiser_of(SystemConfig.of(run), backbone)
         self.steps_done: int | None = 0
         """Steps that weights, optimiser and averages have behind them; None while a step changes them."""
 
     def bytes(self) -> int:
-        """Size of a checkpoint: weights, EMA, the optimiser's state, and the averages of ``posthoc_ema``."""
+        """Size of a checkpoint: weights, EMA, the optimiser's state, averages of ``posthoc_ema``, and a projector."""
         posthoc = self.run.training.posthoc_ema
         copies = 2 + len(posthoc.sigma_rels if posthoc else ())
-        return copies * sum(p.numel() * p.element_size() for p in self.model.parameters()) + self.optimizer.bytes
+        return (
+            copies * sum(p.numel() * p.element_size() for p in self.model.parameters())
+            + self.optimizer.bytes
+            + (self.alignment.bytes if self.alignment else 0)
+        )
 
     def restore(self, found: Checkpoint) -> None:
         """Loads a checkpoint; on rank 0 only, as ``share`` sends it to the others.
@@ -77,6 +87,8 @@ class Learner:
             self.ema.load(found.tensors("ema"))
             if self.posthoc is not None:
                 self.posthoc.load(found.tensors("posthoc"))
+            if self.alignment is not None and self.alignment.projector is not None:
+                self.alignment.restore(found.tensors("projector"), found.tensors("projector-optim"))
         except RuntimeError as error:
             detail = " ".join(str(error).split())[:200]
             raise UserError(
@@ -104,6 +116,8 @@ class Learner:
         self.world.broadcast(self.model.state_dict().values())
         if step and self.world.size > 1:
             self.optimizer.share(self.world)
+        if self.alignment is not None:
+            self.alignment.share(self.world, step)
         self.steps_done = step
         self.network.train()
 
@@ -112,7 +126,8 @@ class Learner:
         assert self.ema is not None
         averages = self.ema.model.state_dict()
         tensors = {"model": self.model.state_dict(), "ema": averages, "optim": self.optimizer.tensors()}
-        return tensors | ({"posthoc": self.posthoc.tensors()} if self.posthoc is not None else {})
+        tensors |= {"posthoc": self.posthoc.tensors()} if self.posthoc is not None else {}
+        return tensors | (self.alignment.tensors() if self.alignment is not None else {})
 
     def learning_rate(self, step: int) -> float:
         """Learning rate of the step after the first ``step`` ones."""
@@ -132,7 +147,12 @@ class Learner:
         """
         x0 = self.encode(batch)
         with dropout_keys(self.model, self.run.seed, batch.positions):
-            return self.objective(self.denoiser, x0, batch.y, batch.positions)
+            losses = self.objective(self.denoiser, x0, batch.y, batch.positions)
+        if self.alignment is None:
+            return losses
+        assert batch.features is not None, "batches of a run that aligns"
+        align = self.alignment.losses(batch.features.to(self.world.device))
+        return dataclasses.replace(losses, loss=losses.loss + align, align=align)
 
     def step(self, step: int, micro_batches: list[Batch], stop_signal: int = 0) -> StepReport:
         """One optimiser step; skipped on every rank if a loss or gradient of any rank is not finite.
@@ -144,12 +164,13 @@ class Learner:
         """
         config = self.run.training
         losses = [self._backward(batch, len(micro_batches), batch is micro_batches[-1]) for batch in micro_batches]
-        gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
+        gradients = [p.grad for p in self.trained.parameters() if p.grad is not None]
         norm = torch.nn.utils.get_total_norm(gradients)
         per_sample = torch.cat([part.loss for part in losses])
         totals = [_total(part.loss for part in losses), _total(part.mse for part in losses)]
         has_vb = losses[0].vb is not None
         totals.append(_total(part.vb for part in losses if part.vb is not None))
+        totals.append(_total(part.align for part in losses if part.align is not None))
         finite = math.isfinite(grad_norm := float(norm)) and bool(torch.isfinite(per_sample).all())
         shared = self.world.sum([not finite, *_stops(stop_signal), *(v if math.isfinite(v) else 0.0 for v in totals)])
         bad, asked = shared[0] > 0, _signal_of(shared[1:3])
@@ -157,8 +178,10 @@ class Learner:
         self.steps_done = None
         if not bad:
             if config.clip_norm is not None:
-                torch.nn.utils.clip_grads_with_norm_(self.model.parameters(), config.clip_norm, norm)
+                torch.nn.utils.clip_grads_with_norm_(self.trained.parameters(), config.clip_norm, norm)
             self.optimizer.step(self.learning_rate(step))
+            if self.alignment is not None and self.alignment.optimizer is not None:
+                self.alignment.optimizer.step(self.learning_rate(step))
             if self.ema is not None and self.optimizer.average is not None:
                 self.ema.take(self.model, self.optimizer.average)
             elif self.ema is not None:
@@ -166,9 +189,10 @@ class Learner:
         if self.posthoc is not None:
             self.posthoc.update(self.model, step + 1)
         self.steps_done = step + 1
-        self.optimizer.zero_grad()
-        loss, mse, vb = (total / config.batch_size for total in shared[3:])
-        return StepReport(loss, mse, vb if has_vb else None, grad_norm, bad_samples, asked)
+        self.trained.zero_grad()
+        loss, mse, vb, align = (total / config.batch_size for total in shared[3:])
+        terms = {"vb": vb if has_vb else None, "align": align if self.alignment is not None else None}
+        return StepReport(loss, mse, grad_norm=grad_norm, bad_samples=bad_samples, signal=asked, **terms)
 
     def agree_on_signal(self, stop_signal: int) -> int:
         """The signal that asked any rank to stop, or 0; ``stop_signal`` is this rank's."""
@@ -179,7 +203,7 @@ class Learner:
         with self.network.no_sync() if distributed and not last else contextlib.nullcontext():  # type: ignore[operator]
             losses = self.losses(batch)
             (losses.loss.mean() / parts).backward()
-        return Losses(losses.loss.detach(), losses.mse.detach(), None if losses.vb is None else losses.vb.detach())
+        return losses.detached()
 
     def _bad_samples(self, micro_batches: list[Batch], per_sample: Tensor) -> tuple[int, ...]:
         """Indices, over all ranks, of samples with a non-finite loss; of the whole batch where only gradients are."""
@@ -192,7 +216,7 @@ class Learner:
     def weight_sum(self) -> Tensor:
         """[1] float64 on the CPU: equal on all ranks as long as their weights are."""
         with torch.no_grad():
-            return torch.stack([p.double().sum() for p in self.model.parameters()]).sum()[None].cpu()
+            return torch.stack([p.double().sum() for p in self.trained.parameters()]).sum()[None].cpu()
 
 
 def _distributed(model: nn.Module, world: World) -> nn.Module:

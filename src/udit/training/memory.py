@@ -25,6 +25,7 @@ from udit.nn.dropout import dropout_keys
 from udit.optim.groups import choices_of
 from udit.run.config import Run
 from udit.run.system import SystemConfig
+from udit.training.align import Alignment, chosen
 from udit.training.capacity import at_hand, shortage
 
 LARGE = 64
@@ -77,27 +78,36 @@ def estimate(run: Run, ranks: int = 1) -> Memory:
 
 def _counted(run: Run, ranks: int, batch: int) -> Memory:
     """What a step of ``batch`` images per backward pass allocates."""
-    config = run.training
+    config, aligned = run.training, None
+    if config.align is not None:
+        aligned = run.teacher(), *chosen(config.align, run.model)
     with FakeTensorMode(allow_non_fake_inputs=True):
         model = run.model.build()
         checkpoint_activations(model, config.checkpoint_activations)
-        denoiser = denoiser_of(SystemConfig.of(run), model.train())
+        alignment = aligned and Alignment(run, model.train(), *aligned, filled=False)
+        backbone = alignment.backbone(alignment.joined) if alignment else model.train()
+        whole = alignment.joined if alignment else model
+        denoiser = denoiser_of(SystemConfig.of(run), backbone)
         x0 = torch.empty(batch, run.model.in_channels, *run.model.size)
         y = torch.zeros(batch, dtype=torch.int64)
-        there = [*model.parameters(), *model.buffers(), x0, y]
-        parameters = [p for p in model.parameters() if p.requires_grad]
+        there = [*whole.parameters(), *model.buffers(), x0, y]
+        parameters = [p for p in whole.parameters() if p.requires_grad]
         optimizer = config.optimizer.build(model, choices_of(model), config.betas).bytes
+        optimizer += alignment.optimizer.bytes if alignment and alignment.optimizer else 0
         if config.accumulation > 1:
             for parameter in parameters:
                 parameter.grad = torch.empty_like(parameter)
                 there.append(parameter.grad)
         with dropout_keys(model, run.seed, range(batch)), _Living(there) as living:
             loss = objective_of(run)(denoiser, x0, y, range(batch)).loss.mean()
+            if alignment and aligned:
+                loss = loss + alignment.losses(torch.empty(batch, *aligned[0].shape)).mean()
             activations = living.bytes
             loss.backward()
-    weights, trained = _bytes(model.state_dict().values()), _bytes(parameters)
+    averaged, trained = _bytes(model.state_dict().values()), _bytes(parameters)
+    weights = _bytes(whole.state_dict().values())
     kept = trained * ((ranks > 1) + (config.accumulation > 1))
-    averages = weights + trained * len(config.posthoc_ema.sigma_rels if config.posthoc_ema else ())
+    averages = averaged + trained * len(config.posthoc_ema.sigma_rels if config.posthoc_ema else ())
     return Memory(
         batch=batch,
         weights=weights,

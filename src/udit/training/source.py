@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from udit.errors import UserError
 from udit.progress import progress_shown
 
 if TYPE_CHECKING:
+    from udit.data.cache_config import TeacherFacts
     from udit.data.sources import Source
     from udit.run.config import Run
 
@@ -19,9 +21,26 @@ def verified_source(run: Run, progress: bool = True) -> Source:
         progress: shows how far the check is.
 
     Raises:
-        UserError: there are none, or one of them cannot be read; names the first.
+        UserError: there are none, or one of them cannot be read; names the first. A vision model's features are asked
+            for, and there are none, or the network predicts those of another.
     """
+    if run.training.align is not None:
+        check_teacher(run.teacher(), run)
     with progress_shown(progress):
         source = run.source()
         source.verify()
     return source
+
+
+def check_teacher(teacher: TeacherFacts, run: Run) -> None:
+    """Refuses a vision model of another width than a network's own projectors predict.
+
+    Raises:
+        UserError: it is.
+    """
+    widths = run.model.aligned_widths
+    if widths not in (None, teacher.shape[:1]):
+        raise UserError(
+            f"model.projectors.widths is {list(widths or ())} and the features of {teacher.name} in the latent cache "
+            f"have {teacher.shape[0]} channels; set model.projectors.widths=[{teacher.shape[0]}]"
+        )
