@@ -36,6 +36,7 @@ CASES = {
     "U-REPA": [ALIGN, "training.align.manifold=3"],
 }
 """Overrides of the digits' recipe, by case; the teacher's features are in the same latent cache for all."""
+ORDER = [*((case, seed) for seed in SEEDS for case in ("without", "U-REPA")), *(("REPA", seed) for seed in SEEDS)]
 
 
 def main() -> None:
@@ -51,16 +52,14 @@ def main() -> None:
     if not (cache / MANIFEST).is_file():
         run = load_run("digits")
         encode(run, cache, teacher=load_teacher("efficientnet-lite0", run), shard_size=256)
-    for seed in SEEDS:
-        for case, words in CASES.items():
-            record = json.loads(RECORD.read_text(encoding="utf-8")) if RECORD.is_file() else {}
-            if f"{case}, seed {seed}" not in record:
-                out = asked.runs / f"{case}-{seed}"
-                record[f"{case}, seed {seed}"] = measure(
-                    [*words, f"seed={seed}", f"latents={cache}", f"out={out}"], out
-                )
-                RECORD.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
-                print(case, seed, record[f"{case}, seed {seed}"])
+    for case, seed in ORDER:
+        words = CASES[case]
+        record = json.loads(RECORD.read_text(encoding="utf-8")) if RECORD.is_file() else {}
+        if f"{case}, seed {seed}" not in record:
+            out = asked.runs / f"{case}-{seed}"
+            record[f"{case}, seed {seed}"] = measure([*words, f"seed={seed}", f"latents={cache}", f"out={out}"], out)
+            RECORD.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+            print(case, seed, record[f"{case}, seed {seed}"], flush=True)
 
 
 def measure(words: list[str], out: Path) -> dict[str, Any]:

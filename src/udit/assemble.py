@@ -6,7 +6,7 @@ import dataclasses
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from udit import rng
 from udit.data.codec import Codec, encode
+from udit.diffusion.beside import Beside
 from udit.diffusion.cache import StepCache
 from udit.diffusion.combine import rule_of
 from udit.diffusion.conditions import label_tensor, prepared
@@ -99,14 +100,15 @@ def fingerprint(model: nn.Module) -> str:
 class System:
     """A network with everything that sampling from it takes.
 
-    One evaluation passes up to six wrappers. From the network outwards, and where each is applied:
+    One evaluation passes up to seven wrappers. From the network outwards, and where each is applied:
 
     1. ``PrecomputedConditions`` looks up what depends on time and label alone: ``generate``, once per call.
-    2. ``StepCache.attach`` reuses the deep part's output: ``sample``, once per batch.
-    3. ``Preconditioned``, of EDM alone, scales the network's input and output: ``denoiser_of``.
-    4. ``Denoiser`` converts the time and turns the output into (x0, eps): ``denoiser_of``.
-    5. ``Guided`` combines two predictions: ``guided``; with ``keep_guidance`` it is ``CachedGuidance``: ``sample``.
-    6. ``respaced``, of ddpm and ddim, takes a part of the schedule's steps: the sampler, on all of the above.
+    2. ``Beside`` joins a condition to the noisy image: ``generate``, once per batch.
+    3. ``StepCache.attach`` reuses the deep part's output: ``sample``, once per batch.
+    4. ``Preconditioned``, of EDM alone, scales the network's input and output: ``denoiser_of``.
+    5. ``Denoiser`` converts the time and turns the output into (x0, eps): ``denoiser_of``.
+    6. ``Guided`` combines two predictions: ``guided``; with ``keep_guidance`` it is ``CachedGuidance``: ``sample``.
+    7. ``respaced``, of ddpm and ddim, takes a part of the schedule's steps: the sampler, on all of the above.
     """
 
     config: SystemConfig
@@ -251,6 +253,7 @@ class System:
         sampling: SamplingConfig | None = None,
         from_image: Tensor | None = None,
         strength: float = STRENGTH,
+        condition: Tensor | None = None,
         batch_size: int = 64,
         on_step: Callable[[int], object] | None = None,
     ) -> Iterator[Tensor]:
@@ -265,11 +268,12 @@ class System:
             sampling: sampler, steps, guidance and cache; the model's own setting if None.
             from_image: uint8 [N, C, H, W], an image to start from for each seed, of the size that the model draws.
             strength: the time to which they are noised, as a fraction: above 0 (they stay) to 1 (noise alone).
+            condition: float [N, Cc, H, W], of ``condition_of``, for a model that sees one beside the noisy image.
             batch_size: images at a time.
             on_step: called after every step with the number of images in the batch.
 
         Returns:
-            uint8 [b, C, H, W], batch after batch, sampled when they are iterated over.
+            uint8 [b, C, H, W], or float32 fields, batch after batch, sampled when they are iterated over.
 
         Raises:
             UserError: the sampler does not fit the model, guidance without a null label or of too many channels, labels
@@ -277,8 +281,27 @@ class System:
                 lacks, or images of another shape.
         """
         options: dict[str, Any] = {"from_image": from_image, "strength": strength, "batch_size": batch_size}
+        options |= {"condition": condition}
         steps = self.steps(seeds, labels, context=context, null=null, sampling=sampling, **options)
         return self._images(steps, on_step)
+
+    def condition_of(self, images: Tensor, *, before: Tensor | None = None, keys: Sequence[int] = ()) -> Tensor:
+        """What the network sees beside the noisy image, made of whole images as in training: [N, Cc, H, W].
+
+        Args:
+            images: uint8 or fields, [N, C, H, W]; of a model of next states, the states to go on from.
+            before: the states before ``images``, of a model of next states; then ``images`` is not looked at.
+            keys: N numbers by which rectangles are drawn that are to be filled in; 0, 1, ... if not given.
+
+        Raises:
+            UserError: the model sees nothing beside the noisy image.
+        """
+        if self.config.condition is None:
+            raise UserError("the model sees nothing beside the noisy image (data.condition); leave the condition out")
+        x0 = encode(self.codec, images)
+        state = x0 if before is None else encode(self.codec, before)
+        pairs = [(0, key) for key in keys or range(len(images))]
+        return self.config.condition.build()(x0, state, pairs)
 
     def _images(self, steps: Iterator[Step], on_step: Callable[[int], object] | None) -> Iterator[Tensor]:
         for step in steps:
@@ -297,6 +320,7 @@ class System:
         sampling: SamplingConfig | None = None,
         from_image: Tensor | None = None,
         strength: float = STRENGTH,
+        condition: Tensor | None = None,
         batch_size: int = 64,
     ) -> Iterator[Step]:
         """As ``generate``, and yields every step; a batch's last one (``index`` is ``total``) has what is decoded."""
@@ -309,8 +333,9 @@ class System:
         self.check_points(chosen)
         self._check_context(context, null, len(seeds))
         self._check_images(from_image, len(seeds))
+        self._check_condition(condition, len(seeds))
         start = None if from_image is None else (from_image, strength)
-        return self._steps(seeds, chosen, context, null, sampling or self.config.sampling, start, batch_size)
+        return self._steps(seeds, chosen, context, null, sampling or self.config.sampling, start, condition, batch_size)
 
     def _steps(
         self,
@@ -320,6 +345,7 @@ class System:
         null: Tensor | None,
         sampling: SamplingConfig,
         start_from: tuple[Tensor, float] | None,
+        condition: Tensor | None,
         batch_size: int,
     ) -> Iterator[Step]:
         """As ``steps``, which has checked the arguments."""
@@ -347,7 +373,10 @@ class System:
                 y = None if given is None else given[part].to(device)
                 origin = None if images is None else Origin(encode(codec, images[part].to(device)), strength)
                 options: dict[str, Any] = {"sampler": sampler, "steps": sampling.steps, "noise": noise, "cache": cache}
-                yield from sample(denoiser, noise(0), y=y, origin=origin, **options)
+                asked = denoiser
+                if condition is not None:
+                    asked = denoiser.with_network(partial(Beside, condition=condition[part].to(device)))
+                yield from sample(asked, noise(0), y=y, origin=origin, **options)
         finally:
             for network, training in zip(networks, were_training, strict=True):
                 network.train(training)
@@ -370,6 +399,17 @@ class System:
         if tuple(images.shape[1:]) != self.image_shape:
             given, wanted = ("{} channels of {}x{}".format(*shape) for shape in (images.shape[1:], self.image_shape))
             raise UserError(f"from_image has {given} pixels and the model draws {wanted}; crop and scale the images")
+
+    def _check_condition(self, condition: Tensor | None, count: int) -> None:
+        model = self.config.model
+        shape = [count, model.condition_channels, *model.size]
+        if condition is None and model.condition_channels:
+            raise UserError(
+                f"the model sees {model.condition_channels} channels beside the noisy image and was given none; pass "
+                "condition, of System.condition_of, or --condition FILE to `udit sample`"
+            )
+        if condition is not None and list(condition.shape) != shape:
+            raise UserError(f"condition is {list(condition.shape)} and the model takes {shape} for {count} images")
 
     def _check_context(self, context: Tensor | None, null: Tensor | None, count: int) -> None:
         shape = self.config.model.condition_shape

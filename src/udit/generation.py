@@ -11,6 +11,7 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from udit import __version__, dist
@@ -18,14 +19,15 @@ from udit.assemble import STRENGTH, System
 from udit.diffusion.config import SamplingConfig
 from udit.diffusion.sample import make_sampler
 from udit.dist import World
-from udit.errors import UserError, require_type
+from udit.errors import RunError, UserError, require_type
 from udit.evaluation import npz
 from udit.evaluation.sets import GRID
 from udit.exporting.engines import Graph
 from udit.exporting.find import EngineName, find_graph, load_graph
-from udit.images import grid, save_png, to_image
+from udit.files import whole_file
+from udit.images import grid, save_png, shown, to_image
 from udit.inputs import Context as Context
-from udit.inputs import StartImages, start_images, weaker_model
+from udit.inputs import StartImages, condition_images, start_images, weaker_model
 from udit.inputs import read_context as read_context
 from udit.interpolation import Between, Through, between
 from udit.progress import progress_bar
@@ -46,7 +48,7 @@ class Batch:
     """Images that were sampled together."""
 
     images: Tensor
-    """uint8 [b, C, H, W], on the CPU."""
+    """uint8 or float32 fields [b, C, H, W], on the CPU."""
     indices: list[int]
     """Of these images among all."""
     seeds: list[Seed]
@@ -76,6 +78,8 @@ class Generation:
     """What sampling starts from in place of noise."""
     strength: float = STRENGTH
     """Time to which those are noised, as a fraction."""
+    beside: StartImages | None = None
+    """Images of which the condition is made, for a model that sees one."""
 
     def __len__(self) -> int:
         """Number of images, over all ranks."""
@@ -105,6 +109,8 @@ class Generation:
             given |= {"context": self.context.of(own), "null": self.context.null}
         if self.start is not None:
             given |= {"from_image": self.start.of(own), "strength": self.strength}
+        if self.beside is not None:
+            given |= {"condition": self.system.condition_of(self.beside.of(own), keys=own)}
         show = progress and self.world.is_main
         with progress_bar(len(own) * self.evaluations(), "sample", "step", show=show) as bar:
             done = 0
@@ -116,7 +122,7 @@ class Generation:
                 done += len(images)
 
     def images(self, progress: bool = False) -> Tensor:
-        """All images, uint8 [N, C, H, W], on every rank."""
+        """All images, uint8 (or float32 fields) [N, C, H, W], on every rank."""
         return torch.cat(list(self._blocks(progress)))
 
     def save_pngs(self, folder: str | Path, progress: bool = False, *, overwrite: bool = False) -> None:
@@ -138,19 +144,19 @@ class Generation:
         with self.world.together():
             self.world.on_main(make_room, out, overwrite)
         common = self.settings()
-        shown: list[Tensor] = []
+        first: list[Tensor] = []
         for batch in self.batches(progress):
             for i, pixels in zip(batch.indices, batch.images, strict=True):
-                save_png(to_image(pixels), out / f"{i:06d}.png", common | self.settings_of(i))
+                save_png(to_image(shown(pixels[None])[0]), out / f"{i:06d}.png", common | self.settings_of(i))
                 if i < MAX_GRID_IMAGES:
-                    shown.append(pixels)
+                    first.append(pixels)
         count = min(len(self), MAX_GRID_IMAGES)
         with self.world.together():
-            images = self._in_order(torch.stack(shown) if shown else None, count)
+            images = self._in_order(torch.stack(first) if first else None, count)
         if self.world.is_main:
             titles, numbers = self.titles(count)
             columns = None if numbers or not titles else min(count, MAX_STRIP)
-            save_png(grid(images, titles, columns, numbers=numbers), out / GRID, common)
+            save_png(grid(shown(images), titles, columns, numbers=numbers), out / GRID, common)
 
     def titles(self, count: int) -> tuple[list[str], list[int]]:
         """Titles of the first images, and the labels that they stand for; of an interpolation no labels."""
@@ -167,14 +173,14 @@ class Generation:
     def save_npz(self, path: str | Path, progress: bool = False) -> tuple[int, ...]:
         """Writes all images to one ``.npz`` in ADM's format: ``arr_0`` uint8 [N, H, W, C], ``arr_1`` int64 [N] labels.
 
-        Images between classes have no labels.
+        Images between classes have no labels. Fields are written as ``fields``, float32 [N, C, H, W].
 
         Args:
             path: ends in ``.npz``; its folder is made if it is missing.
             progress: shows a progress bar.
 
         Returns:
-            The shape of ``arr_0``.
+            The shape of the array.
 
         Raises:
             UserError: the folder cannot be written to.
@@ -184,6 +190,11 @@ class Generation:
         with self.world.together():
             blocks = self._blocks(progress)
             first = next(blocks)
+            if first.is_floating_point():
+                fields = torch.cat([first, *blocks])
+                if self.world.is_main:
+                    write_fields(Path(path), fields.numpy())
+                return tuple(fields.shape)
             channels, height, width = first.shape[1:]
             parts = (block.numpy() for block in itertools.chain([first], blocks))
             if self.world.is_main:
@@ -217,6 +228,8 @@ class Generation:
         if self.start is not None:
             name = self.start.name(i)
             own |= {"strength": self.strength} | ({"from_image": name} if name else {})
+        if self.beside is not None and (name := self.beside.name(i)):
+            own |= {"condition": name}
         if self.context is not None:
             own |= {"context": self.context.name, "row": i % len(self.context.rows)}
         return own
@@ -248,10 +261,26 @@ class Generation:
             return own
         shape = torch.tensor((0, 0, 0) if own is None else own.shape[1:])
         full = self.world.gather(shape).max(dim=0).values.tolist()
-        padded = torch.zeros(-(-count // self.world.size), *full, dtype=torch.uint8)
+        floats = self.system.config.codec.kind == "field"
+        padded = torch.zeros(-(-count // self.world.size), *full, dtype=torch.float32 if floats else torch.uint8)
         if own is not None:
             padded[: len(own)] = own
         return self.world.gather(padded).transpose(0, 1).reshape(-1, *full)[:count]
+
+
+def write_fields(path: Path, fields: NDArray[np.float32]) -> None:
+    """Writes an ``.npz`` with ``fields``, completely or not at all.
+
+    Raises:
+        RunError: the file cannot be written.
+    """
+    try:
+        with whole_file(path, durable=False) as temporary, temporary.open("wb") as stream:
+            np.savez(stream, fields=fields)
+    except OSError as error:
+        raise RunError(
+            f"cannot write {path}: {error.strerror or error}; give a writable place with enough room"
+        ) from None
 
 
 def _point(what: str, value: Seed | Label) -> dict[str, Any]:
@@ -271,6 +300,7 @@ def generate(
     context: Context | str | Path | None = None,
     from_image: str | Path | Tensor | None = None,
     strength: float | None = None,
+    condition: str | Path | Tensor | None = None,
     autoguide: System | str | Path | float | None = None,
     batch_size: int = 64,
     device: str = "auto",
@@ -293,6 +323,8 @@ def generate(
             folder, or uint8 [M, C, H, W] (``start_images``).
         strength: of image to image: the time to which it is noised, as a fraction, above 0 (it stays) to 1 (noise
             alone); 0.6 if None.
+        condition: for a model that sees one beside the noisy image (``data.condition``): what it is made of, repeated
+            in turn; as ``from_image``, or an ``.npz`` of fields.
         autoguide: a weaker model that guidance compares with in place of the null label: a system, a folder, a hub id,
             or the length of a shorter EMA of the run (``weaker_model``).
         batch_size: images that are sampled together.
@@ -341,13 +373,20 @@ def generate(
             f"strength is {strength:g} and there is no image to start from; give one (--from-image), or leave it out"
         )
     start = None if from_image is None else start_images(from_image, system)
+    beside = None if condition is None else condition_images(condition, system)
     if seeds is None:
-        seeds = [*range(16 if start is None or len(start.pixels) == 1 else len(start.pixels))]
+        given = start or beside
+        seeds = [*range(16 if given is None or len(given.pixels) == 1 else len(given.pixels))]
     each = _labels(labels, seeds, system.config.classes)
     strength = STRENGTH if strength is None else strength
-    generation = Generation(system, seeds, each, chosen, vectors, batch_size, world, start, strength)
+    generation = Generation(system, seeds, each, chosen, vectors, batch_size, world, start, strength, beside)
     generation.evaluations()  # refuses a strength that leaves none, before a folder is made
     system.check_points(each)
+    if beside is None and system.config.model.condition_channels:
+        raise UserError(
+            f"the model sees a condition of {system.config.model.condition_channels} channels beside the noisy image "
+            "and was given none; pass condition, or --condition FILE to `udit sample`"
+        )
     return generation
 
 

@@ -7,7 +7,7 @@ import signal
 import sys
 import warnings
 import weakref
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from udit.data.fields import FieldSource
 from udit.data.latents import LatentCache
 from udit.data.order import Order, flips
 from udit.data.sources import Labels, Source
@@ -28,13 +29,15 @@ class Batch:
     """One micro-batch."""
 
     x: Tensor
-    """uint8 [B, C, H, W], or raw latents [B, c, h, w] of a cache"""
+    """uint8 [B, C, H, W], float32 fields, or raw latents [B, c, h, w] of a cache"""
     y: Tensor
     """int64 [B]"""
     ids: list[int]
     """Indices into the source."""
     positions: list[int]
     """Positions in the run's stream of images: the keys of everything drawn for each image."""
+    before: Tensor | None = None
+    """The states before, float32 [B, C, H, W], of a source that has them."""
     features: Tensor | None = None
     """A vision model's, float16 [B, Z, h, w], where they are asked for."""
 
@@ -143,10 +146,11 @@ class _Reader(Dataset["Batch | UserError"]):
         mirrored = flips(self.seed, positions) if self.flip else [False] * len(ids)
         try:
             x, features = self._read(ids, mirrored), self._features(ids, mirrored)
+            before = states_before(self.source, ids)
         except UserError as error:
             # as a value: an exception from a worker would be wrapped in its traceback
             return error
-        return Batch(torch.from_numpy(x), torch.from_numpy(self.source.labels[ids]), ids, positions, features)
+        return Batch(torch.from_numpy(x), torch.from_numpy(self.source.labels[ids]), ids, positions, before, features)
 
     def _read(self, ids: list[int], mirrored: list[bool]) -> NDArray[Any]:
         if isinstance(self.source, LatentCache):
@@ -161,6 +165,13 @@ class _Reader(Dataset["Batch | UserError"]):
         assert isinstance(self.source, LatentCache), "a vision model's features are in a latent cache"
         found = [self.source.features(i, turned) for i, turned in zip(ids, mirrored, strict=True)]
         return torch.from_numpy(np.stack(found))
+
+
+def states_before(source: Source, ids: Sequence[int]) -> Tensor | None:
+    """The states before those of a source, float32 [B, C, H, W]; None of a source without an order in time."""
+    if not isinstance(source, FieldSource) or source.before is None:
+        return None
+    return torch.from_numpy(source.fields[source.before[ids]])
 
 
 def _steps(reader: _Reader, jobs: _Jobs, workers: int) -> Batches:

@@ -16,7 +16,7 @@ from udit.spec.base import Spec
 from udit.spec.digest import FileFacts, Sha256
 
 PLAN, MANIFEST, INDEX = "plan.json", "manifest.json", "index.safetensors"
-FREE_DATA_KEYS = frozenset({"judge_share", "test_share", "flip"})
+FREE_DATA_KEYS = frozenset({"judge_share", "test_share", "flip", "condition"})
 """Of a run's data section: keys that may differ from the cache's, which holds all images."""
 FREE_CODEC_KEYS = frozenset({"source", "revision", "posterior", "slicing"})
 """Of a run's codec: keys that do not change the latents; sha256 says which VAE it is, wherever it is stored."""
@@ -93,6 +93,8 @@ class LatentPlan(Spec):
         values["codec"] = {key: value for key, value in values["codec"].items() if key not in FREE_CODEC_KEYS}
         if values["teacher"] is None:  # as older caches were all made
             del values["teacher"]
+        if values["data"].get("condition") is None:
+            values["data"].pop("condition", None)
         if values["data"].get("bits") == 16:  # as older caches were all made
             del values["data"]["bits"]
         if values["codec"].get("network") == "AutoencoderKL":  # older caches know no other

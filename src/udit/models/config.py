@@ -55,6 +55,13 @@ class ModelConfig(Spec):
     """The network's own unit of t: 0..999, 0..1, or the noise level sigma."""
     reversed_flow: bool = False
     """The network's flow runs the other way, as SiT's does: its t is 0 at noise and 1 at data, its output x0 - eps."""
+    condition_channels: NonNegativeInt = 0
+    """Channels of what it sees beside the noisy input (``data.condition``), behind those of the input."""
+
+    @property
+    def input_channels(self) -> int:
+        """Channels that the network takes: those of the noisy input, then those of the condition."""
+        return self.in_channels + self.condition_channels
 
     @property
     def out_channels(self) -> int:

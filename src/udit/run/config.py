@@ -18,7 +18,6 @@ from udit.spec.base import Seed, Spec, differing_keys, parse
 from udit.spec.words import Takes, shown
 
 if TYPE_CHECKING:
-    from udit.data.cache_config import TeacherFacts
     from udit.data.sources import Source
 
 
@@ -209,25 +208,6 @@ class Run(Spec):
         from udit.data.latents import LatentCache
 
         return LatentCache(self.latents)
-
-    def teacher(self) -> TeacherFacts:
-        """The vision model whose features the latent cache holds.
-
-        Raises:
-            UserError: there is no cache, or it has no such features.
-        """
-        from udit.data.latents import read_manifest
-
-        found = None if self.latents is None else read_manifest(self.latents).plan.teacher
-        if found is None:
-            where = (
-                "latents is not given" if self.latents is None else f"the latent cache {str(self.latents)!r} has none"
-            )
-            raise UserError(
-                f"training.align needs a vision model's features, and {where}; write them with `udit encode RECIPE "
-                "--teacher efficientnet-lite0 --out FOLDER` and give latents=FOLDER"
-            )
-        return found
 
     def plain(self) -> dict[str, Any]:
         """As nested dicts, lists and scalars, for YAML and JSON."""

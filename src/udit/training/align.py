@@ -29,6 +29,7 @@ from udit.optim.adamw import adamw
 from udit.optim.groups import choices_of
 from udit.optim.optimizer import Optimizer
 from udit.run.config import AlignConfig, Run
+from udit.training.source import teacher_of
 
 HIDDEN = 2048
 """Channels between a projector's matrices, as in REPA."""
@@ -69,7 +70,7 @@ def blocks_of(config: ModelConfig) -> list[Block]:
     dtype = torch.float32 if shape else torch.long
     y = None if shape is None else torch.zeros(1, *shape, dtype=dtype, device="meta")
     with torch.no_grad():
-        model(torch.empty(1, config.in_channels, *config.size, device="meta"), torch.zeros(1, device="meta"), y)
+        model(torch.empty(1, config.input_channels, *config.size, device="meta"), torch.zeros(1, device="meta"), y)
     return found
 
 
@@ -218,7 +219,7 @@ def alignment_of(run: Run, model: nn.Module) -> Alignment | None:
     """
     if run.training.align is None:
         return None
-    return Alignment(run, model, run.teacher(), *chosen(run.training.align, run.model))
+    return Alignment(run, model, teacher_of(run), *chosen(run.training.align, run.model))
 
 
 def resampled(features: Tensor, grid: tuple[int, int] | torch.Size) -> Tensor:

@@ -84,6 +84,8 @@ def encode(
             raise UserError(f"{name} is {count}; it counts images, at least 1")
     if run.latents is not None:
         raise UserError(f"latents is {str(run.latents)!r} and a new cache is written to {out}; leave latents out")
+    if run.codec.kind == "field":
+        raise UserError("data.kind is fields, which are read as they are; train without latents")
     root = Path(out).expanduser()
     joined: AbstractContextManager[dist.World] = nullcontext(world) if world else dist.joined(device)
     with joined as world, world.together(), progress_shown(progress):

@@ -176,7 +176,8 @@ class RunFiles:
             self._open_events(step - 1)
         run, system = self.run, self._averaged(step)
         with by_product(f"the sample grid of step {step}"):
-            preview.save_grid(system, run.out / "samples" / f"step-{step:08d}.png", run.seed)
+            condition = preview.some_condition(system, self.source, self.parts, run.seed)
+            preview.save_grid(system, run.out / "samples" / f"step-{step:08d}.png", run.seed, condition)
         with by_product(f"the validation loss of step {step}"):
             return preview.validation_loss(system, self.source, self.parts.test, run.seed)
         return None

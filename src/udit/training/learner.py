@@ -17,6 +17,7 @@ from torch.nn.parallel import DistributedDataParallel
 from udit.assemble import denoiser_of, objective_of
 from udit.checkpoint import Checkpoint
 from udit.data.batches import Batch
+from udit.diffusion.beside import Beside
 from udit.diffusion.objective import Losses
 from udit.dist import World
 from udit.errors import UserError
@@ -43,6 +44,7 @@ class Learner:
         self.run, self.world = run, world
         self.codec = run.codec.build()
         self.objective = objective_of(run)
+        self.condition = run.data.condition.build() if run.data.condition else None
         self.model = build(run.model, seed=run.seed, device=device)
         checkpoint_activations(self.model, config.checkpoint_activations)
         choices = choices_of(self.model, config.groups, config.lr_layer_decay, config.weight_decay)
@@ -146,8 +148,13 @@ class Learner:
         Every random number is keyed by (seed, position in the run).
         """
         x0 = self.encode(batch)
+        denoiser = self.denoiser
+        if self.condition is not None:
+            before = None if batch.before is None else self.codec.normalise(batch.before.to(self.world.device))
+            beside = self.condition(x0, before, [(self.run.seed, position) for position in batch.positions])
+            denoiser = denoiser.with_network(lambda network: Beside(network, beside))
         with dropout_keys(self.model, self.run.seed, batch.positions):
-            losses = self.objective(self.denoiser, x0, batch.y, batch.positions)
+            losses = self.objective(denoiser, x0, batch.y, batch.positions)
         if self.alignment is None:
             return losses
         assert batch.features is not None, "batches of a run that aligns"

@@ -18,6 +18,7 @@ from torch.utils._pytree import tree_leaves
 from udit.assemble import denoiser_of, objective_of
 from udit.data.batches import share_of
 from udit.data.describe import describe
+from udit.diffusion.beside import Beside
 from udit.dist import find_device, launched, launched_here
 from udit.errors import UserError
 from udit.models.build import checkpoint_activations
@@ -27,6 +28,7 @@ from udit.run.config import Run
 from udit.run.system import SystemConfig
 from udit.training.align import Alignment, chosen
 from udit.training.capacity import at_hand, shortage
+from udit.training.source import teacher_of
 
 LARGE = 64
 """Images per backward pass from which on the memory is extrapolated."""
@@ -80,7 +82,7 @@ def _counted(run: Run, ranks: int, batch: int) -> Memory:
     """What a step of ``batch`` images per backward pass allocates."""
     config, aligned = run.training, None
     if config.align is not None:
-        aligned = run.teacher(), *chosen(config.align, run.model)
+        aligned = teacher_of(run), *chosen(config.align, run.model)
     with FakeTensorMode(allow_non_fake_inputs=True):
         model = run.model.build()
         checkpoint_activations(model, config.checkpoint_activations)
@@ -89,6 +91,9 @@ def _counted(run: Run, ranks: int, batch: int) -> Memory:
         whole = alignment.joined if alignment else model
         denoiser = denoiser_of(SystemConfig.of(run), backbone)
         x0 = torch.empty(batch, run.model.in_channels, *run.model.size)
+        if run.model.condition_channels:
+            beside = torch.empty(batch, run.model.condition_channels, *run.model.size)
+            denoiser = denoiser.with_network(lambda network: Beside(network, beside))
         y = torch.zeros(batch, dtype=torch.int64)
         there = [*whole.parameters(), *model.buffers(), x0, y]
         parameters = [p for p in whole.parameters() if p.requires_grad]

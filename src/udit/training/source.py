@@ -25,20 +25,38 @@ def verified_source(run: Run, progress: bool = True) -> Source:
             for, and there are none, or the network predicts those of another.
     """
     if run.training.align is not None:
-        check_teacher(run.teacher(), run)
+        check_teacher(run)
     with progress_shown(progress):
         source = run.source()
         source.verify()
     return source
 
 
-def check_teacher(teacher: TeacherFacts, run: Run) -> None:
-    """Refuses a vision model of another width than a network's own projectors predict.
+def teacher_of(run: Run) -> TeacherFacts:
+    """The vision model whose features the latent cache of a run holds.
 
     Raises:
-        UserError: it is.
+        UserError: there is no cache, or it has no such features.
     """
-    widths = run.model.aligned_widths
+    from udit.data.latents import read_manifest
+
+    found = None if run.latents is None else read_manifest(run.latents).plan.teacher
+    if found is None:
+        where = "latents is not given" if run.latents is None else f"the latent cache {str(run.latents)!r} has none"
+        raise UserError(
+            f"training.align needs a vision model's features, and {where}; write them with `udit encode RECIPE "
+            "--teacher efficientnet-lite0 --out FOLDER` and give latents=FOLDER"
+        )
+    return found
+
+
+def check_teacher(run: Run) -> None:
+    """Refuses a run that aligns without features, or with those of another width than a network's own projectors.
+
+    Raises:
+        UserError: it does.
+    """
+    teacher, widths = teacher_of(run), run.model.aligned_widths
     if widths not in (None, teacher.shape[:1]):
         raise UserError(
             f"model.projectors.widths is {list(widths or ())} and the features of {teacher.name} in the latent cache "

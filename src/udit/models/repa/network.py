@@ -42,7 +42,7 @@ class REPA(nn.Module):
         super().__init__()
         self.config = config
         width, area, projectors = config.width, config.patch**2, config.projectors
-        self.embed = nn.Linear(config.in_channels * area, width)
+        self.embed = nn.Linear(config.input_channels * area, width)
         self.conditioner = VectorConditioner(width, config.num_classes)
         self.blocks = module_list(
             AdaLNBlock(Attention(width, config.heads), config.ffn.build(width), width) for _ in range(config.depth)
