@@ -21,7 +21,21 @@ FILES = sorted(ROOT.rglob("*.py"))
 
 ORDER = (
     *("errors", "progress", "spec", "interpolation", "rng", "files", "record", "hub", "dist", "images", "checkpoint"),
-    *("ops", "nn", "models", "diffusion", "data", "optim", "demos", "run", "assemble", "analysis", "rollout", "store"),
+    *(
+        "ops",
+        "nn",
+        "models",
+        "diffusion",
+        "data",
+        "optim",
+        "demos",
+        "run",
+        "fingerprints",
+        "assemble",
+        "analysis",
+        "rollout",
+        "store",
+    ),
     *("exporting", "convert", "parity", "training", "evaluation", "scoring", "tuning", "inputs", "target"),
     *("generation", "publishing", "rehearsal", "benchmarking", "diagnosis", "serving", "studio", "cli", "__main__"),
 )

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, partial
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from udit import rng
 from udit.data.codec import Codec, encode
-from udit.diffusion.beside import Beside
+from udit.diffusion.beside import Beside, check_condition
 from udit.diffusion.cache import StepCache
 from udit.diffusion.combine import rule_of
 from udit.diffusion.conditions import label_tensor, prepared
@@ -25,6 +24,8 @@ from udit.diffusion.objective import Objective
 from udit.diffusion.origin import Origin
 from udit.diffusion.sample import SeededNoise, Step, make_sampler, sample
 from udit.errors import UserError
+from udit.fingerprints import Fingerprinted
+from udit.fingerprints import fingerprint as fingerprint
 from udit.interpolation import Between
 from udit.models.build import fuse
 from udit.models.config import ModelConfig
@@ -76,24 +77,6 @@ def step_cache(model: ModelConfig, sampling: SamplingConfig) -> StepCache | None
         )
     final_time = {"index": 20.0, "unit": 0.02, "sigma": 0.02 / 0.98}[model.time]
     return StepCache(sampling.cache, final_time, forecast=sampling.forecast, guidance=sampling.keep_guidance)
-
-
-@runtime_checkable
-class Fingerprinted(Protocol):
-    """A backbone that holds no weights itself and knows the fingerprint of those it was made of: an exported graph."""
-
-    fingerprint: str
-
-
-def fingerprint(model: nn.Module) -> str:
-    """First 16 hex digits of a sha256 over all weights, by name; of an exported graph, that of its model's weights."""
-    if isinstance(model, Fingerprinted):
-        return model.fingerprint
-    digest = hashlib.sha256()
-    for name, tensor in sorted(model.state_dict().items()):
-        digest.update(name.encode())
-        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()[:16]
 
 
 @dataclass(frozen=True)
@@ -333,7 +316,8 @@ class System:
         self.check_points(chosen)
         self._check_context(context, null, len(seeds))
         self._check_images(from_image, len(seeds))
-        self._check_condition(condition, len(seeds))
+        model = self.config.model
+        check_condition(condition, (len(seeds), model.condition_channels, *model.size))
         start = None if from_image is None else (from_image, strength)
         return self._steps(seeds, chosen, context, null, sampling or self.config.sampling, start, condition, batch_size)
 
@@ -399,17 +383,6 @@ class System:
         if tuple(images.shape[1:]) != self.image_shape:
             given, wanted = ("{} channels of {}x{}".format(*shape) for shape in (images.shape[1:], self.image_shape))
             raise UserError(f"from_image has {given} pixels and the model draws {wanted}; crop and scale the images")
-
-    def _check_condition(self, condition: Tensor | None, count: int) -> None:
-        model = self.config.model
-        shape = [count, model.condition_channels, *model.size]
-        if condition is None and model.condition_channels:
-            raise UserError(
-                f"the model sees {model.condition_channels} channels beside the noisy image and was given none; pass "
-                "condition, of System.condition_of, or --condition FILE to `udit sample`"
-            )
-        if condition is not None and list(condition.shape) != shape:
-            raise UserError(f"condition is {list(condition.shape)} and the model takes {shape} for {count} images")
 
     def _check_context(self, context: Tensor | None, null: Tensor | None, count: int) -> None:
         shape = self.config.model.condition_shape

@@ -3,28 +3,26 @@
 from __future__ import annotations
 
 import itertools
-import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from udit import __version__, dist
 from udit.assemble import STRENGTH, System
+from udit.data.fields import write_fields
 from udit.diffusion.config import SamplingConfig
 from udit.diffusion.sample import make_sampler
 from udit.dist import World
-from udit.errors import RunError, UserError, require_type
+from udit.errors import UserError, require_type
 from udit.evaluation import npz
 from udit.evaluation.sets import GRID
 from udit.exporting.engines import Graph
 from udit.exporting.find import EngineName, find_graph, load_graph
-from udit.files import whole_file
 from udit.images import grid, save_png, shown, to_image
 from udit.inputs import Context as Context
 from udit.inputs import StartImages, condition_images, start_images, weaker_model
@@ -35,9 +33,9 @@ from udit.rng import Seed, seeds_of
 from udit.run.classes import Classes, Label
 from udit.store import load
 from udit.target import make_room, prepare
-from udit.tuning.quality import Level, Quality, Scored, default
+from udit.tuning.levels import qualities as qualities
+from udit.tuning.quality import Level
 
-logger = logging.getLogger(__name__)
 MAX_GRID_IMAGES = 100
 MAX_STRIP = 16
 """Most images of an interpolation that a grid has in one row."""
@@ -268,21 +266,6 @@ class Generation:
         return self.world.gather(padded).transpose(0, 1).reshape(-1, *full)[:count]
 
 
-def write_fields(path: Path, fields: NDArray[np.float32]) -> None:
-    """Writes an ``.npz`` with ``fields``, completely or not at all.
-
-    Raises:
-        RunError: the file cannot be written.
-    """
-    try:
-        with whole_file(path, durable=False) as temporary, temporary.open("wb") as stream:
-            np.savez(stream, fields=fields)
-    except OSError as error:
-        raise RunError(
-            f"cannot write {path}: {error.strerror or error}; give a writable place with enough room"
-        ) from None
-
-
 def _point(what: str, value: Seed | Label) -> dict[str, Any]:
     """A seed or a label as a PNG records it; of a point between two, both and the share of the second."""
     if not isinstance(value, Between):
@@ -399,26 +382,3 @@ def _labels(
     if wanted is None and classes.trained > 1 and any(isinstance(seed, Between) for seed in seeds):
         raise UserError("an interpolation between seeds shows one class, and none is named; give labels")
     return classes.each(wanted, len(seeds))
-
-
-def qualities(folder: Path | None, system: System) -> dict[Level, SamplingConfig]:
-    """The settings that were tuned for a model, or the default ones of its noising process.
-
-    Args:
-        folder: of the model, which may hold ``quality.json``; None where it has none.
-        system: the model.
-    """
-    levels: tuple[Level, ...] = get_args(Level)
-    tuned = None if folder is None else Quality.read(folder)
-    if tuned is None:
-        found = {level: default(level, system.config.sampling, system.config.diffusion) for level in levels}
-        where = f" beside {folder}" if folder is not None else ""
-        listed = ", ".join(f"{level} is {each.sampler}, {each.steps} steps" for level, each in found.items())
-        logger.info("no quality.json%s: %s (`udit tune` finds better)", where, listed)
-        return found
-    if not system.has_weights(tuned.weights):
-        logger.warning("quality.json was tuned for other weights, of step %s; run `udit tune` again", tuned.step)
-    if tuned.warning:
-        logger.warning("quality.json was chosen by a %s", tuned.warning)
-    scored: dict[Level, Scored] = {level: getattr(tuned, level) for level in levels}
-    return {level: each.sampling for level, each in scored.items()}

@@ -16,7 +16,8 @@ from udit.data.npz import _array as array_of
 from udit.data.npz import _header as header_of
 from udit.data.npz import _opened as opened
 from udit.data.sources import Labels
-from udit.errors import UserError
+from udit.errors import RunError, UserError
+from udit.files import whole_file
 
 FIELDS, TRAJECTORY, TEST = "fields", "trajectory", "test_"
 Floats = NDArray[np.float32]
@@ -139,6 +140,21 @@ def read_fields(path: Path) -> Floats:
         if FIELDS not in keys_of(archive):
             raise UserError(f"{path} holds {', '.join(sorted(keys_of(archive)))}; it needs an array named {FIELDS}")
         return _fields(array_of(archive, path, FIELDS), path, FIELDS)
+
+
+def write_fields(path: Path, fields: Floats) -> None:
+    """Writes an ``.npz`` with ``fields``, completely or not at all.
+
+    Raises:
+        RunError: the file cannot be written.
+    """
+    try:
+        with whole_file(path, durable=False) as temporary, temporary.open("wb") as stream:
+            np.savez(stream, fields=fields)
+    except OSError as error:
+        raise RunError(
+            f"cannot write {path}: {error.strerror or error}; give a writable place with enough room"
+        ) from None
 
 
 def keys_of(archive: zipfile.ZipFile) -> set[str]:

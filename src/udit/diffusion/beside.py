@@ -5,6 +5,7 @@ The condition is further channels of the input, which stay as they are at every 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -12,6 +13,7 @@ from torch import Tensor
 
 from udit.diffusion.cache import SplitBackbone
 from udit.diffusion.denoiser import Backbone
+from udit.errors import UserError
 
 
 class Beside:
@@ -40,3 +42,18 @@ class Beside:
         """[B, C, H, W] -> [B, C + Cc, H, W]."""
         image = self.image.to(x.dtype).repeat(len(x) // len(self.image), 1, 1, 1)
         return torch.cat([x, image], dim=1)
+
+
+def check_condition(condition: Tensor | None, shape: Sequence[int]) -> None:
+    """Refuses a condition of another shape than [B, Cc, H, W], and none where a network sees Cc channels.
+
+    Raises:
+        UserError: it is.
+    """
+    if condition is None and shape[1]:
+        raise UserError(
+            f"the model sees {shape[1]} channels beside the noisy image and was given none; pass condition, of "
+            "System.condition_of, or --condition FILE to `udit sample`"
+        )
+    if condition is not None and list(condition.shape) != list(shape):
+        raise UserError(f"condition is {list(condition.shape)} and the model takes {list(shape)} for {shape[0]} images")

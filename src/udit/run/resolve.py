@@ -195,7 +195,7 @@ def codec(draft: Draft) -> None:
 
     data, section = draft.values["data"], draft.values.get("codec", {})
     if isinstance(data, FieldsData):
-        section = {"kind": "field"} if section in ({}, None) else section
+        section = {"kind": "field", **_keys(section)}
     found = codec_from(section)
     if isinstance(found, FieldCodec) and isinstance(data, FieldsData) and None in (found.mean, found.std):
         from udit.data.fields import statistics
