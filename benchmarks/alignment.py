@@ -28,7 +28,7 @@ from udit.training.trainer import Trainer
 
 RECORD = Path(__file__).with_suffix(".json")
 SEEDS = (0, 1, 2)
-STEPS = 400
+STEPS = 200
 ALIGN = "training.align.hidden=256"
 CASES = {
     "without": [],
@@ -64,7 +64,7 @@ def main() -> None:
 
 def measure(words: list[str], out: Path) -> dict[str, Any]:
     """Trains and scores one run; resumes if it was interrupted."""
-    run = load_run("digits", ["model=U-DiT-tiny", f"training.steps={STEPS}", "training.save_every=100", *words])
+    run = load_run("digits", ["model=U-DiT-tiny", f"training.steps={STEPS}", "training.save_every=50", *words])
     began, seconds, steps = time.process_time(), 0.0, 0
     for _ in Trainer(run, dist.World()).steps():
         steps += 1

@@ -31,7 +31,7 @@ SIDE, STATES, TRAIN, TEST = 32, 21, 60, 12
 """Points along each axis; states of a trajectory; trajectories."""
 VISCOSITY, BETWEEN, INNER = 0.05, 0.15, 30
 """Of the flow; time between two states, and steps of the solver in it."""
-STEPS, BATCH = 300, 16
+STEPS, BATCH = 150, 16
 MODELS: dict[str, dict[str, Any]] = {
     "PDE-Transformer": {
         "family": "PDE-Transformer", "width": 32, "heads": 4, "depths": [1, 2, 2, 2, 1], "patch": 2, "window": 4,
