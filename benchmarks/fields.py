@@ -34,7 +34,12 @@ VISCOSITY, BETWEEN, INNER = 0.05, 0.15, 30
 STEPS, BATCH = 150, 16
 MODELS: dict[str, dict[str, Any]] = {
     "PDE-Transformer": {
-        "family": "PDE-Transformer", "width": 32, "heads": 4, "depths": [1, 2, 2, 2, 1], "patch": 2, "window": 4,
+        "family": "PDE-Transformer",
+        "width": 32,
+        "heads": 4,
+        "depths": [1, 2, 2, 2, 1],
+        "patch": 2,
+        "window": 4,
     },
     "U-DiT": {"family": "U-DiT", "width": 24, "heads": 2, "depths": [1, 1, 1]},
     "U-Net (ADM)": {"family": "ADM", "width": 32, "channel_mult": [1, 2], "res_blocks": 1, "attention_factors": []},
@@ -106,8 +111,15 @@ def measure(model: dict[str, Any], path: Path, out: Path) -> dict[str, Any]:
             "model": {**model, "num_classes": 0},
             "diffusion": {"kind": "flow", "predict": "x0", "density": "logit-normal", "density_mean": 1.0},
             "training": {
-                "steps": STEPS, "batch_size": BATCH, "lr": 1e-3, "lr_warmup": 50, "ema_decay": 0.99, "clip_norm": 1.0,
-                "lr_schedule": "cosine", "save_every": 100, "sample_every": STEPS,
+                "steps": STEPS,
+                "batch_size": BATCH,
+                "lr": 2e-3,
+                "lr_warmup": 20,
+                "ema_decay": 0.99,
+                "clip_norm": 1.0,
+                "lr_schedule": "cosine",
+                "save_every": 100,
+                "sample_every": STEPS,
             },
             "sampling": {"sampler": "flow-euler", "steps": 2},
         }

@@ -199,6 +199,7 @@ def test_a_missing_or_needless_condition_is_one_line(tmp_path: Path, one_line: O
             "condition is [2, 2, 8, 8] and the model takes [1",
         ),
         (lambda: next(roll_out(system, torch.zeros(1, 1, 8, 8), 1)), "states are float32 [1, 1, 8, 8]"),
+        (lambda: udit.export(system, "onnx", tmp_path / "graph"), "exports do not have yet"),
         (lambda: udit.generate("demo:digits", condition=tmp_path / "w.npz"), "sees nothing beside the noisy image"),
     ]
     for ask, told in asked:

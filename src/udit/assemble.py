@@ -169,7 +169,7 @@ class System:
         """
         own, other = self.config, weak.config
         for what, mine, its in (
-            ("channels", own.model.in_channels, other.model.in_channels),
+            ("channels", own.model.input_channels, other.model.input_channels),
             ("size", own.model.size, other.model.size),
             ("number of classes", own.model.num_classes, other.model.num_classes),
             ("condition", own.model.condition_shape, other.model.condition_shape),
