@@ -112,10 +112,11 @@ def test_alignment_is_trained_and_stays_out_of_the_model(data: list[str], tmp_pa
     train(tmp_path / "with", *data, *U, "training.steps=3")
     train(tmp_path / "without", *data, "model.depths=[1,1,1]", "training.steps=3")
     lines = metrics(tmp_path / "with")
-    assert all(line["loss"] == pytest.approx(line["mse"] + line.get("vb", 0) + line["align"]) for line in lines)
+    assert all(-0.5 <= line["align"] <= 0.5 + 0.5 * 3 * 4 for line in lines)
     assert "align" not in metrics(tmp_path / "without")[0]
-    first = [metrics(tmp_path / name)[0]["mse"] for name in ("with", "without")]
-    assert first[0] == first[1], "the network starts, and is asked, as without"
+    first = [metrics(tmp_path / name)[0] for name in ("with", "without")]
+    assert first[0]["loss"] == first[1]["loss"], "the network starts, and is asked, as without"
+    assert first[0]["grad_norm"] > first[1]["grad_norm"]
     tensors = [load_file(tmp_path / name / "model" / "model.safetensors") for name in ("with", "without")]
     assert tensors[0].keys() == tensors[1].keys()
     assert any(not torch.equal(tensor, tensors[1][key]) for key, tensor in tensors[0].items())
