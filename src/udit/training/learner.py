@@ -26,8 +26,8 @@ from udit.nn.dropout import dropout_keys
 from udit.optim.groups import choices_of
 from udit.run.config import Run
 from udit.run.system import SystemConfig
-from udit.training.align import alignment_of
 from udit.training.alarms import Bounds
+from udit.training.align import alignment_of
 from udit.training.ema import EMA, decay_at
 from udit.training.posthoc import PowerAverages
 from udit.training.records import StepReport
