@@ -21,8 +21,9 @@ from udit.diffusion.alignment import alignment_loss, manifold_loss
 from udit.errors import UserError
 from udit.evaluation.teachers import load_teacher
 from udit.models.catalog import find
-from udit.run.config import AlignConfig, Run
-from udit.training.align import alignment_of, blocks_of, chosen, resampled
+from udit.run.config import AlignConfig
+from udit.run.recipes import load_run
+from udit.training.align import blocks_of, chosen, resampled
 from udit.training.encoding import encode
 from udit.training.memory import estimate
 from udit.training.trainer import Trainer
@@ -148,43 +149,21 @@ def test_recomputed_activations_give_the_same_gradients(data: list[str], tmp_pat
 
 
 def test_repa_keeps_its_own_projectors(data: list[str], tmp_path: Path, one_line: OneLine) -> None:
-    words = [*data, "model.name=REPA-tiny", "diffusion.kind=flow", "sampling.sampler=flow-euler", "training.steps=2"]
-    words += ["model.depths=[]", "training.align.weight=0.5"]
-    words.remove("model.depths=[]")
-    run = repa_run(tmp_path / "a", *words)
+    words = [*data, "model=REPA-tiny", "training.steps=2", "training.batch_size=6", "training.align.weight=0.5"]
+    words += [f"out={tmp_path / 'run'}", "sampling.steps=1"]
     with pytest.raises(UserError) as refused:
-        Trainer(run, dist.World())
+        Trainer(load_run("digits", words), dist.World())
     assert "set model.projectors.widths=[5]" in one_line(refused.value)
-    fitting = repa_run(tmp_path / "b", *words, "model.projectors.widths=[5]")
-    Trainer(fitting, dist.World()).train(progress=False)
-    held = load_file(tmp_path / "b" / "model" / "model.safetensors")
-    raw = load_file(tmp_path / "b" / "model" / "model.raw.safetensors")
-    start = alignment_of(fitting, fitting.model.build().to_empty(device="cpu"))
-    assert start is not None
-    assert start.tensors() == {}
-    assert held["projectors.0.4.weight"].shape[0] == 5
-    assert raw["projectors.0.4.bias"].abs().max() > 0, "projectors are trained"
-    assert not list((tmp_path / "b" / "checkpoints").glob("*/projector*"))
-
-
-def repa_run(out: Path, *words: str) -> Run:
-    from udit.run.recipes import load_run
-
-    small = ["training.batch_size=6", "model.family=REPA"]
-    recipe = out.parent / "repa.yaml"
-    recipe.write_text(
-        "model: REPA-tiny\n"
-        + "".join(
-            line + "\n"
-            for line in Path(RECIPE).read_text().splitlines()
-            if not line.startswith(
-                ("model:", "  family", "  width", "  heads", "  depths", "diffusion:", "  kind: ddpm")
-            )
-        )
-    )
-    return load_run(
-        str(recipe), [f"out={out}", small[0], *(word for word in words if not word.startswith("model.name"))]
-    )
+    run = load_run("digits", [*words, "model.projectors.widths=[5]"])
+    trainer = Trainer(run, dist.World())
+    before = {name: tensor.clone() for name, tensor in trainer.learner.model.state_dict().items()}
+    assert trainer.learner.alignment is not None
+    assert trainer.learner.alignment.tensors() == {}
+    trainer.train(progress=False)
+    after = load_file(tmp_path / "run" / "model" / "model.raw.safetensors")
+    assert after.keys() == before.keys(), "the model has its projectors, and no other"
+    for name in ("projectors.0.0.weight", "projectors.0.4.bias"):
+        assert not torch.equal(after[name], before[name]), "they are trained"
 
 
 def test_what_cannot_be_aligned_is_one_line(data: list[str], tmp_path: Path, one_line: OneLine) -> None:

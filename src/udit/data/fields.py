@@ -127,7 +127,12 @@ def statistics(data: FieldsData) -> tuple[tuple[float, ...], tuple[float, ...]]:
             f"channel {std.index(0)} of {FIELDS} in {path} is {mean[std.index(0)]:g} everywhere; leave it out, or give "
             "codec.mean and codec.std"
         )
-    return tuple(mean), tuple(std)
+    return tuple(_rounded(mean)), tuple(_rounded(std))
+
+
+def _rounded(numbers: list[float]) -> list[float]:
+    """Six digits, so that a run is the same one on processors that sum in another order."""
+    return [float(f"{number:.6g}") for number in numbers]
 
 
 def read_fields(path: Path) -> Floats:
