@@ -31,7 +31,7 @@ SIDE, STATES, TRAIN, TEST = 32, 21, 60, 12
 """Points along each axis; states of a trajectory; trajectories."""
 VISCOSITY, BETWEEN, INNER = 0.05, 0.15, 30
 """Of the flow; time between two states, and steps of the solver in it."""
-STEPS, BATCH = 150, 16
+STEPS, BATCH = 100, 16
 MODELS: dict[str, dict[str, Any]] = {
     "PDE-Transformer": {
         "family": "PDE-Transformer",
@@ -118,7 +118,7 @@ def measure(model: dict[str, Any], path: Path, out: Path) -> dict[str, Any]:
                 "ema_decay": 0.99,
                 "clip_norm": 1.0,
                 "lr_schedule": "cosine",
-                "save_every": 100,
+                "save_every": 25,
                 "sample_every": STEPS,
             },
             "sampling": {"sampler": "flow-euler", "steps": 2},

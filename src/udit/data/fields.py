@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import zipfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -40,8 +41,8 @@ class FieldSource:
         self.before: Labels | None = self.rows - 1 if ordered else None
         """Row of the state before each image; None where the order does not count."""
         self.labels = np.zeros(len(self.rows), np.int64)
-        self.names = Names(f"field {row} of trajectory {trajectory[row]}" for row in self.rows)
-        self.held_out = np.flatnonzero(self.rows >= len(fields) - held_out)
+        self.names: Sequence[str] = Names(f"field {row} of trajectory {trajectory[row]}" for row in self.rows)
+        self.held_out: Labels = np.flatnonzero(self.rows >= len(fields) - held_out).astype(np.int64)
         digest = hashlib.sha256(repr((fields.shape, ordered)).encode())
         for array in (fields, trajectory.astype("<i8"), np.array(held_out, "<i8")):
             digest.update(np.ascontiguousarray(array).data)
