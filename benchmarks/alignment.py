@@ -46,7 +46,7 @@ def main() -> None:
     parser.add_argument("--runs", type=Path, default=Path("runs/alignment"), help="where cache and run folders are")
     asked = parser.parse_args()
     if asked.table:
-        print(table(json.loads(RECORD.read_text(encoding="utf-8"))))
+        print(table(read()))
         return
     cache = asked.runs / "cache"
     if not (cache / MANIFEST).is_file():
@@ -54,12 +54,18 @@ def main() -> None:
         encode(run, cache, teacher=load_teacher("efficientnet-lite0", run), shard_size=256)
     for case, seed in ORDER:
         words = CASES[case]
-        record = json.loads(RECORD.read_text(encoding="utf-8")) if RECORD.is_file() else {}
-        if f"{case}, seed {seed}" not in record:
+        if f"{case}, seed {seed}" not in read():
             out = asked.runs / f"{case}-{seed}"
-            record[f"{case}, seed {seed}"] = measure([*words, f"seed={seed}", f"latents={cache}", f"out={out}"], out)
-            RECORD.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
-            print(case, seed, record[f"{case}, seed {seed}"], flush=True)
+            measured = measure([*words, f"seed={seed}", f"latents={cache}", f"out={out}"], out)
+            RECORD.write_text(
+                json.dumps(read() | {f"{case}, seed {seed}": measured}, indent=1) + "\n", encoding="utf-8"
+            )
+            print(case, seed, measured, flush=True)
+
+
+def read() -> dict[str, Any]:
+    """The measurements so far."""
+    return json.loads(RECORD.read_text(encoding="utf-8")) if RECORD.is_file() else {}
 
 
 def measure(words: list[str], out: Path) -> dict[str, Any]:
