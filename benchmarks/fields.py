@@ -181,11 +181,13 @@ def table(record: dict[str, Any]) -> str:
     """A row for each step."""
     names = [name for name in ("nothing moves", *MODELS) if name in record]
     lines = ["| step | " + " | ".join(names) + " |", "| ---: |" + " ---: |" * len(names)]
-    for step in range(STATES - 1):
-        lines.append(f"| {step + 1} | " + " | ".join(f"{record[name]['errors'][step]:.3f}" for name in names) + " |")
+    lines += [
+        f"| {step + 1} | " + " | ".join(f"{record[name]['errors'][step]:.3f}" for name in names) + " |"
+        for step in range(STATES - 1)
+    ]
     facts = [
-        f"{name}: {record[name]['parameters']:,} weights, {record[name]['steps']} steps of {record[name]['batch']} states,"
-        f" {1000 * record[name]['processor_seconds_per_step']:.0f} ms of processor time each"
+        f"{name}: {record[name]['parameters']:,} weights, {record[name]['steps']} steps of {record[name]['batch']} "
+        f"states, {1000 * record[name]['processor_seconds_per_step']:.0f} ms of processor time each"
         for name in names[1:]
     ]
     return "\n".join([*lines, "", *(f"- {fact}." for fact in facts)])

@@ -20,30 +20,18 @@ ROOT = Path(udit.__file__).parent
 FILES = sorted(ROOT.rglob("*.py"))
 
 ORDER = (
-    *("errors", "progress", "spec", "interpolation", "rng", "files", "record", "hub", "dist", "images", "checkpoint"),
-    *(
-        "ops",
-        "nn",
-        "models",
-        "diffusion",
-        "data",
-        "optim",
-        "demos",
-        "run",
-        "fingerprints",
-        "assemble",
-        "analysis",
-        "rollout",
-        "store",
-    ),
+    *("errors", "progress", "spec", "interpolation", "rng", "files", "record", "hub", "dist", "sharding", "images"),
+    "checkpoint",
+    *("ops", "nn", "models", "diffusion", "data", "optim", "demos", "run", "fingerprints", "assemble", "analysis"),
+    *("rollout", "store"),
     *("exporting", "convert", "parity", "training", "evaluation", "scoring", "tuning", "inputs", "target"),
     *("generation", "publishing", "rehearsal", "benchmarking", "diagnosis", "serving", "studio", "cli", "__main__"),
 )
 """Packages and modules of the library, each of which may import those before it: no circle leaves a package."""
 FORBIDDEN = {
-    "nn": {"dist", "files", "images", "checkpoint"},
-    "models": {"dist", "files", "images", "checkpoint"},
-    "diffusion": {"nn", "models", "files", "images", "checkpoint"},
+    "nn": {"dist", "sharding", "files", "images", "checkpoint"},
+    "models": {"dist", "sharding", "files", "images", "checkpoint"},
+    "diffusion": {"nn", "models", "sharding", "files", "images", "checkpoint"},
     "data": {"nn", "models", "diffusion"},
     "exporting": {"analysis"},
     "optim": {"models", "diffusion", "data"},
@@ -482,7 +470,8 @@ OF_A_DEVICE = {"is_cuda", "is_cpu", "is_mps", "is_meta", "is_compiling", "is_exp
 OF_KERNELS = {"usable", "available", "loaded", "is_available"}
 MAY_ASK = {
     "udit.dist": "chooses a process's device, and how its group speaks",
-    "udit.training.learner": "options of DDP and of cuDNN by device, none of a forward",
+    "udit.training.parallel": "options of DDP",
+    "udit.training.learner": "options of cuDNN by device, none of a forward",
     "udit.optim.adamw": "torch has a fused AdamW for some devices",
     "udit.optim.muon": "torch's Muon computes in bfloat16, which few CPUs have",
     "udit.training.capacity": "a GPU has its own memory, and running out of a machine's harms other programs",

@@ -71,6 +71,14 @@ BROKEN: dict[Rule, tuple[str, str]] = {
         "training.checkpoint_activations=selective + training.compile=true",
         "training.checkpoint_activations is selective and training.compile true",
     ),
+    rules.shards_are_of_split_weights: (
+        "training.shards=2",
+        "training.shards is 2 and training.parallel ddp, which splits no weights; set training.parallel=fsdp",
+    ),
+    rules.split_weights_are_changed_one_by_one: (
+        "training.parallel=fsdp + training.optimizer=muon",
+        "training.parallel is fsdp, which splits every weight over processes, and training.optimizer=muon needs whole",
+    ),
     rules.batch_splits_into_accumulated_parts: (
         "training.accumulation=7",
         "32 does not split into 7 accumulated",

@@ -57,7 +57,8 @@ def objective_of(run: Run) -> Objective:
     """The training loss of a run."""
     training = run.training
     levels = (run.model.label_levels or 1) if training.independent_level_dropout else 1
-    return Objective(run.seed, training.label_dropout, levels, training.precision)
+    precision = "float32" if training.precision == "auto" else training.precision  # only where no device is known
+    return Objective(run.seed, training.label_dropout, levels, precision)
 
 
 def step_cache(model: ModelConfig, sampling: SamplingConfig) -> StepCache | None:
@@ -263,9 +264,9 @@ class System:
                 that the model does not know or that are not one per seed, a context that the model does not take, or
                 lacks, or images of another shape.
         """
-        options: dict[str, Any] = {"from_image": from_image, "strength": strength, "batch_size": batch_size}
-        options |= {"condition": condition}
-        steps = self.steps(seeds, labels, context=context, null=null, sampling=sampling, **options)
+        options: dict[str, Any] = {"from_image": from_image, "strength": strength, "condition": condition}
+        options |= {"batch_size": batch_size, "sampling": sampling}
+        steps = self.steps(seeds, labels, context=context, null=null, **options)
         return self._images(steps, on_step)
 
     def condition_of(self, images: Tensor, *, before: Tensor | None = None, keys: Sequence[int] = ()) -> Tensor:
@@ -357,9 +358,8 @@ class System:
                 y = None if given is None else given[part].to(device)
                 origin = None if images is None else Origin(encode(codec, images[part].to(device)), strength)
                 options: dict[str, Any] = {"sampler": sampler, "steps": sampling.steps, "noise": noise, "cache": cache}
-                asked = denoiser
-                if condition is not None:
-                    asked = denoiser.with_network(partial(Beside, condition=condition[part].to(device)))
+                beside = None if condition is None else condition[part].to(device)
+                asked = denoiser if beside is None else denoiser.with_network(partial(Beside, condition=beside))
                 yield from sample(asked, noise(0), y=y, origin=origin, **options)
         finally:
             for network, training in zip(networks, were_training, strict=True):

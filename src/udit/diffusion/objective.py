@@ -106,24 +106,35 @@ class Objective:
     levels: int = 1
     precision: Literal["float32", "bfloat16"] = "float32"
 
-    def __call__(self, denoiser: Denoiser, x0: Tensor, labels: Tensor, positions: Sequence[int]) -> Losses:
+    def draws(self, schedule: Schedule, shape: Sequence[int], positions: Sequence[int]) -> Draws:
+        """The random numbers of a batch of (C, H, W) at positions in the run's stream of samples."""
+        return draw(schedule, shape, self.seed, "train", [(position,) for position in positions], self.levels)
+
+    def __call__(
+        self, denoiser: Denoiser, x0: Tensor, labels: Tensor, positions: Sequence[int], draws: Draws | None = None
+    ) -> Losses:
         """Per-sample losses; every random number is keyed by (seed, position in the run).
 
         Args:
             denoiser: around the network in training.
             x0: [B, C, H, W] what the network is to generate, on the network's device.
-            labels: [B] int64 on the CPU; unused by an unconditional model.
+            labels: [B] int64; unused by an unconditional model.
             positions: [B] places in the run's stream of samples.
+            draws: of these positions, on the network's device; drawn here if None.
         """
         device = x0.device
-        keys = [(position,) for position in positions]
-        draws = draw(denoiser.schedule, x0.shape[1:], self.seed, "train", keys, self.levels)
+        if draws is None:
+            drawn = self.draws(denoiser.schedule, x0.shape[1:], positions)
+            draws = Draws(drawn.t.to(device), drawn.noise.to(device), drawn.uniform.to(device))
+        with torch.autocast(device.type, dtype=torch.bfloat16, enabled=self.precision == "bfloat16"):
+            return self.losses(denoiser, x0, labels.to(device), draws)
+
+    def losses(self, denoiser: Denoiser, x0: Tensor, labels: Tensor, draws: Draws) -> Losses:
+        """As the call, in the precision of the context; all on one device."""
         y = None
         if denoiser.num_classes:
             y = labels
             if self.label_dropout:
                 assert denoiser.null_label is not None, "the run's rules refuse to drop labels without a null label"
                 y = drop_labels(y, denoiser.null_label, self.label_dropout, draws.uniform)
-            y = y.to(device)
-        with torch.autocast(device.type, dtype=torch.bfloat16, enabled=self.precision == "bfloat16"):
-            return denoiser.schedule.loss(denoiser, x0, draws.t.to(device), draws.noise.to(device), y)
+        return denoiser.schedule.loss(denoiser, x0, draws.t, draws.noise, y)

@@ -7,7 +7,7 @@ Processes are subclasses of ``Schedule``, each in a module of its own with its l
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -29,10 +29,15 @@ INDEX_SCALE = 1000.0
 """What t = 1 of a continuous process is to a network whose unit of time is an index."""
 
 
-def gather(table: Table, t: Tensor, like: Tensor) -> Tensor:
+def gather(table: Tensor, t: Tensor, like: Tensor) -> Tensor:
     """Entries of a float64 table at indices t [B], cast to ``like``'s dtype (float32 at least) as [B, 1, 1, 1]."""
-    values = torch.from_numpy(table).to(t.device)[t]
-    return values.to(torch.promote_types(like.dtype, torch.float32)).view(-1, *[1] * (like.ndim - 1))
+    return table[t].to(torch.promote_types(like.dtype, torch.float32)).view(-1, *[1] * (like.ndim - 1))
+
+
+def placed(table: np.ndarray[Any, np.dtype[np.float64]], device: torch.device) -> Tensor:
+    """A table on a device: in float32 where it has no float64."""
+    wide = torch.from_numpy(table)
+    return (wide.float() if device.type == "mps" else wide).to(device)
 
 
 class Schedule(ABC):

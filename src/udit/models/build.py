@@ -103,7 +103,9 @@ def compile_blocks(model: nn.Module) -> nn.Module:
     ops.describe()  # tracing takes the kernels that are loaded
     # Blocks share their code: each shape of a block at each batch size is one compilation of it.
     dynamo.recompile_limit = max(dynamo.recompile_limit, 128)
+    # A block makes its weights of a dozen small tensors; on a GPU one launch may serve several of them.
+    options = {"combo_kernels": True} if any(x.is_cuda for x in model.parameters()) else None
     for module in model.modules():
         for block in getattr(module, "blocks", ()):
-            block.compile(fullgraph=True, dynamic=False)
+            block.compile(fullgraph=True, dynamic=False, options=options)
     return model

@@ -28,7 +28,7 @@ def adamw_part(named: dict[str, nn.Parameter], choices: Choices, betas: Betas) -
     """torch's fused AdamW of some parameters."""
     fused = all(p.device.type in ("cuda", "cpu") for p in named.values())
     optimizer = torch.optim.AdamW(grouped(named.items(), choices), lr=0.0, betas=betas, fused=fused)
-    return Part(optimizer, _no_moments, lambda p: 2 * p.numel() * p.element_size(), "adamw")
+    return Part(optimizer, _no_moments, lambda p: 2 * p.numel() * p.element_size(), "adamw", gated=fused)
 
 
 def _no_moments(parameter: nn.Parameter) -> State:

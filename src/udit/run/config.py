@@ -92,21 +92,31 @@ class TrainingConfig(Spec):
     """Keeps EMAs for `udit ema`; None keeps none."""
     align: AlignConfig | None = None
     """Aligns a block's features with those that `udit encode --teacher NAME` has written; None does not."""
-    precision: Literal["float32", "bfloat16"] = "float32"
-    """bfloat16 uses autocast; weights, optimiser and EMA stay float32."""
-    compile: bool = False
-    """Uses torch.compile; the first steps are slow."""
+    precision: Literal["auto", "float32", "bfloat16"] = "float32"
+    """bfloat16 uses autocast; weights, optimiser and EMA stay float32. auto is bfloat16 on CUDA, else float32."""
+    residual: Literal["bfloat16", "float32"] = "bfloat16"
+    """Of the sums to which blocks add, under precision=bfloat16; float32 rounds less and moves more memory."""
+    compile: bool | Literal["auto"] = False
+    """Uses torch.compile; the first steps are slow. auto is true on CUDA, else false."""
     checkpoint_activations: bool | Literal["selective"] = False
     """Recomputes activations in backward. true: those of whole blocks; least memory, about a third more time.
     selective: those of operators that cost little; a U-DiT stores a third less, and takes a few per cent more time."""
     deterministic: bool = False
-    """Uses deterministic CUDA kernels: slower; bit-identical resuming on a GPU needs it. CPU kernels always are."""
+    """Uses none but deterministic CUDA kernels: slower; resuming to the same bits on a GPU needs it. Those of the CPU
+    are."""
+    parallel: Literal["ddp", "fsdp"] = "ddp"
+    """Of several processes: ddp keeps all weights on each, fsdp splits weights, optimiser state and averages over them
+    (FSDP2), for models that do not fit otherwise."""
+    shards: PositiveInt | None = None
+    """With fsdp: processes among which the weights are split, e.g. those of one machine; None splits over all."""
     device: str = "auto"
     """auto (CUDA, else MPS, else the CPU), cpu, cuda, cuda:1 or mps."""
     workers: NonNegativeInt = 0
     """Processes per rank that decode images; 0 decodes in the trainer."""
     log_every: PositiveInt = 1
     """Steps between lines of metrics.jsonl."""
+    trackers: tuple[Literal["tensorboard", "wandb", "trackio"], ...] = ("tensorboard",)
+    """Where curves, alarms and sample grids are shown; the last two need udit[tracking]."""
     save_every: PositiveInt = 5_000
     keep: Annotated[int, Field(ge=2)] = 2
     """Number of newest checkpoints that are kept."""
@@ -217,7 +227,7 @@ class Run(Spec):
         return self.model_dump(mode="json")
 
 
-ROUNDING_ONLY = ("accumulation", "checkpoint_activations")
+ROUNDING_ONLY = ("accumulation", "checkpoint_activations", "parallel", "shards")
 """Keys of ``training`` that change weights by rounding alone, so that a run may go on in less memory."""
 MAY_CHANGE = frozenset(
     {"name", "out", "sampling", "evaluation", "latents", "data.root", "data.verify"}
@@ -233,8 +243,8 @@ FORK_MAY_CHANGE = MAY_CHANGE | {
         f"training.{key}"
         for key in ("batch_size", "lr", "lr_warmup", "lr_schedule", "lr_layer_decay", "groups", "betas")
     ),
-    *(f"training.{key}" for key in ("weight_decay", "clip_norm", "ema_decay", "label_dropout", "precision", "compile")),
-    *(f"training.{key}" for key in ("independent_level_dropout", "deterministic")),
+    *(f"training.{key}" for key in ("weight_decay", "clip_norm", "ema_decay", "label_dropout")),
+    *(f"training.{key}" for key in ("independent_level_dropout", "precision", "residual", "compile", "deterministic")),
 }
 """Keys that may change where a run is forked: those which leave weights, optimiser state and data what they are."""
 

@@ -227,6 +227,35 @@ def selective_checkpointing_is_not_compiled(run: Run, seen: DataInfo) -> str | N
     )
 
 
+def shards_are_of_split_weights(run: Run, seen: DataInfo) -> str | None:
+    """DDP splits nothing."""
+    if run.training.shards is None or run.training.parallel == "fsdp":
+        return None
+    return (
+        f"training.shards is {run.training.shards} and training.parallel {run.training.parallel}, which splits no "
+        "weights; set training.parallel=fsdp, or leave shards out"
+    )
+
+
+def split_weights_are_changed_one_by_one(run: Run, seen: DataInfo) -> str | None:
+    """An optimiser that looks at whole matrices, or packs its state, cannot change a part of one."""
+    if run.training.parallel != "fsdp" or run.training.optimizer.elementwise:
+        return None
+    return (
+        f"training.parallel is fsdp, which splits every weight over processes, and training.optimizer="
+        f"{run.training.optimizer.kind} needs whole ones; set training.optimizer=adamw, or training.parallel=ddp"
+    )
+
+
+def alignment_is_of_whole_weights(run: Run, seen: DataInfo) -> str | None:
+    """A projector is not split over ranks."""
+    if run.training.align is None or run.training.parallel == "ddp":
+        return None
+    return (
+        f"training.align needs all weights on each rank and training.parallel is {run.training.parallel}; set it to ddp"
+    )
+
+
 def batch_splits_into_accumulated_parts(run: Run, seen: DataInfo) -> str | None:
     """Accumulated parts are of one size."""
     if run.training.batch_size % run.training.accumulation == 0:
@@ -304,6 +333,9 @@ RULES: tuple[Rule, ...] = (
     steps_are_within_the_schedule,
     level_dropout_needs_labels_at_levels,
     selective_checkpointing_is_not_compiled,
+    shards_are_of_split_weights,
+    split_weights_are_changed_one_by_one,
+    alignment_is_of_whole_weights,
     batch_splits_into_accumulated_parts,
     warmup_ends_before_the_run,
     schedule_free_has_no_decay,

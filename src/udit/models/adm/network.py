@@ -125,7 +125,7 @@ class ADM(nn.Module):
     def enter(self, x: Tensor, cond: Conditions) -> tuple[Tensor, list[Tensor]]:
         """Full resolution in: [B, C, H, W] -> the map [B, H, W, D] and its skips."""
         self.config.check_size(*x.shape[2:])
-        x = to_last(self.stem(x))
+        x = ops.convolve_image(self.stem, x)
         maps = [x, *self.encoder[0].encode(x, cond.encoder[0])]
         return maps[-1], maps
 

@@ -30,7 +30,6 @@ from udit.nn.conditioning import (
     refuse_labels,
 )
 from udit.nn.tokens import patchify, sincos_table, unpatchify
-from udit.ops import to_first, to_last
 
 POINTS, CHANNELS, FREQUENCIES, LAYERS = 32, 32, 16, 3
 """G, E and K of the time embedding, and how many spectral layers it has."""
@@ -126,7 +125,7 @@ class Finer(nn.Module):
         _, height, width, _ = patches.shape
         labels, x = x.split([x.shape[2] - height * width // 4, height * width // 4], dim=2)
         x = ops.apply(self.expand, x.reshape(-1, height // 2, width // 2, x.shape[-1]))
-        x = ops.recomputable(GELU, to_last(F.pixel_shuffle(to_first(x), 2)))
+        x = ops.recomputable(GELU, ops.split_pixels(x, 2))
         x = ops.recomputable(ops.layer_norm, torch.cat([labels, flat(x)], dim=2), None, None, 1e-6)
         labels, x = ops.apply(self.refine, x).split([labels.shape[2], height * width], dim=2)
         x = torch.cat([labels, x + flat(patches)], dim=2)

@@ -22,7 +22,6 @@ from udit.nn.conditioning import Modulation, VectorConditioner, check_times
 from udit.nn.conv import Merge, Split
 from udit.nn.tokens import unpatchify
 from udit.nn.window import join_windows, split_windows, wrap_mask
-from udit.ops import to_last
 
 Mods = Sequence[tuple[Modulation, Modulation]]
 TIME_SCALE = 1000
@@ -196,7 +195,7 @@ class PDETransformer(nn.Module):
     def enter(self, x: Tensor, cond: Conditions) -> tuple[Tensor, Tensor]:
         """Full resolution in: [B, C, H, W] -> the map of patches and its skip, [B, H, W, D]."""
         self.config.check_size(*x.shape[2:])
-        x = self.encoder[0](to_last(self.stem(x)), cond.encoder[0])
+        x = self.encoder[0](ops.convolve_image(self.stem, x), cond.encoder[0])
         return x, x
 
     def deep(self, x: Tensor, cond: Conditions) -> Tensor:

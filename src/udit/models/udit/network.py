@@ -19,7 +19,7 @@ from udit.nn import init
 from udit.nn.blocks import Positioned, module_list, run
 from udit.nn.conditioning import AdaLNBlock, Modulation, VectorConditioner
 from udit.nn.conv import Merge, Split
-from udit.ops import to_first, to_last
+from udit.ops import to_first
 
 Mods = Sequence[tuple[Modulation, Modulation]]
 
@@ -118,7 +118,7 @@ class UDiT(nn.Module):
     def enter(self, x: Tensor, cond: Conditions) -> tuple[Tensor, Tensor | None]:
         """Full resolution in: [B, C, H, W] -> the map and its skip, [B, H, W, D]; one level has no skip."""
         self.config.check_size(*x.shape[2:])
-        x = to_last(self.stem(x))
+        x = ops.convolve_image(self.stem, x)
         if len(self.encoder) == 1:
             return x, None
         x = self.encoder[0](x, cond.encoder[0])
