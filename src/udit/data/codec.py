@@ -12,7 +12,7 @@ from torch import Tensor
 
 from udit import rng
 from udit.data import vae
-from udit.data.codec_config import CodecConfig, IdentityCodec, SpaceToDepthCodec, VAECodec
+from udit.data.codec_config import CodecConfig, FieldCodec, IdentityCodec, SpaceToDepthCodec, VAECodec
 from udit.data.pixels import to_latents, to_pixels
 from udit.errors import UserError
 
@@ -40,7 +40,7 @@ class Codec(Protocol):
         """
 
     def decode(self, x: Tensor) -> Tensor:
-        """Floats of the network [B, c, h, w] -> the nearest uint8 [B, C, H, W]."""
+        """Floats of the network [B, c, h, w] -> the nearest uint8 [B, C, H, W]; of fields float32."""
 
     def image_shape(self, channels: int, height: int, width: int) -> tuple[int, int, int]:
         """(C, H, W) of the images of which the network sees [c, h, w]."""
@@ -100,6 +100,31 @@ class SpaceToDepth:
     def image_shape(self, channels: int, height: int, width: int) -> tuple[int, int, int]:
         """Fewer channels and more pixels, as ``decode``."""
         return channels // self.factor**2, height * self.factor, width * self.factor
+
+
+class Fields:
+    """Fields of numbers, each channel normalised; nothing is rounded or clamped."""
+
+    def __init__(self, config: FieldCodec) -> None:
+        self.config: CodecConfig = config
+        assert config.mean is not None and config.std is not None, "an incomplete codec"
+        self.mean, self.std = (torch.tensor(each).view(-1, 1, 1) for each in (config.mean, config.std))
+
+    def raw(self, pixels: Tensor) -> Tensor:
+        """The fields, float [B, C, H, W]."""
+        return pixels
+
+    def normalise(self, raw: Tensor, keys: Keys | None = None, noise: Tensor | None = None) -> Tensor:
+        """Takes floats to float32 of mean 0 and standard deviation 1."""
+        return (raw.to(torch.float32) - self.mean.to(raw.device)) / self.std.to(raw.device)
+
+    def decode(self, x: Tensor) -> Tensor:
+        """Takes the network's floats to float32 fields [B, C, H, W]."""
+        return x.to(torch.float32) * self.std.to(x.device) + self.mean.to(x.device)
+
+    def image_shape(self, channels: int, height: int, width: int) -> tuple[int, int, int]:
+        """The same."""
+        return channels, height, width
 
 
 class LatentVAE:

@@ -116,19 +116,6 @@ def transport_loss(
     return (scale.to(x0.dtype) * error.square()).flatten(1).mean(dim=1)
 
 
-def alignment_loss(projections: Tensor, features: Tensor) -> Tensor:
-    """REPA's alignment of a network's tokens with those of a vision model: the mean of -cos over all.
-
-    Args:
-        projections: [..., N, D] of the network.
-        features: as projections, of the vision model.
-
-    Returns:
-        A scalar.
-    """
-    return -torch.nn.functional.cosine_similarity(projections, features, dim=-1, eps=1e-12).mean()
-
-
 Velocity = Callable[[Tensor, Tensor], tuple[Tensor, Tensor, Tensor]]
 """(x, t) -> (u, s, the guess of x0)."""
 

@@ -42,6 +42,44 @@ def channels_are_those_of_the_data(run: Run, seen: DataInfo) -> str | None:
     return f"model.in_channels is {run.model.in_channels} and the data has {seen.channels}; leave in_channels out"
 
 
+def codec_is_the_data_s(run: Run, seen: DataInfo) -> str | None:
+    """Fields are floats and keep them; images are bytes."""
+    fields, codec = run.data.kind == "fields", run.codec.kind
+    if fields == (codec == "field"):
+        return None
+    if fields:
+        return f"codec.kind is {codec} and fields are no images of 8 bits; leave codec out"
+    return f"codec.kind is field and data.kind {run.data.kind}, whose images are of 8 bits; set codec.kind=identity"
+
+
+def condition_is_of_pixels(run: Run, seen: DataInfo) -> str | None:
+    """A condition is made of what the network sees, which must be pixels or fields."""
+    if run.data.condition is None or run.codec.kind in ("identity", "field"):
+        return None
+    return (
+        f"data.condition is made of pixels and codec.kind is {run.codec.kind}; set codec.kind=identity, or leave "
+        "data.condition out"
+    )
+
+
+def previous_state_is_of_fields(run: Run, seen: DataInfo) -> str | None:
+    """Only fields have an order in time."""
+    if run.data.condition is None or run.data.condition.kind != "previous" or run.data.kind == "fields":
+        return None
+    return f"data.condition is previous and data.kind {run.data.kind} has no order in time; take data.kind=fields"
+
+
+def condition_channels_are_the_condition_s(run: Run, seen: DataInfo) -> str | None:
+    """The network takes what the condition has."""
+    wanted = 0 if run.data.condition is None else run.data.condition.channels(seen)
+    if run.model.condition_channels == wanted:
+        return None
+    return (
+        f"model.condition_channels is {run.model.condition_channels} and data.condition has {wanted}; leave "
+        "condition_channels out"
+    )
+
+
 def classes_need_labels(run: Run, seen: DataInfo) -> str | None:
     """A conditional model needs images with labels."""
     if seen.labelled or not run.model.num_classes:
@@ -199,6 +237,15 @@ def split_weights_are_changed_one_by_one(run: Run, seen: DataInfo) -> str | None
     )
 
 
+def alignment_is_of_whole_weights(run: Run, seen: DataInfo) -> str | None:
+    """A projector is not split over ranks."""
+    if run.training.align is None or run.training.parallel == "ddp":
+        return None
+    return (
+        f"training.align needs all weights on each rank and training.parallel is {run.training.parallel}; set it to ddp"
+    )
+
+
 def batch_splits_into_accumulated_parts(run: Run, seen: DataInfo) -> str | None:
     """Accumulated parts are of one size."""
     if run.training.batch_size % run.training.accumulation == 0:
@@ -337,6 +384,10 @@ def adapter_has_no_other_average(run: Run, seen: DataInfo) -> str | None:
 RULES: tuple[Rule, ...] = (
     input_size_is_that_of_the_data,
     channels_are_those_of_the_data,
+    codec_is_the_data_s,
+    condition_is_of_pixels,
+    previous_state_is_of_fields,
+    condition_channels_are_the_condition_s,
     classes_need_labels,
     all_classes_have_a_label,
     guidance_needs_a_null_label,
@@ -354,6 +405,7 @@ RULES: tuple[Rule, ...] = (
     level_dropout_needs_labels_at_levels,
     shards_are_of_split_weights,
     split_weights_are_changed_one_by_one,
+    alignment_is_of_whole_weights,
     batch_splits_into_accumulated_parts,
     warmup_ends_before_the_run,
     schedule_free_has_no_decay,
