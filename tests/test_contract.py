@@ -29,8 +29,9 @@ TINY = [name for name in CATALOG if name.endswith("-tiny")]
 FULL = [name for name in CATALOG if name not in TINY]
 TIMES = {"index": [3, 500, 999], "unit": [0.003, 0.5, 0.999], "sigma": [0.1, 1.0, 20.0]}
 
-APART = {"REPA-tiny": "projectors."}
-"""Parameters on which the output does not depend: their own outputs are tested in the family's file."""
+APART = {"REPA-tiny": "projectors.", "MMDiT-tiny": "blocks.3.text.heads.q"}
+"""Parameters on which the output does not depend: REPA's are of other outputs, which the family's file tests; the
+queries of MMDiT's text in its last block are of a stream that ends there."""
 
 Inputs = tuple[Tensor, Tensor, Tensor | None]
 
@@ -252,6 +253,9 @@ PUBLISHED: dict[str, tuple[int, str, str]] = {
     "MPDiTv2-B": (108_606_128, "8.352", "mpdit/v2-b"),
     "MPDiTv2-L": (338_347_184, "27.145", "mpdit/v2-l"),
     "MPDiTv2-XL": (489_491_888, "45.834", "mpdit/v2-xl"),
+    "MMDiT-SD3-medium": (2_028_328_000, "4218.68", "mmdit/sd3-medium"),
+    "MMDiT-SD3.5-medium": (2_243_171_520, "5391.30", "mmdit/sd35-medium"),
+    "MMDiT-SD3.5-large": (8_056_627_520, "14798.38", "mmdit/sd35-large"),
     "U-ViT-S/2": (44_255_328, "12.2008", "uvit/cifar10-s2"),
     "U-ViT-S/4": (44_292_228, "12.2105", "uvit/celeba64-s4"),
     "U-ViT-M/4": (130_940_292, "35.2358", "uvit/imagenet64-m4"),

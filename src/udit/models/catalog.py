@@ -17,6 +17,7 @@ from udit.models.dit.config import DiTConfig
 from udit.models.fit.config import FiTConfig
 from udit.models.hdit.config import HDiTConfig, HourglassLevel, Mapping
 from udit.models.lightningdit.config import LightningDiTConfig
+from udit.models.mmdit.config import MMDiTConfig
 from udit.models.mpdit.config import MPDiTConfig
 from udit.models.papers import (
     ADM,
@@ -27,6 +28,7 @@ from udit.models.papers import (
     FIT,
     HDIT,
     LIGHTNING,
+    MMDIT,
     MPDIT,
     PDE,
     REPA,
@@ -137,6 +139,12 @@ def _mpdit(size: str, *depths: int) -> Entry:
     return Entry(config=MPDiTConfig(width=width, heads=heads, depths=depths), about=MPDIT)
 
 
+def _mmdit(width: int, depth: int, form: str, **overrides: Any) -> Entry:
+    config = MMDiTConfig(width=width, depth=depth, heads=width // 64, **overrides)
+    weights = f"stabilityai/stable-diffusion-{form} (Stability Community Licence; gated)"
+    return Entry(config=config, about=MMDIT, weights=weights, unverified="file names, licence of weights")
+
+
 def _uvit(width: int, depth: int, heads: int, weights: str, patch: int = 2, **overrides: Any) -> Entry:
     config = UViTConfig(width=width, depth=depth, heads=heads, patch=patch, **overrides)
     return Entry(config=config, about=UVIT, weights=f"baofff/U-ViT, {weights} (MIT)", unverified="licence of weights")
@@ -226,6 +234,11 @@ CATALOG: dict[str, Entry] = {
     "MPDiTv2-B": _mpdit("B", 6, 4, 2),
     "MPDiTv2-L": _mpdit("L", 14, 6, 4),
     "MPDiTv2-XL": _mpdit("XL", 14, 8, 6),
+    "MMDiT-SD3-medium": _mmdit(1536, 24, "3-medium"),
+    "MMDiT-SD3.5-medium": _mmdit(
+        1536, 24, "3.5-medium", qk_norm=True, table_side=384, second_attention=tuple(range(13))
+    ),
+    "MMDiT-SD3.5-large": _mmdit(2432, 38, "3.5-large", qk_norm=True),
     "U-ViT-S/2": _uvit(512, 12, 8, "CIFAR-10 S/2", in_channels=3, num_classes=0),
     "U-ViT-S/4": _uvit(512, 12, 8, "CelebA 64 S/4", num_classes=0, **_PIXELS),
     "U-ViT-M/4": _uvit(768, 16, 12, "ImageNet 64 M/4", null_class=False, **_PIXELS),
@@ -292,6 +305,10 @@ CATALOG: dict[str, Entry] = {
     "FiT-tiny": Entry(config=FiTConfig(**_SMALL, patch=1, rank=16), about=FIT),
     "MPDiT-tiny": Entry(
         config=MPDiTConfig(width=64, heads=4, depths=(2, 2), patch=1, label_tokens=4, **_DIGITS), about=MPDIT
+    ),
+    "MMDiT-tiny": Entry(
+        config=MMDiTConfig(**_SMALL, context=None, table_side=16, base_side=16, qk_norm=True, second_attention=(0, 1)),
+        about=MMDIT,
     ),
     "U-ViT-tiny": Entry(config=UViTConfig(**_SMALL, shallow=1), about=UVIT),
     "DiC-tiny": Entry(config=DiCConfig(width=16, depths=(2, 2, 2), **_DIGITS), about=DIC),

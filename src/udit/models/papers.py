@@ -80,6 +80,15 @@ FIT = DIT.replace(
     exact=f"{SAME}; so do rows of several images, and rotary tables in each mode of extrapolation. Our output is not "
     "multiplied by the image's number in its row, and times are not clamped to 1",
 )
+MMDIT = About(
+    paper="2403.03206",
+    code="Apache-2.0",
+    attention="global over image and text together, sin-cos positions; separate weights for each",
+    ffn="GELU MLP",
+    skips="none",
+    exact=f"{SAME} (diffusers'); a label in place of a text is ours, and so is the initialisation; the text encoders, "
+    "and Stable Diffusion's settings of sampling, are not part of it; sizes of 3.5 are not verified",
+)
 UVIT = About(
     paper="2209.12152",
     code="MIT",
