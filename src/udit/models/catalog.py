@@ -16,6 +16,7 @@ from udit.models.dimsum.config import DiMSUMConfig
 from udit.models.dit.config import DiTConfig
 from udit.models.fit.config import FiTConfig
 from udit.models.hdit.config import HDiTConfig, HourglassLevel, Mapping
+from udit.models.latte.config import LatteConfig
 from udit.models.lightningdit.config import LightningDiTConfig
 from udit.models.mmdit.config import MMDiTConfig
 from udit.models.mpdit.config import MPDiTConfig
@@ -27,6 +28,7 @@ from udit.models.papers import (
     DIT,
     FIT,
     HDIT,
+    LATTE,
     LIGHTNING,
     MMDIT,
     MPDIT,
@@ -37,6 +39,7 @@ from udit.models.papers import (
     UDIT,
     UVIT,
     VANILLA,
+    WAN,
     About,
 )
 from udit.models.pde.config import PDEConfig
@@ -44,6 +47,7 @@ from udit.models.repa.config import Projectors, REPAConfig
 from udit.models.skipdit.config import SkipDiTConfig
 from udit.models.udit.config import UDiTConfig
 from udit.models.uvit.config import UViTConfig
+from udit.models.wan.config import WanConfig
 from udit.nn.specs import AxialNeighborhood, AxialWindow, Context, Downsampled, Full, Mlp, SwiGlu
 from udit.spec.base import Spec
 
@@ -145,6 +149,22 @@ def _mmdit(width: int, depth: int, form: str, **overrides: Any) -> Entry:
     return Entry(config=config, about=MMDIT, weights=weights, unverified="file names, licence of weights")
 
 
+def _latte(size: str, weights: str = "-", **overrides: Any) -> Entry:
+    config = LatteConfig(**_ISOTROPIC[size], **overrides)
+    unverified = "file names, licence of weights" if weights != "-" else ""
+    return Entry(config=config, about=LATTE, weights=weights, unverified=unverified)
+
+
+def _wan(size: str, width: int, depth: int, hidden: int) -> Entry:
+    config = WanConfig(width=width, depth=depth, heads=width // 128, ffn=Mlp(ratio=hidden / width))
+    return Entry(
+        config=config,
+        about=WAN,
+        weights=f"Wan-AI/Wan2.1-T2V-{size}-Diffusers (Apache-2.0)",
+        unverified="repository name",
+    )
+
+
 def _uvit(width: int, depth: int, heads: int, weights: str, patch: int = 2, **overrides: Any) -> Entry:
     config = UViTConfig(width=width, depth=depth, heads=heads, patch=patch, **overrides)
     return Entry(config=config, about=UVIT, weights=f"baofff/U-ViT, {weights} (MIT)", unverified="licence of weights")
@@ -239,6 +259,11 @@ CATALOG: dict[str, Entry] = {
         1536, 24, "3.5-medium", qk_norm=True, table_side=384, second_attention=tuple(range(13))
     ),
     "MMDiT-SD3.5-large": _mmdit(2432, 38, "3.5-large", qk_norm=True),
+    **{f"Latte-{size}/2": _latte(size) for size in _ISOTROPIC},
+    "Latte-XL/2": _latte("XL", "maxin-cn/Latte, UCF-101 (Apache-2.0)"),
+    "Latte-XL/2-uncond": _latte("XL", "maxin-cn/Latte, FaceForensics and others (Apache-2.0)", num_classes=0),
+    "Wan2.1-1.3B": _wan("1.3B", 1536, 30, 8960),
+    "Wan2.1-14B": _wan("14B", 5120, 40, 13824),
     "U-ViT-S/2": _uvit(512, 12, 8, "CIFAR-10 S/2", in_channels=3, num_classes=0),
     "U-ViT-S/4": _uvit(512, 12, 8, "CelebA 64 S/4", num_classes=0, **_PIXELS),
     "U-ViT-M/4": _uvit(768, 16, 12, "ImageNet 64 M/4", null_class=False, **_PIXELS),
@@ -310,6 +335,8 @@ CATALOG: dict[str, Entry] = {
         config=MMDiTConfig(**_SMALL, context=None, table_side=16, base_side=16, qk_norm=True, second_attention=(0, 1)),
         about=MMDIT,
     ),
+    "Latte-tiny": Entry(config=LatteConfig(**_SMALL, frames=4, learn_sigma=False), about=LATTE),
+    "Wan-tiny": Entry(config=WanConfig(**_SMALL, frames=4, patch_frames=2, context=None, ffn=Mlp(ratio=2)), about=WAN),
     "U-ViT-tiny": Entry(config=UViTConfig(**_SMALL, shallow=1), about=UVIT),
     "DiC-tiny": Entry(config=DiCConfig(width=16, depths=(2, 2, 2), **_DIGITS), about=DIC),
     "DiCo-tiny": Entry(config=DiCoConfig(width=16, depths=(2, 2, 2), **_DIGITS), about=DICO),

@@ -89,6 +89,23 @@ MMDIT = About(
     exact=f"{SAME} (diffusers'); a label in place of a text is ours, and so is the initialisation; the text encoders, "
     "and Stable Diffusion's settings of sampling, are not part of it; sizes of 3.5 are not verified",
 )
+LATTE = DIT.replace(
+    paper="2401.03048",
+    code="Apache-2.0",
+    attention="within each frame and along time, in turn, sin-cos positions",
+    exact="outputs, keys and parameters equal the official program's; so do MACs, once adaLN's products, which it repeats "
+    "for each frame and each place, are added; each frame is patched alone, and no attention spans space and time at "
+    "once; texts and joint training on images are not built; graphs are not exported",
+)
+WAN = About(
+    paper="2503.20314",
+    code="Apache-2.0",
+    attention="global over space and time together, RoPE of three axes; text by cross-attention",
+    ffn="GELU MLP",
+    skips="none",
+    exact=f"{SAME} (diffusers'); a label in place of a text is ours; the text encoder and the VAE of clips are not part "
+    "of it; graphs are not exported",
+)
 UVIT = About(
     paper="2209.12152",
     code="MIT",

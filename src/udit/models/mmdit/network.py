@@ -249,7 +249,8 @@ class MMDiT(nn.Module):
     def positions(self, height: int, width: int, device: torch.device | None = None) -> Tensor:
         """Fixed positions of height x width patches, taken from the centre of the table: [H / p, W / p, D]."""
         side, base = self.config.table_side, self.config.base_side
-        return sincos_positions(*(centred(count, side, base) for count in (height, width)), self.config.width, device)
+        rows, columns = centred(height, side, base), centred(width, side, base)
+        return sincos_positions(rows, columns, self.config.width, device)
 
 
 def centred(count: int, side: int, base: int) -> Tensor:
