@@ -15,6 +15,7 @@ from torch import Tensor
 
 from udit import __version__, dist
 from udit.assemble import STRENGTH, System
+from udit.clips import FRAMES_PER_SECOND, film, require_av, save_gif, save_mp4
 from udit.diffusion.config import SamplingConfig
 from udit.diffusion.sample import make_sampler
 from udit.dist import World
@@ -134,6 +135,8 @@ class Generation:
             RunError: the disk is full, or another rank is gone.
         """
         out = Path(folder)
+        if self.frames is not None:
+            raise UserError("output is png and the model draws clips; take gif, mp4 or npz")
         prepare(out)
         with self.world.together():
             self.world.on_main(make_room, out, overwrite)
@@ -152,6 +155,56 @@ class Generation:
             columns = None if numbers or not titles else min(count, MAX_STRIP)
             save_png(grid(images, titles, columns, numbers=numbers), out / GRID, common)
 
+    @property
+    def frames(self) -> int | None:
+        """Of a clip; None where the model draws images."""
+        return self.system.config.model.clip_frames
+
+    def save_clips(
+        self,
+        folder: str | Path,
+        kind: Literal["gif", "mp4"] = "gif",
+        progress: bool = False,
+        *,
+        overwrite: bool = False,
+        rate: int = FRAMES_PER_SECOND,
+    ) -> None:
+        """Writes 000000.gif (or .mp4), 000001.gif ... and grid.png, a row of frames for each of the first clips.
+
+        Each file carries what it depends on, as the PNGs of images do.
+
+        Args:
+            folder: as of ``save_pngs``.
+            kind: of the files; MP4 needs PyAV.
+            progress: shows a progress bar.
+            overwrite: as of ``save_pngs``.
+            rate: frames a second.
+
+        Raises:
+            UserError: the model draws images, PyAV is missing, or as of ``save_pngs``.
+            RunError: as of ``save_pngs``.
+        """
+        if self.frames is None:
+            raise UserError(f"output is {kind} and the model draws images; take png or npz")
+        if kind == "mp4":
+            require_av()
+        out, common = Path(folder), self.settings()
+        prepare(out)
+        with self.world.together():
+            self.world.on_main(make_room, out, overwrite)
+        save, shown = save_gif if kind == "gif" else save_mp4, []
+        for batch in self.batches(progress):
+            for i, clip in zip(batch.indices, batch.images, strict=True):
+                save(clip, out / f"{i:06d}.{kind}", common | self.settings_of(i), rate)
+                if i < MAX_STRIP:
+                    shown.append(clip)
+        count = min(len(self), MAX_STRIP)
+        with self.world.together():
+            clips = self._in_order(torch.stack(shown) if shown else None, count)
+        if self.world.is_main:
+            titles = [text for title in self.titles(count)[0] for text in (title, *[""] * (self.frames - 1))]
+            save_png(grid(film(clips), titles, self.frames), out / GRID, common)
+
     def titles(self, count: int) -> tuple[list[str], list[int]]:
         """Titles of the first images, and the labels that they stand for; of an interpolation no labels."""
         labels = None if self.labels is None else self.labels[:count]
@@ -167,7 +220,7 @@ class Generation:
     def save_npz(self, path: str | Path, progress: bool = False) -> tuple[int, ...]:
         """Writes all images to one ``.npz`` in ADM's format: ``arr_0`` uint8 [N, H, W, C], ``arr_1`` int64 [N] labels.
 
-        Images between classes have no labels.
+        Clips are uint8 [N, F, H, W, C]. Images between classes have no labels.
 
         Args:
             path: ends in ``.npz``; its folder is made if it is missing.
@@ -184,18 +237,18 @@ class Generation:
         with self.world.together():
             blocks = self._blocks(progress)
             first = next(blocks)
-            channels, height, width = first.shape[1:]
+            shape = tuple(first.shape[1:])
             parts = (block.numpy() for block in itertools.chain([first], blocks))
             if self.world.is_main:
                 whole = self.labels is not None and not any(isinstance(label, Between) for label in self.labels)
                 labels = np.array(self.labels, dtype=np.int64) if whole else None
                 npz.write(
-                    Path(path), images=npz.ImageStream(len(self), (channels, height, width), parts), labels=labels
+                    Path(path), images=npz.ImageStream(len(self), shape, parts), labels=labels
                 )
             else:
                 for _ in parts:
                     pass
-        return len(self), height, width, channels
+        return len(self), *shape[1:], shape[0]
 
     def settings(self) -> dict[str, Any]:
         """What all images depend on, as PNGs carry it."""
@@ -246,7 +299,8 @@ class Generation:
         if self.world.size == 1:
             assert own is not None
             return own
-        shape = torch.tensor((0, 0, 0) if own is None else own.shape[1:])
+        axes = 3 if self.frames is None else 4
+        shape = torch.tensor([0] * axes if own is None else own.shape[1:])
         full = self.world.gather(shape).max(dim=0).values.tolist()
         padded = torch.zeros(-(-count // self.world.size), *full, dtype=torch.uint8)
         if own is not None:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from udit.data.config import (
+    ClipFolderData,
     DataConfig,
     DataInfo,
     DigitsData,
     FolderData,
     HubData,
     IdxFiles,
+    MovingDigitsData,
     NpzData,
 )
 
@@ -37,6 +39,14 @@ def describe(data: DataConfig) -> DataInfo:
             from udit.data import folder
 
             return folder.describe(data)
+        case MovingDigitsData():
+            from udit.data import moving
+
+            return moving.describe(data)
+        case ClipFolderData():
+            from udit.data import clip_folder
+
+            return clip_folder.describe(data)
         case HubData():
             from udit.data import hub
 

@@ -37,6 +37,7 @@ from udit.models.papers import (
     SIT,
     SKIPDIT,
     UDIT,
+    UDIT_VIDEO,
     UVIT,
     VANILLA,
     WAN,
@@ -46,6 +47,7 @@ from udit.models.pde.config import PDEConfig
 from udit.models.repa.config import Projectors, REPAConfig
 from udit.models.skipdit.config import SkipDiTConfig
 from udit.models.udit.config import UDiTConfig
+from udit.models.udit_video.config import UDiTVideoConfig
 from udit.models.uvit.config import UViTConfig
 from udit.models.wan.config import WanConfig
 from udit.nn.specs import AxialNeighborhood, AxialWindow, Context, Downsampled, Full, Mlp, SwiGlu
@@ -320,6 +322,10 @@ CATALOG: dict[str, Entry] = {
     ),
     "DiMSUM-tiny": Entry(config=DiMSUMConfig(**_SMALL, patch=1, fusion_heads=4), about=DIMSUM),
     "U-DiT-tiny": Entry(config=UDiTConfig(width=16, heads=2, depths=(1, 1, 1), **_DIGITS), about=UDIT),
+    "U-DiT-video-tiny": Entry(
+        config=UDiTVideoConfig(width=16, heads=2, depths=(1, 1, 1), frames=4, **_DIGITS, learn_sigma=False),
+        about=UDIT_VIDEO,
+    ),
     "DiT-tiny": Entry(config=DiTConfig(**_SMALL), about=DIT),
     "SiT-tiny": Entry(config=DiTConfig(**_SMALL, **_REVERSED), about=SIT),
     "REPA-tiny": Entry(

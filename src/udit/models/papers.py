@@ -28,6 +28,10 @@ UDIT = About(
     skips="concatenated, one per level",
     exact=SAME,
 )
+UDIT_VIDEO = UDIT.replace(
+    attention=f"{UDIT.attention}; along time after every stage",
+    exact="sizes are ours: U-DiT on each frame and attention along time between its stages; no paper has it",
+)
 VANILLA = UDIT.replace(
     attention="scaled dot product within 2x2 interleaved sub-grids behind a depthwise filter", ffn="GELU MLP"
 )
@@ -93,9 +97,9 @@ LATTE = DIT.replace(
     paper="2401.03048",
     code="Apache-2.0",
     attention="within each frame and along time, in turn, sin-cos positions",
-    exact="outputs, keys and parameters equal the official program's; so do MACs, once adaLN's products, which it repeats "
-    "for each frame and each place, are added; each frame is patched alone, and no attention spans space and time at "
-    "once; texts and joint training on images are not built; graphs are not exported",
+    exact="outputs, keys and parameters equal the official program's; so do MACs, once adaLN's products, which it "
+    "repeats for each frame and each place, are added; each frame is patched alone, and no attention spans space and "
+    "time at once; texts and joint training on images are not built; graphs are not exported",
 )
 WAN = About(
     paper="2503.20314",
@@ -103,8 +107,8 @@ WAN = About(
     attention="global over space and time together, RoPE of three axes; text by cross-attention",
     ffn="GELU MLP",
     skips="none",
-    exact=f"{SAME} (diffusers'); a label in place of a text is ours; the text encoder and the VAE of clips are not part "
-    "of it; graphs are not exported",
+    exact=f"{SAME} (diffusers'); a label in place of a text is ours; the text encoder and the VAE of clips are not "
+    "part of it; graphs are not exported",
 )
 UVIT = About(
     paper="2209.12152",

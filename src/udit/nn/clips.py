@@ -5,6 +5,8 @@ Axes: B batch, C channels, F frames, H and W side lengths, h and w those of a ma
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import Tensor, nn
 
 from udit import ops
@@ -28,16 +30,24 @@ def within_frames(attention: nn.Module, x: Tensor) -> Tensor:
     return out.view(x.shape)
 
 
-def along_time(attention: nn.Module, x: Tensor) -> Tensor:
-    """Attention of the tokens at one place of all frames among themselves, [B, F, h, w, D]."""
+def repeated(tree: Any, frames: int) -> Any:
+    """Conditions of clips as those of their frames: every row of every tensor in nested tuples and lists, F times."""
+    if isinstance(tree, Tensor):
+        return tree.repeat_interleave(frames, dim=0)
+    parts = [repeated(part, frames) for part in tree]
+    return type(tree)(*parts) if hasattr(tree, "_fields") else type(tree)(parts)
+
+
+def along_time(attention: nn.Module, x: Tensor, *positions: Tensor) -> Tensor:
+    """Attention of the tokens at one place of all frames among themselves, [B, F, h, w, D]; a rotary table, or none."""
     b, frames, height, width, dim = x.shape
     places = x.reshape(b, frames, height * width, dim).transpose(1, 2)
-    out: Tensor = attention(places.reshape(b * height * width, frames, dim))
+    out: Tensor = attention(places.reshape(b * height * width, frames, dim), *positions)
     return out.view(b, height * width, frames, dim).transpose(1, 2).reshape(x.shape)
 
 
 class ClipBlock(nn.Module):
-    """Attention within frames or along time, and an FFN, modulated and gated as DiT's blocks (Ma et al. 2024, Latte)."""
+    """Attention within frames or along time, and an FFN, modulated and gated as in DiT (Ma et al. 2024, Latte)."""
 
     def __init__(self, width: int, heads: int, ffn: nn.Module, along_time: bool) -> None:
         super().__init__()

@@ -10,6 +10,7 @@ import torch
 
 from udit import rng
 from udit.assemble import System, denoiser_of
+from udit.clips import film
 from udit.data.latents import LatentCache
 from udit.data.sources import Labels, Source
 from udit.diffusion.objective import draw
@@ -17,12 +18,15 @@ from udit.files import whole_file
 from udit.images import grid, save_png
 
 GRID_ROWS = 4
+GRID_CLIPS = 8
 VALIDATION_SIZE = 256
 """Most held-out images that a validation loss uses."""
 
 
 def save_grid(system: System, path: Path, seed: int) -> None:
     """Samples a grid: one column per class, ten at most (eight for an unconditional model), four seeds per column.
+
+    Of clips, eight rows of frames: of the first eight classes.
 
     Args:
         system: with the averaged weights.
@@ -33,6 +37,11 @@ def save_grid(system: System, path: Path, seed: int) -> None:
     columns = min(classes, 10) or 8
     labels = [i % columns for i in range(columns * GRID_ROWS)] if classes else None
     seeds = [seed + i for i in range(columns * GRID_ROWS)]
+    if (frames := system.config.model.clip_frames) is not None:
+        seeds = seeds[:GRID_CLIPS]
+        rows = torch.cat(list(system.generate(seeds, None if labels is None else labels[:GRID_CLIPS])))
+        save_png(grid(film(rows), columns=frames), path, {"seeds": seeds, "sampling": system.config.sampling.model_dump(mode="json")})
+        return
     images = torch.cat(list(system.generate(seeds, labels)))
     named = system.config.classes
     titles = [named.title(label) for label in labels or ()]

@@ -88,7 +88,7 @@ class Block(nn.Module):
 
 
 class Wan(nn.Module):
-    """Backbone: x [B, C, F, H, W], t [B], y as ``condition_shape`` says or None (= null) -> [B, out_channels, F, H, W]."""
+    """Backbone: x [B, C, F, H, W], t [B], y as ``condition_shape`` says or None (= null) -> [B, out, F, H, W]."""
 
     INIT: ClassVar[Mapping[str, init.Fill]] = {
         r"table$": init.by_width,
