@@ -27,8 +27,10 @@ OPENING = b'{"udit": {'
 MISSING = "MP4 needs PyAV, which is missing; run: pip install 'udit[video]'"
 
 
-def save_gif(clip: Tensor, path: Path, settings: Mapping[str, Any] | None = None, rate: int = FRAMES_PER_SECOND) -> None:
-    """Writes a clip as an endless GIF; its comment holds ``settings`` as JSON.
+def save_gif(
+    clip: Tensor, path: Path, settings: Mapping[str, Any] | None = None, rate: int = FRAMES_PER_SECOND
+) -> None:
+    """Writes a clip as a GIF that repeats; its comment holds ``settings`` as JSON.
 
     A GIF counts time in 1/100 s, and Pillow writes equal frames in a row as one that lasts longer: ``read_gif`` gives
     the frames back.
@@ -53,7 +55,9 @@ def save_gif(clip: Tensor, path: Path, settings: Mapping[str, Any] | None = None
     _write(path, write)
 
 
-def save_mp4(clip: Tensor, path: Path, settings: Mapping[str, Any] | None = None, rate: int = FRAMES_PER_SECOND) -> None:
+def save_mp4(
+    clip: Tensor, path: Path, settings: Mapping[str, Any] | None = None, rate: int = FRAMES_PER_SECOND
+) -> None:
     """Writes a clip as MP4 (H.264), which every browser plays; sides that are odd get one more row or column.
 
     Args:
@@ -134,7 +138,7 @@ def require_av() -> Any:
 
 
 def film(clips: Tensor) -> Tensor:
-    """The frames of clips one after the other, uint8 [N, C, F, H, W] -> [N * F, C, H, W]: rows of a grid of F columns."""
+    """The frames of clips one after the other, for a grid of F columns: uint8 [N, C, F, H, W] -> [N * F, C, H, W]."""
     return clips.transpose(1, 2).flatten(0, 1)
 
 

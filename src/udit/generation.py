@@ -15,7 +15,6 @@ from torch import Tensor
 
 from udit import __version__, dist
 from udit.assemble import STRENGTH, System
-from udit.clips import FRAMES_PER_SECOND, film, require_av, save_gif, save_mp4
 from udit.diffusion.config import SamplingConfig
 from udit.diffusion.sample import make_sampler
 from udit.dist import World
@@ -149,7 +148,7 @@ class Generation:
                     shown.append(pixels)
         count = min(len(self), MAX_GRID_IMAGES)
         with self.world.together():
-            images = self._in_order(torch.stack(shown) if shown else None, count)
+            images = self.in_order(torch.stack(shown) if shown else None, count)
         if self.world.is_main:
             titles, numbers = self.titles(count)
             columns = None if numbers or not titles else min(count, MAX_STRIP)
@@ -159,51 +158,6 @@ class Generation:
     def frames(self) -> int | None:
         """Of a clip; None where the model draws images."""
         return self.system.config.model.clip_frames
-
-    def save_clips(
-        self,
-        folder: str | Path,
-        kind: Literal["gif", "mp4"] = "gif",
-        progress: bool = False,
-        *,
-        overwrite: bool = False,
-        rate: int = FRAMES_PER_SECOND,
-    ) -> None:
-        """Writes 000000.gif (or .mp4), 000001.gif ... and grid.png, a row of frames for each of the first clips.
-
-        Each file carries what it depends on, as the PNGs of images do.
-
-        Args:
-            folder: as of ``save_pngs``.
-            kind: of the files; MP4 needs PyAV.
-            progress: shows a progress bar.
-            overwrite: as of ``save_pngs``.
-            rate: frames a second.
-
-        Raises:
-            UserError: the model draws images, PyAV is missing, or as of ``save_pngs``.
-            RunError: as of ``save_pngs``.
-        """
-        if self.frames is None:
-            raise UserError(f"output is {kind} and the model draws images; take png or npz")
-        if kind == "mp4":
-            require_av()
-        out, common = Path(folder), self.settings()
-        prepare(out)
-        with self.world.together():
-            self.world.on_main(make_room, out, overwrite)
-        save, shown = save_gif if kind == "gif" else save_mp4, []
-        for batch in self.batches(progress):
-            for i, clip in zip(batch.indices, batch.images, strict=True):
-                save(clip, out / f"{i:06d}.{kind}", common | self.settings_of(i), rate)
-                if i < MAX_STRIP:
-                    shown.append(clip)
-        count = min(len(self), MAX_STRIP)
-        with self.world.together():
-            clips = self._in_order(torch.stack(shown) if shown else None, count)
-        if self.world.is_main:
-            titles = [text for title in self.titles(count)[0] for text in (title, *[""] * (self.frames - 1))]
-            save_png(grid(film(clips), titles, self.frames), out / GRID, common)
 
     def titles(self, count: int) -> tuple[list[str], list[int]]:
         """Titles of the first images, and the labels that they stand for; of an interpolation no labels."""
@@ -242,9 +196,7 @@ class Generation:
             if self.world.is_main:
                 whole = self.labels is not None and not any(isinstance(label, Between) for label in self.labels)
                 labels = np.array(self.labels, dtype=np.int64) if whole else None
-                npz.write(
-                    Path(path), images=npz.ImageStream(len(self), shape, parts), labels=labels
-                )
+                npz.write(Path(path), images=npz.ImageStream(len(self), shape, parts), labels=labels)
             else:
                 for _ in parts:
                     pass
@@ -291,10 +243,10 @@ class Generation:
         size = self.batch_size * self.world.size
         for start in range(0, len(self), size):
             batch = next(own, None)
-            yield self._in_order(None if batch is None else batch.images, min(size, len(self) - start))
+            yield self.in_order(None if batch is None else batch.images, min(size, len(self) - start))
         next(own, None)  # closes its progress bar
 
-    def _in_order(self, own: Tensor | None, count: int) -> Tensor:
+    def in_order(self, own: Tensor | None, count: int) -> Tensor:
         """The next ``count`` images of all ranks, in order, from this rank's share of them; None where it has none."""
         if self.world.size == 1:
             assert own is not None

@@ -128,8 +128,8 @@ def sample(
     out
         Folder for the images; one that holds images already is refused.
     output
-        Of images png, the default, or npz: samples.npz with arr_0 (uint8 [N, H, W, C]) and arr_1 (labels). Of clips gif,
-        the default, mp4, or npz ([N, F, H, W, C]).
+        Of images png, the default, or npz: samples.npz with arr_0 (uint8 [N, H, W, C]) and arr_1 (labels). Of clips
+        gif, the default, mp4, or npz ([N, F, H, W, C]).
     overwrite
         Replace the images that an earlier call wrote there; others stay, and are refused.
     batch_size
@@ -206,7 +206,9 @@ def sample(
         written = f"wrote {len(images)} images to {out / 'samples.npz'} (arr_0 uint8 {list(shape)})"
     elif output in ("gif", "mp4") or (output is None and images.frames is not None):
         kind: Literal["gif", "mp4"] = "mp4" if output == "mp4" else "gif"
-        images.save_clips(out, kind, progress, overwrite=overwrite)
+        from udit.clip_files import save_clips
+
+        save_clips(images, out, kind, progress, overwrite=overwrite)
         written = f"wrote {len(images)} clips and grid.png to {out}"
     else:
         images.save_pngs(out, progress, overwrite=overwrite)

@@ -43,8 +43,8 @@ def describe(data: ClipFolderData) -> DataInfo:
 def listed(root: Path) -> dict[str, list[Path]]:
     """The clips of every class, sorted; of clips without labels, those of the class "".
 
-    A clip is a GIF or MP4 file, or a folder that holds image files and nothing else that could be a clip. Where ``root``
-    holds such clips itself they have no labels; otherwise every folder in it is a class.
+    A clip is a GIF or MP4 file, or a folder of numbered image files. Where ``root`` holds clips itself they have no
+    labels; otherwise every folder in it is a class.
 
     Raises:
         UserError: no such folder, no clips in it, or a class without any.
@@ -74,14 +74,14 @@ def _clips(folder: Path) -> list[Path]:
 
 
 def _frames(folder: Path) -> list[Path]:
-    """The numbered frames of a folder in the order of their numbers; none where it holds clips."""
+    """The numbered frames of a folder, in the order of their numbers."""
     images = [path for path in folder.iterdir() if is_image(path.name) and path.suffix.lower() != ".gif"]
     numbered = [(int(found[1]), path) for path in images if (found := NUMBER.search(path.stem))]
     return [path for _, path in sorted(numbered)]
 
 
 class ClipFolder:
-    """The clips of a folder, each its first ``frames`` frames (every ``every``-th), cropped to squares as images are."""
+    """The clips of a folder, of each its first ``frames`` frames, cropped to squares as images are."""
 
     def __init__(self, data: ClipFolderData) -> None:
         """Lists the folder; decodes nothing.

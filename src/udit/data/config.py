@@ -237,7 +237,7 @@ class MovingDigitsData(SplitData):
 
 
 class ClipFolderData(SplitData):
-    """Clips (GIF, MP4, or a folder of numbered frames each) in one folder per class, or without labels in one folder."""
+    """Clips (GIF, MP4, folders of numbered frames) in one folder per class, or without labels in one folder."""
 
     kind: Literal["clips"] = "clips"
     root: Path
@@ -245,7 +245,7 @@ class ClipFolderData(SplitData):
     frames: PositiveInt = 16
     """The first so many frames of each clip; a shorter clip is an error."""
     every: PositiveInt = 1
-    """Takes every so many-th frame."""
+    """Takes every N-th frame."""
     size: Annotated[int, Field(ge=1, le=4096)] = 64
     """Side of the square that ADM's centre crop cuts of every frame."""
     channels: Literal[1, 3] = 3

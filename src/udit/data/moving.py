@@ -28,9 +28,9 @@ def describe(data: MovingDigitsData) -> DataInfo:
 class MovingDigits:
     """Clips, each a function of (``data.seed``, its index): class i % 55, two digits, their ways.
 
-    A digit moves in a straight line at a constant speed and is reflected by the borders. In the first and the last frame
-    the two squares of 8x8 pixels are apart, so that both digits can be read there; in between they may overlap, and the
-    brighter pixel is seen.
+    A digit moves in a straight line at a constant speed and is reflected by the borders. In the first and the last
+    frame the two squares of 8x8 pixels are apart, so that both digits can be read there; in between they may overlap,
+    and the brighter pixel is seen.
     """
 
     def __init__(self, data: MovingDigitsData) -> None:

@@ -23,6 +23,7 @@ PURPOSES = {
     "export": "`udit export` and `udit sample --engine`",
     "serve": "`udit serve`",
     "studio": "`udit studio`",
+    "video": "MP4 files of clips",
     "optimizers": "training.optimizer=adamw-8bit and schedule-free",
 }
 """What each extra is for; others are for developers."""

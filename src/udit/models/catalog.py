@@ -341,7 +341,7 @@ CATALOG: dict[str, Entry] = {
         config=MMDiTConfig(**_SMALL, context=None, table_side=16, base_side=16, qk_norm=True, second_attention=(0, 1)),
         about=MMDIT,
     ),
-    "Latte-tiny": Entry(config=LatteConfig(**_SMALL, frames=4, learn_sigma=False), about=LATTE),
+    "Latte-tiny": Entry(config=LatteConfig(width=96, depth=6, heads=4, patch=1, frames=4, **_DIGITS), about=LATTE),
     "Wan-tiny": Entry(config=WanConfig(**_SMALL, frames=4, patch_frames=2, context=None, ffn=Mlp(ratio=2)), about=WAN),
     "U-ViT-tiny": Entry(config=UViTConfig(**_SMALL, shallow=1), about=UVIT),
     "DiC-tiny": Entry(config=DiCConfig(width=16, depths=(2, 2, 2), **_DIGITS), about=DIC),

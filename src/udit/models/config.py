@@ -106,6 +106,11 @@ class ModelConfig(Spec):
         frames = () if self.clip_frames is None else (self.clip_frames,)
         return (self.in_channels, *frames, *(size or self.size))
 
+    def refuse_clips(self, what: str) -> None:
+        """Raises UserError where the model is one of clips, which ``what`` cannot handle."""
+        if self.clip_frames is not None:
+            raise UserError(f"{what} is for images and {self.family} draws clips; draw them with `udit sample`")
+
     def check_size(self, height: int, width: int) -> None:
         """Raises ValueError unless the network takes an input of height x width."""
 

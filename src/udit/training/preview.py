@@ -40,7 +40,11 @@ def save_grid(system: System, path: Path, seed: int) -> None:
     if (frames := system.config.model.clip_frames) is not None:
         seeds = seeds[:GRID_CLIPS]
         rows = torch.cat(list(system.generate(seeds, None if labels is None else labels[:GRID_CLIPS])))
-        save_png(grid(film(rows), columns=frames), path, {"seeds": seeds, "sampling": system.config.sampling.model_dump(mode="json")})
+        save_png(
+            grid(film(rows), columns=frames),
+            path,
+            {"seeds": seeds, "sampling": system.config.sampling.model_dump(mode="json")},
+        )
         return
     images = torch.cat(list(system.generate(seeds, labels)))
     named = system.config.classes

@@ -242,6 +242,7 @@ def tune(
     if num_samples < MIN_IMAGES:
         raise UserError(f"num_samples is {num_samples}; a score needs at least {MIN_IMAGES} images")
     values = read_run_config(run)
+    values.model.refuse_clips("udit tune")
     world = dist.start(device)
     if world.size > 1:
         raise UserError("udit tune runs as one process; start it without torchrun")
