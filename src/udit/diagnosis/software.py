@@ -24,6 +24,7 @@ PURPOSES = {
     "serve": "`udit serve`",
     "studio": "`udit studio`",
     "video": "MP4 files of clips",
+    "ode": "SiT's adaptive sampler (Dopri5)",
     "optimizers": "training.optimizer=adamw-8bit and schedule-free",
 }
 """What each extra is for; others are for developers."""

@@ -46,7 +46,8 @@ DIT = About(
 SIT = DIT.replace(
     paper="2401.08740",
     code="MIT",
-    exact=f"{SAME}; so do its losses, its SDE, and Euler's and Heun's methods; its dopri5 is not implemented",
+    exact=f"{SAME}; so do its losses, its SDE, and Euler's and Heun's methods; its dopri5 "
+    "(udit.diffusion.adaptive.Dopri5) is torchdiffeq's and checked on a Gaussian",
 )
 REPA = DIT.replace(
     paper="2410.06940",
