@@ -347,7 +347,7 @@ class System:
         if given is None or not given.is_floating_point():  # of vectors and of shares every image has its own
             known = None if given is None else given.tolist()
             denoiser = prepared(denoiser, sampler, sampling.steps, known, device, strength)
-        shape = (self.config.model.in_channels, *self.config.model.size)
+        shape = self.config.model.input_shape()
         networks = [self.backbone] if self.weak is None else [self.backbone, self.weak.backbone]
         were_training = [network.training for network in networks]
         for network in networks:
