@@ -21,8 +21,8 @@ FILES = sorted(ROOT.rglob("*.py"))
 
 ORDER = (
     *("errors", "progress", "spec", "interpolation", "rng", "files", "record", "hub", "dist", "sharding", "images"),
-    "checkpoint",
-    *("ops", "nn", "models", "diffusion", "data", "optim", "demos", "run", "assemble", "analysis", "store"),
+    *("checkpoint", "ops", "nn", "models", "diffusion", "data", "optim", "demos", "run", "adapters", "fingerprints"),
+    *("assemble", "analysis", "rollout", "store"),
     *("exporting", "convert", "parity", "training", "evaluation", "scoring", "tuning", "inputs", "target"),
     *("generation", "publishing", "rehearsal", "benchmarking", "diagnosis", "serving", "studio", "cli", "__main__"),
 )
@@ -42,11 +42,13 @@ FORBIDDEN = {
 CONFIGURATION = {
     *("udit.errors", "udit.spec", "udit.spec.base", "udit.spec.digest", "udit.nn.specs", "udit.diffusion.config"),
     *("udit.spec.words", "udit.run.keys", "udit.optim.config", "udit.interpolation", "udit.diffusion.settings"),
-    *("udit.diffusion.samplers",),
+    *("udit.diffusion.samplers", "udit.diffusion.process_config", "udit.diffusion.few_step_config"),
     *("udit.data.config", "udit.data.codec_config", "udit.data.cache_config", "udit.models.catalog"),
+    "udit.data.condition_config",
     *("udit.models.config", "udit.models.ablation", "udit.models.isotropic", "udit.models.papers"),
     "udit.evaluation.protocol",
     *("udit.run", "udit.run.config", "udit.run.rules", "udit.run.start", "udit.run.system", "udit.run.resolve"),
+    "udit.run.adapter_config",
     *("udit.run.recipes", "udit.run.classes", "udit.recipes"),
 }
 """Modules of configuration, beside ``models/<family>/config.py``: free of torch; only ``READER`` opens files."""
@@ -55,7 +57,7 @@ READER = "udit.run.recipes"
 TORCH_FREE = {
     *("udit.files", "udit.record", "udit.hub", "udit.exporting.manifest", "udit.tuning.quality"),
     *(f"udit.data.{name}" for name in ("describe", "vae", "latents", "sources", "names", "verify", "decode")),
-    *(f"udit.data.{name}" for name in ("folder", "idx", "npz", "hub")),
+    *(f"udit.data.{name}" for name in ("folder", "idx", "npz", "fields", "hub")),
     "udit.run.scorable",
     "udit.demos.find",
 }
@@ -64,6 +66,7 @@ CALLS = {
     ("udit.run.config", "source", "udit.data.latents"),
     ("udit.run.resolve", "latent_cache", "udit.data.latents"),
     ("udit.run.resolve", "codec", "udit.data.vae"),
+    ("udit.run.resolve", "codec", "udit.data.fields"),
     ("udit.run.resolve", "_described", "udit.data.describe"),
     (READER, None, "udit.hub"),
     (READER, None, "udit.demos.find"),

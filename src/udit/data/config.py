@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, PositiveInt, model_validator
 
+from udit.data.condition_config import AnyCondition
 from udit.spec.base import Spec
 
 if TYPE_CHECKING:
@@ -35,6 +36,8 @@ class SplitData(Spec):
     test_share: Share | None = 0.1
     """Seen by neither: validation loss, real-to-real distance, memorisation check. None takes the data set's own test
     images, and judge_share is a share of the others."""
+    condition: AnyCondition = None
+    """What the network sees beside the noisy image: previous (the state before), low-resolution, mask or grey."""
 
     @model_validator(mode="after")
     def _check_shares(self) -> SplitData:
@@ -117,6 +120,24 @@ class NpzData(SplitData):
     def build(self) -> Source:
         """The loaded data set."""
         from udit.data.npz import load
+
+        return load(self)
+
+
+class FieldsData(SplitData):
+    """Fields of numbers in one .npz file: ``fields``, floats [N, C, H, W], the states of a simulation in order, say.
+
+    ``trajectory``, whole numbers [N], says which states belong together; without it all do. Rows of ``test_fields`` and
+    ``test_trajectory`` are test images (``test_share: null``).
+    """
+
+    kind: Literal["fields"] = "fields"
+    path: Path
+    judge_share: Share = 0.0
+
+    def build(self) -> Source:
+        """The loaded data set."""
+        from udit.data.fields import load
 
         return load(self)
 
@@ -213,5 +234,5 @@ class HubData(ImageFiles):
 
 
 DataConfig = Annotated[
-    DigitsData | FashionMnistData | IdxData | NpzData | FolderData | HubData, Field(discriminator="kind")
+    DigitsData | FashionMnistData | IdxData | NpzData | FieldsData | FolderData | HubData, Field(discriminator="kind")
 ]

@@ -6,6 +6,7 @@ from udit.data.config import (
     DataConfig,
     DataInfo,
     DigitsData,
+    FieldsData,
     FolderData,
     HubData,
     IdxFiles,
@@ -33,6 +34,10 @@ def describe(data: DataConfig) -> DataInfo:
             from udit.data import npz
 
             return npz.describe(data)
+        case FieldsData():
+            from udit.data import fields
+
+            return fields.describe(data)
         case FolderData():
             from udit.data import folder
 

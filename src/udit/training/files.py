@@ -14,11 +14,12 @@ import torch
 from torch import Tensor, nn
 
 from udit import __version__, ops
+from udit.adapters import AdapterEMA
 from udit.assemble import System
 from udit.checkpoint import Checkpoint, CheckpointStore, DamagedError
 from udit.data.sources import Parts, Source
 from udit.errors import RunError, UserError, by_product
-from udit.files import sweep
+from udit.files import sweep, whole_folder
 from udit.ops.operator import current_names
 from udit.run.config import ROUNDING_ONLY, Run
 from udit.run.scorable import warn_before_training
@@ -100,6 +101,11 @@ class RunFiles:
                     "twice; a smaller batch learns faster",
                     *(batch, count),
                 )
+            if self.run.training.adapter is not None and self.run.init_from is None:
+                raise UserError(
+                    "training.adapter changes trained weights by little; say which, e.g. init_from=demo:digits, or "
+                    "leave adapter out"
+                )
             return None
         folder.check_resumable(found.manifest["run"], self.run.plain(), found.path / "manifest.json")
         if found.manifest["data"] != self.source.fingerprint:
@@ -157,14 +163,14 @@ class RunFiles:
         names = None if spike is None else [str(self.source.names[i]) for i in spike]
         return self._told(record, self.alarms.step(record, names, done))
 
-    def older(self, step: int) -> Checkpoint | None:
+    def before(self, step: int) -> Checkpoint | None:
         """The last checkpoint before a step; None without one.
 
         It is one that was due, so that a run that was interrupted meanwhile goes back to the same.
         """
-        before = sorted((s for s in self.store.steps() if s < step), reverse=True)
-        due = [s for s in before if s % self.run.training.save_every == 0]
-        for candidate in due or before:
+        older = sorted((s for s in self.store.steps() if s < step), reverse=True)
+        due = [s for s in older if s % self.run.training.save_every == 0]
+        for candidate in due or older:
             with contextlib.suppress(DamagedError):
                 return self.store.at(candidate)
         return None
@@ -206,19 +212,20 @@ class RunFiles:
         Args:
             record: of the step.
             averaged: the network with the averaged weights.
-            trained: the network with the trained weights.
+            trained: the same with the trained ones.
         """
-        assert trained is not None, "rank 0 has the trained weights"
         step, loss, excess = record.step, None, None
         self._trackers.open(step - 1)
         run, system = self.run, self._system(step, averaged)
         with by_product(f"the sample grid of step {step}"):
             path = run.out / "samples" / f"step-{step:08d}.png"
-            images = preview.save_grid(system, path, run.seed)
+            condition = preview.some_condition(system, self.source, self.parts, run.seed)
+            images = preview.save_grid(system, path, run.seed, condition)
             self._trackers.image(step, path)
             excess = preview.patch_grid(images, system, self.source, self.parts.train, run.seed)
         with by_product(f"the validation loss of step {step}"):
             loss = preview.validation_loss(system, self.source, self.parts.test, run.seed)
+        assert trained is not None, "rank 0 has it"
         alarms = self.alarms.preview(step, loss, trained, system.backbone, excess)
         return self._told(dataclasses.replace(record, val_loss=loss), alarms)
 
@@ -256,14 +263,22 @@ class RunFiles:
         system, target = self._system(step, averaged), self.run.out / "model"
         if not (target / "config.json").is_file() or read_config(target / "config.json") != system.config:
             save(system, target, raw=trained)
+        self._save_adapter()
         with by_product("the loss curve"):
             preview.save_curve(self.run.out / "metrics.jsonl", self.run.out / "loss.png")
+
+    def _save_adapter(self) -> None:
+        """Writes the averages of an adapter as peft's folder, beside the model folder that has it merged."""
+        ema = self.learner.ema
+        if isinstance(ema, AdapterEMA):
+            with whole_folder(self.run.out / "adapter", replace=True) as temporary:
+                ema.adapter.save(temporary, ema.averages, self.run.init_from or "")
 
     def _system(self, step: int, averaged: nn.Module | None) -> System:
         assert averaged is not None, "rank 0 has the averaged weights"
         codec = self.learner.codec
         config = SystemConfig.of(self.run, step).replace(codec=codec.config)
-        return System(config, averaged, codec)
+        return System(config, averaged.to(self.learner.world.device), codec)
 
     def close(self) -> None:
         """Closes the logs and frees the lock."""
