@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     from udit.data.sources import Source
 
 Share = Annotated[float, Field(ge=0, lt=1)]
+Side = Annotated[int, Field(ge=1, le=4096)]
+"""Pixels."""
 
 
 class DataInfo(Spec):
@@ -107,10 +109,14 @@ class FashionMnistData(IdxFiles):
 
 
 class NpzData(SplitData):
-    """Images and labels in one .npz file: images and labels, arr_0 and arr_1, or MedMNIST's or Keras' names."""
+    """Images and labels in .npz files: images and labels, arr_0 and arr_1 as ADM's batches, MedMNIST's or Keras' names.
+
+    A file with images alone has no labels; a model of them is unconditional.
+    """
 
     kind: Literal["npz"] = "npz"
     path: Path
+    """A file, or a folder of several, which are read in the order of their names."""
     classes: tuple[str, ...] = ()
     """Names in label order; empty uses the labels' numbers."""
 
@@ -124,8 +130,8 @@ class NpzData(SplitData):
 class ImageFiles(SplitData):
     """What data sets of image files of any size have in common."""
 
-    size: Annotated[int, Field(ge=1, le=4096)] = 64
-    """Side of the square that ADM's centre crop cuts."""
+    size: Side | tuple[Side, Side] = 64
+    """Side of the square, or [H, W], that ADM's centre crop cuts."""
     channels: Literal[1, 3] = 3
     """3 is RGB, 1 grey."""
     bits: Annotated[int, Field(ge=8, le=16)] = 16
@@ -142,22 +148,113 @@ class ImageFiles(SplitData):
         """Whether half of the training images are mirrored left to right."""
         return self.flip
 
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(height, width) of an image."""
+        return (self.size, self.size) if isinstance(self.size, int) else self.size
+
 
 class FolderData(ImageFiles):
-    """Image files (PNG, JPEG, WebP, GIF) in one folder per class; classes are the folders' names in sorted order.
+    """Image files (PNG, JPEG, WebP, GIF, TIFF, AVIF, HEIC) in one folder per class, named in sorted order.
 
-    A folder that holds images and no folders is one of images without labels; a model of them is unconditional.
+    A folder that holds images and no folders is one of images without labels; a model of them is unconditional. A list
+    of labels takes the place of class folders.
     """
 
     kind: Literal["folder"] = "folder"
     root: Path
     """The folder that holds one folder per class, or images without labels."""
+    label_by: Literal["folder", "path", "none"] = "folder"
+    """Where folders lie in folders: folder takes the first for the class, path the whole path below root, none takes
+    images of any depth without labels."""
+    labels: Path | None = None
+    """A CSV, TSV or JSONL file of images' paths below root, and their labels; then folders are no classes."""
+    file_column: str | None = None
+    """Of that list; None takes one that is called file_name, filename, file, image, path or id."""
+    label_column: str | None = None
+    """Of that list; None takes one that is called label, class, class_name, category or target."""
+    classes: tuple[str, ...] = ()
+    """Names in the order of numbers that such a list has as labels; of names in it, those that may occur."""
+
+    @model_validator(mode="after")
+    def _check_list(self) -> FolderData:
+        for key in ("file_column", "label_column", "classes"):
+            if self.labels is None and getattr(self, key):
+                raise ValueError(f"{key} is of a list of labels; name the list with data.labels=FILE, or leave it out")
+        if self.labels is not None and self.label_by != "folder":
+            raise ValueError(f"label_by is {self.label_by} and labels names a list of labels; leave one of them out")
+        return self
 
     def build(self) -> Source:
         """The listed images, decoded when they are read."""
-        from udit.data.folder import ImageFolder
+        from udit.data.encoded import Encoded
+        from udit.data.folder import records
 
-        return ImageFolder(self.root, self.size, self.channels, self.verify, self.bits)
+        return Encoded(records(self), self)
+
+
+class DatasetJsonData(ImageFiles):
+    """EDM's and StyleGAN's form (Karras et al.): a zip or folder of images, with labels in its dataset.json."""
+
+    kind: Literal["dataset-json"] = "dataset-json"
+    root: Path
+    """The zip file or the folder. Without dataset.json, or with labels null in it, images have no labels."""
+    classes: tuple[str, ...] = ()
+    """Names in label order; empty uses the labels' numbers."""
+
+    def build(self) -> Source:
+        """The listed images, decoded when they are read."""
+        from udit.data.dataset_json import records
+        from udit.data.encoded import Encoded
+
+        return Encoded(records(self), self)
+
+
+class WebDatasetData(ImageFiles):
+    """Shards of the webdataset library: .tar files in which members of one name up to the first dot are a sample."""
+
+    kind: Literal["webdataset"] = "webdataset"
+    root: str
+    """A .tar file, a folder of them, or a pattern: shards/train-*.tar, or shards/train-{0000..0146}.tar."""
+    test_root: str | None = None
+    """Shards of test images, and test_share is null."""
+    image: str | None = None
+    """Extension of the image's member, e.g. jpg; None takes the one image that a sample has."""
+    label: str | None = None
+    """Extension of the member that holds the label, a number or a name; json.KEY for a key of a JSON member; none for
+    no labels. None takes cls, class, json.label, json.class or json.cls where samples have one of them."""
+    classes: tuple[str, ...] = ()
+    """Names in label order; empty uses the labels' numbers, or their names in sorted order."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _test_on_its_own(cls, values: Any) -> Any:
+        if isinstance(values, dict) and values.get("test_root") is not None:
+            return {"test_share": None, **values}
+        return values
+
+    def build(self) -> Source:
+        """The listed images, decoded when they are read."""
+        from udit.data.encoded import Encoded
+        from udit.data.webdataset import records
+
+        return Encoded(records(self), self)
+
+
+class LmdbData(ImageFiles):
+    """LMDB as LSUN ships it (Yu et al. 2015): an image file for each key, a database for each class."""
+
+    kind: Literal["lmdb"] = "lmdb"
+    root: Path
+    """A database, whose images have no labels; or a folder of several, the classes. Of bedroom_train_lmdb the class is
+    bedroom, and bedroom_val_lmdb beside it holds test images."""
+
+    def build(self) -> Source:
+        """The listed images, decoded when they are read."""
+        from udit.data.encoded import Encoded
+        from udit.data.lsun import records
+
+        return Encoded(records(self), self)
 
 
 class HubData(ImageFiles):
@@ -207,11 +304,21 @@ class HubData(ImageFiles):
 
     def build(self) -> Source:
         """The loaded or streamed images."""
+        from udit.data.encoded import Encoded
         from udit.data.hub import Rows, streamed
 
-        return streamed(self) if self.streaming else Rows(self)
+        return streamed(self) if self.streaming else Encoded(Rows(self), self)
 
 
 DataConfig = Annotated[
-    DigitsData | FashionMnistData | IdxData | NpzData | FolderData | HubData, Field(discriminator="kind")
+    DigitsData
+    | FashionMnistData
+    | IdxData
+    | NpzData
+    | FolderData
+    | DatasetJsonData
+    | WebDatasetData
+    | LmdbData
+    | HubData,
+    Field(discriminator="kind"),
 ]

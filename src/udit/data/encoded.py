@@ -1,0 +1,111 @@
+"""Image files that a folder, an archive or a database holds, as a source: they are decoded when they are read."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import BinaryIO, Protocol
+
+import numpy as np
+
+from udit.data.config import DataInfo, ImageFiles
+from udit.data.decode import MAX_PIXELS, Budget, decode, peek
+from udit.data.notes import Notes
+from udit.data.sources import Labels, Pixels
+from udit.data.verify import verified
+from udit.files import cache_folder
+
+
+class Records(Protocol):
+    """Labelled image files, none of them decoded, in whatever holds them."""
+
+    labels: Labels
+    """[N]; all 0 where there are none."""
+    names: Sequence[str]
+    """Of each image, for the split; all different."""
+    sizes: Labels
+    """[N] bytes of each file."""
+    held_out: Labels
+    """[M] indices of the data set's own test images."""
+    classes: tuple[str, ...]
+    """Names in label order; empty where there are no labels."""
+    fingerprint: str
+    """sha256 in hex over names, sizes and labels; a copy elsewhere has the same."""
+    stamp: str
+    """sha256 in hex of the same and of the times of the files, which differs once one was written to."""
+    notes: Notes
+    """What is left out, and what looks as if something else was meant."""
+
+    def open(self, i: int) -> Path | BinaryIO:
+        """The file of image i: its path, or a stream of its bytes.
+
+        Raises:
+            UserError: it cannot be read, or what is read is damaged.
+        """
+
+    def called(self, i: int) -> str:
+        """Image i in errors."""
+
+
+def info_of(data: ImageFiles, classes: tuple[str, ...], labelled: bool) -> DataInfo:
+    """What a data set of image files holds, whose classes are known."""
+    height, width = data.shape
+    return DataInfo(channels=data.channels, height=height, width=width, id2label=classes, labelled=labelled)
+
+
+def verified_as(records: Records, data: ImageFiles) -> Path:
+    """The marker file whose presence says that these files, not written to since, could all be decoded."""
+    said = f"2 {data.shape} {MAX_PIXELS} {records.stamp}"
+    return cache_folder() / "verified" / hashlib.sha256(said.encode()).hexdigest()
+
+
+class Encoded:
+    """Image files, cropped to one shape as ADM does (Dhariwal & Nichol 2021)."""
+
+    def __init__(self, records: Records, data: ImageFiles) -> None:
+        """Takes listed files; decodes nothing, and logs the remarks on them."""
+        self.records, self.data = records, data
+        self.labels, self.names, self.held_out = records.labels, records.names, records.held_out
+        self.fingerprint = records.fingerprint
+        self._pixels: Pixels | None = None
+        self._ends = np.arange(len(self) + 1) * (data.channels * data.shape[0] * data.shape[1])
+        records.notes.warn()
+
+    def __len__(self) -> int:
+        """Number of images."""
+        return len(self.labels)
+
+    def image(self, i: int) -> Pixels:
+        """Image ``i``, [C, H, W] in 0..255.
+
+        Raises:
+            UserError: it cannot be decoded, or is larger than ``MAX_PIXELS``.
+        """
+        if self._pixels is None:
+            return self._decode(i)
+        kept: Pixels = self._pixels[self._ends[i] : self._ends[i + 1]]
+        return kept.reshape(self.data.channels, *self.data.shape)
+
+    def verify(self) -> None:
+        """Decodes every image once, and keeps them all if they fit into memory.
+
+        If they do not fit, ``data.verify="headers"`` reads headers only; and files that have all been decoded once are
+        not decoded again while their names, sizes and times stay the same.
+
+        Raises:
+            UserError: images that cannot be decoded; names the first and counts them.
+        """
+        if self._pixels is not None:
+            return
+        budget = Budget()
+        self._pixels = verified(
+            self._ends,
+            lambda i: self._decode(i, budget),
+            (lambda i: peek(self.records.open(i), self.records.called(i))) if self.data.verify == "headers" else None,
+            verified_as(self.records, self.data),
+        )
+
+    def _decode(self, i: int, budget: Budget | None = None) -> Pixels:
+        data, records = self.data, self.records
+        return decode(records.open(i), data.shape, data.channels, records.called(i), budget, data.bits)
