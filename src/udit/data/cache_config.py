@@ -18,6 +18,15 @@ from udit.spec.digest import FileFacts, Sha256
 PLAN, MANIFEST, INDEX = "plan.json", "manifest.json", "index.safetensors"
 FREE_DATA_KEYS = frozenset({"judge_share", "test_share", "flip"})
 """Of a run's data section: keys that may differ from the cache's, which holds all images."""
+NEWER_DATA_KEYS = {
+    "bits": 16,
+    "deep": False,
+    "label_by": "folder",
+    "labels": None,
+    "file_column": None,
+    "label_column": None,
+}
+"""Of a run's data section: keys that caches of older versions do not have, and what they are of those."""
 FREE_CODEC_KEYS = frozenset({"source", "revision", "posterior", "slicing"})
 """Of a run's codec: keys that do not change the latents; sha256 says which VAE it is, wherever it is stored."""
 
@@ -54,8 +63,9 @@ class LatentPlan(Spec):
         wanted = (seen.channels * (2 if moments else 1), seen.height, seen.width)
         if self.shape != wanted:
             raise ValueError(f"shape is {self.shape} and the codec makes {wanted} of {self.pixels}; encode again")
-        if (self.dtype == "uint8") == latents:
-            raise ValueError(f"dtype is {self.dtype}; pixels are uint8 and latents floats, encode again")
+        floats = latents or getattr(self.data, "deep", False)
+        if (self.dtype == "uint8") == floats:
+            raise ValueError(f"dtype is {self.dtype}; pixels of 8 bits are uint8 and all else floats, encode again")
         return self
 
     @property
@@ -77,8 +87,10 @@ class LatentPlan(Spec):
         values["data"].pop("root", None)
         values["data"] = {key: value for key, value in values["data"].items() if key not in FREE_DATA_KEYS}
         values["codec"] = {key: value for key, value in values["codec"].items() if key not in FREE_CODEC_KEYS}
-        if values["data"].get("bits") == 16:  # as older caches were all made
-            del values["data"]["bits"]
+        newer = NEWER_DATA_KEYS | ({"classes": []} if values["data"]["kind"] == "folder" else {})
+        for key, value in newer.items():  # as older caches were all made
+            if key in values["data"] and values["data"][key] == value:
+                del values["data"][key]
         if values["codec"].get("network") == "AutoencoderKL":  # older caches know no other
             del values["codec"]["network"]
         return values

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Field, PositiveInt, model_validator
 
@@ -51,6 +51,10 @@ class SplitData(Spec):
     def mirrored(self) -> bool:
         """Whether half of the training images are mirrored left to right."""
         return False
+
+    def scored(self) -> Self:
+        """The same data as scores see them."""
+        return self
 
 
 class DigitsData(SplitData):
@@ -137,6 +141,8 @@ class ImageFiles(SplitData):
     bits: Annotated[int, Field(ge=8, le=16)] = 16
     """Depth of grey in files of 16 bits: 12 where a camera or scanner has put 12 bits into them. Files of 8 bits, and
     those of colour, are read as they are."""
+    deep: bool = False
+    """Keeps all bits of files of 16 bits, grey or colour; off reduces them to 8. Generated images have 8."""
     flip: bool = True
     """Mirrors half of the training images left to right, chosen by (seed, position in the run)."""
     verify: Literal["full", "headers"] = "full"
@@ -147,6 +153,10 @@ class ImageFiles(SplitData):
     def mirrored(self) -> bool:
         """Whether half of the training images are mirrored left to right."""
         return self.flip
+
+    def scored(self) -> Self:
+        """The same data as scores see them: of one size, and of 8 bits as generated images are."""
+        return self.replace(deep=False)
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -293,6 +303,8 @@ class HubData(ImageFiles):
             raise ValueError(
                 f"test_share is {self.test_share:g} and test_split {self.test_split!r}; leave one of them out"
             )
+        if self.streaming and self.deep:
+            raise ValueError("deep is true and streaming keeps 8 bits; set streaming to false")
         if self.streaming and self.verify == "headers":
             raise ValueError("verify is 'headers' and streaming decodes every image as it is read; leave verify out")
         return self

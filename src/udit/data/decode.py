@@ -21,6 +21,7 @@ import functools
 import re
 import struct
 import threading
+import warnings
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
@@ -172,10 +173,10 @@ def decode(
     with opened(file, name) as image:
         check_width(image, size, name)
         with budget.take(image.width * image.height) if budget else nullcontext():
-            flat = _flat(image, channels, bits)
-            if flat is not image:
+            plain = flat(image, channels, bits)
+            if plain is not image:
                 image.close()  # frees its pixels
-            pixels = np.asarray(centre_crop(flat, size))
+            pixels = np.asarray(centre_crop(plain, size))
     return pixels[None] if channels == 1 else np.ascontiguousarray(pixels.transpose(2, 0, 1))
 
 
@@ -196,6 +197,7 @@ def check_width(image: Image.Image, size: Size, name: str) -> None:
 @contextmanager
 def opened(file: Path | str | BinaryIO, name: str) -> Iterator[Image.Image]:
     """An open image within the limits whose header has been read; errors while it is used become a ``UserError``."""
+    _without_warnings()
     try:
         if isinstance(file, str | Path) and Path(file).stat().st_size > MAX_BYTES:
             raise UserError(f"image {name!r} is a file of more than {MAX_BYTES // 2**20} MB; shrink or remove it")
@@ -219,6 +221,12 @@ def opened(file: Path | str | BinaryIO, name: str) -> Iterator[Image.Image]:
         if isinstance(error, UnidentifiedImageError):
             detail = f"not a {KNOWN}"
         raise UserError(f"image {name!r} cannot be read ({detail}); replace or remove it") from None
+
+
+@functools.cache
+def _without_warnings() -> None:
+    """Silences Pillow's warnings of odd metadata: what makes an image unreadable is an error."""
+    warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
 
 
 def _formats(file: Path | str | BinaryIO, name: str) -> tuple[str, ...]:
@@ -268,7 +276,7 @@ def brightest(file: Path | BinaryIO, name: str | None = None) -> int:
         return int(max(high for _, high in values))
 
 
-def _flat(image: Image.Image, channels: Literal[1, 3], bits: int) -> Image.Image:
+def flat(image: Image.Image, channels: Literal[1, 3], bits: int) -> Image.Image:
     """Upright 8-bit RGB or grey without transparency."""
     ImageOps.exif_transpose(image, in_place=True)
     if image.mode.startswith("I"):

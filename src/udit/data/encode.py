@@ -77,7 +77,7 @@ def plan_of(
             "codec": codec.config.model_dump(mode="json"),
             "measured": measured,
             "shape": list(raw.shape[1:]),
-            "dtype": dtype if vae else "uint8",
+            "dtype": dtype if vae else "float32" if first.is_floating_point() else "uint8",
             "mirrored": data.mirrored,
             "shard_size": shard_size,
         },
@@ -202,12 +202,12 @@ def _finish(root: Path, plan: LatentPlan, source: Source) -> None:
         for number in range(len(plan.shard_sizes())):
             path = root / shard_name(number)
             facts.append(file_facts(path))
-            if plan.dtype != "uint8":
+            if isinstance(plan.codec, VAECodec):
                 with safe_open(path, framework="np") as stream:
                     parts = _sums(stream.get_tensor("raw"), plan)
                 sums = [part if not len(total) else total + part for total, part in zip(sums, parts, strict=True)]
         mean = std = None
-        if plan.dtype != "uint8":
+        if isinstance(plan.codec, VAECodec):
             samples = plan.count * (2 if plan.mirrored else 1) * plan.shape[1] * plan.shape[2]
             centre = sums[0] / samples
             mean, std = centre.tolist(), np.sqrt(sums[1] / samples - centre**2).tolist()

@@ -11,6 +11,7 @@ import numpy as np
 
 from udit.data.config import DataInfo, ImageFiles
 from udit.data.decode import MAX_PIXELS, Budget, decode, peek
+from udit.data.deep import decode_deep
 from udit.data.notes import Notes
 from udit.data.sources import Labels, Pixels
 from udit.data.verify import verified
@@ -77,7 +78,7 @@ class Encoded:
         return len(self.labels)
 
     def image(self, i: int) -> Pixels:
-        """Image ``i``, [C, H, W] in 0..255.
+        """Image ``i``, [C, H, W] in 0..255; float32 where ``data.deep`` keeps 16 bits.
 
         Raises:
             UserError: it cannot be decoded, or is larger than ``MAX_PIXELS``.
@@ -104,8 +105,10 @@ class Encoded:
             lambda i: self._decode(i, budget),
             (lambda i: peek(self.records.open(i), self.records.called(i))) if self.data.verify == "headers" else None,
             verified_as(self.records, self.data),
+            np.float32 if self.data.deep else np.uint8,
         )
 
     def _decode(self, i: int, budget: Budget | None = None) -> Pixels:
         data, records = self.data, self.records
-        return decode(records.open(i), data.shape, data.channels, records.called(i), budget, data.bits)
+        read = decode_deep if data.deep else decode
+        return read(records.open(i), data.shape, data.channels, records.called(i), budget, data.bits)

@@ -15,6 +15,7 @@ from udit.data.config import SplitData
 from udit.errors import UserError
 
 Pixels = NDArray[np.uint8]
+"""0..255; of a data set that keeps 16 bits, float32 with fractions."""
 Labels = NDArray[np.int64]
 
 
