@@ -23,6 +23,10 @@ BROKEN: dict[Rule, tuple[str, str]] = {
         "data={kind: folder, root: FLAT, size: 8, channels: 1} + model.num_classes=10",
         "model.num_classes is 10 and the images have no labels",
     ),
+    rules.shapes_are_those_the_model_takes: (
+        "data={kind: folder, root: FLAT, size: 16, channels: 1, buckets: [[8, 30]]}",
+        "data.buckets gives 8x30, for the network 8x30: an input of 8x30 cannot pass",
+    ),
     rules.all_classes_have_a_label: ("model.num_classes=5", "is 5 and the data has 10 classes"),
     rules.guidance_needs_a_null_label: (
         "model.num_classes=0",

@@ -17,8 +17,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from udit.data.buckets import buckets_of
 from udit.data.latents import LatentCache
-from udit.data.order import Order, flips
+from udit.data.order import BucketOrder, Order, flips
 from udit.data.sources import Labels, Source
 from udit.errors import RunError, UserError
 
@@ -28,7 +29,7 @@ class Batch:
     """One micro-batch."""
 
     x: Tensor
-    """uint8 [B, C, H, W], or raw latents [B, c, h, w] of a cache"""
+    """uint8 [B, C, H, W], float32 where 16 bits are kept, or raw latents [B, c, h, w] of a cache"""
     y: Tensor
     """int64 [B]"""
     ids: list[int]
@@ -72,7 +73,7 @@ def batches(
 
     Yields:
         ``accumulation`` batches for each step. Step s takes positions s * global_batch and on, micro-batch by
-        micro-batch and, within one, rank by rank.
+        micro-batch and, within one, rank by rank. Of images of several shapes those of a step have one.
 
     Raises:
         UserError: a batch that does not split evenly, no images, or an image that cannot be decoded.
@@ -80,13 +81,27 @@ def batches(
     """
     size = share_of(global_batch, accumulation, world)
     reader = _Reader(source, part, seed, flip)
-    jobs = _Jobs(Order(len(part), seed), range(start, stop), global_batch, size, rank, world, accumulation)
+    jobs = _Jobs(
+        order_of(source, part, seed, global_batch), range(start, stop), global_batch, size, rank, world, accumulation
+    )
     steps = _steps(reader, jobs, workers)
     if workers:
         # else multiprocessing's exit handler would send SIGTERM, which workers ignore, and wait for them for ever
         alive = weakref.ref(steps)
         atexit.register(lambda: steps.close() if (steps := alive()) else None)
     return steps
+
+
+def order_of(source: Source, part: Labels, seed: int, global_batch: int) -> Order | BucketOrder:
+    """The order of the images of a part: of images of several shapes, those of a step have one.
+
+    Raises:
+        UserError: there are no images.
+    """
+    buckets = buckets_of(source)
+    if buckets is None or not len(part):
+        return Order(len(part), seed)
+    return BucketOrder([places for _, places in buckets.members(part)], seed, global_batch)
 
 
 def share_of(global_batch: int, accumulation: int, world: int) -> int:
@@ -108,7 +123,7 @@ def share_of(global_batch: int, accumulation: int, world: int) -> int:
 class _Jobs:
     """What to read, in order: (position, index into the part) for each image of each micro-batch."""
 
-    order: Order
+    order: Order | BucketOrder
     steps: range
     global_batch: int
     size: int

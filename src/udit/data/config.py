@@ -52,6 +52,11 @@ class SplitData(Spec):
         """Whether half of the training images are mirrored left to right."""
         return False
 
+    @property
+    def shapes(self) -> tuple[tuple[int, int], ...]:
+        """All shapes (height, width) that images may have, where the configuration says them."""
+        return ()
+
     def scored(self) -> Self:
         """The same data as scores see them."""
         return self
@@ -136,6 +141,9 @@ class ImageFiles(SplitData):
 
     size: Side | tuple[Side, Side] = 64
     """Side of the square, or [H, W], that ADM's centre crop cuts."""
+    buckets: tuple[tuple[Side, Side], ...] = ()
+    """Further shapes [H, W] beside size. An image is cropped to the one whose proportions are nearest to its own, and
+    the images of a step are all of one; takes a model of images of any size. Scores and samples are of size."""
     channels: Literal[1, 3] = 3
     """3 is RGB, 1 grey."""
     bits: Annotated[int, Field(ge=8, le=16)] = 16
@@ -156,12 +164,24 @@ class ImageFiles(SplitData):
 
     def scored(self) -> Self:
         """The same data as scores see them: of one size, and of 8 bits as generated images are."""
-        return self.replace(deep=False)
+        return self.replace(deep=False, buckets=())
 
     @property
     def shape(self) -> tuple[int, int]:
-        """(height, width) of an image."""
+        """(height, width) of an image; with buckets, of samples."""
         return (self.size, self.size) if isinstance(self.size, int) else self.size
+
+    @property
+    def shapes(self) -> tuple[tuple[int, int], ...]:
+        """All shapes that images may have."""
+        return (self.shape, *self.buckets)
+
+    @model_validator(mode="after")
+    def _check_buckets(self) -> Self:
+        for i, (height, width) in enumerate(self.shapes):
+            if (height, width) in self.shapes[:i]:
+                raise ValueError(f"buckets hold {height}x{width}, which is there already; give each shape once")
+        return self
 
 
 class FolderData(ImageFiles):
@@ -303,6 +323,8 @@ class HubData(ImageFiles):
             raise ValueError(
                 f"test_share is {self.test_share:g} and test_split {self.test_split!r}; leave one of them out"
             )
+        if self.streaming and self.buckets:
+            raise ValueError("buckets are given and streaming keeps images of one shape; set streaming to false")
         if self.streaming and self.deep:
             raise ValueError("deep is true and streaming keeps 8 bits; set streaming to false")
         if self.streaming and self.verify == "headers":

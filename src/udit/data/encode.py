@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -20,7 +21,8 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from udit.checkpoint import write_tensors
-from udit.data.cache_config import INDEX, MANIFEST, PLAN, LatentManifest, LatentPlan, shard_name
+from udit.data.buckets import buckets_of, grouped_all
+from udit.data.cache_config import INDEX, MANIFEST, PLAN, LatentManifest, LatentPlan, Shard, shard_name
 from udit.data.codec import Codec, LatentVAE
 from udit.data.codec_config import VAECodec
 from udit.data.config import DataConfig
@@ -61,7 +63,10 @@ def plan_of(
     vae = isinstance(codec, LatentVAE)
     if measured and not vae:
         raise UserError(f"the {codec.config.kind} codec has nothing to measure; it maps pixels to [-1, 1]")
+    buckets = buckets_of(source)
     first = torch.from_numpy(np.array(source.image(0)))
+    if buckets is not None:  # of the main shape, which no image may have
+        first = first.new_zeros((len(first), *buckets.shapes[0]))
     raw = codec.raw(first[None])
     section = data.model_dump(mode="json")
     if "root" in section:
@@ -72,6 +77,7 @@ def plan_of(
             "data": section,
             "fingerprint": source.fingerprint,
             "count": len(source),
+            "counts": np.bincount(buckets.of, minlength=len(buckets.shapes)).tolist() if buckets else [],
             "id2label": list(describe(data).id2label),
             "pixels": list(first.shape),
             "codec": codec.config.model_dump(mode="json"),
@@ -112,14 +118,16 @@ def write_cache(
     """
     world.on_main(_open_folder, root, plan)
     try:
-        for number, size in enumerate(plan.shard_sizes()):
+        members = grouped_all(source)
+        for number, shard in enumerate(plan.shards()):
             if number % world.size == world.rank:
                 path = root / shard_name(number)
-                if not _is_whole(path, plan, size):
-                    raw = _encode(source, codec, plan, number, size, world.device, batch_size)
+                if not _is_whole(path, plan, shard):
+                    ids = members[shard.bucket][shard.first : shard.first + shard.size].tolist()
+                    raw = _encode(source, codec, plan, shard, ids, world.device, batch_size)
                     _write(path, {"raw": raw}, {"plan": plan.digest, "payload": _payload(raw)})
                 if on_images:
-                    on_images(size)
+                    on_images(shard.size)
     except (OSError, SafetensorError) as error:
         raise _refused(root, error) from None
     world.barrier()
@@ -148,12 +156,12 @@ def _open_folder(root: Path, plan: LatentPlan) -> None:
         raise _refused(root, error) from None
 
 
-def _is_whole(path: Path, plan: LatentPlan, size: int) -> bool:
+def _is_whole(path: Path, plan: LatentPlan, shard: Shard) -> bool:
     """Whether a shard exists, is of this plan, and is undamaged."""
     if not path.is_file():
         return False
     try:
-        if shard_layout(path) != shard_wanted(plan.shape, plan.dtype, size, plan.mirrored):
+        if shard_layout(path) != shard_wanted(plan, shard):
             return False
         with safe_open(path, framework="pt") as stream:
             said = json.loads((stream.metadata() or {}).get(KEY, "{}"))
@@ -167,15 +175,20 @@ def _payload(raw: Tensor) -> str:
 
 
 def _encode(
-    source: Source, codec: Codec, plan: LatentPlan, number: int, size: int, device: torch.device, batch_size: int
+    source: Source,
+    codec: Codec,
+    plan: LatentPlan,
+    shard: Shard,
+    members: list[int],
+    device: torch.device,
+    batch_size: int,
 ) -> Tensor:
-    """One shard, [size, 1 or 2, c, h, w]."""
-    dtype = getattr(torch, plan.dtype)
-    raw = torch.empty(size, 2 if plan.mirrored else 1, *plan.shape, dtype=dtype)
-    first = number * plan.shard_size
+    """One shard of the images ``members``, [size, 1 or 2, c, h, w]."""
+    dtype, size = getattr(torch, plan.dtype), shard.size
+    raw = torch.empty(size, 2 if plan.mirrored else 1, *plan.raw_shape(shard.bucket), dtype=dtype)
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
         for start in range(0, size, batch_size):
-            ids = range(first + start, first + min(start + batch_size, size))
+            ids = members[start : start + batch_size]
             pixels = torch.from_numpy(np.stack(list(pool.map(source.image, ids)))).to(device)
             for k, turned in enumerate((pixels, pixels.flip(-1)) if plan.mirrored else (pixels,)):
                 part = codec.raw(turned).cpu().to(dtype)
@@ -198,17 +211,17 @@ def _finish(root: Path, plan: LatentPlan, source: Source) -> None:
     try:
         _write(root / INDEX, {key: torch.from_numpy(np.array(value)) for key, value in index_arrays(source).items()})
         sums = [np.zeros(0), np.zeros(0)]
-        facts = []
-        for number in range(len(plan.shard_sizes())):
+        facts, samples = [], 0
+        for number, shard in enumerate(plan.shards()):
             path = root / shard_name(number)
             facts.append(file_facts(path))
             if isinstance(plan.codec, VAECodec):
                 with safe_open(path, framework="np") as stream:
                     parts = _sums(stream.get_tensor("raw"), plan)
+                samples += shard.size * (2 if plan.mirrored else 1) * math.prod(plan.raw_shape(shard.bucket)[1:])
                 sums = [part if not len(total) else total + part for total, part in zip(sums, parts, strict=True)]
         mean = std = None
         if isinstance(plan.codec, VAECodec):
-            samples = plan.count * (2 if plan.mirrored else 1) * plan.shape[1] * plan.shape[2]
             centre = sums[0] / samples
             mean, std = centre.tolist(), np.sqrt(sums[1] / samples - centre**2).tolist()
         manifest = LatentManifest.model_validate(

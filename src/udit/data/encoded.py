@@ -5,10 +5,11 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import BinaryIO, Protocol
+from typing import BinaryIO, Protocol, cast
 
 import numpy as np
 
+from udit.data.buckets import assigned
 from udit.data.config import DataInfo, ImageFiles
 from udit.data.decode import MAX_PIXELS, Budget, decode, peek
 from udit.data.deep import decode_deep
@@ -57,7 +58,7 @@ def info_of(data: ImageFiles, classes: tuple[str, ...], labelled: bool) -> DataI
 
 def verified_as(records: Records, data: ImageFiles) -> Path:
     """The marker file whose presence says that these files, not written to since, could all be decoded."""
-    said = f"2 {data.shape} {MAX_PIXELS} {records.stamp}"
+    said = f"2 {data.shapes} {MAX_PIXELS} {records.stamp}"
     return cache_folder() / "verified" / hashlib.sha256(said.encode()).hexdigest()
 
 
@@ -70,7 +71,13 @@ class Encoded:
         self.labels, self.names, self.held_out = records.labels, records.names, records.held_out
         self.fingerprint = records.fingerprint
         self._pixels: Pixels | None = None
-        self._ends = np.arange(len(self) + 1) * (data.channels * data.shape[0] * data.shape[1])
+        self._shapes: Labels | None = None
+        if data.buckets:
+            self.buckets = assigned(records, data.shapes)
+            self._shapes = np.array(data.shapes)[self.buckets.of]
+            self._ends = np.cumsum([0, *(data.channels * self._shapes.prod(axis=1))])
+        else:
+            self._ends = np.arange(len(self) + 1) * (data.channels * data.shape[0] * data.shape[1])
         records.notes.warn()
 
     def __len__(self) -> int:
@@ -86,7 +93,13 @@ class Encoded:
         if self._pixels is None:
             return self._decode(i)
         kept: Pixels = self._pixels[self._ends[i] : self._ends[i + 1]]
-        return kept.reshape(self.data.channels, *self.data.shape)
+        return kept.reshape(self.data.channels, *self._shape(i))
+
+    def _shape(self, i: int) -> tuple[int, int]:
+        if self._shapes is None:
+            return self.data.shape
+        height, width = self._shapes[i].tolist()
+        return height, width
 
     def verify(self) -> None:
         """Decodes every image once, and keeps them all if they fit into memory.
@@ -110,5 +123,5 @@ class Encoded:
 
     def _decode(self, i: int, budget: Budget | None = None) -> Pixels:
         data, records = self.data, self.records
-        read = decode_deep if data.deep else decode
-        return read(records.open(i), data.shape, data.channels, records.called(i), budget, data.bits)
+        said = (records.open(i), self._shape(i), data.channels, records.called(i), budget, data.bits)
+        return cast(Pixels, decode_deep(*said)) if data.deep else decode(*said)

@@ -19,7 +19,8 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import load_file
 
-from udit.data.cache_config import INDEX, MANIFEST, PLAN, LatentManifest, shard_name
+from udit.data.buckets import Buckets, buckets_of
+from udit.data.cache_config import INDEX, MANIFEST, PLAN, LatentManifest, LatentPlan, Shard, shard_name
 from udit.data.names import Names
 from udit.data.sources import Labels, Source
 from udit.errors import UserError
@@ -89,6 +90,9 @@ class LatentCache:
             raise UserError(f"{self.root / INDEX} has labels outside 0 to {len(self.plan.id2label) - 1}; encode again")
         facts = [facts.sha256 for facts in (self.manifest.index, *self.manifest.shards)]
         self.fingerprint = hashlib.sha256("\n".join([self.plan.digest, *facts]).encode()).hexdigest()
+        if self.plan.counts:
+            self.buckets = Buckets(_read_buckets(self.root / INDEX, self.plan), self.plan.data.shapes)
+            self._shard, self._place = _places(self.buckets, self.plan)
         self._open: dict[int, Any] = {}
 
     def __len__(self) -> int:
@@ -105,7 +109,10 @@ class LatentCache:
         Raises:
             UserError: its shard is missing or damaged.
         """
-        number, place = divmod(i, self.plan.shard_size)
+        if self.plan.counts:
+            number, place = int(self._shard[i]), int(self._place[i])
+        else:
+            number, place = divmod(i, self.plan.shard_size)
         try:
             if number not in self._open:
                 shard: Any = safe_open(self.root / shard_name(number), framework="np")
@@ -121,18 +128,18 @@ class LatentCache:
         Raises:
             UserError: a shard is missing, damaged, altered or of another shape; names the first.
         """
-        sizes = self.plan.shard_sizes()
+        shards = self.plan.shards()
         with (
             ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool,
-            progress_bar(len(sizes), "checking latents", "shard", leave=False) as bar,
+            progress_bar(len(shards), "checking latents", "shard", leave=False) as bar,
         ):
-            for _ in pool.map(self._check_shard, range(len(sizes)), self.manifest.shards, sizes):
+            for _ in pool.map(self._check_shard, range(len(shards)), self.manifest.shards, shards):
                 bar.update()
 
-    def _check_shard(self, number: int, facts: FileFacts, size: int) -> None:
+    def _check_shard(self, number: int, facts: FileFacts, shard: Shard) -> None:
         path = self.root / shard_name(number)
         _check_file(path, facts)
-        found, wanted = shard_layout(path), shard_wanted(self.plan.shape, self.plan.dtype, size, self.plan.mirrored)
+        found, wanted = shard_layout(path), shard_wanted(self.plan, shard)
         if found != wanted:
             raise UserError(f"{path} holds {found} and the manifest says {wanted}; encode again into another folder")
 
@@ -153,10 +160,10 @@ def shard_layout(path: Path) -> str:
         raise UserError(_unreadable(path, error)) from None
 
 
-def shard_wanted(shape: tuple[int, int, int], dtype: str, size: int, mirrored: bool) -> str:
-    """The layout that a shard of ``size`` images must have."""
-    name = {"uint8": "U8", "float16": "F16", "float32": "F32"}[dtype]
-    return f"{name} {[size, 2 if mirrored else 1, *shape]}"
+def shard_wanted(plan: LatentPlan, shard: Shard) -> str:
+    """The layout that a shard must have."""
+    name = {"uint8": "U8", "float16": "F16", "float32": "F32"}[plan.dtype]
+    return f"{name} {[shard.size, 2 if plan.mirrored else 1, *plan.raw_shape(shard.bucket)]}"
 
 
 def _check_file(path: Path, wanted: FileFacts) -> None:
@@ -183,7 +190,33 @@ def index_arrays(source: Source) -> dict[str, Raw]:
         "held_out": np.asarray(source.held_out, np.int64),
         "names": names.text,
         "ends": names.ends,
+        **({"buckets": buckets.of} if (buckets := buckets_of(source)) else {}),
     }
+
+
+def _read_buckets(path: Path, plan: LatentPlan) -> Labels:
+    """The number of each image's shape.
+
+    Raises:
+        UserError: they are not there, or not as many of each as the plan says.
+    """
+    found = load_file(path).get("buckets", np.empty(0, np.int64))
+    if found.dtype != np.int64 or found.shape != (plan.count,) or found.min() < 0:
+        raise UserError(f"{path} is not an index of images of several shapes; encode again into another folder")
+    if np.bincount(found, minlength=len(plan.counts)).tolist() != list(plan.counts):
+        raise UserError(f"{path} does not hold as many images of each shape as the manifest says; encode again")
+    return found
+
+
+def _places(buckets: Buckets, plan: LatentPlan) -> tuple[Labels, Labels]:
+    """Shard of each image, and place in it."""
+    shard, place = np.empty(plan.count, np.int64), np.empty(plan.count, np.int64)
+    before = 0
+    for _, ids in buckets.members(np.arange(plan.count)):
+        rank = np.arange(len(ids))
+        shard[ids], place[ids] = before + rank // plan.shard_size, rank % plan.shard_size
+        before += -(-len(ids) // plan.shard_size)
+    return shard, place
 
 
 def _read_index(path: Path) -> tuple[Labels, Names, Labels]:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from pydantic import BeforeValidator, Field, NonNegativeInt, PositiveFloat, PositiveInt, SerializeAsAny
 
 from udit.data.codec_config import AnyCodec, IdentityCodec
-from udit.data.config import DataConfig
+from udit.data.config import DataConfig, DataInfo
 from udit.diffusion.config import DDPMConfig, DiffusionConfig, SamplingConfig
 from udit.errors import UserError, nearest
 from udit.models.catalog import families, find
@@ -185,6 +185,16 @@ class Run(Spec):
         from udit.data.latents import LatentCache
 
         return LatentCache(self.latents)
+
+    @property
+    def sizes(self) -> tuple[tuple[int, int], ...]:
+        """All (H, W) of what the network learns; that of its samples first.
+
+        Raises:
+            UserError: the codec does not divide one of ``data.buckets``.
+        """
+        pixels = [DataInfo(channels=3, height=h, width=w, id2label=()) for h, w in self.data.shapes[1:]]
+        return (self.model.size, *((seen.height, seen.width) for seen in map(self.codec.seen, pixels)))
 
     def plain(self) -> dict[str, Any]:
         """As nested dicts, lists and scalars, for YAML and JSON."""

@@ -35,6 +35,21 @@ def input_size_is_that_of_the_data(run: Run, seen: DataInfo) -> str | None:
     )
 
 
+def shapes_are_those_the_model_takes(run: Run, seen: DataInfo) -> str | None:
+    """A model that learns images of several shapes takes them all."""
+    sizes = run.sizes
+    if len(sizes) == 1:
+        return None
+    if run.model.size_step is None:
+        return f"data.buckets gives several shapes and the model ({run.model.family}) takes one size; leave buckets out"
+    for (height, width), (rows, columns) in zip(sizes, run.data.shapes, strict=True):
+        try:
+            run.model.check_size(height, width)
+        except ValueError as error:
+            return f"data.buckets gives {rows}x{columns}, for the network {height}x{width}: {error}"
+    return None
+
+
 def channels_are_those_of_the_data(run: Run, seen: DataInfo) -> str | None:
     """The model takes as many channels as the data has."""
     if run.model.in_channels == seen.channels:
@@ -245,6 +260,7 @@ def schedule_free_divides_by_its_momentum(run: Run, seen: DataInfo) -> str | Non
 
 RULES: tuple[Rule, ...] = (
     input_size_is_that_of_the_data,
+    shapes_are_those_the_model_takes,
     channels_are_those_of_the_data,
     classes_need_labels,
     all_classes_have_a_label,

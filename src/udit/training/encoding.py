@@ -84,7 +84,7 @@ def encode(
     with joined as world, world.together(), progress_shown(progress):
         source, codec = run.data.build(), run.codec.build()
         plan = plan_of(run.data, source, codec, dtype=dtype, measured=measure, shard_size=shard_size)
-        mine = sum(plan.shard_sizes()[world.rank :: world.size])
+        mine = sum(shard.size for shard in plan.shards()[world.rank :: world.size])
         with progress_bar(mine, "encode", "image", show=progress and world.is_main) as bar:
             manifest = write_cache(root, plan, source, codec, world, batch_size=batch_size, on_images=bar.update)
     return EncodedCache(

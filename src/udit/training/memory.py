@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import math
 import weakref
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -82,7 +83,7 @@ def _counted(run: Run, ranks: int, batch: int) -> Memory:
         model = run.model.build()
         checkpoint_activations(model, config.checkpoint_activations)
         denoiser = denoiser_of(SystemConfig.of(run), model.train())
-        x0 = torch.empty(batch, run.model.in_channels, *run.model.size)
+        x0 = torch.empty(batch, run.model.in_channels, *max(run.sizes, key=math.prod))
         y = torch.zeros(batch, dtype=torch.int64)
         there = [*model.parameters(), *model.buffers(), x0, y]
         parameters = [p for p in model.parameters() if p.requires_grad]

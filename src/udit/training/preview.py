@@ -10,6 +10,7 @@ import torch
 
 from udit import rng
 from udit.assemble import System, denoiser_of
+from udit.data.buckets import grouped
 from udit.data.latents import LatentCache
 from udit.data.sources import Labels, Source
 from udit.diffusion.objective import draw
@@ -68,11 +69,12 @@ def validation_loss(system: System, source: Source, part: Labels, seed: int, bat
     device = next(system.backbone.parameters()).device
     denoiser = denoiser_of(system.config, system.backbone)
     total = 0.0
-    for start in range(0, len(part), batch_size):
-        ids = [int(i) for i in part[start : start + batch_size]]
+    alike = (places[k : k + batch_size] for places in grouped(source, part) for k in range(0, len(places), batch_size))
+    for places in alike:
+        ids = part[places].tolist()
         x = torch.stack([torch.from_numpy(source.image(i).copy()) for i in ids]).to(device)
         x0 = system.codec.normalise(x if isinstance(source, LatentCache) else system.codec.raw(x))
-        draws = draw(denoiser.schedule, x0.shape[1:], 0, "validation", [(start + k,) for k in range(len(ids))])
+        draws = draw(denoiser.schedule, x0.shape[1:], 0, "validation", [(int(k),) for k in places])
         y = torch.tensor([int(source.labels[i]) for i in ids]).to(device) if system.config.model.num_classes else None
         losses = denoiser.schedule.loss(denoiser, x0, draws.t.to(device), draws.noise.to(device), y)
         total += float(losses.loss.double().sum())
