@@ -22,7 +22,18 @@ FILES = sorted(ROOT.rglob("*.py"))
 ORDER = (
     *("errors", "progress", "spec", "interpolation", "rng", "files", "record", "hub", "dist", "images", "checkpoint"),
     *("ops", "nn", "models", "diffusion", "data", "optim", "demos", "run", "assemble", "analysis", "store"),
-    *("exporting", "convert", "parity", "training", "evaluation", "scoring", "tuning", "inputs", "target"),
+    *(
+        "exporting",
+        "convert",
+        "parity",
+        "training",
+        "evaluation",
+        "scoring",
+        "reconstruction",
+        "tuning",
+        "inputs",
+        "target",
+    ),
     *("generation", "publishing", "rehearsal", "benchmarking", "diagnosis", "serving", "studio", "cli", "__main__"),
 )
 """Packages and modules of the library, each of which may import those before it: no circle leaves a package."""

@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from cyclopts import Parameter
 
 from udit.cli.output import say
 from udit.errors import UserError
+from udit.evaluation import FeaturesName
+
+if TYPE_CHECKING:
+    import torch
+
+    from udit.run.config import Run
 
 
 def encode(
@@ -21,6 +27,8 @@ def encode(
     shard_size: int = 1024,
     batch_size: int = 32,
     device: str = "auto",
+    features: FeaturesName | None = None,
+    weights_file: Path | None = None,
     progress: bool = True,
 ) -> int:
     """Encode a recipe's images once and cache the latents; then train on them with latents=FOLDER.
@@ -46,6 +54,11 @@ def encode(
         Images encoded at a time.
     device
         auto, cpu, cuda, cuda:N or mps.
+    features
+        Of a VAE, the Fréchet distance of decoded to encoded held-out images is printed by these: judge, inception, clip
+        or dinov2. Left out: by the judge that `udit eval` has trained on these data, where there is one.
+    weights_file
+        Weights of --features; without, a published network is downloaded.
     progress
         Show the progress bar.
     """
@@ -79,5 +92,26 @@ def encode(
             f"wrote {out}: {cache.images:,} images{mirrored} as {cache.dtype} {shape} in {cache.shards} shards, "
             f"{cache.bytes / 1e6:,.1f} MB; next: udit train {recipe} latents={out}"
         )
+        _tell(run, out, features, weights_file, batch_size, world.device)
     world.close()
     return 0
+
+
+def _tell(
+    run: Run, out: Path, features: FeaturesName | None, weights_file: Path | None, batch_size: int, device: torch.device
+) -> None:
+    """Says what a VAE loses of held-out images."""
+    from udit.progress import progress_shown
+    from udit.reconstruction import reconstruction
+
+    with progress_shown(False):
+        found = reconstruction(
+            run, out, features=features, weights_file=weights_file, batch_size=batch_size, device=device
+        )
+    if found is None:
+        return
+    line = f"{found.images:,} held-out images, decoded: PSNR {found.psnr:.2f} dB, SSIM {found.ssim:.4f}"
+    if found.distance is None:
+        say(f"{line}; no Fréchet distance: these data have no judge yet (`udit eval` trains one), or give --features")
+    else:
+        say(f"{line}, Fréchet distance {found.distance:.4g} by {found.features}")
