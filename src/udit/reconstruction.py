@@ -51,6 +51,7 @@ def reconstruction(
     weights_file: Path | None = None,
     batch_size: int = 32,
     device: torch.device | None = None,
+    progress: bool = True,
 ) -> Reconstruction | None:
     """Decodes images of a run's held-out part from a latent cache, and compares them with the images.
 
@@ -61,6 +62,7 @@ def reconstruction(
         weights_file: of ``features``; None downloads a published network.
         batch_size: images decoded at a time.
         device: where; the CPU if not given.
+        progress: shows a bar.
 
     Returns:
         None where nothing is lost or held out: a codec of pixels, or ``data.test_share`` 0.
@@ -80,7 +82,10 @@ def reconstruction(
     codec = cache.manifest.codec.build()
     device = device or dist.find_device("cpu", 0)
     ratios, similar, found = [], [], [list[Features](), list[Features]()]
-    with torch.no_grad(), progress_bar(len(part), "decoding held-out images", "image", leave=False) as bar:
+    with (
+        torch.no_grad(),
+        progress_bar(len(part), "decoding held-out images", "image", leave=False, show=progress) as bar,
+    ):
         for places in grouped(source, part):
             for start in range(0, len(places), batch_size):
                 ids = part[places[start : start + batch_size]].tolist()

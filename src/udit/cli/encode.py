@@ -12,9 +12,7 @@ from udit.errors import UserError
 from udit.evaluation import FeaturesName
 
 if TYPE_CHECKING:
-    import torch
-
-    from udit.run.config import Run
+    from udit.reconstruction import Reconstruction
 
 
 def encode(
@@ -73,6 +71,7 @@ def encode(
         raise UserError(f"latents is {str(run.latents)!r} and a new cache is written to --out; leave latents out")
 
     from udit import dist
+    from udit.reconstruction import reconstruction
     from udit.training.encoding import encode as write
 
     world = dist.start(device)
@@ -92,24 +91,23 @@ def encode(
             f"wrote {out}: {cache.images:,} images{mirrored} as {cache.dtype} {shape} in {cache.shards} shards, "
             f"{cache.bytes / 1e6:,.1f} MB; next: udit train {recipe} latents={out}"
         )
-        _tell(run, out, features, weights_file, batch_size, world.device)
+        lost = reconstruction(
+            run,
+            out,
+            features=features,
+            weights_file=weights_file,
+            batch_size=batch_size,
+            device=world.device,
+            progress=progress,
+        )
+        if lost is not None:
+            _tell(lost)
     world.close()
     return 0
 
 
-def _tell(
-    run: Run, out: Path, features: FeaturesName | None, weights_file: Path | None, batch_size: int, device: torch.device
-) -> None:
+def _tell(found: Reconstruction) -> None:
     """Says what a VAE loses of held-out images."""
-    from udit.progress import progress_shown
-    from udit.reconstruction import reconstruction
-
-    with progress_shown(False):
-        found = reconstruction(
-            run, out, features=features, weights_file=weights_file, batch_size=batch_size, device=device
-        )
-    if found is None:
-        return
     line = f"{found.images:,} held-out images, decoded: PSNR {found.psnr:.2f} dB, SSIM {found.ssim:.4f}"
     if found.distance is None:
         say(f"{line}; no Fréchet distance: these data have no judge yet (`udit eval` trains one), or give --features")

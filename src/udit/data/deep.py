@@ -105,7 +105,7 @@ def _exchange(image: Image.Image, layout: str) -> None:
     tiles: list[Any] = image.tile  # type: ignore[attr-defined]
     for i, tile in enumerate(tiles):
         args = (layout, *tile.args[1:]) if isinstance(tile.args, tuple) else layout
-        tiles[i] = tile._replace(args=args)
+        tiles[i] = type(tile)(*tile[:3], args)
 
 
 def _upright(image: Image.Image) -> Floats:
