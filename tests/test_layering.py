@@ -65,7 +65,10 @@ READER = "udit.run.recipes"
 TORCH_FREE = {
     *("udit.files", "udit.record", "udit.hub", "udit.exporting.manifest", "udit.tuning.quality"),
     *(f"udit.data.{name}" for name in ("describe", "vae", "latents", "sources", "names", "verify", "decode")),
-    *(f"udit.data.{name}" for name in ("encoded", "deep", "buckets", "label_list", "numbering", "recognise")),
+    *(
+        f"udit.data.{name}"
+        for name in ("encoded", "deep", "buckets", "label_list", "numbering", "recognise", "moments")
+    ),
     *(f"udit.data.{name}" for name in ("webdataset", "tar", "dataset_json", "zipped", "lsun", "mapped")),
     *(f"udit.data.{name}" for name in ("folder", "idx", "npz", "hub")),
     "udit.run.scorable",

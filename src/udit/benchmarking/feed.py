@@ -37,7 +37,7 @@ def measure_on_data(subject: Subject, run: Run, rounds: int) -> Result:
             asked = time.perf_counter()
             [batch] = next(stream)
             waits.append(time.perf_counter() - asked)
-            raw = batch.x if run.latents else codec.raw(batch.x)
+            raw = batch.x if run.encoded else codec.raw(batch.x)
             x0 = codec.normalise(raw, [(run.seed, position) for position in batch.positions])
             return x0, batch.y if run.model.num_classes else None
 

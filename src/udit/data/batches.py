@@ -18,9 +18,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from udit.data.buckets import buckets_of
-from udit.data.latents import LatentCache
 from udit.data.order import BucketOrder, Order, flips
-from udit.data.sources import Labels, Source
+from udit.data.sources import Labels, RawSource, Source
 from udit.errors import RunError, UserError
 
 
@@ -158,7 +157,7 @@ class _Reader(Dataset["Batch | UserError"]):
         return Batch(torch.from_numpy(x), torch.from_numpy(self.source.labels[ids]), ids, positions)
 
     def _read(self, ids: list[int], mirrored: list[bool]) -> NDArray[Any]:
-        if isinstance(self.source, LatentCache):
+        if isinstance(self.source, RawSource):
             return np.stack([self.source.read(i, turned) for i, turned in zip(ids, mirrored, strict=True)])
         x = np.stack([self.source.image(i) for i in ids])
         x[mirrored] = x[mirrored, :, :, ::-1]

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Field, PositiveInt, model_validator
 
+from udit.errors import UserError
 from udit.spec.base import Spec
 
 if TYPE_CHECKING:
@@ -27,6 +28,8 @@ class DataInfo(Spec):
     """Class names in label order."""
     labelled: bool = True
     """Whether images have labels; without, a model of them is unconditional."""
+    latents: tuple[PositiveInt, PositiveInt, PositiveInt] | None = None
+    """(c, h, w) of the latents, where the data set holds them in place of images."""
 
 
 class SplitData(Spec):
@@ -57,8 +60,17 @@ class SplitData(Spec):
         """All shapes (height, width) that images may have, where the configuration says them."""
         return ()
 
+    @property
+    def encoded(self) -> bool:
+        """Whether a VAE's latents are there in place of images."""
+        return False
+
     def scored(self) -> Self:
-        """The same data as scores see them."""
+        """The same data as scores see them.
+
+        Raises:
+            UserError: there are no images.
+        """
         return self
 
 
@@ -231,13 +243,51 @@ class DatasetJsonData(ImageFiles):
     """The zip file or the folder. Without dataset.json, or with labels null in it, images have no labels."""
     classes: tuple[str, ...] = ()
     """Names in label order; empty uses the labels' numbers."""
+    holds: Literal["images", "moments"] = "images"
+    """moments: EDM2's .npy files in place of images, float [2c, h, w] with mean and standard deviation of a VAE's
+    posterior. Takes that VAE (codec.kind=vae) with its normalisation (codec.scale, codec.shift); flip is false."""
+    factor: Annotated[int, Field(ge=1, le=64)] = 8
+    """Pixels for each latent along an axis, where it holds moments."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _not_mirrored(cls, values: Any) -> Any:
+        if isinstance(values, dict) and values.get("holds") == "moments":
+            return {"flip": False, **values}
+        return values
+
+    @model_validator(mode="after")
+    def _check_moments(self) -> DatasetJsonData:
+        if self.encoded and self.flip:
+            raise ValueError("flip is true and the data set holds latents, of which none is mirrored; leave flip out")
+        if self.encoded and (self.buckets or self.deep):
+            raise ValueError("holds is moments, and buckets and deep are of images; leave them out")
+        return self
+
+    @property
+    def encoded(self) -> bool:
+        """Whether a VAE's latents are there in place of images."""
+        return self.holds == "moments"
+
+    def scored(self) -> Self:
+        """The same data as scores see them.
+
+        Raises:
+            UserError: there are no images.
+        """
+        if self.encoded:
+            raise UserError(
+                f"{self.root} holds latents and no images to compare samples with; give images of a reference"
+            )
+        return super().scored()
 
     def build(self) -> Source:
-        """The listed images, decoded when they are read."""
+        """The listed images, decoded when they are read; or latents."""
         from udit.data.dataset_json import records
         from udit.data.encoded import Encoded
+        from udit.data.moments import Moments
 
-        return Encoded(records(self), self)
+        return Moments(records(self)) if self.encoded else Encoded(records(self), self)
 
 
 class WebDatasetData(ImageFiles):

@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from udit.data import moments
 from udit.data.config import DataInfo, DatasetJsonData
 from udit.data.encoded import info_of
 from udit.data.listing import Listing, is_image
@@ -40,8 +41,8 @@ def describe(data: DatasetJsonData) -> DataInfo:
     Raises:
         UserError: see ``records``.
     """
-    classes = records(data).classes
-    return info_of(data, classes, bool(classes))
+    found = records(data)
+    return moments.describe(data, found) if data.encoded else info_of(data, found.classes, bool(found.classes))
 
 
 def records(data: DatasetJsonData) -> JsonRecords:
@@ -52,15 +53,15 @@ def records(data: DatasetJsonData) -> JsonRecords:
     """
     root = data.root.expanduser()
     if root.is_dir():
-        return _in_folder(root, data.classes)
+        return _in_folder(root, data.classes, moments.SUFFIX if data.encoded else None)
     if not root.is_file():
         raise UserError(f"data.root is {str(root)!r} and is not there; give a zip file, or a folder with {NAME}")
     facts = root.stat()
-    return _in_zip(root, facts.st_size, facts.st_mtime_ns, data.classes)
+    return _in_zip(root, facts.st_size, facts.st_mtime_ns, data.classes, moments.SUFFIX if data.encoded else None)
 
 
-def _in_folder(root: Path, classes: tuple[str, ...]) -> JsonRecords:
-    listing = Listing.of(root, sort_classes=False)
+def _in_folder(root: Path, classes: tuple[str, ...], suffix: str | None) -> JsonRecords:
+    listing = Listing.of(root, sort_classes=False, suffix=suffix)
     text = None
     if (root / NAME).is_file():
         try:
@@ -73,12 +74,14 @@ def _in_folder(root: Path, classes: tuple[str, ...]) -> JsonRecords:
 
 
 @functools.lru_cache(maxsize=4)
-def _in_zip(root: Path, size: int, time: int, classes: tuple[str, ...]) -> JsonRecords:
+def _in_zip(root: Path, size: int, time: int, classes: tuple[str, ...], suffix: str | None) -> JsonRecords:
     archive = Zip(root)
     every = list(archive.names)
-    images = sorted((i for i, name in enumerate(every) if _is_member(name)), key=every.__getitem__)
+    images = sorted((i for i, name in enumerate(every) if _is_member(name, suffix)), key=every.__getitem__)
+    if not images and suffix is None and any(name.endswith(moments.SUFFIX) for name in every):
+        raise UserError(f"{root} holds {moments.SUFFIX} files and no images; for EDM2's latents set data.holds=moments")
     if not images:
-        raise UserError(f"{root} holds no images; give a zip file of images with {NAME}")
+        raise UserError(f"{root} holds no {suffix or 'images'}; give a zip file of them with {NAME}")
     names = [every[i] for i in images]
     for earlier, name in itertools.pairwise(names):
         if earlier == name:
@@ -91,9 +94,11 @@ def _in_zip(root: Path, size: int, time: int, classes: tuple[str, ...]) -> JsonR
     return ZipRecords(archive, np.array(images), Names(names), labels, found, f"{size} {time}".encode())
 
 
-def _is_member(name: str) -> bool:
+def _is_member(name: str, suffix: str | None) -> bool:
     parts = name.split("/")
-    return is_image(name) and not any(part.startswith(".") or part == "__MACOSX" for part in parts)
+    return (is_image(name) if suffix is None else name.endswith(suffix)) and not any(
+        part.startswith(".") or part == "__MACOSX" for part in parts
+    )
 
 
 def _labels(

@@ -115,12 +115,13 @@ class Listing:
     """What is left out, and what looks as if something else was meant."""
 
     @staticmethod
-    def of(root: Path, *, sort_classes: bool = True) -> Listing:
+    def of(root: Path, *, sort_classes: bool = True, suffix: str | None = None) -> Listing:
         """Lists a folder; opens no file.
 
         Args:
             root: the folder.
             sort_classes: takes its folders for classes; else all images below it have no labels.
+            suffix: of the files that are listed in place of images.
 
         Raises:
             UserError: see ``class_folders`` and ``files``.
@@ -142,7 +143,7 @@ class Listing:
                 found = []
                 inside: Counter[str] = Counter()
                 for entry in files(top, notes):
-                    if not is_image(entry.name):
+                    if not (is_image(entry.name) if suffix is None else entry.name.endswith(suffix)):
                         notes.add("skipped: unsupported extension", repr(entry.path))
                         continue
                     path = entry.path[len(top) + 1 :].replace(os.sep, "/")
@@ -158,7 +159,7 @@ class Listing:
 
         names = Names(paths())
         if not sort_classes and not len(names):
-            raise UserError(f"data.root {str(root)!r} holds no images; give the folder that does")
+            raise UserError(f"data.root {str(root)!r} holds no {suffix or 'images'}; give the folder that does")
         if classes:
             _tell_of_layout(root, classes, deeper, notes)
         return Listing(classes, names, counts, sizes, times, notes)

@@ -6,7 +6,7 @@ import hashlib
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -46,6 +46,18 @@ class Source(Protocol):
 
         Raises:
             UserError: images that cannot be decoded; names the first.
+        """
+
+
+@runtime_checkable
+class RawSource(Protocol):
+    """A source of what a codec makes of images, before scaling."""
+
+    def read(self, i: int, mirrored: bool) -> NDArray[Any]:
+        """Raw latent of image ``i``, mirrored left to right or not, [c, h, w].
+
+        Raises:
+            UserError: it cannot be read.
         """
 
 

@@ -46,7 +46,7 @@ def calibration_inputs(run: Run, count: int = NUM_IMAGES) -> list[Inputs]:
     denoiser = denoiser_of(SystemConfig.of(run), recorder)
     steps = batches(source, parts_of(source, run.data).train, seed=run.seed, start=0, stop=count, global_batch=1)
     for (batch,) in steps:
-        raw = batch.x if run.latents else codec.raw(batch.x)
+        raw = batch.x if run.encoded else codec.raw(batch.x)
         x0 = codec.normalise(raw, [(run.seed, batch.positions[0])])
         draws = draw(denoiser.schedule, x0.shape[1:], run.seed, "calibrate", [(batch.positions[0],)])
         y = batch.y if run.model.num_classes else None

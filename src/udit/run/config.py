@@ -187,6 +187,11 @@ class Run(Spec):
         return LatentCache(self.latents)
 
     @property
+    def encoded(self) -> bool:
+        """Whether training reads raw latents, from a cache or from the data, and encodes no image."""
+        return self.latents is not None or self.data.encoded
+
+    @property
     def sizes(self) -> tuple[tuple[int, int], ...]:
         """All (H, W) of what the network learns; that of its samples first.
 

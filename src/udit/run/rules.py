@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from udit.data.codec_config import VAECodec
 from udit.data.config import DataInfo
 from udit.errors import UserError
 from udit.run.config import Run
@@ -47,6 +48,18 @@ def shapes_are_those_the_model_takes(run: Run, seen: DataInfo) -> str | None:
             run.model.check_size(height, width)
         except ValueError as error:
             return f"data.buckets gives {rows}x{columns}, for the network {height}x{width}: {error}"
+    return None
+
+
+def latents_are_those_of_the_vae(run: Run, seen: DataInfo) -> str | None:
+    """Latents in place of images are those of the codec's VAE."""
+    if seen.latents is None:
+        return None
+    if not isinstance(run.codec, VAECodec) or not run.codec.has_posterior:
+        return f"data.holds is moments and codec.kind {run.codec.kind}; name their VAE, codec.kind=vae codec.source=VAE"
+    if seen.latents != (seen.channels, seen.height, seen.width):
+        own, vae = ("x".join(map(str, shape)) for shape in (seen.latents, (seen.channels, seen.height, seen.width)))
+        return f"the latents of the data are {own} and the VAE's would be {vae}; take their VAE, or set data.factor"
     return None
 
 
@@ -261,6 +274,7 @@ def schedule_free_divides_by_its_momentum(run: Run, seen: DataInfo) -> str | Non
 RULES: tuple[Rule, ...] = (
     input_size_is_that_of_the_data,
     shapes_are_those_the_model_takes,
+    latents_are_those_of_the_vae,
     channels_are_those_of_the_data,
     classes_need_labels,
     all_classes_have_a_label,

@@ -79,6 +79,8 @@ def encode(
             raise UserError(f"{name} is {count}; it counts images, at least 1")
     if run.latents is not None:
         raise UserError(f"latents is {str(run.latents)!r} and a new cache is written to {out}; leave latents out")
+    if run.encoded:
+        raise UserError("data.holds is moments: the data are encoded already; train on them as they are")
     root = Path(out).expanduser()
     joined: AbstractContextManager[dist.World] = nullcontext(world) if world else dist.joined(device)
     with joined as world, world.together(), progress_shown(progress):

@@ -122,7 +122,7 @@ class Learner:
     def encode(self, batch: Batch) -> Tensor:
         """What the network learns of one micro-batch, float32 [B, c, h, w]: its images, or cached latents, encoded."""
         x = batch.x.to(self.world.device)
-        raw = x if self.run.latents else self.codec.raw(x)
+        raw = x if self.run.encoded else self.codec.raw(x)
         return self.codec.normalise(raw, [(self.run.seed, position) for position in batch.positions])
 
     def losses(self, batch: Batch) -> Losses:

@@ -143,7 +143,7 @@ def dry_run(run: Run, ranks: int | None = None) -> DryRun:
         except UserError as error:
             missing = str(error)
     ranks = launched() if ranks is None else ranks
-    vae = run.codec.kind == "vae" and run.latents is None
+    vae = run.codec.kind == "vae" and not run.encoded
     memory, limit = estimate(run, ranks), None
     with contextlib.suppress(UserError):  # the device may be another machine's
         limit = at_hand(find_device(run.training.device, 0), launched_here())

@@ -11,8 +11,7 @@ import torch
 from udit import rng
 from udit.assemble import System, denoiser_of
 from udit.data.buckets import grouped
-from udit.data.latents import LatentCache
-from udit.data.sources import Labels, Source
+from udit.data.sources import Labels, RawSource, Source
 from udit.diffusion.objective import draw
 from udit.files import whole_file
 from udit.images import grid, save_png
@@ -73,7 +72,7 @@ def validation_loss(system: System, source: Source, part: Labels, seed: int, bat
     for places in alike:
         ids = part[places].tolist()
         x = torch.stack([torch.from_numpy(source.image(i).copy()) for i in ids]).to(device)
-        x0 = system.codec.normalise(x if isinstance(source, LatentCache) else system.codec.raw(x))
+        x0 = system.codec.normalise(x if isinstance(source, RawSource) else system.codec.raw(x))
         draws = draw(denoiser.schedule, x0.shape[1:], 0, "validation", [(int(k),) for k in places])
         y = torch.tensor([int(source.labels[i]) for i in ids]).to(device) if system.config.model.num_classes else None
         losses = denoiser.schedule.loss(denoiser, x0, draws.t.to(device), draws.noise.to(device), y)
