@@ -65,7 +65,7 @@ def test_encode_says_what_is_lost_of_held_out_images(
     run = small_run(tmp_path / "run", *vae)
     found = reconstruction(run, tmp_path / "latents")
     assert found is not None
-    line = said.splitlines()[-1]
+    line = said.splitlines()[-2]
     assert line.startswith(f"8 held-out images, decoded: PSNR {found.psnr:.2f} dB, SSIM {found.ssim:.4f}; no Fréchet")
     source, codec = run.data.build(), run.codec.build()
     import torch

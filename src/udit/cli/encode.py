@@ -86,11 +86,6 @@ def encode(
         progress=progress,
     )
     if world.is_main:
-        shape, mirrored = "x".join(map(str, cache.shape)), " and their mirror images" if cache.mirrored else ""
-        say(
-            f"wrote {out}: {cache.images:,} images{mirrored} as {cache.dtype} {shape} in {cache.shards} shards, "
-            f"{cache.bytes / 1e6:,.1f} MB; next: udit train {recipe} latents={out}"
-        )
         lost = reconstruction(
             run,
             out,
@@ -102,6 +97,11 @@ def encode(
         )
         if lost is not None:
             _tell(lost)
+        shape, mirrored = "x".join(map(str, cache.shape)), " and their mirror images" if cache.mirrored else ""
+        say(
+            f"wrote {out}: {cache.images:,} images{mirrored} as {cache.dtype} {shape} in {cache.shards} shards, "
+            f"{cache.bytes / 1e6:,.1f} MB; next: udit train {recipe} latents={out}"
+        )
     world.close()
     return 0
 

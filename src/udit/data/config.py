@@ -1,77 +1,19 @@
-"""Configs of data sets: where images come from; free of torch. ``describe.py`` reads what a data set holds."""
+"""Configs of data sets, and their union; free of torch. ``describe.py`` reads what a data set holds."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
-from pydantic import Field, PositiveInt, model_validator
+from pydantic import Field, model_validator
 
-from udit.errors import UserError
-from udit.spec.base import Spec
+from udit.data.archive_config import DatasetJsonData, LmdbData, WebDatasetData
+from udit.data.base_config import DataInfo, ImageFiles, Share, Side, SplitData
 
 if TYPE_CHECKING:
     from udit.data.sources import Source
 
-Share = Annotated[float, Field(ge=0, lt=1)]
-Side = Annotated[int, Field(ge=1, le=4096)]
-"""Pixels."""
-
-
-class DataInfo(Spec):
-    """What the rest of a run needs to know about its data before any image is read."""
-
-    channels: PositiveInt
-    height: PositiveInt
-    width: PositiveInt
-    id2label: tuple[str, ...]
-    """Class names in label order."""
-    labelled: bool = True
-    """Whether images have labels; without, a model of them is unconditional."""
-    latents: tuple[PositiveInt, PositiveInt, PositiveInt] | None = None
-    """(c, h, w) of the latents, where the data set holds them in place of images."""
-
-
-class SplitData(Spec):
-    """Fields of every data set: which share of each class the generator is not trained on."""
-
-    judge_share: Share = 0.2
-    """Trains the classifier that judges samples; the generator never sees it."""
-    test_share: Share | None = 0.1
-    """Seen by neither: validation loss, real-to-real distance, memorisation check. None takes the data set's own test
-    images, and judge_share is a share of the others."""
-
-    @model_validator(mode="after")
-    def _check_shares(self) -> SplitData:
-        if self.judge_share + (self.test_share or 0) >= 1:
-            raise ValueError(
-                f"judge_share {self.judge_share:g} and test_share {self.test_share:g} leave nothing to train on; "
-                "their sum must be below 1"
-            )
-        return self
-
-    @property
-    def mirrored(self) -> bool:
-        """Whether half of the training images are mirrored left to right."""
-        return False
-
-    @property
-    def shapes(self) -> tuple[tuple[int, int], ...]:
-        """All shapes (height, width) that images may have, where the configuration says them."""
-        return ()
-
-    @property
-    def encoded(self) -> bool:
-        """Whether a VAE's latents are there in place of images."""
-        return False
-
-    def scored(self) -> Self:
-        """The same data as scores see them.
-
-        Raises:
-            UserError: there are no images.
-        """
-        return self
+__all__ = ["DataInfo", "DatasetJsonData", "ImageFiles", "LmdbData", "Share", "Side", "SplitData", "WebDatasetData"]
 
 
 class DigitsData(SplitData):
@@ -148,54 +90,6 @@ class NpzData(SplitData):
         return load(self)
 
 
-class ImageFiles(SplitData):
-    """What data sets of image files of any size have in common."""
-
-    size: Side | tuple[Side, Side] = 64
-    """Side of the square, or [H, W], that ADM's centre crop cuts."""
-    buckets: tuple[tuple[Side, Side], ...] = ()
-    """Further shapes [H, W] beside size. An image is cropped to the one whose proportions are nearest to its own, and
-    the images of a step are all of one; takes a model of images of any size. Scores and samples are of size."""
-    channels: Literal[1, 3] = 3
-    """3 is RGB, 1 grey."""
-    bits: Annotated[int, Field(ge=8, le=16)] = 16
-    """Depth of grey in files of 16 bits: 12 where a camera or scanner has put 12 bits into them. Files of 8 bits, and
-    those of colour, are read as they are."""
-    deep: bool = False
-    """Keeps all bits of files of 16 bits, grey or colour; off reduces them to 8. Generated images have 8."""
-    flip: bool = True
-    """Mirrors half of the training images left to right, chosen by (seed, position in the run)."""
-    verify: Literal["full", "headers"] = "full"
-    """How images are checked before the first step where they need more than 1 GB of memory decoded (smaller data sets
-    are decoded and kept): decode each one once and not again while the files do not change, or read headers only."""
-
-    @property
-    def mirrored(self) -> bool:
-        """Whether half of the training images are mirrored left to right."""
-        return self.flip
-
-    def scored(self) -> Self:
-        """The same data as scores see them: of one size, and of 8 bits as generated images are."""
-        return self.replace(deep=False, buckets=())
-
-    @property
-    def shape(self) -> tuple[int, int]:
-        """(height, width) of an image; with buckets, of samples."""
-        return (self.size, self.size) if isinstance(self.size, int) else self.size
-
-    @property
-    def shapes(self) -> tuple[tuple[int, int], ...]:
-        """All shapes that images may have."""
-        return (self.shape, *self.buckets)
-
-    @model_validator(mode="after")
-    def _check_buckets(self) -> Self:
-        for i, (height, width) in enumerate(self.shapes):
-            if (height, width) in self.shapes[:i]:
-                raise ValueError(f"buckets hold {height}x{width}, which is there already; give each shape once")
-        return self
-
-
 class FolderData(ImageFiles):
     """Image files (PNG, JPEG, WebP, GIF, TIFF, AVIF, HEIC) in one folder per class, named in sorted order.
 
@@ -231,108 +125,6 @@ class FolderData(ImageFiles):
         """The listed images, decoded when they are read."""
         from udit.data.encoded import Encoded
         from udit.data.folder import records
-
-        return Encoded(records(self), self)
-
-
-class DatasetJsonData(ImageFiles):
-    """EDM's and StyleGAN's form (Karras et al.): a zip or folder of images, with labels in its dataset.json."""
-
-    kind: Literal["dataset-json"] = "dataset-json"
-    root: Path
-    """The zip file or the folder. Without dataset.json, or with labels null in it, images have no labels."""
-    classes: tuple[str, ...] = ()
-    """Names in label order; empty uses the labels' numbers."""
-    holds: Literal["images", "moments"] = "images"
-    """moments: EDM2's .npy files in place of images, float [2c, h, w] with mean and standard deviation of a VAE's
-    posterior. Takes that VAE (codec.kind=vae) with its normalisation (codec.scale, codec.shift); flip is false."""
-    factor: Annotated[int, Field(ge=1, le=64)] = 8
-    """Pixels for each latent along an axis, where it holds moments."""
-
-    @model_validator(mode="before")
-    @classmethod
-    def _not_mirrored(cls, values: Any) -> Any:
-        if isinstance(values, dict) and values.get("holds") == "moments":
-            return {"flip": False, **values}
-        return values
-
-    @model_validator(mode="after")
-    def _check_moments(self) -> DatasetJsonData:
-        if self.encoded and self.flip:
-            raise ValueError("flip is true and the data set holds latents, of which none is mirrored; leave flip out")
-        if self.encoded and (self.buckets or self.deep):
-            raise ValueError("holds is moments, and buckets and deep are of images; leave them out")
-        return self
-
-    @property
-    def encoded(self) -> bool:
-        """Whether a VAE's latents are there in place of images."""
-        return self.holds == "moments"
-
-    def scored(self) -> Self:
-        """The same data as scores see them.
-
-        Raises:
-            UserError: there are no images.
-        """
-        if self.encoded:
-            raise UserError(
-                f"{self.root} holds latents and no images to compare samples with; give images of a reference"
-            )
-        return super().scored()
-
-    def build(self) -> Source:
-        """The listed images, decoded when they are read; or latents."""
-        from udit.data.dataset_json import records
-        from udit.data.encoded import Encoded
-        from udit.data.moments import Moments
-
-        return Moments(records(self)) if self.encoded else Encoded(records(self), self)
-
-
-class WebDatasetData(ImageFiles):
-    """Shards of the webdataset library: .tar files in which members of one name up to the first dot are a sample."""
-
-    kind: Literal["webdataset"] = "webdataset"
-    root: str
-    """A .tar file, a folder of them, or a pattern: shards/train-*.tar, or shards/train-{0000..0146}.tar."""
-    test_root: str | None = None
-    """Shards of test images, and test_share is null."""
-    image: str | None = None
-    """Extension of the image's member, e.g. jpg; None takes the one image that a sample has."""
-    label: str | None = None
-    """Extension of the member that holds the label, a number or a name; json.KEY for a key of a JSON member; none for
-    no labels. None takes cls, class, json.label, json.class or json.cls where samples have one of them."""
-    classes: tuple[str, ...] = ()
-    """Names in label order; empty uses the labels' numbers, or their names in sorted order."""
-
-    @model_validator(mode="before")
-    @classmethod
-    def _test_on_its_own(cls, values: Any) -> Any:
-        if isinstance(values, dict) and values.get("test_root") is not None:
-            return {"test_share": None, **values}
-        return values
-
-    def build(self) -> Source:
-        """The listed images, decoded when they are read."""
-        from udit.data.encoded import Encoded
-        from udit.data.webdataset import records
-
-        return Encoded(records(self), self)
-
-
-class LmdbData(ImageFiles):
-    """LMDB as LSUN ships it (Yu et al. 2015): an image file for each key, a database for each class."""
-
-    kind: Literal["lmdb"] = "lmdb"
-    root: Path
-    """A database, whose images have no labels; or a folder of several, the classes. Of bedroom_train_lmdb the class is
-    bedroom, and bedroom_val_lmdb beside it holds test images."""
-
-    def build(self) -> Source:
-        """The listed images, decoded when they are read."""
-        from udit.data.encoded import Encoded
-        from udit.data.lsun import records
 
         return Encoded(records(self), self)
 

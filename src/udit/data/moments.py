@@ -75,8 +75,8 @@ class Moments:
         found = _read(self.records, i)
         if found.shape != self._shape:
             raise UserError(
-                f"latents {self.records.called(i)!r} are {list(found.shape)} and the first {list(self._shape)}; all must "
-                "have one shape"
+                f"latents {self.records.called(i)!r} are {list(found.shape)} and the first {list(self._shape)}; all "
+                "must have one shape"
             )
         mean, deviation = np.split(found, 2)
         return np.concatenate([mean, 2 * np.log(np.maximum(deviation, LEAST))])
