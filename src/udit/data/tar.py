@@ -101,6 +101,10 @@ def _next(archive: tarfile.TarFile, stream: BinaryIO, path: Path) -> tarfile.Tar
     try:
         return tarfile.TarInfo.fromtarfile(archive)
     except tarfile.HeaderError:
+        if not place:
+            raise UserError(
+                f"{path} cannot be read as a tar file (no header at its beginning); write it again"
+            ) from None
         raise UserError(_hole(path, f"the header at byte {place:,} is damaged")) from None
 
 
