@@ -173,3 +173,35 @@ def test_shapes_that_do_not_fit_are_one_line_each(mixed: Path, tmp_path: Path) -
             small_run(tmp_path / "out", *WORDS[:1], f"data.root={mixed}", *WORDS[1:3], *words)
         assert wanted in str(caught.value)
         assert "\n" not in str(caught.value)
+
+
+def test_crops_lie_at_both_ends_and_in_the_centre(mixed: Path) -> None:
+    data = FolderData(root=mixed, size=8, crops=3)
+    source, plain = data.build(), FolderData(root=mixed, size=8).build()
+    for i in (0, 30, 41):
+        whole = Image.open(mixed / source.names[i])
+        crops = [np.asarray(centre_crop(whole, 8, at)).transpose(2, 0, 1) for at in (0, 0.5, 1)]
+        assert all(np.array_equal(source.crop(i, k), crops[k]) for k in range(3))
+        assert np.array_equal(source.image(i), plain.image(i))
+    assert not np.array_equal(source.crop(30, 0), source.crop(30, 2))
+    before = source.crop(30, 2).copy()
+    source.verify()  # all are kept
+    assert np.array_equal(source.crop(30, 2), before)
+
+
+def test_training_draws_crops_by_seed_and_position_from_images_and_from_latents(mixed: Path, tmp_path: Path) -> None:
+    words = ["data.kind=folder", f"data.root={mixed}", "data.size=8", "data.channels=1", "data.crops=3"]
+    encode(small_run(tmp_path / "out", *words), tmp_path / "latents", progress=False, shard_size=7)
+    cached = [*words, f"latents={tmp_path / 'latents'}"]
+    runs = [small_run(tmp_path / "out", *given) for given in (words, cached)]
+    seen = []
+    for run in runs:
+        source = run.source()
+        stream = batches(source, np.arange(42), seed=0, start=3, stop=6, global_batch=6, flip=True)
+        seen.append([batch.x.numpy() for (batch,) in stream])
+    assert all(np.array_equal(a, b) for a, b in zip(*seen, strict=True))
+    one = small_run(tmp_path / "out", *words[:4]).source()
+    (batch,) = next(batches(one, np.arange(42), seed=0, start=3, stop=6, global_batch=6, flip=True))
+    assert not np.array_equal(batch.x.numpy(), seen[0][0])
+    with pytest.raises(UserError, match="crops is 2; an odd number has the centre among them"):
+        small_run(tmp_path / "out", *words[:4], "data.crops=2")

@@ -116,8 +116,8 @@ def test_training_resumes_to_the_same_bits(name: str, tmp_path: Path) -> None:
 def test_latent_cache_holds_the_images(name: str, tmp_path: Path) -> None:
     words = written(name, tmp_path / "data")
     run = small_run(tmp_path / "out", *words)
-    encode(run, tmp_path / "cache", progress=False)
-    cached, source = small_run(tmp_path / "out", *words, f"latents={tmp_path / 'cache'}").source(), run.data.build()
+    encode(run, tmp_path / "latents", progress=False)
+    cached, source = small_run(tmp_path / "out", *words, f"latents={tmp_path / 'latents'}").source(), run.data.build()
     cached.verify()
     assert all(np.array_equal(cached.image(i), source.image(i)) for i in range(COUNT))
     assert cached.labels.tolist() == source.labels.tolist()

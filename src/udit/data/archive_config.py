@@ -39,8 +39,8 @@ class DatasetJsonData(ImageFiles):
     def _check_moments(self) -> DatasetJsonData:
         if self.encoded and self.flip:
             raise ValueError("flip is true and the data set holds latents, of which none is mirrored; leave flip out")
-        if self.encoded and (self.buckets or self.deep):
-            raise ValueError("holds is moments, and buckets and deep are of images; leave them out")
+        if self.encoded and (self.buckets or self.deep or self.crops > 1):
+            raise ValueError("holds is moments, and buckets, crops and deep are of images; leave them out")
         return self
 
     @property

@@ -77,6 +77,9 @@ class ImageFiles(SplitData):
     buckets: tuple[tuple[Side, Side], ...] = ()
     """Further shapes [H, W] beside size. An image is cropped to the one whose proportions are nearest to its own, and
     the images of a step are all of one; takes a model of images of any size. Scores and samples are of size."""
+    crops: Annotated[int, Field(ge=1, le=31)] = 1
+    """Crops of an image, evenly spaced along the side that is too long, of which training draws one by (seed, position
+    in the run); an odd number, so that the centre is one of them. All else sees the centre."""
     channels: Literal[1, 3] = 3
     """3 is RGB, 1 grey."""
     bits: Annotated[int, Field(ge=8, le=16)] = 16
@@ -97,7 +100,7 @@ class ImageFiles(SplitData):
 
     def scored(self) -> Self:
         """The same data as scores see them: of one size, and of 8 bits as generated images are."""
-        return self.replace(deep=False, buckets=())
+        return self.replace(deep=False, buckets=(), crops=1)
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -110,7 +113,9 @@ class ImageFiles(SplitData):
         return (self.shape, *self.buckets)
 
     @model_validator(mode="after")
-    def _check_buckets(self) -> Self:
+    def _check_shapes(self) -> Self:
+        if self.crops % 2 == 0:
+            raise ValueError(f"crops is {self.crops}; an odd number has the centre among them, e.g. {self.crops + 1}")
         for i, (height, width) in enumerate(self.shapes):
             if (height, width) in self.shapes[:i]:
                 raise ValueError(f"buckets hold {height}x{width}, which is there already; give each shape once")

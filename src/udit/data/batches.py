@@ -18,8 +18,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from udit.data.buckets import buckets_of
-from udit.data.order import BucketOrder, Order, flips
-from udit.data.sources import Labels, RawSource, Source
+from udit.data.order import BucketOrder, Order, crops, flips
+from udit.data.sources import Labels, RawSource, Source, crop_of, crops_of
 from udit.errors import RunError, UserError
 
 
@@ -150,16 +150,17 @@ class _Reader(Dataset["Batch | UserError"]):
         positions = [position for position, _ in job]
         ids = [int(self.part[place]) for _, place in job]
         try:
-            x = self._read(ids, flips(self.seed, positions) if self.flip else [False] * len(ids))
+            mirrored = flips(self.seed, positions) if self.flip else [False] * len(ids)
+            x = self._read(ids, mirrored, crops(crops_of(self.source), self.seed, positions))
         except UserError as error:
             # as a value: an exception from a worker would be wrapped in its traceback
             return error
         return Batch(torch.from_numpy(x), torch.from_numpy(self.source.labels[ids]), ids, positions)
 
-    def _read(self, ids: list[int], mirrored: list[bool]) -> NDArray[Any]:
+    def _read(self, ids: list[int], mirrored: list[bool], cropped: list[int]) -> NDArray[Any]:
         if isinstance(self.source, RawSource):
-            return np.stack([self.source.read(i, turned) for i, turned in zip(ids, mirrored, strict=True)])
-        x = np.stack([self.source.image(i) for i in ids])
+            return np.stack([self.source.read(*which) for which in zip(ids, mirrored, cropped, strict=True)])
+        x = np.stack([crop_of(self.source, i, crop) for i, crop in zip(ids, cropped, strict=True)])
         x[mirrored] = x[mirrored, :, :, ::-1]
         return x
 

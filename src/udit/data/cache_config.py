@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal, NamedTuple
 from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
 
 from udit.data.codec_config import CodecConfig, VAECodec
-from udit.data.config import DataConfig, DataInfo
+from udit.data.config import DataConfig, DataInfo, ImageFiles
 from udit.errors import UserError
 from udit.files import seal
 from udit.spec.base import Spec
@@ -22,6 +22,7 @@ NEWER_DATA_KEYS = {
     "bits": 16,
     "deep": False,
     "buckets": [],
+    "crops": 1,
     "label_by": "folder",
     "labels": None,
     "file_column": None,
@@ -124,6 +125,11 @@ class LatentPlan(Spec):
         if values["codec"].get("network") == "AutoencoderKL":  # older caches know no other
             del values["codec"]["network"]
         return values
+
+    @property
+    def views(self) -> int:
+        """Latents of one image: of each crop, and of its mirror image."""
+        return (self.data.crops if isinstance(self.data, ImageFiles) else 1) * (2 if self.mirrored else 1)
 
     def shards(self) -> list[Shard]:
         """What each shard holds: images of one shape, in order."""

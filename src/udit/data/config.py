@@ -165,8 +165,8 @@ class HubData(ImageFiles):
             raise ValueError(
                 f"test_share is {self.test_share:g} and test_split {self.test_split!r}; leave one of them out"
             )
-        if self.streaming and self.buckets:
-            raise ValueError("buckets are given and streaming keeps images of one shape; set streaming to false")
+        if self.streaming and (self.buckets or self.crops > 1):
+            raise ValueError("buckets or crops are given and streaming keeps one crop; set streaming to false")
         if self.streaming and self.deep:
             raise ValueError("deep is true and streaming keeps 8 bits; set streaming to false")
         if self.streaming and self.verify == "headers":

@@ -152,6 +152,7 @@ def decode(
     name: str | None = None,
     budget: Budget | None = None,
     bits: int = 16,
+    at: float = 0.5,
 ) -> Pixels:
     """One image file as a square or another shape: converted as the table says, then ``centre_crop``.
 
@@ -162,6 +163,7 @@ def decode(
         name: of the image in errors; the path if not given.
         budget: shared by all threads that decode.
         bits: depth of grey in files of 16 bits, 8 to 16; what is brighter is white.
+        at: where the crop lies along the longer side, see ``centre_crop``.
 
     Returns:
         [C, H, W] in 0..255.
@@ -176,7 +178,7 @@ def decode(
             plain = flat(image, channels, bits)
             if plain is not image:
                 image.close()  # frees its pixels
-            pixels = np.asarray(centre_crop(plain, size))
+            pixels = np.asarray(centre_crop(plain, size, at))
     return pixels[None] if channels == 1 else np.ascontiguousarray(pixels.transpose(2, 0, 1))
 
 
@@ -324,14 +326,19 @@ def sides(size: Size) -> tuple[int, int]:
     return (size, size) if isinstance(size, int) else size
 
 
-def centre_crop(image: Image.Image, size: Size) -> Image.Image:
+def centre_crop(image: Image.Image, size: Size, at: float = 0.5) -> Image.Image:
     """The centre of an image in a square or another shape: ADM's preprocessing (Dhariwal & Nichol 2021).
 
     Halves by box averages while both sides stay at least those of the crop, then resizes bicubically until one fits.
+
+    Args:
+        image: of any shape.
+        size: of the crop.
+        at: where it lies along the side that is too long: 0 is the beginning, 0.5 the centre, 1 the end.
     """
     height, width = sides(size)
     while image.width >= 2 * width and image.height >= 2 * height:
         image = image.resize((image.width // 2, image.height // 2), Image.Resampling.BOX)
     image = image.resize(scaled(image, size), Image.Resampling.BICUBIC)
-    left, top = (image.width - width) // 2, (image.height - height) // 2
+    left, top = int((image.width - width) * at), int((image.height - height) * at)
     return image.crop((left, top, left + width, top + height))

@@ -31,6 +31,7 @@ def decode_deep(
     name: str | None = None,
     budget: Budget | None = None,
     bits: int = 16,
+    at: float = 0.5,
 ) -> Floats:
     """One image file as ``decode`` crops it, with all bits that it has.
 
@@ -41,6 +42,7 @@ def decode_deep(
         name: see there.
         budget: see there.
         bits: depth of grey in files of 16 bits; 2**bits - 1 is white, and what is brighter is white.
+        at: see ``centre_crop``.
 
     Returns:
         float32 [C, H, W] in 0..255, where 255 is white at any depth.
@@ -54,7 +56,7 @@ def decode_deep(
         # of float32 bands of the whole image there is no room for as many pixels as of bytes
         with budget.take(image.width * image.height) if budget else nullcontext():
             bands = _bands(image, file, channels, name, bits)
-            cropped = [np.asarray(centre_crop(Image.fromarray(band), size)) for band in bands]
+            cropped = [np.asarray(centre_crop(Image.fromarray(band), size, at)) for band in bands]
     grey_as_colour = channels == 3 and len(cropped) == 1
     x = np.stack(cropped * 3 if grey_as_colour else cropped)
     if channels == 1 and len(x) == 3:

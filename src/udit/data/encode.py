@@ -7,6 +7,7 @@ locked.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import math
@@ -28,7 +29,7 @@ from udit.data.codec_config import VAECodec
 from udit.data.config import DataConfig
 from udit.data.describe import describe
 from udit.data.latents import Raw, index_arrays, read_sealed, shard_layout, shard_wanted
-from udit.data.sources import Source
+from udit.data.sources import Source, crop_of, crops_of
 from udit.dist import World
 from udit.errors import RunError, UserError
 from udit.files import TEMPORARY, file_facts, seal, sweep, whole_file, write_text
@@ -183,20 +184,22 @@ def _encode(
     device: torch.device,
     batch_size: int,
 ) -> Tensor:
-    """One shard of the images ``members``, [size, 1 or 2, c, h, w]."""
+    """One shard of the images ``members``, [size, views, c, h, w]: crop by crop, each with its mirror image."""
     dtype, size = getattr(torch, plan.dtype), shard.size
-    raw = torch.empty(size, 2 if plan.mirrored else 1, *plan.raw_shape(shard.bucket), dtype=dtype)
+    raw = torch.empty(size, plan.views, *plan.raw_shape(shard.bucket), dtype=dtype)
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
         for start in range(0, size, batch_size):
             ids = members[start : start + batch_size]
-            pixels = torch.from_numpy(np.stack(list(pool.map(source.image, ids)))).to(device)
-            for k, turned in enumerate((pixels, pixels.flip(-1)) if plan.mirrored else (pixels,)):
-                part = codec.raw(turned).cpu().to(dtype)
-                finite = torch.isfinite(part).flatten(1).all(dim=1)
-                if not bool(finite.all()):
-                    name = source.names[ids[int(finite.logical_not().nonzero()[0])]]
-                    raise UserError(f"the latents of {name} overflow {plan.dtype}; take --dtype float32")
-                raw[start : start + len(ids), k] = part
+            for crop in range(crops_of(source)):
+                cropped = list(pool.map(functools.partial(crop_of, source, crop=crop), ids))
+                pixels = torch.from_numpy(np.stack(cropped)).to(device)
+                for k, turned in enumerate((pixels, pixels.flip(-1)) if plan.mirrored else (pixels,)):
+                    part = codec.raw(turned).cpu().to(dtype)
+                    finite = torch.isfinite(part).flatten(1).all(dim=1)
+                    if not bool(finite.all()):
+                        name = source.names[ids[int(finite.logical_not().nonzero()[0])]]
+                        raise UserError(f"the latents of {name} overflow {plan.dtype}; take --dtype float32")
+                    raw[start : start + len(ids), crop * (2 if plan.mirrored else 1) + k] = part
     return raw
 
 
@@ -218,7 +221,7 @@ def _finish(root: Path, plan: LatentPlan, source: Source) -> None:
             if isinstance(plan.codec, VAECodec):
                 with safe_open(path, framework="np") as stream:
                     parts = _sums(stream.get_tensor("raw"), plan)
-                samples += shard.size * (2 if plan.mirrored else 1) * math.prod(plan.raw_shape(shard.bucket)[1:])
+                samples += shard.size * plan.views * math.prod(plan.raw_shape(shard.bucket)[1:])
                 sums = [part if not len(total) else total + part for total, part in zip(sums, parts, strict=True)]
         mean = std = None
         if isinstance(plan.codec, VAECodec):

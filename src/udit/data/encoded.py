@@ -70,14 +70,15 @@ class Encoded:
         self.records, self.data = records, data
         self.labels, self.names, self.held_out = records.labels, records.names, records.held_out
         self.fingerprint = records.fingerprint
+        self.crops = data.crops
         self._pixels: Pixels | None = None
         self._shapes: Labels | None = None
         if data.buckets:
             self.buckets = assigned(records, data.shapes)
             self._shapes = np.array(data.shapes)[self.buckets.of]
-            self._ends = np.cumsum([0, *(data.channels * self._shapes.prod(axis=1))])
+            self._ends = np.cumsum([0, *(self.crops * data.channels * self._shapes.prod(axis=1))])
         else:
-            self._ends = np.arange(len(self) + 1) * (data.channels * data.shape[0] * data.shape[1])
+            self._ends = np.arange(len(self) + 1) * (self.crops * data.channels * data.shape[0] * data.shape[1])
         records.notes.warn()
 
     def __len__(self) -> int:
@@ -85,15 +86,23 @@ class Encoded:
         return len(self.labels)
 
     def image(self, i: int) -> Pixels:
-        """Image ``i``, [C, H, W] in 0..255; float32 where ``data.deep`` keeps 16 bits.
+        """The central crop of image ``i``, [C, H, W] in 0..255; float32 where ``data.deep`` keeps 16 bits.
 
         Raises:
             UserError: it cannot be decoded, or is larger than ``MAX_PIXELS``.
         """
+        return self.crop(i, self.crops // 2)
+
+    def crop(self, i: int, crop: int) -> Pixels:
+        """One of the ``crops`` of image ``i``, as ``image``.
+
+        Raises:
+            UserError: see there.
+        """
         if self._pixels is None:
-            return self._decode(i)
+            return self._decode(i, crop)
         kept: Pixels = self._pixels[self._ends[i] : self._ends[i + 1]]
-        return kept.reshape(self.data.channels, *self._shape(i))
+        return kept.reshape(self.crops, self.data.channels, *self._shape(i))[crop]
 
     def _shape(self, i: int) -> tuple[int, int]:
         if self._shapes is None:
@@ -115,13 +124,14 @@ class Encoded:
         budget = Budget()
         self._pixels = verified(
             self._ends,
-            lambda i: self._decode(i, budget),
+            lambda i: np.stack([self._decode(i, crop, budget) for crop in range(self.crops)]),
             (lambda i: peek(self.records.open(i), self.records.called(i))) if self.data.verify == "headers" else None,
             verified_as(self.records, self.data),
             np.float32 if self.data.deep else np.uint8,
         )
 
-    def _decode(self, i: int, budget: Budget | None = None) -> Pixels:
+    def _decode(self, i: int, crop: int, budget: Budget | None = None) -> Pixels:
         data, records = self.data, self.records
-        said = (records.open(i), self._shape(i), data.channels, records.called(i), budget, data.bits)
+        at = crop / (self.crops - 1) if self.crops > 1 else 0.5
+        said = (records.open(i), self._shape(i), data.channels, records.called(i), budget, data.bits, at)
         return cast(Pixels, decode_deep(*said)) if data.deep else decode(*said)

@@ -1,7 +1,7 @@
 """The latent cache: every image encoded by a codec, read from memory-mapped shards; free of torch.
 
 A folder with ``plan.json`` (everything that decides the bytes), ``shard-00000.safetensors`` and so on (``raw``:
-[n, 1 or 2, c, h, w], the second mirrored), ``index.safetensors`` (labels, names, test images) and, written last,
+[n, views, c, h, w], of each crop, then mirrored), ``index.safetensors`` (labels, names, test images) and, written last,
 ``manifest.json`` with the sha256 of every file. ``data/encode.py`` writes it.
 """
 
@@ -93,6 +93,7 @@ class LatentCache:
         if self.plan.counts:
             self.buckets = Buckets(_read_buckets(self.root / INDEX, self.plan), self.plan.data.shapes)
             self._shard, self._place = _places(self.buckets, self.plan)
+        self.crops = self.plan.views // (2 if self.plan.mirrored else 1)
         self._open: dict[int, Any] = {}
 
     def __len__(self) -> int:
@@ -100,15 +101,17 @@ class LatentCache:
         return self.plan.count
 
     def image(self, i: int) -> Raw:
-        """Raw latent of image ``i``, not mirrored, [c, h, w]."""
+        """Raw latent of image ``i``, its central crop, not mirrored, [c, h, w]."""
         return self.read(i, mirrored=False)
 
-    def read(self, i: int, mirrored: bool) -> Raw:
-        """Raw latent of image ``i``, mirrored left to right or not, [c, h, w].
+    def read(self, i: int, mirrored: bool, crop: int | None = None) -> Raw:
+        """Raw latent of image ``i``, mirrored left to right or not, [c, h, w]; of the central crop if none is named.
 
         Raises:
             UserError: its shard is missing or damaged.
         """
+        crop = self.crops // 2 if crop is None else crop
+        view = crop * (2 if self.plan.mirrored else 1) + int(mirrored)
         if self.plan.counts:
             number, place = int(self._shard[i]), int(self._place[i])
         else:
@@ -117,7 +120,7 @@ class LatentCache:
             if number not in self._open:
                 shard: Any = safe_open(self.root / shard_name(number), framework="np")
                 self._open[number] = shard.get_slice("raw")
-            latent: Raw = self._open[number][place, int(mirrored)]
+            latent: Raw = self._open[number][place, view]
         except (OSError, SafetensorError, IndexError) as error:
             raise UserError(_unreadable(self.root / shard_name(number), error)) from None
         return latent
@@ -163,7 +166,7 @@ def shard_layout(path: Path) -> str:
 def shard_wanted(plan: LatentPlan, shard: Shard) -> str:
     """The layout that a shard must have."""
     name = {"uint8": "U8", "float16": "F16", "float32": "F32"}[plan.dtype]
-    return f"{name} {[shard.size, 2 if plan.mirrored else 1, *plan.raw_shape(shard.bucket)]}"
+    return f"{name} {[shard.size, plan.views, *plan.raw_shape(shard.bucket)]}"
 
 
 def _check_file(path: Path, wanted: FileFacts) -> None:

@@ -81,7 +81,7 @@ class Moments:
         mean, deviation = np.split(found, 2)
         return np.concatenate([mean, 2 * np.log(np.maximum(deviation, LEAST))])
 
-    def read(self, i: int, mirrored: bool) -> Any:
+    def read(self, i: int, mirrored: bool, crop: int | None = None) -> Any:
         """The same; nothing is mirrored."""
         assert not mirrored, "the configuration refuses data.flip"
         return self.image(i)

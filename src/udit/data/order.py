@@ -91,6 +91,11 @@ def indices(count: int, seed: int, positions: Sequence[int]) -> list[int]:
     return [order[position] for position in positions]
 
 
+def crops(count: int, seed: int, positions: Sequence[int]) -> list[int]:
+    """Which of ``count`` crops the image at each position is."""
+    return [rng.key(seed, "crop", position) % count for position in positions]
+
+
 def flips(seed: int, positions: Sequence[int]) -> list[bool]:
     """Whether the image at each position is mirrored; half of them are."""
     return [rng.key(seed, "flip", position) & 1 == 1 for position in positions]
