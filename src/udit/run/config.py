@@ -58,6 +58,9 @@ class TrainingConfig(Spec):
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
     clip_norm: PositiveFloat | None = None
     """Largest gradient norm; None does not clip."""
+    on_spike: Literal["warn", "skip", "rollback"] = "warn"
+    """What follows a loss or gradient norm far above those before it. warn: a line in the log. skip: also, the weights
+    stay as they were. rollback: also, they become those of the last checkpoint; data and schedule go on."""
     ema_decay: Annotated[float, Field(ge=0, lt=1)] = 0.9999
     """Of the weights' moving average; it is (1 + step) / (10 + step) where that is less."""
     label_dropout: Annotated[float, Field(ge=0, le=1)] = 0.1
@@ -81,6 +84,8 @@ class TrainingConfig(Spec):
     """Processes per rank that decode images; 0 decodes in the trainer."""
     log_every: PositiveInt = 1
     """Steps between lines of metrics.jsonl."""
+    trackers: tuple[Literal["tensorboard", "wandb", "trackio"], ...] = ("tensorboard",)
+    """Where curves, alarms and sample grids are shown; the last two need udit[tracking]."""
     save_every: PositiveInt = 5_000
     keep: Annotated[int, Field(ge=2)] = 2
     """Number of newest checkpoints that are kept."""
