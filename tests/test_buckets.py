@@ -13,7 +13,7 @@ from image_files import noise
 from runs import small_run, state_hash, train
 from udit.data import order
 from udit.data.batches import batches, order_of
-from udit.data.buckets import Buckets, assigned, buckets_of
+from udit.data.buckets import Buckets, assigned, buckets_of, of_first_shape
 from udit.data.config import FolderData
 from udit.data.decode import centre_crop
 from udit.data.folder import records
@@ -96,6 +96,13 @@ def test_shares_of_many_images_are_rounded(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(order, "MAX_CYCLE", 10)
     found = order.BucketOrder([np.arange(70), np.arange(70, 99), np.array([99])], 0, 4)
     assert Counter(found.bucket(step)[0] for step in range(11)) == {0: 7, 1: 3, 2: 1}
+
+
+def test_one_shape_can_be_asked_for(mixed: Path) -> None:
+    source = FolderData(root=mixed, size=16, buckets=SHAPES[1:]).build()
+    part = of_first_shape(source, np.arange(42))
+    assert len(part) == 20
+    assert {source.image(int(i)).shape[1:] for i in part} == {SHAPES[0]}
 
 
 def test_order_is_a_function_of_seed_and_position() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 import zipfile
 from pathlib import Path
 
@@ -11,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from conftest import ErrorOf
+from conftest import ErrorOf, succeeds
 from runs import RECIPE, image_folder, metrics, small_run, state_hash, train
 from udit.data.config import DatasetJsonData
 from udit.data.describe import describe
@@ -58,7 +59,9 @@ def encoded(tmp_path: Path) -> Encoded:
     return Encoded(tmp_path)
 
 
-def test_moments_are_the_raw_latents_of_the_images(encoded: Encoded, tmp_path: Path) -> None:
+def test_moments_are_the_raw_latents_of_the_images(
+    encoded: Encoded, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     source = encoded.run(tmp_path / "out").data.build()
     assert isinstance(source, Moments)
     assert isinstance(source, RawSource)
@@ -70,6 +73,8 @@ def test_moments_are_the_raw_latents_of_the_images(encoded: Encoded, tmp_path: P
     for i in range(len(source)):
         # exp, the file's float32, and log: a few roundings of the variance's exponent, which is of order 1
         np.testing.assert_allclose(source.image(i), cached.image(i), rtol=1e-5, atol=1e-5)
+    said = succeeds(capsys, "data", "check", str(encoded.zip), "data.holds=moments", "data.factor=2")
+    assert re.search(r"^all +18 +0\n", said, re.MULTILINE)
     info = describe(DatasetJsonData(root=encoded.zip, holds="moments", factor=2))
     assert (info.channels, info.height, info.width, info.latents) == (3, 8, 8, (2, 4, 4))
 

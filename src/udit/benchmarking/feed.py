@@ -10,6 +10,7 @@ from torch import Tensor
 
 from udit.benchmarking.measure import Result, Work, first_call, matmul_peak, prepare, result_of, timed
 from udit.benchmarking.subjects import Subject
+from udit.data.buckets import of_first_shape
 from udit.data.sources import parts_of
 from udit.run.config import Run
 from udit.training.batches import batches_of
@@ -31,7 +32,9 @@ def measure_on_data(subject: Subject, run: Run, rounds: int) -> Result:
     work = Work("train", config.batch_size, run.model.size, feed=feed)
     waits: list[float] = []
     peak = matmul_peak()
-    with contextlib.closing(batches_of(run, source, parts_of(source, run.data).train)) as stream:
+    with contextlib.closing(
+        batches_of(run, source, of_first_shape(source, parts_of(source, run.data).train))
+    ) as stream:
 
         def images() -> tuple[Tensor, Tensor | None]:
             asked = time.perf_counter()

@@ -55,6 +55,12 @@ def grouped(source: object, part: Labels) -> list[Labels]:
     return [places for _, places in buckets.members(part)]
 
 
+def of_first_shape(source: object, part: Labels) -> Labels:
+    """Those of a part whose images have the first shape, that of samples."""
+    buckets = buckets_of(source)
+    return part if buckets is None else part[buckets.of[part] == 0]
+
+
 def grouped_all(source: Sized) -> list[Labels]:
     """Indices of the images of each shape, also of those that none has."""
     buckets = buckets_of(source)

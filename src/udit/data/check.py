@@ -69,6 +69,8 @@ def check(
         yield from _check_whole(lambda: npz_file(data.path, len(data.classes) or None), contents)
     elif isinstance(data, IdxData):
         yield from _check_whole(lambda: idx_files(data.root, 256), contents)
+    elif data.encoded:
+        yield from _check_whole(data.build, contents)
     elif isinstance(data, FolderData):
         yield from check_folder(data, contents)
     elif isinstance(data, DatasetJsonData | WebDatasetData | LmdbData):
