@@ -24,7 +24,7 @@ def psnr(a: NDArray[np.generic], b: NDArray[np.generic]) -> NDArray[np.float64]:
     Returns:
         [N]: 10 log10(255**2 / mean squared error over channels and pixels); infinite where they are equal.
     """
-    error = np.square(a.astype(np.float64) - b).mean(axis=(1, 2, 3))
+    error = np.square(a.astype(np.float64) - b.astype(np.float64)).mean(axis=(1, 2, 3))
     with np.errstate(divide="ignore"):
         return np.asarray(10 * np.log10(PEAK**2 / error))
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from udit import rng
 from udit.assemble import System, denoiser_of
-from udit.data.buckets import grouped
+from udit.data.buckets import grouped, of_first_shape
 from udit.data.sources import Labels, RawSource, Source
 from udit.diffusion.objective import draw
 from udit.files import whole_file
@@ -54,7 +54,7 @@ def patch_grid(images: Tensor, system: System, source: Source, part: Labels, see
     Args:
         images: samples, uint8 [N, C, H, W].
         system: that drew them.
-        source: training images; of cached latents, nothing is subtracted.
+        source: training images; of latents, and without images of the samples' shape, nothing is subtracted.
         part: indices of them.
         seed: decides which ones are taken.
 
@@ -64,7 +64,8 @@ def patch_grid(images: Tensor, system: System, source: Source, part: Labels, see
     pixels = images.shape[-1] // system.config.model.size[-1]
     side = pixels * int(getattr(system.config.model, "patch", 1))
     real = None
-    if not isinstance(source, LatentCache):
+    part = of_first_shape(source, part)
+    if not isinstance(source, RawSource) and len(part):
         real = torch.stack([torch.from_numpy(source.image(int(i)).copy()) for i in spread(part, REAL, seed)])
     found = []
     for period in (side, 2 * side):
