@@ -10,11 +10,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from conftest import ErrorOf, succeeds
 from formats import CLASSES, COUNT, FORMATS, SIDE, pixels
 from runs import environment, small_run, state_hash, train
 from udit.cli import main
+from udit.data.batches import batches
 from udit.data.sources import parts_of
 from udit.training.encoding import encode
 
@@ -91,6 +93,16 @@ def test_bad_file_is_named_in_one_line_by_check_and_by_training(
     assert lines[-1] == "1 bad"
     assert wanted in error_of("train", str(ROOT / "tests/data/tiny.yaml"), f"out={tmp_path / 'out'}", *words)
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("name", ["tar", "zip", "npz", pytest.param("lmdb", marks=pytest.mark.slow)])
+def test_workers_read_what_the_trainer_reads(name: str, tmp_path: Path) -> None:
+    """What is open in the trainer is another process's in a worker, after the trainer has read from it."""
+    source = small_run(tmp_path / "out", *written(name, tmp_path / "data")).data.build()
+    how = {"seed": 0, "start": 0, "stop": 3, "global_batch": 6}
+    own = [batch.x for (batch,) in batches(source, np.arange(COUNT), **how)]
+    read = [batch.x for (batch,) in batches(source, np.arange(COUNT), workers=2, **how)]
+    assert all(torch.equal(a, b) for a, b in zip(own, read, strict=True))
 
 
 def resumes_exactly(name: str, tmp_path: Path) -> None:

@@ -24,11 +24,12 @@ NEWER_DATA_KEYS = {
     "buckets": [],
     "crops": 1,
     "label_by": "folder",
-    "labels": None,
     "file_column": None,
     "label_column": None,
 }
 """Of a run's data section: keys that caches of older versions do not have, and what they are of those."""
+PLACES = ("root", "test_root", "labels")
+"""Of a run's data section: where the data are, which the fingerprint takes the place of."""
 FREE_CODEC_KEYS = frozenset({"source", "revision", "posterior", "slicing"})
 """Of a run's codec: keys that do not change the latents; sha256 says which VAE it is, wherever it is stored."""
 
@@ -113,7 +114,8 @@ class LatentPlan(Spec):
     def comparable(self) -> dict[str, Any]:
         """Plain values of the keys that decide the bytes."""
         values = self.model_dump(mode="json")
-        values["data"].pop("root", None)
+        for key in PLACES:
+            values["data"].pop(key, None)
         values["data"] = {key: value for key, value in values["data"].items() if key not in FREE_DATA_KEYS}
         values["codec"] = {key: value for key, value in values["codec"].items() if key not in FREE_CODEC_KEYS}
         newer = NEWER_DATA_KEYS | ({"classes": []} if values["data"]["kind"] == "folder" else {})

@@ -161,6 +161,8 @@ class LmdbRecords:
         """An open database of this process: one that was opened before a fork is another's."""
         pid, database = self._open.get(path, (0, None))
         if pid != os.getpid():
+            if database is not None:
+                database.close()  # this process's copy; lmdb opens none that it believes to be open
             options = {"readonly": True, "lock": False, "readahead": False, "meminit": False, "create": False}
             database = _library().open(str(path), **options)
             self._open[path] = os.getpid(), database

@@ -214,7 +214,8 @@ class Run(Spec):
 ROUNDING_ONLY = ("accumulation", "checkpoint_activations")
 """Keys of ``training`` that change weights by rounding alone, so that a run may go on in less memory."""
 MAY_CHANGE = frozenset(
-    {"name", "out", "sampling", "evaluation", "latents", "data.root", "data.verify"}
+    {"name", "out", "sampling", "evaluation", "latents", "data.verify"}
+    | {f"data.{key}" for key in ("root", "test_root", "labels")}
     | {f"training.{key}" for key in ("steps", "log_every", "save_every", "sample_every", "check_every")}
     | {f"training.{key}" for key in ("keep", "workers", "device", "timeout")}
     | {f"training.{key}" for key in ROUNDING_ONLY}
