@@ -62,7 +62,7 @@ def zeroed(path: Path, start: int, count: int) -> Path:
 SAMPLES = [(f"{i}.{end}", data) for i in range(4) for end, data in (("png", PNG), ("cls", b"1"))]
 TARS: dict[str, tuple[Callable[[Path], Path], str]] = {
     "a zero header": (lambda path: zeroed(tar(path, *SAMPLES), 2048, 512), "has a hole or was cut off: zeros in place"),
-    "a spoiled header": (lambda path: zeroed(tar(path, *SAMPLES), 2048, 100), "the header at byte 2,048 is damaged"),
+    "a damaged header": (lambda path: zeroed(tar(path, *SAMPLES), 2048, 100), "the header at byte 2,048 is damaged"),
     "cut within a member": (lambda path: cut(tar(path, *SAMPLES), 2048 + 600), "it ends within '1.png'"),
     "cut after a member": (lambda path: cut(tar(path, *SAMPLES), 2048), "ends at byte 2,048 without the zeros"),
     "cut within a header": (lambda path: cut(tar(path, *SAMPLES), 2048 + 100), "the header at byte 2,048 is damaged"),
