@@ -20,6 +20,7 @@ def encode(
     /,
     *overrides: Annotated[str, Parameter(allow_leading_hyphen=False)],
     out: Path,
+    teacher: str | None = None,
     dtype: Literal["float16", "float32"] = "float16",
     measure: Annotated[bool, Parameter(negative="")] = False,
     shard_size: int = 1024,
@@ -42,6 +43,9 @@ def encode(
         KEY.PATH=VALUE in place of the recipe's values, e.g. data.root=images codec.kind=vae codec.source=FOLDER
     out
         The folder of the cache.
+    teacher
+        A vision model whose features are written too, for training.align: efficientnet-lite0, judge, inception,
+        dinov2:SOURCE or timm:SOURCE, where SOURCE is a folder or a hub id.
     dtype
         Of a VAE's posteriors; pixels stay uint8.
     measure
@@ -71,6 +75,7 @@ def encode(
         raise UserError(f"latents is {str(run.latents)!r} and a new cache is written to --out; leave latents out")
 
     from udit import dist
+    from udit.evaluation.teachers import load_teacher
     from udit.reconstruction import reconstruction
     from udit.training.encoding import encode as write
 
@@ -78,6 +83,7 @@ def encode(
     cache = write(
         run,
         out,
+        teacher=None if teacher is None else load_teacher(teacher, run, world.device),
         dtype=dtype,
         measure=measure,
         shard_size=shard_size,
@@ -97,10 +103,12 @@ def encode(
         )
         if lost is not None:
             _tell(lost)
+        align = "" if cache.teacher is None else " training.align={}"
+        beside = "" if cache.teacher is None else f" with features of {cache.teacher}"
         shape, mirrored = "x".join(map(str, cache.shape)), " and their mirror images" if cache.mirrored else ""
         say(
-            f"wrote {out}: {cache.images:,} images{mirrored} as {cache.dtype} {shape} in {cache.shards} shards, "
-            f"{cache.bytes / 1e6:,.1f} MB; next: udit train {recipe} latents={out}"
+            f"wrote {out}: {cache.images:,} images{mirrored} as {cache.dtype} {shape}{beside} in {cache.shards} "
+            f"shards, {cache.bytes / 1e6:,.1f} MB; next: udit train {recipe} latents={out}{align}"
         )
     world.close()
     return 0

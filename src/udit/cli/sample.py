@@ -30,6 +30,7 @@ def sample(
     n: int | None = None,
     from_image: Path | None = None,
     strength: float | None = None,
+    condition: Path | None = None,
     interpolate_seeds: str | None = None,
     interpolate_labels: str | None = None,
     quality: Level | None = None,
@@ -85,6 +86,9 @@ def sample(
         They are cropped to squares and scaled as for training.
     strength
         Of --from-image: how much of the image is lost to noise, above 0 (nothing) to 1 (all); 0.6 if not given.
+    condition
+        For a model that sees something beside the noisy image (data.condition): what it is made of, as in training: an
+        image file or folder to enlarge, fill in or colour, or an .npz of fields, the states to go on from.
     interpolate_seeds
         Show the way from one seed to another, e.g. 3,8, or through several: of one class, as one strip.
     interpolate_labels
@@ -192,6 +196,7 @@ def sample(
         context=context,
         from_image=from_image,
         strength=strength,
+        condition=condition,
         autoguide=autoguide if autoguide_ema is None else autoguide_ema,
         batch_size=batch_size,
         device=device,
@@ -200,7 +205,8 @@ def sample(
     )
     if output == "npz":
         shape = images.save_npz(out / "samples.npz", progress)
-        written = f"wrote {len(images)} images to {out / 'samples.npz'} (arr_0 uint8 {list(shape)})"
+        array = "fields float32" if images.system.config.codec.kind == "field" else "arr_0 uint8"
+        written = f"wrote {len(images)} images to {out / 'samples.npz'} ({array} {list(shape)})"
     else:
         images.save_pngs(out, progress, overwrite=overwrite)
         written = f"wrote {len(images)} images and grid.png to {out}"

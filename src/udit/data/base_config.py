@@ -6,6 +6,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, PositiveInt, model_validator
 
+from udit.data.condition_config import AnyCondition
 from udit.spec.base import Spec
 
 Share = Annotated[float, Field(ge=0, lt=1)]
@@ -35,6 +36,8 @@ class SplitData(Spec):
     test_share: Share | None = 0.1
     """Seen by neither: validation loss, real-to-real distance, memorisation check. None takes the data set's own test
     images, and judge_share is a share of the others."""
+    condition: AnyCondition = None
+    """What the network sees beside the noisy image: previous (the state before), low-resolution, mask or grey."""
 
     @model_validator(mode="after")
     def _check_shares(self) -> SplitData:

@@ -7,8 +7,8 @@ import signal
 import sys
 import warnings
 import weakref
-from collections.abc import Generator, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Generator, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -18,6 +18,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from udit.data.buckets import buckets_of
+from udit.data.fields import FieldSource
+from udit.data.latents import LatentCache
 from udit.data.order import BucketOrder, Order, crops, flips
 from udit.data.sources import Labels, RawSource, Source, crop_of, crops_of
 from udit.errors import RunError, UserError
@@ -28,15 +30,36 @@ class Batch:
     """One micro-batch."""
 
     x: Tensor
-    """uint8 [B, C, H, W], float32 where 16 bits are kept, or raw latents [B, c, h, w] of a cache"""
+    """uint8 [B, C, H, W], float32 fields or where 16 bits are kept, or raw latents [B, c, h, w] of a cache"""
     y: Tensor
     """int64 [B]"""
     ids: list[int]
     """Indices into the source."""
     positions: list[int]
     """Positions in the run's stream of images: the keys of everything drawn for each image."""
+    before: Tensor | None = None
+    """The states before, float32 [B, C, H, W], of a source that has them."""
+    features: Tensor | None = None
+    """A vision model's, float16 [B, Z, h, w], where they are asked for."""
+    drawn: dict[str, Tensor] = field(default_factory=dict)
+    """Random numbers of these positions, where they were drawn along with reading: each [B, ...]."""
+
+    def pin_memory(self) -> Batch:
+        """The same in memory from which a GPU copies while the host goes on."""
+        return self._moved(Tensor.pin_memory)
+
+    def on(self, device: torch.device) -> Batch:
+        """The same on a device; from pinned memory the host does not wait for the copy."""
+        return self._moved(lambda x: x.to(device, non_blocking=True)) if device.type != "cpu" else self
+
+    def _moved(self, move: Callable[[Tensor], Tensor]) -> Batch:
+        drawn = {name: move(x) for name, x in self.drawn.items()}
+        before, features = (None if x is None else move(x) for x in (self.before, self.features))
+        return replace(self, x=move(self.x), y=move(self.y), before=before, features=features, drawn=drawn)
 
 
+Draw = Callable[[Sequence[int]], dict[str, Tensor]]
+"""From positions to what is drawn for them, each [B, ...]."""
 Batches = Generator[list[Batch]]
 """The micro-batches of step after step; closing it ends the workers."""
 
@@ -53,7 +76,10 @@ def batches(
     world: int = 1,
     accumulation: int = 1,
     flip: bool = False,
+    features: bool = False,
     workers: int = 0,
+    draw: Draw | None = None,
+    pin: bool = False,
 ) -> Batches:
     """One rank's micro-batches of every step.
 
@@ -68,7 +94,10 @@ def batches(
         world: number of processes.
         accumulation: micro-batches per step on each rank.
         flip: mirror half of the images left to right.
+        features: read a vision model's features too, of a latent cache that has them.
         workers: processes that read ahead; 0 reads in the calling process.
+        draw: makes each batch's ``drawn``, where its images are read.
+        pin: batches lie in pinned memory.
 
     Yields:
         ``accumulation`` batches for each step. Step s takes positions s * global_batch and on, micro-batch by
@@ -79,11 +108,10 @@ def batches(
         RunError: a worker died.
     """
     size = share_of(global_batch, accumulation, world)
-    reader = _Reader(source, part, seed, flip)
-    jobs = _Jobs(
-        order_of(source, part, seed, global_batch), range(start, stop), global_batch, size, rank, world, accumulation
-    )
-    steps = _steps(reader, jobs, workers)
+    reader = _Reader(source, part, seed, flip, features, draw)
+    order = order_of(source, part, seed, global_batch)
+    jobs = _Jobs(order, range(start, stop), global_batch, size, rank, world, accumulation)
+    steps = _steps(reader, jobs, workers, pin)
     if workers:
         # else multiprocessing's exit handler would send SIGTERM, which workers ignore, and wait for them for ever
         alive = weakref.ref(steps)
@@ -140,22 +168,27 @@ class _Jobs:
 class _Reader(Dataset["Batch | UserError"]):
     """Reads a micro-batch, in the calling process or in a worker."""
 
-    def __init__(self, source: Source, part: Labels, seed: int, flip: bool) -> None:
+    def __init__(self, source: Source, part: Labels, seed: int, flip: bool, features: bool, draw: Draw | None) -> None:
         self.source = source
         self.part = part
         self.seed = seed
         self.flip = flip
+        self.features = features
+        self.draw = draw
 
     def __getitem__(self, job: list[tuple[int, int]]) -> Batch | UserError:
         positions = [position for position, _ in job]
         ids = [int(self.part[place]) for _, place in job]
+        mirrored = flips(self.seed, positions) if self.flip else [False] * len(ids)
         try:
-            mirrored = flips(self.seed, positions) if self.flip else [False] * len(ids)
-            x = self._read(ids, mirrored, crops(crops_of(self.source), self.seed, positions))
+            cropped = crops(crops_of(self.source), self.seed, positions)
+            x, features = self._read(ids, mirrored, cropped), self._features(ids, mirrored, cropped)
+            before = states_before(self.source, ids)
         except UserError as error:
             # as a value: an exception from a worker would be wrapped in its traceback
             return error
-        return Batch(torch.from_numpy(x), torch.from_numpy(self.source.labels[ids]), ids, positions)
+        drawn, y = self.draw(positions) if self.draw else {}, torch.from_numpy(self.source.labels[ids])
+        return Batch(torch.from_numpy(x), y, ids, positions, before, features, drawn)
 
     def _read(self, ids: list[int], mirrored: list[bool], cropped: list[int]) -> NDArray[Any]:
         if isinstance(self.source, RawSource):
@@ -164,12 +197,27 @@ class _Reader(Dataset["Batch | UserError"]):
         x[mirrored] = x[mirrored, :, :, ::-1]
         return x
 
+    def _features(self, ids: list[int], mirrored: list[bool], cropped: list[int]) -> Tensor | None:
+        if not self.features:
+            return None
+        assert isinstance(self.source, LatentCache), "a vision model's features are in a latent cache"
+        found = [self.source.features(*which) for which in zip(ids, mirrored, cropped, strict=True)]
+        return torch.from_numpy(np.stack(found))
 
-def _steps(reader: _Reader, jobs: _Jobs, workers: int) -> Batches:
-    read: Any = iter(_loader(reader, jobs, workers)) if workers else map(reader.__getitem__, jobs)
+
+def states_before(source: Source, ids: Sequence[int]) -> Tensor | None:
+    """The states before those of a source, float32 [B, C, H, W]; None of a source without an order in time."""
+    if not isinstance(source, FieldSource) or source.before is None:
+        return None
+    return torch.from_numpy(source.fields[source.before[ids]])
+
+
+def _steps(reader: _Reader, jobs: _Jobs, workers: int, pin: bool) -> Batches:
+    read: Any = iter(_loader(reader, jobs, workers, pin)) if workers else map(reader.__getitem__, jobs)
     try:
         for _ in jobs.steps:
-            yield [_next(read) for _ in range(jobs.accumulation)]
+            micro_batches = [_next(read) for _ in range(jobs.accumulation)]
+            yield [batch.pin_memory() for batch in micro_batches] if pin and not workers else micro_batches
     finally:
         if workers:
             # not left to the garbage collector: an error's traceback would keep the workers, and exit waits for them
@@ -188,7 +236,7 @@ def _next(read: Iterator[Batch | UserError]) -> Batch:
     return batch
 
 
-def _loader(reader: _Reader, jobs: _Jobs, workers: int) -> DataLoader[Batch | UserError]:
+def _loader(reader: _Reader, jobs: _Jobs, workers: int, pin: bool) -> DataLoader[Batch | UserError]:
     # of more workers than cores: readers mostly wait for the trainer
     warnings.filterwarnings("ignore", message="This DataLoader will create")
     return DataLoader(
@@ -197,6 +245,7 @@ def _loader(reader: _Reader, jobs: _Jobs, workers: int) -> DataLoader[Batch | Us
         sampler=jobs,
         collate_fn=_as_it_is,
         num_workers=workers,
+        pin_memory=pin,
         worker_init_fn=_leave_signals_to_the_trainer,
         # forked workers share the memory of decoded images
         multiprocessing_context="fork" if sys.platform == "linux" else None,

@@ -16,13 +16,14 @@ from udit.spec.base import Spec
 from udit.spec.digest import FileFacts, Sha256
 
 PLAN, MANIFEST, INDEX = "plan.json", "manifest.json", "index.safetensors"
-FREE_DATA_KEYS = frozenset({"judge_share", "test_share", "flip"})
+FREE_DATA_KEYS = frozenset({"judge_share", "test_share", "flip", "condition"})
 """Of a run's data section: keys that may differ from the cache's, which holds all images."""
 NEWER_DATA_KEYS = {
     "bits": 16,
     "deep": False,
     "buckets": [],
     "crops": 1,
+    "condition": None,
     "label_by": "folder",
     "file_column": None,
     "label_column": None,
@@ -43,6 +44,18 @@ class Shard(NamedTuple):
     """Place of the first one among the images of that shape."""
     size: int
     """How many there are."""
+
+
+class TeacherFacts(Spec):
+    """A vision model whose features a latent cache holds too."""
+
+    name: str
+    sha256: Sha256
+    """Of its weights."""
+    side: PositiveInt
+    """Pixels to which it scales an image's sides."""
+    shape: tuple[PositiveInt, PositiveInt, PositiveInt]
+    """(Z, h, w) of an image's features; they are float16."""
 
 
 class LatentPlan(Spec):
@@ -70,6 +83,8 @@ class LatentPlan(Spec):
     """Whether each image is stored twice, as it is and mirrored left to right."""
     shard_size: PositiveInt
     """Images per shard."""
+    teacher: TeacherFacts | None = None
+    """Whose features are stored beside the latents; None stores none."""
 
     @model_validator(mode="after")
     def _check(self) -> LatentPlan:
@@ -124,6 +139,8 @@ class LatentPlan(Spec):
                 del values["data"][key]
         if not values["counts"]:  # older caches know images of one shape
             del values["counts"]
+        if values["teacher"] is None:
+            del values["teacher"]
         if values["codec"].get("network") == "AutoencoderKL":  # older caches know no other
             del values["codec"]["network"]
         return values

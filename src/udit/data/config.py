@@ -90,6 +90,24 @@ class NpzData(SplitData):
         return load(self)
 
 
+class FieldsData(SplitData):
+    """Fields of numbers in one .npz file: ``fields``, floats [N, C, H, W], the states of a simulation in order, say.
+
+    ``trajectory``, whole numbers [N], says which states belong together; without it all do. Rows of ``test_fields`` and
+    ``test_trajectory`` are test images (``test_share: null``).
+    """
+
+    kind: Literal["fields"] = "fields"
+    path: Path
+    judge_share: Share = 0.0
+
+    def build(self) -> Source:
+        """The loaded data set."""
+        from udit.data.fields import load
+
+        return load(self)
+
+
 class FolderData(ImageFiles):
     """Image files (PNG, JPEG, WebP, GIF, TIFF, AVIF, HEIC) in one folder per class, named in sorted order.
 
@@ -191,6 +209,7 @@ DataConfig = Annotated[
     | FashionMnistData
     | IdxData
     | NpzData
+    | FieldsData
     | FolderData
     | DatasetJsonData
     | WebDatasetData

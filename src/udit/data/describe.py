@@ -7,6 +7,7 @@ from udit.data.config import (
     DataInfo,
     DatasetJsonData,
     DigitsData,
+    FieldsData,
     FolderData,
     HubData,
     IdxFiles,
@@ -36,6 +37,10 @@ def describe(data: DataConfig) -> DataInfo:
             from udit.data import npz
 
             return npz.describe(data)
+        case FieldsData():
+            from udit.data import fields
+
+            return fields.describe(data)
         case FolderData():
             from udit.data import folder
 

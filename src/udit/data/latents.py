@@ -1,15 +1,16 @@
 """The latent cache: every image encoded by a codec, read from memory-mapped shards; free of torch.
 
 A folder with ``plan.json`` (everything that decides the bytes), ``shard-00000.safetensors`` and so on (``raw``:
-[n, views, c, h, w], of each crop, then mirrored), ``index.safetensors`` (labels, names, test images) and, written last,
-``manifest.json`` with the sha256 of every file. ``data/encode.py`` writes it.
+[n, views, c, h, w], of each crop, then mirrored; of a vision model, ``features`` [n, views, Z, h, w]),
+``index.safetensors`` (labels, names, test images) and, written last, ``manifest.json`` with the sha256 of every file.
+``data/encode.py`` writes it.
 """
 
 from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -94,7 +95,7 @@ class LatentCache:
             self.buckets = Buckets(_read_buckets(self.root / INDEX, self.plan), self.plan.data.shapes)
             self._shard, self._place = _places(self.buckets, self.plan)
         self.crops = self.plan.views // (2 if self.plan.mirrored else 1)
-        self._open: dict[int, Any] = {}
+        self._open: dict[tuple[int, str], Any] = {}
 
     def __len__(self) -> int:
         """Number of images."""
@@ -110,6 +111,17 @@ class LatentCache:
         Raises:
             UserError: its shard is missing or damaged.
         """
+        return self._slice("raw", i, mirrored, crop)
+
+    def features(self, i: int, mirrored: bool, crop: int | None = None) -> Raw:
+        """A vision model's features of image ``i``, float16 [Z, h, w], of a cache that has them.
+
+        Raises:
+            UserError: its shard is missing or damaged.
+        """
+        return self._slice("features", i, mirrored, crop)
+
+    def _slice(self, name: str, i: int, mirrored: bool, crop: int | None) -> Raw:
         crop = self.crops // 2 if crop is None else crop
         view = crop * (2 if self.plan.mirrored else 1) + int(mirrored)
         if self.plan.counts:
@@ -117,13 +129,13 @@ class LatentCache:
         else:
             number, place = divmod(i, self.plan.shard_size)
         try:
-            if number not in self._open:
+            if (number, name) not in self._open:
                 shard: Any = safe_open(self.root / shard_name(number), framework="np")
-                self._open[number] = shard.get_slice("raw")
-            latent: Raw = self._open[number][place, view]
+                self._open[number, name] = shard.get_slice(name)
+            found: Raw = self._open[number, name][place, view]
         except (OSError, SafetensorError, IndexError) as error:
             raise UserError(_unreadable(self.root / shard_name(number), error)) from None
-        return latent
+        return found
 
     def verify(self) -> None:
         """Checks every byte of every shard against the manifest, and its shape against the plan.
@@ -148,25 +160,29 @@ class LatentCache:
 
 
 def shard_layout(path: Path) -> str:
-    """Type and shape of a shard, from its header.
+    """Names, types and shapes of a shard's tensors, from its header.
 
     Raises:
         UserError: it is not a shard.
     """
     try:
         with safe_open(path, framework="np") as stream:
-            if list(stream.keys()) != ["raw"]:
-                return f"tensors {sorted(stream.keys())}"
-            raw = stream.get_slice("raw")
-            return f"{raw.get_dtype()} {raw.get_shape()}"
+            slices = [(name, stream.get_slice(name)) for name in sorted(stream.keys())]
+            return _layout((name, part.get_dtype(), part.get_shape()) for name, part in slices)
     except (OSError, SafetensorError) as error:
         raise UserError(_unreadable(path, error)) from None
 
 
 def shard_wanted(plan: LatentPlan, shard: Shard) -> str:
     """The layout that a shard must have."""
-    name = {"uint8": "U8", "float16": "F16", "float32": "F32"}[plan.dtype]
-    return f"{name} {[shard.size, plan.views, *plan.raw_shape(shard.bucket)]}"
+    dtype = {"uint8": "U8", "float16": "F16", "float32": "F32"}[plan.dtype]
+    features = [("features", "F16", [shard.size, plan.views, *plan.teacher.shape])] if plan.teacher else []
+    return _layout([*features, ("raw", dtype, [shard.size, plan.views, *plan.raw_shape(shard.bucket)])])
+
+
+def _layout(tensors: Iterable[tuple[str, str, Sequence[int]]]) -> str:
+    told = (f"{'' if name == 'raw' else name + ' '}{dtype} {list(shape)}" for name, dtype, shape in tensors)
+    return ", ".join(told) or "no tensors"
 
 
 def _check_file(path: Path, wanted: FileFacts) -> None:
