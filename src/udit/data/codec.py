@@ -12,7 +12,7 @@ from torch import Tensor
 
 from udit import rng
 from udit.data import vae
-from udit.data.codec_config import CodecConfig, IdentityCodec, SpaceToDepthCodec, VAECodec
+from udit.data.codec_config import CodecConfig, FieldCodec, IdentityCodec, SpaceToDepthCodec, VAECodec
 from udit.data.pixels import to_latents, to_pixels
 from udit.errors import UserError
 
@@ -33,19 +33,25 @@ class Codec(Protocol):
         Here as below, [B, C, F, H, W] are clips, each frame an image.
         """
 
-    def normalise(self, raw: Tensor, keys: Keys | None = None) -> Tensor:
+    def normalise(self, raw: Tensor, keys: Keys | None = None, noise: Tensor | None = None) -> Tensor:
         """Raw -> float32 for the network, [B, c, h, w].
 
         Args:
             raw: of ``raw``.
             keys: draw from the posterior with these; None takes its mean. A codec without a posterior draws nothing.
+            noise: what the keys would draw, of ``posterior_noise``, where it is there already.
         """
 
     def decode(self, x: Tensor) -> Tensor:
-        """Floats of the network [B, c, h, w] -> the nearest uint8 [B, C, H, W]."""
+        """Floats of the network [B, c, h, w] -> the nearest uint8 [B, C, H, W]; of fields float32."""
 
     def image_shape(self, channels: int, height: int, width: int) -> tuple[int, int, int]:
         """(C, H, W) of the images of which the network sees [c, h, w]."""
+
+
+def posterior_noise(shape: Sequence[int], keys: Keys) -> Tensor:
+    """[B, c, h, w] standard normal, from each image's own key."""
+    return torch.stack([rng.normal(shape, seed, "posterior", place) for seed, place in keys])
 
 
 def encode(codec: Codec, pixels: Tensor, keys: Keys | None = None) -> Tensor:
@@ -70,7 +76,7 @@ class Identity:
         """The pixels."""
         return pixels
 
-    def normalise(self, raw: Tensor, keys: Keys | None = None) -> Tensor:
+    def normalise(self, raw: Tensor, keys: Keys | None = None, noise: Tensor | None = None) -> Tensor:
         """Takes uint8 [B, C, H, W] to float32 in [-1, 1]."""
         return raw.to(torch.float32) / 127.5 - 1
 
@@ -94,7 +100,7 @@ class SpaceToDepth:
         """uint8 [B, C, H, W] -> uint8 [B, C * factor**2, H / factor, W / factor]."""
         return each_frame(lambda x: F.pixel_unshuffle(x, self.factor), pixels)
 
-    def normalise(self, raw: Tensor, keys: Keys | None = None) -> Tensor:
+    def normalise(self, raw: Tensor, keys: Keys | None = None, noise: Tensor | None = None) -> Tensor:
         """Takes uint8 to float32 in [-1, 1]."""
         return Identity().normalise(raw)
 
@@ -105,6 +111,31 @@ class SpaceToDepth:
     def image_shape(self, channels: int, height: int, width: int) -> tuple[int, int, int]:
         """Fewer channels and more pixels, as ``decode``."""
         return channels // self.factor**2, height * self.factor, width * self.factor
+
+
+class Fields:
+    """Fields of numbers, each channel normalised; nothing is rounded or clamped."""
+
+    def __init__(self, config: FieldCodec) -> None:
+        self.config: CodecConfig = config
+        assert config.mean is not None and config.std is not None, "an incomplete codec"
+        self.mean, self.std = (torch.tensor(each).view(-1, 1, 1) for each in (config.mean, config.std))
+
+    def raw(self, pixels: Tensor) -> Tensor:
+        """The fields, float [B, C, H, W]."""
+        return pixels
+
+    def normalise(self, raw: Tensor, keys: Keys | None = None, noise: Tensor | None = None) -> Tensor:
+        """Takes floats to float32 of mean 0 and standard deviation 1."""
+        return (raw.to(torch.float32) - self.mean.to(raw.device)) / self.std.to(raw.device)
+
+    def decode(self, x: Tensor) -> Tensor:
+        """Takes the network's floats to float32 fields [B, C, H, W]."""
+        return x.to(torch.float32) * self.std.to(x.device) + self.mean.to(x.device)
+
+    def image_shape(self, channels: int, height: int, width: int) -> tuple[int, int, int]:
+        """The same."""
+        return channels, height, width
 
 
 class LatentVAE:
@@ -131,6 +162,7 @@ class LatentVAE:
         self.vae = _load(folder, self.facts.network)
         self.vae.use_slicing = config.slicing
         self.vae.use_tiling = config.tiling
+        self._affines: dict[torch.device, tuple[Tensor, Tensor]] = {}
 
     def raw(self, pixels: Tensor) -> Tensor:
         """uint8 [B, C, H, W] -> the posterior's mean and log variance, float32 [B, 2 * c, h, w].
@@ -156,13 +188,13 @@ class LatentVAE:
             raise UserError(f"the VAE at {self.config.source!r} gives latents that are not finite; take another VAE")
         return raw
 
-    def normalise(self, raw: Tensor, keys: Keys | None = None) -> Tensor:
+    def normalise(self, raw: Tensor, keys: Keys | None = None, noise: Tensor | None = None) -> Tensor:
         """Raw latents -> (z - shift) * scale, where z is drawn from the posterior with the keys, or is its mean."""
         z = raw.to(torch.float32)
         if self.config.has_posterior:
             z, log_variance = z.chunk(2, dim=1)
-            if keys is not None and self.config.posterior == "sample":
-                noise = torch.stack([rng.normal(z.shape[1:], seed, "posterior", place) for seed, place in keys])
+            if self.config.posterior == "sample" and (keys is not None or noise is not None):
+                noise = posterior_noise(z.shape[1:], keys or ()) if noise is None else noise
                 z = z + (0.5 * log_variance).exp() * noise.to(z.device)
         shift, scale = self._affine(z)
         return (z - shift) * scale
@@ -184,10 +216,14 @@ class LatentVAE:
 
     def _affine(self, like: Tensor) -> tuple[Tensor, Tensor]:
         """Shift and scale, each [1, c, 1, 1] or [1, 1, 1, 1]; with an axis more for clips."""
-        shift, scale = (
-            torch.tensor(value, dtype=torch.float32, device=like.device).view(1, -1, *[1] * (like.ndim - 2))
-            for value in (self.config.shift, self.config.scale)
-        )
+        found = self._affines.get(like.device)
+        if found is None:
+            shift, scale = (
+                torch.tensor(value, dtype=torch.float32, device=like.device).view(1, -1, 1, 1)
+                for value in (self.config.shift, self.config.scale)
+            )
+            found = self._affines[like.device] = shift, scale
+        shift, scale = (part.view(1, -1, *[1] * (like.ndim - 2)) for part in found)
         return shift, scale
 
 

@@ -26,6 +26,7 @@ PURPOSES = {
     "video": "MP4 files of clips",
     "ode": "SiT's adaptive sampler (Dopri5)",
     "optimizers": "training.optimizer=adamw-8bit and schedule-free",
+    "tracking": "training.trackers=[wandb] and [trackio]",
 }
 """What each extra is for; others are for developers."""
 

@@ -26,6 +26,7 @@ from udit.diffusion.guidance import AnyDenoiser
 from udit.diffusion.learning import shifted
 from udit.diffusion.origin import Origin, skipped
 from udit.diffusion.sample import Noise, Step
+from udit.diffusion.schedule import everywhere
 from udit.errors import UserError
 
 if TYPE_CHECKING:
@@ -115,19 +116,6 @@ def transport_loss(
     return (scale.to(x0.dtype) * error.square()).flatten(1).mean(dim=1)
 
 
-def alignment_loss(projections: Tensor, features: Tensor) -> Tensor:
-    """REPA's alignment of a network's tokens with those of a vision model: the mean of -cos over all.
-
-    Args:
-        projections: [..., N, D] of the network.
-        features: as projections, of the vision model.
-
-    Returns:
-        A scalar.
-    """
-    return -torch.nn.functional.cosine_similarity(projections, features, dim=-1, eps=1e-12).mean()
-
-
 Velocity = Callable[[Tensor, Tensor], tuple[Tensor, Tensor, Tensor]]
 """(x, t) -> (u, s, the guess of x0)."""
 
@@ -148,9 +136,9 @@ def velocity_along(denoiser: AnyDenoiser, y: Tensor | None, path: Path) -> Veloc
     """What a denoiser says of a path at any x and time, for labels y."""
 
     def at(x: Tensor, t: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        time = t if x.dtype == torch.float64 else t.float()
-        prediction = denoiser(x, time.to(x.device).expand(len(x)), y)
-        c = Coefficients(*(part.to(x) for part in coefficients(path, t)))
+        precise = torch.float64 if x.dtype == torch.float64 else torch.float32
+        prediction = denoiser(x, everywhere(float(t), x, precise), y)
+        c = Coefficients(*(part.to(x.dtype) for part in coefficients(path, t)))
         u = c.alpha_slope * prediction.x0 + c.sigma_slope * prediction.eps
         return u, -prediction.eps / c.sigma, prediction.x0
 

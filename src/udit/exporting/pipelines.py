@@ -74,6 +74,11 @@ def export_pipeline(system: System, folder: Path) -> PipelineFolder:
             f"the model takes vectors {list(system.config.model.condition_shape)} for a condition and pipelines for "
             "diffusers take labels; sample from it with udit"
         )
+    if system.config.diffusion.sampling_steps is not None:
+        raise UserError(
+            f"the model was trained with {system.config.diffusion.title}, of which diffusers has no scheduler; export "
+            "a graph, or sample from it with udit"
+        )
     if system.weak is not None:
         raise UserError(
             "the model is guided by a weaker one, which a pipeline for diffusers has no place for; drop weak"

@@ -81,6 +81,7 @@ def _ours(config: UDiTConfig) -> Entry:
         "kv-downsampled": "global, to keys and values of a coarser map",
         "downsampled": "within 2x2 interleaved sub-grids",
         "window": "within windows, every other shifted",
+        "bridged-window": "within windows, linked by high frequencies",
     }[config.attention.kind]
     likeness = "cosine" if config.attention.cosine else "scaled dot product"
     about = UDIT.replace(
