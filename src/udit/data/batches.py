@@ -29,7 +29,7 @@ class Batch:
     """One micro-batch."""
 
     x: Tensor
-    """uint8 [B, C, H, W], float32 fields, or raw latents [B, c, h, w] of a cache"""
+    """uint8 [B, C, H, W], of clips [B, C, F, H, W], float32 fields, or raw latents [B, c, h, w] of a cache"""
     y: Tensor
     """int64 [B]"""
     ids: list[int]
@@ -179,7 +179,7 @@ class _Reader(Dataset["Batch | UserError"]):
         if isinstance(self.source, LatentCache):
             return np.stack([self.source.read(i, turned) for i, turned in zip(ids, mirrored, strict=True)])
         x = np.stack([self.source.image(i) for i in ids])
-        x[mirrored] = x[mirrored, :, :, ::-1]
+        x[mirrored] = x[mirrored][..., ::-1]
         return x
 
     def _features(self, ids: list[int], mirrored: list[bool]) -> Tensor | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from udit.data.config import (
+    ClipFolderData,
     DataConfig,
     DataInfo,
     DigitsData,
@@ -10,6 +11,7 @@ from udit.data.config import (
     FolderData,
     HubData,
     IdxFiles,
+    MovingDigitsData,
     NpzData,
 )
 
@@ -42,6 +44,14 @@ def describe(data: DataConfig) -> DataInfo:
             from udit.data import folder
 
             return folder.describe(data)
+        case MovingDigitsData():
+            from udit.data import moving
+
+            return moving.describe(data)
+        case ClipFolderData():
+            from udit.data import clip_folder
+
+            return clip_folder.describe(data)
         case HubData():
             from udit.data import hub
 

@@ -35,6 +35,21 @@ def input_size_is_that_of_the_data(run: Run, seen: DataInfo) -> str | None:
     )
 
 
+def clips_are_for_networks_of_clips(run: Run, seen: DataInfo) -> str | None:
+    """A network of clips needs clips of its number of frames, and one of images needs images."""
+    frames = run.model.clip_frames
+    if frames == seen.frames:
+        return None
+    if frames is None:
+        return (
+            f"the data are clips of {seen.frames} frames and {run.model.family} takes images; take a network of clips, "
+            "e.g. model=Latte-tiny"
+        )
+    if seen.frames is None:
+        return f"the data are images and {run.model.family} takes clips; take clips, e.g. data.kind=moving-digits"
+    return f"model.frames is {frames} and the data's clips have {seen.frames}; leave frames out, or change data.frames"
+
+
 def channels_are_those_of_the_data(run: Run, seen: DataInfo) -> str | None:
     """The model takes as many channels as the data has."""
     if run.model.in_channels == seen.channels:
@@ -382,6 +397,7 @@ def adapter_has_no_other_average(run: Run, seen: DataInfo) -> str | None:
 
 
 RULES: tuple[Rule, ...] = (
+    clips_are_for_networks_of_clips,
     input_size_is_that_of_the_data,
     channels_are_those_of_the_data,
     codec_is_the_data_s,

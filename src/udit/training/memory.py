@@ -113,7 +113,7 @@ def _counted(run: Run, ranks: int, batch: int, device: str) -> Memory:
         whole = alignment.joined if alignment else model.train()
         backbone = alignment.backbone(whole) if alignment else whole
         denoiser = denoiser_of(SystemConfig.of(run), backbone)
-        x0 = torch.empty(batch, run.model.in_channels, *run.model.size)
+        x0 = torch.empty(batch, *run.model.input_shape())
         if run.model.condition_channels:
             beside = torch.empty(batch, run.model.condition_channels, *run.model.size)
             denoiser = denoiser.with_network(lambda network: Beside(network, beside))
