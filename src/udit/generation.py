@@ -204,6 +204,8 @@ class Generation:
         if isinstance(self.system.backbone, Graph):
             common |= {"engine": self.system.backbone.manifest.engine}
             common |= {"precision": self.system.backbone.manifest.precision}
+        if self.system.half:
+            common |= {"precision": "bfloat16"}
         if self.system.weak is not None and self.sampling.guidance != 1:
             common |= {"autoguide": self.system.weak.fingerprint}
         return common
@@ -276,6 +278,8 @@ def generate(
     device: str = "auto",
     weights: Literal["ema", "raw"] = "ema",
     engine: EngineName | None = None,
+    precision: Literal["float32", "bfloat16"] = "float32",
+    compiled: bool = False,
 ) -> Generation:
     """Images of a model, one per seed: the same seed and label give the same image in any batch and on any rank.
 
@@ -299,6 +303,8 @@ def generate(
         device: auto, cpu, cuda, cuda:N or mps; a system that is given stays where it is.
         weights: "ema" (averaged) or "raw".
         engine: "torch", or the engine of the graph that ``udit.export`` put into the model's folder.
+        precision: of the network's products; bfloat16 is for GPUs, and images differ by its rounding.
+        compiled: compiles the network's blocks (torch.compile): the first step takes a minute, the others less.
 
     Returns:
         The images, which are sampled when they are iterated over or saved.
@@ -332,6 +338,9 @@ def generate(
         if chosen.guidance == 1:
             raise UserError("autoguide is given and guidance 1 compares with nothing; give a guidance above 1, e.g. 2")
         system = system.autoguided(weaker_model(autoguide, model).fused().to(world.device))
+    system = system.in_half() if precision == "bfloat16" else system
+    if compiled:
+        system = system.compiled()
     if isinstance(system.backbone, Graph) and (chosen.cache != 1 or chosen.refresh):
         cached = f"cache {chosen.cache}" if chosen.cache != 1 else "sampling.refresh"
         cached = f"quality {quality}" if quality else cached

@@ -57,6 +57,8 @@ def sample(
     weights: Literal["ema", "raw"] = "ema",
     checkpoint: int | None = None,
     engine: Literal["torch", "onnxruntime", "openvino"] | None = None,  # EngineName loads all configs
+    precision: Literal["float32", "bfloat16"] = "float32",
+    compiled: Annotated[bool, Parameter(negative="")] = False,
     progress: bool = True,
 ) -> int:
     """Generate images with a run or a model: PNGs that carry their settings and a labelled grid, or one .npz file.
@@ -139,6 +141,10 @@ def sample(
         Of a run: the step of a checkpoint, e.g. 500; the newest if not given.
     engine
         torch, or onnxruntime or openvino: the graph that `udit export` put into the model's folder.
+    precision
+        Of the network's products: bfloat16 is for GPUs, and images differ by its rounding.
+    compiled
+        Compile the network's blocks: the first step takes a minute, the others less.
     progress
         Show the progress bar.
     """
@@ -197,6 +203,8 @@ def sample(
         device=device,
         weights=weights,
         engine=engine,
+        precision=precision,
+        compiled=compiled,
     )
     if output == "npz":
         shape = images.save_npz(out / "samples.npz", progress)

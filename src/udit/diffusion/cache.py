@@ -17,6 +17,7 @@ from torch import Tensor
 
 from udit.diffusion.denoiser import Backbone, Prediction
 from udit.diffusion.guidance import AnyDenoiser, Guided
+from udit.diffusion.schedule import known
 from udit.errors import UserError
 
 
@@ -169,7 +170,7 @@ class _CachedBackbone:
             deep = kept if skips is not None else entered + kept
         self.calls += 1
         out = self.network.leave(deep, skips, cond)
-        if self.policy.interval > 1 and bool((t <= self.policy.final_time).all()):
+        if self.policy.interval > 1 and bool((known(t) <= self.policy.final_time).all()):
             self.calls, self.memory = 0, Memory(self.policy.forecast)
         return out
 

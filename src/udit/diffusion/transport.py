@@ -26,6 +26,7 @@ from udit.diffusion.guidance import AnyDenoiser
 from udit.diffusion.learning import shifted
 from udit.diffusion.origin import Origin, skipped
 from udit.diffusion.sample import Noise, Step
+from udit.diffusion.schedule import everywhere
 from udit.errors import UserError
 
 if TYPE_CHECKING:
@@ -146,9 +147,9 @@ def path_of(denoiser: AnyDenoiser) -> Path:
 
 def _velocity(denoiser: AnyDenoiser, y: Tensor | None, path: Path) -> Velocity:
     def at(x: Tensor, t: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        time = t if x.dtype == torch.float64 else t.float()
-        prediction = denoiser(x, time.to(x.device).expand(len(x)), y)
-        c = Coefficients(*(part.to(x) for part in coefficients(path, t)))
+        precise = torch.float64 if x.dtype == torch.float64 else torch.float32
+        prediction = denoiser(x, everywhere(float(t), x, precise), y)
+        c = Coefficients(*(part.to(x.dtype) for part in coefficients(path, t)))
         u = c.alpha_slope * prediction.x0 + c.sigma_slope * prediction.eps
         return u, -prediction.eps / c.sigma, prediction.x0
 
