@@ -14,11 +14,19 @@ import torch
 from torch import Tensor, nn
 
 from udit import ops
+from udit.errors import UserError
 from udit.models.catalog import find
 from udit.models.config import ModelConfig
 from udit.nn.blocks import Checkpointing, Foldable, Recompute, recompute_when_compiled
-from udit.nn.init import fill
+from udit.nn.conditioning import TwoTimes
+from udit.nn.init import Fill, constant, fill, gaussian
 from udit.ops.operator import NO_KERNELS
+
+SECOND_TIME: dict[str, Fill] = {
+    r"\.second\.contract\.|\.second\.expand\.bias$": constant(0.0),
+    r"\.second\.": gaussian(0.02),
+}
+"""How the second time's embedding begins: it adds nothing."""
 
 
 def configure(model: str | ModelConfig, **overrides: Any) -> ModelConfig:
@@ -50,17 +58,33 @@ def build(
     config = configure(model, **overrides)
     device = torch.get_default_device() if device is None else torch.device(device)
     with torch.device("meta"):
-        network = config.build()
+        network = bare(config)
     if device.type == "meta":
         return network
-    return fill(network, network.INIT, seed, device)  # type: ignore[arg-type]
+    return fill(network, SECOND_TIME | network.INIT, seed, device)  # type: ignore[operator]
 
 
 def rebuild(config: ModelConfig, state: dict[str, Tensor]) -> nn.Module:
     """The network of ``config`` around the given tensors (not copied); keys must match exactly."""
     with torch.device("meta"):
-        network = config.build()
+        network = bare(config)
     network.load_state_dict(state, strict=True, assign=True)
+    return network
+
+
+def bare(config: ModelConfig) -> nn.Module:
+    """The network with uninitialised weights on the current default device, of two times where the config says so.
+
+    Raises:
+        UserError: it has no place for a second time.
+    """
+    network = config.build()
+    if config.second_time:
+        conditioners = [part for part in network.modules() if isinstance(part, TwoTimes)]
+        if not conditioners:
+            raise UserError(f"model.second_time is true and {config.family} takes one time; choose another model")
+        for conditioner in conditioners:
+            conditioner.take_second_time()
     return network
 
 
