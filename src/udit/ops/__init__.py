@@ -4,7 +4,7 @@ One folder each: the public function, its reference in torch, and a module for e
 call the functions; ``operator.py`` chooses the implementation.
 """
 
-from udit.ops.attention import attend, dot_product_attention, grid_attention
+from udit.ops.attention import attend, dot_product_attention, grid_attention, rotate
 from udit.ops.convolution import convolve
 from udit.ops.depthwise_convolution import depthwise
 from udit.ops.gating import gated_sum
@@ -35,6 +35,7 @@ __all__ = [
     "normalize",
     "recomputable",
     "recomputing",
+    "rotate",
     "selective_scan",
     "to_first",
     "to_last",
