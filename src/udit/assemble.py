@@ -23,13 +23,15 @@ from udit.diffusion.guidance import AnyDenoiser, Guided
 from udit.diffusion.objective import Objective
 from udit.diffusion.origin import Origin
 from udit.diffusion.sample import SeededNoise, Step, make_sampler, sample
-from udit.errors import UserError
+from udit.errors import UserError, as_list
 from udit.interpolation import Between
 from udit.models.build import fuse
 from udit.models.config import ModelConfig
 from udit.run.classes import Label
 from udit.run.config import Run
 from udit.run.system import SystemConfig
+from udit.text.config import TextConfig
+from udit.text.model import LanguageModel, conditions
 
 STRENGTH = 0.6
 """Of image to image, where none is given."""
@@ -115,6 +117,8 @@ class System:
     """The codec, where it has been loaded already, e.g. a VAE by training."""
     fused_from: str | None = field(default=None, repr=False, compare=False)
     """Fingerprint of the weights that ``fused`` folded into those of ``backbone``."""
+    text_encoder: Callable[[Sequence[str]], Tensor] | None = field(default=None, repr=False, compare=False)
+    """Makes conditions of prompts in place of the language model, e.g. of a training's captions, which are known."""
     weak: System | None = field(default=None, repr=False, compare=False)
     """Autoguidance: a worse model of the same kind, which guidance compares with; see ``autoguided``."""
 
@@ -131,6 +135,36 @@ class System:
             UserError: the VAE is missing, or is another one.
         """
         return self.loaded_codec or self.config.codec.build()
+
+    @cached_property
+    def language_model(self) -> LanguageModel:
+        """Makes hidden states of prompts; loaded when first used.
+
+        Raises:
+            UserError: the model takes no prompts, or the language model is missing or another one.
+        """
+        text = self._text
+        return text.build(next((p.device for p in self.backbone.parameters()), "cpu"))
+
+    @property
+    def _text(self) -> TextConfig:
+        if self.config.text is None:
+            takes = f"has {self.config.model.num_classes} classes" if self.config.model.num_classes else "has no condition"
+            raise UserError(f"a prompt was given and the model {takes}; leave it out, or take a model that takes texts")
+        return self.config.text
+
+    def conditions_of(self, prompts: Sequence[str]) -> Tensor:
+        """What the model takes of prompts, float32 [N, ...]; of the empty one, what guidance compares with.
+
+        Raises:
+            UserError: see ``language_model``.
+        """
+        text, shape = self._text, self.config.model.condition_shape
+        assert shape, "the run's rules refuse a text for a model that takes none"
+        if self.text_encoder is not None:
+            return self.text_encoder(prompts)
+        known = {prompt: self.language_model.states(prompt) for prompt in dict.fromkeys(prompts)}
+        return conditions([known[prompt] for prompt in prompts], text, shape)
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
@@ -246,6 +280,8 @@ class System:
         seeds: Sequence[rng.Seed],
         labels: str | Sequence[int | str | Between[Any]] | None = None,
         *,
+        prompts: str | Sequence[str] | None = None,
+        negative: str = "",
         context: Tensor | None = None,
         null: Tensor | None = None,
         sampling: SamplingConfig | None = None,
@@ -260,6 +296,8 @@ class System:
             seeds: one per image; a point between two (``udit.between``) interpolates their noise.
             labels: one per image, class numbers or names (see ``Classes.labels``); a point between two interpolates
                 their embeddings. None for an unconditional model, or for images of no class.
+            prompts: one per image, or one for all, for a model that takes texts.
+            negative: the prompt that guidance compares with.
             context: float [N, ...], one condition per image, for a model that takes vectors (``condition_shape``).
             null: the null condition of such a model, e.g. of the empty text; guidance compares with it.
             sampling: sampler, steps, guidance and cache; the model's own setting if None.
@@ -277,7 +315,8 @@ class System:
                 lacks, or images of another shape.
         """
         options: dict[str, Any] = {"from_image": from_image, "strength": strength, "batch_size": batch_size}
-        steps = self.steps(seeds, labels, context=context, null=null, sampling=sampling, **options)
+        options |= {"prompts": prompts, "negative": negative, "context": context, "null": null}
+        steps = self.steps(seeds, labels, sampling=sampling, **options)
         return self._images(steps, on_step)
 
     def _images(self, steps: Iterator[Step], on_step: Callable[[int], object] | None) -> Iterator[Tensor]:
@@ -292,6 +331,8 @@ class System:
         seeds: Sequence[rng.Seed],
         labels: str | Sequence[int | str | Between[Any]] | None = None,
         *,
+        prompts: str | Sequence[str] | None = None,
+        negative: str = "",
         context: Tensor | None = None,
         null: Tensor | None = None,
         sampling: SamplingConfig | None = None,
@@ -301,6 +342,13 @@ class System:
     ) -> Iterator[Step]:
         """As ``generate``, and yields every step; a batch's last one (``index`` is ``total``) has what is decoded."""
         seeds = rng.seeds_of(seeds)
+        if labels is not None and self.config.text is not None:
+            raise UserError("labels were given to a model that takes texts; give prompts")
+        if prompts is not None:
+            if context is not None or null is not None:
+                raise UserError("prompts and a context are given; both are conditions, leave one of them out")
+            each = [prompts] * len(seeds) if isinstance(prompts, str) else as_list("prompts", prompts)
+            context, null = self.conditions_of(each), self.conditions_of([negative])[0]
         chosen = None if labels is None else self.config.classes.points(labels)
         if chosen is not None and len(chosen) != len(seeds):
             raise UserError(f"labels are {len(chosen)} and seeds {len(seeds)}; give one label for each seed")
@@ -376,6 +424,8 @@ class System:
         if not shape:
             if context is not None or null is not None:
                 raise UserError("context was given to a model that takes no vectors; leave it out")
+        elif context is None and self.config.text is not None:
+            raise UserError("the model takes texts and was given none; give prompts, or --prompt TEXT to `udit sample`")
         elif context is None:
             raise UserError(
                 f"the model takes vectors of {list(shape)} per image and was given none; pass context, or "

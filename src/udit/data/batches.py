@@ -8,7 +8,7 @@ import sys
 import warnings
 import weakref
 from collections.abc import Generator, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -17,6 +17,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from udit import rng
+from udit.data.captions import captions_of
 from udit.data.latents import LatentCache
 from udit.data.order import Order, flips
 from udit.data.sources import Labels, Source
@@ -35,6 +37,8 @@ class Batch:
     """Indices into the source."""
     positions: list[int]
     """Positions in the run's stream of images: the keys of everything drawn for each image."""
+    texts: list[str] = field(default_factory=list)
+    """A caption of each image; none where the source has none."""
 
 
 Batches = Generator[list[Batch]]
@@ -140,7 +144,15 @@ class _Reader(Dataset["Batch | UserError"]):
         except UserError as error:
             # as a value: an exception from a worker would be wrapped in its traceback
             return error
-        return Batch(torch.from_numpy(x), torch.from_numpy(self.source.labels[ids]), ids, positions)
+        return Batch(torch.from_numpy(x), torch.from_numpy(self.source.labels[ids]), ids, positions, self._texts(job))
+
+    def _texts(self, job: list[tuple[int, int]]) -> list[str]:
+        """One of the captions of each image, by its position in the run."""
+        captions = captions_of(self.source)
+        if captions is None:
+            return []
+        keys = [(int(self.part[place]), rng.key(self.seed, "caption", position)) for position, place in job]
+        return [captions.chosen(i, key) for i, key in keys]
 
     def _read(self, ids: list[int], mirrored: list[bool]) -> NDArray[Any]:
         if isinstance(self.source, LatentCache):

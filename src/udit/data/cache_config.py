@@ -63,7 +63,12 @@ class LatentPlan(Spec):
         """Channels, size and class names of the images."""
         channels, height, width = self.pixels
         return DataInfo(
-            channels=channels, height=height, width=width, id2label=self.id2label, labelled=bool(self.id2label)
+            channels=channels,
+            height=height,
+            width=width,
+            id2label=self.id2label,
+            labelled=bool(self.id2label),
+            captioned=self.data.captioned,
         )
 
     @property
@@ -79,6 +84,9 @@ class LatentPlan(Spec):
         values["codec"] = {key: value for key, value in values["codec"].items() if key not in FREE_CODEC_KEYS}
         if values["data"].get("bits") == 16:  # as older caches were all made
             del values["data"]["bits"]
+        for key in ("captions", "caption"):  # older caches have none
+            if values["data"].get(key, "") is None:
+                del values["data"][key]
         if values["codec"].get("network") == "AutoencoderKL":  # older caches know no other
             del values["codec"]["network"]
         return values

@@ -25,6 +25,8 @@ class DataInfo(Spec):
     """Class names in label order."""
     labelled: bool = True
     """Whether images have labels; without, a model of them is unconditional."""
+    captioned: bool = False
+    """Whether images have texts."""
 
 
 class SplitData(Spec):
@@ -50,6 +52,11 @@ class SplitData(Spec):
         """Whether half of the training images are mirrored left to right."""
         return False
 
+    @property
+    def captioned(self) -> bool:
+        """Whether images have texts."""
+        return False
+
 
 class DigitsData(SplitData):
     """scikit-learn's handwritten digits: 1,797 real grey images of 8x8, 10 classes (UCI, Alpaydin & Kaynak 1998)."""
@@ -63,6 +70,37 @@ class DigitsData(SplitData):
         from udit.data.sources import digits
 
         return digits()
+
+
+class TwoDigitsData(SplitData):
+    """Canvases of two of scikit-learn's digits with a caption, e.g. "a three above a seven".
+
+    On 16x16 both are of their own 8x8; on 24x24 one is small, 8x8, the other large, 16x16, and captions name sizes:
+    "a small one left of a nine". One lies above or left of the other. Training sees 80 of the 100 ordered pairs of
+    digits, and each digit in each place; canvases of the other 20 are the test images, of digits that the training does
+    not see either.
+    """
+
+    kind: Literal["two-digits"] = "two-digits"
+    size: Literal[16, 24] = 16
+    """Side of the canvas."""
+    count: Annotated[int, Field(ge=100, le=1_000_000)] = 20_000
+    """Canvases to train on; there are a tenth as many to test with."""
+    seed: Annotated[int, Field(ge=0)] = 0
+    """Decides which digits come together, and where."""
+    judge_share: Share = 0.0
+    test_share: Share | None = None
+
+    @property
+    def captioned(self) -> bool:
+        """They all have."""
+        return True
+
+    def build(self) -> Source:
+        """The composed canvases."""
+        from udit.data.two_digits import load
+
+        return load(self)
 
 
 class IdxFiles(SplitData):
@@ -152,12 +190,20 @@ class FolderData(ImageFiles):
     kind: Literal["folder"] = "folder"
     root: Path
     """The folder that holds one folder per class, or images without labels."""
+    captions: Literal["files", "metadata"] | None = None
+    """Texts of the images. files: a .txt beside each one, with one text a line; metadata: metadata.jsonl or
+    metadata.csv in root, with file_name and text. Of several texts one is drawn by (seed, position in the run)."""
+
+    @property
+    def captioned(self) -> bool:
+        """Whether images have texts."""
+        return self.captions is not None
 
     def build(self) -> Source:
         """The listed images, decoded when they are read."""
         from udit.data.folder import ImageFolder
 
-        return ImageFolder(self.root, self.size, self.channels, self.verify, self.bits)
+        return ImageFolder(self.root, self.size, self.channels, self.verify, self.bits, self.captions)
 
 
 class HubData(ImageFiles):
@@ -176,7 +222,9 @@ class HubData(ImageFiles):
     image: str = "image"
     """The column of images."""
     label: str = "label"
-    """The column of labels."""
+    """The column of labels; with caption, the images need none."""
+    caption: str | None = None
+    """The column of texts, strings or lists of strings; None where the images have none."""
     classes: tuple[str, ...] = ()
     """Names in label order; empty takes the column's own."""
     streaming: bool = False
@@ -196,9 +244,16 @@ class HubData(ImageFiles):
             raise ValueError(
                 f"test_share is {self.test_share:g} and test_split {self.test_split!r}; leave one of them out"
             )
+        if self.streaming and self.caption is not None:
+            raise ValueError("caption is given and streaming keeps images alone; set streaming to false")
         if self.streaming and self.verify == "headers":
             raise ValueError("verify is 'headers' and streaming decodes every image as it is read; leave verify out")
         return self
+
+    @property
+    def captioned(self) -> bool:
+        """Whether images have texts."""
+        return self.caption is not None
 
     @property
     def splits(self) -> tuple[str, ...]:
@@ -213,5 +268,5 @@ class HubData(ImageFiles):
 
 
 DataConfig = Annotated[
-    DigitsData | FashionMnistData | IdxData | NpzData | FolderData | HubData, Field(discriminator="kind")
+    DigitsData | TwoDigitsData | FashionMnistData | IdxData | NpzData | FolderData | HubData, Field(discriminator="kind")
 ]

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 
+from udit.data.captions import READ, folder_captions
 from udit.data.config import DataInfo, FolderData
 from udit.data.decode import Budget, decode, peek
 from udit.data.listing import Listing, class_folders, files, is_image
@@ -23,7 +25,7 @@ def describe(data: FolderData) -> DataInfo:
         UserError: see ``class_names``.
     """
     names = tuple(class_names(data.root))
-    return DataInfo(channels=data.channels, height=data.size, width=data.size, id2label=names, labelled=bool(names))
+    return DataInfo(channels=data.channels, height=data.size, width=data.size, id2label=names, labelled=bool(names), captioned=data.captioned)
 
 
 def class_names(root: Path | str) -> list[str]:
@@ -53,6 +55,7 @@ class ImageFolder:
         channels: Literal[1, 3],
         check: Literal["full", "headers"] = "full",
         bits: int = 16,
+        captions: Literal["files", "metadata"] | None = None,
     ) -> None:
         """Lists the folder; decodes nothing.
 
@@ -62,9 +65,10 @@ class ImageFolder:
             channels: 3 for RGB, 1 for grey.
             check: how ``verify`` checks images that are too many to keep in memory.
             bits: see ``decode``.
+            captions: where the images' texts are, see ``folder_captions``; None where they have none.
 
         Raises:
-            UserError: see ``class_names``.
+            UserError: see ``class_names`` and ``folder_captions``.
         """
         self.root = Path(root).expanduser()
         class_names(self.root)
@@ -72,11 +76,14 @@ class ImageFolder:
         self.channels = channels
         self.check = check
         self.bits = bits
-        listing = Listing.of(self.root)
+        listing = Listing.of(self.root, READ[captions] if captions else frozenset())
         self.names: Sequence[str] = listing.names
         self.labels = np.repeat(np.arange(len(listing.counts)), listing.counts)
         self.held_out = np.empty(0, np.int64)
         self.fingerprint = listing.fingerprint()
+        if captions:
+            self.captions = folder_captions(self.root, listing.names, captions)
+            self.fingerprint = hashlib.sha256(f"{self.fingerprint} {self.captions.digest()}".encode()).hexdigest()
         self._verified_as = listing.verified_as(size)
         self._pixels: Pixels | None = None
         listing.notes.warn()

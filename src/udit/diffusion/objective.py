@@ -78,13 +78,20 @@ def drop_labels(y: Tensor, null_label: int, rate: float, uniform: Tensor) -> Ten
     return dropped[:, 0] if columns.shape[1] == 1 else dropped
 
 
+def drop_vectors(y: Tensor, null: Tensor, rate: float, uniform: Tensor) -> Tensor:
+    """As ``drop_labels``, of conditions that are vectors [B, ...]: some are replaced by the null condition [...]."""
+    dropped = uniform[:, 0] < rate
+    return torch.where(dropped.view(-1, *[1] * (y.ndim - 1)), null, y)
+
+
 @dataclass(frozen=True)
 class Objective:
     """A run's training loss: draws times, noise and dropped labels, then asks the process's loss.
 
     Attributes:
         seed: the run's.
-        label_dropout: fraction of labels replaced by the null label; unused by an unconditional model.
+        label_dropout: fraction of labels replaced by the null label, or of vectors by the null condition; unused by an
+            unconditional model.
         levels: decisions per sample on dropping its label, see ``drop_labels``.
         precision: bfloat16 is autocast.
     """
@@ -94,20 +101,26 @@ class Objective:
     levels: int = 1
     precision: Literal["float32", "bfloat16"] = "float32"
 
-    def __call__(self, denoiser: Denoiser, x0: Tensor, labels: Tensor, positions: Sequence[int]) -> Losses:
+    def __call__(
+        self, denoiser: Denoiser, x0: Tensor, labels: Tensor, positions: Sequence[int], null: Tensor | None = None
+    ) -> Losses:
         """Per-sample losses; every random number is keyed by (seed, position in the run).
 
         Args:
             denoiser: around the network in training.
             x0: [B, C, H, W] what the network is to generate, on the network's device.
-            labels: [B] int64 on the CPU; unused by an unconditional model.
+            labels: [B] int64 on the CPU, unused by an unconditional model; or vectors [B, ...] for a model of these.
             positions: [B] places in the run's stream of samples.
+            null: of vectors, the null condition [...], e.g. that of the empty text; None drops none.
         """
         device = x0.device
         keys = [(position,) for position in positions]
         draws = draw(denoiser.schedule, x0.shape[1:], self.seed, "train", keys, self.levels)
         y = None
-        if denoiser.num_classes:
+        if labels.is_floating_point():
+            y = labels if null is None else drop_vectors(labels, null, self.label_dropout, draws.uniform)
+            y = y.to(device)
+        elif denoiser.num_classes:
             y = labels
             if self.label_dropout:
                 assert denoiser.null_label is not None, "the run's rules refuse to drop labels without a null label"

@@ -16,6 +16,7 @@ from udit.models.config import ModelConfig
 from udit.optim.config import AdamWConfig, AnyOptimizer, AnySchedule, Betas, ConstantSchedule, GroupConfig
 from udit.spec.base import Seed, Spec, differing_keys, parse
 from udit.spec.words import Takes, shown
+from udit.text.config import TextConfig
 
 if TYPE_CHECKING:
     from udit.data.sources import Source
@@ -61,7 +62,8 @@ class TrainingConfig(Spec):
     ema_decay: Annotated[float, Field(ge=0, lt=1)] = 0.9999
     """Of the weights' moving average; it is (1 + step) / (10 + step) where that is less."""
     label_dropout: Annotated[float, Field(ge=0, le=1)] = 0.1
-    """Share of labels replaced by the null label, for guidance; 0 by default where the model has none."""
+    """Share of labels replaced by the null label, for guidance; 0 by default where the model has none. Of a model that
+    takes texts, the share of captions replaced by the empty one."""
     independent_level_dropout: bool = False
     """Drops labels independently at every level of the U, as the U-DiT release does; off decides once per image."""
     posthoc_ema: PosthocConfig | None = None
@@ -164,6 +166,8 @@ class Run(Spec):
     """Converts images to what the network sees, and back."""
     latents: Annotated[Path, Takes("the folder of a latent cache")] | None = None
     """A latent cache that ``udit encode`` wrote with this data and codec; training reads it and decodes no image."""
+    text: TextConfig | None = None
+    """The language model whose hidden states of captions condition the model; None for labels or no condition."""
     init_from: str | None = None
     """A model folder, a run folder or a hub id with the initial weights; embeddings of new classes are initialised."""
     model: AnyModel
@@ -195,6 +199,7 @@ ROUNDING_ONLY = ("accumulation", "checkpoint_activations")
 """Keys of ``training`` that change weights by rounding alone, so that a run may go on in less memory."""
 MAY_CHANGE = frozenset(
     {"name", "out", "sampling", "evaluation", "latents", "data.root", "data.verify"}
+    | {"text.source", "text.revision"}
     | {f"training.{key}" for key in ("steps", "log_every", "save_every", "sample_every", "check_every")}
     | {f"training.{key}" for key in ("keep", "workers", "device", "timeout")}
     | {f"training.{key}" for key in ROUNDING_ONLY}

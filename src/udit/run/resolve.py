@@ -18,12 +18,13 @@ from udit.data.codec_config import codec_from
 from udit.data.config import DataConfig, DataInfo, FolderData, ImageFiles
 from udit.diffusion.config import DDPMConfig, process_from
 from udit.errors import UserError, nearest, resembling
-from udit.models.catalog import find
+from udit.models.catalog import families, find
 from udit.run.config import Run, model_from
 from udit.run.rules import check
 from udit.run.start import follow_start, trained_on
 from udit.spec.base import Spec, parse, parse_kind
 from udit.spec.words import shown
+from udit.text.config import TextConfig
 
 log = logging.getLogger(__name__)
 
@@ -197,6 +198,16 @@ def codec(draft: Draft) -> None:
     draft.seen = found.seen(draft.images)
 
 
+def language_model(draft: Draft) -> None:
+    """With ``text``: what the language model's files decide of it."""
+    values = draft.values.get("text")
+    if values is None:
+        return
+    from udit.text.files import complete
+
+    draft.values["text"] = complete(parse(TextConfig, _keys(values), where="text"))
+
+
 def model(draft: Draft) -> None:
     """The model's config; channels, size and classes are those of the data where they are not given."""
     section, seen = draft.values.get("model"), draft.seen
@@ -209,11 +220,30 @@ def model(draft: Draft) -> None:
         boundary["num_classes"] = len(seen.id2label)
     elif not seen.labelled:
         boundary["num_classes"] = 0
+    if (text := draft.values.get("text")) is not None:
+        boundary |= _of_texts(section, text)
     if draft.names("latents"):
         section = _boundary_giving_way(draft, section, boundary)
     if not draft.values["diffusion"].learns_variance:
         boundary["learn_sigma"] = False
     draft.values["model"] = model_from(boundary | section)
+
+
+def _of_texts(section: dict[str, Any], text: TextConfig) -> dict[str, Any]:
+    """What a language model decides of the model; nothing of one that cannot take texts, which a rule refuses."""
+    named = section.get("name")
+    family = families().get(str(section.get("family"))) if named is None else type(find(str(named)).config)
+    if family is None or "context" not in family.model_fields:
+        return {}
+    return {"num_classes": 0, "context": {"tokens": text.tokens, "width": text.width}}
+
+
+def layers(draft: Draft) -> None:
+    """The language model's layer that each block reads."""
+    if (text := draft.values.get("text")) is not None:
+        from udit.text.files import with_layers
+
+        draft.values["text"] = with_layers(text, draft.values["model"].readers)
 
 
 def time_shift(draft: Draft) -> None:
@@ -241,14 +271,14 @@ def sampler(draft: Draft) -> None:
 
 def label_dropout(draft: Draft) -> None:
     """Labels are not dropped by default where the model has no null label."""
-    if draft.values["model"].null_label is None:
+    if draft.values["model"].null_label is None and draft.values.get("text") is None:
         _default(draft, "training", "label_dropout", 0.0)
 
 
 def without_labels(draft: Draft) -> None:
     """Of images without labels a model is unconditional, and a recipe's guidance gives way, as there is none."""
     assert draft.seen is not None
-    if draft.seen.labelled or draft.values["model"].num_classes:
+    if draft.seen.labelled or draft.values["model"].num_classes or draft.values.get("text") is not None:
         return
     sampling = _keys(draft.values.get("sampling"))
     told = "the images have no labels, as they lie in no class folders: the model is unconditional"
@@ -269,7 +299,9 @@ STEPS: tuple[Step, ...] = (
     data_set,
     noising_process,
     codec,  # needs the images
+    language_model,  # before the model, whose context it decides
     model,  # needs what the codec makes of them, and the process
+    layers,  # needs the language model, and how many blocks of the model read one
     time_shift,  # needs the model's size
     class_names,  # needs the model's number of classes
     sampler,  # needs the process

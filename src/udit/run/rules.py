@@ -64,7 +64,7 @@ def all_classes_have_a_label(run: Run, seen: DataInfo) -> str | None:
 
 def guidance_needs_a_null_label(run: Run, seen: DataInfo) -> str | None:
     """Guidance compares with the null label's prediction."""
-    if run.model.null_label is not None or run.sampling.guidance == 1:
+    if run.model.null_label is not None or run.text is not None or run.sampling.guidance == 1:
         return None
     return (
         f"sampling.guidance is {run.sampling.guidance:g} and the model has no null label to compare with; set "
@@ -119,11 +119,31 @@ def caching_needs_the_usual_direction(run: Run, seen: DataInfo) -> str | None:
     )
 
 
-def data_gives_labels(run: Run, seen: DataInfo) -> str | None:
-    """Data sets have labels, and no vectors for a model with ``context``."""
-    if not run.model.condition_shape:
+def vectors_are_those_of_texts(run: Run, seen: DataInfo) -> str | None:
+    """A model that takes vectors gets those of captions, which take a language model."""
+    shape = run.model.condition_shape
+    if not shape and run.text is None:
         return None
-    return "model.context takes vectors and the data gives labels; leave context out"
+    if not shape:
+        takers = "U-DiT-text, or a U-DiT or U-ViT without classes"
+        return f"text names a language model and {run.model.family} with its settings takes no texts; take {takers}"
+    if run.text is None:
+        what = "captions and no language model is named for them" if seen.captioned else "labels"
+        remedy = "set text.source=FOLDER" if seen.captioned or run.model.readers > 1 else "leave context out"
+        return f"model.context takes vectors and the data gives {what}; {remedy}"
+    if not seen.captioned:
+        return (
+            "the model takes texts and the images have none; set data.captions=files or metadata, or data.caption of a "
+            "table's column"
+        )
+    if shape[-1] != run.text.width:
+        return (
+            f"the language model {run.text.source!r} is {run.text.width} channels wide and model.context.width is "
+            f"{shape[-1]}; leave that out, or give the language model that the weights were trained with"
+        )
+    if shape[-2] != run.text.tokens:
+        return f"text.tokens is {run.text.tokens} and model.context.tokens {shape[-2]}; leave the latter out"
+    return None
 
 
 def reversed_flow_is_trained_as_flow(run: Run, seen: DataInfo) -> str | None:
@@ -254,7 +274,7 @@ RULES: tuple[Rule, ...] = (
     guided_channels_are_predicted,
     variance_is_the_process_s,
     caching_needs_the_usual_direction,
-    data_gives_labels,
+    vectors_are_those_of_texts,
     reversed_flow_is_trained_as_flow,
     reversed_flow_predicts_velocity_or_data,
     ratio_of_noise_is_finite,

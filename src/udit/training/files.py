@@ -176,7 +176,8 @@ class RunFiles:
             self._open_events(step - 1)
         run, system = self.run, self._averaged(step)
         with by_product(f"the sample grid of step {step}"):
-            preview.save_grid(system, run.out / "samples" / f"step-{step:08d}.png", run.seed)
+            prompts = preview.some_prompts(self.source, self.parts, run.seed) if run.text else ()
+            preview.save_grid(system, run.out / "samples" / f"step-{step:08d}.png", run.seed, prompts)
         with by_product(f"the validation loss of step {step}"):
             return preview.validation_loss(system, self.source, self.parts.test, run.seed)
         return None
@@ -212,7 +213,8 @@ class RunFiles:
         assert self.learner.ema is not None
         codec = self.learner.codec
         config = SystemConfig.of(self.run, step).replace(codec=codec.config)
-        return System(config, self.learner.ema.model, codec)
+        texts = self.learner.texts
+        return System(config, self.learner.ema.model, codec, text_encoder=texts and texts.of)
 
     def close(self) -> None:
         """Closes the logs and frees the lock."""

@@ -24,6 +24,7 @@ from udit.nn.dropout import dropout_keys
 from udit.optim.groups import choices_of
 from udit.run.config import Run
 from udit.run.system import SystemConfig
+from udit.text.cache import Texts
 from udit.training.ema import EMA, decay_at
 from udit.training.posthoc import PowerAverages
 from udit.training.records import StepReport
@@ -35,10 +36,13 @@ log = logging.getLogger(__name__)
 class Learner:
     """The weights of a run on this rank. Its state is the network's, the optimiser's and, on rank 0, the averages'."""
 
-    def __init__(self, run: Run, world: World) -> None:
-        """Builds everything with the weights of step 0; ``share`` comes before the first step."""
+    def __init__(self, run: Run, world: World, texts: Texts | None = None) -> None:
+        """Builds everything with the weights of step 0; ``share`` comes before the first step.
+
+        ``texts`` has the conditions of the captions, for a run whose model takes texts.
+        """
         config, device = run.training, world.device
-        self.run, self.world = run, world
+        self.run, self.world, self.texts = run, world, texts
         self.codec = run.codec.build()
         self.objective = objective_of(run)
         self.model = build(run.model, seed=run.seed, device=device)
@@ -132,7 +136,11 @@ class Learner:
         """
         x0 = self.encode(batch)
         with dropout_keys(self.model, self.run.seed, batch.positions):
-            return self.objective(self.denoiser, x0, batch.y, batch.positions)
+            if self.texts is None:
+                return self.objective(self.denoiser, x0, batch.y, batch.positions)
+            return self.objective(
+                self.denoiser, x0, self.texts.of(batch.texts), batch.positions, self.texts.null
+            )
 
     def step(self, step: int, micro_batches: list[Batch], stop_signal: int = 0) -> StepReport:
         """One optimiser step; skipped on every rank if a loss or gradient of any rank is not finite.

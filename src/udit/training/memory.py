@@ -83,7 +83,8 @@ def _counted(run: Run, ranks: int, batch: int) -> Memory:
         checkpoint_activations(model, config.checkpoint_activations)
         denoiser = denoiser_of(SystemConfig.of(run), model.train())
         x0 = torch.empty(batch, run.model.in_channels, *run.model.size)
-        y = torch.zeros(batch, dtype=torch.int64)
+        shape = run.model.condition_shape
+        y = torch.zeros(batch, *shape) if shape else torch.zeros(batch, dtype=torch.int64)
         there = [*model.parameters(), *model.buffers(), x0, y]
         parameters = [p for p in model.parameters() if p.requires_grad]
         optimizer = config.optimizer.build(model, choices_of(model), config.betas).bytes

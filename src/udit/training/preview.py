@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -10,8 +11,9 @@ import torch
 
 from udit import rng
 from udit.assemble import System, denoiser_of
+from udit.data.captions import captions_of
 from udit.data.latents import LatentCache
-from udit.data.sources import Labels, Source
+from udit.data.sources import Labels, Parts, Source
 from udit.diffusion.objective import draw
 from udit.files import whole_file
 from udit.images import grid, save_png
@@ -21,14 +23,23 @@ VALIDATION_SIZE = 256
 """Most held-out images that a validation loss uses."""
 
 
-def save_grid(system: System, path: Path, seed: int) -> None:
+def save_grid(system: System, path: Path, seed: int, prompts: Sequence[str] = ()) -> None:
     """Samples a grid: one column per class, ten at most (eight for an unconditional model), four seeds per column.
 
     Args:
         system: with the averaged weights.
         path: of the PNG.
         seed: of the run; image i of the grid has the same seed and label at every step.
+        prompts: for a model that takes texts, one a column.
     """
+    if prompts:
+        columns = len(prompts)
+        each = [prompts[i % columns] for i in range(columns * GRID_ROWS)]
+        seeds = [seed + i for i in range(columns * GRID_ROWS)]
+        images = torch.cat(list(system.generate(seeds, prompts=each)))
+        settings = {"seeds": seeds, "prompts": each, "sampling": system.config.sampling.model_dump(mode="json")}
+        save_png(grid(images, each, columns), path, settings)
+        return
     classes = system.config.classes.trained
     columns = min(classes, 10) or 8
     labels = [i % columns for i in range(columns * GRID_ROWS)] if classes else None
@@ -38,6 +49,16 @@ def save_grid(system: System, path: Path, seed: int) -> None:
     titles = [named.title(label) for label in labels or ()]
     settings = {"seeds": seeds, "labels": labels, "sampling": system.config.sampling.model_dump(mode="json")}
     save_png(grid(images, titles, columns, numbers=labels or ()), path, settings)
+
+
+def some_prompts(source: Source, parts: Parts, seed: int, count: int = 8) -> list[str]:
+    """Captions for a sample grid: those of some held-out images, or of training images where none are held out."""
+    captions = captions_of(source)
+    if captions is None:
+        return []
+    part = parts.test if len(parts.test) else parts.train
+    found = [captions.chosen(int(i), rng.key(seed, "preview", int(i))) for i in spread(part, 4 * count, seed)]
+    return list(dict.fromkeys(found))[:count]
 
 
 def spread(part: Labels, count: int, seed: int) -> Labels:
@@ -73,10 +94,19 @@ def validation_loss(system: System, source: Source, part: Labels, seed: int, bat
         x = torch.stack([torch.from_numpy(source.image(i).copy()) for i in ids]).to(device)
         x0 = system.codec.normalise(x if isinstance(source, LatentCache) else system.codec.raw(x))
         draws = draw(denoiser.schedule, x0.shape[1:], 0, "validation", [(start + k,) for k in range(len(ids))])
-        y = torch.tensor([int(source.labels[i]) for i in ids]).to(device) if system.config.model.num_classes else None
+        y = _conditions(system, source, ids, seed)
+        y = None if y is None else y.to(device)
         losses = denoiser.schedule.loss(denoiser, x0, draws.t.to(device), draws.noise.to(device), y)
         total += float(losses.loss.double().sum())
     return total / len(part)
+
+
+def _conditions(system: System, source: Source, ids: Sequence[int], seed: int) -> torch.Tensor | None:
+    """What the model takes of images, on the CPU: labels, or the conditions of one caption each."""
+    captions = captions_of(source)
+    if system.config.text is not None and captions is not None:
+        return system.conditions_of([captions.chosen(i, rng.key(seed, "preview", i)) for i in ids])
+    return torch.tensor([int(source.labels[i]) for i in ids]) if system.config.model.num_classes else None
 
 
 def save_curve(metrics: Path, path: Path) -> None:
