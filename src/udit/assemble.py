@@ -7,6 +7,7 @@ import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -152,6 +153,15 @@ class System:
             takes = f"has {self.config.model.num_classes} classes" if self.config.model.num_classes else "has no condition"
             raise UserError(f"a prompt was given and the model {takes}; leave it out, or take a model that takes texts")
         return self.config.text
+
+    def with_text_model(self, source: str | Path) -> System:
+        """The same with its language model at another place.
+
+        Raises:
+            UserError: the model takes no texts.
+        """
+        text = self._text.replace(source=str(source), revision=None)
+        return dataclasses.replace(self, config=self.config.replace(text=text), text_encoder=None)
 
     def conditions_of(self, prompts: Sequence[str]) -> Tensor:
         """What the model takes of prompts, float32 [N, ...]; of the empty one, what guidance compares with.

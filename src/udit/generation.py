@@ -25,7 +25,7 @@ from udit.exporting.engines import Graph
 from udit.exporting.find import EngineName, find_graph, load_graph
 from udit.images import grid, save_png, to_image
 from udit.inputs import Context as Context
-from udit.inputs import StartImages, start_images, weaker_model
+from udit.inputs import StartImages, prompted, start_images, weaker_model
 from udit.inputs import read_context as read_context
 from udit.interpolation import Between, Through, between
 from udit.progress import progress_bar
@@ -37,6 +37,8 @@ from udit.tuning.quality import Level, Quality, Scored, default
 
 logger = logging.getLogger(__name__)
 MAX_GRID_IMAGES = 100
+PROMPT_SIDE = 128
+"""Pixels of an image under a prompt, which takes room."""
 MAX_STRIP = 16
 """Most images of an interpolation that a grid has in one row."""
 
@@ -149,11 +151,17 @@ class Generation:
             images = self._in_order(torch.stack(shown) if shown else None, count)
         if self.world.is_main:
             titles, numbers = self.titles(count)
+            if self.context is not None and self.context.prompts:
+                save_png(grid(images, titles, side=PROMPT_SIDE), out / GRID, common)
+                return
             columns = None if numbers or not titles else min(count, MAX_STRIP)
             save_png(grid(images, titles, columns, numbers=numbers), out / GRID, common)
 
     def titles(self, count: int) -> tuple[list[str], list[int]]:
-        """Titles of the first images, and the labels that they stand for; of an interpolation no labels."""
+        """Titles of the first images, and the labels that they stand for; of prompts and interpolations no labels."""
+        if self.context is not None and self.context.prompts:
+            texts = self.context.prompts
+            return [texts[i % len(texts)] for i in range(count)], []
         labels = None if self.labels is None else self.labels[:count]
         for what, points in (("", labels or ()), ("seed ", self.seeds[:count])):
             if any(isinstance(point, Between) for point in points):
@@ -218,7 +226,12 @@ class Generation:
             name = self.start.name(i)
             own |= {"strength": self.strength} | ({"from_image": name} if name else {})
         if self.context is not None:
-            own |= {"context": self.context.name, "row": i % len(self.context.rows)}
+            row = i % len(self.context.rows)
+            if self.context.prompts:
+                own |= {"prompt": self.context.prompts[row]}
+                own |= {"negative": self.context.negative} if self.context.negative else {}
+            else:
+                own |= {"context": self.context.name, "row": row}
         return own
 
     def evaluations(self) -> int:
@@ -268,6 +281,9 @@ def generate(
     *,
     sampling: SamplingConfig | Mapping[str, Any] | None = None,
     quality: Level | None = None,
+    prompts: str | Sequence[str] | None = None,
+    negative: str = "",
+    text_model: str | Path | None = None,
     context: Context | str | Path | None = None,
     from_image: str | Path | Tensor | None = None,
     strength: float | None = None,
@@ -288,6 +304,10 @@ def generate(
             interpolates their embeddings, and ``Through`` passes from class to class over all images.
         sampling: a complete setting, or the fields that differ from the model's own, e.g. ``{"steps": 20}``.
         quality: "draft", "good" or "best" in place of ``sampling``: what ``udit.tune`` found, or a default.
+        prompts: for a model that takes texts: one, or several in turn.
+        negative: a prompt that guidance compares with in place of the empty one.
+        text_model: the language model that the model was trained with, where it is not at the place that the model
+            records.
         context: for a model that takes vectors: the conditions, or a file of them (``read_context``).
         from_image: image to image: what sampling starts from in place of noise, repeated in turn; an image file, a
             folder, or uint8 [M, C, H, W] (``start_images``).
@@ -321,6 +341,16 @@ def generate(
             raise UserError(f"device is {device} and exported graphs run on the CPU; leave it out")
         world = dist.start("cpu" if graph else device)
         system = load_graph(graph, model, weights) if graph else load(model, weights=weights).fused().to(world.device)
+    if text_model is not None:
+        system = system.with_text_model(text_model)
+    if labels is not None and system.config.text is not None:
+        raise UserError("labels were given to a model that takes texts; give prompts (--prompt)")
+    if prompts is not None and context is not None:
+        raise UserError("prompts and a context are given; both are conditions, leave one of them out")
+    if prompts is None and context is None and system.config.text is not None and not negative:
+        raise UserError("the model takes texts and was given none; give prompts, or --prompt TEXT to `udit sample`")
+    if prompts is None and negative:
+        raise UserError("a negative prompt is given and no prompt; give one (--prompt)")
     vectors = context if isinstance(context, Context) or context is None else read_context(Path(context))
     if quality is not None:
         chosen = qualities(None if isinstance(model, System) else Path(model), system)[quality]
@@ -328,6 +358,8 @@ def generate(
         chosen = sampling
     else:
         chosen = system.config.sampling.replace(**sampling or {})
+    if negative and chosen.guidance == 1:
+        raise UserError("a negative prompt is given and guidance 1 compares with nothing; give a guidance above 1, e.g. 2")
     if autoguide is not None:
         if chosen.guidance == 1:
             raise UserError("autoguide is given and guidance 1 compares with nothing; give a guidance above 1, e.g. 2")
@@ -342,7 +374,14 @@ def generate(
         )
     start = None if from_image is None else start_images(from_image, system)
     if seeds is None:
-        seeds = [*range(16 if start is None or len(start.pixels) == 1 else len(start.pixels))]
+        wanted = 0 if prompts is None or isinstance(prompts, str) else len(prompts)
+        seeds = [*range(max(16, wanted) if start is None or len(start.pixels) == 1 else len(start.pixels))]
+    if prompts is not None:
+        vectors = prompted(system, prompts, negative)
+        if len(vectors.prompts) > len(seeds):
+            raise UserError(
+                f"prompts are {len(vectors.prompts)} and seeds {len(seeds)}; give a seed for each prompt, or fewer prompts"
+            )
     each = _labels(labels, seeds, system.config.classes)
     strength = STRENGTH if strength is None else strength
     generation = Generation(system, seeds, each, chosen, vectors, batch_size, world, start, strength)

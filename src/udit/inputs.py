@@ -19,7 +19,7 @@ from torch import Tensor
 from udit.assemble import System
 from udit.data.decode import decode
 from udit.data.listing import image_files
-from udit.errors import UserError
+from udit.errors import UserError, as_list, require_type
 from udit.evaluation.sets import GRID
 from udit.exporting.find import find_graph, load_graph
 from udit.images import has_settings
@@ -39,10 +39,51 @@ class Context:
     """float [tokens, width]: the empty condition, which guidance needs."""
     name: str = ""
     """Of the file they come from; PNGs carry it."""
+    prompts: tuple[str, ...] = ()
+    """The texts that they are conditions of, where they are; PNGs carry each image's."""
+    negative: str = ""
+    """The text that ``null`` is the condition of."""
 
     def of(self, indices: Sequence[int]) -> Tensor:
         """The conditions of some images."""
         return self.rows[[i % len(self.rows) for i in indices]]
+
+
+def prompted(system: System, prompts: str | Sequence[str], negative: str = "") -> Context:
+    """The conditions of prompts.
+
+    Args:
+        system: a model that takes texts.
+        prompts: one, or one for each of several images in turn.
+        negative: what guidance compares with; the empty text is no text.
+
+    Raises:
+        UserError: the model takes no texts, or its language model is missing or another one.
+    """
+    texts = [prompts] if isinstance(prompts, str) else as_list("prompts", prompts)
+    for text in (*texts, negative):
+        require_type("a prompt", text, str, "give a text")
+    if not texts:
+        raise UserError("prompts is empty; give at least one, '' for no text")
+    rows = system.conditions_of([*texts, negative])
+    return Context(rows[:-1], rows[-1], prompts=tuple(texts), negative=negative)
+
+
+def read_prompts(path: Path) -> list[str]:
+    """The prompts in a text file, one a line; empty lines are left out.
+
+    Raises:
+        UserError: it cannot be read, or holds none.
+    """
+    try:
+        lines = [" ".join(line.split()) for line in path.read_text(encoding="utf-8-sig").splitlines()]
+    except UnicodeDecodeError:
+        raise UserError(f"{path} is not UTF-8 text; write one prompt a line") from None
+    except OSError as error:
+        raise UserError(f"the prompts {str(path)!r} cannot be read ({error.strerror}); check the path") from None
+    if not any(lines):
+        raise UserError(f"{path} holds no prompt; write one a line")
+    return [line for line in lines if line]
 
 
 def read_context(path: Path) -> Context:

@@ -91,7 +91,7 @@ def _open(root: Path, text: TextConfig, captions: Sequence[str]) -> None:
     try:
         root.mkdir(parents=True, exist_ok=True)
         if (root / PLAN).is_file():
-            if json.loads((root / PLAN).read_text(encoding="utf-8")) != plan:
+            if _plan_in(root) != plan:
                 raise UserError(
                     f"{root} holds hidden states of other captions or of another language model; take another folder, "
                     "or remove it"
@@ -99,10 +99,15 @@ def _open(root: Path, text: TextConfig, captions: Sequence[str]) -> None:
         else:
             write_text(root / PLAN, json.dumps(plan, indent=1) + "\n")
         sweep(root)
-    except ValueError:
-        raise UserError(f"{root / PLAN} is damaged; remove the folder, and it is written again") from None
     except OSError as error:
         raise RunError(f"{root} cannot be written ({error.strerror or error}); make room there") from None
+
+
+def _plan_in(root: Path) -> Any:
+    try:
+        return json.loads((root / PLAN).read_text(encoding="utf-8"))
+    except ValueError:
+        raise UserError(f"{root / PLAN} is damaged; remove the folder, and it is written again") from None
 
 
 def _shards(captions: Sequence[str]) -> list[Sequence[str]]:

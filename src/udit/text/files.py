@@ -46,12 +46,15 @@ def place_of(text: TextConfig) -> Path:
     path = Path(text.source).expanduser()
     if path.is_dir() or is_gguf(text.source):
         if not path.exists():
-            raise UserError(f"text.source {text.source!r} is not there; give the path of the .gguf file")
+            raise UserError(
+                f"the language model {text.source!r} is not there; give its place as text.source, to `udit sample` as "
+                "--text-model"
+            )
         return path
     if not hub.is_hub_id(text.source) or path.is_file():
         raise UserError(
-            f"text.source is {text.source!r}; give a folder as `transformers` saves it, a .gguf file, or a hub id "
-            "(owner/name)"
+            f"the language model {text.source!r} is not there; give a folder as `transformers` saves it, a .gguf file "
+            "or a hub id (owner/name) as text.source, to `udit sample` as --text-model"
         )
     return hub.snapshot(
         text.source,
