@@ -20,11 +20,16 @@ import torch
 import udit
 from udit.analysis import cost
 from udit.evaluation.report import Report
+from udit.models.catalog import CATALOG
 from udit.run.recipes import load_run
 
 RECORD = Path(__file__).with_suffix(".json")
 CASES = {
-    **{name: [f"model={name}"] for name in udit.list_models() if name.endswith("-tiny")},
+    **{
+        name: [f"model={name}"]
+        for name, entry in CATALOG.items()
+        if name.endswith("-tiny") and not entry.config.condition_shape
+    },
     "HDiT-tiny, EDM": ["model=HDiT-tiny", "diffusion.kind=edm"],
 }
 """Overrides of the recipe, by case."""

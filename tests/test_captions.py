@@ -93,7 +93,10 @@ def test_tables_name_images_and_their_texts(tmp_path: Path) -> None:
         ([{"file_name": "1.png"}], r"line 1 lacks file_name or text"),
         ([{"file_name": "1.png", "text": [1]}], r"line 1 lacks file_name or text"),
         ([{"file_name": "1.png", "text": " "}], r"line 1 has an empty text; write a caption, or remove the row"),
-        ([{"file_name": "1.png", "text": "a"}, {"file_name": "9.png", "text": "b"}], r"names '9.png', which is not there"),
+        (
+            [{"file_name": "1.png", "text": "a"}, {"file_name": "9.png", "text": "b"}],
+            r"names '9.png', which is not there",
+        ),
     ],
 )
 def test_tables_that_do_not_fit_the_folder_are_refused(tmp_path: Path, rows: list[Any], said: str) -> None:
@@ -124,7 +127,8 @@ def test_captions_are_part_of_the_fingerprint(tmp_path: Path) -> None:
 
 
 def test_columns_of_parquet_files_hold_captions(tmp_path: Path) -> None:
-    from datasets import Dataset, Features, Image as Picture, List, Value
+    from datasets import Dataset, Features, List, Value
+    from datasets import Image as Picture
 
     folder = pictures(tmp_path / "images", "1.png", "2.png")
     images = [str(folder / "1.png"), str(folder / "2.png")]

@@ -54,7 +54,13 @@ def _in_a_new_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def overrides(images: Path, language: Path, out: Path, *more: str) -> list[str]:
     return [
         *("data.kind=folder", f"data.root={images}", "data.size=8", "data.channels=1", "data.captions=files"),
-        *("data.flip=false", "data.test_share=0.25", "data.judge_share=0", "model.name=U-DiT-text-tiny", "model.depth=2"),
+        *(
+            "data.flip=false",
+            "data.test_share=0.25",
+            "data.judge_share=0",
+            "model.name=U-DiT-text-tiny",
+            "model.depth=2",
+        ),
         *("model.width=16", "model.heads=2", f"text.source={language}", "text.tokens=6", "diffusion.kind=flow"),
         *("training.steps=3", "training.batch_size=4", "training.lr_warmup=0", "sampling.steps=2", f"out={out}"),
         *("training.save_every=2", *more),
@@ -87,7 +93,10 @@ def test_a_run_follows_its_language_model(images: Path, language: Path, tmp_path
     assert (run.text.layers, run.text.sha256) == ((1, 4), complete(TextConfig(source=str(language))).sha256)
     assert run.training.label_dropout == 0.1
     assert run_of(images, language, tmp_path, "text.layers=[4,4]").text.layers == (4, 4)  # type: ignore[union-attr]
-    keys = ["model=U-DiT-tiny" if key == "model.name=U-DiT-text-tiny" else key for key in overrides(images, language, tmp_path)]
+    keys = [
+        "model=U-DiT-tiny" if key == "model.name=U-DiT-text-tiny" else key
+        for key in overrides(images, language, tmp_path)
+    ]
     shell = load_run("digits", [key for key in keys if not key.startswith("model.")])
     assert shell.model.condition_shape == (6, 32)
     assert shell.text is not None
@@ -147,7 +156,10 @@ def test_dropped_captions_become_the_empty_one(images: Path, language: Path, tmp
     ("more", "said"),
     [
         (["data.captions=null"], "the model takes texts and the images have none; set data.captions=files or metadata"),
-        (["model.name=DiT-tiny", "model.width=16"], "text names a language model and DiT with its settings takes no texts"),
+        (
+            ["model.name=DiT-tiny", "model.width=16"],
+            "text names a language model and DiT with its settings takes no texts",
+        ),
         (["model.context.width=48"], r"is 32 channels wide and model.context.width is 48; leave that out, or give"),
         (["text.tokens=9", "model.context.tokens=6"], "text.tokens is 9 and model.context.tokens 6"),
         (["text.layers=[1,2,3]"], "text.layers has 3 entries and the model reads 2"),

@@ -11,7 +11,6 @@ from typing import Any
 import pytest
 import torch
 
-
 from hub_stand_in import COMMIT, serving, use
 from text_models import gguf_header, language_model
 from udit.dist import World
@@ -161,7 +160,9 @@ def test_the_header_of_a_gguf_file_says_the_sizes(tmp_path: Path) -> None:
     ],
     ids=["other", "torn", "version", "string", "type", "empty"],
 )
-def test_a_gguf_that_is_none_is_refused(tmp_path: Path, content: bytes, said: str, one_line: Callable[..., str]) -> None:
+def test_a_gguf_that_is_none_is_refused(
+    tmp_path: Path, content: bytes, said: str, one_line: Callable[..., str]
+) -> None:
     path = tmp_path / "m.gguf"
     path.write_bytes(content)
     with pytest.raises(UserError, match=said) as error:
@@ -172,7 +173,9 @@ def test_a_gguf_that_is_none_is_refused(tmp_path: Path, content: bytes, said: st
 def test_what_is_no_language_model_is_refused(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"the language model '.*m.gguf' is not there; give its place as text.source"):
         complete(TextConfig(source=str(tmp_path / "m.gguf")))
-    with pytest.raises(UserError, match=r"the language model 'smollm' is not there; give a folder as `transformers` saves it"):
+    with pytest.raises(
+        UserError, match=r"the language model 'smollm' is not there; give a folder as `transformers` saves it"
+    ):
         complete(TextConfig(source="smollm"))
     with pytest.raises(UserError, match=r"config.json cannot be read \(No such file"):
         complete(TextConfig(source=str(tmp_path)))
@@ -203,8 +206,6 @@ def test_a_language_model_without_a_first_token_is_refused(tmp_path: Path) -> No
     config = config_of(language_model(tmp_path / "model", bos=False))
     with pytest.raises(UserError, match=r"has neither a BOS nor an EOS token"):
         config.build()
-
-
 
 
 def test_a_language_model_of_the_hub_is_recorded_with_its_commit(

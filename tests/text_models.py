@@ -12,7 +12,23 @@ from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
 
-WORDS = ("a", "an", "above", "below", "left", "right", "of", "two", "three", "seven", "eight", "one", "zero", "cat", "dog")
+WORDS = (
+    "a",
+    "an",
+    "above",
+    "below",
+    "left",
+    "right",
+    "of",
+    "two",
+    "three",
+    "seven",
+    "eight",
+    "one",
+    "zero",
+    "cat",
+    "dog",
+)
 BOS, UNKNOWN = "<s>", "<unk>"
 
 

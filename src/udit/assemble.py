@@ -22,17 +22,16 @@ from udit.diffusion.config import SamplingConfig
 from udit.diffusion.denoiser import Denoiser
 from udit.diffusion.guidance import AnyDenoiser, Guided
 from udit.diffusion.objective import Objective
-from udit.diffusion.origin import Origin
+from udit.diffusion.origin import Origin, check_images
 from udit.diffusion.sample import SeededNoise, Step, make_sampler, sample
-from udit.errors import UserError, as_list
+from udit.errors import UserError
 from udit.interpolation import Between
 from udit.models.build import fuse
 from udit.models.config import ModelConfig
+from udit.prompts import Prompts, check_context, one_each, text_of
 from udit.run.classes import Label
 from udit.run.config import Run
 from udit.run.system import SystemConfig
-from udit.text.config import TextConfig
-from udit.text.model import LanguageModel, conditions
 
 STRENGTH = 0.6
 """Of image to image, where none is given."""
@@ -137,44 +136,24 @@ class System:
         """
         return self.loaded_codec or self.config.codec.build()
 
-    @cached_property
-    def language_model(self) -> LanguageModel:
-        """Makes hidden states of prompts; loaded when first used.
-
-        Raises:
-            UserError: the model takes no prompts, or the language model is missing or another one.
-        """
-        text = self._text
-        return text.build(next((p.device for p in self.backbone.parameters()), "cpu"))
-
-    @property
-    def _text(self) -> TextConfig:
-        if self.config.text is None:
-            takes = f"has {self.config.model.num_classes} classes" if self.config.model.num_classes else "has no condition"
-            raise UserError(f"a prompt was given and the model {takes}; leave it out, or take a model that takes texts")
-        return self.config.text
-
     def with_text_model(self, source: str | Path) -> System:
         """The same with its language model at another place.
 
         Raises:
             UserError: the model takes no texts.
         """
-        text = self._text.replace(source=str(source), revision=None)
+        text = text_of(self.config).replace(source=str(source), revision=None)
         return dataclasses.replace(self, config=self.config.replace(text=text), text_encoder=None)
 
-    def conditions_of(self, prompts: Sequence[str]) -> Tensor:
-        """What the model takes of prompts, float32 [N, ...]; of the empty one, what guidance compares with.
+    @cached_property
+    def conditions_of(self) -> Callable[[Sequence[str]], Tensor]:
+        """Makes what the model takes of prompts, float32 [N, ...]; of the empty one, what guidance compares with.
 
         Raises:
-            UserError: see ``language_model``.
+            UserError: the model takes no texts; or, when it is called, its language model is missing or another one.
         """
-        text, shape = self._text, self.config.model.condition_shape
-        assert shape, "the run's rules refuse a text for a model that takes none"
-        if self.text_encoder is not None:
-            return self.text_encoder(prompts)
-        known = {prompt: self.language_model.states(prompt) for prompt in dict.fromkeys(prompts)}
-        return conditions([known[prompt] for prompt in prompts], text, shape)
+        device = next((p.device for p in self.backbone.parameters()), torch.device("cpu"))
+        return self.text_encoder or Prompts(self.config, device)
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
@@ -357,16 +336,16 @@ class System:
         if prompts is not None:
             if context is not None or null is not None:
                 raise UserError("prompts and a context are given; both are conditions, leave one of them out")
-            each = [prompts] * len(seeds) if isinstance(prompts, str) else as_list("prompts", prompts)
-            context, null = self.conditions_of(each), self.conditions_of([negative])[0]
+            context, null = self.conditions_of(one_each(prompts, len(seeds))), self.conditions_of([negative])[0]
         chosen = None if labels is None else self.config.classes.points(labels)
         if chosen is not None and len(chosen) != len(seeds):
             raise UserError(f"labels are {len(chosen)} and seeds {len(seeds)}; give one label for each seed")
         if batch_size < 1:
             raise UserError(f"batch_size is {batch_size}; it counts images, at least 1")
         self.check_points(chosen)
-        self._check_context(context, null, len(seeds))
-        self._check_images(from_image, len(seeds))
+        check_context(self.config, context, len(seeds), given=context is not None or null is not None)
+        if from_image is not None:
+            check_images(from_image, len(seeds), self.image_shape)
         start = None if from_image is None else (from_image, strength)
         return self._steps(seeds, chosen, context, null, sampling or self.config.sampling, start, batch_size)
 
@@ -416,32 +395,3 @@ class System:
         between = any(isinstance(label, Between) for label in labels or ())
         if between and any(isinstance(network, Fingerprinted) for network in networks):
             raise UserError("an exported graph takes whole classes; interpolate between classes with the model itself")
-
-    def _check_images(self, images: Tensor | None, count: int) -> None:
-        if images is None:
-            return
-        if images.dtype != torch.uint8 or images.ndim != 4 or len(images) != count:
-            kind = str(images.dtype).removeprefix("torch.")
-            raise UserError(
-                f"from_image is {kind} {list(images.shape)} for {count} seeds; give uint8 [{count}, C, H, W]"
-            )
-        if tuple(images.shape[1:]) != self.image_shape:
-            given, wanted = ("{} channels of {}x{}".format(*shape) for shape in (images.shape[1:], self.image_shape))
-            raise UserError(f"from_image has {given} pixels and the model draws {wanted}; crop and scale the images")
-
-    def _check_context(self, context: Tensor | None, null: Tensor | None, count: int) -> None:
-        shape = self.config.model.condition_shape
-        if not shape:
-            if context is not None or null is not None:
-                raise UserError("context was given to a model that takes no vectors; leave it out")
-        elif context is None and self.config.text is not None:
-            raise UserError("the model takes texts and was given none; give prompts, or --prompt TEXT to `udit sample`")
-        elif context is None:
-            raise UserError(
-                f"the model takes vectors of {list(shape)} per image and was given none; pass context, or "
-                "--context FILE to `udit sample`"
-            )
-        elif list(context.shape) != [count, *shape]:
-            raise UserError(
-                f"context is {list(context.shape)} and the model takes {[count, *shape]} for {count} images"
-            )

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import itertools
-import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -25,7 +24,7 @@ from udit.exporting.engines import Graph
 from udit.exporting.find import EngineName, find_graph, load_graph
 from udit.images import grid, save_png, to_image
 from udit.inputs import Context as Context
-from udit.inputs import StartImages, prompted, start_images, weaker_model
+from udit.inputs import StartImages, conditions_of_images, start_images, weaker_model
 from udit.inputs import read_context as read_context
 from udit.interpolation import Between, Through, between
 from udit.progress import progress_bar
@@ -33,9 +32,8 @@ from udit.rng import Seed, seeds_of
 from udit.run.classes import Classes, Label
 from udit.store import load
 from udit.target import make_room, prepare
-from udit.tuning.quality import Level, Quality, Scored, default
+from udit.tuning.quality import Level, qualities
 
-logger = logging.getLogger(__name__)
 MAX_GRID_IMAGES = 100
 PROMPT_SIDE = 128
 """Pixels of an image under a prompt, which takes room."""
@@ -343,23 +341,12 @@ def generate(
         system = load_graph(graph, model, weights) if graph else load(model, weights=weights).fused().to(world.device)
     if text_model is not None:
         system = system.with_text_model(text_model)
-    if labels is not None and system.config.text is not None:
-        raise UserError("labels were given to a model that takes texts; give prompts (--prompt)")
-    if prompts is not None and context is not None:
-        raise UserError("prompts and a context are given; both are conditions, leave one of them out")
-    if prompts is None and context is None and system.config.text is not None and not negative:
-        raise UserError("the model takes texts and was given none; give prompts, or --prompt TEXT to `udit sample`")
-    if prompts is None and negative:
-        raise UserError("a negative prompt is given and no prompt; give one (--prompt)")
-    vectors = context if isinstance(context, Context) or context is None else read_context(Path(context))
     if quality is not None:
         chosen = qualities(None if isinstance(model, System) else Path(model), system)[quality]
     elif isinstance(sampling, SamplingConfig):
         chosen = sampling
     else:
         chosen = system.config.sampling.replace(**sampling or {})
-    if negative and chosen.guidance == 1:
-        raise UserError("a negative prompt is given and guidance 1 compares with nothing; give a guidance above 1, e.g. 2")
     if autoguide is not None:
         if chosen.guidance == 1:
             raise UserError("autoguide is given and guidance 1 compares with nothing; give a guidance above 1, e.g. 2")
@@ -376,12 +363,7 @@ def generate(
     if seeds is None:
         wanted = 0 if prompts is None or isinstance(prompts, str) else len(prompts)
         seeds = [*range(max(16, wanted) if start is None or len(start.pixels) == 1 else len(start.pixels))]
-    if prompts is not None:
-        vectors = prompted(system, prompts, negative)
-        if len(vectors.prompts) > len(seeds):
-            raise UserError(
-                f"prompts are {len(vectors.prompts)} and seeds {len(seeds)}; give a seed for each prompt, or fewer prompts"
-            )
+    vectors = conditions_of_images(system, labels, prompts, negative, context, chosen.guidance, len(seeds))
     each = _labels(labels, seeds, system.config.classes)
     strength = STRENGTH if strength is None else strength
     generation = Generation(system, seeds, each, chosen, vectors, batch_size, world, start, strength)
@@ -399,26 +381,3 @@ def _labels(
     if wanted is None and classes.trained > 1 and any(isinstance(seed, Between) for seed in seeds):
         raise UserError("an interpolation between seeds shows one class, and none is named; give labels")
     return classes.each(wanted, len(seeds))
-
-
-def qualities(folder: Path | None, system: System) -> dict[Level, SamplingConfig]:
-    """The settings that were tuned for a model, or the default ones of its noising process.
-
-    Args:
-        folder: of the model, which may hold ``quality.json``; None where it has none.
-        system: the model.
-    """
-    levels: tuple[Level, ...] = get_args(Level)
-    tuned = None if folder is None else Quality.read(folder)
-    if tuned is None:
-        found = {level: default(level, system.config.sampling, system.config.diffusion) for level in levels}
-        where = f" beside {folder}" if folder is not None else ""
-        listed = ", ".join(f"{level} is {each.sampler}, {each.steps} steps" for level, each in found.items())
-        logger.info("no quality.json%s: %s (`udit tune` finds better)", where, listed)
-        return found
-    if not system.has_weights(tuned.weights):
-        logger.warning("quality.json was tuned for other weights, of step %s; run `udit tune` again", tuned.step)
-    if tuned.warning:
-        logger.warning("quality.json was chosen by a %s", tuned.warning)
-    scored: dict[Level, Scored] = {level: getattr(tuned, level) for level in levels}
-    return {level: each.sampling for level, each in scored.items()}

@@ -23,6 +23,7 @@ from udit.errors import UserError, as_list, require_type
 from udit.evaluation.sets import GRID
 from udit.exporting.find import find_graph, load_graph
 from udit.images import has_settings
+from udit.prompts import NONE_GIVEN
 from udit.store import load
 from udit.training.posthoc import posthoc_ema
 
@@ -49,22 +50,49 @@ class Context:
         return self.rows[[i % len(self.rows) for i in indices]]
 
 
-def prompted(system: System, prompts: str | Sequence[str], negative: str = "") -> Context:
-    """The conditions of prompts.
+def conditions_of_images(
+    system: System,
+    labels: object,
+    prompts: str | Sequence[str] | None,
+    negative: str,
+    context: Context | str | Path | None,
+    guidance: float,
+    count: int,
+) -> Context | None:
+    """The conditions of ``generate``'s images beside labels, from prompts or from a context.
 
     Args:
-        system: a model that takes texts.
-        prompts: one, or one for each of several images in turn.
-        negative: what guidance compares with; the empty text is no text.
+        system: the model.
+        labels: that were given; None for none.
+        prompts: one text, or several in turn.
+        negative: the text that guidance compares with.
+        context: the conditions themselves, or a file of them.
+        guidance: the scale; 1 compares with nothing.
+        count: of the images.
 
     Raises:
-        UserError: the model takes no texts, or its language model is missing or another one.
+        UserError: the model takes others, several of them are given, or its language model is missing or another one.
     """
+    if prompts is None and negative:
+        raise UserError("a negative prompt is given and no prompt; give one (--prompt)")
+    if prompts is None:
+        if system.config.text is not None and labels is not None:
+            raise UserError("labels were given to a model that takes texts; give prompts (--prompt)")
+        if system.config.text is not None and context is None:
+            raise UserError(NONE_GIVEN)
+        return context if isinstance(context, Context) or context is None else read_context(Path(context))
     texts = [prompts] if isinstance(prompts, str) else as_list("prompts", prompts)
     for text in (*texts, negative):
         require_type("a prompt", text, str, "give a text")
-    if not texts:
-        raise UserError("prompts is empty; give at least one, '' for no text")
+    if labels is not None or context is not None:
+        other = "labels" if labels is not None else "a context"
+        raise UserError(f"prompts and {other} are given; both are conditions, leave one of them out")
+    if not 0 < len(texts) <= count:
+        raise UserError(
+            f"prompts are {len(texts)} and seeds {count}; give a seed for each prompt, and a prompt at least"
+        )
+    if negative and guidance == 1:
+        raise UserError("a negative prompt is given and guidance 1 compares with nothing; give a guidance above 1")
     rows = system.conditions_of([*texts, negative])
     return Context(rows[:-1], rows[-1], prompts=tuple(texts), negative=negative)
 

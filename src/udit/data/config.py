@@ -268,5 +268,6 @@ class HubData(ImageFiles):
 
 
 DataConfig = Annotated[
-    DigitsData | TwoDigitsData | FashionMnistData | IdxData | NpzData | FolderData | HubData, Field(discriminator="kind")
+    DigitsData | TwoDigitsData | FashionMnistData | IdxData | NpzData | FolderData | HubData,
+    Field(discriminator="kind"),
 ]

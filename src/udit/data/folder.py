@@ -25,7 +25,14 @@ def describe(data: FolderData) -> DataInfo:
         UserError: see ``class_names``.
     """
     names = tuple(class_names(data.root))
-    return DataInfo(channels=data.channels, height=data.size, width=data.size, id2label=names, labelled=bool(names), captioned=data.captioned)
+    return DataInfo(
+        channels=data.channels,
+        height=data.size,
+        width=data.size,
+        id2label=names,
+        labelled=bool(names),
+        captioned=data.captioned,
+    )
 
 
 def class_names(root: Path | str) -> list[str]:

@@ -182,9 +182,11 @@ def index_arrays(source: Source) -> dict[str, Raw]:
     """The arrays of ``index.safetensors``: labels, names and test images of a source."""
     names = source.names if isinstance(source.names, Names) else Names(source.names)
     captions = captions_of(source)
-    texts = {
-        "captions": captions.texts.text, "caption_ends": captions.texts.ends, "captions_of": captions.ends
-    } if captions else {}
+    texts = (
+        {"captions": captions.texts.text, "caption_ends": captions.texts.ends, "captions_of": captions.ends}
+        if captions
+        else {}
+    )
     return {
         "labels": source.labels.astype(np.int64),
         "held_out": np.asarray(source.held_out, np.int64),

@@ -69,7 +69,9 @@ class Layout:
 
 def layouts(size: int) -> list[Layout]:
     """All layouts of a canvas's side."""
-    return [Layout(size, vertical, small) for vertical in (True, False) for small in ((True, False)[: size // SIDE - 1])]
+    return [
+        Layout(size, vertical, small) for vertical in (True, False) for small in ((True, False)[: size // SIDE - 1])
+    ]
 
 
 @dataclass(frozen=True)

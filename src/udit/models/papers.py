@@ -146,6 +146,6 @@ PLAYGROUND = About(
     attention="image and text in one softmax, RoPE, normalised queries and keys; fewer keys in the middle",
     ffn="GELU MLP",
     skips="concatenated, first half to second, block by block",
-    exact="after Playground v3, of which too little is public to compare: sizes are ours, and so are the reducer of keys "
-    "and values and the join of skips",
+    exact="after Playground v3, of which too little is public to compare: sizes are ours, and so are the reducer of "
+    "keys and values and the join of skips",
 )

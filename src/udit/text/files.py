@@ -158,7 +158,9 @@ def digest_of(place: Path) -> str:
             return file_sha256(place)
         weights = sorted(place.glob(WEIGHTS))
         if not weights:
-            raise UserError(f"{place} holds no weights (*.safetensors), and pickled ones are not opened; get them there")
+            raise UserError(
+                f"{place} holds no weights (*.safetensors), and pickled ones are not opened; get them there"
+            )
         if not any((place / name).is_file() for name in TOKENIZER):
             raise UserError(f"{place} holds no tokenizer ({', '.join(TOKENIZER)}); save it beside the weights")
         files = [*weights, *(place / name for name in DECIDING if (place / name).is_file())]

@@ -119,7 +119,7 @@ def _loaded(place: Path, device: torch.device) -> tuple[Any, Any]:
         with _quiet():
             tokenizer = AutoTokenizer.from_pretrained(where[0], **where[1])
             model = AutoModelForCausalLM.from_pretrained(where[0], dtype=torch.float32, **where[1])
-    except Exception as error:  # of several libraries, each with errors of its own
+    except (OSError, ValueError, RuntimeError, LookupError, TypeError, AttributeError) as error:
         detail = " ".join(str(error).split())[:160]
         raise UserError(f"the language model {str(place)!r} cannot be loaded ({detail}); get it again") from None
     return model.eval().requires_grad_(False).to(device), tokenizer

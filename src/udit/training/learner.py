@@ -138,9 +138,7 @@ class Learner:
         with dropout_keys(self.model, self.run.seed, batch.positions):
             if self.texts is None:
                 return self.objective(self.denoiser, x0, batch.y, batch.positions)
-            return self.objective(
-                self.denoiser, x0, self.texts.of(batch.texts), batch.positions, self.texts.null
-            )
+            return self.objective(self.denoiser, x0, self.texts.of(batch.texts), batch.positions, self.texts.null)
 
     def step(self, step: int, micro_batches: list[Batch], stop_signal: int = 0) -> StepReport:
         """One optimiser step; skipped on every rank if a loss or gradient of any rank is not finite.

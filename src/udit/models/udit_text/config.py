@@ -37,7 +37,9 @@ class UDiTTextConfig(IsotropicConfig):
         if self.num_classes:
             raise ValueError(f"num_classes is {self.num_classes} and the model takes texts; leave it out")
         if (self.reduced or 0) > self.depth:
-            raise ValueError(f"reduced is {self.reduced} and there are {self.depth} blocks; set it to {self.depth // 2}")
+            raise ValueError(
+                f"reduced is {self.reduced} and there are {self.depth} blocks; set it to {self.depth // 2}"
+            )
         check_table(self.width)
         channels = self.width // self.heads
         if channels % 4:
