@@ -144,7 +144,9 @@ def table(record: dict[str, Any]) -> str:
             found = record[variant]
             cells = " | ".join(share(found["followed"][kind]) for kind in kinds)
             of_real = 100 * found["followed"]["all"][0] / found["followed"]["all"][1] / reached
-            steps = f"{found['steps']:,}" + ("" if found["steps"] == found["of_steps"] else f" of {found['of_steps']:,}")
+            steps = f"{found['steps']:,}" + (
+                "" if found["steps"] == found["of_steps"] else f" of {found['of_steps']:,}"
+            )
             lines.append(f"| {what} | {steps} | {cells} | {of_real:.0f} |")
     missing = [variant for variant in VARIANTS if variant not in record]
     return "\n".join(lines) + (f"\n\nNot measured yet: {', '.join(missing)}." if missing else "")

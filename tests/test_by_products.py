@@ -105,11 +105,11 @@ def test_events_go_on_in_a_new_file_at_the_next_interval(
 
     honest = events.EventLog.write
 
-    def torn(self: events.EventLog, step: int, scalars: dict[str, float]) -> None:
+    def torn(self: events.EventLog, step: int, scalars: dict[str, float], texts: dict[str, str]) -> None:
         if step == 1:
             self._records._writer.write(b"half a record")
             raise OSError(28, "No space left on device")
-        honest(self, step, scalars)
+        honest(self, step, scalars, texts)
 
     monkeypatch.setattr(events.EventLog, "write", torn)
     train(tmp_path, *WORDS)

@@ -22,7 +22,7 @@ from udit.evaluation import npz
 from udit.evaluation.sets import GRID
 from udit.exporting.engines import Graph
 from udit.exporting.find import EngineName, find_graph, load_graph
-from udit.images import grid, save_png, to_image
+from udit.images import PROMPT_SIDE, grid, save_png, to_image
 from udit.inputs import Context as Context
 from udit.inputs import StartImages, conditions_of_images, start_images, weaker_model
 from udit.inputs import read_context as read_context
@@ -35,8 +35,6 @@ from udit.target import make_room, prepare
 from udit.tuning.quality import Level, qualities
 
 MAX_GRID_IMAGES = 100
-PROMPT_SIDE = 128
-"""Pixels of an image under a prompt, which takes room."""
 MAX_STRIP = 16
 """Most images of an interpolation that a grid has in one row."""
 

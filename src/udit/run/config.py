@@ -59,6 +59,9 @@ class TrainingConfig(Spec):
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
     clip_norm: PositiveFloat | None = None
     """Largest gradient norm; None does not clip."""
+    on_spike: Literal["warn", "skip", "rollback"] = "warn"
+    """What follows a loss or gradient norm far above those before it. warn: a line in the log. skip: also, the weights
+    stay as they were. rollback: also, they become those of the last checkpoint; data and schedule go on."""
     ema_decay: Annotated[float, Field(ge=0, lt=1)] = 0.9999
     """Of the weights' moving average; it is (1 + step) / (10 + step) where that is less."""
     label_dropout: Annotated[float, Field(ge=0, le=1)] = 0.1

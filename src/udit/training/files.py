@@ -6,7 +6,7 @@ import contextlib
 import dataclasses
 import logging
 import platform
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +14,7 @@ import torch
 
 from udit import __version__, ops
 from udit.assemble import System
-from udit.checkpoint import Checkpoint, CheckpointStore
+from udit.checkpoint import Checkpoint, CheckpointStore, DamagedError
 from udit.data.sources import Parts, Source
 from udit.errors import RunError, UserError, by_product
 from udit.files import sweep
@@ -24,6 +24,7 @@ from udit.run.scorable import warn_before_training
 from udit.run.system import SystemConfig
 from udit.store import read_config, save
 from udit.training import folder, preview
+from udit.training.alarms import Alarm, Alarms
 from udit.training.learner import Learner
 from udit.training.opening import run_beside
 from udit.training.records import CLOCK, StepRecord
@@ -46,7 +47,10 @@ class RunFiles:
         self.run, self.source, self.parts, self.learner = run, source, parts, learner
         self.store = CheckpointStore(run.out / "checkpoints", run.training.keep)
         self.watch = Watch()
-        """Of the steps behind the weights."""
+        """Of the steps behind the weights, as the next."""
+        self.alarms = Alarms()
+        self._unlogged: tuple[Alarm, ...] = ()
+        """Alarms since the last line of the logs, of which there may be one in many steps."""
         self._lock: folder.RunLock | None = None
         self._metrics: folder.MetricsLog | None = None
         self._events: EventLog | None = None
@@ -97,6 +101,7 @@ class RunFiles:
         self.learner.restore(found)
         log.info("resuming from step %d", found.step)
         self.watch = Watch.of(found.manifest.get("watch"))
+        self.alarms = Alarms.of(found.manifest.get("alarms"))
         if self.watch.trouble is not None:
             log.warning("%s", self.trouble())
         before, now = found.manifest["machine"], self._machine()
@@ -132,12 +137,40 @@ class RunFiles:
 
             self._events = EventLog(self.run.out / "tensorboard", step)
 
-    def watched(self, record: StepRecord) -> StepRecord:
-        """The record, with a warning if the training has gone wrong; the first time, the log has it too."""
+    def watched(self, record: StepRecord, spike: Sequence[int] | None = None, done: str = "") -> StepRecord:
+        """The record, with a warning if the training has gone wrong and its alarms; the log has them too, once.
+
+        Args:
+            record: of the newest step.
+            spike: samples of its highest losses, where it is a spike.
+            done: about that, in words.
+        """
         if self.watch.see(record):
             log.warning("%s", self.trouble())
-        trouble = self.watch.trouble
-        return record if trouble is None else dataclasses.replace(record, warning=trouble.brief)
+        if (trouble := self.watch.trouble) is not None:
+            record = dataclasses.replace(record, warning=trouble.brief)
+        names = None if spike is None else [str(self.source.names[i]) for i in spike]
+        return self._told(record, self.alarms.step(record, names, done))
+
+    def go_back(self, step: int) -> int | None:
+        """Loads the last checkpoint before a step into the learner, and returns its step; None without one.
+
+        It is one that was due, so that a run that was interrupted meanwhile goes back to the same.
+        """
+        before = sorted((s for s in self.store.steps() if s < step), reverse=True)
+        due = [s for s in before if s % self.run.training.save_every == 0]
+        for candidate in due or before:
+            with contextlib.suppress(DamagedError):
+                self.learner.restore(self.store.at(candidate))
+                return candidate
+        return None
+
+    def _told(self, record: StepRecord, alarms: Sequence[Alarm]) -> StepRecord:
+        """The record with further alarms, which are on standard error now, and in the next line of the logs."""
+        for alarm in alarms:
+            log.warning("step %d: %s", record.step, alarm.text)
+        self._unlogged = (*self._unlogged, *alarms)
+        return dataclasses.replace(record, alarms=(*record.alarms, *alarms))
 
     def trouble(self) -> str | None:
         """What has gone wrong though all numbers are finite, and what to do; None if nothing has."""
@@ -155,32 +188,36 @@ class RunFiles:
     def log(self, record: StepRecord) -> None:
         """Adds a step to ``metrics.jsonl`` and to TensorBoard's events."""
         assert self._metrics is not None, "open_logs comes first"
-        line = record.line()
+        alarms, self._unlogged = self._unlogged, ()
+        line = dataclasses.replace(record, alarms=alarms).line()
         self._metrics.write(line)
         if self._events is None:
             return
         scalars = {key: value for key, value in line.items() if isinstance(value, float) and key not in CLOCK}
         written = False
         with by_product(f"TensorBoard's line of step {record.step}"):
-            self._events.write(record.step, scalars)
+            self._events.write(record.step, scalars, dict(alarms))
             written = True
         if not written:  # a torn record hides all that follow in the same file
             self._close_events()
 
-    def preview(self, step: int) -> float | None:
-        """Draws the sample grid of a step and returns the validation loss, None without held-out images.
+    def preview(self, record: StepRecord) -> StepRecord:
+        """Draws the sample grid of a step; returns its record with the validation loss, and with what looks wrong.
 
         What fails is a warning, and tried again at the next preview; so is a file of TensorBoard's that failed before.
         """
+        step, loss, excess = record.step, None, None
         if self._events is None:
             self._open_events(step - 1)
         run, system = self.run, self._averaged(step)
         with by_product(f"the sample grid of step {step}"):
             prompts = preview.some_prompts(self.source, self.parts, run.seed) if run.text else ()
-            preview.save_grid(system, run.out / "samples" / f"step-{step:08d}.png", run.seed, prompts)
+            images = preview.save_grid(system, run.out / "samples" / f"step-{step:08d}.png", run.seed, prompts)
+            excess = preview.patch_grid(images, system, self.source, self.parts.train, run.seed)
         with by_product(f"the validation loss of step {step}"):
-            return preview.validation_loss(system, self.source, self.parts.test, run.seed)
-        return None
+            loss = preview.validation_loss(system, self.source, self.parts.test, run.seed)
+        alarms = self.alarms.preview(step, loss, self.learner.model, system.backbone, excess)
+        return self._told(dataclasses.replace(record, val_loss=loss), alarms)
 
     def snapshot(self, step: int) -> None:
         """Writes the power-function averages of a step."""
@@ -192,6 +229,7 @@ class RunFiles:
         facts = {
             "skipped_in_a_row": skipped_in_a_row,
             "watch": self.watch.state(),
+            "alarms": self.alarms.state(),
             "data": self.source.fingerprint,
             "machine": self._machine(),
             "versions": {"udit": __version__, "python": platform.python_version()},

@@ -25,12 +25,16 @@ from udit.optim.groups import choices_of
 from udit.run.config import Run
 from udit.run.system import SystemConfig
 from udit.text.cache import Texts
+from udit.training.alarms import Bounds
 from udit.training.ema import EMA, decay_at
 from udit.training.posthoc import PowerAverages
 from udit.training.records import StepReport
 from udit.training.start import start_from
 
 log = logging.getLogger(__name__)
+NAMED = 8
+"""Samples of a spike that are named, those with the highest losses."""
+_NONE = Bounds()
 
 
 class Learner:
@@ -140,13 +144,14 @@ class Learner:
                 return self.objective(self.denoiser, x0, batch.y, batch.positions)
             return self.objective(self.denoiser, x0, self.texts.of(batch.texts), batch.positions, self.texts.null)
 
-    def step(self, step: int, micro_batches: list[Batch], stop_signal: int = 0) -> StepReport:
+    def step(self, step: int, micro_batches: list[Batch], stop_signal: int = 0, bounds: Bounds = _NONE) -> StepReport:
         """One optimiser step; skipped on every rank if a loss or gradient of any rank is not finite.
 
         Args:
             step: steps done before it.
             micro_batches: this rank's.
             stop_signal: the signal this rank received, or 0.
+            bounds: what makes the step a spike, which ``training.on_spike`` may skip; those of rank 0 count.
         """
         config = self.run.training
         losses = [self._backward(batch, len(micro_batches), batch is micro_batches[-1]) for batch in micro_batches]
@@ -157,11 +162,17 @@ class Learner:
         has_vb = losses[0].vb is not None
         totals.append(_total(part.vb for part in losses if part.vb is not None))
         finite = math.isfinite(grad_norm := float(norm)) and bool(torch.isfinite(per_sample).all())
-        shared = self.world.sum([not finite, *_stops(stop_signal), *(v if math.isfinite(v) else 0.0 for v in totals)])
+        limits = bounds if self.world.is_main else (0.0, 0.0)
+        shared = self.world.sum(
+            [not finite, *_stops(stop_signal), *(v if math.isfinite(v) else 0.0 for v in totals), *limits]
+        )
+        loss, mse, vb = (total / config.batch_size for total in shared[3:6])
         bad, asked = shared[0] > 0, _signal_of(shared[1:3])
         bad_samples = self._bad_samples(micro_batches, per_sample) if bad else None
+        high = not bad and (loss > shared[6] or grad_norm > shared[7])
+        spike = self._worst(micro_batches, per_sample) if high else None
         self.steps_done = None
-        if not bad:
+        if not bad and (spike is None or config.on_spike == "warn"):
             if config.clip_norm is not None:
                 torch.nn.utils.clip_grads_with_norm_(self.model.parameters(), config.clip_norm, norm)
             self.optimizer.step(self.learning_rate(step))
@@ -173,8 +184,7 @@ class Learner:
             self.posthoc.update(self.model, step + 1)
         self.steps_done = step + 1
         self.optimizer.zero_grad()
-        loss, mse, vb = (total / config.batch_size for total in shared[3:])
-        return StepReport(loss, mse, vb if has_vb else None, grad_norm, bad_samples, asked)
+        return StepReport(loss, mse, vb if has_vb else None, grad_norm, bad_samples, asked, spike)
 
     def agree_on_signal(self, stop_signal: int) -> int:
         """The signal that asked any rank to stop, or 0; ``stop_signal`` is this rank's."""
@@ -194,6 +204,13 @@ class Learner:
         finite = self.world.gather(torch.isfinite(per_sample).cpu().to(torch.int64)).flatten()
         named = every[finite == 0] if int((finite == 0).sum()) else every
         return tuple(sorted(int(i) for i in named))
+
+    def _worst(self, micro_batches: list[Batch], per_sample: Tensor) -> tuple[int, ...]:
+        """Indices, over all ranks, of the samples with the highest losses."""
+        ids = torch.tensor([i for batch in micro_batches for i in batch.ids])
+        every = self.world.gather(ids).flatten()
+        losses = self.world.gather(per_sample.double().cpu()).flatten()
+        return tuple(every[losses.topk(min(NAMED, len(losses))).indices].tolist())
 
     def weight_sum(self) -> Tensor:
         """[1] float64 on the CPU: equal on all ranks as long as their weights are."""

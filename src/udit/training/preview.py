@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from udit import rng
 from udit.assemble import System, denoiser_of
@@ -16,14 +17,17 @@ from udit.data.latents import LatentCache
 from udit.data.sources import Labels, Parts, Source
 from udit.diffusion.objective import draw
 from udit.files import whole_file
-from udit.images import grid, save_png
+from udit.images import PROMPT_SIDE, grid, save_png
+from udit.training.alarms import grid_excess
 
 GRID_ROWS = 4
+REAL = 64
+"""Most training images that samples are compared with."""
 VALIDATION_SIZE = 256
 """Most held-out images that a validation loss uses."""
 
 
-def save_grid(system: System, path: Path, seed: int, prompts: Sequence[str] = ()) -> None:
+def save_grid(system: System, path: Path, seed: int, prompts: Sequence[str] = ()) -> Tensor:
     """Samples a grid: one column per class, ten at most (eight for an unconditional model), four seeds per column.
 
     Args:
@@ -31,6 +35,9 @@ def save_grid(system: System, path: Path, seed: int, prompts: Sequence[str] = ()
         path: of the PNG.
         seed: of the run; image i of the grid has the same seed and label at every step.
         prompts: for a model that takes texts, one a column.
+
+    Returns:
+        The images, uint8 [N, C, H, W].
     """
     if prompts:
         columns = len(prompts)
@@ -38,8 +45,8 @@ def save_grid(system: System, path: Path, seed: int, prompts: Sequence[str] = ()
         seeds = [seed + i for i in range(columns * GRID_ROWS)]
         images = torch.cat(list(system.generate(seeds, prompts=each)))
         settings = {"seeds": seeds, "prompts": each, "sampling": system.config.sampling.model_dump(mode="json")}
-        save_png(grid(images, each, columns), path, settings)
-        return
+        save_png(grid(images, each, columns, side=PROMPT_SIDE), path, settings)
+        return images
     classes = system.config.classes.trained
     columns = min(classes, 10) or 8
     labels = [i % columns for i in range(columns * GRID_ROWS)] if classes else None
@@ -49,6 +56,33 @@ def save_grid(system: System, path: Path, seed: int, prompts: Sequence[str] = ()
     titles = [named.title(label) for label in labels or ()]
     settings = {"seeds": seeds, "labels": labels, "sampling": system.config.sampling.model_dump(mode="json")}
     save_png(grid(images, titles, columns, numbers=labels or ()), path, settings)
+    return images
+
+
+def patch_grid(images: Tensor, system: System, source: Source, part: Labels, seed: int) -> float | None:
+    """``grid_excess`` of samples at the side of the network's patches, or of its sub-grids, less that of real images.
+
+    Args:
+        images: samples, uint8 [N, C, H, W].
+        system: that drew them.
+        source: training images; of cached latents, nothing is subtracted.
+        part: indices of them.
+        seed: decides which ones are taken.
+
+    Returns:
+        The larger of the two; None where the images are too small for either.
+    """
+    pixels = images.shape[-1] // system.config.model.size[-1]
+    side = pixels * int(getattr(system.config.model, "patch", 1))
+    real = None
+    if not isinstance(source, LatentCache):
+        real = torch.stack([torch.from_numpy(source.image(int(i)).copy()) for i in spread(part, REAL, seed)])
+    found = []
+    for period in (side, 2 * side):
+        drawn, usual = grid_excess(images, period), 0.0 if real is None else grid_excess(real, period)
+        if drawn is not None and usual is not None:
+            found.append(drawn - usual)
+    return max(found, default=None)
 
 
 def some_prompts(source: Source, parts: Parts, seed: int, count: int = 8) -> list[str]:
@@ -101,7 +135,7 @@ def validation_loss(system: System, source: Source, part: Labels, seed: int, bat
     return total / len(part)
 
 
-def _conditions(system: System, source: Source, ids: Sequence[int], seed: int) -> torch.Tensor | None:
+def _conditions(system: System, source: Source, ids: Sequence[int], seed: int) -> Tensor | None:
     """What the model takes of images, on the CPU: labels, or the conditions of one caption each."""
     captions = captions_of(source)
     if system.config.text is not None and captions is not None:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-CLOCK = ("images_per_second", "waited")
+CLOCK = ("images_per_second", "waited", "waiting")
 """Fields that depend on the machine's clock, not on the run."""
 
 
@@ -24,6 +24,8 @@ class StepReport:
     """Samples of a skipped step, as indices into the source; None for a step that was taken."""
     signal: int
     """The signal that asked any rank to stop, or 0."""
+    spike: tuple[int, ...] | None = None
+    """Samples of the highest losses where loss or gradient norm exceeded its bounds; None where they did not."""
 
 
 @dataclass(frozen=True)
@@ -59,6 +61,8 @@ class StepRecord:
     """Names of the samples without a finite loss or gradient; the weights stay as they were if there are any."""
     val_loss: float | None = None
     """Of held-out images with the averaged weights, every ``training.sample_every`` steps; on rank 0 alone."""
+    alarms: tuple[tuple[str, str], ...] = ()
+    """What began to look wrong at this step, as (kind, one line), see ``training.alarms``; on rank 0 alone."""
     warning: str | None = None
     """What has gone wrong though all numbers are finite (``training.watch``), from then on; on rank 0 alone."""
 
@@ -95,6 +99,9 @@ class StepRecord:
             values |= {"vb": self.vb} if self.vb is not None else {}
         values |= {"val_loss": self.val_loss} if self.val_loss is not None else {}
         values |= {"warning": self.warning} if self.warning is not None else {}
+        own = {kind: text for kind, text in self.alarms if kind not in CLOCK}
+        values |= {"alarms": own} if own else {}
+        values |= {kind: text for kind, text in self.alarms if kind in CLOCK}
         return values | {"images_per_second": round(self.images_per_second, 1), "waited": round(self.waited, 4)}
 
 

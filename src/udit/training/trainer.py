@@ -19,7 +19,7 @@ from udit.training.capacity import check_memory, memory_errors_as_run_errors
 from udit.training.files import RunFiles, disk_errors_as_run_errors
 from udit.training.learner import Learner
 from udit.training.opening import describe_training
-from udit.training.records import Outcome, StepRecord, Timing
+from udit.training.records import Outcome, StepRecord, StepReport, Timing
 from udit.training.signals import StopFlag
 from udit.training.source import verified_source
 from udit.training.texts import texts_of
@@ -162,14 +162,14 @@ class Trainer:
             try:
                 for step, micro_batches in enumerate(stream, start=start + 1):
                     read = time.perf_counter()
-                    report = self.learner.step(step - 1, micro_batches, stop.signal)
+                    report = self.learner.step(step - 1, micro_batches, stop.signal, files.alarms.bounds())
                     timing = Timing(read - began, time.perf_counter() - began)
                     lr = self.learner.learning_rate(step - 1)
                     record = StepRecord.of(step, lr, report, self.source.names, config.batch_size, timing)
                     told = {"loss": f"{record.loss:.4g}", "images/s": f"{record.images_per_second:.0f}"}
                     bar.set_postfix(told, refresh=False)
                     bar.update()
-                    record = self._follow_up(files, record, leaves=bool(report.signal))
+                    record = self._follow_up(files, record, report)
                     self.outcome = dataclasses.replace(self.outcome, step=step, signal=report.signal or None)
                     yield record
                     if report.signal:
@@ -183,34 +183,49 @@ class Trainer:
                         files.save(done, self.skipped)
                 raise
 
-    def _follow_up(self, files: RunFiles, record: StepRecord, leaves: bool) -> StepRecord:
+    def _follow_up(self, files: RunFiles, record: StepRecord, report: StepReport) -> StepRecord:
         """Logs a step, draws and saves where that is due, and ends the run if losses stay non-finite.
 
         Returns:
             The record, with the validation loss where one was taken.
         """
+        done = self._after_spike(files, record.step) if report.spike else ""
         config, step = self.run.training, record.step
         last = step == config.steps
         if self.world.is_main:
-            record = files.watched(record)
+            record = files.watched(record, report.spike, done)
         self.skipped = self.skipped + 1 if record.skipped else 0
         hopeless = self.skipped >= MAX_SKIPPED
         shows = (step % config.sample_every == 0 or last) and not hopeless
         if record.skipped and self.world.is_main:
             log.warning("step %d skipped: no finite loss or gradient with samples %s", step, _listed(record))
         if shows:
-            record = dataclasses.replace(record, val_loss=self._on_main(files.preview, step))
-        if shows or record.skipped or step % config.log_every == 0:
+            record = self._on_main(files.preview, record) or record
+        if shows or record.skipped or report.spike or step % config.log_every == 0:
             self._on_main(files.log, record)
         if step % config.check_every == 0:
             self._check_ranks(step)
         if config.posthoc_ema and (step % config.posthoc_ema.every == 0 or last):
             self._on_main(files.snapshot, step)
-        if step % config.save_every == 0 or last or leaves or hopeless:
+        if step % config.save_every == 0 or last or report.signal or hopeless:
             self._on_main(files.save, step, self.skipped)
         if hopeless:
             self._on_main(self._give_up, record)
         return record
+
+    def _after_spike(self, files: RunFiles, step: int) -> str:
+        """Does what ``training.on_spike`` says about a step that was a spike; returns that in words."""
+        if self.run.training.on_spike == "warn":
+            return ""
+        if self.run.training.on_spike == "skip":
+            return "; the weights stay as they were"
+        back = self._on_main(files.go_back, step)
+        self.learner.share(step)
+        return (
+            f"; back to the weights of step {back}"
+            if back
+            else "; the weights stay as they were, no checkpoint is older"
+        )
 
     def _give_up(self, record: StepRecord) -> NoReturn:
         raise RunError(
