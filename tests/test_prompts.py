@@ -103,6 +103,15 @@ def test_a_run_follows_its_language_model(images: Path, language: Path, tmp_path
     assert shell.text.layers == (4,)
 
 
+def test_another_language_model_than_a_recipe_s_brings_its_own_sizes(language: Path) -> None:
+    shipped = load_run("two-digits", [])
+    assert shipped.text is not None
+    assert (shipped.text.width, shipped.model.condition_shape) == (576, (8, 12, 576))
+    run = load_run("two-digits", [f"text.source={language}"])
+    assert run.text is not None
+    assert (run.text.width, run.text.depth, run.model.condition_shape) == (32, 4, (8, 12, 32))
+
+
 def test_training_and_resuming_see_the_same_captions(
     images: Path, language: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -164,7 +173,7 @@ def test_dropped_captions_become_the_empty_one(images: Path, language: Path, tmp
         (["text.tokens=9", "model.context.tokens=6"], "text.tokens is 9 and model.context.tokens 6"),
         (["text.layers=[1,2,3]"], "text.layers has 3 entries and the model reads 2"),
         (["text.width=48"], "is 32 channels wide and the model was trained with one 48 channels wide; give that one"),
-        (["text=null"], "model.context takes vectors and the data gives captions and no language model"),
+        (["text=null"], "the model takes texts and no language model is named for them; set text.source=FOLDER"),
         (["model.num_classes=3"], "num_classes is 3 and the model takes texts; leave it out"),
     ],
 )

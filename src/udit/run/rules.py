@@ -120,30 +120,45 @@ def caching_needs_the_usual_direction(run: Run, seen: DataInfo) -> str | None:
 
 
 def vectors_are_those_of_texts(run: Run, seen: DataInfo) -> str | None:
-    """A model that takes vectors gets those of captions, which take a language model."""
-    shape = run.model.condition_shape
-    if not shape and run.text is None:
+    """A model that takes vectors gets those that a language model makes of captions."""
+    if not run.model.condition_shape or run.text is not None:
         return None
-    if not shape:
-        takers = "U-DiT-text, or a U-DiT or U-ViT without classes"
-        return f"text names a language model and {run.model.family} with its settings takes no texts; take {takers}"
-    if run.text is None:
-        what = "captions and no language model is named for them" if seen.captioned else "labels"
-        remedy = "set text.source=FOLDER" if seen.captioned or run.model.readers > 1 else "leave context out"
-        return f"model.context takes vectors and the data gives {what}; {remedy}"
-    if not seen.captioned:
-        return (
-            "the model takes texts and the images have none; set data.captions=files or metadata, or data.caption of a "
-            "table's column"
-        )
-    if shape[-1] != run.text.width:
-        return (
-            f"the language model {run.text.source!r} is {run.text.width} channels wide and model.context.width is "
-            f"{shape[-1]}; leave that out, or give the language model that the weights were trained with"
-        )
-    if shape[-2] != run.text.tokens:
+    if not seen.captioned and run.model.readers == 1:
+        return "model.context takes vectors and the data gives labels; leave context out"
+    return "the model takes texts and no language model is named for them; set text.source=FOLDER"
+
+
+def texts_are_for_a_model_that_takes_them(run: Run, seen: DataInfo) -> str | None:
+    """A language model is for a model that takes vectors."""
+    if run.text is None or run.model.condition_shape:
+        return None
+    return (
+        f"text names a language model and {run.model.family} with its settings takes no texts; take U-DiT-text, or a "
+        "U-DiT or U-ViT without classes"
+    )
+
+
+def texts_are_captions(run: Run, seen: DataInfo) -> str | None:
+    """A model that takes texts needs images with captions."""
+    if run.text is None or not run.model.condition_shape or seen.captioned:
+        return None
+    return (
+        "the model takes texts and the images have none; set data.captions=files or metadata, or data.caption of a "
+        "table's column"
+    )
+
+
+def context_is_the_language_model_s(run: Run, seen: DataInfo) -> str | None:
+    """The vectors that a model takes are as wide, and as many, as the language model makes them."""
+    shape = run.model.condition_shape
+    if run.text is None or not shape or (shape[-2], shape[-1]) == (run.text.tokens, run.text.width):
+        return None
+    if shape[-1] == run.text.width:
         return f"text.tokens is {run.text.tokens} and model.context.tokens {shape[-2]}; leave the latter out"
-    return None
+    return (
+        f"the language model {run.text.source!r} is {run.text.width} channels wide and model.context.width is "
+        f"{shape[-1]}; leave that out, or give the language model that the weights were trained with"
+    )
 
 
 def reversed_flow_is_trained_as_flow(run: Run, seen: DataInfo) -> str | None:
@@ -275,6 +290,9 @@ RULES: tuple[Rule, ...] = (
     variance_is_the_process_s,
     caching_needs_the_usual_direction,
     vectors_are_those_of_texts,
+    texts_are_for_a_model_that_takes_them,
+    texts_are_captions,
+    context_is_the_language_model_s,
     reversed_flow_is_trained_as_flow,
     reversed_flow_predicts_velocity_or_data,
     ratio_of_noise_is_finite,
