@@ -89,9 +89,8 @@ def evaluate(
     """
     values, config, chosen = _settings(run, num_samples, sampling)
     if not values.model.num_classes:
-        raise UserError(
-            "class agreement and class features need labels and this model is unconditional; train one with classes"
-        )
+        kind = "takes texts" if values.text else "is unconditional"
+        raise UserError(f"class agreement and class features need labels and this model {kind}; train one with classes")
     folder = evaluation_folder(run)
     with dist.joined(device) as world, progress_shown(progress):
         system = load(run)
