@@ -94,8 +94,7 @@ def folder_captions(root: Path, names: Sequence[str], how: Literal["files", "met
 def _beside(root: Path, names: Sequence[str]) -> Iterator[list[str]]:
     stems = {os.path.splitext(name)[0] for name in names}  # noqa: PTH122 - a million Paths take minutes
     for entry in files(root, links=True):
-        path = os.path.relpath(entry.path, root).replace(os.sep, "/")
-        stem, extension = os.path.splitext(path)  # noqa: PTH122
+        stem, extension = os.path.splitext(os.path.relpath(entry.path, root).replace(os.sep, "/"))  # noqa: PTH122
         if extension.lower() == ".txt" and may_hold_labels(entry.name) and stem not in stems:
             raise UserError(
                 f"{entry.path} has no image beside it ({Path(stem).name}.png, .jpg, .webp or .gif); add the image, or "

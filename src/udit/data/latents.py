@@ -1,7 +1,7 @@
 """The latent cache: every image encoded by a codec, read from memory-mapped shards; free of torch.
 
 A folder with ``plan.json`` (everything that decides the bytes), ``shard-00000.safetensors`` and so on (``raw``:
-[n, 1 or 2, c, h, w], the second mirrored), ``index.safetensors`` (labels, names, test images) and, written last,
+[n, 1 or 2, c, h, w], the second mirrored), ``index.safetensors`` (labels, names, captions, test images) and, written last,
 ``manifest.json`` with the sha256 of every file. ``data/encode.py`` writes it.
 """
 
@@ -179,21 +179,19 @@ def _unreadable(path: Path, error: Exception) -> str:
 
 
 def index_arrays(source: Source) -> dict[str, Raw]:
-    """The arrays of ``index.safetensors``: labels, names and test images of a source."""
+    """The arrays of ``index.safetensors``: labels, names, captions and test images of a source."""
     names = source.names if isinstance(source.names, Names) else Names(source.names)
     captions = captions_of(source)
-    texts = (
-        {"captions": captions.texts.text, "caption_ends": captions.texts.ends, "captions_of": captions.ends}
-        if captions
-        else {}
-    )
-    return {
+    found: dict[str, Raw] = {
         "labels": source.labels.astype(np.int64),
         "held_out": np.asarray(source.held_out, np.int64),
         "names": names.text,
         "ends": names.ends,
-        **texts,
     }
+    if captions is not None:
+        texts = captions.texts
+        found |= {"captions": texts.text, "caption_ends": texts.ends, "captions_of": captions.ends}
+    return found
 
 
 def _read_index(path: Path) -> tuple[Labels, Names, Labels, Captions | None]:

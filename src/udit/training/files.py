@@ -252,7 +252,7 @@ class RunFiles:
         codec = self.learner.codec
         config = SystemConfig.of(self.run, step).replace(codec=codec.config)
         texts = self.learner.texts
-        return System(config, self.learner.ema.model, codec, text_encoder=texts and texts.of)
+        return System(config, self.learner.ema.model, codec, text_encoder=None if texts is None else texts.of)
 
     def close(self) -> None:
         """Closes the logs and frees the lock."""

@@ -7,7 +7,7 @@ tokens of a text, E channels of the language model, N tokens of the image.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import ClassVar, NamedTuple
+from typing import ClassVar, NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
@@ -136,7 +136,7 @@ class UDiTText(nn.Module):
         states, mask = checked_states(y, (len(t), *self.config.condition_shape))
         cond = F.silu(self.conditioner(t))
         blocks = [block.condition(cond) for block in self.blocks]
-        text = [block.attention.of_text(states[:, i], mask) for i, block in enumerate(self.blocks)]
+        text = [self.attention_of(i).of_text(states[:, i], mask) for i in range(self.config.depth)]
         return Conditions(blocks, text, self.out_modulation(cond)[:, None, None].chunk(2, dim=-1))
 
     def enter(self, x: Tensor, cond: Conditions) -> tuple[Tensor, list[Tensor]]:
@@ -177,6 +177,10 @@ class UDiTText(nn.Module):
 
     def block(self, i: int, x: Tensor, cond: Conditions) -> Tensor:
         """Runs one block on [B, H / p, W / p, D]."""
-        block = self.blocks[i]
-        positions = block.attention.positions(x.shape[1], x.shape[2], x.device)
-        return run(block, self.checkpointing, x, cond.blocks[i], cond.text[i], positions)
+        positions = self.attention_of(i).positions(x.shape[1], x.shape[2], x.device)
+        out: Tensor = run(self.blocks[i], self.checkpointing, x, cond.blocks[i], cond.text[i], positions)
+        return out
+
+    def attention_of(self, i: int) -> JoinedAttention:
+        """The attention of a block."""
+        return cast(JoinedAttention, self.blocks[i].attention)
