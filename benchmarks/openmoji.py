@@ -4,8 +4,8 @@
     PYTHONPATH=build/openmoji python benchmarks/openmoji.py images/openmoji [--size 32]
     udit train openmoji data.root=images/openmoji
 
-The images are OpenMoji's (https://openmoji.org), CC BY-SA 4.0; what shows them or samples of them says so. Those that the
-package emoji has no name for are left out.
+The images are OpenMoji's (https://openmoji.org), CC BY-SA 4.0; what shows them or samples of them says so. Those
+that the package emoji has no name for are left out.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """The latent cache: every image encoded by a codec, read from memory-mapped shards; free of torch.
 
 A folder with ``plan.json`` (everything that decides the bytes), ``shard-00000.safetensors`` and so on (``raw``:
-[n, 1 or 2, c, h, w], the second mirrored), ``index.safetensors`` (labels, names, captions, test images) and, written last,
-``manifest.json`` with the sha256 of every file. ``data/encode.py`` writes it.
+[n, 1 or 2, c, h, w], the second mirrored), ``index.safetensors`` (labels, names, captions, test images) and, written
+last, ``manifest.json`` with the sha256 of every file. ``data/encode.py`` writes it.
 """
 
 from __future__ import annotations
