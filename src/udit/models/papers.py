@@ -147,5 +147,5 @@ PLAYGROUND = About(
     ffn="GELU MLP",
     skips="concatenated, first half to second, block by block",
     exact="after Playground v3, of which too little is public to compare: sizes are ours, and so are the reducer of "
-    "keys and values and the join of skips",
+    "keys and values and the join of skips; not exported",
 )

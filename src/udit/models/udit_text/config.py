@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal, Self
+from typing import TYPE_CHECKING, ClassVar, Literal, Self
 
 from pydantic import NonNegativeInt, PositiveInt, model_validator
 
@@ -23,6 +23,8 @@ class UDiTTextConfig(IsotropicConfig):
     """
 
     family: Literal["U-DiT-text"] = "U-DiT-text"
+    has_graph: ClassVar[bool] = False
+    """An exported graph would have no language model for its prompts."""
     num_classes: NonNegativeInt = 0
     context: Context = Context(tokens=77, width=576)
     """Most tokens of a text, and channels of the language model's hidden states."""
