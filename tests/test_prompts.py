@@ -278,3 +278,10 @@ def test_a_language_model_that_was_moved_is_named(folder: Path, language: Path, 
         (moved / file.name).write_bytes(file.read_bytes())
     here = udit.generate(folder, [0], prompts="a cat").images()
     assert torch.equal(udit.generate(folder, [0], prompts="a cat", text_model=moved).images(), here)
+
+
+def test_models_of_texts_are_timed_with_random_states() -> None:
+    how = SamplingConfig(steps=1)
+    rows = list(udit.bench(["U-DiT-text-tiny"], work=("forward", "train", "image"), sampling=how, rounds=1))
+    assert len(rows) == 3
+    assert all(min(row.seconds) > 0 for row in rows)
