@@ -30,7 +30,7 @@ $(STAMP): pyproject.toml constraints.txt
 	@touch $@
 
 # A gigabyte that single commands, the slow tests and the documentation need: every extra of pyproject.toml.
-install-all: $(STAMP)-all  ## Adds every extra: export, serve, studio, formats, adapters, docs, browser
+install-all: $(STAMP)-all  ## Adds every extra: export, serve, studio, formats, adapters, optimizers, tracking, docs, browser
 
 $(STAMP)-all: $(STAMP)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '$(EVERYTHING)'

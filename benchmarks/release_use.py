@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import signal
 import subprocess
@@ -115,6 +116,14 @@ def optimizers(folder: Path) -> None:
         udit(folder, "train", "folder", data, "data.size=8", f"training.optimizer={name}", f"out={name}", *SHORT)
 
 
+def tracking(folder: Path) -> None:
+    """A run of each, on this machine alone."""
+    data = (f"data.root={images(folder)}", "data.size=8", "training.trackers=[wandb, trackio]")
+    os.environ |= {"WANDB_MODE": "offline", "TRACKIO_DIR": str(folder / "trackio")}
+    udit(folder, "train", "folder", *data, "out=run", *SHORT)
+    assert list((folder / "run" / "wandb").glob("offline-run-*")) and list((folder / "trackio").iterdir())
+
+
 USES: dict[str, Callable[[Path], None]] = {
     "train": train,
     "metrics": metrics,
@@ -123,6 +132,7 @@ USES: dict[str, Callable[[Path], None]] = {
     "serve": serve,
     "studio": studio,
     "optimizers": optimizers,
+    "tracking": tracking,
 }
 
 if __name__ == "__main__":

@@ -38,8 +38,8 @@ FAULTS = {
     "TensorBoard's lines": Fault(
         events.EventLog, "write", ("TensorBoard's line of step 1", "TensorBoard's line of step 2", "TensorBoard's"), ()
     ),
-    "TensorBoard's file": Fault(events.EventLog, "__init__", ("TensorBoard's file for the steps after 0",), ()),
-    "closing TensorBoard's file": Fault(events.EventLog, "close", ("closing TensorBoard's file",), ()),
+    "TensorBoard's file": Fault(events.EventLog, "__init__", ("TensorBoard's log of the steps after 0",), ()),
+    "closing TensorBoard's file": Fault(events.EventLog, "close", ("closing TensorBoard's log",), ()),
     "model card": Fault(None, "udit.store.model_card", ("the model card of ",), ("model/README.md",)),
 }
 ERRORS = [IndexError("tuple index\nout of range"), OSError(28, "No space left on device"), MemoryError()]

@@ -24,6 +24,7 @@ PURPOSES = {
     "serve": "`udit serve`",
     "studio": "`udit studio`",
     "optimizers": "training.optimizer=adamw-8bit and schedule-free",
+    "tracking": "training.trackers=[wandb] and [trackio]",
 }
 """What each extra is for; others are for developers."""
 

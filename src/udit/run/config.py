@@ -86,6 +86,8 @@ class TrainingConfig(Spec):
     """Processes per rank that decode images; 0 decodes in the trainer."""
     log_every: PositiveInt = 1
     """Steps between lines of metrics.jsonl."""
+    trackers: tuple[Literal["tensorboard", "wandb", "trackio"], ...] = ("tensorboard",)
+    """Where curves, alarms and sample grids are shown; the last two need udit[tracking]."""
     save_every: PositiveInt = 5_000
     keep: Annotated[int, Field(ge=2)] = 2
     """Number of newest checkpoints that are kept."""

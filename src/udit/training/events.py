@@ -32,15 +32,26 @@ class EventLog:
         self._write(Event(file_version="brain.Event:2"))
         self._write(Event(step=step + 1, session_log=SessionLog(status=SessionLog.START)))
 
-    def write(self, step: int, scalars: dict[str, float], texts: Mapping[str, str] | None = None) -> None:
+    def write(self, step: int, scalars: dict[str, float], texts: Mapping[str, str]) -> None:
         """Adds the scalars of a step, and texts under "alarms/".
 
         Raises:
             OSError: the disk refuses it.
         """
         values = [Summary.Value(tag=name, simple_value=value) for name, value in scalars.items()]
-        values += [_text(f"alarms/{name}", text) for name, text in (texts or {}).items()]
+        values += [_text(f"alarms/{name}", text) for name, text in texts.items()]
         self._write(Event(step=step, summary=Summary(value=values)))
+
+    def image(self, step: int, path: Path) -> None:
+        """Adds a PNG as "samples".
+
+        Raises:
+            OSError: the disk refuses it.
+        """
+        data = path.read_bytes()
+        width, height = (int.from_bytes(data[at : at + 4], "big") for at in (16, 20))  # of the PNG's first chunk
+        image = Summary.Image(width=width, height=height, colorspace=3, encoded_image_string=data)
+        self._write(Event(step=step, summary=Summary(value=[Summary.Value(tag="samples", image=image)])))
 
     def _write(self, event: Event) -> None:
         event.wall_time = time.time()

@@ -8,7 +8,7 @@ import logging
 import platform
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
@@ -28,10 +28,8 @@ from udit.training.alarms import Alarm, Alarms
 from udit.training.learner import Learner
 from udit.training.opening import run_beside
 from udit.training.records import CLOCK, StepRecord
+from udit.training.tracking import Trackers
 from udit.training.watch import Watch
-
-if TYPE_CHECKING:
-    from udit.training.events import EventLog
 
 log = logging.getLogger(__name__)
 
@@ -53,7 +51,7 @@ class RunFiles:
         """Alarms since the last line of the logs, of which there may be one in many steps."""
         self._lock: folder.RunLock | None = None
         self._metrics: folder.MetricsLog | None = None
-        self._events: EventLog | None = None
+        self._trackers = Trackers(run)
 
     def open(self) -> None:
         """Makes or finds the folder, locks it, and checks that what it holds belongs to this run.
@@ -129,13 +127,7 @@ class RunFiles:
     def open_logs(self, step: int) -> None:
         """Opens the logs for the steps after ``step``; what they hold of later steps is removed."""
         self._metrics = folder.MetricsLog(self.run.out / "metrics.jsonl", step)
-        self._open_events(step)
-
-    def _open_events(self, step: int) -> None:
-        with by_product(f"TensorBoard's file for the steps after {step}"):
-            from udit.training.events import EventLog
-
-            self._events = EventLog(self.run.out / "tensorboard", step)
+        self._trackers.open(step, self._metrics.dropped)
 
     def watched(self, record: StepRecord, spike: Sequence[int] | None = None, done: str = "") -> StepRecord:
         """The record, with a warning if the training has gone wrong and its alarms; the log has them too, once.
@@ -186,33 +178,27 @@ class RunFiles:
         )
 
     def log(self, record: StepRecord) -> None:
-        """Adds a step to ``metrics.jsonl`` and to TensorBoard's events."""
+        """Adds a step to ``metrics.jsonl`` and to what ``training.trackers`` names."""
         assert self._metrics is not None, "open_logs comes first"
         alarms, self._unlogged = self._unlogged, ()
         line = dataclasses.replace(record, alarms=alarms).line()
         self._metrics.write(line)
-        if self._events is None:
-            return
         scalars = {key: value for key, value in line.items() if isinstance(value, float) and key not in CLOCK}
-        written = False
-        with by_product(f"TensorBoard's line of step {record.step}"):
-            self._events.write(record.step, scalars, dict(alarms))
-            written = True
-        if not written:  # a torn record hides all that follow in the same file
-            self._close_events()
+        self._trackers.write(record.step, scalars, dict(alarms))
 
     def preview(self, record: StepRecord) -> StepRecord:
         """Draws the sample grid of a step; returns its record with the validation loss, and with what looks wrong.
 
-        What fails is a warning, and tried again at the next preview; so is a file of TensorBoard's that failed before.
+        What fails is a warning, and tried again at the next preview; so is a tracker that failed before.
         """
         step, loss, excess = record.step, None, None
-        if self._events is None:
-            self._open_events(step - 1)
+        self._trackers.open(step - 1)
         run, system = self.run, self._averaged(step)
         with by_product(f"the sample grid of step {step}"):
             prompts = preview.some_prompts(self.source, self.parts, run.seed) if run.text else ()
-            images = preview.save_grid(system, run.out / "samples" / f"step-{step:08d}.png", run.seed, prompts)
+            path = run.out / "samples" / f"step-{step:08d}.png"
+            images = preview.save_grid(system, path, run.seed, prompts)
+            self._trackers.image(step, path)
             excess = preview.patch_grid(images, system, self.source, self.parts.train, run.seed)
         with by_product(f"the validation loss of step {step}"):
             loss = preview.validation_loss(system, self.source, self.parts.test, run.seed)
@@ -258,15 +244,9 @@ class RunFiles:
         """Closes the logs and frees the lock."""
         if self._metrics is not None:
             self._metrics.close()
-        self._close_events()
+        self._trackers.close()
         if self._lock is not None:
             self._lock.release()
-
-    def _close_events(self) -> None:
-        if self._events is not None:
-            with by_product("closing TensorBoard's file"):
-                self._events.close()
-        self._events = None
 
 
 @contextlib.contextmanager
