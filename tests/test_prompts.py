@@ -271,6 +271,21 @@ def test_what_does_not_fit_a_prompt_is_refused_in_one_line(
     assert not (tmp_path / "out").exists()
 
 
+def test_cards_say_that_a_model_takes_texts(folder: Path) -> None:
+    card = (folder / "README.md").read_text(encoding="utf-8")
+    assert "pipeline_tag: text-to-image" in card
+    assert "# U-DiT-text on 1x8x8, texts" in card
+    assert 'generate(seeds=range(8), prompts="a text")' in card
+
+
+def test_a_grid_of_a_model_of_texts_without_any_is_of_the_empty_one(language: Path, tmp_path: Path) -> None:
+    images = preview.save_grid(system_of(language), tmp_path / "grid.png", 0)
+    assert len(images) == preview.GRID_ROWS
+    settings = read_settings(tmp_path / "grid.png")
+    assert settings is not None
+    assert settings["prompts"] == [""] * preview.GRID_ROWS
+
+
 def test_a_language_model_that_was_moved_is_named(folder: Path, language: Path, tmp_path: Path) -> None:
     moved = tmp_path / "moved"
     moved.mkdir()

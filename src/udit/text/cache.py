@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -68,11 +68,29 @@ def write(
         RunError: the disk refuses it.
     """
     world.on_main(_open, root, text, captions)
-    model: LanguageModel | None = None
+    world.on_main(sweep, root)
+    _open(root, text, captions)  # where ranks do not share the folder
+    parts = dict(enumerate(_shards(captions)))
+    mine = {number: part for number, part in parts.items() if number % world.size == world.rank}
+    model = _write_missing(root, text, mine, world, None, on_captions)
+    world.barrier()
+    # the others' shards are still missing where ranks do not share the folder
+    return _write_missing(root, text, parts, world, model) is not None
+
+
+def _write_missing(
+    root: Path,
+    text: TextConfig,
+    parts: Mapping[int, Sequence[str]],
+    world: World,
+    model: LanguageModel | None,
+    on_captions: Callable[[int], object] | None = None,
+) -> LanguageModel | None:
+    """Writes those of some shards that are not there; returns the language model, if it was loaded."""
     try:
-        for number, part in enumerate(_shards(captions)):
+        for number, part in parts.items():
             path = root / _name(number)
-            if number % world.size == world.rank and not path.is_file():
+            if not path.is_file():
                 model = model or text.build(world.device)
                 states = [model.states(caption) for caption in part]
                 ends = list(itertools.accumulate(map(len, states), initial=0))
@@ -82,8 +100,7 @@ def write(
                 on_captions(len(part))
     except OSError as error:
         raise RunError(f"{root} cannot be written ({error.strerror or error}); make room there") from None
-    world.barrier()
-    return model is not None
+    return model
 
 
 def _open(root: Path, text: TextConfig, captions: Sequence[str]) -> None:
@@ -98,7 +115,6 @@ def _open(root: Path, text: TextConfig, captions: Sequence[str]) -> None:
                 )
         else:
             write_text(root / PLAN, json.dumps(plan, indent=1) + "\n")
-        sweep(root)
     except OSError as error:
         raise RunError(f"{root} cannot be written ({error.strerror or error}); make room there") from None
 

@@ -34,12 +34,13 @@ def save_grid(system: System, path: Path, seed: int, prompts: Sequence[str] = ()
         system: with the averaged weights.
         path: of the PNG.
         seed: of the run; image i of the grid has the same seed and label at every step.
-        prompts: for a model that takes texts, one a column.
+        prompts: for a model that takes texts, one a column; the empty one if there are none.
 
     Returns:
         The images, uint8 [N, C, H, W].
     """
-    if prompts:
+    if system.config.text is not None:
+        prompts = prompts or [""]
         columns = len(prompts)
         each = [prompts[i % columns] for i in range(columns * GRID_ROWS)]
         seeds = [seed + i for i in range(columns * GRID_ROWS)]

@@ -45,7 +45,8 @@ def texts_of(run: Run, source: Source, world: World, root: Path | None = None, p
     if root is None:
         encoded = run.latents.expanduser() / FOLDER if run.latents else None
         root = encoded if encoded is not None and encoded.is_dir() else folder_for(run.text, known)
-    with progress_bar(len(known), "captions", "text", show=progress and world.is_main, leave=False) as bar:
+    share = -(-len(known) // world.size)
+    with progress_bar(share, "captions", "text", show=progress and world.is_main, leave=False) as bar:
         if write(root, run.text, known, world, bar.update):
             log.info("the hidden states of %s captions are in %s", f"{len(known):,}", root)
     shape = run.model.condition_shape
