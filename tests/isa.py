@@ -37,12 +37,12 @@ SETTINGS = {
     ),
 }
 NUMERICAL = """
-    ablation adm attention autoguide build cache calibrate codec combine compatibility conditions context contract
-    convert convolution depthwise derivatives dic dico dimsum dit dropout edm fidelity fit frechet grid_attention
-    guidance hdit interpolation judge latents learning lightningdit linear losses metrics modulated_norm mpdit
-    neighborhood objective operators optim origin parity parity_format pde pipelines posthoc process processor
-    prompts published reader recompute repa rotary sample scan schedule skipdit solvers start store studio text trainer
-    transport udit udit_text uvit vae
+    ablation adapters adm attention autoguide build cache calibrate codec combine compatibility conditions context
+    contract convert convolution depthwise derivatives dic dico dimsum dit dropout edm few_steps fidelity fit
+    frechet grid_attention guidance hdit interpolation judge late latents latte learning lightningdit linear losses
+    metrics mmdit modulated_norm mpdit neighborhood objective operators optim origin parity parity_format pde
+    pipelines posthoc process processor prompts published reader recompute repa rotary sample scan schedule skipdit
+    solvers start store studio text trainer transport udit udit_text uvit vae wan
 """.split()  # noqa: SIM905 - forty lines otherwise
 """``tests/test_NAME.py`` that compare computed numbers; the others look at files, words, memory and time."""
 

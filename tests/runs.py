@@ -17,9 +17,9 @@ from unittest import mock
 import numpy as np
 import torch
 from PIL import Image
-from safetensors.torch import load_file
 
 from udit import dist
+from udit.checkpoint import CheckpointStore
 from udit.run.config import Run
 from udit.run.recipes import load_run
 from udit.training import preview
@@ -130,10 +130,11 @@ def newest(out: Path) -> Path:
 
 
 def state_hash(out: Path) -> str:
-    """sha256 over weights, EMA and optimiser of the newest checkpoint, by name."""
-    digest = hashlib.sha256()
+    """sha256 over weights, EMA and optimiser of the newest checkpoint, by name; the same however they are split."""
+    path, digest = newest(out), hashlib.sha256()
+    checkpoint = CheckpointStore(path.parent).opened(int(path.name.removeprefix("step-")))
     for name in ("model", "ema", "optim"):
-        for key, tensor in sorted(load_file(newest(out) / f"{name}.safetensors").items()):
+        for key, tensor in sorted(checkpoint.tensors(name).items()):
             digest.update(f"{name}/{key}".encode())
             digest.update(tensor.numpy().tobytes())
     return digest.hexdigest()

@@ -20,17 +20,18 @@ ROOT = Path(udit.__file__).parent
 FILES = sorted(ROOT.rglob("*.py"))
 
 ORDER = (
-    *("errors", "progress", "spec", "interpolation", "rng", "files", "record", "hub", "dist", "images", "checkpoint"),
-    *("ops", "nn", "models", "diffusion", "text", "data", "optim", "demos", "run", "prompts", "assemble", "analysis"),
-    "store",
+    *("errors", "progress", "spec", "interpolation", "rng", "files", "record", "hub", "dist", "sharding", "images"),
+    *("clips", "checkpoint", "ops", "nn", "models", "diffusion", "text", "data", "optim", "demos", "run", "adapters"),
+    *("prompts", "fingerprints", "assemble", "analysis", "rollout", "store"),
     *("exporting", "convert", "parity", "training", "evaluation", "scoring", "tuning", "inputs", "target"),
-    *("generation", "publishing", "rehearsal", "benchmarking", "diagnosis", "serving", "studio", "cli", "__main__"),
+    *("generation", "clip_files", "publishing", "rehearsal", "benchmarking", "diagnosis", "serving", "studio", "cli"),
+    "__main__",
 )
 """Packages and modules of the library, each of which may import those before it: no circle leaves a package."""
 FORBIDDEN = {
-    "nn": {"dist", "files", "images", "checkpoint"},
-    "models": {"dist", "files", "images", "checkpoint"},
-    "diffusion": {"nn", "models", "files", "images", "checkpoint"},
+    "nn": {"dist", "sharding", "files", "images", "checkpoint"},
+    "models": {"dist", "sharding", "files", "images", "checkpoint"},
+    "diffusion": {"nn", "models", "sharding", "files", "images", "checkpoint"},
     "text": {"nn", "models", "diffusion"},
     "data": {"nn", "models", "diffusion", "text"},
     "exporting": {"analysis"},
@@ -43,12 +44,22 @@ FORBIDDEN = {
 CONFIGURATION = {
     *("udit.errors", "udit.spec", "udit.spec.base", "udit.spec.digest", "udit.nn.specs", "udit.diffusion.config"),
     *("udit.spec.words", "udit.run.keys", "udit.optim.config", "udit.interpolation", "udit.diffusion.settings"),
-    *("udit.diffusion.samplers",),
+    *("udit.diffusion.samplers", "udit.diffusion.process_config", "udit.diffusion.few_step_config"),
     "udit.text.config",
     *("udit.data.config", "udit.data.codec_config", "udit.data.cache_config", "udit.models.catalog"),
-    *("udit.models.config", "udit.models.ablation", "udit.models.isotropic", "udit.models.papers"),
+    "udit.data.condition_config",
+    *("udit.models.config", "udit.models.ablation", "udit.models.isotropic", "udit.models.clips", "udit.models.papers"),
     "udit.evaluation.protocol",
-    *("udit.run", "udit.run.config", "udit.run.rules", "udit.run.start", "udit.run.system", "udit.run.resolve"),
+    *(
+        "udit.run",
+        "udit.run.config",
+        "udit.run.rules",
+        "udit.run.text_rules",
+        "udit.run.start",
+        "udit.run.system",
+        "udit.run.resolve",
+    ),
+    "udit.run.adapter_config",
     *("udit.run.recipes", "udit.run.classes", "udit.recipes"),
 }
 """Modules of configuration, beside ``models/<family>/config.py``: free of torch; only ``READER`` opens files."""
@@ -57,7 +68,8 @@ READER = "udit.run.recipes"
 TORCH_FREE = {
     *("udit.files", "udit.record", "udit.hub", "udit.exporting.manifest", "udit.tuning.quality"),
     *(f"udit.data.{name}" for name in ("describe", "vae", "latents", "sources", "names", "verify", "decode")),
-    *(f"udit.data.{name}" for name in ("folder", "captions", "idx", "npz", "hub")),
+    *(f"udit.data.{name}" for name in ("folder", "captions", "idx", "npz", "fields", "hub", "moving", "clip_folder")),
+    "udit.clips",
     *("udit.text", "udit.text.files", "udit.text.gguf"),
     "udit.run.scorable",
     "udit.demos.find",
@@ -68,7 +80,8 @@ CALLS = {
     ("udit.run.resolve", "latent_cache", "udit.data.latents"),
     ("udit.run.resolve", "codec", "udit.data.vae"),
     ("udit.run.resolve", "language_model", "udit.text.files"),
-    ("udit.run.resolve", "layers", "udit.text.files"),
+    ("udit.run.resolve", "model", "udit.text.files"),
+    ("udit.run.resolve", "codec", "udit.data.fields"),
     ("udit.run.resolve", "_described", "udit.data.describe"),
     (READER, None, "udit.hub"),
     (READER, None, "udit.demos.find"),
@@ -269,8 +282,7 @@ def test_a_family_is_named_by_its_folder_and_the_catalogue_alone() -> None:
     assert len(folders) >= 8
     for folder in folders:
         names = {path.stem for path in (ROOT / "models" / folder).glob("*.py")}
-        assert {"__init__", "config", "network"} <= names, folder
-        assert names <= {"__init__", "config", "network", "published", "parity"}, folder
+        assert {"__init__", "config", "network"} <= names <= {"__init__", "config", "network", "published", "parity"}
     for path in FILES:
         if module(path) in ("udit.models.catalog", "udit.models.ablation") or path.parent.parent == ROOT / "models":
             continue
@@ -473,7 +485,8 @@ OF_A_DEVICE = {"is_cuda", "is_cpu", "is_mps", "is_meta", "is_compiling", "is_exp
 OF_KERNELS = {"usable", "available", "loaded", "is_available"}
 MAY_ASK = {
     "udit.dist": "chooses a process's device, and how its group speaks",
-    "udit.training.learner": "options of DDP and of cuDNN by device, none of a forward",
+    "udit.training.parallel": "options of DDP",
+    "udit.training.learner": "options of cuDNN by device, none of a forward",
     "udit.optim.adamw": "torch has a fused AdamW for some devices",
     "udit.optim.muon": "torch's Muon computes in bfloat16, which few CPUs have",
     "udit.training.capacity": "a GPU has its own memory, and running out of a machine's harms other programs",

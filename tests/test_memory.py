@@ -14,6 +14,7 @@ from udit.benchmarking.measure import dissect
 from udit.data.batches import Batch
 from udit.dist import World
 from udit.errors import UserError
+from udit.models.catalog import find
 from udit.run.config import Run
 from udit.run.recipes import load_run, parse_yaml
 from udit.training.learner import Learner
@@ -126,3 +127,19 @@ def test_every_shipped_recipe_is_estimated(tmp_path: Path) -> None:
     for recipe in ("digits", "fashion-mnist", "folder", "imagefolder-64", "imagenet256-latent"):
         memory = estimate(load_run(recipe, absent=True))
         assert memory.total > memory.activations > memory.weights
+
+
+def test_residual_stream_in_float32_keeps_more_on_a_gpu() -> None:
+    """Counted without one, of CUDA's operators."""
+    words = "training.batch_size=8", "training.device=cuda", "training.precision=auto"
+    half, full = (estimate(tiny(*words, f"training.residual={kind}")).activations for kind in ("bfloat16", "float32"))
+    assert half < full < 2 * half
+    assert estimate(tiny(*words, "training.precision=float32")).activations > half
+
+
+@pytest.mark.slow
+def test_estimate_for_a_gpu_is_what_is_counted_there() -> None:
+    """By ``benchmarks/gpu/step_bytes.py``, which follows a step through CUDA's own libraries: 43.32 GB."""
+    run = tiny("training.batch_size=256", "training.precision=bfloat16", "diffusion.kind=ddpm")
+    run = run.model_copy(update={"model": find("U-DiT-S").config})
+    assert estimate(run, device="cuda").activations == pytest.approx(43.32e9, rel=0.01)

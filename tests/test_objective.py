@@ -302,3 +302,18 @@ def test_rates_of_zero_and_one_drop_none_and_all(levels: int) -> None:
     y, uniform = torch.tensor([4, 2]), torch.tensor([[0.0] * levels, [0.9999999] * levels])
     assert (drop_labels(y, 9, 0.0, uniform).view(2, -1) == y[:, None]).all()
     assert (drop_labels(y, 9, 1.0, uniform) == 9).all()
+
+
+@pytest.mark.slow
+def test_a_loss_compiles_as_one_graph_when_it_is_first_called() -> None:
+    """Its tables used to be computed behind a lock, at which a compiler of graphs stops."""
+
+    def backbone(x: Tensor, t: Tensor, y: Tensor | None = None) -> Tensor:
+        return torch.cat([x * t.view(-1, 1, 1, 1), x], dim=1)
+
+    schedule = DDPM.cosine(50)
+    denoiser = Denoiser(backbone, schedule, learn_sigma=True)
+    x0, t, noise = torch.randn(2, 3, 4, 4), torch.tensor([0, 30]), torch.randn(2, 3, 4, 4)
+    loss = torch.compile(lambda *given: schedule.loss(denoiser, *given).loss, backend="eager", fullgraph=True)
+    compiled = loss(x0, t, noise)
+    assert torch.equal(compiled, hybrid_loss(denoiser, x0, t, noise).loss)

@@ -18,6 +18,7 @@ TEXT = "text={source: there, width: 8, depth: 2, tokens: 2, sha256: '" + 64 * "0
 UVIT = "model={name: U-ViT-M/4, patch: 2}"
 SIT = "model={name: SiT-S/2, width: 16, depth: 1, heads: 2}"
 BROKEN: dict[Rule, tuple[str, str]] = {
+    rules.clips_are_for_networks_of_clips: ("model=Latte-tiny", "the data are images and Latte takes clips"),
     rules.input_size_is_that_of_the_data: ("model.input_size=16", "model.input_size is 16x16 and the data is 8x8"),
     rules.channels_are_those_of_the_data: ("model.in_channels=3", "model.in_channels is 3 and the data has 1"),
     rules.classes_need_labels: (
@@ -77,9 +78,13 @@ BROKEN: dict[Rule, tuple[str, str]] = {
         "model={name: DiT-S/2, width: 16, depth: 1, heads: 2} + training.independent_level_dropout=true",
         "training.independent_level_dropout needs a U-DiT",
     ),
-    rules.selective_checkpointing_is_not_compiled: (
-        "training.checkpoint_activations=selective + training.compile=true",
-        "training.checkpoint_activations is selective and training.compile true",
+    rules.shards_are_of_split_weights: (
+        "training.shards=2",
+        "training.shards is 2 and training.parallel ddp, which splits no weights; set training.parallel=fsdp",
+    ),
+    rules.split_weights_are_changed_one_by_one: (
+        "training.parallel=fsdp + training.optimizer=muon",
+        "training.parallel is fsdp, which splits every weight over processes, and training.optimizer=muon needs whole",
     ),
     rules.batch_splits_into_accumulated_parts: (
         "training.accumulation=7",
@@ -96,6 +101,38 @@ BROKEN: dict[Rule, tuple[str, str]] = {
     rules.schedule_free_has_no_other_average: (
         "training.optimizer=schedule-free + training.posthoc_ema={}",
         "keeps an average of its own",
+    ),
+    rules.second_time_is_trained: (
+        "model.second_time=true",
+        "model.second_time is true and flow matching has one time, so that nothing would train the second",
+    ),
+    rules.mean_flow_starts_at_pure_noise: (
+        "model={name: HDiT-tiny, time: sigma} + diffusion.kind=mean-flow",
+        "HDiT gets the ratio of noise to signal, which is infinite at pure noise",
+    ),
+    rules.forward_derivatives_have_no_dropout: (
+        "model={name: ADM-tiny, dropout: 0.1} + diffusion.kind=mean-flow",
+        "model.dropout is 0.1 and MeanFlow compares a network with its own derivative",
+    ),
+    rules.forward_derivatives_are_not_compiled: (
+        "diffusion.kind=mean-flow + training.compile=true",
+        "training.compile is true and MeanFlow takes forward derivatives",
+    ),
+    rules.learned_guidance_needs_a_null_label: (
+        "diffusion={kind: mean-flow, guidance: 2} + training.label_dropout=0",
+        "diffusion.guidance is 2 and the null label that it compares with is not trained",
+    ),
+    rules.forward_derivatives_are_of_whole_weights: (
+        "diffusion.kind=mean-flow + training.parallel=fsdp",
+        "training.parallel is fsdp and MeanFlow takes forward derivatives",
+    ),
+    rules.adapter_is_of_whole_weights: (
+        "training.adapter={} + training.parallel=fsdp",
+        "training.parallel is fsdp, which splits weights and their optimiser state",
+    ),
+    rules.adapter_has_no_other_average: (
+        "training.adapter={} + training.posthoc_ema={}",
+        "training.posthoc_ema averages all weights and training.adapter trains few",
     ),
     rules.schedule_free_divides_by_its_momentum: (
         "training.optimizer=schedule-free + training.betas=[0, 0.99]",

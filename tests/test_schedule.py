@@ -49,7 +49,7 @@ def test_tables_are_float64_until_gathered() -> None:
         (torch.float32, torch.float32),
         (torch.float64, torch.float64),
     ):
-        values = gather(s.alpha_bar, torch.tensor([0, 999]), torch.zeros(2, 3, 4, 4, dtype=dtype))
+        values = gather(torch.from_numpy(s.alpha_bar), torch.tensor([0, 999]), torch.zeros(2, 3, 4, 4, dtype=dtype))
         assert values.dtype == expected
         assert values.shape == (2, 1, 1, 1)
         assert values.flatten().tolist() == pytest.approx([0.9999, 4.03582977e-05], rel=1e-7)

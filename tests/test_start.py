@@ -51,7 +51,7 @@ def source(tmp_path: Path) -> Path:
 def begun(run: Run) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor], list[str]]:
     """The weights a run starts with, those it would have had, and the report."""
     model, fresh = udit.build(run.model, seed=run.seed), udit.build(run.model, seed=run.seed)
-    report = start_from(model, run)
+    report = start_from(model.state_dict(), run)
     return model.state_dict(), fresh.state_dict(), report
 
 

@@ -4,25 +4,36 @@ A checkpoint is a folder ``step-00001000``: safetensors files and a manifest wit
 digest. It is written to a temporary sibling, every file and the folder are fsynced, then it is renamed and the parent
 is fsynced; nothing is ever overwritten. Resuming takes the newest one that verifies; a damaged one is named, renamed
 and skipped.
+
+Where weights are split over ranks (FSDP), each rank has written its own file, which holds its parts of everything
+(``sharding``); the manifest says so by its schema.
 """
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import re
 import shutil
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError
+import torch
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from udit import sharding
+from udit.dist import World
 from udit.errors import RunError, UserError
-from udit.files import file_sha256, seal, sweep, sync, temporary_sibling, unseal, whole_folder
+from udit.files import TEMPORARY, file_sha256, seal, sweep, sync, temporary_sibling, unseal, whole_folder
 
 SCHEMA = 1
+"""A file for each of model, ema, optim and posthoc."""
+SHARDED = 2
+"""A file for each rank."""
 MANIFEST = "manifest.json"
 _NAME = re.compile(r"step-(\d{8,})")
 log = logging.getLogger(__name__)
@@ -40,9 +51,48 @@ class Checkpoint:
         """Optimiser steps done."""
         return int(self.manifest["step"])
 
+    @property
+    def sharded(self) -> bool:
+        """Whether there is a file for each rank."""
+        return bool(self.manifest["schema"] == SHARDED)
+
     def tensors(self, name: str) -> dict[str, Tensor]:
-        """The tensors of ``model``, ``ema``, ``optim`` or ``posthoc``, on the CPU."""
-        return load_file(self.path / f"{name}.safetensors")
+        """The whole tensors of ``model``, ``ema``, ``optim`` or ``posthoc``, on the CPU."""
+        if not self.sharded:
+            return load_file(self.path / f"{name}.safetensors")
+        here = {key: facts for key, facts in sharding.names_in(self.path).items() if key.startswith(f"{name}/")}
+        whole = {key: torch.empty(shape, dtype=dtype) for key, (shape, dtype) in here.items()}
+        sharding.read_into(self.path, whole)
+        return {key.removeprefix(f"{name}/"): tensor for key, tensor in whole.items()}
+
+    def names(self, name: str) -> set[str]:
+        """The tensors that ``tensors(name)`` has."""
+        if self.sharded:
+            found = sharding.names_in(self.path)
+            return {key.removeprefix(f"{name}/") for key in found if key.startswith(f"{name}/")}
+        with safe_open(self.path / f"{name}.safetensors", framework="pt") as file:
+            return set(file.keys())
+
+    def read_into(self, state: sharding.State, world: World) -> None:
+        """Fills tensors, whole or split over the ranks, all of which call it; a rank reads its own parts alone.
+
+        Args:
+            state: {"model": {name: tensor}, ...}, changed in place.
+            world: the ranks.
+
+        Raises:
+            RuntimeError: a tensor is missing or has another shape.
+        """
+        if self.sharded:
+            sharding.read_into(self.path, sharding.flat(state), world)
+            return
+        for part, targets in state.items():
+            with safe_open(self.path / f"{part}.safetensors", framework="pt") as file:
+                for name, target in targets.items():
+                    found = file.get_tensor(name)
+                    if found.shape != target.shape:
+                        raise RuntimeError(f"{name} has shape {list(found.shape)}, not {list(target.shape)}")
+                    sharding.put(target, found)
 
 
 class CheckpointStore:
@@ -76,16 +126,50 @@ class CheckpointStore:
                     file = temporary / f"{name}.safetensors"
                     write_tensors(values, file)
                     files[file.name] = {"bytes": file.stat().st_size, "sha256": file_sha256(file)}
-                text = seal({"schema": SCHEMA, "step": step, **facts, "files": files})
-                (temporary / MANIFEST).write_text(text, encoding="utf-8")
+                _write_manifest(temporary, {"schema": SCHEMA, "step": step, **facts, "files": files})
         except (OSError, SafetensorError) as error:
-            newest = max(self.steps(), default=None)
-            kept = f"step {newest} is intact" if newest is not None else "there is none before it"
-            raise RunError(
-                f"cannot write checkpoint {final}: {_cause(error)}; {kept}; fix that and run the same command again"
-            ) from None
+            raise self.refused(step, error) from None
         self._prune(spare)
         return final
+
+    @contextlib.contextmanager
+    def sharded(self, step: int, token: str, facts: dict[str, Any], spare: int | None = None) -> Iterator[Sharded]:
+        """A checkpoint whose files all ranks write, complete once the context is left; after an error it is removed.
+
+        Args:
+            step: optimiser steps done.
+            token: part of the temporary folder's name (``shards_at``), new at every save: a rank of a run that was
+                started again must not write into a folder of the new one.
+            facts: further entries of the manifest.
+            spare: as ``save``.
+
+        Yields:
+            Where the files go; what is said of them there goes into the manifest.
+
+        Raises:
+            OSError: the disk refuses it, or a file is not there.
+        """
+        with whole_folder(self.path(step), temporary=self.shards_at(step, token)) as temporary:
+            found = Sharded(temporary, {})
+            yield found
+            for name, told in found.files.items():
+                if (size := (temporary / name).stat().st_size) != told["bytes"]:
+                    raise OSError(f"{name} has {size} of {told['bytes']} bytes")
+            _write_manifest(temporary, {"schema": SHARDED, "step": step, **facts, "files": found.files})
+        self._prune(spare)
+
+    def shards_at(self, step: int, token: str) -> Path:
+        """The temporary folder of ``sharded``."""
+        return self.folder / f"{TEMPORARY}{token}-{self.path(step).name}"
+
+    def refused(self, step: int, error: Exception) -> RunError:
+        """Why a checkpoint could not be written, in one line."""
+        newest = max(self.steps(), default=None)
+        kept = f"step {newest} is intact" if newest is not None else "there is none before it"
+        return RunError(
+            f"cannot write checkpoint {self.path(step)}: {_cause(error)}; {kept}; fix that and run the same command "
+            "again"
+        )
 
     def newest(self, aside: bool = True) -> Checkpoint | None:
         """The newest checkpoint that verifies, or None.
@@ -110,6 +194,21 @@ class CheckpointStore:
     def path(self, step: int) -> Path:
         """The folder of a step's checkpoint, whether it is there or not."""
         return self.folder / f"step-{step:08d}"
+
+    def opened(self, step: int) -> Checkpoint:
+        """The checkpoint of a step that another rank has verified.
+
+        Raises:
+            RunError: it is not here.
+        """
+        path = self.path(step)
+        try:
+            return Checkpoint(path, unseal((path / MANIFEST).read_text(encoding="utf-8")))
+        except (OSError, ValueError) as error:
+            raise RunError(
+                f"checkpoint {path} cannot be read here ({_cause(error)}); the run folder must be on a file system "
+                "that all ranks see"
+            ) from None
 
     def at(self, step: int) -> Checkpoint:
         """The checkpoint of one step.
@@ -167,6 +266,15 @@ def write_tensors(tensors: dict[str, Tensor], path: Path, metadata: dict[str, st
     path.chmod(mode)  # safetensors makes it readable by its owner alone, whatever the umask
 
 
+@dataclass(frozen=True)
+class Sharded:
+    """A checkpoint that ranks are writing."""
+
+    folder: Path
+    files: dict[str, dict[str, Any]]
+    """Size and sha256 of each file, by name."""
+
+
 class DamagedError(ValueError):
     """A checkpoint that is torn or altered; the text says where."""
 
@@ -184,10 +292,10 @@ def verify(path: Path) -> dict[str, Any]:
             manifest = unseal(text)
         except ValueError as error:
             raise DamagedError(f"{MANIFEST} is torn ({error})") from None
-        if manifest["schema"] != SCHEMA:
+        if manifest["schema"] not in (SCHEMA, SHARDED):
             raise UserError(
-                f"{path} was written in schema {manifest['schema']} and this udit reads {SCHEMA}; use the udit that "
-                "wrote it, or start a new run in another folder"
+                f"{path} was written in schema {manifest['schema']} and this udit reads {SCHEMA} and {SHARDED}; use "
+                "the udit that wrote it, or start a new run in another folder"
             )
         for name, facts in manifest["files"].items():
             file = path / name
@@ -203,6 +311,10 @@ def verify(path: Path) -> dict[str, Any]:
             raise
         raise DamagedError(f"{MANIFEST} is torn") from None
     return manifest
+
+
+def _write_manifest(folder: Path, manifest: dict[str, Any]) -> None:
+    (folder / MANIFEST).write_text(seal(manifest), encoding="utf-8")
 
 
 def _cause(error: Exception) -> str:

@@ -55,6 +55,12 @@ class World:
             dist.all_reduce(tensor)
         return tensor.tolist()
 
+    def summed(self, values: Tensor) -> Tensor:
+        """Element-wise sum over ranks, in the place of ``values``; on a GPU the host does not wait for it."""
+        if self.size > 1:
+            dist.all_reduce(values)
+        return values
+
     def gather(self, values: Tensor) -> Tensor:
         """Stacks a CPU tensor [n] of every rank to [size, n]."""
         if self.size == 1:
@@ -93,6 +99,24 @@ class World:
         if self.agree(int(error is not None)):
             raise error or PeerError("rank 0 gave up; its message says why")
         return result
+
+    def everywhere(self, action: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """Calls ``action`` on every rank and returns this one's result; an error of one rank is an error of all.
+
+        Raises:
+            UserError, RunError, OSError: on the first rank that has one, what the action raised.
+            PeerError: on the other ranks, then.
+        """
+        result, error = None, None
+        try:
+            result = action(*args, **kwargs)
+        except (UserError, RunError, OSError) as caught:
+            error = caught
+        failed = self.gather(torch.tensor([int(error is not None)])).flatten().tolist()
+        if any(failed):
+            first = failed.index(1)
+            raise error if error is not None and first == self.rank else PeerError(f"rank {first} gave up and says why")
+        return result  # type: ignore[return-value]
 
     def barrier(self) -> None:
         """Waits for every rank."""

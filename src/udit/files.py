@@ -45,7 +45,7 @@ def whole_file(path: Path, *, durable: bool = True) -> Iterator[Path]:
 
 
 @contextlib.contextmanager
-def whole_folder(path: Path, *, replace: bool = False) -> Iterator[Path]:
+def whole_folder(path: Path, *, replace: bool = False, temporary: Path | None = None) -> Iterator[Path]:
     """A new temporary sibling folder to fill, which takes the name ``path`` on leaving; after an error it is removed.
 
     Every file in it is on disk before the folder has its name.
@@ -53,11 +53,12 @@ def whole_folder(path: Path, *, replace: bool = False) -> Iterator[Path]:
     Args:
         path: the folder; its parents are made.
         replace: an existing one is replaced; without, a folder that is not empty is an OSError.
+        temporary: the sibling's path, where other processes have to know it; ``temporary_sibling`` by default.
 
     Raises:
         OSError: the disk refuses it.
     """
-    temporary = temporary_sibling(path)
+    temporary = temporary or temporary_sibling(path)
     shutil.rmtree(temporary, ignore_errors=True)
     try:
         temporary.mkdir(parents=True)

@@ -8,7 +8,7 @@ import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -18,12 +18,16 @@ from torch import Tensor
 
 from udit.assemble import System
 from udit.data.decode import decode
+from udit.data.fields import read_fields
 from udit.data.listing import image_files
 from udit.errors import UserError, as_list, require_type
 from udit.evaluation.sets import GRID
 from udit.exporting.find import find_graph, load_graph
 from udit.images import has_settings
+from udit.interpolation import Between, Through, between
 from udit.prompts import NONE_GIVEN
+from udit.rng import Seed
+from udit.run.classes import Classes, Label
 from udit.store import load
 from udit.training.posthoc import posthoc_ema
 
@@ -44,6 +48,13 @@ class Context:
     """The texts that they are conditions of, where they are; PNGs carry each image's."""
     negative: str = ""
     """The text that ``null`` is the condition of."""
+
+    def recorded(self, i: int) -> dict[str, Any]:
+        """What the PNG of image i says of its condition."""
+        row = i % len(self.rows)
+        if not self.prompts:
+            return {"context": self.name, "row": row}
+        return {"prompt": self.prompts[row]} | ({"negative": self.negative} if self.negative else {})
 
     def of(self, indices: Sequence[int]) -> Tensor:
         """The conditions of some images."""
@@ -150,7 +161,7 @@ class StartImages:
     """Images that sampling starts from."""
 
     pixels: Tensor
-    """uint8 [M, C, H, W]; image i has number i modulo M."""
+    """uint8 or, of a condition, float32 [M, C, H, W]; image i has number i modulo M."""
     names: Sequence[str]
     """Of each one; PNGs carry it. Empty where they have none."""
 
@@ -174,6 +185,7 @@ def start_images(source: str | Path | Tensor, system: System) -> StartImages:
     Raises:
         UserError: there are none, one cannot be read, or the model draws none that a file can hold.
     """
+    system.config.model.refuse_clips("from_image")
     channels, height, width = system.image_shape
     if isinstance(source, Tensor):
         if source.ndim != 4 or not len(source):
@@ -194,6 +206,30 @@ def start_images(source: str | Path | Tensor, system: System) -> StartImages:
         )
     colours: Literal[1, 3] = 3 if channels == 3 else 1
     return StartImages(torch.from_numpy(np.stack([decode(file, height, colours) for file in paths])), names)
+
+
+def condition_images(source: str | Path | Tensor, system: System) -> StartImages:
+    """Images of which a condition is made, as those to start from; of a model of fields an ``.npz`` of them.
+
+    Args:
+        source: as of ``start_images``; or a file with ``fields``, float [M, C, H, W].
+        system: that sees the condition.
+
+    Raises:
+        UserError: there are none, they have another shape, or the model sees none.
+    """
+    if system.config.condition is None:
+        raise UserError("a condition was given and the model sees nothing beside the noisy image; leave it out")
+    if isinstance(source, Tensor) or system.config.codec.kind != "field":
+        return start_images(source, system)
+    path = Path(source).expanduser()
+    fields = read_fields(path)
+    if fields.shape[1:] != system.image_shape:
+        shapes = ["{} channels of {}x{}".format(*shape) for shape in (fields.shape[1:], system.image_shape)]
+        raise UserError(
+            f"{path} holds fields with {shapes[0]} and the model makes {shapes[1]}; take fields of that shape"
+        )
+    return StartImages(torch.from_numpy(fields), [f"{path.name} {i}" for i in range(len(fields))])
 
 
 def weaker_model(source: System | str | Path | float, model: System | str | Path) -> System:
@@ -225,3 +261,21 @@ def weaker_model(source: System | str | Path | float, model: System | str | Path
         return average.system
     graph = find_graph(source, None)
     return load_graph(graph, source, "ema") if graph else load(source)
+
+
+def labels_of_images(
+    wanted: str | Sequence[int | str | Between[Any]] | Through | None, seeds: Sequence[Seed], classes: Classes
+) -> list[Label] | None:
+    """A label for each seed, or None for a model without classes."""
+    if isinstance(wanted, Through):
+        return between(classes.labels(wanted.ends), len(seeds))
+    if wanted is None and classes.trained > 1 and any(isinstance(seed, Between) for seed in seeds):
+        raise UserError("an interpolation between seeds shows one class, and none is named; give labels")
+    return classes.each(wanted, len(seeds))
+
+
+def recorded(what: str, value: Seed | Label) -> dict[str, Any]:
+    """A seed or a label as a PNG records it; of a point between two, both and the share of the second."""
+    if not isinstance(value, Between):
+        return {what: value}
+    return {f"{what}s": [value.first, value.second], f"{what}_share": value.share}

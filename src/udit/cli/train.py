@@ -161,9 +161,11 @@ def _notes(run: Run, found: DryRun) -> Iterator[str]:
         "optimiser": memory.optimizer,
         "averages": memory.averages,
         "activations": memory.activations,
+        **({"gathered": memory.gathered} if memory.gathered else {}),
     }
+    alone = ranks > 1 and not memory.gathered
     for name, size in parts.items():
-        yield f"  {name:<12}{size / 1e6:>12,.1f} MB" + (" (rank 0 alone)" if name == "averages" and ranks > 1 else "")
+        yield f"  {name:<12}{size / 1e6:>12,.1f} MB" + (" (rank 0 alone)" if name == "averages" and alone else "")
     yield (
         f"  {'in all':<12}{memory.total / 1e6:>12,.1f} MB at most: activations are freed as gradients appear, so it is "
         "less than the sum"

@@ -7,8 +7,8 @@ import signal
 import sys
 import warnings
 import weakref
-from collections.abc import Generator, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Generator, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -19,6 +19,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from udit import rng
 from udit.data.captions import captions_of
+from udit.data.fields import FieldSource
 from udit.data.latents import LatentCache
 from udit.data.order import Order, flips
 from udit.data.sources import Labels, Source
@@ -30,7 +31,7 @@ class Batch:
     """One micro-batch."""
 
     x: Tensor
-    """uint8 [B, C, H, W], or raw latents [B, c, h, w] of a cache"""
+    """uint8 [B, C, H, W], of clips [B, C, F, H, W], float32 fields, or raw latents [B, c, h, w] of a cache"""
     y: Tensor
     """int64 [B]"""
     ids: list[int]
@@ -39,8 +40,29 @@ class Batch:
     """Positions in the run's stream of images: the keys of everything drawn for each image."""
     texts: list[str] = field(default_factory=list)
     """A caption of each image; none where the source has none."""
+    before: Tensor | None = None
+    """The states before, float32 [B, C, H, W], of a source that has them."""
+    features: Tensor | None = None
+    """A vision model's, float16 [B, Z, h, w], where they are asked for."""
+    drawn: dict[str, Tensor] = field(default_factory=dict)
+    """Random numbers of these positions, where they were drawn along with reading: each [B, ...]."""
+
+    def pin_memory(self) -> Batch:
+        """The same in memory from which a GPU copies while the host goes on."""
+        return self._moved(Tensor.pin_memory)
+
+    def on(self, device: torch.device) -> Batch:
+        """The same on a device; from pinned memory the host does not wait for the copy."""
+        return self._moved(lambda x: x.to(device, non_blocking=True)) if device.type != "cpu" else self
+
+    def _moved(self, move: Callable[[Tensor], Tensor]) -> Batch:
+        drawn = {name: move(x) for name, x in self.drawn.items()}
+        before, features = (None if x is None else move(x) for x in (self.before, self.features))
+        return replace(self, x=move(self.x), y=move(self.y), before=before, features=features, drawn=drawn)
 
 
+Draw = Callable[[Sequence[int]], dict[str, Tensor]]
+"""From positions to what is drawn for them, each [B, ...]."""
 Batches = Generator[list[Batch]]
 """The micro-batches of step after step; closing it ends the workers."""
 
@@ -57,7 +79,10 @@ def batches(
     world: int = 1,
     accumulation: int = 1,
     flip: bool = False,
+    features: bool = False,
     workers: int = 0,
+    draw: Draw | None = None,
+    pin: bool = False,
 ) -> Batches:
     """One rank's micro-batches of every step.
 
@@ -72,7 +97,10 @@ def batches(
         world: number of processes.
         accumulation: micro-batches per step on each rank.
         flip: mirror half of the images left to right.
+        features: read a vision model's features too, of a latent cache that has them.
         workers: processes that read ahead; 0 reads in the calling process.
+        draw: makes each batch's ``drawn``, where its images are read.
+        pin: batches lie in pinned memory.
 
     Yields:
         ``accumulation`` batches for each step. Step s takes positions s * global_batch and on, micro-batch by
@@ -83,9 +111,9 @@ def batches(
         RunError: a worker died.
     """
     size = share_of(global_batch, accumulation, world)
-    reader = _Reader(source, part, seed, flip)
+    reader = _Reader(source, part, seed, flip, features, draw)
     jobs = _Jobs(Order(len(part), seed), range(start, stop), global_batch, size, rank, world, accumulation)
-    steps = _steps(reader, jobs, workers)
+    steps = _steps(reader, jobs, workers, pin)
     if workers:
         # else multiprocessing's exit handler would send SIGTERM, which workers ignore, and wait for them for ever
         alive = weakref.ref(steps)
@@ -130,43 +158,64 @@ class _Jobs:
 class _Reader(Dataset["Batch | UserError"]):
     """Reads a micro-batch, in the calling process or in a worker."""
 
-    def __init__(self, source: Source, part: Labels, seed: int, flip: bool) -> None:
+    def __init__(self, source: Source, part: Labels, seed: int, flip: bool, features: bool, draw: Draw | None) -> None:
         self.source = source
         self.part = part
         self.seed = seed
         self.flip = flip
+        self.features = features
+        self.draw = draw
 
     def __getitem__(self, job: list[tuple[int, int]]) -> Batch | UserError:
         positions = [position for position, _ in job]
         ids = [int(self.part[place]) for _, place in job]
+        mirrored = flips(self.seed, positions) if self.flip else [False] * len(ids)
         try:
-            x = self._read(ids, flips(self.seed, positions) if self.flip else [False] * len(ids))
+            x, features = self._read(ids, mirrored), self._features(ids, mirrored)
+            before = states_before(self.source, ids)
         except UserError as error:
             # as a value: an exception from a worker would be wrapped in its traceback
             return error
-        return Batch(torch.from_numpy(x), torch.from_numpy(self.source.labels[ids]), ids, positions, self._texts(job))
+        drawn, y = self.draw(positions) if self.draw else {}, torch.from_numpy(self.source.labels[ids])
+        texts = self._texts(ids, positions)
+        return Batch(torch.from_numpy(x), y, ids, positions, texts, before, features, drawn)
 
-    def _texts(self, job: list[tuple[int, int]]) -> list[str]:
+    def _texts(self, ids: Sequence[int], positions: Sequence[int]) -> list[str]:
         """One of the captions of each image, by its position in the run."""
         captions = captions_of(self.source)
         if captions is None:
             return []
-        keys = [(int(self.part[place]), rng.key(self.seed, "caption", position)) for position, place in job]
-        return [captions.chosen(i, key) for i, key in keys]
+        keys = (rng.key(self.seed, "caption", position) for position in positions)
+        return [captions.chosen(i, key) for i, key in zip(ids, keys, strict=True)]
 
     def _read(self, ids: list[int], mirrored: list[bool]) -> NDArray[Any]:
         if isinstance(self.source, LatentCache):
             return np.stack([self.source.read(i, turned) for i, turned in zip(ids, mirrored, strict=True)])
         x = np.stack([self.source.image(i) for i in ids])
-        x[mirrored] = x[mirrored, :, :, ::-1]
+        x[mirrored] = x[mirrored][..., ::-1]
         return x
 
+    def _features(self, ids: list[int], mirrored: list[bool]) -> Tensor | None:
+        if not self.features:
+            return None
+        assert isinstance(self.source, LatentCache), "a vision model's features are in a latent cache"
+        found = [self.source.features(i, turned) for i, turned in zip(ids, mirrored, strict=True)]
+        return torch.from_numpy(np.stack(found))
 
-def _steps(reader: _Reader, jobs: _Jobs, workers: int) -> Batches:
-    read: Any = iter(_loader(reader, jobs, workers)) if workers else map(reader.__getitem__, jobs)
+
+def states_before(source: Source, ids: Sequence[int]) -> Tensor | None:
+    """The states before those of a source, float32 [B, C, H, W]; None of a source without an order in time."""
+    if not isinstance(source, FieldSource) or source.before is None:
+        return None
+    return torch.from_numpy(source.fields[source.before[ids]])
+
+
+def _steps(reader: _Reader, jobs: _Jobs, workers: int, pin: bool) -> Batches:
+    read: Any = iter(_loader(reader, jobs, workers, pin)) if workers else map(reader.__getitem__, jobs)
     try:
         for _ in jobs.steps:
-            yield [_next(read) for _ in range(jobs.accumulation)]
+            micro_batches = [_next(read) for _ in range(jobs.accumulation)]
+            yield [batch.pin_memory() for batch in micro_batches] if pin and not workers else micro_batches
     finally:
         if workers:
             # not left to the garbage collector: an error's traceback would keep the workers, and exit waits for them
@@ -185,7 +234,7 @@ def _next(read: Iterator[Batch | UserError]) -> Batch:
     return batch
 
 
-def _loader(reader: _Reader, jobs: _Jobs, workers: int) -> DataLoader[Batch | UserError]:
+def _loader(reader: _Reader, jobs: _Jobs, workers: int, pin: bool) -> DataLoader[Batch | UserError]:
     # of more workers than cores: readers mostly wait for the trainer
     warnings.filterwarnings("ignore", message="This DataLoader will create")
     return DataLoader(
@@ -194,6 +243,7 @@ def _loader(reader: _Reader, jobs: _Jobs, workers: int) -> DataLoader[Batch | Us
         sampler=jobs,
         collate_fn=_as_it_is,
         num_workers=workers,
+        pin_memory=pin,
         worker_init_fn=_leave_signals_to_the_trainer,
         # forked workers share the memory of decoded images
         multiprocessing_context="fork" if sys.platform == "linux" else None,

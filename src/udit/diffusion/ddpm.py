@@ -13,8 +13,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
-from functools import cached_property
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal, get_args
 
 import numpy as np
 import torch
@@ -27,9 +26,14 @@ from udit.diffusion.learning import Learning
 from udit.diffusion.objective import Losses
 from udit.diffusion.origin import Origin, skipped
 from udit.diffusion.sample import Noise, Step
-from udit.diffusion.schedule import Schedule, Table, TimeUnit, gather
+from udit.diffusion.schedule import Schedule, Table, TimeUnit, everywhere, gather, placed
 from udit.diffusion.targets import Target, encode
 from udit.errors import UserError
+
+TableName = Literal["signal", "noise", "of_x0", "of_xt", "log_posterior", "log_fixed", "log_beta", "ratio", "timestep"]
+"""Roots of alpha_bar and of 1 - alpha_bar; weights of x0 and x_t in the posterior's mean; logarithms of its variance,
+of the larger fixed one (at t = 0 as the posterior's) and of beta; noise over signal; what the network gets."""
+NAMES: tuple[TableName, ...] = get_args(TableName)
 
 
 @dataclass(frozen=True)
@@ -52,6 +56,20 @@ class DDPM(Schedule):
     train_steps: int
     predict: Literal["eps", "x0", "v"] = "eps"
     learning: Learning = field(default_factory=Learning)
+    alpha_bar: Table = field(init=False, compare=False, repr=False)
+    """[T] remaining signal variance: the product of 1 - beta."""
+    alpha_bar_prev: Table = field(init=False, compare=False, repr=False)
+    """[T] ``alpha_bar`` one step cleaner; 1 at the end."""
+    posterior_variance: Table = field(init=False, compare=False, repr=False)
+    """[T] variance of q(x_{t-1} | x_t, x0) (Ho et al. 2020, Eq. 7)."""
+    posterior_log_variance: Table = field(init=False, compare=False, repr=False)
+    """[T] its logarithm; at t = 0, where the variance is 0, that of t = 1 (ADM)."""
+    posterior_coefficients: tuple[Table, Table] = field(init=False, compare=False, repr=False)
+    """[T] weights of x0 and x_t in the mean of q(x_{t-1} | x_t, x0) (Ho et al. 2020, Eq. 7)."""
+    _tables: np.ndarray[tuple[int, int], np.dtype[np.float64]] = field(init=False, compare=False, repr=False)
+    """[len(NAMES), T] all of them."""
+    _rows: dict[torch.device, Tensor] = field(init=False, compare=False, repr=False)
+    """The same by device."""
 
     @staticmethod
     def linear(steps: int = 1000) -> DDPM:
@@ -86,49 +104,45 @@ class DDPM(Schedule):
         """What ``predict`` says; eps by default (Ho et al. 2020, Sec. 3.2)."""
         return self.predict
 
-    @cached_property
-    def alpha_bar(self) -> Table:
-        """[T] remaining signal variance: the product of 1 - beta."""
-        alpha_bar: Table = np.cumprod(1 - self.betas, dtype=np.float64)
-        return alpha_bar
+    def __post_init__(self) -> None:
+        """Computes the tables. Not when they are first asked for, as a compiler of graphs stops at such a property."""
+        with np.errstate(divide="ignore", invalid="ignore"):  # a schedule may have no noise at first, no signal at last
+            alpha_bar: Table = np.cumprod(1 - self.betas, dtype=np.float64)
+            previous, rest = np.append(1.0, alpha_bar[:-1]), 1 - alpha_bar
+            variance = self.betas * (1 - previous) / rest
+            # in place of the variance at t = 0; a schedule of one step has no t = 1, and its sampler draws no noise
+            first = float(variance[1] if len(self.betas) > 1 else self.betas[0])
+            of_x0 = self.betas * np.sqrt(previous) / rest
+            of_xt = (1 - previous) * np.sqrt(1 - self.betas) / rest
+            smallest, largest = (np.log(np.append(first, values[1:])) for values in (variance, self.betas))
+            rows = [np.sqrt(alpha_bar), np.sqrt(rest), of_x0, of_xt, smallest, largest, np.log(self.betas)]
+            rows += [np.sqrt(1 / alpha_bar - 1), self.timesteps.astype(np.float64)]
+        values: dict[str, Any] = {
+            "alpha_bar": alpha_bar,
+            "alpha_bar_prev": previous,
+            "posterior_variance": variance,
+            "posterior_log_variance": smallest,
+            "posterior_coefficients": (of_x0, of_xt),
+            "_tables": np.stack(rows),
+            "_rows": {},
+        }
+        for name, value in values.items():
+            object.__setattr__(self, name, value)
 
-    @cached_property
-    def alpha_bar_prev(self) -> Table:
-        """[T] ``alpha_bar`` one step cleaner; 1 at the end."""
-        return np.append(1.0, self.alpha_bar[:-1])
+    def table(self, name: TableName, device: torch.device) -> Tensor:
+        """[T] float64 on a device, to which all tables are copied once; float32 where it has no float64."""
+        rows = self._rows.get(device)
+        if rows is None:
+            rows = self._rows[device] = placed(self._tables, device)
+        return rows[NAMES.index(name)]
 
-    @cached_property
-    def posterior_variance(self) -> Table:
-        """[T] variance of q(x_{t-1} | x_t, x0) (Ho et al. 2020, Eq. 7)."""
-        return self.betas * (1 - self.alpha_bar_prev) / (1 - self.alpha_bar)
-
-    @cached_property
-    def posterior_log_variance(self) -> Table:
-        """[T] its logarithm; at t = 0, where the variance is 0, that of t = 1 (ADM)."""
-        return np.log(np.append(self._first_variance, self.posterior_variance[1:]))
-
-    @cached_property
-    def large_log_variance(self) -> Table:
-        """[T] the logarithm of beta_t, the larger fixed variance; at t = 0 as ``posterior_log_variance`` (ADM)."""
-        return np.log(np.append(self._first_variance, self.betas[1:]))
-
-    @property
-    def _first_variance(self) -> float:
-        """In place of the variance at t = 0. A schedule of one step has no t = 1, and its sampler draws no noise."""
-        return float(self.posterior_variance[1] if len(self) > 1 else self.betas[0])
-
-    @cached_property
-    def posterior_coefficients(self) -> tuple[Table, Table]:
-        """[T] weights of x0 and x_t in the mean of q(x_{t-1} | x_t, x0) (Ho et al. 2020, Eq. 7)."""
-        rest = 1 - self.alpha_bar
-        return (
-            self.betas * np.sqrt(self.alpha_bar_prev) / rest,
-            (1 - self.alpha_bar_prev) * np.sqrt(1 - self.betas) / rest,
-        )
+    def at(self, name: TableName, t: Tensor, like: Tensor) -> Tensor:
+        """Entries of a table at indices t [B], in ``like``'s dtype (float32 at least), as [B, 1, 1, 1]."""
+        return gather(self.table(name, t.device), t, like)
 
     def alpha_sigma(self, t: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
         """Scales of signal and noise at t [B] int64, shaped [B, 1, 1, 1]."""
-        return gather(np.sqrt(self.alpha_bar), t, like), gather(np.sqrt(1 - self.alpha_bar), t, like)
+        return self.at("signal", t, like), self.at("noise", t, like)
 
     def draw(self, generator: torch.Generator) -> Tensor:
         """A training time: uniform over the indices, or by ``learning``'s density."""
@@ -150,7 +164,7 @@ class DDPM(Schedule):
             return self._original(t)
         if unit == "unit":
             return self._original(t).float() / self.train_steps
-        return torch.from_numpy(np.sqrt(1 / self.alpha_bar - 1)).to(t.device)[t].float()
+        return self.table("ratio", t.device)[t].float()
 
     def loss(self, denoiser: Denoiser, x0: Tensor, t: Tensor, noise: Tensor, y: Tensor | None = None) -> Losses:
         """``hybrid_loss``."""
@@ -161,7 +175,7 @@ class DDPM(Schedule):
         return self.betas
 
     def _original(self, t: Tensor) -> Tensor:
-        return torch.from_numpy(self.timesteps).to(t.device)[t]
+        return self.table("timestep", t.device)[t].long()
 
     def respaced(self, sections: int | str) -> DDPM:
         """The process over a part of its steps, at which alpha_bar is unchanged (ADM).
@@ -254,9 +268,8 @@ def ancestral_moments(schedule: DDPM, x0: Tensor, variance: Tensor, x_t: Tensor,
         x_t: [B, C, H, W].
         t: [B] int64.
     """
-    of_x0, of_xt = (gather(table, t, x_t) for table in schedule.posterior_coefficients)
-    smallest = gather(schedule.posterior_log_variance, t, x_t)
-    largest = gather(np.log(schedule.betas), t, x_t)
+    of_x0, of_xt = schedule.at("of_x0", t, x_t), schedule.at("of_xt", t, x_t)
+    smallest, largest = schedule.at("log_posterior", t, x_t), schedule.at("log_beta", t, x_t)
     share = (variance + 1) / 2
     return of_x0 * x0 + of_xt * x_t, share * largest + (1 - share) * smallest
 
@@ -264,8 +277,8 @@ def ancestral_moments(schedule: DDPM, x0: Tensor, variance: Tensor, x_t: Tensor,
 def _bound_term(schedule: DDPM, pred_x0: Tensor, variance: Tensor, x0: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
     """KL(q(x_{t-1} | x_t, x0) || p) in bits per dimension, or at t = 0 the likelihood of 8-bit pixels; [B]."""
     mean, log_variance = ancestral_moments(schedule, pred_x0, variance, x_t, t)
-    of_x0, of_xt = (gather(table, t, x_t) for table in schedule.posterior_coefficients)
-    true_mean, true_log = of_x0 * x0 + of_xt * x_t, gather(schedule.posterior_log_variance, t, x_t)
+    of_x0, of_xt = schedule.at("of_x0", t, x_t), schedule.at("of_xt", t, x_t)
+    true_mean, true_log = of_x0 * x0 + of_xt * x_t, schedule.at("log_posterior", t, x_t)
     kl = 0.5 * (
         log_variance
         - true_log
@@ -350,14 +363,14 @@ class Ancestral:
         denoiser, schedule = _respaced(self.name, denoiser, steps)
         indices, x = _start(schedule, x, origin)
         for k, i in enumerate(indices, start=1):
-            t = torch.full((len(x),), i, device=x.device)
+            t = everywhere(i, x, torch.int64)
             prediction = denoiser(x, t, y)
             x0 = _x0(prediction, self.clip)
             if prediction.variance is not None:
                 mean, log_variance = ancestral_moments(schedule, x0, prediction.variance.to(x0.dtype), x, t)
             else:
                 mean, _ = ancestral_moments(schedule, x0, torch.zeros_like(x), x, t)
-                log_variance = gather(schedule.large_log_variance, t, x)
+                log_variance = schedule.at("log_fixed", t, x)
             x = mean + (0.5 * log_variance).exp() * noise(k) if i else mean
             yield Step(k, len(indices), x, x0)
 
@@ -388,11 +401,13 @@ class DDIM:
         indices, x = _start(schedule, x, origin)
         bar, bar_prev = schedule.alpha_bar, schedule.alpha_bar_prev
         sigma = self.eta * np.sqrt((1 - bar_prev) / (1 - bar)) * np.sqrt(1 - bar / bar_prev)  # Eq. 16
+        turned = np.stack([np.sqrt(bar_prev), np.sqrt(1 - bar_prev - sigma**2), sigma])
+        of_x0, of_eps, fresh = placed(turned, x.device)
         for k, i in enumerate(indices, start=1):
-            t = torch.full((len(x),), i, device=x.device)
+            t = everywhere(i, x, torch.int64)
             x0 = _x0(denoiser(x, t, y), self.clip)
-            eps = (x - gather(np.sqrt(bar), t, x) * x0) / gather(np.sqrt(1 - bar), t, x)
-            x = gather(np.sqrt(bar_prev), t, x) * x0 + gather(np.sqrt(1 - bar_prev - sigma**2), t, x) * eps
+            eps = (x - schedule.at("signal", t, x) * x0) / schedule.at("noise", t, x)
+            x = gather(of_x0, t, x) * x0 + gather(of_eps, t, x) * eps
             if i and self.eta:
-                x = x + gather(sigma, t, x) * noise(k)
+                x = x + gather(fresh, t, x) * noise(k)
             yield Step(k, len(indices), x, x0)

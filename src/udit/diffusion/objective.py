@@ -5,6 +5,7 @@ The loss itself is the noising process's (``Schedule.loss``).
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -19,12 +20,24 @@ from udit.diffusion.schedule import Schedule
 
 @dataclass(frozen=True)
 class Losses:
-    """Per-sample losses [B]; ``loss`` is what to average and differentiate."""
+    """Per-sample losses [B]; ``total`` is what to average and differentiate."""
 
     loss: Tensor
     mse: Tensor
     vb: Tensor | None = None
     """Variational bound term in bits per dimension, where the variance is learned."""
+    align: Tensor | None = None
+    """What aligns features with a vision model's, where a training does; it is not part of ``loss``."""
+
+    @property
+    def total(self) -> Tensor:
+        """[B], what to average and differentiate: ``loss``, and ``align`` where there is one."""
+        return self.loss if self.align is None else self.loss + self.align
+
+    def detached(self) -> Losses:
+        """The same without the graph that made them."""
+        terms = (None if x is None else x.detach() for x in (self.vb, self.align))
+        return Losses(self.loss.detach(), self.mse.detach(), *terms)
 
 
 @dataclass(frozen=True)
@@ -94,37 +107,56 @@ class Objective:
             unconditional model.
         levels: decisions per sample on dropping its label, see ``drop_labels``.
         precision: bfloat16 is autocast.
+        batch_size: samples of a step, by which a position in the run says which step it is of.
     """
 
     seed: int
     label_dropout: float = 0.0
     levels: int = 1
     precision: Literal["float32", "bfloat16"] = "float32"
+    batch_size: int = 1
+
+    def draws(self, schedule: Schedule, shape: Sequence[int], positions: Sequence[int]) -> Draws:
+        """The random numbers of a batch of (C, H, W) at positions in the run's stream of samples."""
+        return draw(schedule, shape, self.seed, "train", [(position,) for position in positions], self.levels)
 
     def __call__(
-        self, denoiser: Denoiser, x0: Tensor, labels: Tensor, positions: Sequence[int], null: Tensor | None = None
+        self,
+        denoiser: Denoiser,
+        x0: Tensor,
+        labels: Tensor,
+        positions: Sequence[int],
+        draws: Draws | None = None,
+        null: Tensor | None = None,
     ) -> Losses:
         """Per-sample losses; every random number is keyed by (seed, position in the run).
 
         Args:
             denoiser: around the network in training.
             x0: [B, C, H, W] what the network is to generate, on the network's device.
-            labels: [B] int64 on the CPU, unused by an unconditional model; or vectors [B, ...] for a model of these.
+            labels: [B] int64, unused by an unconditional model; or vectors [B, ...] for a model of these.
             positions: [B] places in the run's stream of samples.
+            draws: of these positions, on the network's device; drawn here if None.
             null: of vectors, the null condition [...], e.g. that of the empty text; None drops none.
         """
         device = x0.device
-        keys = [(position,) for position in positions]
-        draws = draw(denoiser.schedule, x0.shape[1:], self.seed, "train", keys, self.levels)
+        denoiser = dataclasses.replace(denoiser, schedule=denoiser.schedule.at_step(positions[0] // self.batch_size))
+        if draws is None:
+            drawn = self.draws(denoiser.schedule, x0.shape[1:], positions)
+            draws = Draws(drawn.t.to(device), drawn.noise.to(device), drawn.uniform.to(device))
+        with torch.autocast(device.type, dtype=torch.bfloat16, enabled=self.precision == "bfloat16"):
+            return self.losses(denoiser, x0, labels.to(device), draws, None if null is None else null.to(device))
+
+    def losses(
+        self, denoiser: Denoiser, x0: Tensor, labels: Tensor, draws: Draws, null: Tensor | None = None
+    ) -> Losses:
+        """As the call, in the precision of the context; all on one device."""
         y = None
         if labels.is_floating_point():
             y = labels if null is None else drop_vectors(labels, null, self.label_dropout, draws.uniform)
-            y = y.to(device)
         elif denoiser.num_classes:
             y = labels
             if self.label_dropout:
                 assert denoiser.null_label is not None, "the run's rules refuse to drop labels without a null label"
                 y = drop_labels(y, denoiser.null_label, self.label_dropout, draws.uniform)
-            y = y.to(device)
-        with torch.autocast(device.type, dtype=torch.bfloat16, enabled=self.precision == "bfloat16"):
-            return denoiser.schedule.loss(denoiser, x0, draws.t.to(device), draws.noise.to(device), y)
+        return denoiser.schedule.loss(denoiser, x0, draws.t, draws.noise, y)

@@ -5,7 +5,9 @@ Axes: B batch, H and W side lengths, N tokens, D width.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterable, Iterator
+from contextvars import ContextVar
 from typing import Any, Literal, Protocol, TypeVar, cast, runtime_checkable
 
 import torch
@@ -58,18 +60,53 @@ def module_list(modules: Iterable[M]) -> ModuleSequence[M]:
     return cast(ModuleSequence[M], nn.ModuleList(modules))
 
 
+_residual: ContextVar[torch.dtype | None] = ContextVar("residual stream", default=None)
+"""Element type of what blocks add to; None leaves it as it comes."""
+
+
+@contextlib.contextmanager
+def residual_stream(dtype: torch.dtype | None) -> Iterator[None]:
+    """Context in which blocks get their map in an element type, in which they then add to it; None changes nothing."""
+    token = _residual.set(dtype)
+    try:
+        yield
+    finally:
+        _residual.reset(token)
+
+
 def run(block: nn.Module, recompute: Recompute, x: Tensor, *args: Any) -> Any:
     """``block(x, *args)``; in training its activations are stored for the backward pass or recomputed in it.
 
     Within transformations of ``torch.func`` and forward-mode derivatives, which a recomputation would run outside of,
     they are stored.
     """
+    if (dtype := _residual.get()) is not None:
+        x = x.to(dtype)
     if not recompute or not block.training or surroundings.transformed():
         return block(x, *args)
     if recompute == "selective":
         with ops.recomputing():
             return block(x, *args)
     return checkpoint(block, x, *args, use_reentrant=False, context_fn=recomputed_with_keys)
+
+
+def recompute_when_compiled(block: nn.Module) -> None:
+    """Has a compiler recompute what selective recomputation does; for a block that is compiled next.
+
+    Its forward becomes a checkpoint that names operators, from which a graph with all of backward is made.
+    """
+    forward = block.forward
+
+    def checkpointed(x: Tensor, *args: Any) -> Any:
+        if not block.training or not torch.is_grad_enabled():
+            return forward(x, *args)
+
+        def bound(x: Tensor) -> Any:
+            return forward(x, *args)
+
+        return checkpoint(bound, x, use_reentrant=False, context_fn=ops.recomputed_in_graphs)
+
+    block.forward = checkpointed
 
 
 class PreNormBlock(nn.Module):

@@ -25,7 +25,7 @@ class Merge(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, H, W, D] -> [B, H / 2, W / 2, 2 D]."""
-        return to_last(F.pixel_unshuffle(to_first(ops.convolve(self.conv, x)), 2))
+        return ops.merge_pixels(ops.convolve(self.conv, x), 2)
 
 
 class Split(nn.Module):
@@ -37,7 +37,7 @@ class Split(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, H, W, D] -> [B, 2 H, 2 W, D / 2]."""
-        return to_last(F.pixel_shuffle(to_first(ops.convolve(self.conv, x)), 2))
+        return ops.split_pixels(ops.convolve(self.conv, x), 2)
 
 
 def group_norm(width: int) -> nn.GroupNorm:

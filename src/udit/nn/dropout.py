@@ -70,16 +70,30 @@ def dropout_keys(network: nn.Module, seed: int, positions: Sequence[int]) -> Ite
         seed: the run's.
         positions: one for each sample of the batch; the same one has the same masks.
     """
-    layers = [(name, part) for name, part in network.named_modules() if isinstance(part, Dropout) and part.dropped]
-    if not layers:
+    if not name_layers(network):
         yield
         return
+    with using_keys(keys_of(seed, positions).to(next(network.parameters()).device)):
+        yield
+
+
+def name_layers(network: nn.Module) -> bool:
+    """Gives every layer of dropout its own key, by its name; whether there is any that drops something."""
+    layers = [(name, part) for name, part in network.named_modules() if isinstance(part, Dropout) and part.dropped]
     for name, layer in layers:
         if layer.own_key is None:
             layer.own_key = torch.tensor(rng.key(0, f"dropout layer {name}"))
-    keys = torch.tensor([rng.key(seed, "dropout", position) for position in positions])
-    with _Using(keys.to(next(network.parameters()).device)):
-        yield
+    return bool(layers)
+
+
+def keys_of(seed: int, positions: Sequence[int]) -> Tensor:
+    """[B] int64 keys of samples."""
+    return torch.tensor([rng.key(seed, "dropout", position) for position in positions])
+
+
+def using_keys(keys: Tensor) -> AbstractContextManager[None]:
+    """Context of a batch with these keys, [B] int64 on the network's device, whose layers have theirs."""
+    return _Using(keys)
 
 
 def recomputed_with_keys() -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:

@@ -14,8 +14,6 @@ from torch import Tensor, nn
 
 from udit import ops
 from udit.nn.dropout import Dropout
-from udit.nn.tokens import unpatchify
-from udit.ops import to_last
 
 
 class FourierFeatures(nn.Module):
@@ -135,7 +133,9 @@ class PatchSplit(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, H, W, C] -> [B, H * p, W * p, D]."""
-        return to_last(unpatchify(ops.apply(self.proj, x), self.patch))
+        p, x = self.patch, ops.apply(self.proj, x)
+        squares = x.unflatten(-1, (p, p, -1)).transpose(2, 3)
+        return squares.reshape(len(x), x.shape[1] * p, x.shape[2] * p, -1)
 
 
 class Join(nn.Module):

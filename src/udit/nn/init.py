@@ -54,6 +54,11 @@ def values(make: Callable[[torch.Size], Tensor]) -> Draw:
     return lambda tensor, generator: tensor.copy_(make(tensor.shape))  # type: ignore[return-value]
 
 
+def by_width(tensor: Tensor, generator: torch.Generator) -> None:
+    """N(0, 1 / D), D the last axis."""
+    tensor.normal_(0.0, tensor.shape[-1] ** -0.5, generator=generator)
+
+
 def uniform(bound: float) -> Draw:
     """Uniform in [-bound, bound]."""
     return lambda tensor, generator: tensor.uniform_(-bound, bound, generator=generator)  # type: ignore[return-value]
@@ -88,7 +93,13 @@ def inverse_softplus(low: float, high: float) -> Draw:
     return draw
 
 
-def fill(model: nn.Module, rules: Mapping[str, Fill], seed: int, device: torch.device | str = "cpu") -> nn.Module:
+def fill(
+    model: nn.Module,
+    rules: Mapping[str, Fill],
+    seed: int,
+    device: torch.device | str = "cpu",
+    put: Callable[[Tensor, Tensor], object] = Tensor.copy_,
+) -> nn.Module:
     """Materialises a meta-built model and fills every tensor by the first rule whose pattern its name matches.
 
     Args:
@@ -96,6 +107,7 @@ def fill(model: nn.Module, rules: Mapping[str, Fill], seed: int, device: torch.d
         rules: regular expression (searched in the tensor's name) -> fill. Order matters.
         seed: first part of the key of every tensor's generator.
         device: where the weights go. They are drawn on the CPU, so every device gets the same numbers.
+        put: copies a tensor that was drawn into the model's own, which may hold a part of it alone.
     """
     model.to_empty(device=device)
     with torch.no_grad(), torch.device("cpu"):
@@ -103,8 +115,8 @@ def fill(model: nn.Module, rules: Mapping[str, Fill], seed: int, device: torch.d
         for name, tensor in state.items():
             rule = next(rule for pattern, rule in rules.items() if re.search(pattern, name))
             if isinstance(rule, PerLayer):
-                rule = rule.make(state[f"{name.rpartition('.')[0]}.weight"][0].numel())
+                rule = rule.make(state[f"{name.rpartition('.')[0]}.weight"].shape[1:].numel())
             values = torch.empty(tensor.shape, dtype=torch.float32)
             rule(values, rng.generator(seed, f"init/{name}"))
-            tensor.copy_(values)
+            put(tensor, values)
     return model

@@ -139,6 +139,8 @@ class OptimizerConfig(Spec):
     kind: str
     averages: ClassVar[bool] = False
     """Whether it keeps an average of the weights itself, which then takes the place of the EMA."""
+    elementwise: ClassVar[bool] = False
+    """Whether it changes tensors that are split over processes (FSDP): each number by its own gradient alone."""
 
     def build(self, model: nn.Module, choices: Choices, betas: Betas) -> Optimizer:
         """The optimiser of a network's weights.
@@ -158,6 +160,7 @@ class AdamWConfig(OptimizerConfig):
     """AdamW (Loshchilov & Hutter 2019), torch's fused one."""
 
     kind: Literal["adamw"] = "adamw"
+    elementwise: ClassVar[bool] = True
 
     def build(self, model: nn.Module, choices: Choices, betas: Betas) -> Optimizer:
         """For all weights."""

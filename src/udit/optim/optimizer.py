@@ -30,6 +30,8 @@ class Part:
     """Keys of the parameter groups that are state as well: numbers that change with every step."""
     constant: tuple[str, ...] = ()
     """Keys of a parameter's state that never change, and so are in no checkpoint."""
+    gated: bool = False
+    """Whether its step reads ``found_inf`` on the device and changes nothing where that is 1."""
 
 
 @dataclass(frozen=True)
@@ -38,7 +40,7 @@ class Optimizer:
 
     parts: Sequence[Part]
     named: Mapping[str, nn.Parameter]
-    """Every parameter of the network, by name."""
+    """Every parameter of the network that is not frozen, by name."""
     average: Callable[[nn.Parameter], Tensor] | None = None
     """The average of a parameter that the optimiser keeps itself; None where it keeps none."""
     _owner: dict[int, Part] = field(default_factory=dict, repr=False)
@@ -49,11 +51,24 @@ class Optimizer:
                 for parameter in group["params"]:
                     self._owner[id(parameter)] = part
 
-    def step(self, lr: float) -> None:
-        """Changes the weights by their gradients, with the learning rate times each group's ``scale``."""
+    @property
+    def gated(self) -> bool:
+        """Whether ``step`` takes ``found_inf``."""
+        return all(part.gated for part in self.parts)
+
+    def step(self, lr: float, found_inf: Tensor | None = None) -> None:
+        """Changes the weights by their gradients, with the learning rate times each group's ``scale``.
+
+        Args:
+            lr: of all groups.
+            found_inf: [] float32 on the weights' device; 1 leaves weights and state as they are.
+        """
         for part in self.parts:
             for group in part.optimizer.param_groups:
                 group["lr"] = lr * group["scale"]
+            if found_inf is not None:  # as GradScaler tells torch's fused optimisers
+                assert part.gated
+                part.optimizer.found_inf = found_inf  # type: ignore[attr-defined]
             part.optimizer.step()
 
     def zero_grad(self) -> None:
@@ -76,6 +91,16 @@ class Optimizer:
             f"{key}.{name}": _tensor(value)
             for name, parameter in self.named.items()
             for key, value in self.state(parameter).items()
+            if key not in self._owner[id(parameter)].constant
+        }
+        return tensors | {f"{key}.#{i}": _tensor(group[key]) for i, group, key in self._shared()}
+
+    def blank(self) -> dict[str, Tensor]:
+        """The whole state before the first step, to be filled and loaded; as ``tensors`` names it."""
+        tensors = {
+            f"{key}.{name}": _tensor(value)
+            for name, parameter in self.named.items()
+            for key, value in self._owner[id(parameter)].blank(parameter).items()
             if key not in self._owner[id(parameter)].constant
         }
         return tensors | {f"{key}.#{i}": _tensor(group[key]) for i, group, key in self._shared()}

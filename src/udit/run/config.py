@@ -14,6 +14,7 @@ from udit.errors import UserError, nearest
 from udit.models.catalog import families, find
 from udit.models.config import ModelConfig
 from udit.optim.config import AdamWConfig, AnyOptimizer, AnySchedule, Betas, ConstantSchedule, GroupConfig
+from udit.run.adapter_config import AdapterConfig
 from udit.spec.base import Seed, Spec, differing_keys, parse
 from udit.spec.words import Takes, shown
 from udit.text.config import TextConfig
@@ -31,6 +32,27 @@ class PosthocConfig(Spec):
     """Lengths of the EMAs: the relative standard deviations of their profiles over the steps."""
     precision: Literal["float16", "bfloat16", "float32"] = "float16"
     """Of snapshots; the EMAs themselves are float32."""
+
+
+class AlignConfig(Spec):
+    """Aligns a block's features with a vision model's, of the latent cache (REPA, Yu et al. 2025; U-REPA, Tian et al.).
+
+    The loss gains ``weight`` * (L_align + ``manifold`` * L_manifold).
+    """
+
+    weight: PositiveFloat = 0.5
+    manifold: Annotated[float, Field(ge=0)] = 0.0
+    """Weight of the loss of relative similarities within the alignment; U-REPA's is 3."""
+    scope: Literal["image", "batch"] = "image"
+    """Whether relative similarities are those of an image's tokens or of a micro-batch's, on each rank by itself."""
+    after_block: PositiveInt | None = None
+    """How many blocks come before, in the order in which they run; None is half of them, the middle of a U. A network
+    with projectors of its own (REPA) says it itself."""
+    hidden: PositiveInt | None = None
+    """Channels between the projector's matrices; None is 2048, or what a network with projectors of its own has."""
+    upsample: Literal[1, 2] | None = None
+    """Factor by which projected features are enlarged; the vision model's are resampled to the result. None is 2 below
+    the network's full resolution, as in U-REPA, and 1 elsewhere."""
 
 
 class TrainingConfig(Spec):
@@ -64,6 +86,8 @@ class TrainingConfig(Spec):
     stay as they were. rollback: also, they become those of the last checkpoint; data and schedule go on."""
     ema_decay: Annotated[float, Field(ge=0, lt=1)] = 0.9999
     """Of the weights' moving average; it is (1 + step) / (10 + step) where that is less."""
+    adapter: AdapterConfig | None = None
+    """Trains a low-rank adapter (LoRA) of the weights of ``init_from`` alone; None trains all weights."""
     label_dropout: Annotated[float, Field(ge=0, le=1)] = 0.1
     """Share of labels replaced by the null label, for guidance; 0 by default where the model has none. Of a model that
     takes texts, the share of captions replaced by the empty one."""
@@ -71,15 +95,26 @@ class TrainingConfig(Spec):
     """Drops labels independently at every level of the U, as the U-DiT release does; off decides once per image."""
     posthoc_ema: PosthocConfig | None = None
     """Keeps EMAs for `udit ema`; None keeps none."""
-    precision: Literal["float32", "bfloat16"] = "float32"
-    """bfloat16 uses autocast; weights, optimiser and EMA stay float32."""
-    compile: bool = False
-    """Uses torch.compile; the first steps are slow."""
+    align: AlignConfig | None = None
+    """Aligns a block's features with those that `udit encode --teacher NAME` has written; None does not."""
+    precision: Literal["auto", "float32", "bfloat16"] = "float32"
+    """bfloat16 uses autocast; weights, optimiser and EMA stay float32. auto is bfloat16 on CUDA, else float32."""
+    residual: Literal["bfloat16", "float32"] = "bfloat16"
+    """Of the sums to which blocks add, under precision=bfloat16; float32 rounds less and moves more memory."""
+    compile: bool | Literal["auto"] = False
+    """Uses torch.compile; the first steps are slow. auto is true on CUDA, else false."""
     checkpoint_activations: bool | Literal["selective"] = False
     """Recomputes activations in backward. true: those of whole blocks; least memory, about a third more time.
-    selective: those of operators that cost little; a U-DiT stores a third less, and takes a few per cent more time."""
+    selective: those of operators that cost little; a U-DiT stores a third less, and takes a few per cent more time.
+    With compile=true the compiler chooses them, and keeps four fifths."""
     deterministic: bool = False
-    """Uses deterministic CUDA kernels: slower; bit-identical resuming on a GPU needs it. CPU kernels always are."""
+    """Uses none but deterministic CUDA kernels: slower; resuming to the same bits on a GPU needs it. Those of the CPU
+    are."""
+    parallel: Literal["ddp", "fsdp"] = "ddp"
+    """Of several processes: ddp keeps all weights on each, fsdp splits weights, optimiser state and averages over them
+    (FSDP2), for models that do not fit otherwise."""
+    shards: PositiveInt | None = None
+    """With fsdp: processes among which the weights are split, e.g. those of one machine; None splits over all."""
     device: str = "auto"
     """auto (CUDA, else MPS, else the CPU), cpu, cuda, cuda:1 or mps."""
     workers: NonNegativeInt = 0
@@ -200,7 +235,7 @@ class Run(Spec):
         return self.model_dump(mode="json")
 
 
-ROUNDING_ONLY = ("accumulation", "checkpoint_activations")
+ROUNDING_ONLY = ("accumulation", "checkpoint_activations", "parallel", "shards")
 """Keys of ``training`` that change weights by rounding alone, so that a run may go on in less memory."""
 MAY_CHANGE = frozenset(
     {"name", "out", "sampling", "evaluation", "latents", "data.root", "data.verify"}
@@ -217,8 +252,8 @@ FORK_MAY_CHANGE = MAY_CHANGE | {
         f"training.{key}"
         for key in ("batch_size", "lr", "lr_warmup", "lr_schedule", "lr_layer_decay", "groups", "betas")
     ),
-    *(f"training.{key}" for key in ("weight_decay", "clip_norm", "ema_decay", "label_dropout", "precision", "compile")),
-    *(f"training.{key}" for key in ("independent_level_dropout", "deterministic")),
+    *(f"training.{key}" for key in ("weight_decay", "clip_norm", "ema_decay", "label_dropout")),
+    *(f"training.{key}" for key in ("independent_level_dropout", "precision", "residual", "compile", "deterministic")),
 }
 """Keys that may change where a run is forked: those which leave weights, optimiser state and data what they are."""
 

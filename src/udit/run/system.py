@@ -7,6 +7,7 @@ from typing import Literal
 from pydantic import PositiveInt
 
 from udit.data.codec_config import AnyCodec, IdentityCodec
+from udit.data.condition_config import AnyCondition
 from udit.diffusion.config import DDPMConfig, DiffusionConfig, SamplingConfig
 from udit.run.classes import Classes
 from udit.run.config import AnyModel, Run
@@ -28,6 +29,8 @@ class SystemConfig(Spec):
     """Converts what the model generates to pixels."""
     text: TextConfig | None = None
     """The language model that makes conditions of prompts; None for a model that takes none."""
+    condition: AnyCondition = None
+    """Makes what the network sees beside the noisy image of a whole one."""
     id2label: tuple[str, ...] = ()
     """Class names in label order."""
     steps: PositiveInt | None = None
@@ -47,6 +50,7 @@ class SystemConfig(Spec):
             sampling=run.sampling,
             codec=run.codec,
             text=run.text,
+            condition=run.data.condition,
             id2label=run.id2label,
             steps=steps,
         )

@@ -64,8 +64,10 @@ class Alarms:
     recipes the highest values were 1.3 (loss) and 2.5 (norm) times the median, at most 5.3 deviations.
     """
 
+    last: int = 0
+    """The newest step that was seen."""
     losses: list[float] = field(default_factory=list)
-    """Of the last ``WINDOW`` steps."""
+    """Of the last ``WINDOW`` steps, and one."""
     norms: list[float] = field(default_factory=list)
     since: list[float] = field(default_factory=list)
     """Losses since the last preview."""
@@ -84,9 +86,13 @@ class Alarms:
     told: set[Kind] = field(default_factory=set)
     """What goes on, and is not told again until it has ended."""
 
-    def bounds(self) -> Bounds:
-        """What a further step is compared with; infinite until there are enough steps."""
-        return Bounds(_bound(self.losses), _bound(self.norms))
+    def bounds(self, step: int) -> Bounds:
+        """What a step is compared with; infinite until there are enough steps.
+
+        The step just before is left out: on a GPU it is not read yet when the next one begins.
+        """
+        seen = -1 if self.last == step - 1 else None
+        return Bounds(_bound(self.losses[:seen][-WINDOW:]), _bound(self.norms[:seen][-WINDOW:]))
 
     def step(self, record: StepRecord, worst: Sequence[str] | None, done: str = "") -> list[Alarm]:
         """Takes a step.
@@ -98,7 +104,7 @@ class Alarms:
         """
         found = []
         if worst is not None:
-            bounds = self.bounds()
+            bounds = self.bounds(record.step)
             is_loss = record.loss > bounds.loss
             name, value, values = (
                 ("loss", record.loss, self.losses) if is_loss else ("gradient norm", record.grad_norm, self.norms)
@@ -108,8 +114,9 @@ class Alarms:
             )
             found.append(Alarm("spike", f"{text}; highest losses: {', '.join(worst)}{done}"))
         if not record.skipped:
-            self.losses = [*self.losses, record.loss][-WINDOW:]
-            self.norms = [*self.norms, record.grad_norm][-WINDOW:]
+            self.last = record.step
+            self.losses = [*self.losses, record.loss][-WINDOW - 1 :]
+            self.norms = [*self.norms, record.grad_norm][-WINDOW - 1 :]
             self.since.append(record.loss)
         self.waits = [*self.waits, record.waited][-WAITING_STEPS:]
         share = statistics.fmean(self.waits)

@@ -2,13 +2,60 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from udit.assemble import objective_of
 from udit.data.batches import Batches, batches
+from udit.data.codec import posterior_noise
+from udit.data.codec_config import VAECodec
 from udit.data.sources import Labels, Source
+from udit.diffusion.objective import Objective
+from udit.diffusion.schedule import Schedule
+from udit.nn.dropout import keys_of
 from udit.run.config import Run
 
 
-def batches_of(run: Run, source: Source, part: Labels, start: int = 0, rank: int = 0, world: int = 1) -> Batches:
-    """``batches`` of all remaining steps of a run."""
+@dataclass(frozen=True)
+class Drawing:
+    """Draws all random numbers of a batch by its positions in the run, in the process that reads its images.
+
+    Attributes:
+        objective: of the run.
+        schedule: decides the times.
+        shape: (c, h, w) of what the network sees.
+        posterior: whether latents are drawn from a VAE's posterior.
+    """
+
+    objective: Objective
+    schedule: Schedule
+    shape: tuple[int, ...]
+    posterior: bool
+
+    def __call__(self, positions: Sequence[int]) -> dict[str, Tensor]:
+        """What ``Learner.losses`` would draw itself, by the same names and of the same bits."""
+        seed = self.objective.seed
+        draws = self.objective.draws(self.schedule, self.shape, positions)
+        drawn = {"t": draws.t, "noise": draws.noise, "uniform": draws.uniform, "dropout": keys_of(seed, positions)}
+        if self.posterior:
+            drawn["posterior"] = posterior_noise(self.shape, [(seed, position) for position in positions])
+        return drawn
+
+
+def drawing_of(run: Run) -> Drawing:
+    """What draws a run's random numbers."""
+    shape = run.model.in_channels, *run.model.size
+    codec = run.codec
+    posterior = isinstance(codec, VAECodec) and codec.has_posterior and codec.posterior == "sample"
+    return Drawing(objective_of(run), run.diffusion.build(), shape, posterior)
+
+
+def batches_of(
+    run: Run, source: Source, part: Labels, start: int = 0, rank: int = 0, world: int = 1, pin: bool = False
+) -> Batches:
+    """``batches`` of all remaining steps of a run, with what is drawn for them; ``pin`` for a CUDA GPU."""
     return batches(
         source,
         part,
@@ -20,5 +67,8 @@ def batches_of(run: Run, source: Source, part: Labels, start: int = 0, rank: int
         world=world,
         accumulation=run.training.accumulation,
         flip=run.data.mirrored,
+        features=run.training.align is not None,
         workers=run.training.workers,
+        draw=drawing_of(run),
+        pin=pin,
     )

@@ -22,12 +22,15 @@ class EMA:
     def __init__(self, model: nn.Module) -> None:
         state = {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
         self.model = rebuild(model.config, state).eval().requires_grad_(False)  # type: ignore[arg-type]
+        self._trained: tuple[nn.Module, list[nn.Parameter]] = model, list(model.parameters())
+        self._own = list(self.model.parameters())
 
     @torch.no_grad()
     def update(self, model: nn.Module, decay: float) -> None:
         """Sets average = decay * average + (1 - decay) * weights; buffers are copied."""
-        ours, theirs = list(self.model.parameters()), list(model.parameters())
-        get_ema_multi_avg_fn(decay)(ours, theirs, 0)
+        if self._trained[0] is not model:
+            self._trained = model, list(model.parameters())
+        get_ema_multi_avg_fn(decay)(self._own, self._trained[1], 0)
         for own, other in zip(self.model.buffers(), model.buffers(), strict=True):
             own.copy_(other)
 

@@ -11,13 +11,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor, nn
 
 from udit import __version__, ops
+from udit.adapters import AdapterEMA
 from udit.assemble import System
 from udit.checkpoint import Checkpoint, CheckpointStore, DamagedError
 from udit.data.sources import Parts, Source
 from udit.errors import RunError, UserError, by_product
-from udit.files import sweep
+from udit.files import sweep, whole_folder
 from udit.ops.operator import current_names
 from udit.run.config import ROUNDING_ONLY, Run
 from udit.run.scorable import warn_before_training
@@ -69,8 +71,20 @@ class RunFiles:
         self.store.sweep()
         sweep(self.run.out)
 
-    def resume(self) -> Checkpoint | None:
-        """Loads the newest whole checkpoint into the learner; None, and the run's first weights, without one.
+    def check_seen(self) -> None:
+        """For every rank that writes into the folder: refuses one that this rank does not see.
+
+        Raises:
+            UserError: the folder that rank 0 has opened is not here.
+        """
+        if not (self.run.out / "run.yaml").is_file():
+            raise UserError(
+                f"rank {self.learner.world.rank} does not see the run folder {self.run.out} that rank 0 has made; with "
+                "training.parallel=fsdp it must be on a file system that all machines share: give another out=DIR"
+            )
+
+    def find(self) -> Checkpoint | None:
+        """The newest whole checkpoint; None without one.
 
         Raises:
             UserError: the checkpoint belongs to another run or to other data.
@@ -87,8 +101,11 @@ class RunFiles:
                     "twice; a smaller batch learns faster",
                     *(batch, count),
                 )
-            if self.run.init_from is not None:
-                self.learner.start_from_trained()
+            if self.run.training.adapter is not None and self.run.init_from is None:
+                raise UserError(
+                    "training.adapter changes trained weights by little; say which, e.g. init_from=demo:digits, or "
+                    "leave adapter out"
+                )
             return None
         folder.check_resumable(found.manifest["run"], self.run.plain(), found.path / "manifest.json")
         if found.manifest["data"] != self.source.fingerprint:
@@ -96,7 +113,10 @@ class RunFiles:
                 f"the data is not what {found.path} was trained on ({folder.what_changed(self.run.out, self.source)}); "
                 "put it back, or start a new run with out=DIR"
             )
-        self.learner.restore(found)
+        return found
+
+    def resumed(self, found: Checkpoint) -> None:
+        """Tells of a checkpoint that has been loaded, and goes on watching from there."""
         log.info("resuming from step %d", found.step)
         self.watch = Watch.of(found.manifest.get("watch"))
         self.alarms = Alarms.of(found.manifest.get("alarms"))
@@ -115,7 +135,6 @@ class RunFiles:
                     "%s was %s and is %s now: samples and noise stay the same, weights are equal up to rounding",
                     *(name, before.get(name), now[name]),
                 )
-        return found
 
     def _machine(self) -> dict[str, Any]:
         """What rounding depends on."""
@@ -144,17 +163,16 @@ class RunFiles:
         names = None if spike is None else [str(self.source.names[i]) for i in spike]
         return self._told(record, self.alarms.step(record, names, done))
 
-    def go_back(self, step: int) -> int | None:
-        """Loads the last checkpoint before a step into the learner, and returns its step; None without one.
+    def before(self, step: int) -> Checkpoint | None:
+        """The last checkpoint before a step; None without one.
 
         It is one that was due, so that a run that was interrupted meanwhile goes back to the same.
         """
-        before = sorted((s for s in self.store.steps() if s < step), reverse=True)
-        due = [s for s in before if s % self.run.training.save_every == 0]
-        for candidate in due or before:
+        older = sorted((s for s in self.store.steps() if s < step), reverse=True)
+        due = [s for s in older if s % self.run.training.save_every == 0]
+        for candidate in due or older:
             with contextlib.suppress(DamagedError):
-                self.learner.restore(self.store.at(candidate))
-                return candidate
+                return self.store.at(candidate)
         return None
 
     def _told(self, record: StepRecord, alarms: Sequence[Alarm]) -> StepRecord:
@@ -186,33 +204,46 @@ class RunFiles:
         scalars = {key: value for key, value in line.items() if isinstance(value, float) and key not in CLOCK}
         self._trackers.write(record.step, scalars, dict(alarms))
 
-    def preview(self, record: StepRecord) -> StepRecord:
+    def preview(self, record: StepRecord, averaged: nn.Module | None, trained: nn.Module | None) -> StepRecord:
         """Draws the sample grid of a step; returns its record with the validation loss, and with what looks wrong.
 
         What fails is a warning, and tried again at the next preview; so is a tracker that failed before.
+
+        Args:
+            record: of the step.
+            averaged: the network with the averaged weights.
+            trained: the same with the trained ones.
         """
         step, loss, excess = record.step, None, None
         self._trackers.open(step - 1)
-        run, system = self.run, self._averaged(step)
+        run, system = self.run, self._system(step, averaged)
         with by_product(f"the sample grid of step {step}"):
             prompts = preview.some_prompts(self.source, self.parts, run.seed) if run.text else ()
             path = run.out / "samples" / f"step-{step:08d}.png"
-            images = preview.save_grid(system, path, run.seed, prompts)
+            condition = preview.some_condition(system, self.source, self.parts, run.seed)
+            images = preview.save_grid(system, path, run.seed, condition, prompts)
             self._trackers.image(step, path)
             excess = preview.patch_grid(images, system, self.source, self.parts.train, run.seed)
         with by_product(f"the validation loss of step {step}"):
             loss = preview.validation_loss(system, self.source, self.parts.test, run.seed)
-        alarms = self.alarms.preview(step, loss, self.learner.model, system.backbone, excess)
+        assert trained is not None, "rank 0 has it"
+        alarms = self.alarms.preview(step, loss, trained, system.backbone, excess)
         return self._told(dataclasses.replace(record, val_loss=loss), alarms)
 
-    def snapshot(self, step: int) -> None:
+    def snapshot(self, step: int, tensors: dict[str, Tensor] | None) -> None:
         """Writes the power-function averages of a step."""
         assert self.learner.posthoc is not None
-        self.learner.posthoc.snapshot(self.run.out / "posthoc", step)
+        self.learner.posthoc.snapshot(self.run.out / "posthoc", step, tensors)
 
     def save(self, step: int, skipped_in_a_row: int) -> None:
-        """Writes the checkpoint of a step, unless it is there."""
-        facts = {
+        """Writes the checkpoint of a step, unless it is there; of weights that are split see ``ShardedSaves``."""
+        self.store.save(step, self.learner.tensors(), self.facts(skipped_in_a_row), spare=self.watch.sound)
+
+    def facts(self, skipped_in_a_row: int) -> dict[str, Any]:
+        """What a checkpoint's manifest says beside step and files; the log is on disk then."""
+        if self._metrics is not None:
+            self._metrics.sync()
+        return {
             "skipped_in_a_row": skipped_in_a_row,
             "watch": self.watch.state(),
             "alarms": self.alarms.state(),
@@ -221,24 +252,36 @@ class RunFiles:
             "versions": {"udit": __version__, "python": platform.python_version()},
             "run": self.run.plain(),
         }
-        if self._metrics is not None:
-            self._metrics.sync()
-        self.store.save(step, self.learner.tensors(), facts, spare=self.watch.sound)
 
-    def finish(self, step: int) -> None:
-        """Writes the model folder and the loss curve of a finished run."""
-        system, target = self._averaged(step), self.run.out / "model"
+    def finish(self, step: int, averaged: nn.Module | None, trained: nn.Module | None) -> None:
+        """Writes the model folder and the loss curve of a finished run.
+
+        Args:
+            step: steps done.
+            averaged: the network with the averaged weights.
+            trained: the network with the trained weights.
+        """
+        system, target = self._system(step, averaged), self.run.out / "model"
         if not (target / "config.json").is_file() or read_config(target / "config.json") != system.config:
-            save(system, target, raw=self.learner.model)
+            save(system, target, raw=trained)
+        self._save_adapter()
         with by_product("the loss curve"):
             preview.save_curve(self.run.out / "metrics.jsonl", self.run.out / "loss.png")
 
-    def _averaged(self, step: int) -> System:
-        assert self.learner.ema is not None
+    def _save_adapter(self) -> None:
+        """Writes the averages of an adapter as peft's folder, beside the model folder that has it merged."""
+        ema = self.learner.ema
+        if isinstance(ema, AdapterEMA):
+            with whole_folder(self.run.out / "adapter", replace=True) as temporary:
+                ema.adapter.save(temporary, ema.averages, self.run.init_from or "")
+
+    def _system(self, step: int, averaged: nn.Module | None) -> System:
+        assert averaged is not None, "rank 0 has the averaged weights"
         codec = self.learner.codec
         config = SystemConfig.of(self.run, step).replace(codec=codec.config)
         texts = self.learner.texts
-        return System(config, self.learner.ema.model, codec, text_encoder=None if texts is None else texts.of)
+        encoder = None if texts is None else texts.of
+        return System(config, averaged.to(self.learner.world.device), codec, text_encoder=encoder)
 
     def close(self) -> None:
         """Closes the logs and frees the lock."""

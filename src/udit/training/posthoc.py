@@ -118,8 +118,13 @@ class PowerAverages:
         for name, value in own.items():
             value.copy_(tensors[name])
 
-    def snapshot(self, folder: Path, step: int) -> None:
+    def snapshot(self, folder: Path, step: int, tensors: dict[str, Tensor] | None = None) -> None:
         """Writes ``step-XXXXXXXX.safetensors``, whole or not at all; rounded to the configured precision.
+
+        Args:
+            folder: where to.
+            step: of the averages.
+            tensors: of ``tensors()``, with all their parts where they are split; taken from there if None.
 
         Raises:
             RunError: the disk refuses it.
@@ -129,7 +134,8 @@ class PowerAverages:
         try:
             folder.mkdir(parents=True, exist_ok=True)
             with whole_file(path) as temporary:
-                write_tensors({name: value.to(dtype) for name, value in self.tensors().items()}, temporary)
+                values = (self.tensors() if tensors is None else tensors).items()
+                write_tensors({name: value.to(dtype) for name, value in values}, temporary)
         except (OSError, SafetensorError) as error:
             raise RunError(f"cannot write {path}: {error}; make room and run the same command again") from None
 

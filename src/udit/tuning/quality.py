@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, ValidationError
 
@@ -15,10 +14,6 @@ from udit.errors import RunError, UserError
 from udit.record import Record
 from udit.spec.base import Spec
 
-if TYPE_CHECKING:
-    from udit.assemble import System
-
-logger = logging.getLogger(__name__)
 FILE = "quality.json"
 LOSSES: dict[Level, float] = {"best": 0.02, "good": 0.10, "draft": 0.50}
 """How much worse a score may be than the best that was reached: the distance larger, the agreement smaller."""
@@ -103,26 +98,3 @@ def default(level: Level, own: SamplingConfig, diffusion: DiffusionConfig) -> Sa
     sampler, steps = diffusion.quality[level]
     steps = min(steps, diffusion.max_steps or steps)
     return SamplingConfig().replace(sampler=sampler, steps=steps, **own.guidance_for(sampler))
-
-
-def qualities(folder: Path | None, system: System) -> dict[Level, SamplingConfig]:
-    """The settings that were tuned for a model, or the default ones of its noising process.
-
-    Args:
-        folder: of the model, which may hold ``quality.json``; None where it has none.
-        system: the model.
-    """
-    levels: tuple[Level, ...] = get_args(Level)
-    tuned = None if folder is None else Quality.read(folder)
-    if tuned is None:
-        found = {level: default(level, system.config.sampling, system.config.diffusion) for level in levels}
-        where = f" beside {folder}" if folder is not None else ""
-        listed = ", ".join(f"{level} is {each.sampler}, {each.steps} steps" for level, each in found.items())
-        logger.info("no quality.json%s: %s (`udit tune` finds better)", where, listed)
-        return found
-    if not system.has_weights(tuned.weights):
-        logger.warning("quality.json was tuned for other weights, of step %s; run `udit tune` again", tuned.step)
-    if tuned.warning:
-        logger.warning("quality.json was chosen by a %s", tuned.warning)
-    scored: dict[Level, Scored] = {level: getattr(tuned, level) for level in levels}
-    return {level: each.sampling for level, each in scored.items()}

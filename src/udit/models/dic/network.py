@@ -18,7 +18,7 @@ from udit.nn import init
 from udit.nn.blocks import module_list, run
 from udit.nn.conditioning import Modulation, VectorConditioner
 from udit.nn.conv import GatedConvBlock, Merge, Split
-from udit.ops import to_first, to_last
+from udit.ops import to_first
 
 
 class Stage(nn.Module):
@@ -80,7 +80,7 @@ class DiC(nn.Module):
         super().__init__()
         self.config = config
         widths, depths, stride = config.widths, config.depths, config.skip_stride
-        self.stem = nn.Conv2d(config.in_channels, config.width, 3, padding=1)
+        self.stem = nn.Conv2d(config.input_channels, config.width, 3, padding=1)
         self.conditioners = nn.ModuleList(VectorConditioner(width, config.num_classes) for width in widths)
         self.encoder = module_list(Stage(width, depths[i], stride, False) for i, width in enumerate(widths))
         self.merge = nn.ModuleList(Merge(width) for width in widths[:-1])
@@ -107,7 +107,7 @@ class DiC(nn.Module):
     def enter(self, x: Tensor, cond: Conditions) -> tuple[Tensor, list[Tensor] | None]:
         """Full resolution in: [B, C, H, W] -> the map [B, H, W, D] and its skips, which a single level has none of."""
         self.config.check_size(*x.shape[2:])
-        x = to_last(self.stem(x))
+        x = ops.convolve_image(self.stem, x)
         return self.encoder[0].encode(x, cond.encoder[0]) if len(self.decoder) else (x, None)
 
     def deep(self, x: Tensor, cond: Conditions) -> Tensor:

@@ -18,7 +18,7 @@ from udit.nn import init
 from udit.nn.blocks import module_list, run
 from udit.nn.conditioning import AdaLNBlock, Modulation, VectorConditioner
 from udit.nn.conv import Merge, Split
-from udit.ops import to_first, to_last
+from udit.ops import to_first
 
 Mods = Sequence[tuple[Modulation, Modulation]]
 
@@ -87,7 +87,7 @@ class DiCo(nn.Module):
         super().__init__()
         self.config = config
         widths, depths, top = config.widths, config.depths, config.top
-        self.stem = nn.Conv2d(config.in_channels, config.width, 3, padding=1)
+        self.stem = nn.Conv2d(config.input_channels, config.width, 3, padding=1)
         self.conditioners = nn.ModuleList(VectorConditioner(width, config.num_classes) for width in widths)
         self.encoder = module_list(Stage(config, width, depths[i]) for i, width in enumerate(widths))
         self.merge = nn.ModuleList(Merge(width) for width in widths[:-1])
@@ -116,7 +116,7 @@ class DiCo(nn.Module):
     def enter(self, x: Tensor, cond: Conditions) -> tuple[Tensor, Tensor | None]:
         """Full resolution in: [B, C, H, W] -> the map and its skip, [B, H, W, D]; one level has no skip."""
         self.config.check_size(*x.shape[2:])
-        x = to_last(self.stem(x))
+        x = ops.convolve_image(self.stem, x)
         if not len(self.decoder):
             return x, None
         x = self.encoder[0](x, cond.encoder[0])

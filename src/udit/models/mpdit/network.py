@@ -23,14 +23,15 @@ from udit.nn.blocks import ModuleSequence, module_list, run
 from udit.nn.conditioning import (
     ModulatedBlock,
     Modulation,
+    SecondTime,
     VectorConditioner,
     check_times,
     label_rows,
     modulations,
     refuse_labels,
+    split_times,
 )
 from udit.nn.tokens import patchify, sincos_table, unpatchify
-from udit.ops import to_first, to_last
 
 POINTS, CHANNELS, FREQUENCIES, LAYERS = 32, 32, 16, 3
 """G, E and K of the time embedding, and how many spectral layers it has."""
@@ -81,11 +82,23 @@ class SpectralTime(nn.Module):
 
     def __init__(self, width: int) -> None:
         super().__init__()
+        self.width = width
+        self.second: SecondTime | None = None
         self.lift = nn.Linear(1, CHANNELS)
         self.layers = module_list(SpectralLayer() for _ in range(LAYERS))
         self.project = nn.Linear(CHANNELS, width)
 
+    def take_second_time(self) -> None:
+        """As ``TwoTimes``."""
+        self.second = SecondTime(256, self.width)
+
     def forward(self, t: Tensor) -> Tensor:
+        """t [B], or [B, 2] as ``TwoTimes`` -> [B, D]."""
+        t, second = split_times(t, self.second)
+        embedded = self.embed(t)
+        return embedded if second is None else embedded + second
+
+    def embed(self, t: Tensor) -> Tensor:
         """t [B] -> [B, D]."""
         check_times(t)
         points = t.float()[:, None] + torch.linspace(-1, 1, POINTS, device=t.device)
@@ -108,7 +121,7 @@ class Finer(nn.Module):
         super().__init__()
         width = config.width
         self.patch = patch
-        self.embed = nn.Linear(config.in_channels * patch**2, width)
+        self.embed = nn.Linear(config.input_channels * patch**2, width)
         self.skip = nn.Linear(width, width)
         self.expand = nn.Linear(width, 4 * width)
         self.refine = nn.Linear(width, width)
@@ -126,7 +139,7 @@ class Finer(nn.Module):
         _, height, width, _ = patches.shape
         labels, x = x.split([x.shape[2] - height * width // 4, height * width // 4], dim=2)
         x = ops.apply(self.expand, x.reshape(-1, height // 2, width // 2, x.shape[-1]))
-        x = ops.recomputable(GELU, to_last(F.pixel_shuffle(to_first(x), 2)))
+        x = ops.recomputable(GELU, ops.split_pixels(x, 2))
         x = ops.recomputable(ops.layer_norm, torch.cat([labels, flat(x)], dim=2), None, None, 1e-6)
         labels, x = ops.apply(self.refine, x).split([labels.shape[2], height * width], dim=2)
         x = torch.cat([labels, x + flat(patches)], dim=2)
@@ -156,7 +169,7 @@ class MPDiT(nn.Module):
         super().__init__()
         self.config = config
         width, classes, coarsest = config.width, config.num_classes, config.patches[0]
-        self.embed = nn.Linear(config.in_channels * coarsest**2, width)
+        self.embed = nn.Linear(config.input_channels * coarsest**2, width)
         self.time = SpectralTime(width) if config.time_embedding == "fno" else VectorConditioner(width, 0)
         self.label = nn.Embedding(classes + 1, config.label_tokens * width) if classes else None
         self.modulation = nn.Linear(width, 6 * width)

@@ -18,11 +18,10 @@ from udit import ops
 from udit.models.pde.config import PDEConfig
 from udit.nn import init
 from udit.nn.blocks import module_list, run
-from udit.nn.conditioning import Modulation, VectorConditioner, check_times
+from udit.nn.conditioning import Modulation, VectorConditioner
 from udit.nn.conv import Merge, Split
 from udit.nn.tokens import unpatchify
 from udit.nn.window import join_windows, split_windows, wrap_mask
-from udit.ops import to_last
 
 Mods = Sequence[tuple[Modulation, Modulation]]
 TIME_SCALE = 1000
@@ -167,7 +166,7 @@ class PDETransformer(nn.Module):
         self.config = config
         widths, depths = config.widths, config.depths
         inside = [widths[1], *widths[1:-1]]
-        self.stem = nn.Conv2d(config.in_channels, config.width, config.patch, stride=config.patch)
+        self.stem = nn.Conv2d(config.input_channels, config.width, config.patch, stride=config.patch)
         self.conditioners = nn.ModuleList(VectorConditioner(width, config.num_classes) for width in widths)
         self.encoder = module_list(Stage(config, width, depths[i]) for i, width in enumerate(widths))
         self.merge = nn.ModuleList(Merge(width) for width in widths[:-1])
@@ -187,7 +186,6 @@ class PDETransformer(nn.Module):
 
     def condition(self, t: Tensor, y: Tensor | None = None) -> Conditions:
         """Everything that (t, y) decide. Each width has its own embedding; the top decoder takes that of its width."""
-        check_times(t)
         conds = [F.silu(embed(TIME_SCALE * t, y)) for embed in self.conditioners]
         encoder = [stage.condition(c) for stage, c in zip(self.encoder, conds, strict=True)]
         decoder = [stage.condition(c) for stage, c in zip(self.decoder, [conds[1], *conds[1:-1]], strict=True)]
@@ -196,7 +194,7 @@ class PDETransformer(nn.Module):
     def enter(self, x: Tensor, cond: Conditions) -> tuple[Tensor, Tensor]:
         """Full resolution in: [B, C, H, W] -> the map of patches and its skip, [B, H, W, D]."""
         self.config.check_size(*x.shape[2:])
-        x = self.encoder[0](to_last(self.stem(x)), cond.encoder[0])
+        x = self.encoder[0](ops.convolve_image(self.stem, x), cond.encoder[0])
         return x, x
 
     def deep(self, x: Tensor, cond: Conditions) -> Tensor:

@@ -19,7 +19,7 @@ from udit.nn import init
 from udit.nn.blocks import Positioned, module_list, run
 from udit.nn.conditioning import AdaLNBlock, Modulation, VectorConditioner
 from udit.nn.conv import Merge, Split
-from udit.ops import to_first, to_last
+from udit.ops import to_first
 
 Mods = Sequence[tuple[Modulation, Modulation]]
 
@@ -80,7 +80,7 @@ class UDiT(nn.Module):
         levels, depths = config.levels, config.depths
         widths = [config.width * 2**level for level in range(levels)]
         top = 2 * config.width if levels > 1 else config.width  # decoder level 1 works at twice the width
-        self.stem = nn.Conv2d(config.in_channels, config.width, 3, padding=1)
+        self.stem = nn.Conv2d(config.input_channels, config.width, 3, padding=1)
         self.conditioners = nn.ModuleList(
             VectorConditioner(width, config.num_classes, context=config.context) for width in widths
         )
@@ -118,7 +118,7 @@ class UDiT(nn.Module):
     def enter(self, x: Tensor, cond: Conditions) -> tuple[Tensor, Tensor | None]:
         """Full resolution in: [B, C, H, W] -> the map and its skip, [B, H, W, D]; one level has no skip."""
         self.config.check_size(*x.shape[2:])
-        x = to_last(self.stem(x))
+        x = ops.convolve_image(self.stem, x)
         if len(self.encoder) == 1:
             return x, None
         x = self.encoder[0](x, cond.encoder[0])

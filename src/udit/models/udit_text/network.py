@@ -110,7 +110,7 @@ class UDiTText(nn.Module):
         super().__init__()
         self.config = config
         width, area = config.width, config.patch**2
-        self.embed = nn.Linear(config.in_channels * area, width)
+        self.embed = nn.Linear(config.input_channels * area, width)
         self.conditioner = VectorConditioner(width, 0)
         factors = [config.reduction if i in config.middle else 1 for i in range(config.depth)]
         self.blocks = module_list(

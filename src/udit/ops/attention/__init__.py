@@ -17,7 +17,7 @@ from udit.ops.operator import Function, Operator, Saved, by_reference, different
 from udit.ops.recompute import recomputable
 
 MAX_LOGIT_SCALE = 4.6052  # the U-DiT release's bound on the logarithm of the scale: about ln 100
-KERNELS = {"cpu": "udit.ops.attention.cpu"}
+KERNELS = {"cpu": "udit.ops.attention.cpu", "cuda": "udit.ops.attention.gpu"}
 
 
 def grid_attention(qkv: Tensor, logit_scale: Tensor | None, rope: Tensor | None, *, heads: int, factor: int) -> Tensor:
@@ -213,7 +213,7 @@ def _fake_backward(
     heads: int,
     factor: int,
 ) -> tuple[Tensor, Tensor]:
-    return qkv.new_empty(qkv.shape), logs.new_empty(heads)
+    return qkv.new_empty(qkv.shape), logs.new_empty(logs.shape[:2])
 
 
 def _flops(qkv: Any, scale: Any, rope: Any, heads: int, factor: int, *_: Any, **__: Any) -> int:
@@ -233,12 +233,13 @@ BACKWARD = Function(
     KERNELS,
     _backward_flops,
 )
+"""Gradients of qkv, and of the scales one sum for each sub-grid."""
 
 
 def _gradient(grad: Tensor, saved: Saved) -> tuple[Tensor | None, ...]:
     qkv, scale, rope, heads, factor = saved.inputs
     of_qkv, of_scale = BACKWARD(grad, qkv, scale, rope, *saved.extras, heads, factor)
-    return of_qkv, None if scale is None else of_scale, None, None, None
+    return of_qkv, None if scale is None else of_scale.sum(0), None, None, None
 
 
 OPERATOR = Operator(

@@ -54,12 +54,12 @@ def grid_attention_backward(
     heads: int,
     factor: int,
 ) -> tuple[Tensor, Tensor]:
-    """Gradients of qkv and of the scales."""
+    """Gradients of qkv, and of the scales one sum for each sub-grid."""
     qkv = qkv.contiguous()
     of_qkv, of_scale = torch.empty_like(qkv), torch.empty(logs.shape[:2])
     given = (grad.to(qkv.dtype).contiguous(), qkv, _plain(scale), _plain(rope), out, logs)
     ATTENTION_BACKWARD(qkv.dtype, *given, of_qkv, of_scale, *_sizes(qkv, heads, factor))
-    return of_qkv, of_scale.sum(0)
+    return of_qkv, of_scale
 
 
 def _sizes(qkv: Tensor, heads: int, factor: int) -> tuple[int, ...]:

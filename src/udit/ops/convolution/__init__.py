@@ -35,6 +35,17 @@ def convolve(layer: nn.Module, x: Tensor) -> Tensor:
     return to_last(layer(to_first(lowered(x))))
 
 
+def convolve_image(layer: nn.Module, x: Tensor) -> Tensor:
+    """A network's first convolution: an image [B, C, H, W] -> a contiguous map [B, H', W', O].
+
+    GPUs write the map with its channels last if the image, which is much smaller, comes so. On the CPU the image stays
+    as it is: last bits would change.
+    """
+    if x.device.type != "cpu":
+        x = x.contiguous(memory_format=torch.channels_last)
+    return to_last(layer(x)).contiguous()
+
+
 def reference(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """The operator in torch: x [B, H, W, I], weight [O, I, 3, 3], bias [O] or None -> [B, H, W, O]."""
     return to_last(F.conv2d(to_first(lowered(x)), weight, bias, padding=1))

@@ -14,7 +14,7 @@ from torch import Tensor
 from udit.ops.layout import contiguous_like, to_first, to_last
 from udit.ops.operator import Added, Function, Operator, Saved
 
-KERNELS = {"cpu": "udit.ops.depthwise_convolution.cpu"}
+KERNELS = {"cpu": "udit.ops.depthwise_convolution.cpu", "cuda": "udit.ops.depthwise_convolution.gpu"}
 
 
 def depthwise(x: Tensor, kernel: Tensor, bias: Tensor, gelu: bool = False) -> Tensor:

@@ -11,7 +11,7 @@ from torch import Tensor
 from udit.ops.layout import contiguous_like
 from udit.ops.operator import Function, Operator, Saved
 
-KERNELS = {"cpu": "udit.ops.gating.cpu"}
+KERNELS = {"cpu": "udit.ops.gating.cpu", "cuda": "udit.ops.gating.gpu"}
 
 
 def gated_sum(x: Tensor, gate: Tensor, y: Tensor) -> Tensor:

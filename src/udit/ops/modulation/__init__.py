@@ -14,7 +14,7 @@ from udit.ops.operator import Function, Operator, Saved
 from udit.ops.recompute import recomputable
 
 EPS = 1e-6
-KERNELS = {"cpu": "udit.ops.modulation.cpu"}
+KERNELS = {"cpu": "udit.ops.modulation.cpu", "cuda": "udit.ops.modulation.gpu"}
 
 
 def modulated_norm(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
