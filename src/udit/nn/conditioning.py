@@ -10,6 +10,7 @@ Axes: B batch, D width, F timestep features, M tokens.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import NamedTuple, Protocol, runtime_checkable
 
 import torch
@@ -112,6 +113,34 @@ def checked_vectors(y: Tensor | None, batch: int, spec: Context) -> Tensor:
     return y
 
 
+def mean_vector(y: Tensor) -> Tensor:
+    """[B, tokens, width] -> the mean [B, width] over tokens that there are."""
+    return y.sum(dim=1) / text_mask(y).sum(dim=1, keepdim=True).clamp(min=1)
+
+
+def text_mask(states: Tensor) -> Tensor:
+    """Which tokens there are: true where any channel [..., D] of a hidden state is not 0; padding is rows of zeros."""
+    return (states != 0).any(dim=-1)
+
+
+def checked_states(y: Tensor | None, shape: Sequence[int]) -> tuple[Tensor, Tensor]:
+    """A text's hidden states, and which of its tokens there are, bool [B, tokens].
+
+    Args:
+        y: float [B, layers, tokens, width], or None.
+        shape: what it has to be.
+
+    Raises:
+        UserError: it is missing or of another shape.
+    """
+    if y is None or list(y.shape) != list(shape) or not y.is_floating_point():
+        raise UserError(
+            f"y is {'missing' if y is None else list(y.shape)}; the model takes hidden states of texts, floats "
+            f"{list(shape)} (for no condition, those of the empty text)"
+        )
+    return y, text_mask(y[:, 0])
+
+
 class Conditioner(Protocol):
     """Time and condition in a backbone's own form."""
 
@@ -166,7 +195,8 @@ def split_times(t: Tensor, second: SecondTime | None) -> tuple[Tensor, Tensor | 
 class VectorConditioner(nn.Module):
     """Embeds (t, y) into one vector [B, D]: timestep MLP plus y's part.
 
-    Of a class that is a row of a table, whose last row is the null class; of vectors, a projection of their mean.
+    Of a class that is a row of a table, whose last row is the null class; of vectors, a projection of the mean of those
+    that are not all 0.
     """
 
     def __init__(
@@ -205,7 +235,7 @@ class VectorConditioner(nn.Module):
         """
         embedded = self.time(timestep_features(t, self.features).to(next(self.time.parameters()).dtype))
         if self.context is not None and self.spec is not None:
-            return embedded + self.context(checked_vectors(y, t.shape[0], self.spec).mean(dim=1).to(embedded.dtype))
+            return embedded + self.context(mean_vector(checked_vectors(y, t.shape[0], self.spec)).to(embedded.dtype))
         if self.label is None:
             refuse_labels(y)
             return embedded

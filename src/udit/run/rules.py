@@ -8,6 +8,12 @@ from udit.data.codec_config import VAECodec
 from udit.data.config import DataInfo
 from udit.errors import UserError
 from udit.run.config import Run
+from udit.run.text_rules import (
+    context_is_the_language_model_s,
+    texts_are_captions,
+    texts_are_for_a_model_that_takes_them,
+    vectors_are_those_of_texts,
+)
 
 Rule = Callable[[Run, DataInfo], str | None]
 """(run, what the network sees of an image) -> what is wrong, None where nothing is."""
@@ -145,7 +151,7 @@ def all_classes_have_a_label(run: Run, seen: DataInfo) -> str | None:
 
 def guidance_needs_a_null_label(run: Run, seen: DataInfo) -> str | None:
     """Guidance compares with the null label's prediction."""
-    if run.model.null_label is not None or run.sampling.guidance == 1:
+    if run.model.null_label is not None or run.text is not None or run.sampling.guidance == 1:
         return None
     return (
         f"sampling.guidance is {run.sampling.guidance:g} and the model has no null label to compare with; set "
@@ -198,13 +204,6 @@ def caching_needs_the_usual_direction(run: Run, seen: DataInfo) -> str | None:
         f"sampling.cache is {run.sampling.cache} and {run.model.family} counts time from noise to data (reversed "
         "flow), so that its last steps cannot be recognised by a time near 0; set it to 1, or give sampling.refresh"
     )
-
-
-def data_gives_labels(run: Run, seen: DataInfo) -> str | None:
-    """Data sets have labels, and no vectors for a model with ``context``."""
-    if not run.model.condition_shape:
-        return None
-    return "model.context takes vectors and the data gives labels; leave context out"
 
 
 def reversed_flow_is_trained_as_flow(run: Run, seen: DataInfo) -> str | None:
@@ -442,7 +441,10 @@ RULES: tuple[Rule, ...] = (
     guided_channels_are_predicted,
     variance_is_the_process_s,
     caching_needs_the_usual_direction,
-    data_gives_labels,
+    vectors_are_those_of_texts,
+    texts_are_for_a_model_that_takes_them,
+    texts_are_captions,
+    context_is_the_language_model_s,
     reversed_flow_is_trained_as_flow,
     reversed_flow_predicts_velocity_or_data,
     ratio_of_noise_is_finite,
