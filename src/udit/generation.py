@@ -165,8 +165,8 @@ class Generation:
             titles, numbers = self.titles(count)
             said = bool(self.context and self.context.prompts)
             columns = None if numbers or not titles or said else min(count, MAX_STRIP)
-            side = PROMPT_SIDE if said else 64
-            save_png(grid(shown(images), titles, columns, side, numbers=numbers), out / GRID, common)
+            sheet = grid(shown(images), titles, columns, PROMPT_SIDE if said else 64, numbers=numbers)
+            save_png(sheet, out / GRID, common)
 
     @property
     def frames(self) -> int | None:
@@ -320,8 +320,7 @@ def generate(
             interpolates their embeddings, and ``Through`` passes from class to class over all images.
         sampling: a complete setting, or the fields that differ from the model's own, e.g. ``{"steps": 20}``.
         quality: "draft", "good" or "best" in place of ``sampling``: what ``udit.tune`` found, or a default.
-        prompts: for a model that takes texts: one, or several in turn; guidance compares with ``negative``.
-        text_model: where its language model is, if not at the place that the model records.
+        prompts: texts, or one for all; ``negative`` is guided away from, ``text_model`` a moved language model.
         context: for a model that takes vectors: the conditions, or a file of them (``read_context``).
         from_image: image to image: what sampling starts from in place of noise, repeated in turn; an image file, a
             folder, or uint8 [M, C, H, W] (``start_images``).
