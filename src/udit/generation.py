@@ -163,11 +163,10 @@ class Generation:
             images = self.in_order(torch.stack(first) if first else None, count)
         if self.world.is_main:
             titles, numbers = self.titles(count)
-            if self.context is not None and self.context.prompts:
-                save_png(grid(images, titles, side=PROMPT_SIDE), out / GRID, common)
-                return
-            columns = None if numbers or not titles else min(count, MAX_STRIP)
-            save_png(grid(shown(images), titles, columns, numbers=numbers), out / GRID, common)
+            said = bool(self.context and self.context.prompts)
+            columns = None if numbers or not titles or said else min(count, MAX_STRIP)
+            sheet = grid(shown(images), titles, columns, PROMPT_SIDE if said else 64, numbers=numbers)
+            save_png(sheet, out / GRID, common)
 
     @property
     def frames(self) -> int | None:
@@ -176,8 +175,7 @@ class Generation:
 
     def titles(self, count: int) -> tuple[list[str], list[int]]:
         """Titles of the first images, and the labels that they stand for; of prompts and interpolations no labels."""
-        if self.context is not None and self.context.prompts:
-            texts = self.context.prompts
+        if self.context is not None and (texts := self.context.prompts):
             return [texts[i % len(texts)] for i in range(count)], []
         labels = None if self.labels is None else self.labels[:count]
         for what, points in (("", labels or ()), ("seed ", self.seeds[:count])):
@@ -322,10 +320,7 @@ def generate(
             interpolates their embeddings, and ``Through`` passes from class to class over all images.
         sampling: a complete setting, or the fields that differ from the model's own, e.g. ``{"steps": 20}``.
         quality: "draft", "good" or "best" in place of ``sampling``: what ``udit.tune`` found, or a default.
-        prompts: for a model that takes texts: one, or several in turn.
-        negative: a prompt that guidance compares with in place of the empty one.
-        text_model: the language model that the model was trained with, where it is not at the place that the model
-            records.
+        prompts: texts, or one for all; ``negative`` is guided away from, ``text_model`` a moved language model.
         context: for a model that takes vectors: the conditions, or a file of them (``read_context``).
         from_image: image to image: what sampling starts from in place of noise, repeated in turn; an image file, a
             folder, or uint8 [M, C, H, W] (``start_images``).
@@ -363,8 +358,7 @@ def generate(
             raise UserError(f"device is {device} and exported graphs run on the CPU; leave it out")
         world = dist.start("cpu" if graph else device)
         system = load_graph(graph, model, weights) if graph else load(model, weights=weights).fused().to(world.device)
-    if text_model is not None:
-        system = system.with_text_model(text_model)
+    system = system if text_model is None else system.with_text_model(text_model)
     if quality is not None:
         chosen = qualities(None if isinstance(model, System) else Path(model), system)[quality]
     elif isinstance(sampling, SamplingConfig):

@@ -210,15 +210,11 @@ def codec(draft: Draft) -> None:
 
 def language_model(draft: Draft) -> None:
     """With ``text``: what the language model's files decide of it."""
-    values = draft.values.get("text")
-    if values is None:
+    if (section := _keys(draft.values.get("text"))) == {}:
         return
     from udit.text.files import complete
 
-    section = _keys(values)
-    if draft.said is not None and draft.says(
-        "text", "source"
-    ):  # what a recipe says of its own language model gives way
+    if draft.said is not None and draft.says("text", "source"):  # what a recipe says of its own gives way
         own = {"revision", "width", "depth", "sha256"}
         section = {key: value for key, value in section.items() if key not in own or draft.says("text", key)}
     draft.values["text"] = complete(parse(TextConfig, section, where="text"))
