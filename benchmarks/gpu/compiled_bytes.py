@@ -239,17 +239,6 @@ def compiled(block: nn.Module, args: Any, kwargs: Any, build: bool) -> tuple[dic
     return told, inductor
 
 
-class Condition(nn.Module):
-    """What depends on (t, y) alone, as a module."""
-
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(self, *given: Tensor) -> Any:
-        return self.model.condition(*given)
-
-
 def network(
     config: Any,
     batch: int,
@@ -285,8 +274,6 @@ def network(
         whole = {}
         if not only:
             whole = eager(model, given, {}, parameters, [parameters, list(model.buffers()), given])
-        if hasattr(model, "condition"):  # compiled as one graph
-            shapes["condition"] = [("condition", Condition(model), given[1:], {})]
         for index, members in enumerate(shapes.values()):
             if not only or index in only:
                 result["blocks"].append(_block(index, members, build, code))

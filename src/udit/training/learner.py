@@ -94,7 +94,7 @@ class Learner:
         posthoc = config.posthoc_ema if self.parallel.averages else None
         self.posthoc = PowerAverages(self.model, posthoc) if posthoc else None
         if config.compile:
-            compile_blocks(self.model, conditions=device.type == "cuda" and not self.parallel.splits)
+            compile_blocks(self.model)
         self.network = self.parallel.network(self.model)
         """The model, or what averages its gradients over ranks; both hold the same weights."""
         self.denoiser = denoiser_of(SystemConfig.of(run), self.network)
