@@ -6,7 +6,7 @@ EXTRAS := .[train,metrics,hub,dev]
 EVERYTHING := .[all,dev,docs,browser]
 
 .DEFAULT_GOAL := help
-.PHONY: help install install-all demo demos digits test test-isa test-slow release-check messages check bench bench-smoke gpu-count gpu-guard bench-scan bench-export performance docs site constraints clean
+.PHONY: help install install-all demo demos digits test test-isa test-slow test-kills release-check messages check bench bench-smoke gpu-count gpu-guard bench-scan bench-export performance docs site constraints clean
 
 help:  ## Prints these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -30,7 +30,7 @@ $(STAMP): pyproject.toml constraints.txt
 	@touch $@
 
 # A gigabyte that single commands, the slow tests and the documentation need: every extra of pyproject.toml.
-install-all: $(STAMP)-all  ## Adds every extra: export, serve, studio, formats, adapters, docs, browser
+install-all: $(STAMP)-all  ## Adds every extra: export, serve, studio, formats, adapters, optimizers, tracking, docs, browser
 
 $(STAMP)-all: $(STAMP)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '$(EVERYTHING)'
@@ -65,6 +65,9 @@ test-isa: install  ## Runs the numerical tests under every instruction set of th
 
 test-slow: install-all  ## Runs the slow tests on two processes: kills, disk faults, full sizes, a browser (some need strace, chromium)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slow -n 2 --dist loadfile --timeout 900
+
+test-kills: install  ## Kills ranks of split trainings, ten times of each kind, and writes docs/results/kills.json (an hour)
+	OMP_NUM_THREADS=1 $(BIN)/python tests/kills.py --json docs/results/kills.json
 
 release-check:  ## Builds wheel and sdist, installs them in new environments, draws the first images (downloads; up to an hour)
 	$(BIN)/python benchmarks/release.py

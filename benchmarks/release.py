@@ -29,18 +29,8 @@ LARGEST = 10_000_000
 """Most bytes of a wheel."""
 FIRST_SAMPLE = 60.0
 """Most seconds from the end of the installation to the first images, compiling the kernels included."""
-OF_EXTRAS = {
-    "train": ["train", "digits", "training.steps=2", "out=run", "--no-progress"],
-    "metrics": ["--help"],
-    "hub": ["--help"],
-    "export": ["export", "onnx", "demo:digits", "--out", "graph"],
-    "serve": ["--help"],
-    "studio": ["--help"],
-    "formats": ["--help"],
-    "adapters": ["--help"],
-    "optimizers": ["--help"],
-}
-"""A command that an extra is for, where there is one that needs no other extra."""
+WITHOUT_A_USE = {"docs", "browser", "dev", "all"}
+"""Extras for work on udit itself, and their sum."""
 
 
 class Wrong(Exception):
@@ -61,9 +51,10 @@ def run(*words: str | Path, cwd: Path = ROOT, **env: str) -> str:
 
 
 def tree(work: Path) -> Iterator[str]:
-    """Nothing is uncommitted; version, changelog and citation agree."""
+    """Nothing is uncommitted; the generated pages are of this code; version, changelog and citation agree."""
+    run(sys.executable, "benchmarks/reference.py", PYTHONPATH=str(ROOT / "src"))
     if dirty := run("git", "status", "--porcelain").strip():
-        raise Wrong(f"uncommitted: {dirty}")
+        raise Wrong(f"uncommitted, or generated anew by benchmarks/reference.py: {dirty}")
     version = re.search(r'__version__ = "(.+)"', (ROOT / "src/udit/__init__.py").read_text(encoding="utf-8"))
     newest = re.search(r"^## \[(.+?)\]", (ROOT / "CHANGELOG.md").read_text(encoding="utf-8"), re.MULTILINE)
     cited = re.search(r"^version: (.+)$", (ROOT / "CITATION.cff").read_text(encoding="utf-8"), re.MULTILINE)
@@ -71,7 +62,7 @@ def tree(work: Path) -> Iterator[str]:
     numbers = {where: match[1].strip() if match else None for where, match in found.items()}
     if len(set(numbers.values())) != 1:
         raise Wrong(f"versions differ: {numbers}")
-    yield f"version {numbers['__init__']} everywhere, nothing uncommitted"
+    yield f"version {numbers['__init__']} everywhere, nothing uncommitted, pages as generated"
 
 
 def wheel(work: Path) -> Iterator[str]:
@@ -162,7 +153,7 @@ def first_images(place: Path, where: Path) -> str:
 
 
 def extras(work: Path) -> Iterator[str]:
-    """Each extra by itself, on top of the core: it installs, is consistent, and its command runs."""
+    """Each extra by itself, on top of the core: it installs, and does what it is for (release_use.py)."""
     [built] = (work / "dist").glob("*.whl")
     python = find(PYTHONS[0]) or sys.executable
     core = work / PYTHONS[0]  # ``install`` has filled it already
@@ -170,7 +161,7 @@ def extras(work: Path) -> Iterator[str]:
     run(base, "-m", "pip", "install", "-q", *_pins(), built)
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     for extra in project["optional-dependencies"]:
-        if extra not in OF_EXTRAS:
+        if extra in WITHOUT_A_USE:
             continue
         place = environment(work / f"extra-{extra}", python)
         site = next((work / f"extra-{extra}" / "lib").glob("python*")) / "site-packages"
@@ -179,8 +170,8 @@ def extras(work: Path) -> Iterator[str]:
         run(place, "-m", "pip", "install", "-q", *_pins(), f"udit[{extra}] @ {built.as_uri()}")
         folder = work / f"extra-{extra}" / "work"
         folder.mkdir()
-        run(place, "-m", "udit", *OF_EXTRAS[extra], cwd=folder, OMP_NUM_THREADS="1")
-        yield f"udit[{extra}]: `udit {' '.join(OF_EXTRAS[extra])}`"
+        run(place, ROOT / "benchmarks" / "release_use.py", extra, folder, cwd=folder, OMP_NUM_THREADS="1")
+        yield f"udit[{extra}]: installed, and used once"
         shutil.rmtree(work / f"extra-{extra}")
 
 

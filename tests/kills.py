@@ -46,7 +46,7 @@ class Killed:
     points: list[str] = field(default_factory=list)
     """The writes at which they were killed."""
     equal: int = 0
-    """Runs whose weights, EMA and optimiser ended with the bits of the unbroken run, and whose log has each step once."""
+    """Runs whose weights, EMA and optimiser ended with the bits of the unbroken run, each step once in the log."""
     seconds: float = 0.0
 
 
@@ -94,7 +94,7 @@ def killed(folder: Path, data: list[str], size: int, kind: str, kills: int, want
             found.points.append(re.sub(r"\.tmp-[0-9a-f]{12}-", ".tmp-", wanted.points[victim][point]))
         else:
             ranks = Ranks(out, data, size)
-            _wait(chance.uniform(0.1, 1.0) * wanted.seconds, ranks)
+            _wait(out, chance.randrange(STEPS), chance.uniform(0, 0.5 * wanted.seconds / STEPS), ranks)
             victim = chance.randrange(size)
             ranks.kill(None if kind == "all ranks" else victim)
         codes = ranks.wait()
@@ -124,7 +124,11 @@ def _spread(points: list[int], count: int) -> list[int]:
     return [points[(2 * i + 1) * len(points) // (2 * count)] for i in range(count)]
 
 
-def _wait(seconds: float, ranks: Ranks) -> None:
+def _wait(out: Path, steps: int, seconds: float, ranks: Ranks) -> None:
+    """Waits until a run has taken some steps, and some seconds more; on a busy machine seconds alone say little."""
+    log = out / "metrics.jsonl"
+    while not ranks.done() and not (log.is_file() and log.read_bytes().count(b"\n") >= steps):
+        time.sleep(0.01)
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline and not ranks.done():
         time.sleep(0.01)
@@ -138,7 +142,8 @@ def _ended_by_themselves(ranks: Ranks, codes: list[int], victim: int | None) -> 
             assert code in (-9, 0), (rank, code, told)
         elif code:
             lines = [line for line in told.splitlines() if line.startswith("udit: error: ")]
-            assert code == 1 and len(lines) <= 1 and "Traceback" not in told, (rank, code, told)
+            # 1: it lost its peer; 2: it had not met it yet
+            assert code in (1, 2) and len(lines) <= 1 and "Traceback" not in told, (rank, code, told)
             count += 1
     return count
 
@@ -151,7 +156,9 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="written after each kind; those that it holds are not done again")
     words = parser.parse_args()
     machine = {"torch": torch.__version__, "python": platform.python_version(), "processor": platform.machine()}
-    rows: list[dict[str, Any]] = json.loads(words.json.read_text())["runs"] if words.json and words.json.exists() else []
+    rows: list[dict[str, Any]] = (
+        json.loads(words.json.read_text())["runs"] if words.json and words.json.exists() else []
+    )
     with tempfile.TemporaryDirectory() as name:
         data = image_folder(Path(name) / "images")
         for size in words.ranks:

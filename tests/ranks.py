@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import faulthandler
 import multiprocessing
 import os
 import signal
@@ -16,6 +17,7 @@ from typing import Any
 
 import torch
 import torch.distributed as td
+from torch.distributed.checkpoint import CheckpointException
 
 from runs import RECIPE, free_port
 from udit.cli import main
@@ -23,11 +25,17 @@ from udit.dist import World
 
 FORKS = multiprocessing.get_context("forkserver")
 FORKS.set_forkserver_preload(
-    ["runs", "udit.training.trainer", "udit.training.events", "udit.training.saving", "torch.distributed.fsdp"]
-    + ["torch.distributed.tensor", "matplotlib.figure", "udit.cli.train", "torch._dynamo"]
+    [
+        *("runs", "udit.training.trainer", "udit.training.events", "udit.training.saving", "udit.cli.train"),
+        *("torch.distributed.fsdp", "torch.distributed.tensor", "torch._dynamo", "matplotlib.figure"),
+    ]
 )
 FOR_RANKS = ["training.parallel=fsdp", "training.steps=9", "training.save_every=3", "model.depths=[1]"]
 """Overrides of the tiny recipe: a batch of 12, which splits over 1, 2, 3 and 4 ranks."""
+
+
+PATIENCE = 400
+"""Seconds that a run may take; ten are usual."""
 
 
 # ---- functions -------------------------------------------------------------------------------------------------------
@@ -72,8 +80,9 @@ def _call(queue: Any, rank: int, size: int, port: str, function: Callable[..., A
         td.barrier()
         queue.put((rank, False, value))
         td.destroy_process_group()
-    except BaseException:
+    except (Exception, CheckpointException):
         queue.put((rank, True, traceback.format_exc()))
+        raise
 
 
 # ---- trainings -------------------------------------------------------------------------------------------------------
@@ -102,8 +111,8 @@ class Ranks:
         for process in self.processes:
             process.start()
 
-    def wait(self, seconds: float = 240) -> list[int]:
-        """The exit codes, negative ones of signals."""
+    def wait(self, seconds: float = PATIENCE) -> list[int]:
+        """The exit codes, negative ones of signals; a run that stands still tells where."""
         deadline = time.monotonic() + seconds
         for process in self.processes:
             process.join(max(0.1, deadline - time.monotonic()))
@@ -133,6 +142,7 @@ def _train(words: list[str], variables: dict[str, str], log: Path, out: Path, ki
     for number in (1, 2):
         os.dup2(stream.fileno(), number)
     sys.stdout = sys.stderr = stream
+    faulthandler.dump_traceback_later(PATIENCE - 60, file=stream)
     points = Points(out / "checkpoints", kill_at)
     try:
         main(words)
@@ -162,7 +172,7 @@ class Points:
             return _torn(create(self, path, mode), points, str(path))
 
         def fsync(descriptor: int) -> None:
-            path = os.readlink(f"/proc/self/fd/{descriptor}")
+            path = str(Path(f"/proc/self/fd/{descriptor}").readlink())
             points.at("fsync", path)
             sync(descriptor)
 

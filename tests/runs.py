@@ -23,7 +23,7 @@ from udit.checkpoint import CheckpointStore
 from udit.run.config import Run
 from udit.run.recipes import load_run
 from udit.training import preview
-from udit.training.records import Outcome
+from udit.training.records import CLOCK, Outcome
 from udit.training.signals import StopFlag
 from udit.training.trainer import Trainer
 
@@ -76,7 +76,7 @@ def steady_adam() -> Iterator[None]:
 def metrics(out: Path) -> list[dict[str, object]]:
     """The lines of ``metrics.jsonl``, without the clock's."""
     lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
-    return [{key: value for key, value in line.items() if key not in ("images_per_second", "waited")} for line in lines]
+    return [{key: value for key, value in line.items() if key not in CLOCK} for line in lines]
 
 
 def environment(**extra: str) -> dict[str, str]:

@@ -38,8 +38,8 @@ FAULTS = {
     "TensorBoard's lines": Fault(
         events.EventLog, "write", ("TensorBoard's line of step 1", "TensorBoard's line of step 2", "TensorBoard's"), ()
     ),
-    "TensorBoard's file": Fault(events.EventLog, "__init__", ("TensorBoard's file for the steps after 0",), ()),
-    "closing TensorBoard's file": Fault(events.EventLog, "close", ("closing TensorBoard's file",), ()),
+    "TensorBoard's file": Fault(events.EventLog, "__init__", ("TensorBoard's log of the steps after 0",), ()),
+    "closing TensorBoard's file": Fault(events.EventLog, "close", ("closing TensorBoard's log",), ()),
     "model card": Fault(None, "udit.store.model_card", ("the model card of ",), ("model/README.md",)),
 }
 ERRORS = [IndexError("tuple index\nout of range"), OSError(28, "No space left on device"), MemoryError()]
@@ -105,11 +105,11 @@ def test_events_go_on_in_a_new_file_at_the_next_interval(
 
     honest = events.EventLog.write
 
-    def torn(self: events.EventLog, step: int, scalars: dict[str, float]) -> None:
+    def torn(self: events.EventLog, step: int, scalars: dict[str, float], texts: dict[str, str]) -> None:
         if step == 1:
             self._records._writer.write(b"half a record")
             raise OSError(28, "No space left on device")
-        honest(self, step, scalars)
+        honest(self, step, scalars, texts)
 
     monkeypatch.setattr(events.EventLog, "write", torn)
     train(tmp_path, *WORDS)

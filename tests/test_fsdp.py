@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import os
 import re
@@ -11,7 +12,6 @@ from typing import Any
 
 import pytest
 import torch
-import torch.distributed as td
 from torch import Tensor, nn
 
 import udit
@@ -20,13 +20,14 @@ from ranks import Ranks, on_ranks
 from runs import finished_at, image_folder, metrics, newest, small_run, state_hash, train
 from udit import sharding
 from udit.checkpoint import MANIFEST, CheckpointStore
+from udit.data.sources import parts_of
 from udit.dist import World
 from udit.errors import RunError, UserError
 from udit.files import unseal
 from udit.models.build import checkpoint_activations, configure
 from udit.models.catalog import list_models
 from udit.nn.init import fill
-from udit.run.config import Run
+from udit.training.batches import batches_of
 from udit.training.learner import Learner
 from udit.training.parallel import Split
 from udit.training.saving import ShardedSaves
@@ -147,7 +148,7 @@ def test_abandoned_checkpoint_leaves_nothing(tmp_path: Path) -> None:
     learner, store = Learner(small_run(tmp_path, FSDP), World()), CheckpointStore(tmp_path / "checkpoints")
     saves = ShardedSaves(store, World(), 60)
     saves.begin(3, learner.tensors(), dict, None)
-    saves.abandon()
+    saves.close()
     assert list(store.folder.iterdir()) == []
 
 
@@ -221,6 +222,27 @@ def test_blocks_are_gathered_in_bfloat16_and_gradients_stay_float32() -> None:
     """Weights are rounded to bfloat16 (relative 2**-9) before products, where autocast rounds them as well."""
     errors = on_ranks(2, gradients, "U-DiT-S", None, False, True, TINY)
     assert max(errors) < 0.05
+
+
+def compiled(world: World) -> float:
+    """The largest error of a gradient where each block is one graph."""
+    network = split("U-DiT-S", world, **TINY)
+    for block in sharding.blocks_of(network):
+        block.compile(fullgraph=True, dynamic=False, backend="eager")
+    whole = perturb(udit.build(configure("U-DiT-S", **TINY)))
+    x, t, y = batch(whole, 2 * world.size)
+    own = slice(2 * world.rank, 2 * world.rank + 2)
+    whole.train()(x, t, y).square().mean().backward()
+    network.train()(x[own], t[own], y[own]).square().mean().backward()
+    found = {key: sharding.whole(p.grad) for key, p in network.named_parameters()}
+    most = max(float(p.grad.abs().max()) for p in whole.parameters())
+    return max(float((found[key] - p.grad).abs().max()) for key, p in whole.named_parameters()) / most
+
+
+@SLOW
+def test_each_block_of_split_weights_is_one_graph() -> None:
+    """Captured as ``training.compile`` does it; what a compiler makes of a graph does not depend on FSDP."""
+    assert max(on_ranks(2, compiled)) < 2e-5
 
 
 def every_family(world: World, names: list[str]) -> dict[str, float]:
@@ -366,8 +388,8 @@ def test_any_number_of_ranks_trains_on_the_same_samples_and_noise(tmp_path: Path
 @pytest.mark.timeout(600)
 def test_run_goes_on_with_another_number_of_ranks(tmp_path: Path) -> None:
     data, out = image_folder(tmp_path / "images"), tmp_path / "run"
-    steps = {4: 3, 2: 5, 3: 7, 1: 9}
-    for size, step in steps.items():
+    previous = 4
+    for size, step in {4: 3, 2: 5, 3: 7, 1: 9}.items():
         ranks = Ranks(out, [*data, f"training.steps={step}"], size)
         assert ranks.wait() == [0] * size, ranks.told()
         assert size == 4 or f"ranks was {previous} and is {size} now" in ranks.told()[0]
@@ -415,3 +437,32 @@ def test_signal_to_one_rank_saves_and_the_same_command_goes_on_to_the_same_bits(
     again = Ranks(out, data, 2)
     assert again.wait() == [0, 0], again.told()
     assert state_hash(out) == state_hash(tmp_path / "unbroken")
+
+
+def deferred(world: World, out: Path) -> list[str]:
+    """Digests of this rank's weights and averages after some steps, read at once and a step late as on a GPU."""
+    found = []
+    for late in (False, True):
+        run = small_run(out, FSDP, "training.clip_norm=0.5")
+        learner = Learner(run, world)
+        learner.load(None)
+        learner.share(0)
+        learner.defers = late
+        stream = batches_of(run, run.source(), parts_of(run.source(), run.data).train, 0, world.rank, world.size)
+        for step, micro_batches in zip(range(4), stream, strict=False):
+            learner.begin(step, micro_batches)
+            if not late:
+                learner.settle()
+        learner.settle()
+        digest = hashlib.sha256()
+        for part in ("model", "ema", "optim"):
+            for name, tensor in sorted(learner.tensors()[part].items()):
+                digest.update(name.encode() + sharding.whole(tensor).numpy().tobytes())
+        found.append(digest.hexdigest())
+    return found
+
+
+@SLOW
+def test_steps_that_are_read_late_change_split_weights_alike(tmp_path: Path) -> None:
+    [[first, late], [other, _]] = on_ranks(2, deferred, tmp_path / "out")
+    assert first == late == other

@@ -17,6 +17,8 @@ import torch
 
 import udit
 from conftest import ErrorOf, perturb, succeeds
+from hub_stand_in import use
+from hub_writes import TOKEN, taking_uploads
 from udit import ops
 from udit.assemble import System
 from udit.convert.system import native_diffusion
@@ -35,7 +37,7 @@ from udit.models.config import ModelConfig
 from udit.run.system import SystemConfig
 from vaes import tiny_vae
 
-FAMILIES = [name for name in CATALOG if name.endswith("-tiny")]
+FAMILIES = [name for name in CATALOG if name.endswith("-tiny") and CATALOG[name].config.clip_frames is None]
 APG = SamplingConfig(steps=4, guidance=3.0, guidance_kind="apg", guidance_levels=(0.1, 50.0), guidance_rescale=0.5)
 DIGITS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 SOME = [pytest.param(n, marks=() if n in ("U-DiT-tiny", "SiT-tiny") else pytest.mark.slow) for n in FAMILIES]
@@ -81,11 +83,14 @@ def made(model: ModelConfig | str, **parts: object) -> System:
     return System(SystemConfig(**values), network.eval())
 
 
-def drawn(calls: list[Call], tmp_path: Path) -> list[np.ndarray]:
-    """Images of folders, uint8 [N, C, H, W], by a process that cannot import udit."""
+def drawn(calls: list[Call], tmp_path: Path, endpoint: str | None = None) -> list[np.ndarray]:
+    """Images of folders, uint8 [N, C, H, W], by a process that cannot import udit; of a hub's models at an endpoint."""
     given = [(str(folder), str(tmp_path / f"{i}.npy"), arguments) for i, (folder, arguments) in enumerate(calls)]
     environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
     environment |= {"HF_MODULES_CACHE": str(tmp_path / "modules"), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+    if endpoint is not None:
+        environment |= {"HF_ENDPOINT": endpoint, "HF_HUB_OFFLINE": "0", "HF_HUB_DISABLE_XET": "1"}
+        environment |= {"HF_HUB_CACHE": str(tmp_path / "cache without udit")}
     environment |= {"USE_TORCH": "1", "TRANSFORMERS_OFFLINE": "1"}
     command = [sys.executable, "-c", WITHOUT_UDIT, json.dumps(given)]
     done = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=300)
@@ -138,6 +143,33 @@ def test_a_process_without_udit_draws_the_same_pictures(tmp_path: Path) -> None:
     ]
     for (folder, arguments), found in zip(calls, drawn(calls, tmp_path), strict=True):
         check_equal(found, by_udit(systems[folder.name], arguments))
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_pushed_models_are_loaded_by_their_names_without_udit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    latent = CATALOG["DiT-tiny"].config.replace(in_channels=2, input_size=4, num_classes=3, learn_sigma=False)
+    velocity = DDPMConfig(predict="v")
+    systems = {
+        "me/u-dit": made("U-DiT-tiny", diffusion=velocity, id2label=DIGITS),
+        "me/dit": made(CATALOG["DiT-tiny"].config.replace(learn_sigma=False), diffusion=FlowConfig()),
+        "me/latent": made(latent, diffusion=velocity, codec=complete(VAECodec(source=str(tiny_vae(tmp_path / "vae"))))),
+    }
+    samplers = {"me/u-dit": ("ddpm", "ddim"), "me/dit": ("flow-euler",), "me/latent": ("ddpm", "ddim")}
+    seeds: dict[str, object] = {"seeds": [7, 3], "class_labels": [1, 2], "num_inference_steps": 4}
+    calls: list[Call] = [
+        (Path(name), {**seeds, "sampler": sampler}) for name, chosen in samplers.items() for sampler in chosen
+    ]
+    with taking_uploads() as hub:
+        use(hub, tmp_path / "hf", monkeypatch)  # type: ignore[arg-type]
+        monkeypatch.setenv("HF_TOKEN", TOKEN)
+        for name, system in systems.items():
+            udit.push(udit.save(system, tmp_path / "models" / name), name, diffusers=True, grid=False)
+        loaded = {name: udit.load(name) for name in systems}
+        found = drawn(calls, tmp_path, endpoint=hub.endpoint)
+    for (name, arguments), images in zip(calls, found, strict=True):
+        check_equal(images, by_udit(systems[str(name)], arguments))
+        check_equal(images, by_udit(loaded[str(name)], arguments))
 
 
 @pytest.mark.slow

@@ -30,6 +30,7 @@ from udit.data.codec_config import VAECodec
 from udit.data.vae import VAE_WEIGHTS, complete
 from udit.errors import UserError
 from udit.evaluation.standard import Score, Scores
+from udit.hub import PIPELINE_FILES
 from udit.publishing.card import Facts, card, is_ours
 from udit.run.system import SystemConfig
 from vaes import tiny_vae
@@ -454,3 +455,30 @@ def test_killed_push_leaves_the_branch_whole_and_the_next_one_sends_what_is_miss
         assert len(there.commits) == 2
         assert sorted(there.files()) == sorted([".gitattributes", "model.raw.safetensors", *FILES])
         assert [f"PUT /large/{oid}" for oid in sent] == [line for line in hub.asked if line.split("/")[-1] in sent]
+
+
+# -- as a pipeline of diffusers ----------------------------------------------------------------------------------------
+
+
+def test_pipeline_is_pushed_loaded_and_pulled_by_udit(run: Path, hub: WritableHub, tmp_path: Path) -> None:
+    udit.push(run, NAME, raw=True)
+    pushed = udit.push(run, NAME, diffusers=True)
+    there = hub.repositories[NAME].files()
+    assert there is not None
+    assert sorted(there) == sorted([".gitattributes", "README.md", "samples.png", *PIPELINE_FILES])
+    assert f'DiffusionPipeline.from_pretrained("{NAME}", trust_remote_code=True)' in pushed.card
+    assert "executes `pipeline.py`" in pushed.card and "averaged (EMA) weights, fused" in pushed.card
+    wanted = pictures(run)
+    assert (pictures(NAME).int() - wanted.int()).abs().max() <= 1, "fused weights round otherwise"
+    pulled = udit.pull(NAME, tmp_path / "here").folder
+    assert torch.equal(pictures(pulled), pictures(NAME))
+    assert not udit.push(run, NAME, diffusers=True).changed
+    udit.push(run, NAME, grid=False)
+    there = hub.repositories[NAME].files()
+    assert there is not None and sorted(there) == [".gitattributes", "README.md", "config.json", "model.safetensors"]
+
+
+@pytest.mark.parametrize("option", [{"raw": True}, {"vae": False}], ids=str)
+def test_pipeline_has_no_place_for(option: dict[str, bool], run: Path, hub: WritableHub) -> None:
+    with pytest.raises(UserError, match="--diffusers exclude each other"):
+        udit.push(run, NAME, diffusers=True, **option)

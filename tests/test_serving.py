@@ -129,6 +129,7 @@ def refusal(call: Callable[[], Any]) -> tuple[int, str]:
         ({"labels": ["\ud800"]}, 422, "no class"),
         ({"sampling": {"stps": 3}}, 422, "unknown key 'sampling.stps'; did you mean 'steps'?"),
         ({"sampling": {"self": 3}}, 422, "unknown key 'sampling.self'"),
+        ({"sampling": {"\ud800": 3}}, 422, "unknown key"),
         ({"sampling": {"steps": 251}}, 422, "sampling.steps is 251; this server takes at most 250"),
         ({"sampling": {"steps": 1e400}}, 422, "sampling.steps is inf; it must be finite"),
         ({"sampling": {"sampler": "flow-euler"}}, 422, "flow-euler does not fit a model that was trained with"),

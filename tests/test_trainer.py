@@ -104,7 +104,19 @@ def test_run_yaml_is_the_complete_run_and_starts_it_again(finished: Path) -> Non
 def test_manifest_names_everything_that_matters(finished: Path) -> None:
     manifest = json.loads((newest(finished) / "manifest.json").read_text())
     assert list(manifest) == [
-        *("schema", "step", "skipped_in_a_row", "watch", "data", "machine", "versions", "run", "files", "digest")
+        *(
+            "schema",
+            "step",
+            "skipped_in_a_row",
+            "watch",
+            "alarms",
+            "data",
+            "machine",
+            "versions",
+            "run",
+            "files",
+            "digest",
+        )
     ]
     assert manifest["step"] == 7
     facts = {"torch": torch.__version__, "ranks": 1, "threads": 1, "kernels": ops.describe()}

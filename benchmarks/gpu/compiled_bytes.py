@@ -247,7 +247,7 @@ def network(
     contiguous: bool = False,
     build: bool = False,
     code: Path | None = None,
-    budget: float = 1.0,
+    selective: bool = False,
 ) -> dict[str, Any]:
     """Counts of every shape of block, eager and compiled, and their sum over the network.
 
@@ -258,11 +258,8 @@ def network(
         contiguous: as if each block's map came contiguous.
         build: builds each Triton kernel for sm_90.
         code: folder for Inductor's code.
-        budget: share of the activations that a block's graph may keep; the others are computed a second time.
+        selective: backward recomputes what costs little (``training.checkpoint_activations=selective``).
     """
-    import torch._functorch.config as functorch
-
-    functorch.activation_memory_budget = budget  # type: ignore[attr-defined]
     result: dict[str, Any] = {"blocks": []}
     with fc.no_gpu():
         model = config.build().train()
@@ -276,7 +273,7 @@ def network(
             whole = eager(model, given, {}, parameters, [parameters, list(model.buffers()), given])
         for index, members in enumerate(shapes.values()):
             if not only or index in only:
-                result["blocks"].append(_block(index, members, build, code))
+                result["blocks"].append(_block(index, members, build, code, selective))
     broken = [row["index"] for row in result["blocks"] if row["compiled"]["graph_breaks"]]
     if whole:
         result["network"] = {"eager": whole}
@@ -284,7 +281,9 @@ def network(
     return result
 
 
-def _block(index: int, members: list[tuple[str, nn.Module, Any, Any]], build: bool, code: Path | None) -> Any:
+def _block(
+    index: int, members: list[tuple[str, nn.Module, Any, Any]], build: bool, code: Path | None, selective: bool
+) -> Any:
     """Counts of the blocks of one shape."""
     name, block, positional, named = members[0]
     tensors = [t for t in tree_leaves((positional, named)) if isinstance(t, Tensor)]
@@ -294,6 +293,7 @@ def _block(index: int, members: list[tuple[str, nn.Module, Any, Any]], build: bo
     row: dict[str, Any] = {"index": index, "first": name, "count": len(members), "input": given}
     row["eager"] = eager(block, positional, named, leaves, there)
     fc.say(f"block {index}: {name}, {len(members)} of the shape {given['shape']}")
+    fc.wanted("udit.models.build", "recompute_in_graphs")([block] if selective else [])
     row["compiled"], inductor = compiled(block, positional, named, build)
     if build and inductor:
         row["sm_90"] = built(inductor.ptx)
@@ -310,7 +310,7 @@ def main() -> None:
     parser.add_argument("--code", type=Path, metavar="DIR", help="keeps Inductor's code there")
     parser.add_argument("--sm90", action="store_true", help="builds each Triton kernel for sm_90: a second each")
     parser.add_argument("--contiguous", action="store_true", help="as if every block's map came contiguous")
-    parser.add_argument("--budget", type=float, default=1.0, help="share of the activations that a block keeps (1)")
+    parser.add_argument("--selective", action="store_true", help="backward recomputes what costs little")
     args = parser.parse_args()
     config = fc.config_of(args)
     result: dict[str, Any] = {"model": args.model, "batch": args.batch, "versions": fc.versions()}
@@ -319,7 +319,7 @@ def main() -> None:
         "contiguous": args.contiguous,
         "build": args.sm90,
         "code": args.code,
-        "budget": args.budget,
+        "selective": args.selective,
     }
     fc.tell(result | network(config, args.batch, **ways))
 

@@ -45,9 +45,9 @@ def eager(name: str, kind: Any = None) -> dict[str, Any]:
     return {"launches": total["operators"], "GB": total["GB"], "kept_GB": told["activations_kept_GB"]}
 
 
-def compiled(name: str, budget: float = 1.0) -> dict[str, Any]:
-    """The step with compiled blocks; ``budget`` is the share of their activations that is kept."""
-    told = compiled_bytes.network(config_of(name), BATCH, budget=budget)
+def compiled(name: str, selective: bool = False) -> dict[str, Any]:
+    """The step with compiled blocks, or with selective recomputation in them too."""
+    told = compiled_bytes.network(config_of(name), BATCH, selective=selective)
     counts = told["network"]["compiled"]
     pairs = [
         {
@@ -71,8 +71,7 @@ def counted(name: str) -> Iterator[tuple[str, dict[str, Any]]]:
     yield "eager", eager(name)
     yield "compiled", compiled(name)
     if name.startswith("U-DiT"):
-        share = fc.wanted("udit.models.build", "SELECTIVE_BUDGET")
-        yield "compiled, selective recomputation", {"budget": share} | compiled(name, share)
+        yield "compiled, selective recomputation", compiled(name, selective=True)
 
 
 def guarded() -> dict[str, float]:

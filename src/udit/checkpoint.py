@@ -206,8 +206,8 @@ class CheckpointStore:
             return Checkpoint(path, unseal((path / MANIFEST).read_text(encoding="utf-8")))
         except (OSError, ValueError) as error:
             raise RunError(
-                f"checkpoint {path} cannot be read here ({_cause(error)}); the run folder must be on a file system that "
-                "all ranks see"
+                f"checkpoint {path} cannot be read here ({_cause(error)}); the run folder must be on a file system "
+                "that all ranks see"
             ) from None
 
     def at(self, step: int) -> Checkpoint:
@@ -294,8 +294,8 @@ def verify(path: Path) -> dict[str, Any]:
             raise DamagedError(f"{MANIFEST} is torn ({error})") from None
         if manifest["schema"] not in (SCHEMA, SHARDED):
             raise UserError(
-                f"{path} was written in schema {manifest['schema']} and this udit reads {SCHEMA} and {SHARDED}; use the "
-                "udit that wrote it, or start a new run in another folder"
+                f"{path} was written in schema {manifest['schema']} and this udit reads {SCHEMA} and {SHARDED}; use "
+                "the udit that wrote it, or start a new run in another folder"
             )
         for name, facts in manifest["files"].items():
             file = path / name

@@ -25,6 +25,11 @@ PIPELINE_CLASS, NETWORK_CLASS = "UditPipeline", "UditNetwork"
 """Of a folder that ``udit export diffusers`` wrote, whose own pipeline.py has them."""
 PIPELINE_WEIGHTS = "transformer/diffusion_pytorch_model.safetensors"
 """Its weights."""
+PIPELINE_FILES = (
+    *("config.json", PIPELINE, "pipeline.py", "scheduler/scheduler_config.json"),
+    *(TRANSFORMER, PIPELINE_WEIGHTS),
+)
+"""All of it, but for the VAE."""
 PREFIX = "network."
 """Before their names."""
 

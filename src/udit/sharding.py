@@ -47,8 +47,8 @@ def mesh_of(world: World, shards: int | None, timeout: float) -> DeviceMesh:
     shards = shards or world.size
     if world.size % shards:
         raise UserError(
-            f"training.shards is {shards} and there are {world.size} ranks, which it must divide; leave it out to split "
-            "the weights over all ranks"
+            f"training.shards is {shards} and there are {world.size} ranks, which it must divide; leave it out to "
+            "split the weights over all ranks"
         )
     kind = world.device.type
     if shards == world.size:

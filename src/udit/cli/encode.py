@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from cyclopts import Parameter
 
 from udit.cli.output import say
 from udit.errors import UserError
+from udit.evaluation import FeaturesName
+
+if TYPE_CHECKING:
+    from udit.reconstruction import Reconstruction
 
 
 def encode(
@@ -16,11 +20,14 @@ def encode(
     /,
     *overrides: Annotated[str, Parameter(allow_leading_hyphen=False)],
     out: Path,
+    teacher: str | None = None,
     dtype: Literal["float16", "float32"] = "float16",
     measure: Annotated[bool, Parameter(negative="")] = False,
     shard_size: int = 1024,
     batch_size: int = 32,
     device: str = "auto",
+    features: FeaturesName | None = None,
+    weights_file: Path | None = None,
     progress: bool = True,
 ) -> int:
     """Encode a recipe's images once and cache the latents; then train on them with latents=FOLDER.
@@ -36,6 +43,9 @@ def encode(
         KEY.PATH=VALUE in place of the recipe's values, e.g. data.root=images codec.kind=vae codec.source=FOLDER
     out
         The folder of the cache.
+    teacher
+        A vision model whose features are written too, for training.align: efficientnet-lite0, judge, inception,
+        dinov2:SOURCE or timm:SOURCE, where SOURCE is a folder or a hub id.
     dtype
         Of a VAE's posteriors; pixels stay uint8.
     measure
@@ -46,6 +56,11 @@ def encode(
         Images encoded at a time.
     device
         auto, cpu, cuda, cuda:N or mps.
+    features
+        Of a VAE, the Fréchet distance of decoded to encoded held-out images is printed by these: judge, inception, clip
+        or dinov2. Left out: by the judge that `udit eval` has trained on these data, where there is one.
+    weights_file
+        Weights of --features; without, a published network is downloaded.
     progress
         Show the progress bar.
     """
@@ -60,12 +75,15 @@ def encode(
         raise UserError(f"latents is {str(run.latents)!r} and a new cache is written to --out; leave latents out")
 
     from udit import dist
+    from udit.evaluation.teachers import load_teacher
+    from udit.reconstruction import reconstruction
     from udit.training.encoding import encode as write
 
     world = dist.start(device)
     cache = write(
         run,
         out,
+        teacher=None if teacher is None else load_teacher(teacher, run, world.device),
         dtype=dtype,
         measure=measure,
         shard_size=shard_size,
@@ -74,10 +92,32 @@ def encode(
         progress=progress,
     )
     if world.is_main:
+        lost = reconstruction(
+            run,
+            out,
+            features=features,
+            weights_file=weights_file,
+            batch_size=batch_size,
+            device=world.device,
+            progress=progress,
+        )
+        if lost is not None:
+            _tell(lost)
+        align = "" if cache.teacher is None else " training.align={}"
+        beside = "" if cache.teacher is None else f" with features of {cache.teacher}"
         shape, mirrored = "x".join(map(str, cache.shape)), " and their mirror images" if cache.mirrored else ""
         say(
-            f"wrote {out}: {cache.images:,} images{mirrored} as {cache.dtype} {shape} in {cache.shards} shards, "
-            f"{cache.bytes / 1e6:,.1f} MB; next: udit train {recipe} latents={out}"
+            f"wrote {out}: {cache.images:,} images{mirrored} as {cache.dtype} {shape}{beside} in {cache.shards} "
+            f"shards, {cache.bytes / 1e6:,.1f} MB; next: udit train {recipe} latents={out}{align}"
         )
     world.close()
     return 0
+
+
+def _tell(found: Reconstruction) -> None:
+    """Says what a VAE loses of held-out images."""
+    line = f"{found.images:,} held-out images, decoded: PSNR {found.psnr:.2f} dB, SSIM {found.ssim:.4f}"
+    if found.distance is None:
+        say(f"{line}; no Fréchet distance: these data have no judge yet (`udit eval` trains one), or give --features")
+    else:
+        say(f"{line}, Fréchet distance {found.distance:.4g} by {found.features}")

@@ -18,6 +18,7 @@ def push(
     raw: Annotated[bool, Parameter(negative="")] = False,
     checkpoint: int | None = None,
     vae: bool | None = None,
+    diffusers: Annotated[bool, Parameter(negative="")] = False,
     grid: bool = True,
     private: Annotated[bool, Parameter(negative="")] = False,
     revision: str | None = None,
@@ -45,6 +46,8 @@ def push(
     vae
         Of a model in a VAE's latents: push the VAE too, or name it by its hub id and the sha256 of its weights. If not
         given, one that has no hub id is pushed and others are named.
+    diffusers
+        Push what `udit export diffusers` writes, so that diffusers' DiffusionPipeline loads it as well, without udit.
     grid
         Put a grid of samples into the card: the run's last one, or one that is drawn now.
     private
@@ -70,6 +73,7 @@ def push(
         license=license_,
         raw=raw,
         vae=vae,
+        diffusers=diffusers,
         grid=grid,
         private=private,
         revision=revision,

@@ -17,9 +17,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from udit.data.buckets import buckets_of
+from udit.data.fields import FieldSource
 from udit.data.latents import LatentCache
-from udit.data.order import Order, flips
-from udit.data.sources import Labels, Source
+from udit.data.order import BucketOrder, Order, crops, flips
+from udit.data.sources import Labels, RawSource, Source, crop_of, crops_of
 from udit.errors import RunError, UserError
 
 
@@ -28,13 +30,18 @@ class Batch:
     """One micro-batch."""
 
     x: Tensor
-    """uint8 [B, C, H, W], or raw latents [B, c, h, w] of a cache"""
+    """uint8 [B, C, H, W], of clips [B, C, F, H, W], float32 fields or where 16 bits are kept, or raw latents
+    [B, c, h, w] of a cache"""
     y: Tensor
     """int64 [B]"""
     ids: list[int]
     """Indices into the source."""
     positions: list[int]
     """Positions in the run's stream of images: the keys of everything drawn for each image."""
+    before: Tensor | None = None
+    """The states before, float32 [B, C, H, W], of a source that has them."""
+    features: Tensor | None = None
+    """A vision model's, float16 [B, Z, h, w], where they are asked for."""
     drawn: dict[str, Tensor] = field(default_factory=dict)
     """Random numbers of these positions, where they were drawn along with reading: each [B, ...]."""
 
@@ -48,11 +55,12 @@ class Batch:
 
     def _moved(self, move: Callable[[Tensor], Tensor]) -> Batch:
         drawn = {name: move(x) for name, x in self.drawn.items()}
-        return replace(self, x=move(self.x), y=move(self.y), drawn=drawn)
+        before, features = (None if x is None else move(x) for x in (self.before, self.features))
+        return replace(self, x=move(self.x), y=move(self.y), before=before, features=features, drawn=drawn)
 
 
-Draw = Callable[[Sequence[int]], dict[str, Tensor]]
-"""From positions to what is drawn for them, each [B, ...]."""
+Draw = Callable[[Sequence[int], tuple[int, int]], dict[str, Tensor]]
+"""From positions, and height and width of their images as they are read, to what is drawn for them, each [B, ...]."""
 Batches = Generator[list[Batch]]
 """The micro-batches of step after step; closing it ends the workers."""
 
@@ -69,6 +77,7 @@ def batches(
     world: int = 1,
     accumulation: int = 1,
     flip: bool = False,
+    features: bool = False,
     workers: int = 0,
     draw: Draw | None = None,
     pin: bool = False,
@@ -86,27 +95,41 @@ def batches(
         world: number of processes.
         accumulation: micro-batches per step on each rank.
         flip: mirror half of the images left to right.
+        features: read a vision model's features too, of a latent cache that has them.
         workers: processes that read ahead; 0 reads in the calling process.
         draw: makes each batch's ``drawn``, where its images are read.
         pin: batches lie in pinned memory.
 
     Yields:
         ``accumulation`` batches for each step. Step s takes positions s * global_batch and on, micro-batch by
-        micro-batch and, within one, rank by rank.
+        micro-batch and, within one, rank by rank. Of images of several shapes those of a step have one.
 
     Raises:
         UserError: a batch that does not split evenly, no images, or an image that cannot be decoded.
         RunError: a worker died.
     """
     size = share_of(global_batch, accumulation, world)
-    reader = _Reader(source, part, seed, flip, draw)
-    jobs = _Jobs(Order(len(part), seed), range(start, stop), global_batch, size, rank, world, accumulation)
+    reader = _Reader(source, part, seed, flip, features, draw)
+    order = order_of(source, part, seed, global_batch)
+    jobs = _Jobs(order, range(start, stop), global_batch, size, rank, world, accumulation)
     steps = _steps(reader, jobs, workers, pin)
     if workers:
         # else multiprocessing's exit handler would send SIGTERM, which workers ignore, and wait for them for ever
         alive = weakref.ref(steps)
         atexit.register(lambda: steps.close() if (steps := alive()) else None)
     return steps
+
+
+def order_of(source: Source, part: Labels, seed: int, global_batch: int) -> Order | BucketOrder:
+    """The order of the images of a part: of images of several shapes, those of a step have one.
+
+    Raises:
+        UserError: there are no images.
+    """
+    buckets = buckets_of(source)
+    if buckets is None or not len(part):
+        return Order(len(part), seed)
+    return BucketOrder([places for _, places in buckets.members(part)], seed, global_batch)
 
 
 def share_of(global_batch: int, accumulation: int, world: int) -> int:
@@ -128,7 +151,7 @@ def share_of(global_batch: int, accumulation: int, world: int) -> int:
 class _Jobs:
     """What to read, in order: (position, index into the part) for each image of each micro-batch."""
 
-    order: Order
+    order: Order | BucketOrder
     steps: range
     global_batch: int
     size: int
@@ -146,30 +169,50 @@ class _Jobs:
 class _Reader(Dataset["Batch | UserError"]):
     """Reads a micro-batch, in the calling process or in a worker."""
 
-    def __init__(self, source: Source, part: Labels, seed: int, flip: bool, draw: Draw | None) -> None:
+    def __init__(self, source: Source, part: Labels, seed: int, flip: bool, features: bool, draw: Draw | None) -> None:
         self.source = source
         self.part = part
         self.seed = seed
         self.flip = flip
+        self.features = features
         self.draw = draw
 
     def __getitem__(self, job: list[tuple[int, int]]) -> Batch | UserError:
         positions = [position for position, _ in job]
         ids = [int(self.part[place]) for _, place in job]
+        mirrored = flips(self.seed, positions) if self.flip else [False] * len(ids)
         try:
-            x = self._read(ids, flips(self.seed, positions) if self.flip else [False] * len(ids))
+            cropped = crops(crops_of(self.source), self.seed, positions)
+            x, features = self._read(ids, mirrored, cropped), self._features(ids, mirrored, cropped)
+            before = states_before(self.source, ids)
         except UserError as error:
             # as a value: an exception from a worker would be wrapped in its traceback
             return error
-        drawn = self.draw(positions) if self.draw else {}
-        return Batch(torch.from_numpy(x), torch.from_numpy(self.source.labels[ids]), ids, positions, drawn)
+        height, width = x.shape[-2:]
+        drawn = self.draw(positions, (height, width)) if self.draw else {}
+        y = torch.from_numpy(self.source.labels[ids])
+        return Batch(torch.from_numpy(x), y, ids, positions, before, features, drawn)
 
-    def _read(self, ids: list[int], mirrored: list[bool]) -> NDArray[Any]:
-        if isinstance(self.source, LatentCache):
-            return np.stack([self.source.read(i, turned) for i, turned in zip(ids, mirrored, strict=True)])
-        x = np.stack([self.source.image(i) for i in ids])
-        x[mirrored] = x[mirrored, :, :, ::-1]
+    def _read(self, ids: list[int], mirrored: list[bool], cropped: list[int]) -> NDArray[Any]:
+        if isinstance(self.source, RawSource):
+            return np.stack([self.source.read(*which) for which in zip(ids, mirrored, cropped, strict=True)])
+        x = np.stack([crop_of(self.source, i, crop) for i, crop in zip(ids, cropped, strict=True)])
+        x[mirrored] = x[mirrored][..., ::-1]
         return x
+
+    def _features(self, ids: list[int], mirrored: list[bool], cropped: list[int]) -> Tensor | None:
+        if not self.features:
+            return None
+        assert isinstance(self.source, LatentCache), "a vision model's features are in a latent cache"
+        found = [self.source.features(*which) for which in zip(ids, mirrored, cropped, strict=True)]
+        return torch.from_numpy(np.stack(found))
+
+
+def states_before(source: Source, ids: Sequence[int]) -> Tensor | None:
+    """The states before those of a source, float32 [B, C, H, W]; None of a source without an order in time."""
+    if not isinstance(source, FieldSource) or source.before is None:
+        return None
+    return torch.from_numpy(source.fields[source.before[ids]])
 
 
 def _steps(reader: _Reader, jobs: _Jobs, workers: int, pin: bool) -> Batches:

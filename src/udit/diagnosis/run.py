@@ -15,6 +15,7 @@ from udit.errors import UserError
 from udit.evaluation.report import Report
 from udit.run.config import Run
 from udit.store import read_run_config
+from udit.training.alarms import rising
 from udit.training.folder import NAMES
 
 TAIL = 4 << 20
@@ -118,7 +119,7 @@ def training(lines: Sequence[dict[str, Any]]) -> Iterator[Finding]:
 
 def _validation(lines: Sequence[dict[str, Any]]) -> Iterator[Finding]:
     values = [line["val_loss"] for line in lines]
-    if len(values) >= 4 and values[-1] > values[-2] > values[-3] > 1.02 * min(values):
+    if len(values) >= 4 and rising(values, min(values)):
         best = min(lines, key=lambda line: line["val_loss"])
         yield Finding(
             "note",

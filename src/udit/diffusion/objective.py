@@ -5,6 +5,7 @@ The loss itself is the noising process's (``Schedule.loss``).
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -19,12 +20,24 @@ from udit.diffusion.schedule import Schedule
 
 @dataclass(frozen=True)
 class Losses:
-    """Per-sample losses [B]; ``loss`` is what to average and differentiate."""
+    """Per-sample losses [B]; ``total`` is what to average and differentiate."""
 
     loss: Tensor
     mse: Tensor
     vb: Tensor | None = None
     """Variational bound term in bits per dimension, where the variance is learned."""
+    align: Tensor | None = None
+    """What aligns features with a vision model's, where a training does; it is not part of ``loss``."""
+
+    @property
+    def total(self) -> Tensor:
+        """[B], what to average and differentiate: ``loss``, and ``align`` where there is one."""
+        return self.loss if self.align is None else self.loss + self.align
+
+    def detached(self) -> Losses:
+        """The same without the graph that made them."""
+        terms = (None if x is None else x.detach() for x in (self.vb, self.align))
+        return Losses(self.loss.detach(), self.mse.detach(), *terms)
 
 
 @dataclass(frozen=True)
@@ -87,12 +100,14 @@ class Objective:
         label_dropout: fraction of labels replaced by the null label; unused by an unconditional model.
         levels: decisions per sample on dropping its label, see ``drop_labels``.
         precision: bfloat16 is autocast.
+        batch_size: samples of a step, by which a position in the run says which step it is of.
     """
 
     seed: int
     label_dropout: float = 0.0
     levels: int = 1
     precision: Literal["float32", "bfloat16"] = "float32"
+    batch_size: int = 1
 
     def draws(self, schedule: Schedule, shape: Sequence[int], positions: Sequence[int]) -> Draws:
         """The random numbers of a batch of (C, H, W) at positions in the run's stream of samples."""
@@ -111,6 +126,7 @@ class Objective:
             draws: of these positions, on the network's device; drawn here if None.
         """
         device = x0.device
+        denoiser = dataclasses.replace(denoiser, schedule=denoiser.schedule.at_step(positions[0] // self.batch_size))
         if draws is None:
             drawn = self.draws(denoiser.schedule, x0.shape[1:], positions)
             draws = Draws(drawn.t.to(device), drawn.noise.to(device), drawn.uniform.to(device))

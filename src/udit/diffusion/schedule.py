@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 import numpy as np
 import torch
@@ -114,6 +114,10 @@ class Schedule(ABC):
             noise: [B, C, H, W] standard normal.
             y: [B] labels, some dropped, or None.
         """
+
+    def at_step(self, step: int) -> Self:
+        """The process as it is at a training step, counted from 0; most stay the same."""
+        return self
 
     def precondition(self, backbone: Backbone, unit: TimeUnit) -> tuple[Backbone, TimeUnit]:
         """What a denoiser calls in place of a network with that unit of time, and the wrapper's own unit."""

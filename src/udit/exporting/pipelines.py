@@ -28,9 +28,18 @@ from udit.exporting.single import Writer
 from udit.files import whole_folder
 from udit.hub import NETWORK_CLASS, PIPELINE_CLASS, PIPELINE_WEIGHTS, PREFIX, is_pipeline
 from udit.run.system import SystemConfig
+from udit.store import card_title
 
 ROOT = "udit.exporting.pipeline"
 WANTED = ("UditNetwork", "UditPipeline", "own_module")
+WHAT_RUNS = (
+    "diffusers has no such network. **`trust_remote_code=True` executes `pipeline.py` of this folder** with your "
+    "rights: read it first. It is all of the code and needs torch, numpy and diffusers. It opens no connection and "
+    "reads no file but itself; diffusers loads the weights, which are safetensors, and copies `pipeline.py` into "
+    "`HF_MODULES_CACHE`. It also adds the network's class, `UditNetwork`, to the module `diffusers`, where "
+    "`from_pretrained` looks for it."
+)
+"""What a user of the folder lets run, for its card."""
 
 
 @dataclass(frozen=True)
@@ -59,10 +68,16 @@ def export_pipeline(system: System, folder: Path) -> PipelineFolder:
             something else.
         RunError: the folder cannot be written.
     """
+    system.config.model.refuse_clips("a pipeline of diffusers")
     if system.config.model.condition_shape:
         raise UserError(
             f"the model takes vectors {list(system.config.model.condition_shape)} for a condition and pipelines for "
             "diffusers take labels; sample from it with udit"
+        )
+    if system.config.diffusion.sampling_steps is not None:
+        raise UserError(
+            f"the model was trained with {system.config.diffusion.title}, of which diffusers has no scheduler; export "
+            "a graph, or sample from it with udit"
         )
     if system.weak is not None:
         raise UserError(
@@ -195,11 +210,20 @@ def scheduler_of(config: SystemConfig) -> Any:
 
 def card(system: System) -> str:
     """``README.md``: how to load the folder, and what that runs."""
-    config = system.config
-    model, sampling = config.model, config.sampling
-    size = "x".join(map(str, (model.in_channels, *model.size)))
-    classes = f"{model.num_classes} classes" if model.num_classes else "unconditional"
-    asked = "class_labels=[0, 1], seeds=[0, 1]" if model.num_classes > 1 else "seeds=[0, 1]"
+    return (
+        "---\nlibrary_name: diffusers\npipeline_tag: unconditional-image-generation\ntags: [diffusion, u-dit]\n---\n\n"
+        f"# {card_title(system.config)}\n\n"
+        f"{usage(system.config, 'THIS_FOLDER')}\n"
+        f"## What runs\n\n{WHAT_RUNS}\n\n"
+        f"Written by udit {__version__}, whose weights had the fingerprint {system.fingerprint}; the weights here are "
+        f"fused. `udit.load` reads the folder, too.\n"
+    )
+
+
+def usage(config: SystemConfig, name: str) -> str:
+    """How to load and call the pipeline, as Markdown; ``name`` is its folder or hub id."""
+    sampling = config.sampling
+    asked = "class_labels=[0, 1], seeds=[0, 1]" if config.model.num_classes > 1 else "seeds=[0, 1]"
     cached = (
         "\nThe model's own setting caches steps (`sampling.cache` or `refresh`); this pipeline runs all of them.\n"
         if sampling.cache > 1 or sampling.refresh
@@ -207,21 +231,11 @@ def card(system: System) -> str:
     )
     vae = "the VAE in `vae/` decodes" if isinstance(config.codec, VAECodec) else "it decodes pixels itself"
     return (
-        "---\nlibrary_name: diffusers\npipeline_tag: unconditional-image-generation\ntags: [diffusion, u-dit]\n---\n\n"
-        f"# {model.family} on {size}, {classes}\n\n"
         "```python\nfrom diffusers import DiffusionPipeline\n\n"
-        'pipe = DiffusionPipeline.from_pretrained("THIS_FOLDER", trust_remote_code=True)\n'
+        f'pipe = DiffusionPipeline.from_pretrained("{name}", trust_remote_code=True)\n'
         f"images = pipe({asked}).images\n```\n\n"
         f"The network generates with {sampling.sampler} in {sampling.steps} steps unless the call says otherwise "
         f"(`num_inference_steps`, `guidance_scale`, `guidance_interval`, `guidance_channels`, `sampler`); {vae}. One "
         "seed an image: the same seed and class give the same image in any batch, and as udit draws it.\n"
-        f"{cached}\n"
-        "## What runs\n\n"
-        "diffusers has no such network. **`trust_remote_code=True` executes `pipeline.py` of this folder** with your "
-        "rights: read it first. It is all of the code and needs torch, numpy and diffusers. It opens no connection and "
-        "reads no file but itself; diffusers loads the weights, which are safetensors, and copies `pipeline.py` into "
-        "`HF_MODULES_CACHE`. It also adds the network's class, `UditNetwork`, to the module `diffusers`, where "
-        "`from_pretrained` looks for it.\n\n"
-        f"Written by udit {__version__}, whose weights had the fingerprint {system.fingerprint}; the weights here are "
-        f"fused. `udit.load` reads the folder, too.\n"
+        f"{cached}"
     )

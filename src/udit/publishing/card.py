@@ -9,12 +9,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from udit import hub
 from udit.data.codec_config import VAECodec
 from udit.errors import UserError
 from udit.evaluation import standard
 from udit.evaluation.compare import read as read_scores
 from udit.evaluation.report import Report
 from udit.evaluation.standard import Scores
+from udit.exporting import pipelines
 from udit.run.config import Run
 from udit.run.recipes import to_yaml
 from udit.run.system import SystemConfig
@@ -61,6 +63,7 @@ def card(config: SystemConfig, facts: Facts) -> str:
         "`pip install udit`, then",
         card_usage(config, facts.name).rstrip(),
         f"or `udit sample {facts.name} --n 16 --out samples`.",
+        *(_diffusers(config, facts.name) if hub.PIPELINE in facts.files else []),
         "## What it is",
         "\n".join(f"- {line}" for line in _what(config, facts)),
         "## Scores",
@@ -107,11 +110,16 @@ def _what(config: SystemConfig, facts: Facts) -> Iterator[str]:
         yield f"classes: {', '.join(names[:20])}{more}"
     yield from _training(config, facts.run)
     raw = f"; `{FILES['raw']}` those before averaging" if FILES["raw"] in facts.files else ""
-    yield f"`{FILES['ema']}` holds the averaged (EMA) weights{raw}"
+    file, fused = (hub.PIPELINE_WEIGHTS, ", fused") if hub.PIPELINE in facts.files else (FILES["ema"], "")
+    yield f"`{file}` holds the averaged (EMA) weights{fused}{raw}"
     if isinstance(config.codec, VAECodec):
         there = "a copy is in `vae/`" if config.codec.source == "vae" else f"it is `{config.codec.source}` on the hub"
         sha = f", sha256 of its weights {config.codec.sha256[:12]}" if config.codec.sha256 else ""
         yield f"in latents of {config.codec.network}: {there}{sha}; its own licence applies to it"
+
+
+def _diffusers(config: SystemConfig, name: str) -> tuple[str, ...]:
+    return "## With diffusers", pipelines.usage(config, name).rstrip(), pipelines.WHAT_RUNS
 
 
 def _training(config: SystemConfig, run: Run | None) -> Iterator[str]:

@@ -74,16 +74,18 @@ def _files(name: str, raw: bool, vae: bool, revision: str | None) -> tuple[Path,
     """The folder in the hub's cache, and {path in the new folder: file}; see ``pull``."""
     weights: Sequence[store.Weights] = ("ema", "raw") if raw else ("ema",)
     there = store.download(name, weights, revision)
-    if hub.is_pipeline(there):
-        raise UserError(
-            f"{name} holds a pipeline for diffusers; udit takes its name as it is, and `hf download {name} --local-dir "
-            "FOLDER` copies it"
-        )
     config = store.read_config(there / "config.json")
-    files = {"config.json": there / "config.json"} | {store.FILES[kind]: there / store.FILES[kind] for kind in weights}
-    for kind in weights:
-        if not files[store.FILES[kind]].is_file():
-            raise UserError(f"{name} has no {store.FILES[kind]}" + ("; leave out --raw" if kind == "raw" else ""))
+    if hub.is_pipeline(there):
+        if raw:
+            raise UserError(f"{name} holds the fused weights of a pipeline; leave out --raw")
+        hub.complete(name, there, hub.PIPELINE_FILES, what=f"no pipeline {name!r}")
+        paths = list(hub.PIPELINE_FILES)
+    else:
+        paths = ["config.json", *(store.FILES[kind] for kind in weights)]
+    files = {path: there / path for path in paths}
+    for path in paths:
+        if not files[path].is_file():
+            raise UserError(f"{name} has no {path}" + ("; leave out --raw" if path == store.FILES["raw"] else ""))
     hub.complete(name, there, [GRID], what=f"no grid of {name!r}")
     files |= {file: there / file for file in (CARD, GRID) if (there / file).is_file()}
     if (there / hub.VAE).is_file():

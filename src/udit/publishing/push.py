@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,10 +16,12 @@ from udit.data.codec_config import VAECodec
 from udit.data.vae import VAE_FILES, cached_sha256, check_sha256, folder_of, weights_sha256
 from udit.demos.find import is_demo
 from udit.errors import UserError
+from udit.exporting.pipelines import export_pipeline
 from udit.files import check_room
 from udit.publishing.card import CARD, GRID, UNKNOWN, Facts, card, scores_of
 from udit.publishing.repository import check_name, upload
 from udit.run.config import Run
+from udit.run.system import SystemConfig
 from udit.training.preview import save_grid
 
 log = logging.getLogger(__name__)
@@ -53,6 +56,7 @@ def push(
     license: str | None = None,  # noqa: A002  the hub's word
     raw: bool = False,
     vae: bool | None = None,
+    diffusers: bool = False,
     grid: bool = True,
     private: bool = False,
     revision: str | None = None,
@@ -73,6 +77,8 @@ def push(
         raw: the weights before averaging too; without, the averaged ones alone.
         vae: a model in a VAE's latents: the VAE's files too. Without, the VAE is named by its hub id and the sha256 of
             its weights. None copies one that has no hub id, and names the others.
+        diffusers: as ``udit.export(model, "diffusers")`` writes it: ``udit.load`` and diffusers' ``DiffusionPipeline``
+            both load it, with the VAE and fused weights.
         grid: a grid of samples: that of the run's last step if there is one, otherwise drawn.
         private: a new repository is private; a public one is refused.
         revision: a branch, made if it does not exist; the default one if None.
@@ -82,11 +88,14 @@ def push(
 
     Raises:
         UserError: there is no model, the name is none, no token, one that may not write there, a repository that holds
-            another kind of model, or a hub that cannot be reached.
+            another kind of model, a hub that cannot be reached, or a model that diffusers cannot be given.
         RunError: the disk is too full for a copy of the model.
     """
     check_name(name)
-    with _staged(model, name, license or UNKNOWN, raw, vae, grid) as (files, text, system, run):
+    if diffusers and (raw or vae is False):
+        option = "--raw" if raw else "--no-vae"
+        raise UserError(f"{option} and --diffusers exclude each other: a pipeline is one network with its VAE")
+    with _staged(model, name, license or UNKNOWN, raw, vae, diffusers, grid) as (files, text, system, run):
         found = Pushed(
             name=name,
             files={path: file.stat().st_size for path, file in files.items()},
@@ -107,7 +116,7 @@ def push(
 
 @contextmanager
 def _staged(
-    model: str | Path, name: str, license_: str, raw: bool, vae: bool | None, grid: bool
+    model: str | Path, name: str, license_: str, raw: bool, vae: bool | None, diffusers: bool, grid: bool
 ) -> Iterator[tuple[dict[str, Path], str, System, Run | None]]:
     """{path in the repository: file} of all that is pushed, the card's text, the model and its run.
 
@@ -119,22 +128,21 @@ def _staged(
     out = _run_of(Path(model))
     known = model if is_demo(model) else out
     run = store.read_run_config(known) if known is not None else None
-    config, beside = system.config, _vae_beside(system, vae)
-    if isinstance(config.codec, VAECodec):
-        sha = weights_sha256(beside[0].parent) if beside else cached_sha256(config.codec.source)
-        if sha is not None:
-            check_sha256(config.codec, sha)
-        named = {"source": "vae", "revision": None} if beside else {}
-        config = config.model_copy(update={"codec": config.codec.replace(sha256=sha or config.codec.sha256, **named)})
     with tempfile.TemporaryDirectory(prefix="udit-push-") as place:
         size = sum(tensor.nbytes for tensor in system.backbone.state_dict().values())
         check_room(Path(place), size * (1 + raw) + 10_000_000)
-        staged = store.save(System(config, system.backbone), Path(place) / "model", raw=before)
-        paths = [path.name for path in staged.iterdir()] + ([GRID] if grid else [])
-        files = {path: staged / path for path in sorted({*paths, CARD})}
+        staged = Path(place) / "model"
+        beside: list[Path] = []
+        if diffusers:
+            export_pipeline(system, staged)
+            config = store.read_config(staged / "config.json")
+        else:
+            config, beside = _with_vae_named(system, vae)
+            store.save(System(config, system.backbone), staged, raw=before)
         if grid:
-            files[GRID] = _grid(system, run, out, staged)
-        files |= {f"vae/{path.name}": path for path in beside}
+            _grid(system, run, out, staged / GRID)
+        paths = sorted(str(path.relative_to(staged)) for path in staged.rglob("*") if path.is_file())
+        files = {path: staged / path for path in paths} | {f"vae/{path.name}": path for path in beside}
         scores = scores_of(out / "evaluation", system.fingerprint) if out is not None else []
         text = card(config, Facts(name, system.num_parameters, license_, run, scores, tuple(files)))
         files[CARD].write_text(text, encoding="utf-8")
@@ -149,6 +157,22 @@ def _run_of(model: Path) -> Path | None:
     if model.parent.name == "checkpoints":
         places.append(model.parent.parent)
     return next((place for place in places if (place / "run.yaml").is_file()), None)
+
+
+def _with_vae_named(system: System, wanted: bool | None) -> tuple[SystemConfig, list[Path]]:
+    """The config that is pushed, whose VAE has the sha256 of its weights, and the VAE's files that go with it.
+
+    Raises:
+        UserError: see ``_vae_beside``; the VAE's weights are others than those it was trained with.
+    """
+    config, beside = system.config, _vae_beside(system, wanted)
+    if isinstance(config.codec, VAECodec):
+        sha = weights_sha256(beside[0].parent) if beside else cached_sha256(config.codec.source)
+        if sha is not None:
+            check_sha256(config.codec, sha)
+        named = {"source": "vae", "revision": None} if beside else {}
+        config = config.model_copy(update={"codec": config.codec.replace(sha256=sha or config.codec.sha256, **named)})
+    return config, beside
 
 
 def _vae_beside(system: System, wanted: bool | None) -> list[Path]:
@@ -174,12 +198,12 @@ def _vae_beside(system: System, wanted: bool | None) -> list[Path]:
     return [folder / file for file in VAE_FILES]
 
 
-def _grid(system: System, run: Run | None, out: Path | None, staged: Path) -> Path:
-    """A grid of samples: the run's own of this step, or one that is drawn now."""
+def _grid(system: System, run: Run | None, out: Path | None, file: Path) -> None:
+    """Writes a grid of samples: the run's own of this step, or one that is drawn now."""
     if out is not None and system.config.steps is not None:
         drawn = out / "samples" / f"step-{system.config.steps:08d}.png"
         if drawn.is_file():
-            return drawn
+            shutil.copyfile(drawn, file)
+            return
     log.info("drawing a grid of samples for the card")
-    save_grid(system.fused(), staged / GRID, run.seed if run else 0)
-    return staged / GRID
+    save_grid(system.fused(), file, run.seed if run else 0)

@@ -18,7 +18,7 @@ from udit.store import FILES, read_config
 if TYPE_CHECKING:
     from huggingface_hub import HfApi, ModelInfo
 
-OURS = frozenset({CARD, GRID, "config.json", *FILES.values()})
+OURS = frozenset({CARD, GRID, "config.json", *FILES.values(), *hub.PIPELINE_FILES})
 """Files that a push writes, beside those in ``vae/``: what an earlier push left of them is removed."""
 _NAME = re.compile(r"[\w.-]+/[\w.-]+")
 
@@ -135,7 +135,8 @@ def _check_there(name: str, before: ModelInfo, there: set[str], what: str) -> bo
     if not named:
         return False
     folder = hub.snapshot(name, named, what=what, revision=before.sha)
-    other = f"diffusers' {found}" if (found := hub.diffusers_class(folder)) else None
+    found = None if hub.is_pipeline(folder) else hub.diffusers_class(folder)
+    other = f"diffusers' {found}" if found else None
     if other is None and (folder / EXPORTED).is_file():
         other = "an exported graph"
     if other is None and (folder / "config.json").is_file():

@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from pydantic import BeforeValidator, Field, NonNegativeInt, PositiveFloat, PositiveInt, SerializeAsAny
 
 from udit.data.codec_config import AnyCodec, IdentityCodec
-from udit.data.config import DataConfig
+from udit.data.config import DataConfig, DataInfo
 from udit.diffusion.config import DDPMConfig, DiffusionConfig, SamplingConfig
 from udit.errors import UserError, nearest
 from udit.models.catalog import families, find
 from udit.models.config import ModelConfig
 from udit.optim.config import AdamWConfig, AnyOptimizer, AnySchedule, Betas, ConstantSchedule, GroupConfig
+from udit.run.adapter_config import AdapterConfig
 from udit.spec.base import Seed, Spec, differing_keys, parse
 from udit.spec.words import Takes, shown
 
@@ -30,6 +31,27 @@ class PosthocConfig(Spec):
     """Lengths of the EMAs: the relative standard deviations of their profiles over the steps."""
     precision: Literal["float16", "bfloat16", "float32"] = "float16"
     """Of snapshots; the EMAs themselves are float32."""
+
+
+class AlignConfig(Spec):
+    """Aligns a block's features with a vision model's, of the latent cache (REPA, Yu et al. 2025; U-REPA, Tian et al.).
+
+    The loss gains ``weight`` * (L_align + ``manifold`` * L_manifold).
+    """
+
+    weight: PositiveFloat = 0.5
+    manifold: Annotated[float, Field(ge=0)] = 0.0
+    """Weight of the loss of relative similarities within the alignment; U-REPA's is 3."""
+    scope: Literal["image", "batch"] = "image"
+    """Whether relative similarities are those of an image's tokens or of a micro-batch's, on each rank by itself."""
+    after_block: PositiveInt | None = None
+    """How many blocks come before, in the order in which they run; None is half of them, the middle of a U. A network
+    with projectors of its own (REPA) says it itself."""
+    hidden: PositiveInt | None = None
+    """Channels between the projector's matrices; None is 2048, or what a network with projectors of its own has."""
+    upsample: Literal[1, 2] | None = None
+    """Factor by which projected features are enlarged; the vision model's are resampled to the result. None is 2 below
+    the network's full resolution, as in U-REPA, and 1 elsewhere."""
 
 
 class TrainingConfig(Spec):
@@ -58,14 +80,21 @@ class TrainingConfig(Spec):
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
     clip_norm: PositiveFloat | None = None
     """Largest gradient norm; None does not clip."""
+    on_spike: Literal["warn", "skip", "rollback"] = "warn"
+    """What follows a loss or gradient norm far above those before it. warn: a line in the log. skip: also, the weights
+    stay as they were. rollback: also, they become those of the last checkpoint; data and schedule go on."""
     ema_decay: Annotated[float, Field(ge=0, lt=1)] = 0.9999
     """Of the weights' moving average; it is (1 + step) / (10 + step) where that is less."""
+    adapter: AdapterConfig | None = None
+    """Trains a low-rank adapter (LoRA) of the weights of ``init_from`` alone; None trains all weights."""
     label_dropout: Annotated[float, Field(ge=0, le=1)] = 0.1
     """Share of labels replaced by the null label, for guidance; 0 by default where the model has none."""
     independent_level_dropout: bool = False
     """Drops labels independently at every level of the U, as the U-DiT release does; off decides once per image."""
     posthoc_ema: PosthocConfig | None = None
     """Keeps EMAs for `udit ema`; None keeps none."""
+    align: AlignConfig | None = None
+    """Aligns a block's features with those that `udit encode --teacher NAME` has written; None does not."""
     precision: Literal["auto", "float32", "bfloat16"] = "float32"
     """bfloat16 uses autocast; weights, optimiser and EMA stay float32. auto is bfloat16 on CUDA, else float32."""
     residual: Literal["bfloat16", "float32"] = "bfloat16"
@@ -90,6 +119,8 @@ class TrainingConfig(Spec):
     """Processes per rank that decode images; 0 decodes in the trainer."""
     log_every: PositiveInt = 1
     """Steps between lines of metrics.jsonl."""
+    trackers: tuple[Literal["tensorboard", "wandb", "trackio"], ...] = ("tensorboard",)
+    """Where curves, alarms and sample grids are shown; the last two need udit[tracking]."""
     save_every: PositiveInt = 5_000
     keep: Annotated[int, Field(ge=2)] = 2
     """Number of newest checkpoints that are kept."""
@@ -195,6 +226,21 @@ class Run(Spec):
 
         return LatentCache(self.latents)
 
+    @property
+    def encoded(self) -> bool:
+        """Whether training reads raw latents, from a cache or from the data, and encodes no image."""
+        return self.latents is not None or self.data.encoded
+
+    @property
+    def sizes(self) -> tuple[tuple[int, int], ...]:
+        """All (H, W) of what the network learns; that of its samples first.
+
+        Raises:
+            UserError: the codec does not divide one of ``data.buckets``.
+        """
+        pixels = [DataInfo(channels=3, height=h, width=w, id2label=()) for h, w in self.data.shapes[1:]]
+        return (self.model.size, *((seen.height, seen.width) for seen in map(self.codec.seen, pixels)))
+
     def plain(self) -> dict[str, Any]:
         """As nested dicts, lists and scalars, for YAML and JSON."""
         return self.model_dump(mode="json")
@@ -203,7 +249,8 @@ class Run(Spec):
 ROUNDING_ONLY = ("accumulation", "checkpoint_activations", "parallel", "shards")
 """Keys of ``training`` that change weights by rounding alone, so that a run may go on in less memory."""
 MAY_CHANGE = frozenset(
-    {"name", "out", "sampling", "evaluation", "latents", "data.root", "data.verify"}
+    {"name", "out", "sampling", "evaluation", "latents", "data.verify"}
+    | {f"data.{key}" for key in ("root", "test_root", "labels")}
     | {f"training.{key}" for key in ("steps", "log_every", "save_every", "sample_every", "check_every")}
     | {f"training.{key}" for key in ("keep", "workers", "device", "timeout")}
     | {f"training.{key}" for key in ROUNDING_ONLY}

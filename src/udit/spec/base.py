@@ -36,8 +36,9 @@ class Spec(BaseModel):
         if isinstance(values, dict) and cls.model_config.get("extra") == "forbid":
             for key in values:
                 if key not in cls.model_fields:
-                    hint = nearest(str(key), cls.model_fields)
-                    raise PydanticCustomError("unknown_key", "unknown key {key}{hint}", {"key": str(key), "hint": hint})
+                    name = str(key).encode("utf-8", "backslashreplace").decode()  # JSON has halves of characters
+                    context = {"key": name, "hint": nearest(name, cls.model_fields)}
+                    raise PydanticCustomError("unknown_key", "unknown key {key}{hint}", context)
         return values
 
     def replace(self, **changes: Any) -> Self:

@@ -6,32 +6,32 @@ import contextlib
 import dataclasses
 import logging
 import platform
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from udit import __version__, ops
+from udit.adapters import AdapterEMA
 from udit.assemble import System
-from udit.checkpoint import Checkpoint, CheckpointStore
+from udit.checkpoint import Checkpoint, CheckpointStore, DamagedError
 from udit.data.sources import Parts, Source
 from udit.errors import RunError, UserError, by_product
-from udit.files import sweep
+from udit.files import sweep, whole_folder
 from udit.ops.operator import current_names
 from udit.run.config import ROUNDING_ONLY, Run
 from udit.run.scorable import warn_before_training
 from udit.run.system import SystemConfig
 from udit.store import read_config, save
 from udit.training import folder, preview
+from udit.training.alarms import Alarm, Alarms
 from udit.training.learner import Learner
 from udit.training.opening import run_beside
 from udit.training.records import CLOCK, StepRecord
+from udit.training.tracking import Trackers
 from udit.training.watch import Watch
-
-if TYPE_CHECKING:
-    from udit.training.events import EventLog
 
 log = logging.getLogger(__name__)
 
@@ -47,10 +47,13 @@ class RunFiles:
         self.run, self.source, self.parts, self.learner = run, source, parts, learner
         self.store = CheckpointStore(run.out / "checkpoints", run.training.keep)
         self.watch = Watch()
-        """Of the steps behind the weights."""
+        """Of the steps behind the weights, as the next."""
+        self.alarms = Alarms()
+        self._unlogged: tuple[Alarm, ...] = ()
+        """Alarms since the last line of the logs, of which there may be one in many steps."""
         self._lock: folder.RunLock | None = None
         self._metrics: folder.MetricsLog | None = None
-        self._events: EventLog | None = None
+        self._trackers = Trackers(run)
 
     def open(self) -> None:
         """Makes or finds the folder, locks it, and checks that what it holds belongs to this run.
@@ -98,6 +101,11 @@ class RunFiles:
                     "twice; a smaller batch learns faster",
                     *(batch, count),
                 )
+            if self.run.training.adapter is not None and self.run.init_from is None:
+                raise UserError(
+                    "training.adapter changes trained weights by little; say which, e.g. init_from=demo:digits, or "
+                    "leave adapter out"
+                )
             return None
         folder.check_resumable(found.manifest["run"], self.run.plain(), found.path / "manifest.json")
         if found.manifest["data"] != self.source.fingerprint:
@@ -111,6 +119,7 @@ class RunFiles:
         """Tells of a checkpoint that has been loaded, and goes on watching from there."""
         log.info("resuming from step %d", found.step)
         self.watch = Watch.of(found.manifest.get("watch"))
+        self.alarms = Alarms.of(found.manifest.get("alarms"))
         if self.watch.trouble is not None:
             log.warning("%s", self.trouble())
         before, now = found.manifest["machine"], self._machine()
@@ -137,20 +146,41 @@ class RunFiles:
     def open_logs(self, step: int) -> None:
         """Opens the logs for the steps after ``step``; what they hold of later steps is removed."""
         self._metrics = folder.MetricsLog(self.run.out / "metrics.jsonl", step)
-        self._open_events(step)
+        self._trackers.open(step, self._metrics.dropped)
 
-    def _open_events(self, step: int) -> None:
-        with by_product(f"TensorBoard's file for the steps after {step}"):
-            from udit.training.events import EventLog
+    def watched(self, record: StepRecord, spike: Sequence[int] | None = None, done: str = "") -> StepRecord:
+        """The record, with a warning if the training has gone wrong and its alarms; the log has them too, once.
 
-            self._events = EventLog(self.run.out / "tensorboard", step)
-
-    def watched(self, record: StepRecord) -> StepRecord:
-        """The record, with a warning if the training has gone wrong; the first time, the log has it too."""
+        Args:
+            record: of the newest step.
+            spike: samples of its highest losses, where it is a spike.
+            done: about that, in words.
+        """
         if self.watch.see(record):
             log.warning("%s", self.trouble())
-        trouble = self.watch.trouble
-        return record if trouble is None else dataclasses.replace(record, warning=trouble.brief)
+        if (trouble := self.watch.trouble) is not None:
+            record = dataclasses.replace(record, warning=trouble.brief)
+        names = None if spike is None else [str(self.source.names[i]) for i in spike]
+        return self._told(record, self.alarms.step(record, names, done))
+
+    def before(self, step: int) -> Checkpoint | None:
+        """The last checkpoint before a step; None without one.
+
+        It is one that was due, so that a run that was interrupted meanwhile goes back to the same.
+        """
+        older = sorted((s for s in self.store.steps() if s < step), reverse=True)
+        due = [s for s in older if s % self.run.training.save_every == 0]
+        for candidate in due or older:
+            with contextlib.suppress(DamagedError):
+                return self.store.at(candidate)
+        return None
+
+    def _told(self, record: StepRecord, alarms: Sequence[Alarm]) -> StepRecord:
+        """The record with further alarms, which are on standard error now, and in the next line of the logs."""
+        for alarm in alarms:
+            log.warning("step %d: %s", record.step, alarm.text)
+        self._unlogged = (*self._unlogged, *alarms)
+        return dataclasses.replace(record, alarms=(*record.alarms, *alarms))
 
     def trouble(self) -> str | None:
         """What has gone wrong though all numbers are finite, and what to do; None if nothing has."""
@@ -166,37 +196,38 @@ class RunFiles:
         )
 
     def log(self, record: StepRecord) -> None:
-        """Adds a step to ``metrics.jsonl`` and to TensorBoard's events."""
+        """Adds a step to ``metrics.jsonl`` and to what ``training.trackers`` names."""
         assert self._metrics is not None, "open_logs comes first"
-        line = record.line()
+        alarms, self._unlogged = self._unlogged, ()
+        line = dataclasses.replace(record, alarms=alarms).line()
         self._metrics.write(line)
-        if self._events is None:
-            return
         scalars = {key: value for key, value in line.items() if isinstance(value, float) and key not in CLOCK}
-        written = False
-        with by_product(f"TensorBoard's line of step {record.step}"):
-            self._events.write(record.step, scalars)
-            written = True
-        if not written:  # a torn record hides all that follow in the same file
-            self._close_events()
+        self._trackers.write(record.step, scalars, dict(alarms))
 
-    def preview(self, step: int, averaged: nn.Module | None) -> float | None:
-        """Draws the sample grid of a step and returns the validation loss, None without held-out images.
+    def preview(self, record: StepRecord, averaged: nn.Module | None, trained: nn.Module | None) -> StepRecord:
+        """Draws the sample grid of a step; returns its record with the validation loss, and with what looks wrong.
 
-        What fails is a warning, and tried again at the next preview; so is a file of TensorBoard's that failed before.
+        What fails is a warning, and tried again at the next preview; so is a tracker that failed before.
 
         Args:
-            step: steps done.
+            record: of the step.
             averaged: the network with the averaged weights.
+            trained: the same with the trained ones.
         """
-        if self._events is None:
-            self._open_events(step - 1)
+        step, loss, excess = record.step, None, None
+        self._trackers.open(step - 1)
         run, system = self.run, self._system(step, averaged)
         with by_product(f"the sample grid of step {step}"):
-            preview.save_grid(system, run.out / "samples" / f"step-{step:08d}.png", run.seed)
+            path = run.out / "samples" / f"step-{step:08d}.png"
+            condition = preview.some_condition(system, self.source, self.parts, run.seed)
+            images = preview.save_grid(system, path, run.seed, condition)
+            self._trackers.image(step, path)
+            excess = preview.patch_grid(images, system, self.source, self.parts.train, run.seed)
         with by_product(f"the validation loss of step {step}"):
-            return preview.validation_loss(system, self.source, self.parts.test, run.seed)
-        return None
+            loss = preview.validation_loss(system, self.source, self.parts.test, run.seed)
+        assert trained is not None, "rank 0 has it"
+        alarms = self.alarms.preview(step, loss, trained, system.backbone, excess)
+        return self._told(dataclasses.replace(record, val_loss=loss), alarms)
 
     def snapshot(self, step: int, tensors: dict[str, Tensor] | None) -> None:
         """Writes the power-function averages of a step."""
@@ -214,6 +245,7 @@ class RunFiles:
         return {
             "skipped_in_a_row": skipped_in_a_row,
             "watch": self.watch.state(),
+            "alarms": self.alarms.state(),
             "data": self.source.fingerprint,
             "machine": self._machine(),
             "versions": {"udit": __version__, "python": platform.python_version()},
@@ -231,8 +263,16 @@ class RunFiles:
         system, target = self._system(step, averaged), self.run.out / "model"
         if not (target / "config.json").is_file() or read_config(target / "config.json") != system.config:
             save(system, target, raw=trained)
+        self._save_adapter()
         with by_product("the loss curve"):
             preview.save_curve(self.run.out / "metrics.jsonl", self.run.out / "loss.png")
+
+    def _save_adapter(self) -> None:
+        """Writes the averages of an adapter as peft's folder, beside the model folder that has it merged."""
+        ema = self.learner.ema
+        if isinstance(ema, AdapterEMA):
+            with whole_folder(self.run.out / "adapter", replace=True) as temporary:
+                ema.adapter.save(temporary, ema.averages, self.run.init_from or "")
 
     def _system(self, step: int, averaged: nn.Module | None) -> System:
         assert averaged is not None, "rank 0 has the averaged weights"
@@ -244,15 +284,9 @@ class RunFiles:
         """Closes the logs and frees the lock."""
         if self._metrics is not None:
             self._metrics.close()
-        self._close_events()
+        self._trackers.close()
         if self._lock is not None:
             self._lock.release()
-
-    def _close_events(self) -> None:
-        if self._events is not None:
-            with by_product("closing TensorBoard's file"):
-                self._events.close()
-        self._events = None
 
 
 @contextlib.contextmanager

@@ -177,12 +177,17 @@ class MetricsLog:
     def __init__(self, path: Path, step: int) -> None:
         """Opens the log for the steps after ``step``; lines of later steps, and a torn last line, are removed."""
         self.path = path
+        self.dropped = 0
+        """The newest step whose line was removed."""
         kept = []
         if path.is_file():
             for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
                 try:
-                    if json.loads(line)["step"] <= step:
+                    number = json.loads(line)["step"]
+                    if number <= step:
                         kept.append(line + "\n")
+                    else:
+                        self.dropped = max(self.dropped, number)
                 except (ValueError, KeyError, TypeError):
                     continue
         replace_text(path, "".join(kept))

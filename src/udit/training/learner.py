@@ -6,16 +6,17 @@ import contextlib
 import logging
 import signal
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from functools import cached_property
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
 
 from udit import sharding
+from udit.adapters import Adapter, AdapterEMA
 from udit.assemble import denoiser_of, objective_of
 from udit.checkpoint import Checkpoint
 from udit.data.batches import Batch
+from udit.diffusion.beside import Beside
 from udit.diffusion.objective import Draws, Losses
 from udit.dist import World
 from udit.errors import UserError
@@ -25,49 +26,20 @@ from udit.nn.dropout import keys_of, name_layers, using_keys
 from udit.optim.groups import choices_of
 from udit.run.config import Run
 from udit.run.system import SystemConfig
+from udit.training.alarms import Bounds
+from udit.training.align import alignment_of
 from udit.training.ema import EMA, decay_at
 from udit.training.parallel import parallel_of
 from udit.training.posthoc import PowerAverages
 from udit.training.precision import decided, set_up
 from udit.training.records import StepReport
 from udit.training.start import start_from
+from udit.training.unread import Unread
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Unread:
-    """A step whose numbers may still be on the device."""
-
-    step: int
-    """Steps done before it."""
-    numbers: Tensor
-    """As ``Learner._numbers`` makes them."""
-    micro_batches: list[Batch]
-    per_sample: Tensor
-    has_vb: bool
-    copied: torch.cuda.Event | None = None
-    """After which the numbers are on the host."""
-
-    def on_its_way(self) -> Unread:
-        """The same, with a copy to the host begun."""
-        if self.numbers.device.type != "cuda":
-            return self
-        numbers = self.numbers.to("cpu", non_blocking=True)  # into pinned memory
-        return replace(self, numbers=numbers, copied=torch.cuda.current_stream().record_event())
-
-    @cached_property
-    def values(self) -> list[float]:
-        """The norm, and then the other numbers in their order; waits for them."""
-        if self.copied is not None:
-            self.copied.synchronize()
-        *shared, norm = self.numbers.tolist()
-        return [norm, *shared]
-
-    @property
-    def bad(self) -> bool:
-        """Whether a loss or gradient of any rank is not finite."""
-        return self.values[1] > 0
+NAMED = 8
+"""Samples of a spike that are named, those with the highest losses."""
+_NONE = Bounds()
 
 
 class Learner:
@@ -85,20 +57,26 @@ class Learner:
         self.run, self.world = run, world
         self.codec = run.codec.build()
         self.objective = objective_of(run)
+        self.condition = run.data.condition.build() if run.data.condition else None
         self.parallel = parallel_of(run, world)
         self.model = self.parallel.build(run.model, run.seed)
         checkpoint_activations(self.model, config.checkpoint_activations)
+        self.adapter = Adapter(self.model, config.adapter, run.seed, device) if config.adapter else None
+        """What alone is trained, where a run has one."""
         choices = choices_of(self.model, config.groups, config.lr_layer_decay, config.weight_decay)
         self.optimizer = config.optimizer.build(self.model, choices, config.betas)
-        self.ema = EMA(self.model) if self.parallel.averages else None
+        self.ema = self._new_ema() if self.parallel.averages else None
         posthoc = config.posthoc_ema if self.parallel.averages else None
         self.posthoc = PowerAverages(self.model, posthoc) if posthoc else None
         if config.compile:
             compile_blocks(self.model)
-        self.network = self.parallel.network(self.model)
-        """The model, or what averages its gradients over ranks; both hold the same weights."""
-        self.denoiser = denoiser_of(SystemConfig.of(run), self.network)
-        self.parameters = list(self.model.parameters())
+        self.alignment = alignment_of(run, self.model)
+        joined = self.alignment.joined if self.alignment else self.model
+        self.network = self.parallel.network(joined)
+        """The model, with the projector of an alignment, or what averages their gradients over ranks."""
+        backbone = self.alignment.backbone(self.network) if self.alignment else self.network
+        self.denoiser = denoiser_of(SystemConfig.of(run), backbone)
+        self.parameters = list(joined.parameters())
         self.drops = name_layers(self.model)
         wide = config.precision == "bfloat16" and config.residual == "float32"
         self.stream = torch.float32 if wide else None
@@ -110,11 +88,15 @@ class Learner:
         self.steps_done: int | None = 0
         """Steps that weights, optimiser and averages have behind them; None while a step changes them."""
 
+    def _new_ema(self) -> EMA | AdapterEMA:
+        return EMA(self.model) if self.adapter is None else AdapterEMA(self.adapter)
+
     def bytes(self) -> int:
-        """Size of a checkpoint: weights, EMA, the optimiser's state, and the averages of ``posthoc_ema``."""
+        """Size of a checkpoint: weights, EMA, the optimiser's state, other averages, an adapter, a projector."""
         posthoc = self.run.training.posthoc_ema
-        copies = 2 + len(posthoc.sigma_rels if posthoc else ())
-        return copies * sum(p.numel() * p.element_size() for p in self.model.parameters()) + self.optimizer.bytes
+        copies = 2 + (self.adapter is not None) + len(posthoc.sigma_rels if posthoc else ())
+        weights = sum(p.numel() * p.element_size() for p in self.model.parameters())
+        return copies * weights + self.optimizer.bytes + (self.alignment.bytes if self.alignment else 0)
 
     def load(self, found: Checkpoint | None) -> None:
         """Loads a checkpoint, or the weights that a new run starts from; with DDP on rank 0 only.
@@ -138,10 +120,15 @@ class Learner:
             if self.parallel.splits:
                 self._restore_parts(found)
                 return
-            self.model.load_state_dict(found.tensors("model"), strict=True)
-            self.ema.load(found.tensors("ema"))
+            if isinstance(self.ema, AdapterEMA):
+                self.ema.adapter.load(found.tensors("model"), found.tensors("adapter"), self.ema.averages)
+            else:
+                self.model.load_state_dict(found.tensors("model"), strict=True)
+                self.ema.load(found.tensors("ema"))
             if self.posthoc is not None:
                 self.posthoc.load(found.tensors("posthoc"))
+            if self.alignment is not None and self.alignment.projector is not None:
+                self.alignment.restore(found.tensors("projector"), found.tensors("projector-optim"))
         except RuntimeError as error:
             if isinstance(error, torch.distributed.DistError):
                 raise
@@ -168,22 +155,22 @@ class Learner:
         self.optimizer.load(moments)
 
     def start_from_trained(self) -> None:
-        """Initialises the weights from ``run.init_from``; with DDP on rank 0 only, as ``share`` sends them to the others.
+        """Initialises the weights from ``run.init_from``; with DDP on rank 0 alone, and ``share`` sends them on.
 
         Raises:
             UserError: see ``start_from``.
         """
         split = self.parallel.splits
         model = build(self.run.model, seed=self.run.seed) if split else self.model
-        for line in start_from(model, self.run):
+        new = model.state_dict() if self.adapter is None else self.adapter.frozen()
+        for line in start_from(new, self.run):
             if self.world.is_main:
                 log.info("%s", line)
         if split:
-            values = model.state_dict()
             for name, tensor in self.model.state_dict().items():
                 with torch.no_grad():
-                    sharding.put(tensor, values[name])
-        self.ema = EMA(self.model)
+                    sharding.put(tensor, new[name])
+        self.ema = self._new_ema()
 
     def share(self, step: int) -> None:
         """Sends rank 0's state to every rank, unless each has its own, and makes the network ready to train.
@@ -195,6 +182,8 @@ class Learner:
             self.world.broadcast(self.model.state_dict().values())
             if step and self.world.size > 1:
                 self.optimizer.share(self.world)
+            if self.alignment is not None:
+                self.alignment.share(self.world, step)
         self.steps_done, self._unread = step, None
         self.network.train()
 
@@ -202,8 +191,15 @@ class Learner:
         """Everything a checkpoint holds; with DDP on rank 0 only, with FSDP this rank's part of it."""
         assert self.ema is not None
         averages = self.ema.model.state_dict()
-        tensors = {"model": self.model.state_dict(), "ema": averages, "optim": self.optimizer.tensors()}
-        return tensors | ({"posthoc": self.posthoc.tensors()} if self.posthoc is not None else {})
+        tensors = {"model": self.plain().state_dict(), "ema": averages, "optim": self.optimizer.tensors()}
+        if isinstance(self.ema, AdapterEMA):
+            tensors["adapter"] = self.ema.adapter.tensors(self.ema.averages)
+        tensors |= {"posthoc": self.posthoc.tensors()} if self.posthoc is not None else {}
+        return tensors | (self.alignment.tensors() if self.alignment is not None else {})
+
+    def plain(self) -> nn.Module:
+        """The trained network without averaging; one with an adapter is copied, with the adapter merged."""
+        return self.model if self.adapter is None else self.adapter.plain()
 
     def learning_rate(self, step: int) -> float:
         """Learning rate of the step after the first ``step`` ones."""
@@ -213,7 +209,7 @@ class Learner:
     def encode(self, batch: Batch) -> Tensor:
         """What the network learns of one micro-batch, float32 [B, c, h, w]: its images, or cached latents, encoded."""
         x = batch.x.to(self.world.device)
-        raw = x if self.run.latents else self.codec.raw(x)
+        raw = x if self.run.encoded else self.codec.raw(x)
         keys = [(self.run.seed, position) for position in batch.positions]
         return self.codec.normalise(raw, keys, batch.drawn.get("posterior"))
 
@@ -226,23 +222,35 @@ class Learner:
         x0, drawn = self.encode(batch), batch.drawn
         keys = drawn["dropout"] if drawn else keys_of(self.run.seed, batch.positions).to(x0.device)
         draws = Draws(drawn["t"], drawn["noise"], drawn["uniform"]) if drawn else None
+        denoiser = self.denoiser
+        if self.condition is not None:
+            before = None if batch.before is None else self.codec.normalise(batch.before)
+            beside = self.condition(x0, before, [(self.run.seed, position) for position in batch.positions])
+            denoiser = denoiser.with_network(lambda network: Beside(network, beside))
         with using_keys(keys) if self.drops else contextlib.nullcontext(), residual_stream(self.stream):
-            return self.objective(self.denoiser, x0, batch.y, batch.positions, draws)
+            losses = self.objective(denoiser, x0, batch.y, batch.positions, draws)
+        if self.alignment is None:
+            return losses
+        assert batch.features is not None, "batches of a run that aligns"
+        return replace(losses, align=self.alignment.losses(batch.features))
 
-    def step(self, step: int, micro_batches: list[Batch], stop_signal: int = 0) -> StepReport:
+    def step(self, step: int, micro_batches: list[Batch], stop_signal: int = 0, bounds: Bounds = _NONE) -> StepReport:
         """One optimiser step; skipped on every rank if a loss or gradient of any rank is not finite.
 
         Args:
             step: steps done before it.
             micro_batches: this rank's.
             stop_signal: the signal this rank received, or 0.
+            bounds: what makes the step a spike, which ``training.on_spike`` may skip; those of rank 0 count.
         """
-        self.begin(step, micro_batches, stop_signal)
+        self.begin(step, micro_batches, stop_signal, bounds)
         report = self.settle()
         assert report is not None, "a step has just begun"
         return report
 
-    def begin(self, step: int, micro_batches: list[Batch], stop_signal: int = 0) -> StepReport | None:
+    def begin(
+        self, step: int, micro_batches: list[Batch], stop_signal: int = 0, bounds: Bounds = _NONE
+    ) -> StepReport | None:
         """Begins an optimiser step; ``settle`` ends it. Arguments are those of ``step``.
 
         Where the learner ``defers``, the host does not wait for the device: the check for finite numbers is done there,
@@ -255,25 +263,30 @@ class Learner:
         before = self.settle()
         gradients = [p.grad for p in self.parameters if p.grad is not None]
         norm = sharding.whole(torch.nn.utils.get_total_norm(gradients))
-        per_sample = torch.cat([part.loss for part in losses])
-        numbers = self._numbers(losses, norm, per_sample, stop_signal)
+        per_sample = torch.cat([part.total for part in losses])
+        numbers = self._numbers(losses, norm, per_sample, stop_signal, bounds)
         unread = Unread(step, numbers, micro_batches, per_sample, losses[0].vb is not None)
-        taken = self.defers or not unread.bad
-        found_inf = (numbers[0] > 0).to(norm.dtype) if self.defers else None
+        skips = self.run.training.on_spike != "warn"
+        taken = self.defers or not (unread.bad or (skips and unread.high))
+        found_inf = None
         if self.defers:
+            high = (numbers[3] > numbers[7]) | (numbers[9] > numbers[8])
+            found_inf = ((numbers[0] > 0) | high if skips else numbers[0] > 0).to(norm.dtype)
             unread = unread.on_its_way()
         self.steps_done = None
         if taken:
             if self.run.training.clip_norm is not None:
                 torch.nn.utils.clip_grads_with_norm_(self.parameters, self.run.training.clip_norm, norm)
             self.optimizer.step(self.learning_rate(step), found_inf)
+            if self.alignment is not None and self.alignment.optimizer is not None:
+                self.alignment.optimizer.step(self.learning_rate(step), found_inf)
         if self.posthoc is not None:
             self.posthoc.update(self.model, step + 1)
         self._unread = unread
         if not self.defers:
             self._average()
         self.steps_done = step + 1
-        self.optimizer.zero_grad()
+        self.network.zero_grad()
         return before
 
     def settle(self, alone: bool = False) -> StepReport | None:
@@ -296,32 +309,41 @@ class Learner:
         norm, bad, *shared = unread.values
         asked = _signal_of(shared[:2])
         bad_samples = self._bad_samples(unread, alone) if bad else None
-        loss, mse, vb = (total / self.run.training.batch_size for total in shared[2:])
-        return StepReport(loss, mse, vb if unread.has_vb else None, norm, bad_samples, asked)
+        spike = self._worst(unread, alone) if unread.high and not bad else None
+        loss, mse, vb, align = (total / self.run.training.batch_size for total in shared[2:6])
+        terms = {"vb": vb if unread.has_vb else None, "align": None if self.alignment is None else align}
+        return StepReport(loss, mse, grad_norm=norm, bad_samples=bad_samples, signal=asked, spike=spike, **terms)
 
     def _average(self) -> None:
         """Takes the step's weights into the averages; a skipped step changes none."""
         unread = self._unread
         assert unread is not None
-        if self.ema is None or unread.bad:
+        skipped = unread.bad or (unread.high and self.run.training.on_spike != "warn")
+        if self.ema is None or skipped:
             return
         if self.optimizer.average is not None:
             self.ema.take(self.model, self.optimizer.average)
         else:
             self.ema.update(self.model, decay_at(unread.step + 1, self.run.training.ema_decay))
 
-    def _numbers(self, losses: Sequence[Losses], norm: Tensor, per_sample: Tensor, stop_signal: int) -> Tensor:
+    def _numbers(
+        self, losses: Sequence[Losses], norm: Tensor, per_sample: Tensor, stop_signal: int, bounds: Bounds
+    ) -> Tensor:
         """All that is read of a step in one float64 tensor.
 
         Its entries: ranks with a loss or gradient that is not finite; ranks that each signal stops; sums over all
-        samples of loss, mean squared error and bound; and the norm of the gradients, which is the same on all ranks.
+        samples of loss, mean squared error, variational bound and alignment; what makes that loss and the norm of the
+        gradients a spike, of rank 0; and that norm, which is the same on all ranks.
         """
         parts = [[p.loss for p in losses], [p.mse for p in losses], [p.vb for p in losses if p.vb is not None]]
+        parts.append([p.align for p in losses if p.align is not None])
         zero = torch.zeros((), dtype=torch.float64, device=norm.device)
         totals = [sum((part.double().sum() for part in of_all), zero) for of_all in parts]
         bad = ~(norm.isfinite() & per_sample.isfinite().all())
         stops = [torch.full_like(zero, stop) for stop in _stops(stop_signal)]
-        shared = torch.stack([bad.double(), *stops, *(torch.where(t.isfinite(), t, 0.0) for t in totals)])
+        most = (bounds.loss * self.run.training.batch_size, bounds.grad_norm) if self.world.is_main else (0.0, 0.0)
+        limits = [torch.full_like(zero, limit) for limit in most]
+        shared = torch.stack([bad.double(), *stops, *(torch.where(t.isfinite(), t, 0.0) for t in totals), *limits])
         return torch.cat([self.world.summed(shared), norm.double()[None]])
 
     def agree_on_signal(self, stop_signal: int) -> int:
@@ -331,8 +353,8 @@ class Learner:
     def _backward(self, batch: Batch, parts: int, last: bool) -> Losses:
         with self.parallel.backward_of(self.network, last):
             losses = self.losses(batch)
-            (losses.loss.mean() / parts).backward()
-        return Losses(losses.loss.detach(), losses.mse.detach(), None if losses.vb is None else losses.vb.detach())
+            (losses.total.mean() / parts).backward()
+        return losses.detached()
 
     def _bad_samples(self, unread: Unread, alone: bool) -> tuple[int, ...]:
         """Indices, over all ranks, of samples with a non-finite loss; of the whole batch where only gradients are."""
@@ -343,13 +365,21 @@ class Learner:
         named = ids[finite == 0] if int((finite == 0).sum()) else ids
         return tuple(sorted(int(i) for i in named))
 
+    def _worst(self, unread: Unread, alone: bool) -> tuple[int, ...]:
+        """Indices, over all ranks, of the samples with the highest losses."""
+        ids = torch.tensor([i for batch in unread.micro_batches for i in batch.ids])
+        losses = unread.per_sample.double().cpu()
+        if not alone:
+            ids, losses = (self.world.gather(part).flatten() for part in (ids, losses))
+        return tuple(ids[losses.topk(min(NAMED, len(losses))).indices].tolist())
+
     def averaged(self) -> nn.Module | None:
         """The network with the averaged weights, on rank 0; all ranks must call it."""
         return self.parallel.whole(None if self.ema is None else self.ema.model)
 
     def trained(self) -> nn.Module | None:
         """The network with the trained weights, on rank 0 at least; all ranks must call it."""
-        return self.parallel.whole(self.model)
+        return self.parallel.whole(self.plain())
 
     def power_averages(self) -> dict[str, Tensor] | None:
         """The averages of ``posthoc_ema``, on rank 0; all ranks must call it."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import math
 import weakref
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -20,19 +21,22 @@ from torch.utils._pytree import tree_leaves
 from udit.assemble import denoiser_of, objective_of
 from udit.data.batches import share_of
 from udit.data.describe import describe
+from udit.diffusion.beside import Beside
 from udit.diffusion.objective import Draws
 from udit.diffusion.schedule import Schedule
 from udit.dist import find_device, launched, launched_here
 from udit.errors import UserError
-from udit.models.build import checkpoint_activations
+from udit.models.build import bare, checkpoint_activations
 from udit.nn.blocks import residual_stream
 from udit.nn.dropout import name_layers, using_keys
 from udit.optim.groups import choices_of
 from udit.run.config import Run
 from udit.run.system import SystemConfig
 from udit.sharding import blocks_of
+from udit.training.align import Alignment, chosen
 from udit.training.capacity import at_hand, shortage
 from udit.training.precision import decided
+from udit.training.source import teacher_of
 
 LARGE = 64
 """Images per backward pass from which on the memory is extrapolated."""
@@ -102,15 +106,24 @@ def _counted(run: Run, ranks: int, batch: int, device: str) -> Memory:
     """What a step of ``batch`` images per backward pass allocates."""
     config = run.training
     shards = (config.shards or ranks) if config.parallel == "fsdp" else 1
+    aligned = None if config.align is None else (teacher_of(run), *chosen(config.align, run.model))
     with FakeTensorMode(allow_non_fake_inputs=True), torch.device(device):
-        model = run.model.build()
+        model = bare(run.model)
         checkpoint_activations(model, config.checkpoint_activations)
-        denoiser = denoiser_of(SystemConfig.of(run), model.train())
-        x0 = torch.empty(batch, run.model.in_channels, *run.model.size)
+        alignment = aligned and Alignment(run, model.train(), *aligned, filled=False)
+        whole = alignment.joined if alignment else model.train()
+        backbone = alignment.backbone(whole) if alignment else whole
+        denoiser = denoiser_of(SystemConfig.of(run), backbone)
+        size = max(run.sizes, key=math.prod)
+        x0 = torch.empty(batch, *run.model.input_shape(size))
+        if run.model.condition_channels:
+            beside = torch.empty(batch, run.model.condition_channels, *size)
+            denoiser = denoiser.with_network(lambda network: Beside(network, beside))
         y = torch.zeros(batch, dtype=torch.int64)
-        there = [*model.parameters(), *model.buffers(), x0, y]
-        parameters = [p for p in model.parameters() if p.requires_grad]
+        there = [*whole.parameters(), *model.buffers(), x0, y]
+        parameters = [p for p in whole.parameters() if p.requires_grad]
         optimizer = config.optimizer.build(model, choices_of(model), config.betas).bytes
+        optimizer += alignment.optimizer.bytes if alignment and alignment.optimizer else 0
         if config.accumulation > 1:
             for parameter in parameters:
                 parameter.grad = torch.empty_like(parameter)
@@ -127,6 +140,8 @@ def _counted(run: Run, ranks: int, batch: int, device: str) -> Memory:
         with using_keys(keys), stream, _Living([*there, keys, draws.t, draws.noise, draws.uniform]) as living:
             with _autocast(device, config.precision == "bfloat16"), _FusedAttention():
                 loss = objective.losses(denoiser, x0, y, draws).loss.mean()
+                if alignment and aligned:
+                    loss = loss + alignment.losses(torch.empty(batch, *aligned[0].shape)).mean()
             activations = living.bytes
             if device == "cpu":
                 loss.backward()
@@ -134,9 +149,10 @@ def _counted(run: Run, ranks: int, batch: int, device: str) -> Memory:
                 living.most += max(0, _bytes(parameters) - activations) if shards == 1 else 0
     if shards > 1:
         return _split(run, model, batch, shards, activations, living.most)
-    weights, trained = _bytes(model.state_dict().values()), _bytes(parameters)
+    averaged, trained = _bytes(model.state_dict().values()), _bytes(parameters)
+    weights = _bytes(whole.state_dict().values())
     kept = trained * ((ranks > 1) + (config.accumulation > 1))
-    averages = weights + trained * len(config.posthoc_ema.sigma_rels if config.posthoc_ema else ())
+    averages = averaged + trained * len(config.posthoc_ema.sigma_rels if config.posthoc_ema else ())
     return Memory(
         batch=batch,
         weights=weights,
@@ -180,7 +196,8 @@ class _FusedAttention(TorchFunctionMode):
 
 def _draws(schedule: Schedule, x0: Tensor, levels: int) -> Draws:
     """Random numbers of a batch, of which the shapes count."""
-    t = torch.zeros(len(x0), dtype=torch.int64 if schedule.time == "index" else torch.float32)
+    shape = (len(x0), 2) if schedule.process.two_times else (len(x0),)
+    t = torch.zeros(shape, dtype=torch.int64 if schedule.time == "index" else torch.float32)
     return Draws(t, torch.empty_like(x0), torch.zeros(len(x0), levels))
 
 
@@ -252,7 +269,7 @@ def dry_run(run: Run, ranks: int | None = None) -> DryRun:
         except UserError as error:
             missing = str(error)
     ranks = launched() if ranks is None else ranks
-    vae = run.codec.kind == "vae" and run.latents is None
+    vae = run.codec.kind == "vae" and not run.encoded
     memory, limit = estimate(run, ranks), None
     with contextlib.suppress(UserError):  # the device may be another machine's
         limit = at_hand(find_device(run.training.device, 0), launched_here())

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-CLOCK = ("images_per_second", "waited")
+CLOCK = ("images_per_second", "waited", "waiting")
 """Fields that depend on the machine's clock, not on the run."""
 
 
@@ -24,6 +24,10 @@ class StepReport:
     """Samples of a skipped step, as indices into the source; None for a step that was taken."""
     signal: int
     """The signal that asked any rank to stop, or 0."""
+    align: float | None = None
+    """What aligns features with a vision model's; it is trained on beside the loss."""
+    spike: tuple[int, ...] | None = None
+    """Samples of the highest losses where loss or gradient norm exceeded its bounds; None where they did not."""
 
 
 @dataclass(frozen=True)
@@ -57,8 +61,12 @@ class StepRecord:
     """Share of the step's time, 0 to 1, that passed before its images were read."""
     skipped_samples: tuple[str, ...] = ()
     """Names of the samples without a finite loss or gradient; the weights stay as they were if there are any."""
+    align: float | None = None
+    """What aligns features with a vision model's, beside the loss; NaN for a skipped step, None where there is none."""
     val_loss: float | None = None
     """Of held-out images with the averaged weights, every ``training.sample_every`` steps; on rank 0 alone."""
+    alarms: tuple[tuple[str, str], ...] = ()
+    """What began to look wrong at this step, as (kind, one line), see ``training.alarms``; on rank 0 alone."""
     warning: str | None = None
     """What has gone wrong though all numbers are finite (``training.watch``), from then on; on rank 0 alone."""
 
@@ -78,6 +86,7 @@ class StepRecord:
             images_per_second=batch_size / timing.total,
             waited=timing.waited / timing.total,
             skipped_samples=tuple(str(names[i]) for i in report.bad_samples or ()),
+            align=math.nan if skipped and report.align is not None else report.align,
         )
 
     @property
@@ -93,8 +102,12 @@ class StepRecord:
         else:
             values |= {"loss": self.loss, "mse": self.mse, "grad_norm": self.grad_norm}
             values |= {"vb": self.vb} if self.vb is not None else {}
+            values |= {"align": self.align} if self.align is not None else {}
         values |= {"val_loss": self.val_loss} if self.val_loss is not None else {}
         values |= {"warning": self.warning} if self.warning is not None else {}
+        own = {kind: text for kind, text in self.alarms if kind not in CLOCK}
+        values |= {"alarms": own} if own else {}
+        values |= {kind: text for kind, text in self.alarms if kind in CLOCK}
         return values | {"images_per_second": round(self.images_per_second, 1), "waited": round(self.waited, 4)}
 
 

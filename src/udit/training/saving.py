@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import secrets
 from collections.abc import Callable
-from concurrent.futures import Future
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from datetime import timedelta
@@ -52,9 +52,8 @@ class ShardedSaves:
     def __init__(self, store: CheckpointStore, world: World, timeout: float) -> None:
         """Makes the process group that writing uses, so that its messages never meet those of the training."""
         self.store, self.world = store, world
-        self._group = (
-            dist.new_group(backend="gloo", timeout=timedelta(seconds=timeout)) if world.size > 1 else None
-        )
+        self._group = dist.new_group(backend="gloo", timeout=timedelta(seconds=timeout)) if world.size > 1 else None
+        self._thread = ThreadPoolExecutor(1, "checkpoint")
         self._writing: _Writing | None = None
 
     def begin(self, step: int, state: sharding.State, facts: Facts, spare: int | None) -> None:
@@ -75,19 +74,17 @@ class ShardedSaves:
             return
         opened = self.world.on_main(self._open, step, token, facts, spare)
         whole, folder = opened if opened is not None else (None, None)
-        own: Future[Tensor] = Future()
         place = self.store.shards_at(step, token)
-        self._writing = _Writing(step, own, whole, folder)
         options: dict[str, Any] = {"storage_writer": sharding.writer_of(place)}
         if self._group is None:
-            written: Future[Any] = Future()
-            with contextlib.suppress(dcp.CheckpointException):
-                _settle(written, lambda: dcp.save(sharding.flat(state), no_dist=True, **options))
+            written: Future[Any] = self._thread.submit(dcp.save, sharding.flat(state), no_dist=True, **options)
+            wait([written])
         else:
             found = dcp.async_save(sharding.flat(state), process_group=self._group, **options)
             assert isinstance(found, Future), "the writer stages before it returns"
             written = found
-        written.add_done_callback(lambda done: _settle(own, lambda: _digest(done, place, self.world.rank)))
+        own = self._thread.submit(_digest, written, place, self.world.rank)
+        self._writing = _Writing(step, own, whole, folder)
 
     def poll(self) -> None:
         """Completes the checkpoint that is being written if every rank is done with its file; between steps.
@@ -115,11 +112,12 @@ class ShardedSaves:
         every = self.world.gather(facts)
         self.world.on_main(self._seal, writing, every)
 
-    def abandon(self) -> None:
-        """Forgets the checkpoint that is being written; for a run that cannot go on. What is there of it is removed."""
+    def close(self) -> None:
+        """Ends the thread. A checkpoint that is not complete, because the run cannot go on, is removed."""
         writing, self._writing = self._writing, None
+        self._thread.shutdown(wait=False)
         if writing is not None:
-            self._leave(writing, RunError("abandoned"))
+            self._leave(writing, RunError("it is not complete"))
 
     def _open(
         self, step: int, token: str, facts: Facts, spare: int | None
@@ -156,14 +154,6 @@ class ShardedSaves:
         if writing.whole is not None:
             with contextlib.suppress(type(error)):
                 writing.whole.__exit__(type(error), error, None)
-
-
-def _settle(future: Future[Any], action: Callable[[], Any]) -> None:
-    """Gives a future what an action returns, or raises."""
-    try:
-        future.set_result(action())
-    except BaseException as error:  # it is raised where the result is asked for
-        future.set_exception(error)
 
 
 def _digest(written: Future[Any], folder: Path, rank: int) -> Tensor:

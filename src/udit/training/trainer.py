@@ -10,11 +10,13 @@ from collections.abc import Callable, Generator, Iterator
 from typing import NoReturn, ParamSpec, TypeVar
 
 from udit import dist
+from udit.checkpoint import Checkpoint
 from udit.data.batches import Batch
 from udit.data.sources import Source, parts_of
 from udit.errors import RunError, require_type
 from udit.progress import progress_bar, progress_shown
 from udit.run.config import Run
+from udit.training.alarms import Bounds
 from udit.training.batches import batches_of
 from udit.training.capacity import check_memory, memory_errors_as_run_errors
 from udit.training.files import RunFiles, disk_errors_as_run_errors
@@ -153,12 +155,7 @@ class Trainer:
         found = self._on_main(files.find)
         start = self.world.agree(found.step if found else 0)
         self.skipped = self.world.agree(int(found.manifest["skipped_in_a_row"]) if found else 0)
-        if self.learner.parallel.splits:
-            with disk_errors_as_run_errors(self.run.out):
-                here = self.world.everywhere(files.store.opened, start) if start else None
-                self.world.everywhere(self.learner.load, here)
-        else:
-            self._on_main(self.learner.load, found)
+        self._load(files, found, start)
         if found is not None:
             files.resumed(found)
         self.learner.share(start)
@@ -183,7 +180,7 @@ class Trainer:
             try:
                 for step, micro_batches in enumerate(stream, start=start + 1):
                     read = time.perf_counter()
-                    for done, report in self._reports(step, micro_batches, stop.signal):
+                    for done, report in self._reports(step, micro_batches, stop.signal, files.alarms.bounds(step)):
                         timing = Timing(read - began, time.perf_counter() - began)
                         lr = self.learner.learning_rate(done - 1)
                         record = StepRecord.of(done, lr, report, self.source.names, config.batch_size, timing)
@@ -191,7 +188,7 @@ class Trainer:
                         bar.set_postfix(told, refresh=False)
                         bar.update()
                         leaves = bool(report.signal) and done == step
-                        record = self._follow_up(files, record, leaves)
+                        record = self._follow_up(files, record, report, leaves)
                         self.outcome = dataclasses.replace(self.outcome, step=done, signal=report.signal or None)
                         yield record
                         if leaves:
@@ -204,16 +201,18 @@ class Trainer:
                     self._leave(files, start)
                 raise
 
-    def _reports(self, step: int, micro_batches: list[Batch], stop_signal: int) -> list[tuple[int, StepReport]]:
+    def _reports(
+        self, step: int, micro_batches: list[Batch], stop_signal: int, bounds: Bounds
+    ) -> list[tuple[int, StepReport]]:
         """Takes step number ``step`` and returns the reports that are there, with their steps' numbers.
 
         On a GPU what a step found is read with the next one, unless something is due after this step, or that of the
         one before is out of the ordinary.
         """
         with kernel_errors_as_run_errors():
-            before = self.learner.begin(step - 1, micro_batches, stop_signal)
+            before = self.learner.begin(step - 1, micro_batches, stop_signal, bounds)
         reports = [] if before is None else [(step - 1, before)]
-        odd = before is not None and (before.bad_samples is not None or before.signal)
+        odd = before is not None and (before.bad_samples is not None or before.spike or before.signal)
         if not self.learner.defers or odd or self._due(step):
             report = self.learner.settle()
             assert report is not None, "a step has just begun"
@@ -239,27 +238,28 @@ class Trainer:
             with disk_errors_as_run_errors(self.run.out):
                 self._save_alone(files, done)
 
-    def _follow_up(self, files: RunFiles, record: StepRecord, leaves: bool) -> StepRecord:
+    def _follow_up(self, files: RunFiles, record: StepRecord, report: StepReport, leaves: bool) -> StepRecord:
         """Logs a step, draws and saves where that is due, and ends the run if losses stay non-finite.
 
         Returns:
             The record, with the validation loss where one was taken.
         """
+        done = self._after_spike(files, record.step) if report.spike else ""
         config, step = self.run.training, record.step
         last = step == config.steps
         if self._saves is not None:
             self._saves.poll()
         if self.world.is_main:
-            record = files.watched(record)
+            record = files.watched(record, report.spike, done)
         self.skipped = self.skipped + 1 if record.skipped else 0
         hopeless = self.skipped >= MAX_SKIPPED
         shows = (step % config.sample_every == 0 or last) and not hopeless
         if record.skipped and self.world.is_main:
             log.warning("step %d skipped: no finite loss or gradient with samples %s", step, _listed(record))
         if shows:
-            averaged = self.learner.averaged()
-            record = dataclasses.replace(record, val_loss=self._on_main(files.preview, step, averaged))
-        if shows or record.skipped or step % config.log_every == 0:
+            averaged, trained = self.learner.averaged(), self.learner.trained()
+            record = self._on_main(files.preview, record, averaged, trained) or record
+        if shows or record.skipped or report.spike or step % config.log_every == 0:
             self._on_main(files.log, record)
         if step % config.check_every == 0:
             self._check_ranks(step)
@@ -270,6 +270,32 @@ class Trainer:
         if hopeless:
             self._on_main(self._give_up, record)
         return record
+
+    def _after_spike(self, files: RunFiles, step: int) -> str:
+        """Does what ``training.on_spike`` says about a step that was a spike; returns that in words."""
+        if self.run.training.on_spike == "warn":
+            return ""
+        stays = "; the weights stay as they were"
+        if self.run.training.on_spike == "skip":
+            return stays
+        if self._saves is not None:
+            self._saves.finish()
+        found = self._on_main(files.before, step)
+        back = self.world.agree(found.step if found else 0)
+        if not back:
+            return f"{stays}, no checkpoint is older"
+        self._load(files, found, back)
+        self.learner.share(self.learner.steps_done or step)
+        return f"; back to the weights of step {back}"
+
+    def _load(self, files: RunFiles, found: Checkpoint | None, step: int) -> None:
+        """Loads the checkpoint of a step that rank 0 has found; where weights are split, each rank its part."""
+        if not self.learner.parallel.splits:
+            self._on_main(self.learner.load, found)
+            return
+        with disk_errors_as_run_errors(self.run.out):
+            here = self.world.everywhere(files.store.opened, step) if step else None
+            self.world.everywhere(self.learner.load, here)
 
     def _save(self, files: RunFiles, step: int, wait: bool) -> None:
         """Writes a checkpoint; of weights that are split only begins to, unless it is to ``wait`` for its end."""
@@ -296,7 +322,7 @@ class Trainer:
             yield
         finally:
             if self._saves is not None:
-                self._saves.abandon()
+                self._saves.close()
 
     def _give_up(self, record: StepRecord) -> NoReturn:
         raise RunError(
