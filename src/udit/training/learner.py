@@ -70,7 +70,7 @@ class Learner:
         posthoc = config.posthoc_ema if self.parallel.averages else None
         self.posthoc = PowerAverages(self.model, posthoc) if posthoc else None
         if config.compile:
-            compile_blocks(self.model, conditions=device.type == "cuda" and not self.parallel.splits)
+            compile_blocks(self.model)
         self.alignment = alignment_of(run, self.model)
         joined = self.alignment.joined if self.alignment else self.model
         self.network = self.parallel.network(joined)
