@@ -30,7 +30,13 @@ FORKS.set_forkserver_preload(
         *("torch.distributed.fsdp", "torch.distributed.tensor", "torch._dynamo", "matplotlib.figure"),
     ]
 )
-FOR_RANKS = ["training.parallel=fsdp", "training.steps=9", "training.save_every=3", "model.depths=[1]"]
+FOR_RANKS = [
+    "training.parallel=fsdp",
+    "training.steps=9",
+    "training.save_every=3",
+    "model.depths=[1]",
+    "training.timeout=240",
+]
 """Overrides of the tiny recipe: a batch of 12, which splits over 1, 2, 3 and 4 ranks."""
 
 

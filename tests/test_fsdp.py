@@ -78,6 +78,13 @@ def test_run_may_change_between_whole_and_split_weights(tmp_path: Path, caplog: 
     assert state_hash(tmp_path / "out") == state_hash(tmp_path / "unbroken")
 
 
+def test_fork_of_split_weights_goes_on_with_their_bits(tmp_path: Path) -> None:
+    train(tmp_path / "run", "training.steps=6", FSDP)
+    made = udit.fork(tmp_path / "run", tmp_path / "fork", checkpoint=3)
+    train(made.out, "training.steps=6", FSDP)
+    assert state_hash(made.out) == state_hash(tmp_path / "run")
+
+
 def test_averages_of_every_length_are_kept_and_written(tmp_path: Path) -> None:
     words = ["training.steps=4", "training.posthoc_ema.every=2"]
     train(tmp_path / "whole", *words)

@@ -56,6 +56,13 @@ class Checkpoint:
         """Whether there is a file for each rank."""
         return bool(self.manifest["schema"] == SHARDED)
 
+    @property
+    def parts(self) -> list[str]:
+        """What ``tensors`` takes: ``model``, ``ema``, ``optim`` and so on."""
+        if self.sharded:
+            return sorted({key.partition("/")[0] for key in sharding.names_in(self.path)})
+        return [Path(file).stem for file in self.manifest["files"]]
+
     def tensors(self, name: str) -> dict[str, Tensor]:
         """The whole tensors of ``model``, ``ema``, ``optim`` or ``posthoc``, on the CPU."""
         if not self.sharded:

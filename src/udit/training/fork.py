@@ -76,7 +76,6 @@ def fork(run: str | Path, out: str | Path, overrides: Sequence[str] = (), *, che
             f"training.steps is {new.training.steps} and the checkpoint is of step {found.step}; give more steps, e.g. "
             f"training.steps={2 * found.step}, or an earlier --checkpoint"
         )
-    names = [Path(file).stem for file in found.manifest["files"]]
     facts = {key: value for key, value in found.manifest.items() if key not in OF_THE_CHECKPOINT}
     facts |= {"run": new.plain(), "forked_from": {"run": str(folder), "step": found.step}}
     check_room(target.absolute().parent, 2 * sum(facts["bytes"] for facts in found.manifest["files"].values()))
@@ -84,7 +83,7 @@ def fork(run: str | Path, out: str | Path, overrides: Sequence[str] = (), *, che
         (temporary / "samples").mkdir()
         (temporary / "checkpoints").mkdir()
         CheckpointStore(temporary / "checkpoints").save(
-            found.step, {name: found.tensors(name) for name in names}, facts
+            found.step, {name: found.tensors(name) for name in found.parts}, facts
         )
         _copy_log(folder, temporary, found.step)
         write_run(new, temporary)
