@@ -45,6 +45,9 @@ default. A count is one of network evaluations; respacing is ADM's (`"ddim50"`, 
 | --- | --- | --- | --- | --- |
 {samplers}
 
+Models that are trained for few evaluations (`udit train digits-mean-flow`, `digits-consistency`) are sampled in one to
+four; [their scores](training.md#few-evaluations) stand with how they are trained. Neither takes a cache.
+
 To choose by hand, under `sampling` of a recipe: first `sampler` and `steps`; then `guidance_interval: [0.2, 0.8]`,
 which applies guidance only in the middle of sampling, saves time and scored better here; then a cache
 (`refresh: [0, 3]` and `keep_guidance: true` at 9 steps).
@@ -78,6 +81,7 @@ MACs where the U-DiT has 2.4 and 85; its run is `udit train fashion-mnist traini
 'model={family: DiT, width: 128, depth: 8, heads: 4, patch: 2}'`, stopped at the step given with its table.
 """
 MEASURED = """\
+
 The rest of this page is written by `python benchmarks/frontier.py --page` from
 `benchmarks/frontier.json`. Distances are squared Fréchet distances between features of
 the run's own judge and its training images. They are biased upwards at these numbers of images and are not the FID of

@@ -22,7 +22,7 @@ OURS = re.compile(r"(?:src|tests|docs|benchmarks|\.ci)/\S+|\S+\.(?:py|cpp|h|md|c
 """What is a path of the repository. Names of data, weights and images are those of users' folders."""
 ON_DISK = {
     *("vae/", "model/", "tensorboard/", "evaluation/", "checkpoints/step-00001000/"),
-    *("runs/", "samples/", "PART/", "RUN/posthoc/"),
+    *("runs/", "samples/", "PART/", "RUN/posthoc/", "adapter/"),
 }
 """Folders that the library writes."""
 FILE = re.compile(r"\S+\.(?:jsonl?|yaml|txt|lock|safetensors|npz|png|onnx|xml|bin)")

@@ -24,11 +24,13 @@ from conftest import ErrorOf, succeeds
 from runs import image_folder, metrics, train
 from test_layering import FILES, module, tree
 from udit.diffusion.config import PROCESSES, DDPMConfig, Level, ProcessConfig, SamplingConfig, check_sampler
+from udit.diffusion.consistency import Consistency
 from udit.diffusion.ddpm import DDPM
 from udit.diffusion.denoiser import Denoiser
 from udit.diffusion.edm import EDM, Preconditioned
 from udit.diffusion.flow import Flow, flow_loss
 from udit.diffusion.guidance import AnyDenoiser, Guided
+from udit.diffusion.meanflow import MeanFlow
 from udit.diffusion.objective import Losses
 from udit.diffusion.sample import Noise, Sampler, Step, make_sampler, sample
 from udit.diffusion.samplers import SAMPLERS, SamplerSpec, listed
@@ -293,6 +295,8 @@ SCHEDULES: dict[str, Schedule] = {
     "flow": Flow(),
     "gvp": Flow("gvp"),
     "edm": EDM(),
+    "mean-flow": MeanFlow(),
+    "consistency": Consistency(),
 }
 ASKED = [
     (label, name, steps)
@@ -311,7 +315,7 @@ def heard(denoiser: AnyDenoiser, sampler: Sampler, steps: int | str, times: list
     times.clear()
     taken = sample(denoiser, x, sampler=sampler, steps=steps, y=y, noise=lambda k: torch.ones_like(x))
     assert len(list(taken)) == len(times)
-    assert all(len(t.unique()) == 1 for t in times)
+    assert all(len(t.unique(dim=0)) == 1 for t in times)
     return torch.stack([t[0] for t in times])
 
 

@@ -13,6 +13,8 @@ from conftest import TINY, ErrorOf, perturb, succeeds
 from runs import image_folder, train
 from udit.assemble import System
 from udit.diffusion.config import DDPMConfig, EDMConfig, FlowConfig, SamplingConfig
+from udit.diffusion.few_step_config import ConsistencyConfig, MeanFlowConfig
+from udit.diffusion.process_config import ProcessConfig
 from udit.diffusion.sample import make_sampler
 from udit.images import read_settings
 from udit.run.system import SystemConfig
@@ -40,9 +42,13 @@ def test_quickest_within_a_loss_of_distance_and_of_agreement_is_picked() -> None
     assert fastest((best, wrong), 0.15, best) is wrong
 
 
-@pytest.mark.parametrize("diffusion", [FlowConfig(), DDPMConfig(), DDPMConfig(steps=7), EDMConfig()], ids=str)
+@pytest.mark.parametrize(
+    "diffusion",
+    [FlowConfig(), DDPMConfig(), DDPMConfig(steps=7), EDMConfig(), MeanFlowConfig(), ConsistencyConfig()],
+    ids=str,
+)
 def test_table_knows_every_noising_process_and_keeps_the_guidance(
-    diffusion: FlowConfig | DDPMConfig | EDMConfig,
+    diffusion: ProcessConfig,
 ) -> None:
     own = SamplingConfig(guidance=3.0, guidance_channels=1, guidance_interval=(0.1, 0.7), cache=4, clip=True)
     steps = []
@@ -67,6 +73,17 @@ def test_every_key_of_guidance_is_kept_as_far_as_the_sampler_takes_it() -> None:
     zero = SamplingConfig(sampler="flow-heun", guidance=3.0, guidance_kind="cfg-zero", guidance_zero_init=2)
     kept = {how.sampler: how.zero_init for how in search.candidates(zero, FlowConfig.few_step_samplers, [5])}
     assert kept == {"dpmpp": 0, "unipc": 0, "flow-heun": 2}
+
+
+def test_few_long_steps_are_neither_cached_nor_many(monkeypatch: pytest.MonkeyPatch) -> None:
+    network = udit.build("U-DiT-S", **TINY | {"learn_sigma": False, "second_time": True})
+    sampling = SamplingConfig(sampler="flow-average", steps=1)
+    system = System(SystemConfig(model=network.config, diffusion=MeanFlowConfig(), sampling=sampling), network)
+    scorer = search.Scorer(system, None, None, 20, 20)  # type: ignore[arg-type]
+    monkeypatch.setattr(search.Scorer, "measure", lambda self, how: scored(how.steps, how.steps, **how.model_dump()))
+    monkeypatch.setattr(search.Scorer, "protocol", lambda self: {})
+    found = search.search(scorer, 1)
+    assert [each.sampling.steps for each in found.tried] == [1, 2, 4]
 
 
 # ---- the commands ----------------------------------------------------------------------------------------------------

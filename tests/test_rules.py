@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from image_files import noise
@@ -17,11 +18,20 @@ DDPM = "diffusion.kind=ddpm + sampling.sampler=ddim"
 UVIT = "model={name: U-ViT-M/4, patch: 2}"
 SIT = "model={name: SiT-S/2, width: 16, depth: 1, heads: 2}"
 BROKEN: dict[Rule, tuple[str, str]] = {
+    rules.clips_are_for_networks_of_clips: ("model=Latte-tiny", "the data are images and Latte takes clips"),
     rules.input_size_is_that_of_the_data: ("model.input_size=16", "model.input_size is 16x16 and the data is 8x8"),
     rules.channels_are_those_of_the_data: ("model.in_channels=3", "model.in_channels is 3 and the data has 1"),
     rules.classes_need_labels: (
         "data={kind: folder, root: FLAT, size: 8, channels: 1} + model.num_classes=10",
         "model.num_classes is 10 and the images have no labels",
+    ),
+    rules.shapes_are_those_the_model_takes: (
+        "data={kind: folder, root: FLAT, size: 16, channels: 1, buckets: [[8, 30]]}",
+        "data.buckets gives 8x30, for the network 8x30: an input of 8x30 cannot pass",
+    ),
+    rules.latents_are_those_of_the_vae: (
+        "data={kind: dataset-json, root: FLAT, holds: moments, factor: 1}",
+        "data.holds is moments and codec.kind identity; name their VAE",
     ),
     rules.all_classes_have_a_label: ("model.num_classes=5", "is 5 and the data has 10 classes"),
     rules.guidance_needs_a_null_label: (
@@ -67,10 +77,6 @@ BROKEN: dict[Rule, tuple[str, str]] = {
         "model={name: DiT-S/2, width: 16, depth: 1, heads: 2} + training.independent_level_dropout=true",
         "training.independent_level_dropout needs a U-DiT",
     ),
-    rules.selective_checkpointing_is_not_compiled: (
-        "training.checkpoint_activations=selective + training.compile=true",
-        "training.checkpoint_activations is selective and training.compile true",
-    ),
     rules.shards_are_of_split_weights: (
         "training.shards=2",
         "training.shards is 2 and training.parallel ddp, which splits no weights; set training.parallel=fsdp",
@@ -95,6 +101,38 @@ BROKEN: dict[Rule, tuple[str, str]] = {
         "training.optimizer=schedule-free + training.posthoc_ema={}",
         "keeps an average of its own",
     ),
+    rules.second_time_is_trained: (
+        "model.second_time=true",
+        "model.second_time is true and flow matching has one time, so that nothing would train the second",
+    ),
+    rules.mean_flow_starts_at_pure_noise: (
+        "model={name: HDiT-tiny, time: sigma} + diffusion.kind=mean-flow",
+        "HDiT gets the ratio of noise to signal, which is infinite at pure noise",
+    ),
+    rules.forward_derivatives_have_no_dropout: (
+        "model={name: ADM-tiny, dropout: 0.1} + diffusion.kind=mean-flow",
+        "model.dropout is 0.1 and MeanFlow compares a network with its own derivative",
+    ),
+    rules.forward_derivatives_are_not_compiled: (
+        "diffusion.kind=mean-flow + training.compile=true",
+        "training.compile is true and MeanFlow takes forward derivatives",
+    ),
+    rules.learned_guidance_needs_a_null_label: (
+        "diffusion={kind: mean-flow, guidance: 2} + training.label_dropout=0",
+        "diffusion.guidance is 2 and the null label that it compares with is not trained",
+    ),
+    rules.forward_derivatives_are_of_whole_weights: (
+        "diffusion.kind=mean-flow + training.parallel=fsdp",
+        "training.parallel is fsdp and MeanFlow takes forward derivatives",
+    ),
+    rules.adapter_is_of_whole_weights: (
+        "training.adapter={} + training.parallel=fsdp",
+        "training.parallel is fsdp, which splits weights and their optimiser state",
+    ),
+    rules.adapter_has_no_other_average: (
+        "training.adapter={} + training.posthoc_ema={}",
+        "training.posthoc_ema averages all weights and training.adapter trains few",
+    ),
     rules.schedule_free_divides_by_its_momentum: (
         "training.optimizer=schedule-free + training.betas=[0, 0.99]",
         "training.betas starts with 0",
@@ -102,7 +140,7 @@ BROKEN: dict[Rule, tuple[str, str]] = {
 }
 """Rule -> overrides of the digits' recipe that break it and no other, and what is said.
 
-FLAT is a folder of images without labels.
+FLAT is a folder of images without labels, and of latents.
 """
 
 
@@ -117,6 +155,7 @@ def test_rule_refuses_what_breaks_it(
     words, said = BROKEN[rule]
     if "FLAT" in words:
         noise(8, 8).save(tmp_path / "1.png")
+        np.save(tmp_path / "1.npy", np.zeros((2, 8, 8), np.float32))
         words = words.replace("FLAT", str(tmp_path))
     with pytest.raises(UserError) as caught:
         load_run("digits", words.split(" + "))

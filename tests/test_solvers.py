@@ -59,7 +59,7 @@ def exact(schedule: str) -> Tensor:
 
 def test_every_solver_is_tried() -> None:
     """Of the probability flow: ``ddpm`` and ``flow-sde`` draw noise, and ddim's eta may."""
-    others = {"ddpm", "ddim", "flow-sde"}
+    others = {"ddpm", "ddim", "flow-sde", "flow-average", "flow-consistency"}
     assert {name for _, name, *_ in CASES} == set(SAMPLERS) - others
     tried = {(schedule, name) for schedule, name, *_ in CASES}
     kinds = {"ddpm": DDPMConfig, "flow": FlowConfig, "gvp": FlowConfig, "edm": EDMConfig}

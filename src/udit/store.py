@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shlex
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
@@ -14,6 +15,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from udit import hub
+from udit.adapters import with_adapter
 from udit.assemble import System
 from udit.checkpoint import MANIFEST, Checkpoint, CheckpointStore, DamagedError, verify, write_tensors
 from udit.data.codec_config import VAECodec
@@ -76,7 +78,13 @@ def _stored(state: dict[str, Tensor], precision: str) -> dict[str, Tensor]:
 
 
 def load(
-    path: str | Path, *, weights: Weights = "ema", device: torch.device | str = "cpu", revision: str | None = None
+    path: str | Path,
+    *,
+    weights: Weights = "ema",
+    device: torch.device | str = "cpu",
+    revision: str | None = None,
+    adapter: str | Path | None = None,
+    merge: bool = True,
 ) -> System:
     """A system from a model folder, a run folder, one of a run's checkpoints, a hub id, or the model of a demo.
 
@@ -88,19 +96,28 @@ def load(
         weights: ``ema`` (the default weights) or ``raw``.
         device: where the network goes.
         revision: branch, tag or commit on the hub.
+        adapter: a folder of peft's with a low-rank adapter of this model, e.g. ``RUN/adapter``.
+        merge: put the adapter into the weights; else layers of peft's compute both.
 
     Raises:
-        UserError: there is no model there, or it is damaged.
+        UserError: there is no model there, or it is damaged, or an adapter does not fit it.
     """
+    system = _load(path, weights, revision)
+    if adapter is not None:
+        system = replace(system, backbone=with_adapter(system.backbone, adapter, merge=merge))
+    return system.to(device)
+
+
+def _load(path: str | Path, weights: Weights, revision: str | None) -> System:
     if is_demo(path):
         if weights != "ema":
             raise UserError(f"{path} has averaged weights alone; leave out --weights {weights}")
         path = folder_of(path)
     folder = Path(path)
     if (folder / "run.yaml").is_file():
-        return _load_run(folder, weights).to(device)
+        return _load_run(folder, weights)
     if (folder / MANIFEST).is_file() and (folder.parent.parent / "run.yaml").is_file():
-        return _load_run(folder.parent.parent, weights, folder).to(device)
+        return _load_run(folder.parent.parent, weights, folder)
     if folder.is_file():
         raise UserError(_file_advice(folder))
     if folder.exists():
@@ -108,10 +125,10 @@ def load(
     else:
         folder = download(str(path), (weights,), revision)
     if hub.is_pipeline(folder):
-        return _load_pipeline(folder, weights).to(device)
+        return _load_pipeline(folder, weights)
     file = folder / FILES[weights]
     config = _with_vae_beside(read_config(folder / "config.json"), folder)
-    return System(config, network(config, read_tensors(file), file)).to(device)
+    return System(config, network(config, read_tensors(file), file))
 
 
 def _load_pipeline(folder: Path, weights: Weights) -> System:
@@ -296,7 +313,7 @@ def card_title(config: SystemConfig) -> str:
     """Family, shape and classes of a model, in words."""
     model = config.model
     family = getattr(model, "family", type(model).__name__)
-    size = "x".join(map(str, (model.in_channels, *model.size)))
+    size = "x".join(map(str, model.input_shape()))
     return f"{family} on {size}, " + (f"{model.num_classes} classes" if model.num_classes else "unconditional")
 
 

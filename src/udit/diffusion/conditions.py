@@ -16,6 +16,7 @@ from udit.diffusion.cache import SplitBackbone
 from udit.diffusion.denoiser import Backbone
 from udit.diffusion.guidance import AnyDenoiser, Guided
 from udit.diffusion.sample import Sampler
+from udit.diffusion.schedule import known
 from udit.interpolation import Between
 
 MAX_ROWS = 1024
@@ -30,23 +31,23 @@ class PrecomputedConditions:
 
         Args:
             network: in parts.
-            times: [n] different times in the network's unit.
+            times: [n] different times in the network's unit, or [n, 2] pairs of them.
             labels: different and sorted; None is no labels.
         """
         self.network = network
         self.enter, self.deep, self.leave = network.enter, network.deep, network.leave
-        self.starts = {float(time): i * len(labels or [0]) for i, time in enumerate(times)}
+        self.starts = {_key(time): i * len(labels or [0]) for i, time in enumerate(times.cpu())}
         self.labels = None if labels is None else torch.tensor(labels, device=times.device)
-        each = times.repeat_interleave(len(labels or [0]))
+        each = times.repeat_interleave(len(labels or [0]), dim=0)
         self.rows = network.condition(each, None if self.labels is None else self.labels.repeat(len(times)))
 
     def condition(self, t: Tensor, y: Tensor | None = None) -> Any:
         """As the network's: looked up for the times and labels of the table, computed for others."""
-        start = self.starts.get(float(t[0]))
+        start = self.starts.get(_key(known(t)[0]))
         if start is None or (y is None) != (self.labels is None) or (y is not None and y.is_floating_point()):
             return self.network.condition(t, y)
         if y is None or self.labels is None:
-            return gather(self.rows, torch.full_like(t, start, dtype=torch.long))
+            return gather(self.rows, torch.full((len(t),), start, device=t.device))
         return gather(self.rows, torch.searchsorted(self.labels, y) + start)
 
     def __call__(self, x: Tensor, t: Tensor, y: Tensor | None = None) -> Tensor:
@@ -54,6 +55,11 @@ class PrecomputedConditions:
         cond = self.condition(t, y)
         entered, skips = self.enter(x, cond)
         return self.leave(self.deep(entered, cond), skips, cond)
+
+
+def _key(time: Tensor) -> tuple[float, ...]:
+    """A time, or two, as a dictionary takes it."""
+    return tuple(time.flatten().tolist())
 
 
 def prepared(
@@ -86,7 +92,7 @@ def prepared(
     if asked is not None and isinstance(denoiser, Guided) and denoiser.denoiser.null_label is not None:
         asked.add(denoiser.denoiser.null_label)
     start = {} if strength == 1 else {"strength": strength}
-    times = sampler.times(denoiser, steps, **start).to(device).unique()
+    times = sampler.times(denoiser, steps, **start).unique(dim=0).to(device)
     if len(times) * len(asked or [0]) > MAX_ROWS:
         return denoiser
 

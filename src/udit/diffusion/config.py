@@ -1,6 +1,7 @@
 """Configs of noising processes, free of torch; that of sampling is in ``settings``.
 
-A noising process is one ``ProcessConfig`` here, a row of ``PROCESSES``, and the module that ``build`` imports.
+A noising process is one ``ProcessConfig``, here or in ``few_step_config``, a row of ``PROCESSES``, and the module that
+``build`` imports.
 """
 
 from __future__ import annotations
@@ -16,57 +17,21 @@ from pydantic import (
     model_validator,
 )
 
+from udit.diffusion.few_step_config import ConsistencyConfig, MeanFlowConfig
+from udit.diffusion.process_config import Level as Level
+from udit.diffusion.process_config import ProcessConfig as ProcessConfig
 from udit.diffusion.samplers import SAMPLERS, listed
 from udit.diffusion.settings import SamplingConfig as SamplingConfig
 from udit.errors import UserError, nearest
-from udit.spec.base import Spec, parse
+from udit.spec.base import parse
 from udit.spec.words import shown
 
 if TYPE_CHECKING:
     from udit.diffusion.ddpm import DDPM
     from udit.diffusion.edm import EDM
     from udit.diffusion.flow import Flow
-    from udit.diffusion.schedule import Schedule
-
-Level = Literal["draft", "good", "best"]
-"""Of ``udit sample --quality``."""
-
 
 # ---- noising processes -----------------------------------------------------------------------------------------------
-
-
-class ProcessConfig(Spec):
-    """What the library asks of a noising process before torch is imported. A subclass is one process."""
-
-    kind: str
-    """Names the process; a subclass says it with a Literal and a default."""
-    title: ClassVar[str]
-    """The process in messages: "the model was trained with ..."."""
-    learns_variance: ClassVar[bool] = False
-    """Whether its loss trains the variance channels of a network with ``learn_sigma``."""
-    reversible: ClassVar[bool] = False
-    """Whether it takes networks that get 1 - t and predict x0 - eps (``reversed_flow``)."""
-    has_velocity: ClassVar[bool] = False
-    """Whether its target is the velocity dx_t/dt of a flow, which CFG-Zero* corrects."""
-    quality: ClassVar[dict[Level, tuple[str, int]]]
-    """Sampler and steps of ``udit sample --quality`` where nothing has been tuned."""
-    few_step_samplers: ClassVar[tuple[str, ...]]
-    """What ``udit tune`` tries."""
-
-    @classmethod
-    def samplers(cls) -> tuple[str, ...]:
-        """Names of the samplers that serve this process; the first is the default."""
-        kind = cls.model_fields["kind"].default
-        return tuple(name for name, row in SAMPLERS.items() if kind in row.processes)
-
-    @property
-    def max_steps(self) -> int | None:
-        """Steps that sampling cannot exceed: the length of a discrete schedule; None for a continuous one."""
-        return None
-
-    def build(self) -> Schedule:
-        """The process itself: schedule, target and loss."""
-        raise NotImplementedError(f"{type(self).__name__} names no schedule")
 
 
 class LearnedProcess(ProcessConfig):
@@ -262,7 +227,13 @@ class EDMConfig(ProcessConfig):
         )
 
 
-PROCESSES: dict[str, type[ProcessConfig]] = {"ddpm": DDPMConfig, "flow": FlowConfig, "edm": EDMConfig}
+PROCESSES: dict[str, type[ProcessConfig]] = {
+    "ddpm": DDPMConfig,
+    "flow": FlowConfig,
+    "edm": EDMConfig,
+    "mean-flow": MeanFlowConfig,
+    "consistency": ConsistencyConfig,
+}
 """By ``kind``."""
 
 

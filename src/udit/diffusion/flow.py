@@ -20,7 +20,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from udit.diffusion.config import FlowConfig
+from udit.diffusion.config import FlowConfig, ProcessConfig
 from udit.diffusion.denoiser import Denoiser, mix
 from udit.diffusion.learning import Learning, shifted, unshifted
 from udit.diffusion.objective import Losses
@@ -39,7 +39,7 @@ class Flow(Schedule):
         shift: moves the times of training and sampling towards noise, see ``shifted``.
     """
 
-    process: ClassVar = FlowConfig
+    process: ClassVar[type[ProcessConfig]] = FlowConfig
     time: ClassVar[TimeUnit] = "unit"
 
     path: Literal["linear", "gvp"] = "linear"

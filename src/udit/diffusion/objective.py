@@ -5,6 +5,7 @@ The loss itself is the noising process's (``Schedule.loss``).
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -99,12 +100,14 @@ class Objective:
         label_dropout: fraction of labels replaced by the null label; unused by an unconditional model.
         levels: decisions per sample on dropping its label, see ``drop_labels``.
         precision: bfloat16 is autocast.
+        batch_size: samples of a step, by which a position in the run says which step it is of.
     """
 
     seed: int
     label_dropout: float = 0.0
     levels: int = 1
     precision: Literal["float32", "bfloat16"] = "float32"
+    batch_size: int = 1
 
     def draws(self, schedule: Schedule, shape: Sequence[int], positions: Sequence[int]) -> Draws:
         """The random numbers of a batch of (C, H, W) at positions in the run's stream of samples."""
@@ -123,6 +126,7 @@ class Objective:
             draws: of these positions, on the network's device; drawn here if None.
         """
         device = x0.device
+        denoiser = dataclasses.replace(denoiser, schedule=denoiser.schedule.at_step(positions[0] // self.batch_size))
         if draws is None:
             drawn = self.draws(denoiser.schedule, x0.shape[1:], positions)
             draws = Draws(drawn.t.to(device), drawn.noise.to(device), drawn.uniform.to(device))

@@ -31,6 +31,8 @@ class SamplerSpec:
     """Whether it takes ``eta``."""
     clip: ClassVar[bool] = False
     """Whether it takes ``clip``."""
+    caches: ClassVar[bool] = True
+    """Whether its steps are so many that what changes little between two may be kept (step caching)."""
 
     def build(self, eta: float, clip: bool) -> Sampler:
         """The sampler; options that it does not take are 0 and False."""
@@ -97,6 +99,30 @@ class StochasticSpec(SamplerSpec):
         return Stochastic()
 
 
+class AverageSpec(SamplerSpec):
+    """``meanflow.AverageSteps``."""
+
+    caches: ClassVar[bool] = False
+
+    def build(self, eta: float, clip: bool) -> Sampler:
+        """Steps along the average velocity."""
+        from udit.diffusion.meanflow import AverageSteps
+
+        return AverageSteps()
+
+
+class ConsistencySpec(SamplerSpec):
+    """``consistency.ConsistencySteps``."""
+
+    caches: ClassVar[bool] = False
+
+    def build(self, eta: float, clip: bool) -> Sampler:
+        """Guesses of the data, each from the former one with fresh noise."""
+        from udit.diffusion.consistency import ConsistencySteps
+
+        return ConsistencySteps()
+
+
 class SolverSpec(SamplerSpec):
     """``solvers.Solver``: one of diffusers'."""
 
@@ -107,16 +133,20 @@ class SolverSpec(SamplerSpec):
         return Solver(self.name)
 
 
+FLOWS = ("flow", "mean-flow")
+"""Processes that have a velocity at every time."""
 _ROWS = (
     DDIMSpec("ddim", "DDIM, the implicit step (Song et al. 2021)", ("ddpm",)),
     AncestralSpec("ddpm", "the ancestral step (Ho et al. 2020; Dhariwal & Nichol 2021)", ("ddpm",)),
-    SolverSpec("flow-euler", "Euler's method along the path, by diffusers", ("flow",), zero_init=True),
-    HeunSpec("flow-heun", "Heun's method along the path, its last step Euler's", ("flow",), zero_init=True),
+    AverageSpec("flow-average", "steps along MeanFlow's average velocity (Geng et al. 2025)", ("mean-flow",)),
+    SolverSpec("flow-euler", "Euler's method along the path, by diffusers", FLOWS, zero_init=True),
+    HeunSpec("flow-heun", "Heun's method along the path, its last step Euler's", FLOWS, zero_init=True),
     KarrasSpec("edm-heun", "Heun's method over noise levels (Karras et al. 2022, Alg. 1)", ("edm",), heun=True),
     KarrasSpec("edm-euler", "Euler's method over noise levels (Karras et al. 2022)", ("edm",), heun=False),
-    SolverSpec("dpmpp", "DPM-Solver++ 2M (Lu et al. 2022), by diffusers", ("ddpm", "flow")),
-    SolverSpec("unipc", "UniPC of order 2 (Zhao et al. 2023), by diffusers", ("ddpm", "flow")),
-    StochasticSpec("flow-sde", "Euler-Maruyama's method along the reverse SDE (Ma et al. 2024, SiT)", ("flow",)),
+    SolverSpec("dpmpp", "DPM-Solver++ 2M (Lu et al. 2022), by diffusers", ("ddpm", *FLOWS)),
+    SolverSpec("unipc", "UniPC of order 2 (Zhao et al. 2023), by diffusers", ("ddpm", *FLOWS)),
+    StochasticSpec("flow-sde", "Euler-Maruyama's method along the reverse SDE (Ma et al. 2024, SiT)", FLOWS),
+    ConsistencySpec("flow-consistency", "guesses of the data, each noised anew (Song et al. 2023)", ("consistency",)),
 )
 SAMPLERS: dict[str, SamplerSpec] = {row.name: row for row in _ROWS}
 """Every sampler by name. Of those that serve a process the first is its default."""

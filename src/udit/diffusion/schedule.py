@@ -7,7 +7,8 @@ Processes are subclasses of ``Schedule``, each in a module of its own with its l
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 import numpy as np
 import torch
@@ -38,6 +39,34 @@ def placed(table: np.ndarray[Any, np.dtype[np.float64]], device: torch.device) -
     """A table on a device: in float32 where it has no float64."""
     wide = torch.from_numpy(table)
     return (wide.float() if device.type == "mps" else wide).to(device)
+
+
+def everywhere(time: float, like: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
+    """[B] one time for all of a batch [B, ...], which the host goes on knowing: see ``known``."""
+    here = torch.full((len(like),), time, dtype=dtype, device=like.device)
+    return told(here, torch.full((1,), time, dtype=dtype, device="cpu"))
+
+
+def told(t: Tensor, host: Tensor | None) -> Tensor:
+    """Times t [B] on a device with what the host knows of them, [1] on the CPU; None is nothing."""
+    if host is not None and t.device.type != "cpu":
+        t.known_on_host = host  # type: ignore[attr-defined]
+    return t
+
+
+def known(t: Tensor) -> Tensor:
+    """What a decision by the times t [B] may look at: [1] on the CPU where the host knows it; else t itself.
+
+    A read of t would wait for all that a GPU has to do until then.
+    """
+    host: Tensor = getattr(t, "known_on_host", t)
+    return host
+
+
+def alike(t: Tensor, change: Callable[[Tensor], Tensor]) -> Tensor:
+    """``change(t)``, of which the host knows as much as of t."""
+    host = known(t)
+    return told(change(t), None if host is t else change(host))
 
 
 class Schedule(ABC):
@@ -85,6 +114,10 @@ class Schedule(ABC):
             noise: [B, C, H, W] standard normal.
             y: [B] labels, some dropped, or None.
         """
+
+    def at_step(self, step: int) -> Self:
+        """The process as it is at a training step, counted from 0; most stay the same."""
+        return self
 
     def precondition(self, backbone: Backbone, unit: TimeUnit) -> tuple[Backbone, TimeUnit]:
         """What a denoiser calls in place of a network with that unit of time, and the wrapper's own unit."""

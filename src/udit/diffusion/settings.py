@@ -91,6 +91,11 @@ class SamplingConfig(Spec):
                     f"{option} works with the {listed(takers, 'and')} {samplers}, not with {self.sampler}; set "
                     f"{option} to {off}"
                 )
+        if not SAMPLERS[self.sampler].caches and (self.refresh or self.cache > 1):
+            raise ValueError(
+                f"{'refresh' if self.refresh else 'cache'} keeps what changes little between many steps, and "
+                f"{self.sampler} takes few long ones; leave it out"
+            )
         if self.refresh and self.cache > 1:
             raise ValueError(f"cache is {self.cache} and refresh names evaluations; give one of them")
         if self.refresh and (self.refresh[0] or sorted(set(self.refresh)) != list(self.refresh)):

@@ -220,6 +220,7 @@ def _check_possible(system: System, kind: Kind, folder: Path, int8: bool) -> dic
     Raises:
         UserError: the network has no such graph, a package is missing, or the folder holds something else.
     """
+    system.config.model.refuse_clips(f"a graph for {kind}")
     if not system.config.model.has_graph:
         raise UserError(
             f"{system.config.model.family} has no {kind} form: not all of its operators are known to have "
@@ -238,6 +239,11 @@ def _checked(system: System, size: Size | None) -> System:
     if kinds != {torch.float32}:
         names = ", ".join(sorted(str(kind).removeprefix("torch.") for kind in kinds))
         raise UserError(f"the weights are {names} and exports are made of float32; convert them first")
+    if system.config.model.second_time:
+        raise UserError(
+            f"the model takes two times ({system.config.diffusion.title}), and what is exported takes one; sample from "
+            "it with udit"
+        )
     if size is None:
         return system
     try:

@@ -68,10 +68,16 @@ def export_pipeline(system: System, folder: Path) -> PipelineFolder:
             something else.
         RunError: the folder cannot be written.
     """
+    system.config.model.refuse_clips("a pipeline of diffusers")
     if system.config.model.condition_shape:
         raise UserError(
             f"the model takes vectors {list(system.config.model.condition_shape)} for a condition and pipelines for "
             "diffusers take labels; sample from it with udit"
+        )
+    if system.config.diffusion.sampling_steps is not None:
+        raise UserError(
+            f"the model was trained with {system.config.diffusion.title}, of which diffusers has no scheduler; export "
+            "a graph, or sample from it with udit"
         )
     if system.weak is not None:
         raise UserError(

@@ -10,7 +10,7 @@ Axes: B batch, D width, F timestep features, M tokens.
 from __future__ import annotations
 
 import math
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -119,6 +119,50 @@ class Conditioner(Protocol):
         """t [B] in the network's unit, y as the config's ``condition_shape`` says, or None -> [B, D] or [B, M, D]."""
 
 
+class SecondTime(nn.Module):
+    """Embeds how far a second time lies below the first one; its output layer begins at 0 (``build``)."""
+
+    def __init__(self, features: int, width: int) -> None:
+        super().__init__()
+        self.features = features
+        self.expand = nn.Linear(features, width)
+        self.contract = nn.Linear(width, width)
+
+    def forward(self, gap: Tensor) -> Tensor:
+        """[B] -> [B, D]."""
+        features = timestep_features(gap, self.features).to(self.expand.weight.dtype)
+        return self.contract(torch.nn.functional.silu(self.expand(features)))
+
+
+@runtime_checkable
+class TwoTimes(Protocol):
+    """A conditioner whose t is [B], or [B, 2] once it has taken a second time (MeanFlow, Geng et al. 2025).
+
+    Such a network predicts the average velocity from t down to the second time r. It is told t - r by an embedding that
+    is added; t [B] stands for r = t.
+    """
+
+    second: SecondTime | None
+
+    def take_second_time(self) -> None:
+        """Adds the second time's embedding."""
+
+
+def split_times(t: Tensor, second: SecondTime | None) -> tuple[Tensor, Tensor | None]:
+    """The first time [B], and the embedding [B, D] of how far the second lies below it; None without a second one.
+
+    Raises:
+        UserError: t is neither [B] nor [B, 2].
+    """
+    if second is None:
+        return t, None
+    if t.ndim == 1:
+        return t, second(torch.zeros_like(t))
+    if t.ndim != 2 or t.shape[1] != 2:
+        raise UserError(f"t is {list(t.shape)}; give one time for each image, [B], or two, [B, 2]")
+    return t[:, 0], second(t[:, 0] - t[:, 1])
+
+
 class VectorConditioner(nn.Module):
     """Embeds (t, y) into one vector [B, D]: timestep MLP plus y's part.
 
@@ -136,13 +180,24 @@ class VectorConditioner(nn.Module):
         """For ``num_classes`` besides the null class, which ``null_class`` leaves out; ``features`` is F."""
         super().__init__()
         self.spec = context
-        self.features = features
+        self.width, self.features = width, features
+        self.second: SecondTime | None = None
         self.null_label = num_classes if null_class else None
         self.time = nn.Sequential(nn.Linear(features, width), nn.SiLU(), nn.Linear(width, width))
         self.label = nn.Embedding(num_classes + null_class, width) if num_classes else None
         self.context = nn.Linear(context.width, width) if context else None
 
+    def take_second_time(self) -> None:
+        """As ``TwoTimes``."""
+        self.second = SecondTime(self.features, self.width)
+
     def forward(self, t: Tensor, y: Tensor | None = None) -> Tensor:
+        """t [B], or [B, 2] as ``TwoTimes``, and y as ``embed`` -> [B, D]."""
+        t, second = split_times(t, self.second)
+        embedded = self.embed(t, y)
+        return embedded if second is None else embedded + second
+
+    def embed(self, t: Tensor, y: Tensor | None) -> Tensor:
         """t [B], y [B] int64 or [B, K] shares or None (= null), or float [B, tokens, width] -> [B, D].
 
         Raises:
@@ -167,11 +222,26 @@ class TokenConditioner(nn.Module):
         super().__init__()
         self.width = width
         self.spec = context
+        self.second: SecondTime | None = None
         self.null_label = num_classes if num_classes and null_class else None
         self.label = nn.Embedding(num_classes + null_class, width) if num_classes else None
         self.context = nn.Linear(context.width, width) if context else None
 
+    def take_second_time(self) -> None:
+        """As ``TwoTimes``."""
+        self.second = SecondTime(self.width, self.width)
+
     def forward(self, t: Tensor, y: Tensor | None = None) -> Tensor:
+        """t [B], or [B, 2] as ``TwoTimes``, and y as ``embed`` -> [B, M, D]; a second time is in the time's token."""
+        t, second = split_times(t, self.second)
+        embedded = self.embed(t, y)
+        if second is None:
+            return embedded
+        tokens, place = list(embedded.split(1, dim=1)), 0 if self.label is None else 1
+        tokens[place] = tokens[place] + second[:, None]
+        return torch.cat(tokens, dim=1)
+
+    def embed(self, t: Tensor, y: Tensor | None) -> Tensor:
         """t [B]; y [B] int64 or [B, K] shares or None (= null), or float [B, tokens, width] -> [B, M, D].
 
         Raises:

@@ -74,6 +74,11 @@ def foreign(arguments: tuple[Any, ...]) -> bool:
     )
 
 
+def without_data(x: Tensor) -> bool:
+    """Whether a tensor has a shape alone, so that nothing can be decided by its values."""
+    return x.is_meta or isinstance(x, WITHOUT_DATA)
+
+
 def observed() -> bool:
     """Whether autograd, a compiler, a tracer, a profiler or a mode would notice how an operator is called."""
     return (

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from udit.errors import UserError
 from udit.optim.config import Betas
-from udit.optim.groups import Choices, grouped
+from udit.optim.groups import Choices, grouped, trained
 from udit.optim.optimizer import Optimizer, Part, State
 
 SMALL = 4096
@@ -20,7 +20,7 @@ SMALL = 4096
 
 def adamw(model: nn.Module, choices: Choices, betas: Betas) -> Optimizer:
     """AdamW of all parameters."""
-    named = dict(model.named_parameters())
+    named = trained(model)
     return Optimizer([adamw_part(named, choices, betas)], named)
 
 
@@ -43,7 +43,7 @@ def adamw_8bit(model: nn.Module, choices: Choices, betas: Betas) -> Optimizer:
         UserError: bitsandbytes is not installed.
     """
     package = _package("bitsandbytes", "adamw-8bit")
-    named = dict(model.named_parameters())
+    named = trained(model)
     optimizer: Any = package.optim.AdamW8bit(grouped(named.items(), choices), lr=0.0, betas=betas)
 
     def blank(parameter: nn.Parameter) -> State:
@@ -70,7 +70,7 @@ def schedule_free(model: nn.Module, choices: Choices, betas: Betas) -> Optimizer
         UserError: schedulefree is not installed.
     """
     package = _package("schedulefree", "schedule-free")
-    named = dict(model.named_parameters())
+    named = trained(model)
     optimizer: Any = package.AdamWScheduleFree(grouped(named.items(), choices), lr=0.0, betas=betas)
     optimizer.train()
 

@@ -40,7 +40,7 @@ def choices_of(
     Raises:
         UserError: a rule matches no parameter.
     """
-    names = [name for name, _ in model.named_parameters()]
+    names = list(trained(model))
     depths = _depths(model) if layer_decay != 1 else {}
     last = max(depths.values(), default=0)
     choices = {name: Choice(layer_decay ** (last - depths.get(name, last)), weight_decay) for name in names}
@@ -57,6 +57,11 @@ def choices_of(
     return choices
 
 
+def trained(model: nn.Module) -> dict[str, nn.Parameter]:
+    """The parameters that are not frozen, by name."""
+    return {name: p for name, p in model.named_parameters() if p.requires_grad}
+
+
 def grouped(parameters: Iterable[tuple[str, nn.Parameter]], choices: Choices) -> list[dict[str, object]]:
     """Parameter groups as torch's optimisers take them, each with its ``scale`` of the learning rate."""
     groups: dict[Choice, list[nn.Parameter]] = {}
@@ -69,7 +74,7 @@ def grouped(parameters: Iterable[tuple[str, nn.Parameter]], choices: Choices) ->
 
 
 def matrices(model: nn.Module) -> dict[str, nn.Parameter]:
-    """Weights of the linear layers within a network's blocks, by name."""
+    """Weights of the linear layers within a network's blocks that are not frozen, by name."""
     inside = {
         id(layer.weight)
         for module in model.modules()
@@ -77,7 +82,7 @@ def matrices(model: nn.Module) -> dict[str, nn.Parameter]:
         for layer in block.modules()
         if isinstance(layer, nn.Linear)
     }
-    return {name: p for name, p in model.named_parameters() if id(p) in inside and p.ndim == 2}
+    return {name: p for name, p in trained(model).items() if id(p) in inside and p.ndim == 2}
 
 
 def _depths(model: nn.Module) -> dict[str, int]:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from udit.errors import UserError
 from udit.optim.adamw import adamw_part
 from udit.optim.config import Betas, MuonConfig
-from udit.optim.groups import Choices, grouped, matrices
+from udit.optim.groups import Choices, grouped, matrices, trained
 from udit.optim.optimizer import Optimizer, Part, State
 
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)
@@ -26,7 +26,7 @@ def muon(config: MuonConfig, model: nn.Module, choices: Choices, betas: Betas) -
     Raises:
         UserError: the network's blocks have no matrices.
     """
-    named = dict(model.named_parameters())
+    named = trained(model)
     inside = matrices(model)
     if not inside:
         raise UserError(
@@ -34,7 +34,8 @@ def muon(config: MuonConfig, model: nn.Module, choices: Choices, betas: Betas) -
             "changes; set training.optimizer=adamw"
         )
     others = {name: p for name, p in named.items() if name not in inside}
-    return Optimizer([_muon_part(config, inside, choices), adamw_part(others, choices, betas)], named)
+    rest = [adamw_part(others, choices, betas)] if others else []  # of a low-rank adapter all is matrices
+    return Optimizer([_muon_part(config, inside, choices), *rest], named)
 
 
 def _muon_part(config: MuonConfig, named: dict[str, nn.Parameter], choices: Choices) -> Part:

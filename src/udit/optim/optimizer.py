@@ -40,7 +40,7 @@ class Optimizer:
 
     parts: Sequence[Part]
     named: Mapping[str, nn.Parameter]
-    """Every parameter of the network, by name."""
+    """Every parameter of the network that is not frozen, by name."""
     average: Callable[[nn.Parameter], Tensor] | None = None
     """The average of a parameter that the optimiser keeps itself; None where it keeps none."""
     _owner: dict[int, Part] = field(default_factory=dict, repr=False)

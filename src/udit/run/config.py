@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from pydantic import BeforeValidator, Field, NonNegativeInt, PositiveFloat, PositiveInt, SerializeAsAny
 
 from udit.data.codec_config import AnyCodec, IdentityCodec
-from udit.data.config import DataConfig
+from udit.data.config import DataConfig, DataInfo
 from udit.diffusion.config import DDPMConfig, DiffusionConfig, SamplingConfig
 from udit.errors import UserError, nearest
 from udit.models.catalog import families, find
 from udit.models.config import ModelConfig
 from udit.optim.config import AdamWConfig, AnyOptimizer, AnySchedule, Betas, ConstantSchedule, GroupConfig
+from udit.run.adapter_config import AdapterConfig
 from udit.spec.base import Seed, Spec, differing_keys, parse
 from udit.spec.words import Takes, shown
 
@@ -84,6 +85,8 @@ class TrainingConfig(Spec):
     stay as they were. rollback: also, they become those of the last checkpoint; data and schedule go on."""
     ema_decay: Annotated[float, Field(ge=0, lt=1)] = 0.9999
     """Of the weights' moving average; it is (1 + step) / (10 + step) where that is less."""
+    adapter: AdapterConfig | None = None
+    """Trains a low-rank adapter (LoRA) of the weights of ``init_from`` alone; None trains all weights."""
     label_dropout: Annotated[float, Field(ge=0, le=1)] = 0.1
     """Share of labels replaced by the null label, for guidance; 0 by default where the model has none."""
     independent_level_dropout: bool = False
@@ -100,7 +103,8 @@ class TrainingConfig(Spec):
     """Uses torch.compile; the first steps are slow. auto is true on CUDA, else false."""
     checkpoint_activations: bool | Literal["selective"] = False
     """Recomputes activations in backward. true: those of whole blocks; least memory, about a third more time.
-    selective: those of operators that cost little; a U-DiT stores a third less, and takes a few per cent more time."""
+    selective: those of operators that cost little; a U-DiT stores a third less, and takes a few per cent more time.
+    With compile=true the compiler chooses them, and keeps four fifths."""
     deterministic: bool = False
     """Uses none but deterministic CUDA kernels: slower; resuming to the same bits on a GPU needs it. Those of the CPU
     are."""
@@ -222,6 +226,21 @@ class Run(Spec):
 
         return LatentCache(self.latents)
 
+    @property
+    def encoded(self) -> bool:
+        """Whether training reads raw latents, from a cache or from the data, and encodes no image."""
+        return self.latents is not None or self.data.encoded
+
+    @property
+    def sizes(self) -> tuple[tuple[int, int], ...]:
+        """All (H, W) of what the network learns; that of its samples first.
+
+        Raises:
+            UserError: the codec does not divide one of ``data.buckets``.
+        """
+        pixels = [DataInfo(channels=3, height=h, width=w, id2label=()) for h, w in self.data.shapes[1:]]
+        return (self.model.size, *((seen.height, seen.width) for seen in map(self.codec.seen, pixels)))
+
     def plain(self) -> dict[str, Any]:
         """As nested dicts, lists and scalars, for YAML and JSON."""
         return self.model_dump(mode="json")
@@ -230,7 +249,8 @@ class Run(Spec):
 ROUNDING_ONLY = ("accumulation", "checkpoint_activations", "parallel", "shards")
 """Keys of ``training`` that change weights by rounding alone, so that a run may go on in less memory."""
 MAY_CHANGE = frozenset(
-    {"name", "out", "sampling", "evaluation", "latents", "data.root", "data.verify"}
+    {"name", "out", "sampling", "evaluation", "latents", "data.verify"}
+    | {f"data.{key}" for key in ("root", "test_root", "labels")}
     | {f"training.{key}" for key in ("steps", "log_every", "save_every", "sample_every", "check_every")}
     | {f"training.{key}" for key in ("keep", "workers", "device", "timeout")}
     | {f"training.{key}" for key in ROUNDING_ONLY}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from udit.data.codec_config import VAECodec
 from udit.data.config import DataInfo
 from udit.errors import UserError
 from udit.run.config import Run
@@ -35,6 +36,48 @@ def input_size_is_that_of_the_data(run: Run, seen: DataInfo) -> str | None:
     )
 
 
+def clips_are_for_networks_of_clips(run: Run, seen: DataInfo) -> str | None:
+    """A network of clips needs clips of its number of frames, and one of images needs images."""
+    frames = run.model.clip_frames
+    if frames == seen.frames:
+        return None
+    if frames is None:
+        return (
+            f"the data are clips of {seen.frames} frames and {run.model.family} takes images; take a network of clips, "
+            "e.g. model=Latte-tiny"
+        )
+    if seen.frames is None:
+        return f"the data are images and {run.model.family} takes clips; take clips, e.g. data.kind=moving-digits"
+    return f"model.frames is {frames} and the data's clips have {seen.frames}; leave frames out, or change data.frames"
+
+
+def shapes_are_those_the_model_takes(run: Run, seen: DataInfo) -> str | None:
+    """A model that learns images of several shapes takes them all."""
+    sizes = run.sizes
+    if len(sizes) == 1:
+        return None
+    if run.model.size_step is None:
+        return f"data.buckets gives several shapes and the model ({run.model.family}) takes one size; leave buckets out"
+    for (height, width), (rows, columns) in zip(sizes, run.data.shapes, strict=True):
+        try:
+            run.model.check_size(height, width)
+        except ValueError as error:
+            return f"data.buckets gives {rows}x{columns}, for the network {height}x{width}: {error}"
+    return None
+
+
+def latents_are_those_of_the_vae(run: Run, seen: DataInfo) -> str | None:
+    """Latents in place of images are those of the codec's VAE."""
+    if seen.latents is None:
+        return None
+    if not isinstance(run.codec, VAECodec) or not run.codec.has_posterior:
+        return f"data.holds is moments and codec.kind {run.codec.kind}; name their VAE, codec.kind=vae codec.source=VAE"
+    if seen.latents != (seen.channels, seen.height, seen.width):
+        own, vae = ("x".join(map(str, shape)) for shape in (seen.latents, (seen.channels, seen.height, seen.width)))
+        return f"the latents of the data are {own} and the VAE's would be {vae}; take their VAE, or set data.factor"
+    return None
+
+
 def channels_are_those_of_the_data(run: Run, seen: DataInfo) -> str | None:
     """The model takes as many channels as the data has."""
     if run.model.in_channels == seen.channels:
@@ -60,6 +103,13 @@ def condition_is_of_pixels(run: Run, seen: DataInfo) -> str | None:
         f"data.condition is made of pixels and codec.kind is {run.codec.kind}; set codec.kind=identity, or leave "
         "data.condition out"
     )
+
+
+def condition_is_of_images(run: Run, seen: DataInfo) -> str | None:
+    """Clips have no condition beside them."""
+    if run.data.condition is None or run.model.clip_frames is None:
+        return None
+    return f"data.condition is for images and {run.model.family} draws clips; leave data.condition out"
 
 
 def previous_state_is_of_fields(run: Run, seen: DataInfo) -> str | None:
@@ -217,16 +267,6 @@ def level_dropout_needs_labels_at_levels(run: Run, seen: DataInfo) -> str | None
     return "training.independent_level_dropout needs a U-DiT, which embeds the label at every level; set it to false"
 
 
-def selective_checkpointing_is_not_compiled(run: Run, seen: DataInfo) -> str | None:
-    """Compiled blocks keep all activations."""
-    if run.training.checkpoint_activations != "selective" or not run.training.compile:
-        return None
-    return (
-        "training.checkpoint_activations is selective and training.compile true; compiled blocks keep all activations: "
-        "set one of them to false"
-    )
-
-
 def shards_are_of_split_weights(run: Run, seen: DataInfo) -> str | None:
     """DDP splits nothing."""
     if run.training.shards is None or run.training.parallel == "fsdp":
@@ -310,11 +350,96 @@ def schedule_free_divides_by_its_momentum(run: Run, seen: DataInfo) -> str | Non
     )
 
 
+def second_time_is_trained(run: Run, seen: DataInfo) -> str | None:
+    """A second time is for a process that has one, and the other way round."""
+    if run.model.second_time == run.diffusion.two_times:
+        return None
+    if run.diffusion.two_times:
+        return "model.second_time is false and MeanFlow learns an average between two times; leave second_time out"
+    return (
+        f"model.second_time is true and {run.diffusion.title} has one time, so that nothing would train the second; "
+        "leave it out, or set diffusion.kind=mean-flow"
+    )
+
+
+def mean_flow_starts_at_pure_noise(run: Run, seen: DataInfo) -> str | None:
+    """An average from pure noise needs a time that is finite there."""
+    if not run.diffusion.two_times or run.model.time != "sigma":
+        return None
+    return (
+        f"diffusion.kind is {run.diffusion.kind} and {run.model.family} gets the ratio of noise to signal, which is "
+        "infinite at pure noise, where its one step begins; choose a model of another time"
+    )
+
+
+def forward_derivatives_have_no_dropout(run: Run, seen: DataInfo) -> str | None:
+    """Only some samples of a batch are differentiated, and dropout's masks are of whole batches."""
+    dropout = [key for key in type(run.model).model_fields if "drop" in key and getattr(run.model, key)]
+    if not run.diffusion.two_times or not dropout:
+        return None
+    return (
+        f"model.{dropout[0]} is {getattr(run.model, dropout[0]):g} and MeanFlow compares a network with its own "
+        f"derivative, which other masks would change; set model.{dropout[0]}=0"
+    )
+
+
+def forward_derivatives_are_not_compiled(run: Run, seen: DataInfo) -> str | None:
+    """torch refuses compiled functions within its function transforms."""
+    if not run.diffusion.two_times or not run.training.compile:
+        return None
+    return (
+        "training.compile is true and MeanFlow takes forward derivatives, which torch does not compile; set "
+        "training.compile=false"
+    )
+
+
+def learned_guidance_needs_a_null_label(run: Run, seen: DataInfo) -> str | None:
+    """Guidance that is learned compares with the null label's velocity, which dropped labels teach."""
+    guidance = getattr(run.diffusion, "guidance", 1.0)
+    if guidance == 1 or (run.model.null_label is not None and run.training.label_dropout):
+        return None
+    return (
+        f"diffusion.guidance is {guidance:g} and the null label that it compares with is not trained (no classes, no "
+        "null label, or training.label_dropout=0); set diffusion.guidance=1"
+    )
+
+
+def forward_derivatives_are_of_whole_weights(run: Run, seen: DataInfo) -> str | None:
+    """FSDP gathers weights by hooks, which torch's function transforms do not pass through."""
+    if not run.diffusion.two_times or run.training.parallel != "fsdp":
+        return None
+    return (
+        "training.parallel is fsdp and MeanFlow takes forward derivatives, which need whole weights; set "
+        "training.parallel=ddp"
+    )
+
+
+def adapter_is_of_whole_weights(run: Run, seen: DataInfo) -> str | None:
+    """What an adapter trains is small; there is nothing to split."""
+    if run.training.adapter is None or run.training.parallel != "fsdp":
+        return None
+    return (
+        "training.parallel is fsdp, which splits weights and their optimiser state, and training.adapter trains few; "
+        "set training.parallel=ddp"
+    )
+
+
+def adapter_has_no_other_average(run: Run, seen: DataInfo) -> str | None:
+    """Post-hoc EMAs are of whole networks."""
+    if run.training.adapter is None or run.training.posthoc_ema is None:
+        return None
+    return "training.posthoc_ema averages all weights and training.adapter trains few of them; leave posthoc_ema out"
+
+
 RULES: tuple[Rule, ...] = (
+    clips_are_for_networks_of_clips,
     input_size_is_that_of_the_data,
+    shapes_are_those_the_model_takes,
+    latents_are_those_of_the_vae,
     channels_are_those_of_the_data,
     codec_is_the_data_s,
     condition_is_of_pixels,
+    condition_is_of_images,
     previous_state_is_of_fields,
     condition_channels_are_the_condition_s,
     classes_need_labels,
@@ -332,7 +457,6 @@ RULES: tuple[Rule, ...] = (
     sampler_is_the_process_s,
     steps_are_within_the_schedule,
     level_dropout_needs_labels_at_levels,
-    selective_checkpointing_is_not_compiled,
     shards_are_of_split_weights,
     split_weights_are_changed_one_by_one,
     alignment_is_of_whole_weights,
@@ -341,5 +465,13 @@ RULES: tuple[Rule, ...] = (
     schedule_free_has_no_decay,
     schedule_free_has_no_other_average,
     schedule_free_divides_by_its_momentum,
+    second_time_is_trained,
+    mean_flow_starts_at_pure_noise,
+    forward_derivatives_have_no_dropout,
+    forward_derivatives_are_not_compiled,
+    learned_guidance_needs_a_null_label,
+    forward_derivatives_are_of_whole_weights,
+    adapter_is_of_whole_weights,
+    adapter_has_no_other_average,
 )
 """In the order in which they are checked."""

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
+from udit.diffusion.config import PROCESSES
 from udit.errors import UserError, nearest
 from udit.spec.base import Spec
 from udit.spec.words import shown
 
-BOUNDARY = frozenset({"in_channels", "num_classes", "input_size", "learn_sigma", "condition_channels"})
+BOUNDARY = frozenset({"in_channels", "num_classes", "input_size", "learn_sigma", "second_time", "condition_channels"})
 """Of a model's config: keys that may differ from the weights'. Parameters of another shape are initialised."""
 DECIDED = ("model", "diffusion", "codec", "sampling")
 """Sections that the weights decide; they replace a recipe's own."""
@@ -29,42 +30,70 @@ def follow_start(values: dict[str, Any], origin: dict[str, Any]) -> dict[str, An
     given = values.get("model") or {}
     given = given.model_dump(mode="json") if isinstance(given, Spec) else dict(given)
     for key, value in given.items():
-        if key not in old:
+        if key not in old and key not in BOUNDARY:
             raise UserError(f"unknown key 'model.{key}'{nearest(key, old)}")
         if key not in BOUNDARY and value != old[key]:
             raise UserError(
                 f"model.{key} is {shown(value)} and the weights of init_from={source} have {shown(old[key])}; "
                 "leave it out"
             )
-    free = BOUNDARY - {"learn_sigma"}  # decided by the data
+    free = BOUNDARY - {"learn_sigma"}  # decided by the data and the process
     model = {key: value for key, value in old.items() if key not in free} | given
-    kind = (values.get("diffusion") or {}).get("kind", origin["diffusion"]["kind"])
-    if kind != origin["diffusion"]["kind"]:
-        raise UserError(
-            f"diffusion.kind is {kind!r} and the weights of init_from={source} were trained with "
-            f"{origin['diffusion']['kind']!r}; leave it out"
-        )
+    diffusion, before = _plain(values.get("diffusion")), origin["diffusion"]
     sections = {key: values.get(key) or origin[key] for key in DECIDED}
-    sections["sampling"] = {**origin["sampling"], **dict(sections["sampling"])}
+    if diffusion:
+        sections["diffusion"] = _continuing(before, {"kind": before["kind"]} | diffusion, source)
+    if sections["diffusion"]["kind"] != before["kind"]:
+        sections["sampling"] = values.get("sampling") or {}  # another process has other samplers and steps
+    else:
+        sections["sampling"] = {**origin["sampling"], **dict(sections["sampling"])}
     return values | sections | {"model": model}
 
 
-def trained_on(model: dict[str, Any], codec: dict[str, Any]) -> dict[str, int]:
+def _continuing(before: dict[str, Any], given: dict[str, Any], source: str) -> dict[str, Any]:
+    """The section of a process, with what weights that were trained with the same or another one decide of it.
+
+    Raises:
+        UserError: weights of that process are of no use to it, or a key does not match them.
+    """
+    process = PROCESSES.get(str(given["kind"]))
+    taken = None if process is None else process.continuing(before)
+    if taken is None:
+        trained = ", ".join(f"{key} {before[key]}" for key in ("kind", "path", "predict") if key in before)
+        raise UserError(
+            f"diffusion.kind is {given['kind']!r} and the weights of init_from={source} were trained with {trained}, "
+            "from which it cannot go on; leave it out"
+        )
+    for key, value in taken.items():
+        if given.get(key, value) != value:
+            raise UserError(
+                f"diffusion.{key} is {shown(given[key])} and the weights of init_from={source} were trained with "
+                f"{shown(value)}; leave it out"
+            )
+    return taken | given
+
+
+def _plain(section: Any) -> dict[str, Any]:
+    return section.model_dump(mode="json") if isinstance(section, Spec) else dict(section or {})
+
+
+def trained_on(model: dict[str, Any], codec: dict[str, Any]) -> dict[str, int | list[int]]:
     """Size and channels of the images of which a codec makes a model's input; only what follows from both.
 
     Args:
         model: plain values with ``input_size`` (a side, or [H, W]) and ``in_channels``.
         codec: plain values; a VAE decides the channels by itself.
     """
-    found: dict[str, int] = {}
+    found: dict[str, int | list[int]] = {}
     kind, factor = codec.get("kind", "identity"), codec.get("factor")
     factor = 1 if kind == "identity" else factor
     size = model.get("input_size")
     sides = [size, size] if isinstance(size, int) else list(size or ())
     if not isinstance(factor, int) or factor < 1:
         return found
-    if len(sides) == 2 and sides[0] == sides[1] and isinstance(sides[0], int):
-        found["size"] = sides[0] * factor
+    if len(sides) == 2 and all(isinstance(side, int) for side in sides):
+        height, width = (side * factor for side in sides)
+        found["size"] = height if height == width else [height, width]
     channels = model.get("in_channels")
     if kind != "vae" and isinstance(channels, int) and channels // factor**2 in (1, 3) and not channels % factor**2:
         found["channels"] = channels // factor**2

@@ -16,6 +16,7 @@ import torch
 
 from udit.data.batches import share_of
 from udit.errors import RunError, UserError, one_line, ran_out_of_memory
+from udit.models.build import bare
 from udit.run.config import Run
 
 if TYPE_CHECKING:
@@ -169,9 +170,9 @@ def _surely_fits(run: Run, ranks: int, limit: AtHand) -> bool:
     """
     batch = share_of(run.training.batch_size, run.training.accumulation, ranks)
     with torch.device("meta"):
-        weights = sum(p.numel() for p in run.model.build().parameters())
+        weights = sum(p.numel() for p in bare(run.model).parameters())
     averages = len(run.training.posthoc_ema.sigma_rels) if run.training.posthoc_ema else 0
-    return 4 * weights * (batch * math.prod(run.model.size) + 6 + averages) < limit.free / 2
+    return 4 * weights * (batch * math.prod(run.model.input_shape()[1:]) + 6 + averages) < limit.free / 2
 
 
 @contextlib.contextmanager

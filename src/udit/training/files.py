@@ -14,11 +14,12 @@ import torch
 from torch import Tensor, nn
 
 from udit import __version__, ops
+from udit.adapters import AdapterEMA
 from udit.assemble import System
 from udit.checkpoint import Checkpoint, CheckpointStore, DamagedError
 from udit.data.sources import Parts, Source
 from udit.errors import RunError, UserError, by_product
-from udit.files import sweep
+from udit.files import sweep, whole_folder
 from udit.ops.operator import current_names
 from udit.run.config import ROUNDING_ONLY, Run
 from udit.run.scorable import warn_before_training
@@ -99,6 +100,11 @@ class RunFiles:
                     "training.batch_size is %d and there are %d training images: each step sees all of them, some "
                     "twice; a smaller batch learns faster",
                     *(batch, count),
+                )
+            if self.run.training.adapter is not None and self.run.init_from is None:
+                raise UserError(
+                    "training.adapter changes trained weights by little; say which, e.g. init_from=demo:digits, or "
+                    "leave adapter out"
                 )
             return None
         folder.check_resumable(found.manifest["run"], self.run.plain(), found.path / "manifest.json")
@@ -257,8 +263,16 @@ class RunFiles:
         system, target = self._system(step, averaged), self.run.out / "model"
         if not (target / "config.json").is_file() or read_config(target / "config.json") != system.config:
             save(system, target, raw=trained)
+        self._save_adapter()
         with by_product("the loss curve"):
             preview.save_curve(self.run.out / "metrics.jsonl", self.run.out / "loss.png")
+
+    def _save_adapter(self) -> None:
+        """Writes the averages of an adapter as peft's folder, beside the model folder that has it merged."""
+        ema = self.learner.ema
+        if isinstance(ema, AdapterEMA):
+            with whole_folder(self.run.out / "adapter", replace=True) as temporary:
+                ema.adapter.save(temporary, ema.averages, self.run.init_from or "")
 
     def _system(self, step: int, averaged: nn.Module | None) -> System:
         assert averaged is not None, "rank 0 has the averaged weights"

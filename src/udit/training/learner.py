@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from udit import sharding
+from udit.adapters import Adapter, AdapterEMA
 from udit.assemble import denoiser_of, objective_of
 from udit.checkpoint import Checkpoint
 from udit.data.batches import Batch
@@ -60,13 +61,15 @@ class Learner:
         self.parallel = parallel_of(run, world)
         self.model = self.parallel.build(run.model, run.seed)
         checkpoint_activations(self.model, config.checkpoint_activations)
+        self.adapter = Adapter(self.model, config.adapter, run.seed, device) if config.adapter else None
+        """What alone is trained, where a run has one."""
         choices = choices_of(self.model, config.groups, config.lr_layer_decay, config.weight_decay)
         self.optimizer = config.optimizer.build(self.model, choices, config.betas)
-        self.ema = EMA(self.model) if self.parallel.averages else None
+        self.ema = self._new_ema() if self.parallel.averages else None
         posthoc = config.posthoc_ema if self.parallel.averages else None
         self.posthoc = PowerAverages(self.model, posthoc) if posthoc else None
         if config.compile:
-            compile_blocks(self.model)
+            compile_blocks(self.model, conditions=device.type == "cuda" and not self.parallel.splits)
         self.alignment = alignment_of(run, self.model)
         joined = self.alignment.joined if self.alignment else self.model
         self.network = self.parallel.network(joined)
@@ -85,10 +88,13 @@ class Learner:
         self.steps_done: int | None = 0
         """Steps that weights, optimiser and averages have behind them; None while a step changes them."""
 
+    def _new_ema(self) -> EMA | AdapterEMA:
+        return EMA(self.model) if self.adapter is None else AdapterEMA(self.adapter)
+
     def bytes(self) -> int:
-        """Size of a checkpoint: weights, EMA, the optimiser's state, averages of ``posthoc_ema``, and a projector."""
+        """Size of a checkpoint: weights, EMA, the optimiser's state, other averages, an adapter, a projector."""
         posthoc = self.run.training.posthoc_ema
-        copies = 2 + len(posthoc.sigma_rels if posthoc else ())
+        copies = 2 + (self.adapter is not None) + len(posthoc.sigma_rels if posthoc else ())
         weights = sum(p.numel() * p.element_size() for p in self.model.parameters())
         return copies * weights + self.optimizer.bytes + (self.alignment.bytes if self.alignment else 0)
 
@@ -114,8 +120,11 @@ class Learner:
             if self.parallel.splits:
                 self._restore_parts(found)
                 return
-            self.model.load_state_dict(found.tensors("model"), strict=True)
-            self.ema.load(found.tensors("ema"))
+            if isinstance(self.ema, AdapterEMA):
+                self.ema.adapter.load(found.tensors("model"), found.tensors("adapter"), self.ema.averages)
+            else:
+                self.model.load_state_dict(found.tensors("model"), strict=True)
+                self.ema.load(found.tensors("ema"))
             if self.posthoc is not None:
                 self.posthoc.load(found.tensors("posthoc"))
             if self.alignment is not None and self.alignment.projector is not None:
@@ -153,15 +162,15 @@ class Learner:
         """
         split = self.parallel.splits
         model = build(self.run.model, seed=self.run.seed) if split else self.model
-        for line in start_from(model, self.run):
+        new = model.state_dict() if self.adapter is None else self.adapter.frozen()
+        for line in start_from(new, self.run):
             if self.world.is_main:
                 log.info("%s", line)
         if split:
-            values = model.state_dict()
             for name, tensor in self.model.state_dict().items():
                 with torch.no_grad():
-                    sharding.put(tensor, values[name])
-        self.ema = EMA(self.model)
+                    sharding.put(tensor, new[name])
+        self.ema = self._new_ema()
 
     def share(self, step: int) -> None:
         """Sends rank 0's state to every rank, unless each has its own, and makes the network ready to train.
@@ -182,9 +191,15 @@ class Learner:
         """Everything a checkpoint holds; with DDP on rank 0 only, with FSDP this rank's part of it."""
         assert self.ema is not None
         averages = self.ema.model.state_dict()
-        tensors = {"model": self.model.state_dict(), "ema": averages, "optim": self.optimizer.tensors()}
+        tensors = {"model": self.plain().state_dict(), "ema": averages, "optim": self.optimizer.tensors()}
+        if isinstance(self.ema, AdapterEMA):
+            tensors["adapter"] = self.ema.adapter.tensors(self.ema.averages)
         tensors |= {"posthoc": self.posthoc.tensors()} if self.posthoc is not None else {}
         return tensors | (self.alignment.tensors() if self.alignment is not None else {})
+
+    def plain(self) -> nn.Module:
+        """The trained network without averaging; one with an adapter is copied, with the adapter merged."""
+        return self.model if self.adapter is None else self.adapter.plain()
 
     def learning_rate(self, step: int) -> float:
         """Learning rate of the step after the first ``step`` ones."""
@@ -194,7 +209,7 @@ class Learner:
     def encode(self, batch: Batch) -> Tensor:
         """What the network learns of one micro-batch, float32 [B, c, h, w]: its images, or cached latents, encoded."""
         x = batch.x.to(self.world.device)
-        raw = x if self.run.latents else self.codec.raw(x)
+        raw = x if self.run.encoded else self.codec.raw(x)
         keys = [(self.run.seed, position) for position in batch.positions]
         return self.codec.normalise(raw, keys, batch.drawn.get("posterior"))
 
@@ -364,7 +379,7 @@ class Learner:
 
     def trained(self) -> nn.Module | None:
         """The network with the trained weights, on rank 0 at least; all ranks must call it."""
-        return self.parallel.whole(self.model)
+        return self.parallel.whole(self.plain())
 
     def power_averages(self) -> dict[str, Tensor] | None:
         """The averages of ``posthoc_ema``, on rank 0; all ranks must call it."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import math
 import weakref
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -25,7 +26,7 @@ from udit.diffusion.objective import Draws
 from udit.diffusion.schedule import Schedule
 from udit.dist import find_device, launched, launched_here
 from udit.errors import UserError
-from udit.models.build import checkpoint_activations
+from udit.models.build import bare, checkpoint_activations
 from udit.nn.blocks import residual_stream
 from udit.nn.dropout import name_layers, using_keys
 from udit.optim.groups import choices_of
@@ -107,15 +108,16 @@ def _counted(run: Run, ranks: int, batch: int, device: str) -> Memory:
     shards = (config.shards or ranks) if config.parallel == "fsdp" else 1
     aligned = None if config.align is None else (teacher_of(run), *chosen(config.align, run.model))
     with FakeTensorMode(allow_non_fake_inputs=True), torch.device(device):
-        model = run.model.build()
+        model = bare(run.model)
         checkpoint_activations(model, config.checkpoint_activations)
         alignment = aligned and Alignment(run, model.train(), *aligned, filled=False)
         whole = alignment.joined if alignment else model.train()
         backbone = alignment.backbone(whole) if alignment else whole
         denoiser = denoiser_of(SystemConfig.of(run), backbone)
-        x0 = torch.empty(batch, run.model.in_channels, *run.model.size)
+        size = max(run.sizes, key=math.prod)
+        x0 = torch.empty(batch, *run.model.input_shape(size))
         if run.model.condition_channels:
-            beside = torch.empty(batch, run.model.condition_channels, *run.model.size)
+            beside = torch.empty(batch, run.model.condition_channels, *size)
             denoiser = denoiser.with_network(lambda network: Beside(network, beside))
         y = torch.zeros(batch, dtype=torch.int64)
         there = [*whole.parameters(), *model.buffers(), x0, y]
@@ -194,7 +196,8 @@ class _FusedAttention(TorchFunctionMode):
 
 def _draws(schedule: Schedule, x0: Tensor, levels: int) -> Draws:
     """Random numbers of a batch, of which the shapes count."""
-    t = torch.zeros(len(x0), dtype=torch.int64 if schedule.time == "index" else torch.float32)
+    shape = (len(x0), 2) if schedule.process.two_times else (len(x0),)
+    t = torch.zeros(shape, dtype=torch.int64 if schedule.time == "index" else torch.float32)
     return Draws(t, torch.empty_like(x0), torch.zeros(len(x0), levels))
 
 
@@ -266,7 +269,7 @@ def dry_run(run: Run, ranks: int | None = None) -> DryRun:
         except UserError as error:
             missing = str(error)
     ranks = launched() if ranks is None else ranks
-    vae = run.codec.kind == "vae" and run.latents is None
+    vae = run.codec.kind == "vae" and not run.encoded
     memory, limit = estimate(run, ranks), None
     with contextlib.suppress(UserError):  # the device may be another machine's
         limit = at_hand(find_device(run.training.device, 0), launched_here())

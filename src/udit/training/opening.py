@@ -22,7 +22,7 @@ def describe_training(learner: Learner, source: Source, images: int) -> str:
     """
     run, world = learner.run, learner.world
     config = run.training
-    weights = sum(p.numel() for p in learner.model.parameters())
+    weights = sum(p.numel() for p in learner.plain().parameters())
     name = getattr(run.model, "family", type(run.model).__name__)
     plain = run.data.model_dump(mode="json")
     data = (
@@ -32,12 +32,13 @@ def describe_training(learner: Learner, source: Source, images: int) -> str:
     )
     choice = config.optimizer.kind
     by = "" if choice == "adamw" else f" by {choice}"
+    adapted = "" if learner.adapter is None else f" by {learner.adapter.told()},"
     if len(learner.optimizer.parts) > 1:
         by = f" by {learner.optimizer.told()}"
-    shape = "x".join(map(str, (run.model.in_channels, *run.model.size)))
+    shape = "x".join(map(str, run.model.input_shape()))
     return (
-        f"training {name}, {weights / 1e6:,.2f} million weights, on {images:,} of {len(source):,} images of {data} "
-        f"({shape}), {config.steps:,} steps of {config.batch_size:,} images{by}, in {config.precision} on "
+        f"training {name}, {weights / 1e6:,.2f} million weights,{adapted} on {images:,} of {len(source):,} images of "
+        f"{data} ({shape}), {config.steps:,} steps of {config.batch_size:,} images{by}, in {config.precision} on "
         f"{world.where}; log: {run.out / 'metrics.jsonl'}"
     )
 

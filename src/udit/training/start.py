@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
-from torch import nn
+from torch import Tensor
 
 from udit import store
 from udit.errors import UserError
@@ -14,7 +16,7 @@ TABLE = "label.weight"
 """Ending of the names of label tables, in every family."""
 
 
-def start_from(model: nn.Module, run: Run) -> list[str]:
+def start_from(new: Mapping[str, Tensor], run: Run) -> list[str]:
     """Fills a freshly initialised network with the averaged weights of ``run.init_from``.
 
     A parameter of the same name and shape is copied. In a label table, the null row and the rows of class names that
@@ -22,18 +24,18 @@ def start_from(model: nn.Module, run: Run) -> list[str]:
     because channels or size differ (stem, head, learned positions), stays as it was initialised from the run's seed.
 
     Args:
-        model: of ``run.model``; changed in place.
+        new: the state of a network of ``run.model``; changed in place.
         run: with ``init_from``.
 
     Returns:
         A report in a few lines.
 
     Raises:
-        UserError: there is no model, or none with a parameter in common.
+        UserError: there is no model, none with a parameter in common, or an adapter would leave something untrained.
     """
     assert run.init_from is not None
     origin = store.load(run.init_from)
-    old, new = origin.backbone.state_dict(), model.state_dict()
+    old = origin.backbone.state_dict()
     taken = [name for name, tensor in new.items() if name in old and old[name].shape == tensor.shape]
     tables = [name for name in new if name.endswith(TABLE) and name in old]
     rows = _rows(origin.config, run)
@@ -56,6 +58,12 @@ def start_from(model: nn.Module, run: Run) -> list[str]:
         report.append(_told(rows, origin.config, run))
     fresh = [name for name in new if name not in taken and name not in tables]
     left = [name for name in old if name not in new]
+    if run.training.adapter is not None and (fresh or (tables and len(rows) < len(new[tables[0]]))):
+        untrained = _listed(fresh) if fresh else f"rows of {tables[0]}"
+        raise UserError(
+            f"training.adapter leaves all other weights as they are in init_from={run.init_from}, which lacks some of "
+            f"the run's model ({untrained}); take data of the same size, channels and classes, or leave adapter out"
+        )
     report += [f"initialised: {_listed(fresh)}"] if fresh else []
     report += [f"left out: {_listed(left)}"] if left else []
     return report

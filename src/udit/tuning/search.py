@@ -21,6 +21,7 @@ from udit.data.sources import Pixels, parts_of
 from udit.diffusion.calibrate import Drift, watch
 from udit.diffusion.config import SamplingConfig
 from udit.diffusion.sample import SeededNoise, make_sampler
+from udit.diffusion.samplers import SAMPLERS
 from udit.errors import UserError
 from udit.evaluation import frechet, metrics
 from udit.evaluation.image_set import ImageSet
@@ -42,6 +43,8 @@ RESAMPLES = 200
 """Bootstrap resamples of the images behind a distance's interval; the reference is held fixed."""
 STEPS = (5, 9, 13, 21)
 """Odd: each of Heun's steps takes two evaluations, except the last, which takes one."""
+FEW = (1, 2, 4)
+"""Of models that are trained for few evaluations."""
 INTERVAL = (0.2, 0.8)
 """Noise times between which guidance acts, where it is limited to an interval."""
 MIN_IMAGES = 20
@@ -78,7 +81,7 @@ class Scorer:
         """
         if not run.model.num_classes:
             raise UserError("class agreement needs labels and this model is unconditional; tune one with classes")
-        source = run.data.build()
+        source = run.data.scored().build()
         parts = parts_of(source, run.data)
         require_scorable(source.labels, parts)
         judge = judge_of(source, parts, run.evaluation.judge_steps, judge_path, mirrored=run.data.mirrored)
@@ -122,7 +125,7 @@ class Scorer:
         """Records what the deep part of the network returns at every evaluation of a setting without a cache."""
         config, device = self.system.config, next(self.system.backbone.parameters()).device
         seeds = range(self.first_seed + self.count, self.first_seed + self.count + WATCHED)
-        noise = SeededNoise(seeds, (config.model.in_channels, *config.model.size), device)
+        noise = SeededNoise(seeds, config.model.input_shape(), device)
         denoise = self.system.guided(sampling)
         y = torch.tensor(labels_for(WATCHED, config.classes.trained, "balanced", 0), device=device)
         sampler = make_sampler(sampling.sampler, eta=sampling.eta, clip=sampling.clip)
@@ -133,8 +136,11 @@ class Scorer:
     ) -> Scored | None:
         """The same setting with a step cache that recomputes as few evaluations as the loss allows; None if over half.
 
-        Bisects ``SHARES``; ``Drift.plan`` chooses the evaluations for each of them.
+        Bisects ``SHARES``; ``Drift.plan`` chooses the evaluations for each of them. None as well where the steps of a
+        sampler are too few for a cache.
         """
+        if not SAMPLERS[plain.sampling.sampler].caches:
+            return None
         drift = self.watch(plain.sampling)
         counts = sorted({max(1, round(share * len(drift.times))) for share in SHARES})
         few, enough, found = -1, len(counts), None
@@ -198,7 +204,8 @@ def search(scorer: Scorer, steps_done: int | None, on_scored: Callable[[Scored],
         tried.append(scored)
         on_scored(scored)
 
-    for sampling in candidates(config.sampling, config.diffusion.few_step_samplers, STEPS):
+    counts = STEPS if config.diffusion.sampling_steps is None else FEW
+    for sampling in candidates(config.sampling, config.diffusion.few_step_samplers, counts):
         keep(scorer.measure(sampling))
     best = min(tried, key=lambda each: each.distance)
     plain = {pick.sampling: pick for pick in (fastest(tried, loss, best) for loss in LOSSES.values())}
@@ -242,6 +249,7 @@ def tune(
     if num_samples < MIN_IMAGES:
         raise UserError(f"num_samples is {num_samples}; a score needs at least {MIN_IMAGES} images")
     values = read_run_config(run)
+    values.model.refuse_clips("udit tune")
     world = dist.start(device)
     if world.size > 1:
         raise UserError("udit tune runs as one process; start it without torchrun")

@@ -23,11 +23,13 @@ from udit.nn.blocks import ModuleSequence, module_list, run
 from udit.nn.conditioning import (
     ModulatedBlock,
     Modulation,
+    SecondTime,
     VectorConditioner,
     check_times,
     label_rows,
     modulations,
     refuse_labels,
+    split_times,
 )
 from udit.nn.tokens import patchify, sincos_table, unpatchify
 
@@ -80,11 +82,23 @@ class SpectralTime(nn.Module):
 
     def __init__(self, width: int) -> None:
         super().__init__()
+        self.width = width
+        self.second: SecondTime | None = None
         self.lift = nn.Linear(1, CHANNELS)
         self.layers = module_list(SpectralLayer() for _ in range(LAYERS))
         self.project = nn.Linear(CHANNELS, width)
 
+    def take_second_time(self) -> None:
+        """As ``TwoTimes``."""
+        self.second = SecondTime(256, self.width)
+
     def forward(self, t: Tensor) -> Tensor:
+        """t [B], or [B, 2] as ``TwoTimes`` -> [B, D]."""
+        t, second = split_times(t, self.second)
+        embedded = self.embed(t)
+        return embedded if second is None else embedded + second
+
+    def embed(self, t: Tensor) -> Tensor:
         """t [B] -> [B, D]."""
         check_times(t)
         points = t.float()[:, None] + torch.linspace(-1, 1, POINTS, device=t.device)

@@ -18,7 +18,7 @@ from udit import ops
 from udit.models.pde.config import PDEConfig
 from udit.nn import init
 from udit.nn.blocks import module_list, run
-from udit.nn.conditioning import Modulation, VectorConditioner, check_times
+from udit.nn.conditioning import Modulation, VectorConditioner
 from udit.nn.conv import Merge, Split
 from udit.nn.tokens import unpatchify
 from udit.nn.window import join_windows, split_windows, wrap_mask
@@ -186,7 +186,6 @@ class PDETransformer(nn.Module):
 
     def condition(self, t: Tensor, y: Tensor | None = None) -> Conditions:
         """Everything that (t, y) decide. Each width has its own embedding; the top decoder takes that of its width."""
-        check_times(t)
         conds = [F.silu(embed(TIME_SCALE * t, y)) for embed in self.conditioners]
         encoder = [stage.condition(c) for stage, c in zip(self.encoder, conds, strict=True)]
         decoder = [stage.condition(c) for stage, c in zip(self.decoder, [conds[1], *conds[1:-1]], strict=True)]

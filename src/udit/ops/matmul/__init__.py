@@ -52,8 +52,11 @@ def apply_chain(first: nn.Linear, second: nn.Linear, x: Tensor) -> Tensor:
     """``second(first(x))``, x [..., I] -> [..., O], by the product of both weights unless one by one costs less.
 
     The product's operations do not depend on the number of rows, so for few rows it is one by one. An exported program
-    serves any number of rows, and multiplies the weights.
+    serves any number of rows, and multiplies the weights. Layers that were put in the place of an ``nn.Linear``, and
+    those with hooks, are called one by one.
     """
+    if not (unchanged(first, nn.Linear) and unchanged(second, nn.Linear)):
+        return apply(second, apply(first, x))
     inner, middle, outer = first.in_features, first.out_features, second.out_features
     if not surroundings.exporting():
         rows = x.numel() // inner
