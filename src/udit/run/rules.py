@@ -111,6 +111,13 @@ def condition_is_of_pixels(run: Run, seen: DataInfo) -> str | None:
     )
 
 
+def condition_is_of_images(run: Run, seen: DataInfo) -> str | None:
+    """Clips have no condition beside them."""
+    if run.data.condition is None or run.model.clip_frames is None:
+        return None
+    return f"data.condition is for images and {run.model.family} draws clips; leave data.condition out"
+
+
 def previous_state_is_of_fields(run: Run, seen: DataInfo) -> str | None:
     """Only fields have an order in time."""
     if run.data.condition is None or run.data.condition.kind != "previous" or run.data.kind == "fields":
@@ -431,6 +438,7 @@ RULES: tuple[Rule, ...] = (
     channels_are_those_of_the_data,
     codec_is_the_data_s,
     condition_is_of_pixels,
+    condition_is_of_images,
     previous_state_is_of_fields,
     condition_channels_are_the_condition_s,
     classes_need_labels,
