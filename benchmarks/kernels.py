@@ -4,8 +4,8 @@
     PYTHONPATH=src python benchmarks/kernels.py grid_attention --dtype bfloat16 --no-write
 
 Forms are what the operators launch for maps of U-DiTs and for odd widths, in every element type; a row has the largest
-numbers of the forms that differ only in whether sizes are multiples of 16, or 1. Triton and its ptxas need no GPU. No
-time is measured.
+numbers of the forms that differ only in whether sizes are multiples of 16, or 1. Triton and its ptxas need no GPU for
+this, and no time is measured.
 """
 
 from __future__ import annotations

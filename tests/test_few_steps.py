@@ -267,8 +267,8 @@ def test_loss_compares_two_guesses_of_one_sample(stage: int) -> None:
 
 def test_points_come_closer_with_the_steps_and_then_stay() -> None:
     schedule = ConsistencyConfig(stages=3, stage_steps=10).build()
-    assert [schedule.at(step).stage for step in (0, 9, 10, 25, 30, 999)] == [1, 1, 2, 3, 3, 3]
-    assert MeanFlow().at(7) == MeanFlow()
+    assert [schedule.at_step(step).stage for step in (0, 9, 10, 25, 30, 999)] == [1, 1, 2, 3, 3, 3]
+    assert MeanFlow().at_step(7) == MeanFlow()
 
 
 @pytest.mark.parametrize("steps", [1, 2, 4])

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from udit import rng
 from udit.adapters import merged
 from udit.data.codec import Codec, encode
+from udit.diffusion.autocast import autocast
 from udit.diffusion.beside import Beside, check_condition
 from udit.diffusion.cache import StepCache
 from udit.diffusion.combine import rule_of
@@ -28,7 +29,7 @@ from udit.errors import UserError
 from udit.fingerprints import Fingerprinted
 from udit.fingerprints import fingerprint as fingerprint
 from udit.interpolation import Between
-from udit.models.build import fuse
+from udit.models.build import compile_blocks, fuse, lowered
 from udit.models.config import ModelConfig
 from udit.run.classes import Label
 from udit.run.config import Run
@@ -105,10 +106,17 @@ class System:
     weak: System | None = field(default=None, repr=False, compare=False)
     """Autoguidance: a worse model of the same kind, which guidance compares with; see ``autoguided``."""
 
+    half: bool = False
+    """Whether the network computes in bfloat16, see ``in_half``."""
+
     @property
     def denoiser(self) -> Denoiser:
         """The network as a denoiser."""
-        return denoiser_of(self.config, self.backbone)
+        denoiser = denoiser_of(self.config, self.backbone)
+        if not self.half:
+            return denoiser
+        device = next(p.device for p in self.backbone.parameters())
+        return denoiser.with_network(lambda network: autocast(network, device))
 
     @cached_property
     def codec(self) -> Codec:
@@ -151,6 +159,26 @@ class System:
         config = self.config.model_copy(update={"model": backbone.config})
         weak = self.weak and self.weak.fused()
         return dataclasses.replace(self, config=config, backbone=backbone, fused_from=self.fingerprint, weak=weak)
+
+    def in_half(self) -> System:
+        """The same with matrices and convolutions in bfloat16; sampler, norms and sums of the guidance stay in float32.
+
+        Raises:
+            UserError: an exported graph has the precision that it was exported in.
+        """
+        if isinstance(self.backbone, Fingerprinted):
+            raise UserError("precision is bfloat16 and an exported graph has its own; sample from the model itself")
+        weak = self.weak and self.weak.in_half()
+        return dataclasses.replace(
+            self, backbone=lowered(self.backbone), fused_from=self.fingerprint, weak=weak, half=True
+        )
+
+    def compiled(self) -> System:
+        """The same, its blocks compiled in place by torch.compile: the first step of each batch size takes a minute."""
+        for system in (self, self.weak):
+            if system is not None and not isinstance(system.backbone, Fingerprinted):
+                compile_blocks(system.backbone)
+        return self
 
     def to(self, device: torch.device | str) -> System:
         """Moves the network (in place, as ``nn.Module.to``) and returns the system."""
@@ -347,7 +375,7 @@ class System:
         if given is None or not given.is_floating_point():  # of vectors and of shares every image has its own
             known = None if given is None else given.tolist()
             denoiser = prepared(denoiser, sampler, sampling.steps, known, device, strength)
-        shape = (self.config.model.in_channels, *self.config.model.size)
+        shape = self.config.model.input_shape()
         networks = [self.backbone] if self.weak is None else [self.backbone, self.weak.backbone]
         were_training = [network.training for network in networks]
         for network in networks:

@@ -138,6 +138,8 @@ class Generation:
             RunError: the disk is full, or another rank is gone.
         """
         out = Path(folder)
+        if self.frames is not None:
+            raise UserError("output is png and the model draws clips; take gif, mp4 or npz")
         prepare(out)
         with self.world.together():
             self.world.on_main(make_room, out, overwrite)
@@ -150,11 +152,16 @@ class Generation:
                     first.append(pixels)
         count = min(len(self), MAX_GRID_IMAGES)
         with self.world.together():
-            images = self._in_order(torch.stack(first) if first else None, count)
+            images = self.in_order(torch.stack(first) if first else None, count)
         if self.world.is_main:
             titles, numbers = self.titles(count)
             columns = None if numbers or not titles else min(count, MAX_STRIP)
             save_png(grid(shown(images), titles, columns, numbers=numbers), out / GRID, common)
+
+    @property
+    def frames(self) -> int | None:
+        """Of a clip; None where the model draws images."""
+        return self.system.config.model.clip_frames
 
     def titles(self, count: int) -> tuple[list[str], list[int]]:
         """Titles of the first images, and the labels that they stand for; of an interpolation no labels."""
@@ -171,7 +178,8 @@ class Generation:
     def save_npz(self, path: str | Path, progress: bool = False) -> tuple[int, ...]:
         """Writes all images to one ``.npz`` in ADM's format: ``arr_0`` uint8 [N, H, W, C], ``arr_1`` int64 [N] labels.
 
-        Images between classes have no labels. Fields are written as ``fields``, float32 [N, C, H, W].
+        Clips are uint8 [N, F, H, W, C]. Images between classes have no labels. Fields are ``fields``, float32
+        [N, C, H, W].
 
         Args:
             path: ends in ``.npz``; its folder is made if it is missing.
@@ -193,18 +201,16 @@ class Generation:
                 if self.world.is_main:
                     write_fields(Path(path), fields.numpy())
                 return tuple(fields.shape)
-            channels, height, width = first.shape[1:]
+            shape = tuple(first.shape[1:])
             parts = (block.numpy() for block in itertools.chain([first], blocks))
             if self.world.is_main:
                 whole = self.labels is not None and not any(isinstance(label, Between) for label in self.labels)
                 labels = np.array(self.labels, dtype=np.int64) if whole else None
-                npz.write(
-                    Path(path), images=npz.ImageStream(len(self), (channels, height, width), parts), labels=labels
-                )
+                npz.write(Path(path), images=npz.ImageStream(len(self), shape, parts), labels=labels)
             else:
                 for _ in parts:
                     pass
-        return len(self), height, width, channels
+        return len(self), *shape[1:], shape[0]
 
     def settings(self) -> dict[str, Any]:
         """What all images depend on, as PNGs carry it."""
@@ -213,6 +219,8 @@ class Generation:
         if isinstance(self.system.backbone, Graph):
             common |= {"engine": self.system.backbone.manifest.engine}
             common |= {"precision": self.system.backbone.manifest.precision}
+        if self.system.half:
+            common |= {"precision": "bfloat16"}
         if self.system.weak is not None and self.sampling.guidance != 1:
             common |= {"autoguide": self.system.weak.fingerprint}
         return common
@@ -249,15 +257,16 @@ class Generation:
         size = self.batch_size * self.world.size
         for start in range(0, len(self), size):
             batch = next(own, None)
-            yield self._in_order(None if batch is None else batch.images, min(size, len(self) - start))
+            yield self.in_order(None if batch is None else batch.images, min(size, len(self) - start))
         next(own, None)  # closes its progress bar
 
-    def _in_order(self, own: Tensor | None, count: int) -> Tensor:
+    def in_order(self, own: Tensor | None, count: int) -> Tensor:
         """The next ``count`` images of all ranks, in order, from this rank's share of them; None where it has none."""
         if self.world.size == 1:
             assert own is not None
             return own
-        shape = torch.tensor((0, 0, 0) if own is None else own.shape[1:])
+        axes = 3 if self.frames is None else 4
+        shape = torch.tensor([0] * axes if own is None else own.shape[1:])
         full = self.world.gather(shape).max(dim=0).values.tolist()
         floats = self.system.config.codec.kind == "field"
         padded = torch.zeros(-(-count // self.world.size), *full, dtype=torch.float32 if floats else torch.uint8)
@@ -289,6 +298,8 @@ def generate(
     device: str = "auto",
     weights: Literal["ema", "raw"] = "ema",
     engine: EngineName | None = None,
+    precision: Literal["float32", "bfloat16"] = "float32",
+    compiled: bool = False,
 ) -> Generation:
     """Images of a model, one per seed: the same seed and label give the same image in any batch and on any rank.
 
@@ -314,6 +325,8 @@ def generate(
         device: auto, cpu, cuda, cuda:N or mps; a system that is given stays where it is.
         weights: "ema" (averaged) or "raw".
         engine: "torch", or the engine of the graph that ``udit.export`` put into the model's folder.
+        precision: of the network's products; bfloat16 is for GPUs, and images differ by its rounding.
+        compiled: compiles the network's blocks (torch.compile): the first step takes a minute, the others less.
 
     Returns:
         The images, which are sampled when they are iterated over or saved.
@@ -347,6 +360,9 @@ def generate(
         if chosen.guidance == 1:
             raise UserError("autoguide is given and guidance 1 compares with nothing; give a guidance above 1, e.g. 2")
         system = system.autoguided(weaker_model(autoguide, model).fused().to(world.device))
+    system = system.in_half() if precision == "bfloat16" else system
+    if compiled:
+        system = system.compiled()
     if isinstance(system.backbone, Graph) and (chosen.cache != 1 or chosen.refresh):
         cached = f"cache {chosen.cache}" if chosen.cache != 1 else "sampling.refresh"
         cached = f"quality {quality}" if quality else cached

@@ -106,6 +106,7 @@ def start_images(source: str | Path | Tensor, system: System) -> StartImages:
     Raises:
         UserError: there are none, one cannot be read, or the model draws none that a file can hold.
     """
+    system.config.model.refuse_clips("from_image")
     channels, height, width = system.image_shape
     if isinstance(source, Tensor):
         if source.ndim != 4 or not len(source):

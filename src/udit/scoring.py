@@ -88,6 +88,7 @@ def evaluate(
         RunError: the disk is full, or another rank is gone.
     """
     values, config, chosen = _settings(run, num_samples, sampling)
+    values.model.refuse_clips("scoring")
     if not values.model.num_classes:
         raise UserError(
             "class agreement and class features need labels and this model is unconditional; train one with classes"

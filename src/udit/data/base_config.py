@@ -20,6 +20,8 @@ class DataInfo(Spec):
     channels: PositiveInt
     height: PositiveInt
     width: PositiveInt
+    frames: PositiveInt | None = None
+    """Of a clip; None where the data are images."""
     id2label: tuple[str, ...]
     """Class names in label order."""
     labelled: bool = True

@@ -30,7 +30,8 @@ class Batch:
     """One micro-batch."""
 
     x: Tensor
-    """uint8 [B, C, H, W], float32 fields or where 16 bits are kept, or raw latents [B, c, h, w] of a cache"""
+    """uint8 [B, C, H, W], of clips [B, C, F, H, W], float32 fields or where 16 bits are kept, or raw latents
+    [B, c, h, w] of a cache"""
     y: Tensor
     """int64 [B]"""
     ids: list[int]
@@ -58,8 +59,8 @@ class Batch:
         return replace(self, x=move(self.x), y=move(self.y), before=before, features=features, drawn=drawn)
 
 
-Draw = Callable[[Sequence[int]], dict[str, Tensor]]
-"""From positions to what is drawn for them, each [B, ...]."""
+Draw = Callable[[Sequence[int], tuple[int, int]], dict[str, Tensor]]
+"""From positions, and height and width of their images as they are read, to what is drawn for them, each [B, ...]."""
 Batches = Generator[list[Batch]]
 """The micro-batches of step after step; closing it ends the workers."""
 
@@ -187,14 +188,16 @@ class _Reader(Dataset["Batch | UserError"]):
         except UserError as error:
             # as a value: an exception from a worker would be wrapped in its traceback
             return error
-        drawn, y = self.draw(positions) if self.draw else {}, torch.from_numpy(self.source.labels[ids])
+        height, width = x.shape[-2:]
+        drawn = self.draw(positions, (height, width)) if self.draw else {}
+        y = torch.from_numpy(self.source.labels[ids])
         return Batch(torch.from_numpy(x), y, ids, positions, before, features, drawn)
 
     def _read(self, ids: list[int], mirrored: list[bool], cropped: list[int]) -> NDArray[Any]:
         if isinstance(self.source, RawSource):
             return np.stack([self.source.read(*which) for which in zip(ids, mirrored, cropped, strict=True)])
         x = np.stack([crop_of(self.source, i, crop) for i, crop in zip(ids, cropped, strict=True)])
-        x[mirrored] = x[mirrored, :, :, ::-1]
+        x[mirrored] = x[mirrored][..., ::-1]
         return x
 
     def _features(self, ids: list[int], mirrored: list[bool], cropped: list[int]) -> Tensor | None:

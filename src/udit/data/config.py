@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, PositiveInt, model_validator
 
 from udit.data.archive_config import DatasetJsonData, LmdbData, WebDatasetData
 from udit.data.base_config import DataInfo, ImageFiles, Share, Side, SplitData
@@ -204,6 +204,57 @@ class HubData(ImageFiles):
         return streamed(self) if self.streaming else Encoded(Rows(self), self)
 
 
+class MovingDigitsData(SplitData):
+    """Clips of two real handwritten digits that bounce within a square; a class for each of the 55 pairs."""
+
+    kind: Literal["moving-digits"] = "moving-digits"
+    clips: PositiveInt = 11000
+    """How many there are, the classes in turn."""
+    frames: PositiveInt = 8
+    """Of a clip."""
+    size: Annotated[int, Field(ge=18, le=4096)] = 24
+    """Side of the square in pixels; a digit has 8."""
+    seed: Annotated[int, Field(ge=0)] = 0
+    """Decides digits, places and speeds; another one gives other clips."""
+    judge_share: Share = 0
+    test_share: Share | None = 0.1
+
+    def build(self) -> Source:
+        """The clips, drawn when they are read."""
+        from udit.data.moving import MovingDigits
+
+        return MovingDigits(self)
+
+
+class ClipFolderData(SplitData):
+    """Clips (GIF, MP4, folders of numbered frames) in one folder per class, or without labels in one folder."""
+
+    kind: Literal["clips"] = "clips"
+    root: Path
+    """The folder that holds one folder per class, or clips without labels."""
+    frames: PositiveInt = 16
+    """The first so many frames of each clip; a shorter clip is an error."""
+    every: PositiveInt = 1
+    """Takes every N-th frame."""
+    size: Annotated[int, Field(ge=1, le=4096)] = 64
+    """Side of the square that ADM's centre crop cuts of every frame."""
+    channels: Literal[1, 3] = 3
+    """3 is RGB, 1 grey."""
+    flip: bool = False
+    """Mirrors half of the training clips left to right, chosen by (seed, position in the run)."""
+
+    @property
+    def mirrored(self) -> bool:
+        """Whether half of the training clips are mirrored left to right."""
+        return self.flip
+
+    def build(self) -> Source:
+        """The listed clips, decoded when they are read."""
+        from udit.data.clip_folder import ClipFolder
+
+        return ClipFolder(self)
+
+
 DataConfig = Annotated[
     DigitsData
     | FashionMnistData
@@ -214,6 +265,8 @@ DataConfig = Annotated[
     | DatasetJsonData
     | WebDatasetData
     | LmdbData
-    | HubData,
+    | HubData
+    | MovingDigitsData
+    | ClipFolderData,
     Field(discriminator="kind"),
 ]

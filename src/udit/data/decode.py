@@ -179,7 +179,17 @@ def decode(
             if plain is not image:
                 image.close()  # frees its pixels
             pixels = np.asarray(centre_crop(plain, size, at))
-    return pixels[None] if channels == 1 else np.ascontiguousarray(pixels.transpose(2, 0, 1))
+    return _pixels(pixels)
+
+
+def cropped(image: Image.Image, size: int, channels: Literal[1, 3]) -> Pixels:
+    """An opened image of 8 bits, e.g. a frame of a clip, as ``decode`` returns it."""
+    return _pixels(np.asarray(centre_crop(flat(image, channels, 8), size)))
+
+
+def _pixels(pixels: Pixels) -> Pixels:
+    """[H, W], or [H, W, 3] -> [C, H, W]."""
+    return pixels[None] if pixels.ndim == 2 else np.ascontiguousarray(pixels.transpose(2, 0, 1))
 
 
 def check_width(image: Image.Image, size: Size, name: str) -> None:

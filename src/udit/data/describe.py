@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from udit.data.config import (
+    ClipFolderData,
     DataConfig,
     DataInfo,
     DatasetJsonData,
@@ -12,6 +13,7 @@ from udit.data.config import (
     HubData,
     IdxFiles,
     LmdbData,
+    MovingDigitsData,
     NpzData,
     WebDatasetData,
 )
@@ -45,6 +47,14 @@ def describe(data: DataConfig) -> DataInfo:
             from udit.data import folder
 
             return folder.describe(data)
+        case MovingDigitsData():
+            from udit.data import moving
+
+            return moving.describe(data)
+        case ClipFolderData():
+            from udit.data import clip_folder
+
+            return clip_folder.describe(data)
         case DatasetJsonData():
             from udit.data import dataset_json
 

@@ -43,7 +43,7 @@ class Consistency(Flow):
     Attributes:
         stages: how often the two points of a pair come closer.
         stage_steps: training steps of each stage but the last.
-        stage: the present one, from 1; ``at`` counts it.
+        stage: the present one, from 1; ``at_step`` counts it.
     """
 
     process: ClassVar[type[ProcessConfig]] = ConsistencyConfig
@@ -52,7 +52,7 @@ class Consistency(Flow):
     stage_steps: int = 100
     stage: int = 8
 
-    def at(self, step: int) -> Self:
+    def at_step(self, step: int) -> Self:
         """The same in the stage of a training step, counted from 0."""
         return dataclasses.replace(self, stage=min(self.stages, 1 + step // self.stage_steps))
 

@@ -126,7 +126,7 @@ class Objective:
             draws: of these positions, on the network's device; drawn here if None.
         """
         device = x0.device
-        denoiser = dataclasses.replace(denoiser, schedule=denoiser.schedule.at(positions[0] // self.batch_size))
+        denoiser = dataclasses.replace(denoiser, schedule=denoiser.schedule.at_step(positions[0] // self.batch_size))
         if draws is None:
             drawn = self.draws(denoiser.schedule, x0.shape[1:], positions)
             draws = Draws(drawn.t.to(device), drawn.noise.to(device), drawn.uniform.to(device))

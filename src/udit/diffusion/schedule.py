@@ -115,7 +115,7 @@ class Schedule(ABC):
             y: [B] labels, some dropped, or None.
         """
 
-    def at(self, step: int) -> Self:
+    def at_step(self, step: int) -> Self:
         """The process as it is at a training step, counted from 0; most stay the same."""
         return self
 

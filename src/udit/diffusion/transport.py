@@ -132,7 +132,9 @@ def path_of(denoiser: AnyDenoiser) -> Path:
     return cast("Flow", denoiser.schedule).path
 
 
-def _velocity(denoiser: AnyDenoiser, y: Tensor | None, path: Path) -> Velocity:
+def velocity_along(denoiser: AnyDenoiser, y: Tensor | None, path: Path) -> Velocity:
+    """What a denoiser says of a path at any x and time, for labels y."""
+
     def at(x: Tensor, t: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         precise = torch.float64 if x.dtype == torch.float64 else torch.float32
         prediction = denoiser(x, everywhere(float(t), x, precise), y)
@@ -173,7 +175,7 @@ class ProbabilityFlow:
         origin: Origin | None = None,
     ) -> Iterator[Step]:
         """Yields after every step; ``steps`` counts them. Draws no noise."""
-        velocity = _velocity(denoiser, y, path_of(denoiser))
+        velocity = velocity_along(denoiser, y, path_of(denoiser))
         grid, x = _start(denoiser, _grid(int(steps) + 1), x, origin)
         total = len(grid) - 1
         for k, (now, after) in enumerate(pairwise(grid), start=1):
@@ -228,7 +230,7 @@ class Heun:
             UserError: the model was not trained with flow matching, or steps are not a count.
         """
         check_sampler(self.name, denoiser.schedule.process, steps)
-        velocity = _velocity(denoiser, y, path_of(denoiser))
+        velocity = velocity_along(denoiser, y, path_of(denoiser))
         grid, x = _start(denoiser, self.grid(steps), x.float(), origin)
         *pairs, last = pairwise(grid)
         total, count = 2 * len(pairs) + 1, 0
@@ -299,7 +301,7 @@ class Stochastic:
         """
         check_sampler(self.name, denoiser.schedule.process, steps)
         path = path_of(denoiser)
-        velocity = _velocity(denoiser, y, path)
+        velocity = velocity_along(denoiser, y, path)
         grid, x = _start(denoiser, self.grid(steps), x, origin, ends=self.last == "none")
         total = len(grid) - (self.last == "none")
 

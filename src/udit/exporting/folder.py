@@ -220,6 +220,7 @@ def _check_possible(system: System, kind: Kind, folder: Path, int8: bool) -> dic
     Raises:
         UserError: the network has no such graph, a package is missing, or the folder holds something else.
     """
+    system.config.model.refuse_clips(f"a graph for {kind}")
     if not system.config.model.has_graph:
         raise UserError(
             f"{system.config.model.family} has no {kind} form: not all of its operators are known to have "

@@ -6,6 +6,7 @@ as one weight, which takes less time in inference.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from typing import Any, cast
 
@@ -102,6 +103,15 @@ def fuse(model: nn.Module) -> nn.Module:
                 kept = {key: value for key, value in state.items() if not key.startswith(f"{name}.")}
                 state = kept | {f"{name}.{key}": value for key, value in module.folded().items()}
     return rebuild(config.folded(), {key: value.detach().clone() for key, value in state.items()}).eval()
+
+
+def lowered(model: nn.Module) -> nn.Module:
+    """A copy whose matrices and convolutions are in bfloat16, as autocast would take them at every call."""
+    made = copy.deepcopy(model)
+    for layer in made.modules():
+        if isinstance(layer, nn.Linear | nn.Conv2d):
+            layer.to(torch.bfloat16)
+    return made
 
 
 def checkpoint_activations(model: nn.Module, recompute: Recompute = True) -> None:

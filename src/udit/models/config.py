@@ -36,7 +36,7 @@ def check_multiples(height: int, width: int, factor: int, failure: str, alternat
 
 
 class ModelConfig(Spec):
-    """The boundary of a backbone: x [B, in_channels, H, W] -> [B, out_channels, H, W].
+    """The boundary of a backbone: x [B, in_channels, H, W] -> [B, out_channels, H, W], of clips [B, C, F, H, W].
 
     A subclass is one architecture family: its own fields and ``build``; the other methods have defaults.
     """
@@ -115,6 +115,21 @@ class ModelConfig(Spec):
     def size(self) -> tuple[int, int]:
         """(H, W) of the input the model is meant for."""
         return (self.input_size, self.input_size) if isinstance(self.input_size, int) else self.input_size
+
+    @property
+    def clip_frames(self) -> int | None:
+        """Frames of the clips that the model is meant for; None where it takes images."""
+        return None
+
+    def input_shape(self, size: tuple[int, int] | None = None) -> tuple[int, ...]:
+        """(C, H, W) of one input, or (C, F, H, W) of a clip; H and W are the model's own where no size is given."""
+        frames = () if self.clip_frames is None else (self.clip_frames,)
+        return (self.in_channels, *frames, *(size or self.size))
+
+    def refuse_clips(self, what: str) -> None:
+        """Raises UserError where the model is one of clips, which ``what`` cannot handle."""
+        if self.clip_frames is not None:
+            raise UserError(f"{what} is for images and {self.family} draws clips; draw them with `udit sample`")
 
     def check_size(self, height: int, width: int) -> None:
         """Raises ValueError unless the network takes an input of height x width."""

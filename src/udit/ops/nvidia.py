@@ -1,7 +1,7 @@
 """What kernels for NVIDIA GPUs share: whether they can run here, and how they are launched.
 
 They are written in Triton, which builds them for the device at hand when they first run. ``gpu.py`` of an operator has
-its functions and imports no Triton; ``kernels.py`` beside it has the kernels. All arithmetic is float32, and sums run
+its functions and imports no Triton; ``kernels.py`` beside it has the kernels. Arithmetic is float32, and sums run
 in an order that depends on shapes alone, so bits do not depend on the device's scheduling.
 """
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from udit.data.condition_config import ConditionConfig
 from udit.data.config import DataConfig, DataInfo, FieldsData, FolderData, ImageFiles
 from udit.diffusion.config import DDPMConfig, process_from
 from udit.errors import UserError, nearest, resembling
-from udit.models.catalog import find
+from udit.models.catalog import families, find
 from udit.run.config import Run, model_from
 from udit.run.rules import check
 from udit.run.start import follow_start, trained_on
@@ -217,6 +217,8 @@ def model(draft: Draft) -> None:
     boundary: dict[str, Any] = {"in_channels": seen.channels, "input_size": [seen.height, seen.width]}
     if draft.values["data"].condition is not None:
         boundary["condition_channels"] = _beside(draft.values["data"].condition, seen)
+    if seen.frames is not None and "frames" in _fields(section):
+        boundary["frames"] = seen.frames
     if seen.id2label:
         boundary["num_classes"] = len(seen.id2label)
     elif not seen.labelled:
@@ -228,6 +230,13 @@ def model(draft: Draft) -> None:
     if draft.values["diffusion"].two_times:
         boundary |= {"second_time": True, "time": "unit"}  # an index's features are steeper, and so are derivatives
     draft.values["model"] = model_from(boundary | section)
+
+
+def _fields(section: Mapping[str, Any]) -> Collection[str]:
+    """Keys of the family that a model's section names; none where it names nothing known, which is told later."""
+    name, family = section.get("name"), section.get("family")
+    config = type(find(str(name)).config) if name is not None else families().get(str(family))
+    return () if config is None else config.model_fields
 
 
 def time_shift(draft: Draft) -> None:

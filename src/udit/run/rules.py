@@ -36,6 +36,21 @@ def input_size_is_that_of_the_data(run: Run, seen: DataInfo) -> str | None:
     )
 
 
+def clips_are_for_networks_of_clips(run: Run, seen: DataInfo) -> str | None:
+    """A network of clips needs clips of its number of frames, and one of images needs images."""
+    frames = run.model.clip_frames
+    if frames == seen.frames:
+        return None
+    if frames is None:
+        return (
+            f"the data are clips of {seen.frames} frames and {run.model.family} takes images; take a network of clips, "
+            "e.g. model=Latte-tiny"
+        )
+    if seen.frames is None:
+        return f"the data are images and {run.model.family} takes clips; take clips, e.g. data.kind=moving-digits"
+    return f"model.frames is {frames} and the data's clips have {seen.frames}; leave frames out, or change data.frames"
+
+
 def shapes_are_those_the_model_takes(run: Run, seen: DataInfo) -> str | None:
     """A model that learns images of several shapes takes them all."""
     sizes = run.sizes
@@ -410,6 +425,7 @@ def adapter_has_no_other_average(run: Run, seen: DataInfo) -> str | None:
 
 
 RULES: tuple[Rule, ...] = (
+    clips_are_for_networks_of_clips,
     input_size_is_that_of_the_data,
     shapes_are_those_the_model_takes,
     latents_are_those_of_the_vae,

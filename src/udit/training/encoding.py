@@ -77,6 +77,7 @@ def encode(
         RunError: the disk refuses it, or a rank was lost.
     """
     require_type("run", run, Run, "give a Run, e.g. udit.load_run('digits')")
+    run.model.refuse_clips("a latent cache")
     if dtype not in get_args(LatentType):
         raise UserError(f"dtype is {dtype!r}; it takes {' or '.join(get_args(LatentType))}")
     for name, count in (("shard_size", shard_size), ("batch_size", batch_size)):

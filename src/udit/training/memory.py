@@ -115,7 +115,7 @@ def _counted(run: Run, ranks: int, batch: int, device: str) -> Memory:
         backbone = alignment.backbone(whole) if alignment else whole
         denoiser = denoiser_of(SystemConfig.of(run), backbone)
         size = max(run.sizes, key=math.prod)
-        x0 = torch.empty(batch, run.model.in_channels, *size)
+        x0 = torch.empty(batch, *run.model.input_shape(size))
         if run.model.condition_channels:
             beside = torch.empty(batch, run.model.condition_channels, *size)
             denoiser = denoiser.with_network(lambda network: Beside(network, beside))

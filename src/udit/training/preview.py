@@ -13,6 +13,7 @@ from torch import Tensor
 
 from udit import rng
 from udit.assemble import System, denoiser_of
+from udit.clips import film
 from udit.data.batches import states_before
 from udit.data.buckets import grouped, of_first_shape
 from udit.data.sources import Labels, Parts, RawSource, Source
@@ -23,6 +24,7 @@ from udit.images import grid, save_png, shown
 from udit.training.alarms import grid_excess
 
 GRID_ROWS = 4
+GRID_CLIPS = 8
 REAL = 64
 """Most training images that samples are compared with."""
 VALIDATION_SIZE = 256
@@ -32,6 +34,8 @@ VALIDATION_SIZE = 256
 def save_grid(system: System, path: Path, seed: int, condition: Tensor | None = None) -> Tensor:
     """Samples a grid: one column per class, ten at most (eight for an unconditional model), four seeds per column.
 
+    Of clips, eight rows of frames: of the first eight classes.
+
     Args:
         system: with the averaged weights.
         path: of the PNG.
@@ -39,11 +43,17 @@ def save_grid(system: System, path: Path, seed: int, condition: Tensor | None = 
         condition: of ``some_condition``, where the network sees one.
 
     Returns:
-        The images, uint8 [N, C, H, W]; of fields, as they are shown.
+        The images, uint8 [N, C, H, W]; of fields, as they are shown; of clips their frames.
     """
     columns = columns_of(system)
     labels = [i % columns for i in range(columns * GRID_ROWS)] if system.config.classes.trained else None
     seeds = [seed + i for i in range(columns * GRID_ROWS)]
+    if (frames := system.config.model.clip_frames) is not None:
+        seeds = seeds[:GRID_CLIPS]
+        clips = film(torch.cat(list(system.generate(seeds, None if labels is None else labels[:GRID_CLIPS]))))
+        about = {"seeds": seeds, "sampling": system.config.sampling.model_dump(mode="json")}
+        save_png(grid(clips, columns=frames), path, about)
+        return clips
     images = shown(torch.cat(list(system.generate(seeds, labels, condition=condition))))
     named = system.config.classes
     titles = [named.title(label) for label in labels or ()]
@@ -71,6 +81,7 @@ def patch_grid(images: Tensor, system: System, source: Source, part: Labels, see
     part = of_first_shape(source, part)
     if not isinstance(source, RawSource) and len(part):
         real = shown(torch.stack([torch.from_numpy(source.image(int(i)).copy()) for i in spread(part, REAL, seed)]))
+        real = film(real) if real.ndim == 5 else real
     found = []
     for period in (side, 2 * side):
         drawn, usual = grid_excess(images, period), 0.0 if real is None else grid_excess(real, period)

@@ -33,7 +33,7 @@ def modulated_norm(x: Tensor, shift: Tensor, scale: Tensor) -> tuple[Tensor, Ten
     x = x.contiguous()
     b, rows, width = sizes(x)
     out, moments = torch.empty_like(x), x.new_empty(*x.shape[:-1], 2, dtype=torch.float32)
-    count, wide, warps = _block(rows, width, 4096)
+    count, wide, warps = _block(rows, width, 4096, 16)
     blocks = -(-rows // count)
     modulation = *nvidia.factors(shift, b), *nvidia.factors(scale, b)
     options = {"ROWS": count, "BD": wide, "warps": warps}
@@ -48,7 +48,7 @@ def modulated_norm_backward(grad: Tensor, x: Tensor, scale: Tensor, moments: Ten
     x = x.contiguous()
     grad, of_x = nvidia.plain(grad, x), torch.empty_like(x)
     b, rows, width = sizes(x)
-    count, wide, warps = _block(rows, width, 2048)
+    count, wide, warps = _block(rows, width, 2048, 8)
     steps = -(-rows // (count * nvidia.bands(rows, b)))
     bands = -(-rows // (count * steps))
     of_shift, of_scale = nvidia.sums(scale, b, bands, width), nvidia.sums(scale, b, bands, width)
@@ -58,8 +58,8 @@ def modulated_norm_backward(grad: Tensor, x: Tensor, scale: Tensor, moments: Ten
     return of_x, nvidia.summed(of_shift, scale), nvidia.summed(of_scale, scale)
 
 
-def _block(rows: int, width: int, elements: int) -> tuple[int, int, int]:
-    """ROWS and BD of about ``elements`` together, and warps."""
+def _block(rows: int, width: int, elements: int, each: int) -> tuple[int, int, int]:
+    """ROWS and BD of about ``elements`` together, and warps whose threads have about ``each`` of them."""
     wide = nvidia.power(width)
     count = min(nvidia.power(rows), max(1, elements // wide))
-    return count, wide, min(16, max(4, count * wide // 512))
+    return count, wide, min(16, max(4, count * wide // (32 * each)))
