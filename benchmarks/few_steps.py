@@ -147,8 +147,8 @@ def table(record: dict[str, Any]) -> str:
         low, high = row["distance_interval"]
         told.append(
             f"After {row['step']:,} steps of MeanFlow, {times:.1f} times the flow's training, one evaluation has the "
-            f"class asked for in {row['agreement']:.1%} of the images, at a distance of {row['distance']:.2f} ({low:.2f} to "
-            f"{high:.2f})."
+            f"class asked for in {row['agreement']:.1%} of the images, at a distance of {row['distance']:.2f} "
+            f"({low:.2f} to {high:.2f})."
         )
     return "\n".join([*lines, "", *told])
 
