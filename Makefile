@@ -6,7 +6,7 @@ EXTRAS := .[train,metrics,hub,dev]
 EVERYTHING := .[all,dev,docs,browser]
 
 .DEFAULT_GOAL := help
-.PHONY: help install install-all demo demos digits test test-isa test-slow test-kills release-check messages check bench bench-smoke bench-scan bench-export performance docs site constraints clean
+.PHONY: help install install-all demo demos digits test test-isa test-slow test-kills release-check messages check bench bench-smoke gpu-count gpu-guard bench-scan bench-export performance docs site constraints clean
 
 help:  ## Prints these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -122,6 +122,13 @@ performance: install  ## Measures what docs/performance.md reports, and writes i
 
 bench-smoke: install  ## Counts operators, copies and allocated bytes against benchmarks/budget.json
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/budget.py
+
+# Nothing runs on a GPU: a stub stands in for CUDA's libraries. Needs gcc and binutils.
+gpu-count: install  ## Counts launches, bytes and activations of training steps on a GPU, without one (an hour)
+	benchmarks/gpu/run $(BIN)/python benchmarks/gpu/count.py
+
+gpu-guard: install  ## Compares U-DiT-S's counts on a GPU with benchmarks/gpu/gpu-budget.json, without one (minutes)
+	benchmarks/gpu/run $(BIN)/python benchmarks/gpu/count.py --guard
 
 bench-scan: install  ## Times DiMSUM's selective scan and a plain loop over tokens, widths 16 to 1,024
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/scan.py

@@ -56,7 +56,7 @@ def perturb(model: nn.Module, std: float = 0.1, seed: int = 0) -> nn.Module:
 def batch(model: nn.Module, size: int = 3, seed: int = 1) -> tuple[Tensor, Tensor, Tensor]:
     """x, t and y as ``model`` takes them."""
     config, generator = model.config, torch.Generator().manual_seed(seed)
-    x = torch.randn(size, config.in_channels, *config.size, generator=generator)
+    x = torch.randn(size, *config.input_shape(), generator=generator)
     t = torch.randint(0, 1000, (size,), generator=generator)
     return x, t, torch.randint(0, max(1, config.num_classes), (size,), generator=generator)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import faulthandler
 import multiprocessing
 import os
 import signal
@@ -31,6 +32,10 @@ FORKS.set_forkserver_preload(
 )
 FOR_RANKS = ["training.parallel=fsdp", "training.steps=9", "training.save_every=3", "model.depths=[1]"]
 """Overrides of the tiny recipe: a batch of 12, which splits over 1, 2, 3 and 4 ranks."""
+
+
+PATIENCE = 400
+"""Seconds that a run may take; ten are usual."""
 
 
 # ---- functions -------------------------------------------------------------------------------------------------------
@@ -106,8 +111,8 @@ class Ranks:
         for process in self.processes:
             process.start()
 
-    def wait(self, seconds: float = 240) -> list[int]:
-        """The exit codes, negative ones of signals."""
+    def wait(self, seconds: float = PATIENCE) -> list[int]:
+        """The exit codes, negative ones of signals; a run that stands still tells where."""
         deadline = time.monotonic() + seconds
         for process in self.processes:
             process.join(max(0.1, deadline - time.monotonic()))
@@ -137,6 +142,7 @@ def _train(words: list[str], variables: dict[str, str], log: Path, out: Path, ki
     for number in (1, 2):
         os.dup2(stream.fileno(), number)
     sys.stdout = sys.stderr = stream
+    faulthandler.dump_traceback_later(PATIENCE - 60, file=stream)
     points = Points(out / "checkpoints", kill_at)
     try:
         main(words)

@@ -22,7 +22,7 @@ from udit.models.ablation import ABLATIONS, DIT_UNETS
 from udit.models.build import checkpoint_activations
 from udit.models.catalog import find
 from udit.models.udit.config import UDiTConfig
-from udit.nn.specs import Downsampled, Full, KVDownsampled, Mlp, RepConv, Window
+from udit.nn.specs import BridgedWindow, Downsampled, Full, KVDownsampled, Mlp, RepConv, Window
 from udit.run.config import model_from
 
 U_SHELL = UDiTConfig(**TINY)
@@ -38,6 +38,7 @@ ATTENTIONS = {
     "windows": Window(size=4),
     "windows plain": Window(size=4, shift=False, **PLAIN),
     "ordinary": Downsampled(kernel=3, dense=True),
+    "bridged": BridgedWindow(size=4, kernel=3),
 }
 SHELLS = {
     **{f"U {name}": U_SHELL.replace(attention=spec.model_dump()) for name, spec in ATTENTIONS.items()},

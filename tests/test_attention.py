@@ -11,10 +11,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+import udit
 from conftest import perturb
 from udit.errors import UserError
+from udit.models.catalog import find
 from udit.nn.attention import LowPass, WindowAttention
-from udit.nn.specs import Downsampled, Full, KVDownsampled, MapAttention, Window
+from udit.nn.specs import BridgedWindow, Downsampled, Full, KVDownsampled, MapAttention, Window
 
 WIDTH, HEADS = 16, 2
 LIMIT = 1e-5  # of numbers up to 7: the tables of angles are float32, all else is float64
@@ -172,6 +174,49 @@ def test_an_axis_within_one_window_is_not_shifted() -> None:
     assert isinstance(shifted, WindowAttention)
     torch.testing.assert_close(run(shifted, image(4, 3)), run(straight, image(4, 3)), atol=0, rtol=0)
     assert not torch.allclose(run(shifted, image(4, 8)), run(straight, image(4, 8)))
+
+
+# ---- windows linked by high frequencies ------------------------------------------------------------------------------
+
+
+@torch.no_grad()
+def test_a_bridge_lets_through_what_varies_alone() -> None:
+    attention = BridgedWindow(size=4, kernel=3, rope=False).build(WIDTH, HEADS).double()
+    for parameter in attention.parameters():
+        parameter.normal_(generator=torch.Generator().manual_seed(1))
+    between = attention.filter(torch.ones(1, 8, 8, WIDTH // HEADS, dtype=torch.float64))
+    torch.testing.assert_close(between[:, 1:-1, 1:-1], attention.filter.bias.expand(1, 6, 6, -1), atol=LIMIT, rtol=0)
+
+
+@torch.no_grad()
+def test_a_bridge_alone_reaches_over_the_windows_borders() -> None:
+    attention = BridgedWindow(size=4, kernel=3).build(WIDTH, HEADS).double()
+    for parameter in attention.parameters():
+        parameter.normal_(generator=torch.Generator().manual_seed(1))
+    x = image(8, 8, count=1)
+    changed = x.clone()
+    changed[0, 1, 3] += 1  # the last column of the first window
+    moved = (run(attention, changed) - run(attention, x)).abs().amax(-1)[0] > 1e-9
+    assert moved[:4, :4].all(), "the window attends"
+    assert moved[:3, 4].all(), "the neighbours across the border"
+    assert not moved[3:, 4].any()
+    assert not moved[:, 5:].any()
+    assert not moved[4:].any()
+
+
+def test_a_bridge_leaves_a_head_to_attend() -> None:
+    with pytest.raises(ValueError, match="bridge_heads is 2 and there are 2 heads"):
+        BridgedWindow(bridge_heads=2).check_heads(16, 2)
+    with pytest.raises(UserError, match="kernel is 4"):
+        BridgedWindow().replace(kernel=4)
+
+
+@pytest.mark.parametrize("name", ["U-DiT-tiny", "DiT-tiny"])
+def test_bridged_windows_train_in_either_shell(name: str) -> None:
+    config = find(name).config.replace(attention={"kind": "bridged-window", "size": 2}, heads=2)
+    model = perturb(udit.build(config))
+    model(torch.randn(2, 1, 8, 8), torch.rand(2), torch.tensor([1, 2])).square().mean().backward()
+    assert all(parameter.grad is not None and parameter.grad.any() for parameter in model.parameters())
 
 
 # ---- filters -------------------------------------------------------------------------------------------------------

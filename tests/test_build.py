@@ -16,10 +16,11 @@ from torch import Tensor, nn
 
 import udit
 from conftest import TINY, batch, perturb, same_bits, snapshot
-from udit import rng
+from udit import ops, rng
 from udit.errors import UserError
-from udit.models.build import compile_blocks, configure, rebuild
+from udit.models.build import SELECTIVE_BUDGET, checkpoint_activations, compile_blocks, configure, rebuild
 from udit.models.udit.config import UDiTConfig
+from udit.nn.blocks import Checkpointing
 from udit.nn.specs import Downsampled, Mlp, RepConv
 
 
@@ -315,3 +316,16 @@ def test_compiled_blocks_take_more_sizes_of_batches_than_dynamo_allows_by_itself
         whole = model(x, t, y)
         for count in (1, 2, 3):  # of three levels: more than eight shapes of blocks
             torch.testing.assert_close(model(x[:count], t[:count], y[:count]), whole[:count], atol=2e-5, rtol=1e-5)
+
+
+def test_selective_recomputation_of_compiled_blocks_is_the_compilers() -> None:
+    """The hooks of the eager one would break its graphs."""
+    from torch._functorch import config as functorch
+
+    for recompute, kept, share in (("selective", False, SELECTIVE_BUDGET), (True, True, 1.0), (False, False, 1.0)):
+        model = udit.build("U-DiT-tiny")
+        checkpoint_activations(model, recompute)  # type: ignore[arg-type]
+        with ops.kernels("off"):  # torch's own operators, which the compiler knows
+            compile_blocks(model)
+        assert {m.checkpointing for m in model.modules() if isinstance(m, Checkpointing)} == {kept}
+        assert functorch.activation_memory_budget == share  # type: ignore[attr-defined]

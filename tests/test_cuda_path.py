@@ -2,12 +2,24 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
+from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from udit.diffusion.cache import StepCache
+from udit.diffusion.conditions import PrecomputedConditions
+from udit.diffusion.ddpm import DDPM
+from udit.diffusion.denoiser import Denoiser
+from udit.diffusion.edm import EDM
+from udit.diffusion.flow import Flow
+from udit.diffusion.guidance import Guided
+from udit.diffusion.sample import make_sampler
+from udit.diffusion.schedule import Schedule
 from udit.models.catalog import CATALOG
 from udit.models.config import ModelConfig
 
@@ -44,3 +56,61 @@ def test_every_block_gets_its_map_with_channels_last(name: str) -> None:
         network(*inputs(config, 2))
     assert seen
     assert not odd
+
+
+class Reads(TorchDispatchMode):
+    """Notes where the host would wait for the device: values that it reads, and blocking copies."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: list[str] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = func.overloadpacket.__name__
+        if name == "_local_scalar_dense" and args[0].is_cuda:
+            self.found.append(name)
+            return 1.0 if args[0].is_floating_point() else 1
+        try:
+            made = func(*args, **(kwargs or {}))
+        except DataDependentOutputException:  # of the host's own, without contents
+            return 0
+        if name in ("_to_copy", "copy_") and args[0].is_cuda != made.is_cuda and not (kwargs or {}).get("non_blocking"):
+            self.found.append(name)
+        return made
+
+
+SAMPLED = [
+    (DDPM.linear(1000), "ddpm", {}),
+    (DDPM.linear(1000), "ddim", {"interval": (0.2, 0.8)}),
+    (Flow(), "flow-heun", {"interval": (0.2, 0.8)}),
+    (Flow(), "flow-sde", {"levels": (0.1, 10.0)}),
+    (EDM(), "edm-heun", {"interval": (0.2, 0.8)}),
+]
+
+
+@pytest.mark.parametrize(("schedule", "sampler", "limits"), SAMPLED, ids=[row[1] for row in SAMPLED])
+@pytest.mark.parametrize("cached", [False, True])
+def test_no_step_of_sampling_waits_for_the_gpu(
+    schedule: Schedule, sampler: str, limits: dict[str, Any], cached: bool
+) -> None:
+    """The first step may: tables are copied there, which the others find."""
+    config = CATALOG["U-DiT-tiny"].config.replace(learn_sigma=False, time=schedule.time)
+    cache = StepCache(2, 0.02) if cached else None
+    with FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad():
+        with torch.device("cuda"):
+            network = config.build().eval()
+        backbone, time = schedule.precondition(network, config.time)
+        denoiser = Denoiser(backbone, schedule, schedule.target, time=time, null_label=10, num_classes=10)
+        guided = Guided(denoiser, 3.0, **limits)
+        times = torch.arange(6.0, device="cuda")
+        with Reads():
+            ready = guided.with_network(lambda network: PrecomputedConditions(network, times, [1, 2, 10]))
+        x, y = torch.empty(2, 1, 8, 8, device="cuda"), torch.tensor([1, 2], device="cuda")
+        begun = cache.wrap(ready.begun()) if cache else ready.begun()
+        run = make_sampler(sampler)(begun, x, 6, y, lambda k: torch.empty_like(x))
+        with Reads():
+            next(run)
+        with Reads() as reads:
+            for _ in run:
+                pass
+    assert reads.found == []

@@ -85,7 +85,7 @@ def conditions(model: nn.Module, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
 
 
 def point(model: nn.Module) -> Tensor:
-    return torch.randn(2, model.config.in_channels, *model.config.size, generator=torch.Generator().manual_seed(1))
+    return torch.randn(2, *model.config.input_shape(), generator=torch.Generator().manual_seed(1))
 
 
 def directions(tensors: Sequence[Tensor]) -> Tensors:

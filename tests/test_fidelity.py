@@ -84,7 +84,7 @@ def test_spatial_features_are_seven_channels_of_mixed_6_at_289_places(
     inception: Fidelity, images: np.ndarray, seen: Features
 ) -> None:
     maps: list[Tensor] = []
-    hook = inception._module.Mixed_6d.branch1x1.register_forward_hook(lambda _m, _i, out: maps.append(out))
+    hook = inception.module.Mixed_6d.branch1x1.register_forward_hook(lambda _m, _i, out: maps.append(out))
     inception(images[:1])
     hook.remove()
     assert seen.spatial is not None

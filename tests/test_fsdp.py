@@ -238,7 +238,7 @@ def compiled(world: World) -> float:
 
 @SLOW
 def test_each_block_of_split_weights_is_one_graph() -> None:
-    """Captured as ``training.compile`` does; what a compiler makes of it does not depend on how weights were gathered."""
+    """Captured as ``training.compile`` does it; what a compiler makes of a graph does not depend on FSDP."""
     assert max(on_ranks(2, compiled)) < 2e-5
 
 

@@ -28,6 +28,8 @@ from udit.training.learner import Learner
 
 RECORD = Path(__file__).parent / "data" / "losses.json"
 CASES = {name: [f"model={name}"] for name in CATALOG if name.endswith("-tiny")}
+CLIPS = [name for name in CASES if CATALOG[name].config.clip_frames is not None]
+SMALL = ["data.frames=4", "training.batch_size=4"]
 CASES |= {"HDiT-tiny, EDM": ["model=HDiT-tiny", "diffusion.kind=edm"], "DiT-tiny, DDPM": ["model=DiT-tiny"]}
 CASES["DiT-tiny, DDPM"] += ["diffusion.kind=ddpm", "model.learn_sigma=true"]
 STEPS = 5
@@ -40,7 +42,10 @@ def recorded() -> dict[str, Any]:
 
 def losses(case: str) -> list[float]:
     """Losses of the first steps of the digits recipe, at its full rate: heads that start at zero soon do not."""
-    run = load_run("digits", [*CASES[case], "training.lr_warmup=0"])
+    if case in CLIPS:
+        run = load_run("moving-digits", [*CASES[case], *SMALL, "training.lr_warmup=0"])
+    else:
+        run = load_run("digits", [*CASES[case], "training.lr_warmup=0"])
     source = run.data.build()
     part = split(source.labels, source.names, run.data.judge_share, run.data.test_share).train
     learner = Learner(run, World())

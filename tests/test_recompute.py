@@ -5,17 +5,24 @@ from __future__ import annotations
 import gc
 import weakref
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
+from functorch.compile import make_boxed_func, min_cut_rematerialization_partition
 from torch import Tensor
+from torch._dynamo.backends.common import aot_autograd
 
 import udit
-from conftest import batch, perturb
+from conftest import batch, needs_compiler, perturb
+from udit import ops
 from udit.models.build import checkpoint_activations
 from udit.models.catalog import CATALOG
+from udit.nn.blocks import recompute_when_compiled
+from udit.nn.conditioning import AdaLNBlock
 from udit.nn.dropout import dropout_keys
+from udit.nn.specs import Downsampled, RepConv
 from udit.ops import lowered, recomputable, recompute, recomputing
 from udit.ops.recompute import autocast_dtype
 from udit.training.memory import _Living
@@ -58,6 +65,41 @@ def test_less_is_kept_in_every_family(name: str) -> None:
         return living.bytes
 
     assert 0.3 * kept(False) < kept("selective") < 0.8 * kept(False)
+
+
+@pytest.mark.slow
+@needs_compiler
+def test_a_compiled_block_recomputes_what_costs_little() -> None:
+    """In one graph: less is kept between forward and backward, and the gradients' bits are those of the plain block."""
+    ops.describe()  # kernels that are built are in the graph
+    block = AdaLNBlock(Downsampled().build(16, 2), RepConv().build(16), 16).train()
+    generator = torch.Generator().manual_seed(0)
+    for p in block.parameters():
+        p.data = 0.2 * torch.randn(p.shape, generator=generator)
+    x, cond = torch.randn(4, 8, 8, 16, generator=generator), torch.randn(4, 16, generator=generator)
+    positions = block.attention.positions(8, 8, None)  # type: ignore[operator]
+
+    def run() -> tuple[str, list[Tensor]]:
+        """The graph of backward, and gradients."""
+        graphs: list[str] = []
+
+        def keep(graph: torch.fx.GraphModule, _: Any) -> Any:
+            graphs.append(str(graph.graph))
+            return make_boxed_func(graph.forward)
+
+        compiler = aot_autograd(fw_compiler=keep, bw_compiler=keep, partition_fn=min_cut_rematerialization_partition)
+        torch._dynamo.reset()
+        out = torch.compile(block, backend=compiler, fullgraph=True)(x, block.condition(cond), positions)
+        gradients = list(torch.autograd.grad(out.square().mean(), list(block.parameters())))
+        return graphs[-1], gradients
+
+    plain, wanted = run()
+    recompute_when_compiled(block)
+    again, found = run()
+    assert all(map(torch.equal, found, wanted))
+    forward = {name: f"udit.{name}.default" for name in ("modulated_norm", "gated_sum", "depthwise", "grid_attention")}
+    assert not any(word in plain for word in forward.values())
+    assert {name for name, word in forward.items() if word in again} == {"modulated_norm", "gated_sum", "depthwise"}
 
 
 class Counted:

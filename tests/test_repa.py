@@ -10,7 +10,7 @@ import torch
 
 import udit
 from conftest import DATA, batch, perturb, same_bits, snapshot
-from udit.diffusion.transport import alignment_loss
+from udit.diffusion.alignment import alignment_loss
 from udit.errors import UserError
 from udit.models.catalog import find
 from udit.models.repa.config import Projectors
@@ -85,7 +85,7 @@ def test_alignment_trains_projectors_and_the_blocks_before_them() -> None:
     features = [torch.randn(3, 16, width, generator=generator) for width in (12, 10)]
     _, predicted = model.aligned(x, torch.tensor([0.1, 0.5, 0.9]), y)
     for each, wanted in zip(predicted, features, strict=True):
-        alignment_loss(each, wanted).backward(retain_graph=True)
+        alignment_loss(each, wanted).mean().backward(retain_graph=True)
     moved = {name for name, p in model.named_parameters() if p.grad is not None}
     assert not [name for name in moved if re.match(r"blocks\.3\.|out", name)]
     assert {"embed.weight", "blocks.2.ffn.contract.weight", "projectors.1.4.bias", "conditioner.time.0.weight"} <= moved

@@ -17,6 +17,7 @@ DDPM = "diffusion.kind=ddpm + sampling.sampler=ddim"
 UVIT = "model={name: U-ViT-M/4, patch: 2}"
 SIT = "model={name: SiT-S/2, width: 16, depth: 1, heads: 2}"
 BROKEN: dict[Rule, tuple[str, str]] = {
+    rules.clips_are_for_networks_of_clips: ("model=Latte-tiny", "the data are images and Latte takes clips"),
     rules.input_size_is_that_of_the_data: ("model.input_size=16", "model.input_size is 16x16 and the data is 8x8"),
     rules.channels_are_those_of_the_data: ("model.in_channels=3", "model.in_channels is 3 and the data has 1"),
     rules.classes_need_labels: (
@@ -66,10 +67,6 @@ BROKEN: dict[Rule, tuple[str, str]] = {
     rules.level_dropout_needs_labels_at_levels: (
         "model={name: DiT-S/2, width: 16, depth: 1, heads: 2} + training.independent_level_dropout=true",
         "training.independent_level_dropout needs a U-DiT",
-    ),
-    rules.selective_checkpointing_is_not_compiled: (
-        "training.checkpoint_activations=selective + training.compile=true",
-        "training.checkpoint_activations is selective and training.compile true",
     ),
     rules.shards_are_of_split_weights: (
         "training.shards=2",

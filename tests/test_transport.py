@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from torch import Tensor
 
 from conftest import DATA
 from gaussian import Gaussian
+from udit.diffusion.adaptive import Dopri5
 from udit.diffusion.ddpm import DDPM
 from udit.diffusion.denoiser import Prediction
 from udit.diffusion.flow import Flow
@@ -204,3 +206,44 @@ def test_levels_of_heun() -> None:
     assert Heun().grid(5).tolist() == pytest.approx([1, 0.55, 0.1, 0])
     assert Heun().grid(6).tolist() == Heun().grid(5).tolist()
     assert Heun().grid(21).tolist()[-2:] == pytest.approx([1 / 42, 0])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("path", ["linear", "gvp"])
+def test_dopri5_follows_the_probability_flow_of_a_gaussian(path: str) -> None:
+    """Needs the extra ``ode``."""
+    data = Gaussian()
+    denoiser = data.denoiser(Flow(path), "flow" if path == "linear" else "gvp")
+    x = torch.randn(3, 1, 4, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    truth = data.flow_map(x, 0.0, 1.0)
+    loose, tight = (
+        list(sample(denoiser, x, sampler=Dopri5(rtol=error, atol=error), steps=2))[-1].x for error in (1e-3, 1e-7)
+    )
+    assert (tight - truth).abs().max() < 1e-5
+    assert (tight - truth).abs().max() < (loose - truth).abs().max() < 1e-2
+
+
+@pytest.mark.slow
+def test_dopri5_integrates_each_sample_by_itself() -> None:
+    """Needs the extra ``ode``."""
+    denoiser = Gaussian().denoiser(Flow(), "flow")
+    x = torch.randn(3, 1, 4, 4, generator=torch.Generator().manual_seed(0)) * torch.tensor([1.0, 5.0, 0.1]).view(
+        3, 1, 1, 1
+    )
+    steps = list(sample(denoiser, x, sampler=Dopri5(), steps=3))
+    assert [(step.index, step.total) for step in steps] == [(1, 3), (2, 3), (3, 3)]
+    alone = list(sample(denoiser, x[1:2], sampler=Dopri5(), steps=3))[-1].x
+    assert torch.equal(steps[-1].x[1:2], alone)
+
+
+def test_dopri5_without_torchdiffeq_and_with_an_origin_is_a_one_line_error(
+    monkeypatch: pytest.MonkeyPatch, one_line: Callable[[BaseException], str]
+) -> None:
+    denoiser = Gaussian().denoiser(Flow(), "flow")
+    with pytest.raises(UserError, match="chooses its times as it goes") as caught:
+        Dopri5().times(denoiser, 3)
+    one_line(caught.value)
+    monkeypatch.setitem(sys.modules, "torchdiffeq", None)
+    with pytest.raises(UserError, match=r"pip install 'udit\[ode\]'") as caught:
+        list(sample(denoiser, torch.zeros(1, 1, 2, 2), sampler=Dopri5(), steps=2))
+    one_line(caught.value)

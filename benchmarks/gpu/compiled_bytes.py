@@ -224,7 +224,8 @@ def compiled(block: nn.Module, args: Any, kwargs: Any, build: bool) -> tuple[dic
     stopped: BaseException | None = None
     with Inductor(build) as inductor:
         try:
-            torch.compile(block, fullgraph=True, dynamic=False)(*args, **kwargs)
+            options = fc.wanted("udit.models.build", "compile_options")(block)
+            torch.compile(block, fullgraph=True, dynamic=False, options=options)(*args, **kwargs)
         except Reached:
             pass
         except Exception as error:  # noqa: BLE001 - told below, if it came too early
@@ -238,6 +239,17 @@ def compiled(block: nn.Module, args: Any, kwargs: Any, build: bool) -> tuple[dic
     return told, inductor
 
 
+class Condition(nn.Module):
+    """What depends on (t, y) alone, as a module."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, *given: Tensor) -> Any:
+        return self.model.condition(*given)
+
+
 def network(
     config: Any,
     batch: int,
@@ -246,7 +258,7 @@ def network(
     contiguous: bool = False,
     build: bool = False,
     code: Path | None = None,
-    budget: float = 1.0,
+    selective: bool = False,
 ) -> dict[str, Any]:
     """Counts of every shape of block, eager and compiled, and their sum over the network.
 
@@ -257,11 +269,8 @@ def network(
         contiguous: as if each block's map came contiguous.
         build: builds each Triton kernel for sm_90.
         code: folder for Inductor's code.
-        budget: share of the activations that a block's graph may keep; the others are computed a second time.
+        selective: backward recomputes what costs little (``training.checkpoint_activations=selective``).
     """
-    import torch._functorch.config as functorch
-
-    functorch.activation_memory_budget = budget  # type: ignore[attr-defined]
     result: dict[str, Any] = {"blocks": []}
     with fc.no_gpu():
         model = config.build().train()
@@ -273,9 +282,11 @@ def network(
         whole = {}
         if not only:
             whole = eager(model, given, {}, parameters, [parameters, list(model.buffers()), given])
+        if hasattr(model, "condition"):  # compiled as one graph
+            shapes["condition"] = [("condition", Condition(model), given[1:], {})]
         for index, members in enumerate(shapes.values()):
             if not only or index in only:
-                result["blocks"].append(_block(index, members, build, code))
+                result["blocks"].append(_block(index, members, build, code, selective))
     broken = [row["index"] for row in result["blocks"] if row["compiled"]["graph_breaks"]]
     if whole:
         result["network"] = {"eager": whole}
@@ -283,7 +294,9 @@ def network(
     return result
 
 
-def _block(index: int, members: list[tuple[str, nn.Module, Any, Any]], build: bool, code: Path | None) -> Any:
+def _block(
+    index: int, members: list[tuple[str, nn.Module, Any, Any]], build: bool, code: Path | None, selective: bool
+) -> Any:
     """Counts of the blocks of one shape."""
     name, block, positional, named = members[0]
     tensors = [t for t in tree_leaves((positional, named)) if isinstance(t, Tensor)]
@@ -293,6 +306,7 @@ def _block(index: int, members: list[tuple[str, nn.Module, Any, Any]], build: bo
     row: dict[str, Any] = {"index": index, "first": name, "count": len(members), "input": given}
     row["eager"] = eager(block, positional, named, leaves, there)
     fc.say(f"block {index}: {name}, {len(members)} of the shape {given['shape']}")
+    fc.wanted("udit.models.build", "recompute_in_graphs")([block] if selective and name != "condition" else [])
     row["compiled"], inductor = compiled(block, positional, named, build)
     if build and inductor:
         row["sm_90"] = built(inductor.ptx)
@@ -309,7 +323,7 @@ def main() -> None:
     parser.add_argument("--code", type=Path, metavar="DIR", help="keeps Inductor's code there")
     parser.add_argument("--sm90", action="store_true", help="builds each Triton kernel for sm_90: a second each")
     parser.add_argument("--contiguous", action="store_true", help="as if every block's map came contiguous")
-    parser.add_argument("--budget", type=float, default=1.0, help="share of the activations that a block keeps (1)")
+    parser.add_argument("--selective", action="store_true", help="backward recomputes what costs little")
     args = parser.parse_args()
     config = fc.config_of(args)
     result: dict[str, Any] = {"model": args.model, "batch": args.batch, "versions": fc.versions()}
@@ -318,7 +332,7 @@ def main() -> None:
         "contiguous": args.contiguous,
         "build": args.sm90,
         "code": args.code,
-        "budget": args.budget,
+        "selective": args.selective,
     }
     fc.tell(result | network(config, args.batch, **ways))
 

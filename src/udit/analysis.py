@@ -36,7 +36,7 @@ def cost(config: ModelConfig, size: tuple[int, int] | None = None) -> Cost:
     """
     model = build(config, device="meta")
     fused = fuse(model)
-    x = torch.empty(1, config.in_channels, *(size or config.size), device="meta")
+    x = torch.empty(1, config.input_channels, *config.input_shape(size)[1:], device="meta")
     t = torch.zeros(1, device="meta")
     shape = config.condition_shape
     dtype = torch.float32 if shape else torch.long

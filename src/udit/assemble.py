@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
-from typing import Any, Protocol, runtime_checkable
+from functools import cached_property, partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +14,8 @@ from torch import Tensor, nn
 from udit import rng
 from udit.adapters import merged
 from udit.data.codec import Codec, encode
+from udit.diffusion.autocast import autocast
+from udit.diffusion.beside import Beside, check_condition
 from udit.diffusion.cache import StepCache
 from udit.diffusion.combine import rule_of
 from udit.diffusion.conditions import label_tensor, prepared
@@ -25,8 +26,10 @@ from udit.diffusion.objective import Objective
 from udit.diffusion.origin import Origin
 from udit.diffusion.sample import SeededNoise, Step, make_sampler, sample
 from udit.errors import UserError
+from udit.fingerprints import Fingerprinted
+from udit.fingerprints import fingerprint as fingerprint
 from udit.interpolation import Between
-from udit.models.build import fuse
+from udit.models.build import compile_blocks, fuse, lowered
 from udit.models.config import ModelConfig
 from udit.run.classes import Label
 from udit.run.config import Run
@@ -79,36 +82,19 @@ def step_cache(model: ModelConfig, sampling: SamplingConfig) -> StepCache | None
     return StepCache(sampling.cache, final_time, forecast=sampling.forecast, guidance=sampling.keep_guidance)
 
 
-@runtime_checkable
-class Fingerprinted(Protocol):
-    """A backbone that holds no weights itself and knows the fingerprint of those it was made of: an exported graph."""
-
-    fingerprint: str
-
-
-def fingerprint(model: nn.Module) -> str:
-    """First 16 hex digits of a sha256 over all weights, by name; of an exported graph, that of its model's weights."""
-    if isinstance(model, Fingerprinted):
-        return model.fingerprint
-    digest = hashlib.sha256()
-    for name, tensor in sorted(model.state_dict().items()):
-        digest.update(name.encode())
-        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()[:16]
-
-
 @dataclass(frozen=True)
 class System:
     """A network with everything that sampling from it takes.
 
-    One evaluation passes up to six wrappers. From the network outwards, and where each is applied:
+    One evaluation passes up to seven wrappers. From the network outwards, and where each is applied:
 
     1. ``PrecomputedConditions`` looks up what depends on time and label alone: ``generate``, once per call.
-    2. ``StepCache.attach`` reuses the deep part's output: ``sample``, once per batch.
-    3. ``Preconditioned``, of EDM alone, scales the network's input and output: ``denoiser_of``.
-    4. ``Denoiser`` converts the time and turns the output into (x0, eps): ``denoiser_of``.
-    5. ``Guided`` combines two predictions: ``guided``; with ``keep_guidance`` it is ``CachedGuidance``: ``sample``.
-    6. ``respaced``, of ddpm and ddim, takes a part of the schedule's steps: the sampler, on all of the above.
+    2. ``Beside`` joins a condition to the noisy image: ``generate``, once per batch.
+    3. ``StepCache.attach`` reuses the deep part's output: ``sample``, once per batch.
+    4. ``Preconditioned``, of EDM alone, scales the network's input and output: ``denoiser_of``.
+    5. ``Denoiser`` converts the time and turns the output into (x0, eps): ``denoiser_of``.
+    6. ``Guided`` combines two predictions: ``guided``; with ``keep_guidance`` it is ``CachedGuidance``: ``sample``.
+    7. ``respaced``, of ddpm and ddim, takes a part of the schedule's steps: the sampler, on all of the above.
     """
 
     config: SystemConfig
@@ -120,10 +106,17 @@ class System:
     weak: System | None = field(default=None, repr=False, compare=False)
     """Autoguidance: a worse model of the same kind, which guidance compares with; see ``autoguided``."""
 
+    half: bool = False
+    """Whether the network computes in bfloat16, see ``in_half``."""
+
     @property
     def denoiser(self) -> Denoiser:
         """The network as a denoiser."""
-        return denoiser_of(self.config, self.backbone)
+        denoiser = denoiser_of(self.config, self.backbone)
+        if not self.half:
+            return denoiser
+        device = next(p.device for p in self.backbone.parameters())
+        return denoiser.with_network(lambda network: autocast(network, device))
 
     @cached_property
     def codec(self) -> Codec:
@@ -167,6 +160,26 @@ class System:
         weak = self.weak and self.weak.fused()
         return dataclasses.replace(self, config=config, backbone=backbone, fused_from=self.fingerprint, weak=weak)
 
+    def in_half(self) -> System:
+        """The same with matrices and convolutions in bfloat16; sampler, norms and sums of the guidance stay in float32.
+
+        Raises:
+            UserError: an exported graph has the precision that it was exported in.
+        """
+        if isinstance(self.backbone, Fingerprinted):
+            raise UserError("precision is bfloat16 and an exported graph has its own; sample from the model itself")
+        weak = self.weak and self.weak.in_half()
+        return dataclasses.replace(
+            self, backbone=lowered(self.backbone), fused_from=self.fingerprint, weak=weak, half=True
+        )
+
+    def compiled(self) -> System:
+        """The same, its blocks compiled in place by torch.compile: the first step of each batch size takes a minute."""
+        for system in (self, self.weak):
+            if system is not None and not isinstance(system.backbone, Fingerprinted):
+                compile_blocks(system.backbone)
+        return self
+
     def to(self, device: torch.device | str) -> System:
         """Moves the network (in place, as ``nn.Module.to``) and returns the system."""
         self.backbone.to(device)
@@ -186,7 +199,7 @@ class System:
         """
         own, other = self.config, weak.config
         for what, mine, its in (
-            ("channels", own.model.in_channels, other.model.in_channels),
+            ("channels", own.model.input_channels, other.model.input_channels),
             ("size", own.model.size, other.model.size),
             ("number of classes", own.model.num_classes, other.model.num_classes),
             ("condition", own.model.condition_shape, other.model.condition_shape),
@@ -253,6 +266,7 @@ class System:
         sampling: SamplingConfig | None = None,
         from_image: Tensor | None = None,
         strength: float = STRENGTH,
+        condition: Tensor | None = None,
         batch_size: int = 64,
         on_step: Callable[[int], object] | None = None,
     ) -> Iterator[Tensor]:
@@ -267,20 +281,40 @@ class System:
             sampling: sampler, steps, guidance and cache; the model's own setting if None.
             from_image: uint8 [N, C, H, W], an image to start from for each seed, of the size that the model draws.
             strength: the time to which they are noised, as a fraction: above 0 (they stay) to 1 (noise alone).
+            condition: float [N, Cc, H, W], of ``condition_of``, for a model that sees one beside the noisy image.
             batch_size: images at a time.
             on_step: called after every step with the number of images in the batch.
 
         Returns:
-            uint8 [b, C, H, W], batch after batch, sampled when they are iterated over.
+            uint8 [b, C, H, W], or float32 fields, batch after batch, sampled when they are iterated over.
 
         Raises:
             UserError: the sampler does not fit the model, guidance without a null label or of too many channels, labels
                 that the model does not know or that are not one per seed, a context that the model does not take, or
                 lacks, or images of another shape.
         """
-        options: dict[str, Any] = {"from_image": from_image, "strength": strength, "batch_size": batch_size}
-        steps = self.steps(seeds, labels, context=context, null=null, sampling=sampling, **options)
+        options: dict[str, Any] = {"from_image": from_image, "strength": strength, "condition": condition}
+        options |= {"batch_size": batch_size, "sampling": sampling}
+        steps = self.steps(seeds, labels, context=context, null=null, **options)
         return self._images(steps, on_step)
+
+    def condition_of(self, images: Tensor, *, before: Tensor | None = None, keys: Sequence[int] = ()) -> Tensor:
+        """What the network sees beside the noisy image, made of whole images as in training: [N, Cc, H, W].
+
+        Args:
+            images: uint8 or fields, [N, C, H, W]; of a model of next states, the states to go on from.
+            before: the states before ``images``, of a model of next states; then ``images`` is not looked at.
+            keys: N numbers by which rectangles are drawn that are to be filled in; 0, 1, ... if not given.
+
+        Raises:
+            UserError: the model sees nothing beside the noisy image.
+        """
+        if self.config.condition is None:
+            raise UserError("the model sees nothing beside the noisy image (data.condition); leave the condition out")
+        x0 = encode(self.codec, images)
+        state = x0 if before is None else encode(self.codec, before)
+        pairs = [(0, key) for key in keys or range(len(images))]
+        return self.config.condition.build()(x0, state, pairs)
 
     def _images(self, steps: Iterator[Step], on_step: Callable[[int], object] | None) -> Iterator[Tensor]:
         for step in steps:
@@ -299,6 +333,7 @@ class System:
         sampling: SamplingConfig | None = None,
         from_image: Tensor | None = None,
         strength: float = STRENGTH,
+        condition: Tensor | None = None,
         batch_size: int = 64,
     ) -> Iterator[Step]:
         """As ``generate``, and yields every step; a batch's last one (``index`` is ``total``) has what is decoded."""
@@ -311,8 +346,10 @@ class System:
         self.check_points(chosen)
         self._check_context(context, null, len(seeds))
         self._check_images(from_image, len(seeds))
+        model = self.config.model
+        check_condition(condition, (len(seeds), model.condition_channels, *model.size))
         start = None if from_image is None else (from_image, strength)
-        return self._steps(seeds, chosen, context, null, sampling or self.config.sampling, start, batch_size)
+        return self._steps(seeds, chosen, context, null, sampling or self.config.sampling, start, condition, batch_size)
 
     def _steps(
         self,
@@ -322,6 +359,7 @@ class System:
         null: Tensor | None,
         sampling: SamplingConfig,
         start_from: tuple[Tensor, float] | None,
+        condition: Tensor | None,
         batch_size: int,
     ) -> Iterator[Step]:
         """As ``steps``, which has checked the arguments."""
@@ -337,7 +375,7 @@ class System:
         if given is None or not given.is_floating_point():  # of vectors and of shares every image has its own
             known = None if given is None else given.tolist()
             denoiser = prepared(denoiser, sampler, sampling.steps, known, device, strength)
-        shape = (self.config.model.in_channels, *self.config.model.size)
+        shape = self.config.model.input_shape()
         networks = [self.backbone] if self.weak is None else [self.backbone, self.weak.backbone]
         were_training = [network.training for network in networks]
         for network in networks:
@@ -349,7 +387,9 @@ class System:
                 y = None if given is None else given[part].to(device)
                 origin = None if images is None else Origin(encode(codec, images[part].to(device)), strength)
                 options: dict[str, Any] = {"sampler": sampler, "steps": sampling.steps, "noise": noise, "cache": cache}
-                yield from sample(denoiser, noise(0), y=y, origin=origin, **options)
+                beside = None if condition is None else condition[part].to(device)
+                asked = denoiser if beside is None else denoiser.with_network(partial(Beside, condition=beside))
+                yield from sample(asked, noise(0), y=y, origin=origin, **options)
         finally:
             for network, training in zip(networks, were_training, strict=True):
                 network.train(training)

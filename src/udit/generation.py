@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import itertools
-import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -15,6 +14,7 @@ from torch import Tensor
 
 from udit import __version__, dist
 from udit.assemble import STRENGTH, System
+from udit.data.fields import write_fields
 from udit.diffusion.config import SamplingConfig
 from udit.diffusion.sample import make_sampler
 from udit.dist import World
@@ -23,9 +23,9 @@ from udit.evaluation import npz
 from udit.evaluation.sets import GRID
 from udit.exporting.engines import Graph
 from udit.exporting.find import EngineName, find_graph, load_graph
-from udit.images import grid, save_png, to_image
+from udit.images import grid, save_png, shown, to_image
 from udit.inputs import Context as Context
-from udit.inputs import StartImages, start_images, weaker_model
+from udit.inputs import StartImages, condition_images, start_images, weaker_model
 from udit.inputs import read_context as read_context
 from udit.interpolation import Between, Through, between
 from udit.progress import progress_bar
@@ -33,9 +33,9 @@ from udit.rng import Seed, seeds_of
 from udit.run.classes import Classes, Label
 from udit.store import load
 from udit.target import make_room, prepare
-from udit.tuning.quality import Level, Quality, Scored, default
+from udit.tuning.levels import qualities as qualities
+from udit.tuning.quality import Level
 
-logger = logging.getLogger(__name__)
 MAX_GRID_IMAGES = 100
 MAX_STRIP = 16
 """Most images of an interpolation that a grid has in one row."""
@@ -46,7 +46,7 @@ class Batch:
     """Images that were sampled together."""
 
     images: Tensor
-    """uint8 [b, C, H, W], on the CPU."""
+    """uint8 or float32 fields [b, C, H, W], on the CPU."""
     indices: list[int]
     """Of these images among all."""
     seeds: list[Seed]
@@ -76,6 +76,8 @@ class Generation:
     """What sampling starts from in place of noise."""
     strength: float = STRENGTH
     """Time to which those are noised, as a fraction."""
+    beside: StartImages | None = None
+    """Images of which the condition is made, for a model that sees one."""
 
     def __len__(self) -> int:
         """Number of images, over all ranks."""
@@ -105,6 +107,8 @@ class Generation:
             given |= {"context": self.context.of(own), "null": self.context.null}
         if self.start is not None:
             given |= {"from_image": self.start.of(own), "strength": self.strength}
+        if self.beside is not None:
+            given |= {"condition": self.system.condition_of(self.beside.of(own), keys=own)}
         show = progress and self.world.is_main
         with progress_bar(len(own) * self.evaluations(), "sample", "step", show=show) as bar:
             done = 0
@@ -116,7 +120,7 @@ class Generation:
                 done += len(images)
 
     def images(self, progress: bool = False) -> Tensor:
-        """All images, uint8 [N, C, H, W], on every rank."""
+        """All images, uint8 (or float32 fields) [N, C, H, W], on every rank."""
         return torch.cat(list(self._blocks(progress)))
 
     def save_pngs(self, folder: str | Path, progress: bool = False, *, overwrite: bool = False) -> None:
@@ -134,23 +138,30 @@ class Generation:
             RunError: the disk is full, or another rank is gone.
         """
         out = Path(folder)
+        if self.frames is not None:
+            raise UserError("output is png and the model draws clips; take gif, mp4 or npz")
         prepare(out)
         with self.world.together():
             self.world.on_main(make_room, out, overwrite)
         common = self.settings()
-        shown: list[Tensor] = []
+        first: list[Tensor] = []
         for batch in self.batches(progress):
             for i, pixels in zip(batch.indices, batch.images, strict=True):
-                save_png(to_image(pixels), out / f"{i:06d}.png", common | self.settings_of(i))
+                save_png(to_image(shown(pixels[None])[0]), out / f"{i:06d}.png", common | self.settings_of(i))
                 if i < MAX_GRID_IMAGES:
-                    shown.append(pixels)
+                    first.append(pixels)
         count = min(len(self), MAX_GRID_IMAGES)
         with self.world.together():
-            images = self._in_order(torch.stack(shown) if shown else None, count)
+            images = self.in_order(torch.stack(first) if first else None, count)
         if self.world.is_main:
             titles, numbers = self.titles(count)
             columns = None if numbers or not titles else min(count, MAX_STRIP)
-            save_png(grid(images, titles, columns, numbers=numbers), out / GRID, common)
+            save_png(grid(shown(images), titles, columns, numbers=numbers), out / GRID, common)
+
+    @property
+    def frames(self) -> int | None:
+        """Of a clip; None where the model draws images."""
+        return self.system.config.model.clip_frames
 
     def titles(self, count: int) -> tuple[list[str], list[int]]:
         """Titles of the first images, and the labels that they stand for; of an interpolation no labels."""
@@ -167,14 +178,15 @@ class Generation:
     def save_npz(self, path: str | Path, progress: bool = False) -> tuple[int, ...]:
         """Writes all images to one ``.npz`` in ADM's format: ``arr_0`` uint8 [N, H, W, C], ``arr_1`` int64 [N] labels.
 
-        Images between classes have no labels.
+        Clips are uint8 [N, F, H, W, C]. Images between classes have no labels. Fields are ``fields``, float32
+        [N, C, H, W].
 
         Args:
             path: ends in ``.npz``; its folder is made if it is missing.
             progress: shows a progress bar.
 
         Returns:
-            The shape of ``arr_0``.
+            The shape of the array.
 
         Raises:
             UserError: the folder cannot be written to.
@@ -184,18 +196,21 @@ class Generation:
         with self.world.together():
             blocks = self._blocks(progress)
             first = next(blocks)
-            channels, height, width = first.shape[1:]
+            if first.is_floating_point():
+                fields = torch.cat([first, *blocks])
+                if self.world.is_main:
+                    write_fields(Path(path), fields.numpy())
+                return tuple(fields.shape)
+            shape = tuple(first.shape[1:])
             parts = (block.numpy() for block in itertools.chain([first], blocks))
             if self.world.is_main:
                 whole = self.labels is not None and not any(isinstance(label, Between) for label in self.labels)
                 labels = np.array(self.labels, dtype=np.int64) if whole else None
-                npz.write(
-                    Path(path), images=npz.ImageStream(len(self), (channels, height, width), parts), labels=labels
-                )
+                npz.write(Path(path), images=npz.ImageStream(len(self), shape, parts), labels=labels)
             else:
                 for _ in parts:
                     pass
-        return len(self), height, width, channels
+        return len(self), *shape[1:], shape[0]
 
     def settings(self) -> dict[str, Any]:
         """What all images depend on, as PNGs carry it."""
@@ -204,6 +219,8 @@ class Generation:
         if isinstance(self.system.backbone, Graph):
             common |= {"engine": self.system.backbone.manifest.engine}
             common |= {"precision": self.system.backbone.manifest.precision}
+        if self.system.half:
+            common |= {"precision": "bfloat16"}
         if self.system.weak is not None and self.sampling.guidance != 1:
             common |= {"autoguide": self.system.weak.fingerprint}
         return common
@@ -217,6 +234,8 @@ class Generation:
         if self.start is not None:
             name = self.start.name(i)
             own |= {"strength": self.strength} | ({"from_image": name} if name else {})
+        if self.beside is not None and (name := self.beside.name(i)):
+            own |= {"condition": name}
         if self.context is not None:
             own |= {"context": self.context.name, "row": i % len(self.context.rows)}
         return own
@@ -238,17 +257,19 @@ class Generation:
         size = self.batch_size * self.world.size
         for start in range(0, len(self), size):
             batch = next(own, None)
-            yield self._in_order(None if batch is None else batch.images, min(size, len(self) - start))
+            yield self.in_order(None if batch is None else batch.images, min(size, len(self) - start))
         next(own, None)  # closes its progress bar
 
-    def _in_order(self, own: Tensor | None, count: int) -> Tensor:
+    def in_order(self, own: Tensor | None, count: int) -> Tensor:
         """The next ``count`` images of all ranks, in order, from this rank's share of them; None where it has none."""
         if self.world.size == 1:
             assert own is not None
             return own
-        shape = torch.tensor((0, 0, 0) if own is None else own.shape[1:])
+        axes = 3 if self.frames is None else 4
+        shape = torch.tensor([0] * axes if own is None else own.shape[1:])
         full = self.world.gather(shape).max(dim=0).values.tolist()
-        padded = torch.zeros(-(-count // self.world.size), *full, dtype=torch.uint8)
+        floats = self.system.config.codec.kind == "field"
+        padded = torch.zeros(-(-count // self.world.size), *full, dtype=torch.float32 if floats else torch.uint8)
         if own is not None:
             padded[: len(own)] = own
         return self.world.gather(padded).transpose(0, 1).reshape(-1, *full)[:count]
@@ -271,11 +292,14 @@ def generate(
     context: Context | str | Path | None = None,
     from_image: str | Path | Tensor | None = None,
     strength: float | None = None,
+    condition: str | Path | Tensor | None = None,
     autoguide: System | str | Path | float | None = None,
     batch_size: int = 64,
     device: str = "auto",
     weights: Literal["ema", "raw"] = "ema",
     engine: EngineName | None = None,
+    precision: Literal["float32", "bfloat16"] = "float32",
+    compiled: bool = False,
 ) -> Generation:
     """Images of a model, one per seed: the same seed and label give the same image in any batch and on any rank.
 
@@ -293,12 +317,16 @@ def generate(
             folder, or uint8 [M, C, H, W] (``start_images``).
         strength: of image to image: the time to which it is noised, as a fraction, above 0 (it stays) to 1 (noise
             alone); 0.6 if None.
+        condition: for a model that sees one beside the noisy image (``data.condition``): what it is made of, repeated
+            in turn; as ``from_image``, or an ``.npz`` of fields.
         autoguide: a weaker model that guidance compares with in place of the null label: a system, a folder, a hub id,
             or the length of a shorter EMA of the run (``weaker_model``).
         batch_size: images that are sampled together.
         device: auto, cpu, cuda, cuda:N or mps; a system that is given stays where it is.
         weights: "ema" (averaged) or "raw".
         engine: "torch", or the engine of the graph that ``udit.export`` put into the model's folder.
+        precision: of the network's products; bfloat16 is for GPUs, and images differ by its rounding.
+        compiled: compiles the network's blocks (torch.compile): the first step takes a minute, the others less.
 
     Returns:
         The images, which are sampled when they are iterated over or saved.
@@ -332,6 +360,9 @@ def generate(
         if chosen.guidance == 1:
             raise UserError("autoguide is given and guidance 1 compares with nothing; give a guidance above 1, e.g. 2")
         system = system.autoguided(weaker_model(autoguide, model).fused().to(world.device))
+    system = system.in_half() if precision == "bfloat16" else system
+    if compiled:
+        system = system.compiled()
     if isinstance(system.backbone, Graph) and (chosen.cache != 1 or chosen.refresh):
         cached = f"cache {chosen.cache}" if chosen.cache != 1 else "sampling.refresh"
         cached = f"quality {quality}" if quality else cached
@@ -341,13 +372,20 @@ def generate(
             f"strength is {strength:g} and there is no image to start from; give one (--from-image), or leave it out"
         )
     start = None if from_image is None else start_images(from_image, system)
+    beside = None if condition is None else condition_images(condition, system)
     if seeds is None:
-        seeds = [*range(16 if start is None or len(start.pixels) == 1 else len(start.pixels))]
+        given = start or beside
+        seeds = [*range(16 if given is None or len(given.pixels) == 1 else len(given.pixels))]
     each = _labels(labels, seeds, system.config.classes)
     strength = STRENGTH if strength is None else strength
-    generation = Generation(system, seeds, each, chosen, vectors, batch_size, world, start, strength)
+    generation = Generation(system, seeds, each, chosen, vectors, batch_size, world, start, strength, beside)
     generation.evaluations()  # refuses a strength that leaves none, before a folder is made
     system.check_points(each)
+    if beside is None and system.config.model.condition_channels:
+        raise UserError(
+            f"the model sees a condition of {system.config.model.condition_channels} channels beside the noisy image "
+            "and was given none; pass condition, or --condition FILE to `udit sample`"
+        )
     return generation
 
 
@@ -360,26 +398,3 @@ def _labels(
     if wanted is None and classes.trained > 1 and any(isinstance(seed, Between) for seed in seeds):
         raise UserError("an interpolation between seeds shows one class, and none is named; give labels")
     return classes.each(wanted, len(seeds))
-
-
-def qualities(folder: Path | None, system: System) -> dict[Level, SamplingConfig]:
-    """The settings that were tuned for a model, or the default ones of its noising process.
-
-    Args:
-        folder: of the model, which may hold ``quality.json``; None where it has none.
-        system: the model.
-    """
-    levels: tuple[Level, ...] = get_args(Level)
-    tuned = None if folder is None else Quality.read(folder)
-    if tuned is None:
-        found = {level: default(level, system.config.sampling, system.config.diffusion) for level in levels}
-        where = f" beside {folder}" if folder is not None else ""
-        listed = ", ".join(f"{level} is {each.sampler}, {each.steps} steps" for level, each in found.items())
-        logger.info("no quality.json%s: %s (`udit tune` finds better)", where, listed)
-        return found
-    if not system.has_weights(tuned.weights):
-        logger.warning("quality.json was tuned for other weights, of step %s; run `udit tune` again", tuned.step)
-    if tuned.warning:
-        logger.warning("quality.json was chosen by a %s", tuned.warning)
-    scored: dict[Level, Scored] = {level: getattr(tuned, level) for level in levels}
-    return {level: each.sampling for level, each in scored.items()}

@@ -27,6 +27,15 @@ MIN_PERIOD, MAX_PERIOD = 2, 20
 """Fewest and most classes that are shown as columns."""
 
 
+def shown(images: Tensor) -> Tensor:
+    """Images as they are; of float fields [N, C, H, W] the first channel, from black (least) to white (largest)."""
+    if not images.is_floating_point():
+        return images
+    first = images[:, :1]
+    low, high = first.min(), first.max()
+    return ((first - low) / (high - low).clamp_min(1e-30) * 255).round().to(torch.uint8)
+
+
 def to_image(pixels: Tensor) -> Image.Image:
     """A uint8 tensor [C, H, W] with 1 or 3 channels as an image; of other numbers of channels, the first one."""
     array = pixels.numpy()

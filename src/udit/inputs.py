@@ -18,6 +18,7 @@ from torch import Tensor
 
 from udit.assemble import System
 from udit.data.decode import decode
+from udit.data.fields import read_fields
 from udit.data.listing import image_files
 from udit.errors import UserError
 from udit.evaluation.sets import GRID
@@ -81,7 +82,7 @@ class StartImages:
     """Images that sampling starts from."""
 
     pixels: Tensor
-    """uint8 [M, C, H, W]; image i has number i modulo M."""
+    """uint8 or, of a condition, float32 [M, C, H, W]; image i has number i modulo M."""
     names: Sequence[str]
     """Of each one; PNGs carry it. Empty where they have none."""
 
@@ -105,6 +106,7 @@ def start_images(source: str | Path | Tensor, system: System) -> StartImages:
     Raises:
         UserError: there are none, one cannot be read, or the model draws none that a file can hold.
     """
+    system.config.model.refuse_clips("from_image")
     channels, height, width = system.image_shape
     if isinstance(source, Tensor):
         if source.ndim != 4 or not len(source):
@@ -125,6 +127,30 @@ def start_images(source: str | Path | Tensor, system: System) -> StartImages:
         )
     colours: Literal[1, 3] = 3 if channels == 3 else 1
     return StartImages(torch.from_numpy(np.stack([decode(file, height, colours) for file in paths])), names)
+
+
+def condition_images(source: str | Path | Tensor, system: System) -> StartImages:
+    """Images of which a condition is made, as those to start from; of a model of fields an ``.npz`` of them.
+
+    Args:
+        source: as of ``start_images``; or a file with ``fields``, float [M, C, H, W].
+        system: that sees the condition.
+
+    Raises:
+        UserError: there are none, they have another shape, or the model sees none.
+    """
+    if system.config.condition is None:
+        raise UserError("a condition was given and the model sees nothing beside the noisy image; leave it out")
+    if isinstance(source, Tensor) or system.config.codec.kind != "field":
+        return start_images(source, system)
+    path = Path(source).expanduser()
+    fields = read_fields(path)
+    if fields.shape[1:] != system.image_shape:
+        shapes = ["{} channels of {}x{}".format(*shape) for shape in (fields.shape[1:], system.image_shape)]
+        raise UserError(
+            f"{path} holds fields with {shapes[0]} and the model makes {shapes[1]}; take fields of that shape"
+        )
+    return StartImages(torch.from_numpy(fields), [f"{path.name} {i}" for i in range(len(fields))])
 
 
 def weaker_model(source: System | str | Path | float, model: System | str | Path) -> System:

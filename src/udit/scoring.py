@@ -88,9 +88,15 @@ def evaluate(
         RunError: the disk is full, or another rank is gone.
     """
     values, config, chosen = _settings(run, num_samples, sampling)
+    values.model.refuse_clips("scoring")
     if not values.model.num_classes:
         raise UserError(
             "class agreement and class features need labels and this model is unconditional; train one with classes"
+        )
+    if values.data.condition is not None:
+        raise UserError(
+            f"the model sees something beside the noisy image (data.condition {values.data.condition.kind}), which "
+            "scores of classes do not have; compare its samples with the images themselves (udit sample --condition)"
         )
     folder = evaluation_folder(run)
     with dist.joined(device) as world, progress_shown(progress):

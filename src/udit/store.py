@@ -313,7 +313,7 @@ def card_title(config: SystemConfig) -> str:
     """Family, shape and classes of a model, in words."""
     model = config.model
     family = getattr(model, "family", type(model).__name__)
-    size = "x".join(map(str, (model.in_channels, *model.size)))
+    size = "x".join(map(str, model.input_shape()))
     return f"{family} on {size}, " + (f"{model.num_classes} classes" if model.num_classes else "unconditional")
 
 

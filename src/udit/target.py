@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+from udit.clips import has_settings as clip_has_settings
 from udit.data.listing import is_image
 from udit.errors import UserError
 from udit.evaluation.sets import GRID
@@ -24,7 +25,7 @@ def make_room(folder: Path, overwrite: bool) -> None:
         visible = [entry for entry in folder.iterdir() if not entry.name.startswith(".")]
     except OSError as error:
         raise UserError(f"cannot list {folder}: {error.strerror}; give a readable folder with --out") from None
-    found = [entry for entry in visible if is_image(entry.name) and entry.is_file()]
+    found = [entry for entry in visible if (is_image(entry.name) or entry.suffix == ".mp4") and entry.is_file()]
     own = [entry for entry in found if _is_ours(entry)]
     if foreign := sorted(set(found) - set(own)):
         raise UserError(
@@ -42,11 +43,11 @@ def make_room(folder: Path, overwrite: bool) -> None:
 
 
 def _is_ours(path: Path) -> bool:
-    """Whether a file is one that ``save_pngs`` writes: by its name, and by the settings that it carries."""
-    if path.name != GRID and re.fullmatch(r"\d{6,}\.png", path.name) is None:
+    """Whether a file is one that ``udit sample`` writes: by its name, and by the settings that it carries."""
+    if path.name != GRID and re.fullmatch(r"\d{6,}\.(png|gif|mp4)", path.name) is None:
         return False
     try:
-        return not path.is_symlink() and has_settings(path)
+        return not path.is_symlink() and (has_settings if path.suffix == ".png" else clip_has_settings)(path)
     except OSError:
         return False
 

@@ -60,7 +60,7 @@ class Subject:
 
 def inputs(config: ModelConfig, batch: int, size: tuple[int, int]) -> tuple[Tensor, ...]:
     """x, t and, of a conditional network, y, on the current default device."""
-    x = torch.randn(batch, config.in_channels, *size)
+    x = torch.randn(batch, config.input_channels, *config.input_shape(size)[1:])
     t = torch.full((batch,), 0.5) if config.time == "unit" else torch.full((batch,), 500)
     return (x, t, torch.zeros(batch, dtype=torch.long)) if config.num_classes else (x, t)
 

@@ -16,6 +16,7 @@ def encode(
     /,
     *overrides: Annotated[str, Parameter(allow_leading_hyphen=False)],
     out: Path,
+    teacher: str | None = None,
     dtype: Literal["float16", "float32"] = "float16",
     measure: Annotated[bool, Parameter(negative="")] = False,
     shard_size: int = 1024,
@@ -36,6 +37,9 @@ def encode(
         KEY.PATH=VALUE in place of the recipe's values, e.g. data.root=images codec.kind=vae codec.source=FOLDER
     out
         The folder of the cache.
+    teacher
+        A vision model whose features are written too, for training.align: efficientnet-lite0, judge, inception,
+        dinov2:SOURCE or timm:SOURCE, where SOURCE is a folder or a hub id.
     dtype
         Of a VAE's posteriors; pixels stay uint8.
     measure
@@ -60,12 +64,14 @@ def encode(
         raise UserError(f"latents is {str(run.latents)!r} and a new cache is written to --out; leave latents out")
 
     from udit import dist
+    from udit.evaluation.teachers import load_teacher
     from udit.training.encoding import encode as write
 
     world = dist.start(device)
     cache = write(
         run,
         out,
+        teacher=None if teacher is None else load_teacher(teacher, run, world.device),
         dtype=dtype,
         measure=measure,
         shard_size=shard_size,
@@ -74,10 +80,12 @@ def encode(
         progress=progress,
     )
     if world.is_main:
+        align = "" if cache.teacher is None else " training.align={}"
+        features = "" if cache.teacher is None else f" with features of {cache.teacher}"
         shape, mirrored = "x".join(map(str, cache.shape)), " and their mirror images" if cache.mirrored else ""
         say(
-            f"wrote {out}: {cache.images:,} images{mirrored} as {cache.dtype} {shape} in {cache.shards} shards, "
-            f"{cache.bytes / 1e6:,.1f} MB; next: udit train {recipe} latents={out}"
+            f"wrote {out}: {cache.images:,} images{mirrored} as {cache.dtype} {shape}{features} in {cache.shards} "
+            f"shards, {cache.bytes / 1e6:,.1f} MB; next: udit train {recipe} latents={out}{align}"
         )
     world.close()
     return 0

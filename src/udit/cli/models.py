@@ -55,7 +55,7 @@ def models(
     for counted in costs(names, progress=True):
         name, entry, about = counted.name, counted.entry, counted.entry.about
         weights = entry.weights + (f" [unverified: {entry.unverified}]" if entry.unverified else "")
-        size = "x".join(map(str, (entry.config.in_channels, *entry.config.size)))
+        size = "x".join(map(str, entry.config.input_shape()))
         numbers = (counted.cost.parameters, counted.cost.inference_parameters, counted.cost.macs)
         rows.append((name, size, numbers, about.paper, weights))
         parts = (about.paper, about.attention, about.ffn, about.skips, about.code, about.exact)

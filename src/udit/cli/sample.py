@@ -30,6 +30,7 @@ def sample(
     n: int | None = None,
     from_image: Path | None = None,
     strength: float | None = None,
+    condition: Path | None = None,
     interpolate_seeds: str | None = None,
     interpolate_labels: str | None = None,
     quality: Level | None = None,
@@ -50,16 +51,20 @@ def sample(
     autoguide: str | None = None,
     autoguide_ema: float | None = None,
     out: Path = Path("samples"),
-    output: Literal["png", "npz"] = "png",
+    output: Literal["png", "npz", "gif", "mp4"] | None = None,
     overwrite: Annotated[bool, Parameter(negative="")] = False,
     batch_size: int = 64,
     device: str = "auto",
     weights: Literal["ema", "raw"] = "ema",
     checkpoint: int | None = None,
     engine: Literal["torch", "onnxruntime", "openvino"] | None = None,  # EngineName loads all configs
+    precision: Literal["float32", "bfloat16"] = "float32",
+    compiled: Annotated[bool, Parameter(negative="")] = False,
     progress: bool = True,
 ) -> int:
     """Generate images with a run or a model: PNGs that carry their settings and a labelled grid, or one .npz file.
+
+    Of a model of clips: GIF or MP4 files, or one .npz file.
 
     Image i has the i-th seed and the i-th label (labels repeat); the same seed and label give the same image at any
     batch size and on any number of ranks. Several processes: torchrun --nproc_per_node=N -m udit sample ...
@@ -85,6 +90,9 @@ def sample(
         They are cropped to squares and scaled as for training.
     strength
         Of --from-image: how much of the image is lost to noise, above 0 (nothing) to 1 (all); 0.6 if not given.
+    condition
+        For a model that sees something beside the noisy image (data.condition): what it is made of, as in training: an
+        image file or folder to enlarge, fill in or colour, or an .npz of fields, the states to go on from.
     interpolate_seeds
         Show the way from one seed to another, e.g. 3,8, or through several: of one class, as one strip.
     interpolate_labels
@@ -126,7 +134,8 @@ def sample(
     out
         Folder for the images; one that holds images already is refused.
     output
-        png, or npz: samples.npz with arr_0 (uint8 [N, H, W, C]) and arr_1 (labels).
+        Of images png, the default, or npz: samples.npz with arr_0 (uint8 [N, H, W, C]) and arr_1 (labels). Of clips
+        gif, the default, mp4, or npz ([N, F, H, W, C]).
     overwrite
         Replace the images that an earlier call wrote there; others stay, and are refused.
     batch_size
@@ -139,6 +148,10 @@ def sample(
         Of a run: the step of a checkpoint, e.g. 500; the newest if not given.
     engine
         torch, or onnxruntime or openvino: the graph that `udit export` put into the model's folder.
+    precision
+        Of the network's products: bfloat16 is for GPUs, and images differ by its rounding.
+    compiled
+        Compile the network's blocks: the first step takes a minute, the others less.
     progress
         Show the progress bar.
     """
@@ -192,15 +205,25 @@ def sample(
         context=context,
         from_image=from_image,
         strength=strength,
+        condition=condition,
         autoguide=autoguide if autoguide_ema is None else autoguide_ema,
         batch_size=batch_size,
         device=device,
         weights=weights,
         engine=engine,
+        precision=precision,
+        compiled=compiled,
     )
     if output == "npz":
         shape = images.save_npz(out / "samples.npz", progress)
-        written = f"wrote {len(images)} images to {out / 'samples.npz'} (arr_0 uint8 {list(shape)})"
+        array = "fields float32" if images.system.config.codec.kind == "field" else "arr_0 uint8"
+        written = f"wrote {len(images)} images to {out / 'samples.npz'} ({array} {list(shape)})"
+    elif output in ("gif", "mp4") or (output is None and images.frames is not None):
+        kind: Literal["gif", "mp4"] = "mp4" if output == "mp4" else "gif"
+        from udit.clip_files import save_clips
+
+        save_clips(images, out, kind, progress, overwrite=overwrite)
+        written = f"wrote {len(images)} clips and grid.png to {out}"
     else:
         images.save_pngs(out, progress, overwrite=overwrite)
         written = f"wrote {len(images)} images and grid.png to {out}"

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from udit.data.fields import FieldSource
 from udit.data.latents import LatentCache
 from udit.data.order import Order, flips
 from udit.data.sources import Labels, Source
@@ -28,13 +29,17 @@ class Batch:
     """One micro-batch."""
 
     x: Tensor
-    """uint8 [B, C, H, W], or raw latents [B, c, h, w] of a cache"""
+    """uint8 [B, C, H, W], of clips [B, C, F, H, W], float32 fields, or raw latents [B, c, h, w] of a cache"""
     y: Tensor
     """int64 [B]"""
     ids: list[int]
     """Indices into the source."""
     positions: list[int]
     """Positions in the run's stream of images: the keys of everything drawn for each image."""
+    before: Tensor | None = None
+    """The states before, float32 [B, C, H, W], of a source that has them."""
+    features: Tensor | None = None
+    """A vision model's, float16 [B, Z, h, w], where they are asked for."""
     drawn: dict[str, Tensor] = field(default_factory=dict)
     """Random numbers of these positions, where they were drawn along with reading: each [B, ...]."""
 
@@ -48,7 +53,8 @@ class Batch:
 
     def _moved(self, move: Callable[[Tensor], Tensor]) -> Batch:
         drawn = {name: move(x) for name, x in self.drawn.items()}
-        return replace(self, x=move(self.x), y=move(self.y), drawn=drawn)
+        before, features = (None if x is None else move(x) for x in (self.before, self.features))
+        return replace(self, x=move(self.x), y=move(self.y), before=before, features=features, drawn=drawn)
 
 
 Draw = Callable[[Sequence[int]], dict[str, Tensor]]
@@ -69,6 +75,7 @@ def batches(
     world: int = 1,
     accumulation: int = 1,
     flip: bool = False,
+    features: bool = False,
     workers: int = 0,
     draw: Draw | None = None,
     pin: bool = False,
@@ -86,6 +93,7 @@ def batches(
         world: number of processes.
         accumulation: micro-batches per step on each rank.
         flip: mirror half of the images left to right.
+        features: read a vision model's features too, of a latent cache that has them.
         workers: processes that read ahead; 0 reads in the calling process.
         draw: makes each batch's ``drawn``, where its images are read.
         pin: batches lie in pinned memory.
@@ -99,7 +107,7 @@ def batches(
         RunError: a worker died.
     """
     size = share_of(global_batch, accumulation, world)
-    reader = _Reader(source, part, seed, flip, draw)
+    reader = _Reader(source, part, seed, flip, features, draw)
     jobs = _Jobs(Order(len(part), seed), range(start, stop), global_batch, size, rank, world, accumulation)
     steps = _steps(reader, jobs, workers, pin)
     if workers:
@@ -146,30 +154,47 @@ class _Jobs:
 class _Reader(Dataset["Batch | UserError"]):
     """Reads a micro-batch, in the calling process or in a worker."""
 
-    def __init__(self, source: Source, part: Labels, seed: int, flip: bool, draw: Draw | None) -> None:
+    def __init__(self, source: Source, part: Labels, seed: int, flip: bool, features: bool, draw: Draw | None) -> None:
         self.source = source
         self.part = part
         self.seed = seed
         self.flip = flip
+        self.features = features
         self.draw = draw
 
     def __getitem__(self, job: list[tuple[int, int]]) -> Batch | UserError:
         positions = [position for position, _ in job]
         ids = [int(self.part[place]) for _, place in job]
+        mirrored = flips(self.seed, positions) if self.flip else [False] * len(ids)
         try:
-            x = self._read(ids, flips(self.seed, positions) if self.flip else [False] * len(ids))
+            x, features = self._read(ids, mirrored), self._features(ids, mirrored)
+            before = states_before(self.source, ids)
         except UserError as error:
             # as a value: an exception from a worker would be wrapped in its traceback
             return error
-        drawn = self.draw(positions) if self.draw else {}
-        return Batch(torch.from_numpy(x), torch.from_numpy(self.source.labels[ids]), ids, positions, drawn)
+        drawn, y = self.draw(positions) if self.draw else {}, torch.from_numpy(self.source.labels[ids])
+        return Batch(torch.from_numpy(x), y, ids, positions, before, features, drawn)
 
     def _read(self, ids: list[int], mirrored: list[bool]) -> NDArray[Any]:
         if isinstance(self.source, LatentCache):
             return np.stack([self.source.read(i, turned) for i, turned in zip(ids, mirrored, strict=True)])
         x = np.stack([self.source.image(i) for i in ids])
-        x[mirrored] = x[mirrored, :, :, ::-1]
+        x[mirrored] = x[mirrored][..., ::-1]
         return x
+
+    def _features(self, ids: list[int], mirrored: list[bool]) -> Tensor | None:
+        if not self.features:
+            return None
+        assert isinstance(self.source, LatentCache), "a vision model's features are in a latent cache"
+        found = [self.source.features(i, turned) for i, turned in zip(ids, mirrored, strict=True)]
+        return torch.from_numpy(np.stack(found))
+
+
+def states_before(source: Source, ids: Sequence[int]) -> Tensor | None:
+    """The states before those of a source, float32 [B, C, H, W]; None of a source without an order in time."""
+    if not isinstance(source, FieldSource) or source.before is None:
+        return None
+    return torch.from_numpy(source.fields[source.before[ids]])
 
 
 def _steps(reader: _Reader, jobs: _Jobs, workers: int, pin: bool) -> Batches:

@@ -16,10 +16,22 @@ from udit.spec.base import Spec
 from udit.spec.digest import FileFacts, Sha256
 
 PLAN, MANIFEST, INDEX = "plan.json", "manifest.json", "index.safetensors"
-FREE_DATA_KEYS = frozenset({"judge_share", "test_share", "flip"})
+FREE_DATA_KEYS = frozenset({"judge_share", "test_share", "flip", "condition"})
 """Of a run's data section: keys that may differ from the cache's, which holds all images."""
 FREE_CODEC_KEYS = frozenset({"source", "revision", "posterior", "slicing"})
 """Of a run's codec: keys that do not change the latents; sha256 says which VAE it is, wherever it is stored."""
+
+
+class TeacherFacts(Spec):
+    """A vision model whose features a latent cache holds too."""
+
+    name: str
+    sha256: Sha256
+    """Of its weights."""
+    side: PositiveInt
+    """Pixels to which it scales an image's sides."""
+    shape: tuple[PositiveInt, PositiveInt, PositiveInt]
+    """(Z, h, w) of an image's features; they are float16."""
 
 
 class LatentPlan(Spec):
@@ -45,6 +57,8 @@ class LatentPlan(Spec):
     """Whether each image is stored twice, as it is and mirrored left to right."""
     shard_size: PositiveInt
     """Images per shard."""
+    teacher: TeacherFacts | None = None
+    """Whose features are stored beside the latents; None stores none."""
 
     @model_validator(mode="after")
     def _check(self) -> LatentPlan:
@@ -77,6 +91,10 @@ class LatentPlan(Spec):
         values["data"].pop("root", None)
         values["data"] = {key: value for key, value in values["data"].items() if key not in FREE_DATA_KEYS}
         values["codec"] = {key: value for key, value in values["codec"].items() if key not in FREE_CODEC_KEYS}
+        if values["teacher"] is None:  # as older caches were all made
+            del values["teacher"]
+        if values["data"].get("condition") is None:
+            values["data"].pop("condition", None)
         if values["data"].get("bits") == 16:  # as older caches were all made
             del values["data"]["bits"]
         if values["codec"].get("network") == "AutoencoderKL":  # older caches know no other

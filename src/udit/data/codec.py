@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -12,7 +12,7 @@ from torch import Tensor
 
 from udit import rng
 from udit.data import vae
-from udit.data.codec_config import CodecConfig, IdentityCodec, SpaceToDepthCodec, VAECodec
+from udit.data.codec_config import CodecConfig, FieldCodec, IdentityCodec, SpaceToDepthCodec, VAECodec
 from udit.data.pixels import to_latents, to_pixels
 from udit.errors import UserError
 
@@ -28,7 +28,10 @@ class Codec(Protocol):
         """Complete: with every number that its files decide."""
 
     def raw(self, pixels: Tensor) -> Tensor:
-        """uint8 [B, C, H, W] -> what a latent cache stores: uint8 pixels, or a posterior's moments or latents."""
+        """uint8 [B, C, H, W] -> what a latent cache stores: uint8 pixels, or a posterior's moments or latents.
+
+        Here as below, [B, C, F, H, W] are clips, each frame an image.
+        """
 
     def normalise(self, raw: Tensor, keys: Keys | None = None, noise: Tensor | None = None) -> Tensor:
         """Raw -> float32 for the network, [B, c, h, w].
@@ -40,7 +43,7 @@ class Codec(Protocol):
         """
 
     def decode(self, x: Tensor) -> Tensor:
-        """Floats of the network [B, c, h, w] -> the nearest uint8 [B, C, H, W]."""
+        """Floats of the network [B, c, h, w] -> the nearest uint8 [B, C, H, W]; of fields float32."""
 
     def image_shape(self, channels: int, height: int, width: int) -> tuple[int, int, int]:
         """(C, H, W) of the images of which the network sees [c, h, w]."""
@@ -54,6 +57,14 @@ def posterior_noise(shape: Sequence[int], keys: Keys) -> Tensor:
 def encode(codec: Codec, pixels: Tensor, keys: Keys | None = None) -> Tensor:
     """uint8 pixels [B, C, H, W] to what the network sees."""
     return codec.normalise(codec.raw(pixels), keys)
+
+
+def each_frame(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    """A function of images [B, C, H, W], also of the frames of clips [B, C, F, H, W]."""
+    if x.ndim == 4:
+        return function(x)
+    frames = x.shape[2]
+    return function(x.transpose(1, 2).flatten(0, 1)).unflatten(0, (-1, frames)).transpose(1, 2)
 
 
 class Identity:
@@ -87,7 +98,7 @@ class SpaceToDepth:
 
     def raw(self, pixels: Tensor) -> Tensor:
         """uint8 [B, C, H, W] -> uint8 [B, C * factor**2, H / factor, W / factor]."""
-        return F.pixel_unshuffle(pixels, self.factor)
+        return each_frame(lambda x: F.pixel_unshuffle(x, self.factor), pixels)
 
     def normalise(self, raw: Tensor, keys: Keys | None = None, noise: Tensor | None = None) -> Tensor:
         """Takes uint8 to float32 in [-1, 1]."""
@@ -95,11 +106,36 @@ class SpaceToDepth:
 
     def decode(self, x: Tensor) -> Tensor:
         """Floats [B, C * factor**2, h, w] -> the nearest uint8 [B, C, h * factor, w * factor]."""
-        return F.pixel_shuffle(Identity().decode(x), self.factor)
+        return each_frame(lambda x: F.pixel_shuffle(x, self.factor), Identity().decode(x))
 
     def image_shape(self, channels: int, height: int, width: int) -> tuple[int, int, int]:
         """Fewer channels and more pixels, as ``decode``."""
         return channels // self.factor**2, height * self.factor, width * self.factor
+
+
+class Fields:
+    """Fields of numbers, each channel normalised; nothing is rounded or clamped."""
+
+    def __init__(self, config: FieldCodec) -> None:
+        self.config: CodecConfig = config
+        assert config.mean is not None and config.std is not None, "an incomplete codec"
+        self.mean, self.std = (torch.tensor(each).view(-1, 1, 1) for each in (config.mean, config.std))
+
+    def raw(self, pixels: Tensor) -> Tensor:
+        """The fields, float [B, C, H, W]."""
+        return pixels
+
+    def normalise(self, raw: Tensor, keys: Keys | None = None, noise: Tensor | None = None) -> Tensor:
+        """Takes floats to float32 of mean 0 and standard deviation 1."""
+        return (raw.to(torch.float32) - self.mean.to(raw.device)) / self.std.to(raw.device)
+
+    def decode(self, x: Tensor) -> Tensor:
+        """Takes the network's floats to float32 fields [B, C, H, W]."""
+        return x.to(torch.float32) * self.std.to(x.device) + self.mean.to(x.device)
+
+    def image_shape(self, channels: int, height: int, width: int) -> tuple[int, int, int]:
+        """The same."""
+        return channels, height, width
 
 
 class LatentVAE:
@@ -141,6 +177,9 @@ class LatentVAE:
                 f"the images have {pixels.shape[1]} channels and the VAE at {self.config.source!r} takes "
                 f"{self.facts.in_channels}; change data.channels, or take another VAE"
             )
+        return each_frame(self._raw, pixels)
+
+    def _raw(self, pixels: Tensor) -> Tensor:
         with torch.no_grad():
             (encoded,) = self.vae.to(pixels.device).encode(Identity().normalise(pixels), return_dict=False)
         parts = [encoded.mean, encoded.logvar] if self.config.has_posterior else [encoded]
@@ -162,6 +201,9 @@ class LatentVAE:
 
     def decode(self, x: Tensor) -> Tensor:
         """Normalised latents [B, c, h, w] -> uint8 [B, C, H, W]."""
+        return each_frame(self._decode, x)
+
+    def _decode(self, x: Tensor) -> Tensor:
         assert self.config.shift is not None and self.config.scale is not None, "an incomplete codec"
         z = to_latents(x, self.config.shift, self.config.scale, self.facts.patch)
         with torch.no_grad():
@@ -173,7 +215,7 @@ class LatentVAE:
         return self.facts.in_channels, height * self.facts.factor, width * self.facts.factor
 
     def _affine(self, like: Tensor) -> tuple[Tensor, Tensor]:
-        """Shift and scale, each [1, c, 1, 1] or [1, 1, 1, 1]."""
+        """Shift and scale, each [1, c, 1, 1] or [1, 1, 1, 1]; with an axis more for clips."""
         found = self._affines.get(like.device)
         if found is None:
             shift, scale = (
@@ -181,7 +223,8 @@ class LatentVAE:
                 for value in (self.config.shift, self.config.scale)
             )
             found = self._affines[like.device] = shift, scale
-        return found
+        shift, scale = (part.view(1, -1, *[1] * (like.ndim - 2)) for part in found)
+        return shift, scale
 
 
 def _load(folder: Path, network: str) -> Any:

@@ -17,7 +17,7 @@ from udit.spec.base import Spec, parse_kind
 from udit.spec.digest import Sha256
 
 if TYPE_CHECKING:
-    from udit.data.codec import Identity, LatentVAE, SpaceToDepth
+    from udit.data.codec import Fields, Identity, LatentVAE, SpaceToDepth
 
 
 class IdentityCodec(Spec):
@@ -57,6 +57,37 @@ class SpaceToDepthCodec(Spec):
         from udit.data.codec import SpaceToDepth
 
         return SpaceToDepth(self.factor)
+
+
+class FieldCodec(Spec):
+    """Numbers of any size: the network sees (x - mean) / std, each channel by itself. Of fields alone."""
+
+    kind: Literal["field"] = "field"
+    mean: tuple[float, ...] | None = None
+    """One number per channel; those of the training data where they are left out."""
+    std: tuple[PositiveFloat, ...] | None = None
+    """One number per channel; those of the training data where they are left out."""
+
+    def seen(self, pixels: DataInfo) -> DataInfo:
+        """Channels and size of what the network sees of a field.
+
+        Raises:
+            UserError: the normalisation has another number of channels.
+        """
+        for key in ("mean", "std"):
+            values = getattr(self, key)
+            if values is not None and len(values) != pixels.channels:
+                raise UserError(
+                    f"codec.{key} has {len(values)} numbers and the fields have {pixels.channels} channels; leave it "
+                    "out"
+                )
+        return pixels
+
+    def build(self) -> Fields:
+        """The codec."""
+        from udit.data.codec import Fields
+
+        return Fields(self)
 
 
 class VAECodec(Spec):
@@ -118,7 +149,7 @@ class VAECodec(Spec):
         return LatentVAE(self)
 
 
-CodecConfig = Annotated[IdentityCodec | SpaceToDepthCodec | VAECodec, Field(discriminator="kind")]
+CodecConfig = Annotated[IdentityCodec | SpaceToDepthCodec | FieldCodec | VAECodec, Field(discriminator="kind")]
 
 
 def codec_from(values: Any) -> CodecConfig:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, PositiveInt, model_validator
 
+from udit.data.condition_config import AnyCondition
 from udit.spec.base import Spec
 
 if TYPE_CHECKING:
@@ -21,6 +22,8 @@ class DataInfo(Spec):
     channels: PositiveInt
     height: PositiveInt
     width: PositiveInt
+    frames: PositiveInt | None = None
+    """Of a clip; None where the data are images."""
     id2label: tuple[str, ...]
     """Class names in label order."""
     labelled: bool = True
@@ -35,6 +38,8 @@ class SplitData(Spec):
     test_share: Share | None = 0.1
     """Seen by neither: validation loss, real-to-real distance, memorisation check. None takes the data set's own test
     images, and judge_share is a share of the others."""
+    condition: AnyCondition = None
+    """What the network sees beside the noisy image: previous (the state before), low-resolution, mask or grey."""
 
     @model_validator(mode="after")
     def _check_shares(self) -> SplitData:
@@ -117,6 +122,24 @@ class NpzData(SplitData):
     def build(self) -> Source:
         """The loaded data set."""
         from udit.data.npz import load
+
+        return load(self)
+
+
+class FieldsData(SplitData):
+    """Fields of numbers in one .npz file: ``fields``, floats [N, C, H, W], the states of a simulation in order, say.
+
+    ``trajectory``, whole numbers [N], says which states belong together; without it all do. Rows of ``test_fields`` and
+    ``test_trajectory`` are test images (``test_share: null``).
+    """
+
+    kind: Literal["fields"] = "fields"
+    path: Path
+    judge_share: Share = 0.0
+
+    def build(self) -> Source:
+        """The loaded data set."""
+        from udit.data.fields import load
 
         return load(self)
 
@@ -212,6 +235,66 @@ class HubData(ImageFiles):
         return streamed(self) if self.streaming else Rows(self)
 
 
+class MovingDigitsData(SplitData):
+    """Clips of two real handwritten digits that bounce within a square; a class for each of the 55 pairs."""
+
+    kind: Literal["moving-digits"] = "moving-digits"
+    clips: PositiveInt = 11000
+    """How many there are, the classes in turn."""
+    frames: PositiveInt = 8
+    """Of a clip."""
+    size: Annotated[int, Field(ge=18, le=4096)] = 24
+    """Side of the square in pixels; a digit has 8."""
+    seed: Annotated[int, Field(ge=0)] = 0
+    """Decides digits, places and speeds; another one gives other clips."""
+    judge_share: Share = 0
+    test_share: Share | None = 0.1
+
+    def build(self) -> Source:
+        """The clips, drawn when they are read."""
+        from udit.data.moving import MovingDigits
+
+        return MovingDigits(self)
+
+
+class ClipFolderData(SplitData):
+    """Clips (GIF, MP4, folders of numbered frames) in one folder per class, or without labels in one folder."""
+
+    kind: Literal["clips"] = "clips"
+    root: Path
+    """The folder that holds one folder per class, or clips without labels."""
+    frames: PositiveInt = 16
+    """The first so many frames of each clip; a shorter clip is an error."""
+    every: PositiveInt = 1
+    """Takes every N-th frame."""
+    size: Annotated[int, Field(ge=1, le=4096)] = 64
+    """Side of the square that ADM's centre crop cuts of every frame."""
+    channels: Literal[1, 3] = 3
+    """3 is RGB, 1 grey."""
+    flip: bool = False
+    """Mirrors half of the training clips left to right, chosen by (seed, position in the run)."""
+
+    @property
+    def mirrored(self) -> bool:
+        """Whether half of the training clips are mirrored left to right."""
+        return self.flip
+
+    def build(self) -> Source:
+        """The listed clips, decoded when they are read."""
+        from udit.data.clip_folder import ClipFolder
+
+        return ClipFolder(self)
+
+
 DataConfig = Annotated[
-    DigitsData | FashionMnistData | IdxData | NpzData | FolderData | HubData, Field(discriminator="kind")
+    DigitsData
+    | FashionMnistData
+    | IdxData
+    | NpzData
+    | FieldsData
+    | FolderData
+    | HubData
+    | MovingDigitsData
+    | ClipFolderData,
+    Field(discriminator="kind"),
 ]

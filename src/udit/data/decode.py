@@ -154,8 +154,18 @@ def decode(
             flat = _flat(image, channels, bits)
             if flat is not image:
                 image.close()  # frees its pixels
-            pixels = np.asarray(centre_crop(flat, size))
-    return pixels[None] if channels == 1 else np.ascontiguousarray(pixels.transpose(2, 0, 1))
+            return _pixels(centre_crop(flat, size))
+
+
+def cropped(image: Image.Image, size: int, channels: Literal[1, 3]) -> Pixels:
+    """An opened image of 8 bits, e.g. a frame of a clip, as ``decode`` returns it."""
+    return _pixels(centre_crop(_flat(image, channels, 8), size))
+
+
+def _pixels(image: Image.Image) -> Pixels:
+    """RGB or grey -> [C, H, W]."""
+    pixels = np.asarray(image)
+    return pixels[None] if pixels.ndim == 2 else np.ascontiguousarray(pixels.transpose(2, 0, 1))
 
 
 @contextmanager

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from udit.data.config import (
+    ClipFolderData,
     DataConfig,
     DataInfo,
     DigitsData,
+    FieldsData,
     FolderData,
     HubData,
     IdxFiles,
+    MovingDigitsData,
     NpzData,
 )
 
@@ -33,10 +36,22 @@ def describe(data: DataConfig) -> DataInfo:
             from udit.data import npz
 
             return npz.describe(data)
+        case FieldsData():
+            from udit.data import fields
+
+            return fields.describe(data)
         case FolderData():
             from udit.data import folder
 
             return folder.describe(data)
+        case MovingDigitsData():
+            from udit.data import moving
+
+            return moving.describe(data)
+        case ClipFolderData():
+            from udit.data import clip_folder
+
+            return clip_folder.describe(data)
         case HubData():
             from udit.data import hub
 

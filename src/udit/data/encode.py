@@ -13,6 +13,7 @@ import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -20,7 +21,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from udit.checkpoint import write_tensors
-from udit.data.cache_config import INDEX, MANIFEST, PLAN, LatentManifest, LatentPlan, shard_name
+from udit.data.cache_config import INDEX, MANIFEST, PLAN, LatentManifest, LatentPlan, TeacherFacts, shard_name
 from udit.data.codec import Codec, LatentVAE
 from udit.data.codec_config import VAECodec
 from udit.data.config import DataConfig
@@ -36,6 +37,17 @@ KEY = "udit"
 """Key of a shard's metadata that holds a JSON object with the digests of plan and payload."""
 
 
+class Teacher(Protocol):
+    """A vision model whose features are stored beside the latents."""
+
+    @property
+    def facts(self) -> TeacherFacts:
+        """By which a cache records it."""
+
+    def __call__(self, pixels: Tensor) -> Tensor:
+        """uint8 [B, C, H, W] -> features, float32 [B, Z, h, w]."""
+
+
 def plan_of(
     data: DataConfig,
     source: Source,
@@ -44,6 +56,7 @@ def plan_of(
     dtype: str = "float16",
     measured: bool = False,
     shard_size: int = 1024,
+    teacher: TeacherFacts | None = None,
 ) -> LatentPlan:
     """The plan of a cache.
 
@@ -54,6 +67,7 @@ def plan_of(
         dtype: of latents, float16 or float32; pixels stay uint8.
         measured: normalise every channel with this cache's own mean and standard deviation, not with the VAE's factor.
         shard_size: images per shard.
+        teacher: whose features are stored too.
 
     Raises:
         UserError: ``measured`` for a codec that is not a VAE.
@@ -80,6 +94,7 @@ def plan_of(
             "dtype": dtype if vae else "uint8",
             "mirrored": data.mirrored,
             "shard_size": shard_size,
+            "teacher": teacher,
         },
         where="the cache",
     )
@@ -92,6 +107,7 @@ def write_cache(
     codec: Codec,
     world: World,
     *,
+    teacher: Teacher | None = None,
     batch_size: int = 32,
     on_images: Callable[[int], object] | None = None,
 ) -> LatentManifest:
@@ -103,6 +119,7 @@ def write_cache(
         source: the images.
         codec: the plan's.
         world: rank and device.
+        teacher: the plan's, if it has one.
         batch_size: images encoded at a time.
         on_images: called with the number of images of each finished shard.
 
@@ -116,8 +133,8 @@ def write_cache(
             if number % world.size == world.rank:
                 path = root / shard_name(number)
                 if not _is_whole(path, plan, size):
-                    raw = _encode(source, codec, plan, number, size, world.device, batch_size)
-                    _write(path, {"raw": raw}, {"plan": plan.digest, "payload": _payload(raw)})
+                    made = _encode(source, codec, teacher, plan, number, size, world.device, batch_size)
+                    _write(path, made, {"plan": plan.digest, **_payloads(made)})
                 if on_images:
                     on_images(size)
     except (OSError, SafetensorError) as error:
@@ -153,38 +170,63 @@ def _is_whole(path: Path, plan: LatentPlan, size: int) -> bool:
     if not path.is_file():
         return False
     try:
-        if shard_layout(path) != shard_wanted(plan.shape, plan.dtype, size, plan.mirrored):
+        if shard_layout(path) != shard_wanted(plan, size):
             return False
         with safe_open(path, framework="pt") as stream:
             said = json.loads((stream.metadata() or {}).get(KEY, "{}"))
-            return bool(said == {"plan": plan.digest, "payload": _payload(stream.get_tensor("raw"))})
+            made = {name: stream.get_tensor(name) for name in stream.keys()}  # noqa: SIM118  it is no dict
+            return bool(said == {"plan": plan.digest, **_payloads(made)})
     except (UserError, OSError, ValueError, SafetensorError):
         return False
 
 
-def _payload(raw: Tensor) -> str:
-    return hashlib.sha256(raw.contiguous().numpy().tobytes()).hexdigest()
+def _payloads(made: dict[str, Tensor]) -> dict[str, str]:
+    """The digest of each tensor of a shard; that of latents is called payload."""
+    return {
+        "payload" if name == "raw" else name: hashlib.sha256(tensor.contiguous().numpy().tobytes()).hexdigest()
+        for name, tensor in sorted(made.items(), reverse=True)
+    }
 
 
 def _encode(
-    source: Source, codec: Codec, plan: LatentPlan, number: int, size: int, device: torch.device, batch_size: int
-) -> Tensor:
-    """One shard, [size, 1 or 2, c, h, w]."""
-    dtype = getattr(torch, plan.dtype)
-    raw = torch.empty(size, 2 if plan.mirrored else 1, *plan.shape, dtype=dtype)
+    source: Source,
+    codec: Codec,
+    teacher: Teacher | None,
+    plan: LatentPlan,
+    number: int,
+    size: int,
+    device: torch.device,
+    batch_size: int,
+) -> dict[str, Tensor]:
+    """One shard: raw [size, 1 or 2, c, h, w], and with a teacher features [size, 1 or 2, Z, h, w]."""
+    sides = 2 if plan.mirrored else 1
+    made = {"raw": torch.empty(size, sides, *plan.shape, dtype=getattr(torch, plan.dtype))}
+    makers: dict[str, Callable[[Tensor], Tensor]] = {"raw": codec.raw}
+    if plan.teacher is not None:
+        assert teacher is not None, "the plan's teacher"
+        made["features"] = torch.empty(size, sides, *plan.teacher.shape, dtype=torch.float16)
+        makers["features"] = teacher
     first = number * plan.shard_size
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
         for start in range(0, size, batch_size):
             ids = range(first + start, first + min(start + batch_size, size))
             pixels = torch.from_numpy(np.stack(list(pool.map(source.image, ids)))).to(device)
             for k, turned in enumerate((pixels, pixels.flip(-1)) if plan.mirrored else (pixels,)):
-                part = codec.raw(turned).cpu().to(dtype)
-                finite = torch.isfinite(part).flatten(1).all(dim=1)
-                if not bool(finite.all()):
-                    name = source.names[ids[int(finite.logical_not().nonzero()[0])]]
-                    raise UserError(f"the latents of {name} overflow {plan.dtype}; take --dtype float32")
-                raw[start : start + len(ids), k] = part
-    return raw
+                for name, make in makers.items():
+                    part = make(turned).cpu().to(made[name].dtype)
+                    finite = torch.isfinite(part).flatten(1).all(dim=1)
+                    if not bool(finite.all()):
+                        bad = source.names[ids[int(finite.logical_not().nonzero()[0])]]
+                        raise UserError(_overflow(name, bad, plan))
+                    made[name][start : start + len(ids), k] = part
+    return made
+
+
+def _overflow(name: str, image: str, plan: LatentPlan) -> str:
+    if name == "raw":
+        return f"the latents of {image} overflow {plan.dtype}; take --dtype float32"
+    assert plan.teacher is not None
+    return f"the features that {plan.teacher.name} makes of {image} overflow float16; take another --teacher"
 
 
 def _write(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str] | None = None) -> None:

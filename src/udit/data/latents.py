@@ -1,15 +1,16 @@
 """The latent cache: every image encoded by a codec, read from memory-mapped shards; free of torch.
 
 A folder with ``plan.json`` (everything that decides the bytes), ``shard-00000.safetensors`` and so on (``raw``:
-[n, 1 or 2, c, h, w], the second mirrored), ``index.safetensors`` (labels, names, test images) and, written last,
-``manifest.json`` with the sha256 of every file. ``data/encode.py`` writes it.
+[n, 1 or 2, c, h, w], the second mirrored; of a vision model, ``features`` [n, 1 or 2, Z, h, w]), ``index.safetensors``
+(labels, names, test images) and, written last, ``manifest.json`` with the sha256 of every file. ``data/encode.py``
+writes it.
 """
 
 from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import load_file
 
-from udit.data.cache_config import INDEX, MANIFEST, PLAN, LatentManifest, shard_name
+from udit.data.cache_config import INDEX, MANIFEST, PLAN, LatentManifest, LatentPlan, shard_name
 from udit.data.names import Names
 from udit.data.sources import Labels, Source
 from udit.errors import UserError
@@ -89,7 +90,7 @@ class LatentCache:
             raise UserError(f"{self.root / INDEX} has labels outside 0 to {len(self.plan.id2label) - 1}; encode again")
         facts = [facts.sha256 for facts in (self.manifest.index, *self.manifest.shards)]
         self.fingerprint = hashlib.sha256("\n".join([self.plan.digest, *facts]).encode()).hexdigest()
-        self._open: dict[int, Any] = {}
+        self._open: dict[tuple[int, str], Any] = {}
 
     def __len__(self) -> int:
         """Number of images."""
@@ -105,15 +106,26 @@ class LatentCache:
         Raises:
             UserError: its shard is missing or damaged.
         """
+        return self._slice("raw", i, mirrored)
+
+    def features(self, i: int, mirrored: bool) -> Raw:
+        """A vision model's features of image ``i``, float16 [Z, h, w], of a cache that has them.
+
+        Raises:
+            UserError: its shard is missing or damaged.
+        """
+        return self._slice("features", i, mirrored)
+
+    def _slice(self, name: str, i: int, mirrored: bool) -> Raw:
         number, place = divmod(i, self.plan.shard_size)
         try:
-            if number not in self._open:
+            if (number, name) not in self._open:
                 shard: Any = safe_open(self.root / shard_name(number), framework="np")
-                self._open[number] = shard.get_slice("raw")
-            latent: Raw = self._open[number][place, int(mirrored)]
+                self._open[number, name] = shard.get_slice(name)
+            found: Raw = self._open[number, name][place, int(mirrored)]
         except (OSError, SafetensorError, IndexError) as error:
             raise UserError(_unreadable(self.root / shard_name(number), error)) from None
-        return latent
+        return found
 
     def verify(self) -> None:
         """Checks every byte of every shard against the manifest, and its shape against the plan.
@@ -132,31 +144,36 @@ class LatentCache:
     def _check_shard(self, number: int, facts: FileFacts, size: int) -> None:
         path = self.root / shard_name(number)
         _check_file(path, facts)
-        found, wanted = shard_layout(path), shard_wanted(self.plan.shape, self.plan.dtype, size, self.plan.mirrored)
+        found, wanted = shard_layout(path), shard_wanted(self.plan, size)
         if found != wanted:
             raise UserError(f"{path} holds {found} and the manifest says {wanted}; encode again into another folder")
 
 
 def shard_layout(path: Path) -> str:
-    """Type and shape of a shard, from its header.
+    """Names, types and shapes of a shard's tensors, from its header.
 
     Raises:
         UserError: it is not a shard.
     """
     try:
         with safe_open(path, framework="np") as stream:
-            if list(stream.keys()) != ["raw"]:
-                return f"tensors {sorted(stream.keys())}"
-            raw = stream.get_slice("raw")
-            return f"{raw.get_dtype()} {raw.get_shape()}"
+            slices = [(name, stream.get_slice(name)) for name in sorted(stream.keys())]
+            return _layout((name, part.get_dtype(), part.get_shape()) for name, part in slices)
     except (OSError, SafetensorError) as error:
         raise UserError(_unreadable(path, error)) from None
 
 
-def shard_wanted(shape: tuple[int, int, int], dtype: str, size: int, mirrored: bool) -> str:
+def shard_wanted(plan: LatentPlan, size: int) -> str:
     """The layout that a shard of ``size`` images must have."""
-    name = {"uint8": "U8", "float16": "F16", "float32": "F32"}[dtype]
-    return f"{name} {[size, 2 if mirrored else 1, *shape]}"
+    sides = 2 if plan.mirrored else 1
+    dtype = {"uint8": "U8", "float16": "F16", "float32": "F32"}[plan.dtype]
+    features = [("features", "F16", [size, sides, *plan.teacher.shape])] if plan.teacher else []
+    return _layout([*features, ("raw", dtype, [size, sides, *plan.shape])])
+
+
+def _layout(tensors: Iterable[tuple[str, str, Sequence[int]]]) -> str:
+    told = (f"{'' if name == 'raw' else name + ' '}{dtype} {list(shape)}" for name, dtype, shape in tensors)
+    return ", ".join(told) or "no tensors"
 
 
 def _check_file(path: Path, wanted: FileFacts) -> None:

@@ -150,7 +150,7 @@ def _difference(model: Any) -> float:
     with torch.no_grad():
         for parameter in model.parameters():  # a fresh network's output is 0
             parameter.add_(torch.randn(parameter.shape, generator=generator), alpha=0.05)
-    x = torch.randn(2, config.in_channels, *config.size, generator=generator)
+    x = torch.randn(2, *config.input_shape(), generator=generator)
     t = torch.tensor([0.3, 0.7])
     found = _results(model, x, t)
     with ops.kernels("off"):

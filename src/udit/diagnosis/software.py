@@ -23,6 +23,8 @@ PURPOSES = {
     "export": "`udit export` and `udit sample --engine`",
     "serve": "`udit serve`",
     "studio": "`udit studio`",
+    "video": "MP4 files of clips",
+    "ode": "SiT's adaptive sampler (Dopri5)",
     "optimizers": "training.optimizer=adamw-8bit and schedule-free",
     "tracking": "training.trackers=[wandb] and [trackio]",
 }

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from udit.diffusion.denoiser import Backbone, Prediction
 from udit.diffusion.guidance import AnyDenoiser, Guided
+from udit.diffusion.schedule import known
 from udit.errors import UserError
 
 
@@ -28,7 +29,7 @@ class SplitBackbone(Protocol):
         """All that depends on t [B] and y [B] alone."""
 
     def enter(self, x: Tensor, cond: Any, /) -> tuple[Tensor, Any]:
-        """x [B, C, H, W] -> the input of ``deep``, and the skips (None if the network has none)."""
+        """x [B, C, H, W] -> the input of ``deep``, and the skips (None, or sizes alone, if the network has none)."""
 
     def deep(self, x: Tensor, cond: Any, /) -> Tensor:
         """The part whose output is cached."""
@@ -46,6 +47,11 @@ def split(backbone: Backbone) -> SplitBackbone:
     if not isinstance(backbone, SplitBackbone):
         raise UserError(f"{type(backbone).__name__} has no deep part to cache; sample it without a cache")
     return backbone
+
+
+def carries(skips: Any) -> bool:
+    """Whether skips take the present input past the deep part: None does not, and a tuple of sizes does not."""
+    return not (skips is None or (isinstance(skips, tuple) and all(isinstance(part, int) for part in skips)))
 
 
 def fields_of(guided: Guided) -> dict[str, Any]:
@@ -164,12 +170,12 @@ class _CachedBackbone:
             kept = self.memory.recall(t)
         if kept is None:
             deep, self.shape = self.network.deep(entered, cond), entered.shape[1:]
-            self.memory.keep(t, deep if skips is not None else deep - entered)
+            self.memory.keep(t, deep if carries(skips) else deep - entered)
         else:
-            deep = kept if skips is not None else entered + kept
+            deep = kept if carries(skips) else entered + kept
         self.calls += 1
         out = self.network.leave(deep, skips, cond)
-        if self.policy.interval > 1 and bool((t <= self.policy.final_time).all()):
+        if self.policy.interval > 1 and bool((known(t) <= self.policy.final_time).all()):
             self.calls, self.memory = 0, Memory(self.policy.forecast)
         return out
 

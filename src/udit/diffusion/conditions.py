@@ -16,6 +16,7 @@ from udit.diffusion.cache import SplitBackbone
 from udit.diffusion.denoiser import Backbone
 from udit.diffusion.guidance import AnyDenoiser, Guided
 from udit.diffusion.sample import Sampler
+from udit.diffusion.schedule import known
 from udit.interpolation import Between
 
 MAX_ROWS = 1024
@@ -35,14 +36,14 @@ class PrecomputedConditions:
         """
         self.network = network
         self.enter, self.deep, self.leave = network.enter, network.deep, network.leave
-        self.starts = {_key(time): i * len(labels or [0]) for i, time in enumerate(times)}
+        self.starts = {_key(time): i * len(labels or [0]) for i, time in enumerate(times.cpu())}
         self.labels = None if labels is None else torch.tensor(labels, device=times.device)
         each = times.repeat_interleave(len(labels or [0]), dim=0)
         self.rows = network.condition(each, None if self.labels is None else self.labels.repeat(len(times)))
 
     def condition(self, t: Tensor, y: Tensor | None = None) -> Any:
         """As the network's: looked up for the times and labels of the table, computed for others."""
-        start = self.starts.get(_key(t[0]))
+        start = self.starts.get(_key(known(t)[0]))
         if start is None or (y is None) != (self.labels is None) or (y is not None and y.is_floating_point()):
             return self.network.condition(t, y)
         if y is None or self.labels is None:
@@ -91,7 +92,7 @@ def prepared(
     if asked is not None and isinstance(denoiser, Guided) and denoiser.denoiser.null_label is not None:
         asked.add(denoiser.denoiser.null_label)
     start = {} if strength == 1 else {"strength": strength}
-    times = sampler.times(denoiser, steps, **start).to(device).unique(dim=0)
+    times = sampler.times(denoiser, steps, **start).unique(dim=0).to(device)
     if len(times) * len(asked or [0]) > MAX_ROWS:
         return denoiser
 

@@ -26,7 +26,7 @@ from udit.diffusion.learning import Learning
 from udit.diffusion.objective import Losses
 from udit.diffusion.origin import Origin, skipped
 from udit.diffusion.sample import Noise, Step
-from udit.diffusion.schedule import Schedule, Table, TimeUnit, gather, placed
+from udit.diffusion.schedule import Schedule, Table, TimeUnit, everywhere, gather, placed
 from udit.diffusion.targets import Target, encode
 from udit.errors import UserError
 
@@ -363,7 +363,7 @@ class Ancestral:
         denoiser, schedule = _respaced(self.name, denoiser, steps)
         indices, x = _start(schedule, x, origin)
         for k, i in enumerate(indices, start=1):
-            t = torch.full((len(x),), i, device=x.device)
+            t = everywhere(i, x, torch.int64)
             prediction = denoiser(x, t, y)
             x0 = _x0(prediction, self.clip)
             if prediction.variance is not None:
@@ -404,7 +404,7 @@ class DDIM:
         turned = np.stack([np.sqrt(bar_prev), np.sqrt(1 - bar_prev - sigma**2), sigma])
         of_x0, of_eps, fresh = placed(turned, x.device)
         for k, i in enumerate(indices, start=1):
-            t = torch.full((len(x),), i, device=x.device)
+            t = everywhere(i, x, torch.int64)
             x0 = _x0(denoiser(x, t, y), self.clip)
             eps = (x - schedule.at("signal", t, x) * x0) / schedule.at("noise", t, x)
             x = gather(of_x0, t, x) * x0 + gather(of_eps, t, x) * eps

@@ -10,7 +10,7 @@ from typing import Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
-from udit.diffusion.schedule import Schedule, TimeUnit
+from udit.diffusion.schedule import Schedule, TimeUnit, alike
 from udit.diffusion.targets import Target, decode
 from udit.errors import UserError
 
@@ -88,7 +88,7 @@ class Denoiser:
         return prediction, variance
 
     def _backbone_time(self, t: Tensor) -> Tensor:
-        return self.schedule.network_time(1 - t if self.reversed_flow else t, self.time)
+        return alike(t, lambda t: self.schedule.network_time(1 - t if self.reversed_flow else t, self.time))
 
     def network_time(self, t: Tensor) -> Tensor:
         """The time that the innermost network gets at t [B]."""

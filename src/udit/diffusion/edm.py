@@ -29,7 +29,7 @@ from udit.diffusion.guidance import AnyDenoiser
 from udit.diffusion.objective import Losses
 from udit.diffusion.origin import Origin, skipped
 from udit.diffusion.sample import Noise, Step
-from udit.diffusion.schedule import INDEX_SCALE, Schedule, Table, TimeUnit
+from udit.diffusion.schedule import INDEX_SCALE, Schedule, Table, TimeUnit, alike, everywhere
 from udit.diffusion.targets import Target
 
 Path = Literal["exploding", "preserving", "linear"]
@@ -152,7 +152,7 @@ class Preconditioned:
         if self.path != "exploding":
             x = x * ((1 + ratio**2).sqrt() if self.path == "preserving" else 1 + ratio)
         variance = ratio**2 + self.sigma_data**2
-        output = self.backbone((x * variance.rsqrt()).to(x.dtype), self.inner_time(sigma), y)
+        output = self.backbone((x * variance.rsqrt()).to(x.dtype), alike(sigma, self.inner_time), y)
         return self.sigma_data**2 / variance * x + ratio * self.sigma_data * variance.rsqrt() * output
 
     def inner_time(self, sigma: Tensor) -> Tensor:
@@ -230,11 +230,11 @@ class Karras:
             x = origin.noised(denoiser.schedule, torch.tensor(levels[0]), x)
         k = 0
         for level, lower in pairwise(levels):
-            here = denoiser(x, x.new_full((len(x),), level), y)
+            here = denoiser(x, everywhere(level, x, x.dtype), y)
             start, x, k = x, x + (lower - level) * here.eps, k + 1
             yield Step(k, total, x, here.x0)
             if self.heun and lower:
-                there = denoiser(x, x.new_full((len(x),), lower), y)
+                there = denoiser(x, everywhere(lower, x, x.dtype), y)
                 x, k = start + (lower - level) * (here.eps + there.eps) / 2, k + 1
                 yield Step(k, total, x, there.x0)
 

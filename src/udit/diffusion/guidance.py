@@ -19,7 +19,7 @@ from torch import Tensor
 from udit.diffusion.combine import CFG, CFGZero, GuidanceRun, Pair, Rule, rescaled
 from udit.diffusion.combine import guide as guide
 from udit.diffusion.denoiser import Backbone, Denoiser, Prediction, null_labels
-from udit.diffusion.schedule import Schedule
+from udit.diffusion.schedule import Schedule, known, told
 from udit.diffusion.targets import decode
 from udit.errors import UserError
 
@@ -110,11 +110,10 @@ class Guided:
 
     def predict(self, x_t: Tensor, t: Tensor, y: Tensor | None) -> Prediction:
         """As ``__call__``, after the evaluations whose velocity is 0."""
-        active = self._active(t)
-        if (y is None and self.weak is None) or self.guidance == 1 or not bool(active.any()):
+        if (y is None and self.weak is None) or self.guidance == 1 or not bool(self._active(known(t)).any()):
             return self.denoiser(x_t, t, y)
         cond, other, variance = self.halves(x_t, t, y)
-        guidance = torch.where(active, self.guidance, 1.0).to(cond.dtype).view(-1, *[1] * (cond.ndim - 1))
+        guidance = torch.where(self._active(t), self.guidance, 1.0).to(cond.dtype).view(-1, *[1] * (cond.ndim - 1))
         guided = self._combined(cond[:, : self.channels], other[:, : self.channels], guidance, x_t, t)
         if self.channels is not None:
             guided = torch.cat([guided, cond[:, self.channels :].to(guided.dtype)], dim=1)
@@ -152,7 +151,7 @@ class Guided:
             return cond, self.weak.raw(x_t, t, y)[0], variance
         assert y is not None, "no label is guided from the null label"
         labels = torch.cat([y, self._null_like(y)])
-        prediction, variance = self.denoiser.raw(torch.cat([x_t, x_t]), torch.cat([t, t]), labels)
+        prediction, variance = self.denoiser.raw(torch.cat([x_t, x_t]), twice(t), labels)
         cond, uncond = prediction.chunk(2)
         return cond, uncond, None if variance is None else variance.chunk(2)[0]
 
@@ -184,6 +183,12 @@ class Guided:
     def check_labels(self, y: Tensor | None, batch: int | None = None) -> None:
         """As the wrapped denoiser."""
         self.denoiser.check_labels(y, batch)
+
+
+def twice(t: Tensor) -> Tensor:
+    """Times [B] for both halves of a batch, [2 B]."""
+    host = known(t)
+    return told(torch.cat([t, t]), None if host is t else host)
 
 
 def _noise_alike(one: Schedule, other: Schedule) -> bool:

@@ -20,12 +20,24 @@ from udit.diffusion.schedule import Schedule
 
 @dataclass(frozen=True)
 class Losses:
-    """Per-sample losses [B]; ``loss`` is what to average and differentiate."""
+    """Per-sample losses [B]; ``total`` is what to average and differentiate."""
 
     loss: Tensor
     mse: Tensor
     vb: Tensor | None = None
     """Variational bound term in bits per dimension, where the variance is learned."""
+    align: Tensor | None = None
+    """What aligns features with a vision model's, where a training does; it is not part of ``loss``."""
+
+    @property
+    def total(self) -> Tensor:
+        """[B], what to average and differentiate: ``loss``, and ``align`` where there is one."""
+        return self.loss if self.align is None else self.loss + self.align
+
+    def detached(self) -> Losses:
+        """The same without the graph that made them."""
+        terms = (None if x is None else x.detach() for x in (self.vb, self.align))
+        return Losses(self.loss.detach(), self.mse.detach(), *terms)
 
 
 @dataclass(frozen=True)

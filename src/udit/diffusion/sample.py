@@ -71,7 +71,10 @@ class SeededNoise:
 
     def __call__(self, k: int) -> Tensor:
         """k = 0 is x_T, k >= 1 the k-th step's noise; [B, C, H, W] for (C, H, W) as given."""
-        return torch.stack([rng.normal_at(self.shape, seed, "sample", k) for seed in self.seeds]).to(self.device)
+        drawn = torch.stack([rng.normal_at(self.shape, seed, "sample", k) for seed in self.seeds])
+        if torch.device(self.device).type == "cuda":  # the host goes on to draw the next while the GPU computes
+            return drawn.pin_memory().to(self.device, non_blocking=True)
+        return drawn.to(self.device)
 
 
 def sample(

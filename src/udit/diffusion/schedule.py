@@ -7,6 +7,7 @@ Processes are subclasses of ``Schedule``, each in a module of its own with its l
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 import numpy as np
@@ -38,6 +39,34 @@ def placed(table: np.ndarray[Any, np.dtype[np.float64]], device: torch.device) -
     """A table on a device: in float32 where it has no float64."""
     wide = torch.from_numpy(table)
     return (wide.float() if device.type == "mps" else wide).to(device)
+
+
+def everywhere(time: float, like: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
+    """[B] one time for all of a batch [B, ...], which the host goes on knowing: see ``known``."""
+    here = torch.full((len(like),), time, dtype=dtype, device=like.device)
+    return told(here, torch.full((1,), time, dtype=dtype, device="cpu"))
+
+
+def told(t: Tensor, host: Tensor | None) -> Tensor:
+    """Times t [B] on a device with what the host knows of them, [1] on the CPU; None is nothing."""
+    if host is not None and t.device.type != "cpu":
+        t.known_on_host = host  # type: ignore[attr-defined]
+    return t
+
+
+def known(t: Tensor) -> Tensor:
+    """What a decision by the times t [B] may look at: [1] on the CPU where the host knows it; else t itself.
+
+    A read of t would wait for all that a GPU has to do until then.
+    """
+    host: Tensor = getattr(t, "known_on_host", t)
+    return host
+
+
+def alike(t: Tensor, change: Callable[[Tensor], Tensor]) -> Tensor:
+    """``change(t)``, of which the host knows as much as of t."""
+    host = known(t)
+    return told(change(t), None if host is t else change(host))
 
 
 class Schedule(ABC):

@@ -21,7 +21,7 @@ from udit.diffusion.guidance import AnyDenoiser
 from udit.diffusion.origin import Origin, skipped
 from udit.diffusion.sample import Noise, Step
 from udit.diffusion.samplers import SAMPLERS, SolverSpec
-from udit.diffusion.schedule import Schedule, Table
+from udit.diffusion.schedule import Schedule, Table, everywhere
 from udit.diffusion.targets import Target, encode
 from udit.errors import UserError, nearest
 
@@ -80,7 +80,7 @@ class Solver:
             solver.set_begin_index(first)
         total = len(places) - first
         for k, (place, scale) in enumerate(places[first:], start=1):
-            t = torch.full((len(x),), place, device=x.device)
+            t = everywhere(place, x, torch.int64 if discrete else torch.float32)
             prediction = denoiser(x * scale, t, y)
             output = prediction.eps
             if not discrete:

@@ -26,6 +26,7 @@ from udit.diffusion.guidance import AnyDenoiser
 from udit.diffusion.learning import shifted
 from udit.diffusion.origin import Origin, skipped
 from udit.diffusion.sample import Noise, Step
+from udit.diffusion.schedule import everywhere
 from udit.errors import UserError
 
 if TYPE_CHECKING:
@@ -115,19 +116,6 @@ def transport_loss(
     return (scale.to(x0.dtype) * error.square()).flatten(1).mean(dim=1)
 
 
-def alignment_loss(projections: Tensor, features: Tensor) -> Tensor:
-    """REPA's alignment of a network's tokens with those of a vision model: the mean of -cos over all.
-
-    Args:
-        projections: [..., N, D] of the network.
-        features: as projections, of the vision model.
-
-    Returns:
-        A scalar.
-    """
-    return -torch.nn.functional.cosine_similarity(projections, features, dim=-1, eps=1e-12).mean()
-
-
 Velocity = Callable[[Tensor, Tensor], tuple[Tensor, Tensor, Tensor]]
 """(x, t) -> (u, s, the guess of x0)."""
 
@@ -144,11 +132,13 @@ def path_of(denoiser: AnyDenoiser) -> Path:
     return cast("Flow", denoiser.schedule).path
 
 
-def _velocity(denoiser: AnyDenoiser, y: Tensor | None, path: Path) -> Velocity:
+def velocity_along(denoiser: AnyDenoiser, y: Tensor | None, path: Path) -> Velocity:
+    """What a denoiser says of a path at any x and time, for labels y."""
+
     def at(x: Tensor, t: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        time = t if x.dtype == torch.float64 else t.float()
-        prediction = denoiser(x, time.to(x.device).expand(len(x)), y)
-        c = Coefficients(*(part.to(x) for part in coefficients(path, t)))
+        precise = torch.float64 if x.dtype == torch.float64 else torch.float32
+        prediction = denoiser(x, everywhere(float(t), x, precise), y)
+        c = Coefficients(*(part.to(x.dtype) for part in coefficients(path, t)))
         u = c.alpha_slope * prediction.x0 + c.sigma_slope * prediction.eps
         return u, -prediction.eps / c.sigma, prediction.x0
 
@@ -185,7 +175,7 @@ class ProbabilityFlow:
         origin: Origin | None = None,
     ) -> Iterator[Step]:
         """Yields after every step; ``steps`` counts them. Draws no noise."""
-        velocity = _velocity(denoiser, y, path_of(denoiser))
+        velocity = velocity_along(denoiser, y, path_of(denoiser))
         grid, x = _start(denoiser, _grid(int(steps) + 1), x, origin)
         total = len(grid) - 1
         for k, (now, after) in enumerate(pairwise(grid), start=1):
@@ -240,7 +230,7 @@ class Heun:
             UserError: the model was not trained with flow matching, or steps are not a count.
         """
         check_sampler(self.name, denoiser.schedule.process, steps)
-        velocity = _velocity(denoiser, y, path_of(denoiser))
+        velocity = velocity_along(denoiser, y, path_of(denoiser))
         grid, x = _start(denoiser, self.grid(steps), x.float(), origin)
         *pairs, last = pairwise(grid)
         total, count = 2 * len(pairs) + 1, 0
@@ -311,7 +301,7 @@ class Stochastic:
         """
         check_sampler(self.name, denoiser.schedule.process, steps)
         path = path_of(denoiser)
-        velocity = _velocity(denoiser, y, path)
+        velocity = velocity_along(denoiser, y, path)
         grid, x = _start(denoiser, self.grid(steps), x, origin, ends=self.last == "none")
         total = len(grid) - (self.last == "none")
 

@@ -99,12 +99,12 @@ class Fidelity:
         self.network = network
         self.name = f"{_NAMES[network]} (torch-fidelity)"
         self.device = torch.device(device)
-        self._module = _build(network, state).to(self.device).eval()
+        self.module = _build(network, state).to(self.device).eval()
         self._spatial: list[Tensor] = []
         if network == "inception":
             # ADM's mixed_6/conv:0. TensorFlow counts the 35x35 blocks from 0 (mixed to mixed_2), so mixed_6 is 6d.
-            self._module.Mixed_6d.branch1x1.register_forward_hook(self._keep)
-        self.sha256 = _sha256(self._module.state_dict())
+            self.module.Mixed_6d.branch1x1.register_forward_hook(self._keep)
+        self.sha256 = _sha256(self.module.state_dict())
 
     def _keep(self, _module: Any, _inputs: Any, output: Tensor) -> None:
         self._spatial.append(output[:, :SPATIAL_CHANNELS].permute(0, 2, 3, 1).flatten(1).cpu())
@@ -117,7 +117,7 @@ class Fidelity:
         for start in range(0, len(images), batch_size):
             x = torch.from_numpy(np.ascontiguousarray(images[start : start + batch_size])).to(self.device)
             x = x.expand(-1, 3, -1, -1) if x.shape[1] == 1 else x
-            outputs.append(tuple(part.flatten(1).cpu() for part in self._module(x)))
+            outputs.append(tuple(part.flatten(1).cpu() for part in self.module(x)))
         layers = [_double(torch.cat(parts)) for parts in zip(*outputs, strict=True)]
         spatial = _double(torch.cat(self._spatial)) if self._spatial else None
         self._spatial.clear()

@@ -27,7 +27,7 @@ from udit.data.sources import Labels, Pixels
 from udit.errors import UserError
 from udit.evaluation.fidelity import Features
 from udit.evaluation.image_set import ImageSet
-from udit.evaluation.judge_network import NAME, NETWORKS, Network
+from udit.evaluation.judge_network import NAME, NETWORKS, JudgeNet, Network
 from udit.evaluation.trust import Trust
 from udit.files import whole_file
 from udit.nn.init import Fill, constant, fill, xavier_flat
@@ -89,6 +89,14 @@ class Judge:
     def features(self, images: Pixels) -> NDArray[np.float64]:
         """Features of the last layer before the logits, [N, 32], of images [N, C, H, W]."""
         return self._run(self.net.embed, images).double().numpy()
+
+    @torch.no_grad()
+    def maps(self, pixels: Tensor) -> Tensor:
+        """The last map before the features, float32 [N, C, h, w], of images uint8 [N, C, H, W]."""
+        assert isinstance(self.net, JudgeNet), "a judge of this version"
+        with one_thread():
+            made: Tensor = self.net.body(_as_input(pixels.cpu().numpy()).contiguous(memory_format=self.net.LAYOUT))
+        return made.contiguous()
 
     @torch.no_grad()
     def logits(self, features: NDArray[np.float64]) -> NDArray[np.float64]:

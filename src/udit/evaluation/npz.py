@@ -49,8 +49,8 @@ class ImageStream:
     """Images that are written one part after another, so that they need not fit into memory."""
 
     count: int
-    shape: tuple[int, int, int]
-    """(C, H, W)."""
+    shape: tuple[int, ...]
+    """(C, H, W), or (C, F, H, W) of clips."""
     parts: Iterable[NDArray[np.uint8]]
     """uint8 [n, C, H, W] each, ``count`` images in all."""
 
@@ -196,12 +196,12 @@ def write(
 
 
 def _write_images(member: IO[bytes], images: ImageStream) -> None:
-    """Writes an array uint8 [N, H, W, C]."""
-    channels, height, width = images.shape
-    shape = (images.count, height, width, channels)
+    """Writes an array uint8 [N, H, W, C], of clips [N, F, H, W, C]."""
+    channels, *rest = images.shape
+    shape = (images.count, *rest, channels)
     np.lib.format.write_array_header_1_0(member, {"descr": "|u1", "fortran_order": False, "shape": shape})
     written = 0
     for part in images.parts:
-        member.write(np.ascontiguousarray(part.transpose(0, 2, 3, 1)).data)
+        member.write(np.ascontiguousarray(np.moveaxis(part, 1, -1)).data)
         written += len(part)
     assert written == images.count, f"{written} of {images.count} images were written"

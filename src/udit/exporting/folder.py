@@ -96,6 +96,11 @@ def export(
     if int8 and (source is None or not (source / "run.yaml").is_file()):
         raise UserError(f"{source} is no run folder, and --int8 measures on a run's own training images; give a run")
     system = model if isinstance(model, System) else load_model(model, weights=weights)
+    if system.config.condition is not None:
+        raise UserError(
+            f"the model sees something beside the noisy image (data.condition {system.config.condition.kind}), which "
+            "exports do not have yet; sample from the model itself"
+        )
     if kind == "diffusers":
         return export_pipeline(
             _checked(system, None), Path(folder) if folder is not None else Path(source or "") / kind
@@ -215,6 +220,7 @@ def _check_possible(system: System, kind: Kind, folder: Path, int8: bool) -> dic
     Raises:
         UserError: the network has no such graph, a package is missing, or the folder holds something else.
     """
+    system.config.model.refuse_clips(f"a graph for {kind}")
     if not system.config.model.has_graph:
         raise UserError(
             f"{system.config.model.family} has no {kind} form: not all of its operators are known to have "

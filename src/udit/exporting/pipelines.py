@@ -68,6 +68,7 @@ def export_pipeline(system: System, folder: Path) -> PipelineFolder:
             something else.
         RunError: the folder cannot be written.
     """
+    system.config.model.refuse_clips("a pipeline of diffusers")
     if system.config.model.condition_shape:
         raise UserError(
             f"the model takes vectors {list(system.config.model.condition_shape)} for a condition and pipelines for "

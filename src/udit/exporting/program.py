@@ -17,7 +17,7 @@ NAMES = ("x", "t", "y")
 def inputs(config: ModelConfig, batch: int, size: tuple[int, int]) -> tuple[Tensor, ...]:
     """Inputs of a graph: noise, times over the network's whole range, and conditions; float32, labels int64."""
     draw = rng.generator(0, "export", batch, *size)
-    x = torch.randn(batch, config.in_channels, *size, generator=draw)
+    x = torch.randn(batch, *config.input_shape(size), generator=draw)
     share = torch.rand(batch, generator=draw)
     t = {"index": (999 * share).round(), "unit": share, "sigma": 0.002 + 80 * share**4}[config.time]
     shape = config.condition_shape

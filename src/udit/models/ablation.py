@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 from udit.models.udit.config import UDiTConfig
-from udit.nn.specs import Attention, Downsampled, Full, KVDownsampled, Mlp, RepConv, Window
+from udit.nn.specs import Attention, BridgedWindow, Downsampled, Full, KVDownsampled, Mlp, RepConv, Window
 
 _PLAIN: dict[str, Any] = {"cosine": False, "rope": False}
 _FULL = Full(**_PLAIN)
@@ -42,7 +42,8 @@ ABLATIONS: dict[str, UDiTConfig] = {
     "U-DiT-T-like-dwconv": _shell(**_T, attention=Downsampled(), ffn=_DEPTHWISE_FFN),
     "U-DiT-T-like": _shell(**_T, attention=Downsampled(), ffn=RepConv()),
     "U-DiT-T-like-window": _shell(**_T, attention=Window(), ffn=RepConv()),
+    "U-DiT-T-like-bridged": _shell(**_T, attention=BridgedWindow(), ffn=RepConv()),
 }
 """Full attention, keys and values downsampled (Table 1); tokens downsampled in four ways (Table 7); then one change
-after another (Table 9): cosine similarity, RoPE, depthwise FFN, re-parameterisation. The last row, with windows in
-place of sub-grids, is in none of the tables."""
+after another (Table 9): cosine similarity, RoPE, depthwise FFN, re-parameterisation. The last two rows, with
+windows in place of sub-grids, are in none of the tables."""

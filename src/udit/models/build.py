@@ -6,6 +6,8 @@ as one weight, which takes less time in inference.
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Sequence
 from typing import Any, cast
 
 import torch
@@ -15,9 +17,10 @@ from udit import ops
 from udit.errors import UserError
 from udit.models.catalog import find
 from udit.models.config import ModelConfig
-from udit.nn.blocks import Checkpointing, Foldable, Recompute
+from udit.nn.blocks import Checkpointing, Foldable, Recompute, recompute_when_compiled
 from udit.nn.conditioning import TwoTimes
 from udit.nn.init import Fill, constant, fill, gaussian
+from udit.ops.operator import NO_KERNELS
 
 SECOND_TIME: dict[str, Fill] = {
     r"\.second\.contract\.|\.second\.expand\.bias$": constant(0.0),
@@ -102,6 +105,15 @@ def fuse(model: nn.Module) -> nn.Module:
     return rebuild(config.folded(), {key: value.detach().clone() for key, value in state.items()}).eval()
 
 
+def lowered(model: nn.Module) -> nn.Module:
+    """A copy whose matrices and convolutions are in bfloat16, as autocast would take them at every call."""
+    made = copy.deepcopy(model)
+    for layer in made.modules():
+        if isinstance(layer, nn.Linear | nn.Conv2d):
+            layer.to(torch.bfloat16)
+    return made
+
+
 def checkpoint_activations(model: nn.Module, recompute: Recompute = True) -> None:
     """Recomputes activations in the backward pass in place of storing them.
 
@@ -116,8 +128,26 @@ def checkpoint_activations(model: nn.Module, recompute: Recompute = True) -> Non
             module.checkpointing = recompute
 
 
-def compile_blocks(model: nn.Module) -> nn.Module:
+SELECTIVE_BUDGET = 0.8
+"""Share of its activations that a compiled block without kernels keeps under selective recomputation: what is computed
+a second time is what costs least, as long as it adds hundredths to the bytes that are moved
+(docs/performance/gpu-count.json)."""
+
+
+def compile_options(model: nn.Module) -> dict[str, bool] | None:
+    """Inductor's options: a block makes its weights of a dozen small tensors, for which a GPU can share launches."""
+    return {"combo_kernels": True} if any(x.is_cuda for x in model.parameters()) else None
+
+
+def compile_blocks(model: nn.Module, *, conditions: bool = False) -> nn.Module:
     """Compiles a network's repeated blocks in place, each shape once: seconds, where the whole network takes minutes.
+
+    Activations are recomputed as ``checkpoint_activations`` says, which comes first.
+
+    Args:
+        model: a network of the catalogue.
+        conditions: compiles what depends on (t, y) alone as one graph too. On a GPU that saves hundreds of launches,
+            but not where FSDP gathers each block's weights for it.
 
     Returns:
         The network itself; its weights and their names stay as they are.
@@ -127,9 +157,29 @@ def compile_blocks(model: nn.Module) -> nn.Module:
     ops.describe()  # tracing takes the kernels that are loaded
     # Blocks share their code: each shape of a block at each batch size is one compilation of it.
     dynamo.recompile_limit = max(dynamo.recompile_limit, 128)
-    # A block makes its weights of a dozen small tensors; on a GPU one launch may serve several of them.
-    options = {"combo_kernels": True} if any(x.is_cuda for x in model.parameters()) else None
+    options, whole = compile_options(model), cast(Any, model)
+    selective = [m for m in model.modules() if isinstance(m, Checkpointing) and m.checkpointing == "selective"]
+    recompute_in_graphs([block for module in selective for block in getattr(module, "blocks", ())])
+    for module in selective:
+        module.checkpointing = False  # hooks on saved tensors would break the graphs
+    if conditions and hasattr(whole, "condition"):
+        whole.condition = torch.compile(whole.condition, fullgraph=True, dynamic=False, options=options)
     for module in model.modules():
         for block in getattr(module, "blocks", ()):
             block.compile(fullgraph=True, dynamic=False, options=options)
     return model
+
+
+def recompute_in_graphs(blocks: Sequence[nn.Module]) -> None:
+    """Selective recomputation of blocks that are compiled next; none of other blocks.
+
+    Kernels are operators of which the compiler knows nothing and is told which to compute a second time. Where torch's
+    own run, it decides itself, within ``SELECTIVE_BUDGET``.
+    """
+    from torch._functorch import config as functorch
+
+    device = next((x.device for block in blocks for x in block.parameters()), "cpu")
+    kernels = ops.describe(device) not in (None, NO_KERNELS)
+    functorch.activation_memory_budget = SELECTIVE_BUDGET if blocks and not kernels else 1.0  # type: ignore[attr-defined]
+    for block in blocks if kernels else ():
+        recompute_when_compiled(block)

@@ -16,7 +16,9 @@ from udit.models.dimsum.config import DiMSUMConfig
 from udit.models.dit.config import DiTConfig
 from udit.models.fit.config import FiTConfig
 from udit.models.hdit.config import HDiTConfig, HourglassLevel, Mapping
+from udit.models.latte.config import LatteConfig
 from udit.models.lightningdit.config import LightningDiTConfig
+from udit.models.mmdit.config import MMDiTConfig
 from udit.models.mpdit.config import MPDiTConfig
 from udit.models.papers import (
     ADM,
@@ -26,22 +28,28 @@ from udit.models.papers import (
     DIT,
     FIT,
     HDIT,
+    LATTE,
     LIGHTNING,
+    MMDIT,
     MPDIT,
     PDE,
     REPA,
     SIT,
     SKIPDIT,
     UDIT,
+    UDIT_VIDEO,
     UVIT,
     VANILLA,
+    WAN,
     About,
 )
 from udit.models.pde.config import PDEConfig
 from udit.models.repa.config import Projectors, REPAConfig
 from udit.models.skipdit.config import SkipDiTConfig
 from udit.models.udit.config import UDiTConfig
+from udit.models.udit_video.config import UDiTVideoConfig
 from udit.models.uvit.config import UViTConfig
+from udit.models.wan.config import WanConfig
 from udit.nn.specs import AxialNeighborhood, AxialWindow, Context, Downsampled, Full, Mlp, SwiGlu
 from udit.spec.base import Spec
 
@@ -73,6 +81,7 @@ def _ours(config: UDiTConfig) -> Entry:
         "kv-downsampled": "global, to keys and values of a coarser map",
         "downsampled": "within 2x2 interleaved sub-grids",
         "window": "within windows, every other shifted",
+        "bridged-window": "within windows, linked by high frequencies",
     }[config.attention.kind]
     likeness = "cosine" if config.attention.cosine else "scaled dot product"
     about = UDIT.replace(
@@ -135,6 +144,28 @@ _FIT_ONE: dict[str, Any] = {
 def _mpdit(size: str, *depths: int) -> Entry:
     width, heads = _ISOTROPIC[size]["width"], _ISOTROPIC[size]["heads"]
     return Entry(config=MPDiTConfig(width=width, heads=heads, depths=depths), about=MPDIT)
+
+
+def _mmdit(width: int, depth: int, form: str, **overrides: Any) -> Entry:
+    config = MMDiTConfig(width=width, depth=depth, heads=width // 64, **overrides)
+    weights = f"stabilityai/stable-diffusion-{form} (Stability Community Licence; gated)"
+    return Entry(config=config, about=MMDIT, weights=weights, unverified="file names, licence of weights")
+
+
+def _latte(size: str, weights: str = "-", **overrides: Any) -> Entry:
+    config = LatteConfig(**_ISOTROPIC[size], **overrides)
+    unverified = "file names, licence of weights" if weights != "-" else ""
+    return Entry(config=config, about=LATTE, weights=weights, unverified=unverified)
+
+
+def _wan(size: str, width: int, depth: int, hidden: int) -> Entry:
+    config = WanConfig(width=width, depth=depth, heads=width // 128, ffn=Mlp(ratio=hidden / width))
+    return Entry(
+        config=config,
+        about=WAN,
+        weights=f"Wan-AI/Wan2.1-T2V-{size}-Diffusers (Apache-2.0)",
+        unverified="repository name",
+    )
 
 
 def _uvit(width: int, depth: int, heads: int, weights: str, patch: int = 2, **overrides: Any) -> Entry:
@@ -226,6 +257,16 @@ CATALOG: dict[str, Entry] = {
     "MPDiTv2-B": _mpdit("B", 6, 4, 2),
     "MPDiTv2-L": _mpdit("L", 14, 6, 4),
     "MPDiTv2-XL": _mpdit("XL", 14, 8, 6),
+    "MMDiT-SD3-medium": _mmdit(1536, 24, "3-medium"),
+    "MMDiT-SD3.5-medium": _mmdit(
+        1536, 24, "3.5-medium", qk_norm=True, table_side=384, second_attention=tuple(range(13))
+    ),
+    "MMDiT-SD3.5-large": _mmdit(2432, 38, "3.5-large", qk_norm=True),
+    **{f"Latte-{size}/2": _latte(size) for size in _ISOTROPIC},
+    "Latte-XL/2": _latte("XL", "maxin-cn/Latte, UCF-101 (Apache-2.0)"),
+    "Latte-XL/2-uncond": _latte("XL", "maxin-cn/Latte, FaceForensics and others (Apache-2.0)", num_classes=0),
+    "Wan2.1-1.3B": _wan("1.3B", 1536, 30, 8960),
+    "Wan2.1-14B": _wan("14B", 5120, 40, 13824),
     "U-ViT-S/2": _uvit(512, 12, 8, "CIFAR-10 S/2", in_channels=3, num_classes=0),
     "U-ViT-S/4": _uvit(512, 12, 8, "CelebA 64 S/4", num_classes=0, **_PIXELS),
     "U-ViT-M/4": _uvit(768, 16, 12, "ImageNet 64 M/4", null_class=False, **_PIXELS),
@@ -282,6 +323,10 @@ CATALOG: dict[str, Entry] = {
     ),
     "DiMSUM-tiny": Entry(config=DiMSUMConfig(**_SMALL, patch=1, fusion_heads=4), about=DIMSUM),
     "U-DiT-tiny": Entry(config=UDiTConfig(width=16, heads=2, depths=(1, 1, 1), **_DIGITS), about=UDIT),
+    "U-DiT-video-tiny": Entry(
+        config=UDiTVideoConfig(width=16, heads=2, depths=(1, 1, 1), frames=4, **_DIGITS, learn_sigma=False),
+        about=UDIT_VIDEO,
+    ),
     "DiT-tiny": Entry(config=DiTConfig(**_SMALL), about=DIT),
     "SiT-tiny": Entry(config=DiTConfig(**_SMALL, **_REVERSED), about=SIT),
     "REPA-tiny": Entry(
@@ -293,6 +338,12 @@ CATALOG: dict[str, Entry] = {
     "MPDiT-tiny": Entry(
         config=MPDiTConfig(width=64, heads=4, depths=(2, 2), patch=1, label_tokens=4, **_DIGITS), about=MPDIT
     ),
+    "MMDiT-tiny": Entry(
+        config=MMDiTConfig(**_SMALL, context=None, table_side=16, base_side=16, qk_norm=True, second_attention=(0, 1)),
+        about=MMDIT,
+    ),
+    "Latte-tiny": Entry(config=LatteConfig(width=96, depth=6, heads=4, patch=1, frames=4, **_DIGITS), about=LATTE),
+    "Wan-tiny": Entry(config=WanConfig(**_SMALL, frames=4, patch_frames=2, context=None, ffn=Mlp(ratio=2)), about=WAN),
     "U-ViT-tiny": Entry(config=UViTConfig(**_SMALL, shallow=1), about=UVIT),
     "DiC-tiny": Entry(config=DiCConfig(width=16, depths=(2, 2, 2), **_DIGITS), about=DIC),
     "DiCo-tiny": Entry(config=DiCoConfig(width=16, depths=(2, 2, 2), **_DIGITS), about=DICO),

@@ -36,7 +36,7 @@ def check_multiples(height: int, width: int, factor: int, failure: str, alternat
 
 
 class ModelConfig(Spec):
-    """The boundary of a backbone: x [B, in_channels, H, W] -> [B, out_channels, H, W].
+    """The boundary of a backbone: x [B, in_channels, H, W] -> [B, out_channels, H, W], of clips [B, C, F, H, W].
 
     A subclass is one architecture family: its own fields and ``build``; the other methods have defaults.
     """
@@ -55,6 +55,13 @@ class ModelConfig(Spec):
     """The network's own unit of t: 0..999, 0..1, or the noise level sigma."""
     reversed_flow: bool = False
     """The network's flow runs the other way, as SiT's does: its t is 0 at noise and 1 at data, its output x0 - eps."""
+    condition_channels: NonNegativeInt = 0
+    """Channels of what it sees beside the noisy input (``data.condition``), behind those of the input."""
+
+    @property
+    def input_channels(self) -> int:
+        """Channels that the network takes: those of the noisy input, then those of the condition."""
+        return self.in_channels + self.condition_channels
 
     second_time: bool = False
     """Also takes the time at which an average velocity ends, t [B, 2], by an embedding of its own (MeanFlow)."""
@@ -78,6 +85,16 @@ class ModelConfig(Spec):
         return None
 
     @property
+    def leading_tokens(self) -> int:
+        """Tokens in front of those of patches in what the network's blocks return."""
+        return 0
+
+    @property
+    def aligned_widths(self) -> tuple[int, ...] | None:
+        """Channels of each vision model's features that the network itself predicts (``aligned``), as REPA does."""
+        return None
+
+    @property
     def condition_shape(self) -> tuple[int, ...] | None:
         """Shape of one sample's y: () for a label, that of the float vectors of a model that takes them; or None."""
         return () if self.num_classes else None
@@ -98,6 +115,21 @@ class ModelConfig(Spec):
     def size(self) -> tuple[int, int]:
         """(H, W) of the input the model is meant for."""
         return (self.input_size, self.input_size) if isinstance(self.input_size, int) else self.input_size
+
+    @property
+    def clip_frames(self) -> int | None:
+        """Frames of the clips that the model is meant for; None where it takes images."""
+        return None
+
+    def input_shape(self, size: tuple[int, int] | None = None) -> tuple[int, ...]:
+        """(C, H, W) of one input, or (C, F, H, W) of a clip; H and W are the model's own where no size is given."""
+        frames = () if self.clip_frames is None else (self.clip_frames,)
+        return (self.in_channels, *frames, *(size or self.size))
+
+    def refuse_clips(self, what: str) -> None:
+        """Raises UserError where the model is one of clips, which ``what`` cannot handle."""
+        if self.clip_frames is not None:
+            raise UserError(f"{what} is for images and {self.family} draws clips; draw them with `udit sample`")
 
     def check_size(self, height: int, width: int) -> None:
         """Raises ValueError unless the network takes an input of height x width."""

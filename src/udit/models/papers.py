@@ -28,6 +28,10 @@ UDIT = About(
     skips="concatenated, one per level",
     exact=SAME,
 )
+UDIT_VIDEO = UDIT.replace(
+    attention=f"{UDIT.attention}; along time after every stage",
+    exact="sizes are ours: U-DiT on each frame and attention along time between its stages; no paper has it",
+)
 VANILLA = UDIT.replace(
     attention="scaled dot product within 2x2 interleaved sub-grids behind a depthwise filter", ffn="GELU MLP"
 )
@@ -42,7 +46,8 @@ DIT = About(
 SIT = DIT.replace(
     paper="2401.08740",
     code="MIT",
-    exact=f"{SAME}; so do its losses, its SDE, and Euler's and Heun's methods; its dopri5 is not implemented",
+    exact=f"{SAME}; so do its losses, its SDE, and Euler's and Heun's methods; its dopri5 "
+    "(udit.diffusion.adaptive.Dopri5) is torchdiffeq's and checked on a Gaussian",
 )
 REPA = DIT.replace(
     paper="2410.06940",
@@ -79,6 +84,32 @@ FIT = DIT.replace(
     ffn="SwiGLU",
     exact=f"{SAME}; so do rows of several images, and rotary tables in each mode of extrapolation. Our output is not "
     "multiplied by the image's number in its row, and times are not clamped to 1",
+)
+MMDIT = About(
+    paper="2403.03206",
+    code="Apache-2.0",
+    attention="global over image and text together, sin-cos positions; separate weights for each",
+    ffn="GELU MLP",
+    skips="none",
+    exact=f"{SAME} (diffusers'); a label in place of a text is ours, and so is the initialisation; the text encoders, "
+    "and Stable Diffusion's settings of sampling, are not part of it; sizes of 3.5 are not verified",
+)
+LATTE = DIT.replace(
+    paper="2401.03048",
+    code="Apache-2.0",
+    attention="within each frame and along time, in turn, sin-cos positions",
+    exact="outputs, keys and parameters equal the official program's; so do MACs, once adaLN's products, which it "
+    "repeats for each frame and each place, are added; each frame is patched alone, and no attention spans space and "
+    "time at once; texts and joint training on images are not built; graphs are not exported",
+)
+WAN = About(
+    paper="2503.20314",
+    code="Apache-2.0",
+    attention="global over space and time together, RoPE of three axes; text by cross-attention",
+    ffn="GELU MLP",
+    skips="none",
+    exact=f"{SAME} (diffusers'); a label in place of a text is ours; the text encoder and the VAE of clips are not "
+    "part of it; graphs are not exported",
 )
 UVIT = About(
     paper="2209.12152",

@@ -202,7 +202,7 @@ class WindowAttention(nn.Module):
 
     def forward(self, x: Tensor, positions: Tensor | None = None) -> Tensor:
         """[B, H, W, D] -> [B, H, W, D]; ``positions`` as the method of that name makes them."""
-        b, height, width, _ = x.shape
+        height, width = x.shape[1:3]
         window = self.window(height, width)
         shift = self.shift * (window[0] < height), self.shift * (window[1] < width)
         qkv = ops.apply(self.qkv, x)
@@ -210,11 +210,36 @@ class WindowAttention(nn.Module):
         if any(shift):
             qkv = qkv.roll(shift, dims=(1, 2))
             mask = wrap_mask(height, width, window, shift, x.device)
-        q, k, v = (split_windows(part, window) for part in qkv.unflatten(-1, (3, self.heads, -1)).unbind(-3))
-        scale = None if self.logit_scale is None else self.logit_scale.repeat(b)  # heads of every sample in turn
-        out = ops.attend(q, k, v, scale, positions, mask=mask)
-        out = join_windows(out, window, height, width, self.heads).flatten(-2)
+        out = attend_in_windows(qkv, self.heads, window, self.logit_scale, positions, mask)
         return ops.apply(self.out, out.roll([-s for s in shift], dims=(1, 2)) if any(shift) else out)
+
+
+def attend_in_windows(
+    qkv: Tensor,
+    heads: int,
+    window: tuple[int, int],
+    logit_scale: Tensor | None,
+    positions: Tensor | None,
+    mask: Tensor | None = None,
+) -> Tensor:
+    """Attention within windows.
+
+    Args:
+        qkv: [B, H, W, 3 h R].
+        heads: h.
+        window: rows and columns of a window; they divide H and W.
+        logit_scale: [h] of cosine attention, or None.
+        positions: the rotary table of one window, or None.
+        mask: of ``wrap_mask``, or None.
+
+    Returns:
+        [B, H, W, h R].
+    """
+    b, height, width, _ = qkv.shape
+    q, k, v = (split_windows(part, window) for part in qkv.unflatten(-1, (3, heads, -1)).unbind(-3))
+    scale = None if logit_scale is None else logit_scale.repeat(b)  # heads of every sample in turn
+    out = ops.attend(q, k, v, scale, positions, mask=mask)
+    return join_windows(out, window, height, width, heads).flatten(-2)
 
 
 class QKNormAttention(nn.Module):

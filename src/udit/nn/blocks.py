@@ -90,6 +90,25 @@ def run(block: nn.Module, recompute: Recompute, x: Tensor, *args: Any) -> Any:
     return checkpoint(block, x, *args, use_reentrant=False, context_fn=recomputed_with_keys)
 
 
+def recompute_when_compiled(block: nn.Module) -> None:
+    """Has a compiler recompute what selective recomputation does; for a block that is compiled next.
+
+    Its forward becomes a checkpoint that names operators, from which a graph with all of backward is made.
+    """
+    forward = block.forward
+
+    def checkpointed(x: Tensor, *args: Any) -> Any:
+        if not block.training or not torch.is_grad_enabled():
+            return forward(x, *args)
+
+        def bound(x: Tensor) -> Any:
+            return forward(x, *args)
+
+        return checkpoint(bound, x, use_reentrant=False, context_fn=ops.recomputed_in_graphs)
+
+    block.forward = checkpointed
+
+
 class PreNormBlock(nn.Module):
     """Attention and FFN on tokens, each behind a LayerNorm of its own (eps 1e-5); no modulation, as in ViT."""
 

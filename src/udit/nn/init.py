@@ -54,6 +54,11 @@ def values(make: Callable[[torch.Size], Tensor]) -> Draw:
     return lambda tensor, generator: tensor.copy_(make(tensor.shape))  # type: ignore[return-value]
 
 
+def by_width(tensor: Tensor, generator: torch.Generator) -> None:
+    """N(0, 1 / D), D the last axis."""
+    tensor.normal_(0.0, tensor.shape[-1] ** -0.5, generator=generator)
+
+
 def uniform(bound: float) -> Draw:
     """Uniform in [-bound, bound]."""
     return lambda tensor, generator: tensor.uniform_(-bound, bound, generator=generator)  # type: ignore[return-value]

@@ -112,3 +112,30 @@ def _factor(mode: Extrapolation, side: tuple[int, int], trained: int) -> float:
         return 1.0
     grown, before = ratios[mode]
     return math.sqrt(math.log(2 * grown) / math.log(before)) if 2 * grown > before else 1.0
+
+
+def axial_rotary_grid(
+    sides: tuple[int, ...], channels: tuple[int, ...], device: torch.device | None = None, theta: float = 10000.0
+) -> Tensor:
+    """The table of a grid of any number of axes, each of which turns channels of its own (Wan 2.1's is of three).
+
+    Angles are made in float64 on the CPU, as the release's are.
+
+    Args:
+        sides: of the grid; tokens come with the last axis fastest.
+        channels: of a head that turn with each axis, even; R in all.
+        device: of the result.
+        theta: the base.
+
+    Returns:
+        [2, N, R] float32: the cosines, and the sines with the signs that ``udit.ops.attention.rotate`` expects.
+    """
+    parts = []
+    for axis, (side, dim) in enumerate(zip(sides, channels, strict=True)):
+        frequencies = theta ** (-torch.arange(0, dim, 2, dtype=torch.float64, device="cpu") / dim)
+        angles = torch.arange(side, dtype=torch.float64, device="cpu")[:, None] * frequencies
+        shape = [side if i == axis else 1 for i in range(len(sides))]
+        parts.append(angles.view(*shape, -1).expand(*sides, -1))
+    angles = torch.cat(parts, dim=-1).flatten(0, -2)
+    cos, sin = angles.cos().float().to(device), angles.sin().float().to(device)
+    return torch.stack([cos.repeat_interleave(2, dim=-1), torch.stack([-sin, sin], dim=-1).flatten(-2)])

@@ -171,7 +171,52 @@ class Window(MapAttention):
         return WindowAttention(self, width, heads, self.size // 2 if self.shift and index % 2 else 0)
 
 
-Attention = Annotated[Downsampled | KVDownsampled | Full | Window, Field(discriminator="kind")]
+class BridgedWindow(MapAttention):
+    """Windows that are linked by high frequencies and not shifted, after the idea of Swin DiT (arXiv 2505.13219).
+
+    Some heads attend within windows. The channels of the others pass a depthwise convolution whose kernels sum to 0: it
+    reaches over the windows' borders and keeps what attention, a weighted mean, smooths away. A matrix mixes both.
+
+    The paper's abstract speaks of window attention with a high-frequency bridging branch in place of shifted windows,
+    and of channels that are divided between both. Operators, shares and depths are unpublished; these are ours, and
+    nothing is claimed of that system.
+    """
+
+    any_map: ClassVar[bool] = False
+    kind: Literal["bridged-window"] = "bridged-window"
+    size: PositiveInt = 8
+    """Side of the windows in pixels of the level."""
+    bridge_heads: PositiveInt = 1
+    """Of the heads, how many give their channels to the bridge; they do not attend."""
+    kernel: Annotated[int, Field(ge=3)] = 5
+    """Odd side of the bridge's convolution."""
+
+    @model_validator(mode="after")
+    def _check_kernel(self) -> Self:
+        if self.kernel % 2 == 0:
+            raise ValueError(f"kernel is {self.kernel}; a centred filter needs an odd side, e.g. 5")
+        return self
+
+    def check_heads(self, width: int, heads: int) -> None:
+        """As ``MapAttention``; and a head is left to attend."""
+        super().check_heads(width, heads)
+        if self.bridge_heads >= heads:
+            raise ValueError(
+                f"bridge_heads is {self.bridge_heads} and there are {heads} heads; at least one must be left to attend"
+            )
+
+    def check_map(self, height: int, width: int) -> None:
+        """Raises ValueError unless windows tile the map, or one spans it."""
+        Window(size=self.size).check_map(height, width)
+
+    def build(self, width: int, heads: int, index: int = 0) -> nn.Module:
+        """See ``MapAttention``."""
+        from udit.nn.bridge import BridgedWindowAttention
+
+        return BridgedWindowAttention(self, width, heads)
+
+
+Attention = Annotated[Downsampled | KVDownsampled | Full | Window | BridgedWindow, Field(discriminator="kind")]
 
 
 class AxialGlobal(Spec):

@@ -59,24 +59,33 @@ def unpatchify(x: Tensor, patch: int) -> Tensor:
 
 
 def sincos_table(height: int, width: int, dim: int, device: torch.device | None = None) -> Tensor:
+    """``sincos_positions`` of a grid whose rows and columns are counted from 0: [H, W, D] float32."""
+    rows, columns = (torch.arange(count, dtype=torch.float64, device="cpu") for count in (height, width))
+    return sincos_positions(rows, columns, dim, device)
+
+
+def sincos_positions(rows: Tensor, columns: Tensor, dim: int, device: torch.device | None = None) -> Tensor:
     """Fixed positions of a grid: sines then cosines of the column, then of the row (Peebles & Xie 2023).
 
     Angles are made in float64 on the CPU, as the published tables were; only two thin tables travel to the device.
 
     Args:
-        height: rows.
-        width: columns.
+        rows: [H] position of each row, on the CPU.
+        columns: [W] position of each column, on the CPU.
         dim: D, a multiple of 4; frequencies 10000 ** (-4 i / D).
         device: of the result.
 
     Returns:
         [H, W, D] float32.
     """
-    frequencies = 10000 ** (-torch.arange(dim // 4, dtype=torch.float64, device="cpu") * 4 / dim)
+    of_rows = sincos_axis(rows, dim // 2).to(device)[:, None]
+    of_columns = sincos_axis(columns, dim // 2).to(device)[None]
+    # not len(), which an export with free sizes takes for a constant
+    return torch.cat([of_columns.expand(rows.shape[0], -1, -1), of_rows.expand(-1, columns.shape[0], -1)], dim=-1)
 
-    def table(count: int) -> Tensor:
-        angles = torch.arange(count, dtype=torch.float64, device="cpu")[:, None] * frequencies
-        return torch.cat([angles.sin(), angles.cos()], dim=-1).float().to(device)
 
-    rows, columns = table(height)[:, None], table(width)[None]
-    return torch.cat([columns.expand(height, -1, -1), rows.expand(-1, width, -1)], dim=-1)
+def sincos_axis(positions: Tensor, dim: int) -> Tensor:
+    """Sines then cosines of positions [N], which are on the CPU: [N, D] float32; frequencies 10000 ** (-2 i / D)."""
+    frequencies = 10000 ** (-torch.arange(dim // 2, dtype=torch.float64, device="cpu") * 2 / dim)
+    angles = positions.double()[:, None] * frequencies
+    return torch.cat([angles.sin(), angles.cos()], dim=-1).float()

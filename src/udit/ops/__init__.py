@@ -13,7 +13,7 @@ from udit.ops.matmul import apply, apply_chain, linear
 from udit.ops.modulation import modulated_norm
 from udit.ops.normalization import layer_norm, normalize
 from udit.ops.operator import OPERATORS, describe, kernels
-from udit.ops.recompute import lowered, recomputable, recomputing
+from udit.ops.recompute import lowered, recomputable, recomputed_in_graphs, recomputing
 from udit.ops.scan import selective_scan
 
 __all__ = [
@@ -36,6 +36,7 @@ __all__ = [
     "modulated_norm",
     "normalize",
     "recomputable",
+    "recomputed_in_graphs",
     "recomputing",
     "selective_scan",
     "split_pixels",

@@ -24,7 +24,7 @@ from torch.utils.flop_counter import register_flop_formula
 
 from udit.errors import UserError
 from udit.ops import surroundings
-from udit.ops.recompute import recomputable
+from udit.ops.recompute import OF_LITTLE_COST, recomputable
 
 Setting = Literal["off", "cpu", "all"]
 """Which kernels are allowed."""
@@ -179,6 +179,8 @@ class Operator(Function):
         names = [argument.name for argument in self.operator.default._schema.arguments]
         self._added = [name in added for name in names]
         torch.library.register_autograd(f"udit::{self.name}", self._backward, setup_context=self._keep)
+        if recompute:
+            OF_LITTLE_COST.add(self.operator.default)
         OPERATORS[self.name] = self
 
     def __call__(self, *arguments: Any) -> Tensor:

@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils.checkpoint import CheckpointPolicy, create_selective_checkpoint_contexts
 from torch.utils.weak import TensorWeakRef
 
 from udit.ops import surroundings
@@ -90,6 +91,23 @@ def recomputable(function: Callable[..., Tensor], *arguments: Any) -> Tensor:
         kept = tuple(_keep(a) if isinstance(a, Tensor) else a for a in arguments)
         known[_memory(out)] = _Known(out, _Recipe(function, kept, out.device.type))
     return out
+
+
+OF_LITTLE_COST: set[Any] = set()
+"""torch's names of the operators whose results are recomputable; each operator adds its own."""
+
+
+def recomputed_in_graphs() -> tuple[contextlib.AbstractContextManager[Any], contextlib.AbstractContextManager[Any]]:
+    """Contexts for ``torch.utils.checkpoint`` that are to a compiled block what ``recomputing`` is to another.
+
+    A compiler keeps the results of all operators that it does not know. These tell it of ours which ones backward may
+    compute again; what it does with torch's own it decides itself, as everywhere.
+    """
+    return create_selective_checkpoint_contexts(_policy)
+
+
+def _policy(context: Any, operator: Any, *_: Any, **__: Any) -> CheckpointPolicy:
+    return CheckpointPolicy.PREFER_RECOMPUTE if operator in OF_LITTLE_COST else CheckpointPolicy.PREFER_SAVE
 
 
 @contextlib.contextmanager

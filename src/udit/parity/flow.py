@@ -11,12 +11,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from udit.diffusion.alignment import alignment_loss
 from udit.diffusion.denoiser import Backbone, Denoiser, Prediction
 from udit.diffusion.flow import Flow
 from udit.diffusion.guidance import guide
 from udit.diffusion.sample import Sampler, sample
 from udit.diffusion.schedule import Schedule
-from udit.diffusion.transport import ProbabilityFlow, Stochastic, alignment_loss, transport_loss
+from udit.diffusion.transport import ProbabilityFlow, Stochastic, transport_loss
 from udit.parity import Check, Disagreement, close, number, seed_of
 
 SHAPE, LABELS, NULL = (2, 4, 8, 8), (3, 7), 1000
@@ -134,7 +135,7 @@ class _Case:
     def align(self) -> Tensor:
         """The alignment term of two encoders."""
         features, projections = (self.normal(offset, (2, 8, 16, 6)) for offset in (5, 6))
-        return alignment_loss(projections, features)
+        return alignment_loss(projections, features).mean()
 
     def walk(self, denoiser: object, sampler: Sampler, steps: int, x: Tensor) -> Tensor:
         """The last state."""

@@ -33,6 +33,27 @@ class PosthocConfig(Spec):
     """Of snapshots; the EMAs themselves are float32."""
 
 
+class AlignConfig(Spec):
+    """Aligns a block's features with a vision model's, of the latent cache (REPA, Yu et al. 2025; U-REPA, Tian et al.).
+
+    The loss gains ``weight`` * (L_align + ``manifold`` * L_manifold).
+    """
+
+    weight: PositiveFloat = 0.5
+    manifold: Annotated[float, Field(ge=0)] = 0.0
+    """Weight of the loss of relative similarities within the alignment; U-REPA's is 3."""
+    scope: Literal["image", "batch"] = "image"
+    """Whether relative similarities are those of an image's tokens or of a micro-batch's, on each rank by itself."""
+    after_block: PositiveInt | None = None
+    """How many blocks come before, in the order in which they run; None is half of them, the middle of a U. A network
+    with projectors of its own (REPA) says it itself."""
+    hidden: PositiveInt | None = None
+    """Channels between the projector's matrices; None is 2048, or what a network with projectors of its own has."""
+    upsample: Literal[1, 2] | None = None
+    """Factor by which projected features are enlarged; the vision model's are resampled to the result. None is 2 below
+    the network's full resolution, as in U-REPA, and 1 elsewhere."""
+
+
 class TrainingConfig(Spec):
     """The optimiser, its schedule, and what is written when."""
 
@@ -72,6 +93,8 @@ class TrainingConfig(Spec):
     """Drops labels independently at every level of the U, as the U-DiT release does; off decides once per image."""
     posthoc_ema: PosthocConfig | None = None
     """Keeps EMAs for `udit ema`; None keeps none."""
+    align: AlignConfig | None = None
+    """Aligns a block's features with those that `udit encode --teacher NAME` has written; None does not."""
     precision: Literal["auto", "float32", "bfloat16"] = "float32"
     """bfloat16 uses autocast; weights, optimiser and EMA stay float32. auto is bfloat16 on CUDA, else float32."""
     residual: Literal["bfloat16", "float32"] = "bfloat16"
@@ -80,7 +103,8 @@ class TrainingConfig(Spec):
     """Uses torch.compile; the first steps are slow. auto is true on CUDA, else false."""
     checkpoint_activations: bool | Literal["selective"] = False
     """Recomputes activations in backward. true: those of whole blocks; least memory, about a third more time.
-    selective: those of operators that cost little; a U-DiT stores a third less, and takes a few per cent more time."""
+    selective: those of operators that cost little; a U-DiT stores a third less, and takes a few per cent more time.
+    With compile=true the compiler chooses them, and keeps four fifths."""
     deterministic: bool = False
     """Uses none but deterministic CUDA kernels: slower; resuming to the same bits on a GPU needs it. Those of the CPU
     are."""

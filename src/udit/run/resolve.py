@@ -8,17 +8,18 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from udit.data.cache_config import FREE_CODEC_KEYS, FREE_DATA_KEYS, follow_cache
-from udit.data.codec_config import codec_from
-from udit.data.config import DataConfig, DataInfo, FolderData, ImageFiles
+from udit.data.codec_config import FieldCodec, codec_from
+from udit.data.condition_config import ConditionConfig
+from udit.data.config import DataConfig, DataInfo, FieldsData, FolderData, ImageFiles
 from udit.diffusion.config import DDPMConfig, process_from
 from udit.errors import UserError, nearest, resembling
-from udit.models.catalog import find
+from udit.models.catalog import families, find
 from udit.run.config import Run, model_from
 from udit.run.rules import check
 from udit.run.start import follow_start, trained_on
@@ -192,7 +193,16 @@ def codec(draft: Draft) -> None:
     """The codec's config with what its files decide, and what the network sees of an image."""
     from udit.data.vae import complete
 
-    found = draft.values["codec"] = complete(codec_from(draft.values.get("codec", {})))
+    data, section = draft.values["data"], draft.values.get("codec", {})
+    if isinstance(data, FieldsData):
+        section = {"kind": "field", **_keys(section)}
+    found = codec_from(section)
+    if isinstance(found, FieldCodec) and isinstance(data, FieldsData) and None in (found.mean, found.std):
+        from udit.data.fields import statistics
+
+        mean, std = statistics(data)
+        found = found.replace(mean=found.mean or mean, std=found.std or std)
+    found = draft.values["codec"] = complete(found)
     assert draft.images is not None
     draft.seen = found.seen(draft.images)
 
@@ -205,6 +215,10 @@ def model(draft: Draft) -> None:
         raise UserError("model is missing; name one, e.g. model=U-DiT-S (`udit models` lists all)")
     section = {"name": section} if isinstance(section, str) else dict(section)
     boundary: dict[str, Any] = {"in_channels": seen.channels, "input_size": [seen.height, seen.width]}
+    if draft.values["data"].condition is not None:
+        boundary["condition_channels"] = _beside(draft.values["data"].condition, seen)
+    if seen.frames is not None and "frames" in _fields(section):
+        boundary["frames"] = seen.frames
     if seen.id2label:
         boundary["num_classes"] = len(seen.id2label)
     elif not seen.labelled:
@@ -216,6 +230,13 @@ def model(draft: Draft) -> None:
     if draft.values["diffusion"].two_times:
         boundary |= {"second_time": True, "time": "unit"}  # an index's features are steeper, and so are derivatives
     draft.values["model"] = model_from(boundary | section)
+
+
+def _fields(section: Mapping[str, Any]) -> Collection[str]:
+    """Keys of the family that a model's section names; none where it names nothing known, which is told later."""
+    name, family = section.get("name"), section.get("family")
+    config = type(find(str(name)).config) if name is not None else families().get(str(family))
+    return () if config is None else config.model_fields
 
 
 def time_shift(draft: Draft) -> None:
@@ -294,6 +315,18 @@ def _described(data: DataConfig, absent: bool) -> DataInfo:
         if not absent or not isinstance(data, FolderData):
             raise
         return DataInfo(channels=data.channels, height=data.size, width=data.size, id2label=())
+
+
+def _beside(condition: ConditionConfig, seen: DataInfo) -> int:
+    """Channels of a condition.
+
+    Raises:
+        UserError: there is no such condition of these images.
+    """
+    try:
+        return condition.channels(seen)
+    except ValueError as error:
+        raise UserError(str(error)) from None
 
 
 def _giving_way(

@@ -35,11 +35,64 @@ def input_size_is_that_of_the_data(run: Run, seen: DataInfo) -> str | None:
     )
 
 
+def clips_are_for_networks_of_clips(run: Run, seen: DataInfo) -> str | None:
+    """A network of clips needs clips of its number of frames, and one of images needs images."""
+    frames = run.model.clip_frames
+    if frames == seen.frames:
+        return None
+    if frames is None:
+        return (
+            f"the data are clips of {seen.frames} frames and {run.model.family} takes images; take a network of clips, "
+            "e.g. model=Latte-tiny"
+        )
+    if seen.frames is None:
+        return f"the data are images and {run.model.family} takes clips; take clips, e.g. data.kind=moving-digits"
+    return f"model.frames is {frames} and the data's clips have {seen.frames}; leave frames out, or change data.frames"
+
+
 def channels_are_those_of_the_data(run: Run, seen: DataInfo) -> str | None:
     """The model takes as many channels as the data has."""
     if run.model.in_channels == seen.channels:
         return None
     return f"model.in_channels is {run.model.in_channels} and the data has {seen.channels}; leave in_channels out"
+
+
+def codec_is_the_data_s(run: Run, seen: DataInfo) -> str | None:
+    """Fields are floats and keep them; images are bytes."""
+    fields, codec = run.data.kind == "fields", run.codec.kind
+    if fields == (codec == "field"):
+        return None
+    if fields:
+        return f"codec.kind is {codec} and fields are no images of 8 bits; leave codec out"
+    return f"codec.kind is field and data.kind {run.data.kind}, whose images are of 8 bits; set codec.kind=identity"
+
+
+def condition_is_of_pixels(run: Run, seen: DataInfo) -> str | None:
+    """A condition is made of what the network sees, which must be pixels or fields."""
+    if run.data.condition is None or run.codec.kind in ("identity", "field"):
+        return None
+    return (
+        f"data.condition is made of pixels and codec.kind is {run.codec.kind}; set codec.kind=identity, or leave "
+        "data.condition out"
+    )
+
+
+def previous_state_is_of_fields(run: Run, seen: DataInfo) -> str | None:
+    """Only fields have an order in time."""
+    if run.data.condition is None or run.data.condition.kind != "previous" or run.data.kind == "fields":
+        return None
+    return f"data.condition is previous and data.kind {run.data.kind} has no order in time; take data.kind=fields"
+
+
+def condition_channels_are_the_condition_s(run: Run, seen: DataInfo) -> str | None:
+    """The network takes what the condition has."""
+    wanted = 0 if run.data.condition is None else run.data.condition.channels(seen)
+    if run.model.condition_channels == wanted:
+        return None
+    return (
+        f"model.condition_channels is {run.model.condition_channels} and data.condition has {wanted}; leave "
+        "condition_channels out"
+    )
 
 
 def classes_need_labels(run: Run, seen: DataInfo) -> str | None:
@@ -179,16 +232,6 @@ def level_dropout_needs_labels_at_levels(run: Run, seen: DataInfo) -> str | None
     return "training.independent_level_dropout needs a U-DiT, which embeds the label at every level; set it to false"
 
 
-def selective_checkpointing_is_not_compiled(run: Run, seen: DataInfo) -> str | None:
-    """Compiled blocks keep all activations."""
-    if run.training.checkpoint_activations != "selective" or not run.training.compile:
-        return None
-    return (
-        "training.checkpoint_activations is selective and training.compile true; compiled blocks keep all activations: "
-        "set one of them to false"
-    )
-
-
 def shards_are_of_split_weights(run: Run, seen: DataInfo) -> str | None:
     """DDP splits nothing."""
     if run.training.shards is None or run.training.parallel == "fsdp":
@@ -206,6 +249,15 @@ def split_weights_are_changed_one_by_one(run: Run, seen: DataInfo) -> str | None
     return (
         f"training.parallel is fsdp, which splits every weight over processes, and training.optimizer="
         f"{run.training.optimizer.kind} needs whole ones; set training.optimizer=adamw, or training.parallel=ddp"
+    )
+
+
+def alignment_is_of_whole_weights(run: Run, seen: DataInfo) -> str | None:
+    """A projector is not split over ranks."""
+    if run.training.align is None or run.training.parallel == "ddp":
+        return None
+    return (
+        f"training.align needs all weights on each rank and training.parallel is {run.training.parallel}; set it to ddp"
     )
 
 
@@ -345,8 +397,13 @@ def adapter_has_no_other_average(run: Run, seen: DataInfo) -> str | None:
 
 
 RULES: tuple[Rule, ...] = (
+    clips_are_for_networks_of_clips,
     input_size_is_that_of_the_data,
     channels_are_those_of_the_data,
+    codec_is_the_data_s,
+    condition_is_of_pixels,
+    previous_state_is_of_fields,
+    condition_channels_are_the_condition_s,
     classes_need_labels,
     all_classes_have_a_label,
     guidance_needs_a_null_label,
@@ -362,9 +419,9 @@ RULES: tuple[Rule, ...] = (
     sampler_is_the_process_s,
     steps_are_within_the_schedule,
     level_dropout_needs_labels_at_levels,
-    selective_checkpointing_is_not_compiled,
     shards_are_of_split_weights,
     split_weights_are_changed_one_by_one,
+    alignment_is_of_whole_weights,
     batch_splits_into_accumulated_parts,
     warmup_ends_before_the_run,
     schedule_free_has_no_decay,

@@ -55,11 +55,13 @@ def require_scorable(labels: Labels, parts: Parts) -> None:
 
 
 def can_be_judged(run: Run, labels: Labels, parts: Parts) -> bool:
-    """Whether `udit eval` without options scores a run: its model has classes, and its data a judge's share."""
+    """Whether `udit eval` without options scores a run: of images, of classes, with a judge's share of the data."""
+    if run.model.clip_frames is not None:
+        return False
     return bool(run.model.num_classes) and what_is_missing(labels, parts) is None
 
 
 def warn_before_training(run: Run, labels: Labels, parts: Parts) -> None:
     """Warns where `udit eval` will refuse the run that is about to be trained."""
-    if run.model.num_classes and (missing := what_is_missing(labels, parts)):
+    if run.model.num_classes and run.model.clip_frames is None and (missing := what_is_missing(labels, parts)):
         log.warning("`udit eval` will not judge this run: %s now, since a run that has begun keeps its data", missing)

@@ -9,7 +9,7 @@ from udit.errors import UserError, nearest
 from udit.spec.base import Spec
 from udit.spec.words import shown
 
-BOUNDARY = frozenset({"in_channels", "num_classes", "input_size", "learn_sigma", "second_time"})
+BOUNDARY = frozenset({"in_channels", "num_classes", "input_size", "learn_sigma", "second_time", "condition_channels"})
 """Of a model's config: keys that may differ from the weights'. Parameters of another shape are initialised."""
 DECIDED = ("model", "diffusion", "codec", "sampling")
 """Sections that the weights decide; they replace a recipe's own."""

@@ -7,6 +7,7 @@ from typing import Literal
 from pydantic import PositiveInt
 
 from udit.data.codec_config import AnyCodec, IdentityCodec
+from udit.data.condition_config import AnyCondition
 from udit.diffusion.config import DDPMConfig, DiffusionConfig, SamplingConfig
 from udit.run.classes import Classes
 from udit.run.config import AnyModel, Run
@@ -25,6 +26,8 @@ class SystemConfig(Spec):
     sampling: SamplingConfig = SamplingConfig()
     codec: AnyCodec = IdentityCodec()
     """Converts what the model generates to pixels."""
+    condition: AnyCondition = None
+    """Makes what the network sees beside the noisy image of a whole one."""
     id2label: tuple[str, ...] = ()
     """Class names in label order."""
     steps: PositiveInt | None = None
@@ -43,6 +46,7 @@ class SystemConfig(Spec):
             diffusion=run.diffusion,
             sampling=run.sampling,
             codec=run.codec,
+            condition=run.data.condition,
             id2label=run.id2label,
             steps=steps,
         )

@@ -87,6 +87,7 @@ def opened(source: Source) -> tuple[System, dict[str, Any]]:
         place, weights = source.copy, "ema"
     engine = source.engine if place == source.model else None
     system = generate(place, [0], weights=weights, device=source.device, engine=engine).system
+    system.config.model.refuse_clips("udit serve")
     if shape := system.config.model.condition_shape:
         raise UserError(
             f"{source.model} takes vectors of {list(shape)} per image and the server has no text encoder; use "

@@ -154,6 +154,7 @@ class Studio:
             UserError: it does not fit the model.
         """
         config, base = self.shelf.config(choice), self.presets(choice).get(wanted.preset)
+        config.model.refuse_clips("the studio")
         if config.model.condition_shape:
             raise UserError(f"{choice.title} takes vectors, e.g. of a text; sample with `udit sample --context FILE`")
         if base is None:

@@ -67,6 +67,7 @@ def batches_of(
         world=world,
         accumulation=run.training.accumulation,
         flip=run.data.mirrored,
+        features=run.training.align is not None,
         workers=run.training.workers,
         draw=drawing_of(run),
         pin=pin,

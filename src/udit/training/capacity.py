@@ -172,7 +172,7 @@ def _surely_fits(run: Run, ranks: int, limit: AtHand) -> bool:
     with torch.device("meta"):
         weights = sum(p.numel() for p in bare(run.model).parameters())
     averages = len(run.training.posthoc_ema.sigma_rels) if run.training.posthoc_ema else 0
-    return 4 * weights * (batch * math.prod(run.model.size) + 6 + averages) < limit.free / 2
+    return 4 * weights * (batch * math.prod(run.model.input_shape()[1:]) + 6 + averages) < limit.free / 2
 
 
 @contextlib.contextmanager

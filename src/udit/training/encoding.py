@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Literal, get_args
 
 from udit import dist
-from udit.data.encode import plan_of, write_cache
+from udit.data.encode import Teacher, plan_of, write_cache
 from udit.errors import UserError, require_type
 from udit.progress import progress_bar, progress_shown
 from udit.run.config import Run
@@ -33,12 +33,15 @@ class EncodedCache:
     shards: int
     bytes: int
     """Of all shards."""
+    teacher: str | None = None
+    """The vision model whose features are there too."""
 
 
 def encode(
     run: Run,
     out: Path | str,
     *,
+    teacher: Teacher | None = None,
     dtype: LatentType = "float16",
     measure: bool = False,
     shard_size: int = 1024,
@@ -55,6 +58,8 @@ def encode(
     Args:
         run: names the data and the codec, e.g. of ``udit.load_run("folder", ["data.root=images"])``.
         out: the folder of the cache.
+        teacher: a vision model whose features are written too, for ``training.align``; of
+            ``udit.evaluation.teachers.load_teacher``.
         dtype: of latents; pixels stay uint8.
         measure: normalise each latent channel with its mean and standard deviation over these images, not with the
             VAE's factor.
@@ -72,6 +77,7 @@ def encode(
         RunError: the disk refuses it, or a rank was lost.
     """
     require_type("run", run, Run, "give a Run, e.g. udit.load_run('digits')")
+    run.model.refuse_clips("a latent cache")
     if dtype not in get_args(LatentType):
         raise UserError(f"dtype is {dtype!r}; it takes {' or '.join(get_args(LatentType))}")
     for name, count in (("shard_size", shard_size), ("batch_size", batch_size)):
@@ -79,14 +85,19 @@ def encode(
             raise UserError(f"{name} is {count}; it counts images, at least 1")
     if run.latents is not None:
         raise UserError(f"latents is {str(run.latents)!r} and a new cache is written to {out}; leave latents out")
+    if run.codec.kind == "field":
+        raise UserError("data.kind is fields, which are read as they are; train without latents")
     root = Path(out).expanduser()
     joined: AbstractContextManager[dist.World] = nullcontext(world) if world else dist.joined(device)
     with joined as world, world.together(), progress_shown(progress):
         source, codec = run.data.build(), run.codec.build()
-        plan = plan_of(run.data, source, codec, dtype=dtype, measured=measure, shard_size=shard_size)
+        facts = None if teacher is None else teacher.facts
+        plan = plan_of(run.data, source, codec, dtype=dtype, measured=measure, shard_size=shard_size, teacher=facts)
         mine = sum(plan.shard_sizes()[world.rank :: world.size])
         with progress_bar(mine, "encode", "image", show=progress and world.is_main) as bar:
-            manifest = write_cache(root, plan, source, codec, world, batch_size=batch_size, on_images=bar.update)
+            manifest = write_cache(
+                root, plan, source, codec, world, teacher=teacher, batch_size=batch_size, on_images=bar.update
+            )
     return EncodedCache(
         root=root,
         images=plan.count,
@@ -95,4 +106,5 @@ def encode(
         dtype=plan.dtype,
         shards=len(manifest.shards),
         bytes=sum(facts.bytes for facts in manifest.shards),
+        teacher=None if teacher is None else teacher.facts.name,
     )

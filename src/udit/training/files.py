@@ -219,7 +219,8 @@ class RunFiles:
         run, system = self.run, self._system(step, averaged)
         with by_product(f"the sample grid of step {step}"):
             path = run.out / "samples" / f"step-{step:08d}.png"
-            images = preview.save_grid(system, path, run.seed)
+            condition = preview.some_condition(system, self.source, self.parts, run.seed)
+            images = preview.save_grid(system, path, run.seed, condition)
             self._trackers.image(step, path)
             excess = preview.patch_grid(images, system, self.source, self.parts.train, run.seed)
         with by_product(f"the validation loss of step {step}"):

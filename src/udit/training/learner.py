@@ -6,8 +6,7 @@ import contextlib
 import logging
 import signal
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from functools import cached_property
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +16,7 @@ from udit.adapters import Adapter, AdapterEMA
 from udit.assemble import denoiser_of, objective_of
 from udit.checkpoint import Checkpoint
 from udit.data.batches import Batch
+from udit.diffusion.beside import Beside
 from udit.diffusion.objective import Draws, Losses
 from udit.dist import World
 from udit.errors import UserError
@@ -27,58 +27,19 @@ from udit.optim.groups import choices_of
 from udit.run.config import Run
 from udit.run.system import SystemConfig
 from udit.training.alarms import Bounds
+from udit.training.align import alignment_of
 from udit.training.ema import EMA, decay_at
 from udit.training.parallel import parallel_of
 from udit.training.posthoc import PowerAverages
 from udit.training.precision import decided, set_up
 from udit.training.records import StepReport
 from udit.training.start import start_from
+from udit.training.unread import Unread
 
 log = logging.getLogger(__name__)
 NAMED = 8
 """Samples of a spike that are named, those with the highest losses."""
 _NONE = Bounds()
-
-
-@dataclass(frozen=True)
-class Unread:
-    """A step whose numbers may still be on the device."""
-
-    step: int
-    """Steps done before it."""
-    numbers: Tensor
-    """As ``Learner._numbers`` makes them."""
-    micro_batches: list[Batch]
-    per_sample: Tensor
-    has_vb: bool
-    copied: torch.cuda.Event | None = None
-    """After which the numbers are on the host."""
-
-    def on_its_way(self) -> Unread:
-        """The same, with a copy to the host begun."""
-        if self.numbers.device.type != "cuda":
-            return self
-        numbers = self.numbers.to("cpu", non_blocking=True)  # into pinned memory
-        return replace(self, numbers=numbers, copied=torch.cuda.current_stream().record_event())
-
-    @cached_property
-    def values(self) -> list[float]:
-        """The norm, and then the other numbers in their order; waits for them."""
-        if self.copied is not None:
-            self.copied.synchronize()
-        *shared, norm = self.numbers.tolist()
-        return [norm, *shared]
-
-    @property
-    def bad(self) -> bool:
-        """Whether a loss or gradient of any rank is not finite."""
-        return self.values[1] > 0
-
-    @property
-    def high(self) -> bool:
-        """Whether loss or gradient norm exceeds its bound."""
-        norm, _, _, _, loss, _, _, most_loss, most_norm = self.values
-        return loss > most_loss or norm > most_norm
 
 
 class Learner:
@@ -96,6 +57,7 @@ class Learner:
         self.run, self.world = run, world
         self.codec = run.codec.build()
         self.objective = objective_of(run)
+        self.condition = run.data.condition.build() if run.data.condition else None
         self.parallel = parallel_of(run, world)
         self.model = self.parallel.build(run.model, run.seed)
         checkpoint_activations(self.model, config.checkpoint_activations)
@@ -107,11 +69,14 @@ class Learner:
         posthoc = config.posthoc_ema if self.parallel.averages else None
         self.posthoc = PowerAverages(self.model, posthoc) if posthoc else None
         if config.compile:
-            compile_blocks(self.model)
-        self.network = self.parallel.network(self.model)
-        """The model, or what averages its gradients over ranks; both hold the same weights."""
-        self.denoiser = denoiser_of(SystemConfig.of(run), self.network)
-        self.parameters = list(self.model.parameters())
+            compile_blocks(self.model, conditions=device.type == "cuda" and not self.parallel.splits)
+        self.alignment = alignment_of(run, self.model)
+        joined = self.alignment.joined if self.alignment else self.model
+        self.network = self.parallel.network(joined)
+        """The model, with the projector of an alignment, or what averages their gradients over ranks."""
+        backbone = self.alignment.backbone(self.network) if self.alignment else self.network
+        self.denoiser = denoiser_of(SystemConfig.of(run), backbone)
+        self.parameters = list(joined.parameters())
         self.drops = name_layers(self.model)
         wide = config.precision == "bfloat16" and config.residual == "float32"
         self.stream = torch.float32 if wide else None
@@ -127,10 +92,11 @@ class Learner:
         return EMA(self.model) if self.adapter is None else AdapterEMA(self.adapter)
 
     def bytes(self) -> int:
-        """Size of a checkpoint: weights, EMA, the optimiser's state, the averages of ``posthoc_ema``, an adapter."""
+        """Size of a checkpoint: weights, EMA, the optimiser's state, other averages, an adapter, a projector."""
         posthoc = self.run.training.posthoc_ema
         copies = 2 + (self.adapter is not None) + len(posthoc.sigma_rels if posthoc else ())
-        return copies * sum(p.numel() * p.element_size() for p in self.model.parameters()) + self.optimizer.bytes
+        weights = sum(p.numel() * p.element_size() for p in self.model.parameters())
+        return copies * weights + self.optimizer.bytes + (self.alignment.bytes if self.alignment else 0)
 
     def load(self, found: Checkpoint | None) -> None:
         """Loads a checkpoint, or the weights that a new run starts from; with DDP on rank 0 only.
@@ -161,6 +127,8 @@ class Learner:
                 self.ema.load(found.tensors("ema"))
             if self.posthoc is not None:
                 self.posthoc.load(found.tensors("posthoc"))
+            if self.alignment is not None and self.alignment.projector is not None:
+                self.alignment.restore(found.tensors("projector"), found.tensors("projector-optim"))
         except RuntimeError as error:
             if isinstance(error, torch.distributed.DistError):
                 raise
@@ -214,6 +182,8 @@ class Learner:
             self.world.broadcast(self.model.state_dict().values())
             if step and self.world.size > 1:
                 self.optimizer.share(self.world)
+            if self.alignment is not None:
+                self.alignment.share(self.world, step)
         self.steps_done, self._unread = step, None
         self.network.train()
 
@@ -224,7 +194,8 @@ class Learner:
         tensors = {"model": self.plain().state_dict(), "ema": averages, "optim": self.optimizer.tensors()}
         if isinstance(self.ema, AdapterEMA):
             tensors["adapter"] = self.ema.adapter.tensors(self.ema.averages)
-        return tensors | ({"posthoc": self.posthoc.tensors()} if self.posthoc is not None else {})
+        tensors |= {"posthoc": self.posthoc.tensors()} if self.posthoc is not None else {}
+        return tensors | (self.alignment.tensors() if self.alignment is not None else {})
 
     def plain(self) -> nn.Module:
         """The trained network without averaging; one with an adapter is copied, with the adapter merged."""
@@ -251,8 +222,17 @@ class Learner:
         x0, drawn = self.encode(batch), batch.drawn
         keys = drawn["dropout"] if drawn else keys_of(self.run.seed, batch.positions).to(x0.device)
         draws = Draws(drawn["t"], drawn["noise"], drawn["uniform"]) if drawn else None
+        denoiser = self.denoiser
+        if self.condition is not None:
+            before = None if batch.before is None else self.codec.normalise(batch.before)
+            beside = self.condition(x0, before, [(self.run.seed, position) for position in batch.positions])
+            denoiser = denoiser.with_network(lambda network: Beside(network, beside))
         with using_keys(keys) if self.drops else contextlib.nullcontext(), residual_stream(self.stream):
-            return self.objective(self.denoiser, x0, batch.y, batch.positions, draws)
+            losses = self.objective(denoiser, x0, batch.y, batch.positions, draws)
+        if self.alignment is None:
+            return losses
+        assert batch.features is not None, "batches of a run that aligns"
+        return replace(losses, align=self.alignment.losses(batch.features))
 
     def step(self, step: int, micro_batches: list[Batch], stop_signal: int = 0, bounds: Bounds = _NONE) -> StepReport:
         """One optimiser step; skipped on every rank if a loss or gradient of any rank is not finite.
@@ -283,14 +263,14 @@ class Learner:
         before = self.settle()
         gradients = [p.grad for p in self.parameters if p.grad is not None]
         norm = sharding.whole(torch.nn.utils.get_total_norm(gradients))
-        per_sample = torch.cat([part.loss for part in losses])
+        per_sample = torch.cat([part.total for part in losses])
         numbers = self._numbers(losses, norm, per_sample, stop_signal, bounds)
         unread = Unread(step, numbers, micro_batches, per_sample, losses[0].vb is not None)
         skips = self.run.training.on_spike != "warn"
         taken = self.defers or not (unread.bad or (skips and unread.high))
         found_inf = None
         if self.defers:
-            high = (numbers[3] > numbers[6]) | (numbers[8] > numbers[7])
+            high = (numbers[3] > numbers[7]) | (numbers[9] > numbers[8])
             found_inf = ((numbers[0] > 0) | high if skips else numbers[0] > 0).to(norm.dtype)
             unread = unread.on_its_way()
         self.steps_done = None
@@ -298,13 +278,15 @@ class Learner:
             if self.run.training.clip_norm is not None:
                 torch.nn.utils.clip_grads_with_norm_(self.parameters, self.run.training.clip_norm, norm)
             self.optimizer.step(self.learning_rate(step), found_inf)
+            if self.alignment is not None and self.alignment.optimizer is not None:
+                self.alignment.optimizer.step(self.learning_rate(step), found_inf)
         if self.posthoc is not None:
             self.posthoc.update(self.model, step + 1)
         self._unread = unread
         if not self.defers:
             self._average()
         self.steps_done = step + 1
-        self.optimizer.zero_grad()
+        self.network.zero_grad()
         return before
 
     def settle(self, alone: bool = False) -> StepReport | None:
@@ -328,8 +310,9 @@ class Learner:
         asked = _signal_of(shared[:2])
         bad_samples = self._bad_samples(unread, alone) if bad else None
         spike = self._worst(unread, alone) if unread.high and not bad else None
-        loss, mse, vb = (total / self.run.training.batch_size for total in shared[2:5])
-        return StepReport(loss, mse, vb if unread.has_vb else None, norm, bad_samples, asked, spike)
+        loss, mse, vb, align = (total / self.run.training.batch_size for total in shared[2:6])
+        terms = {"vb": vb if unread.has_vb else None, "align": None if self.alignment is None else align}
+        return StepReport(loss, mse, grad_norm=norm, bad_samples=bad_samples, signal=asked, spike=spike, **terms)
 
     def _average(self) -> None:
         """Takes the step's weights into the averages; a skipped step changes none."""
@@ -349,10 +332,11 @@ class Learner:
         """All that is read of a step in one float64 tensor.
 
         Its entries: ranks with a loss or gradient that is not finite; ranks that each signal stops; sums over all
-        samples of loss, mean squared error and variational bound; what makes that loss and the norm of the gradients
-        a spike, of rank 0; and that norm, which is the same on all ranks.
+        samples of loss, mean squared error, variational bound and alignment; what makes that loss and the norm of the
+        gradients a spike, of rank 0; and that norm, which is the same on all ranks.
         """
         parts = [[p.loss for p in losses], [p.mse for p in losses], [p.vb for p in losses if p.vb is not None]]
+        parts.append([p.align for p in losses if p.align is not None])
         zero = torch.zeros((), dtype=torch.float64, device=norm.device)
         totals = [sum((part.double().sum() for part in of_all), zero) for of_all in parts]
         bad = ~(norm.isfinite() & per_sample.isfinite().all())
@@ -369,8 +353,8 @@ class Learner:
     def _backward(self, batch: Batch, parts: int, last: bool) -> Losses:
         with self.parallel.backward_of(self.network, last):
             losses = self.losses(batch)
-            (losses.loss.mean() / parts).backward()
-        return Losses(losses.loss.detach(), losses.mse.detach(), None if losses.vb is None else losses.vb.detach())
+            (losses.total.mean() / parts).backward()
+        return losses.detached()
 
     def _bad_samples(self, unread: Unread, alone: bool) -> tuple[int, ...]:
         """Indices, over all ranks, of samples with a non-finite loss; of the whole batch where only gradients are."""

@@ -20,6 +20,7 @@ from torch.utils._pytree import tree_leaves
 from udit.assemble import denoiser_of, objective_of
 from udit.data.batches import share_of
 from udit.data.describe import describe
+from udit.diffusion.beside import Beside
 from udit.diffusion.objective import Draws
 from udit.diffusion.schedule import Schedule
 from udit.dist import find_device, launched, launched_here
@@ -31,8 +32,10 @@ from udit.optim.groups import choices_of
 from udit.run.config import Run
 from udit.run.system import SystemConfig
 from udit.sharding import blocks_of
+from udit.training.align import Alignment, chosen
 from udit.training.capacity import at_hand, shortage
 from udit.training.precision import decided
+from udit.training.source import teacher_of
 
 LARGE = 64
 """Images per backward pass from which on the memory is extrapolated."""
@@ -102,15 +105,23 @@ def _counted(run: Run, ranks: int, batch: int, device: str) -> Memory:
     """What a step of ``batch`` images per backward pass allocates."""
     config = run.training
     shards = (config.shards or ranks) if config.parallel == "fsdp" else 1
+    aligned = None if config.align is None else (teacher_of(run), *chosen(config.align, run.model))
     with FakeTensorMode(allow_non_fake_inputs=True), torch.device(device):
         model = bare(run.model)
         checkpoint_activations(model, config.checkpoint_activations)
-        denoiser = denoiser_of(SystemConfig.of(run), model.train())
-        x0 = torch.empty(batch, run.model.in_channels, *run.model.size)
+        alignment = aligned and Alignment(run, model.train(), *aligned, filled=False)
+        whole = alignment.joined if alignment else model.train()
+        backbone = alignment.backbone(whole) if alignment else whole
+        denoiser = denoiser_of(SystemConfig.of(run), backbone)
+        x0 = torch.empty(batch, *run.model.input_shape())
+        if run.model.condition_channels:
+            beside = torch.empty(batch, run.model.condition_channels, *run.model.size)
+            denoiser = denoiser.with_network(lambda network: Beside(network, beside))
         y = torch.zeros(batch, dtype=torch.int64)
-        there = [*model.parameters(), *model.buffers(), x0, y]
-        parameters = [p for p in model.parameters() if p.requires_grad]
+        there = [*whole.parameters(), *model.buffers(), x0, y]
+        parameters = [p for p in whole.parameters() if p.requires_grad]
         optimizer = config.optimizer.build(model, choices_of(model), config.betas).bytes
+        optimizer += alignment.optimizer.bytes if alignment and alignment.optimizer else 0
         if config.accumulation > 1:
             for parameter in parameters:
                 parameter.grad = torch.empty_like(parameter)
@@ -127,6 +138,8 @@ def _counted(run: Run, ranks: int, batch: int, device: str) -> Memory:
         with using_keys(keys), stream, _Living([*there, keys, draws.t, draws.noise, draws.uniform]) as living:
             with _autocast(device, config.precision == "bfloat16"), _FusedAttention():
                 loss = objective.losses(denoiser, x0, y, draws).loss.mean()
+                if alignment and aligned:
+                    loss = loss + alignment.losses(torch.empty(batch, *aligned[0].shape)).mean()
             activations = living.bytes
             if device == "cpu":
                 loss.backward()
@@ -134,9 +147,10 @@ def _counted(run: Run, ranks: int, batch: int, device: str) -> Memory:
                 living.most += max(0, _bytes(parameters) - activations) if shards == 1 else 0
     if shards > 1:
         return _split(run, model, batch, shards, activations, living.most)
-    weights, trained = _bytes(model.state_dict().values()), _bytes(parameters)
+    averaged, trained = _bytes(model.state_dict().values()), _bytes(parameters)
+    weights = _bytes(whole.state_dict().values())
     kept = trained * ((ranks > 1) + (config.accumulation > 1))
-    averages = weights + trained * len(config.posthoc_ema.sigma_rels if config.posthoc_ema else ())
+    averages = averaged + trained * len(config.posthoc_ema.sigma_rels if config.posthoc_ema else ())
     return Memory(
         batch=batch,
         weights=weights,

@@ -35,7 +35,7 @@ def describe_training(learner: Learner, source: Source, images: int) -> str:
     adapted = "" if learner.adapter is None else f" by {learner.adapter.told()},"
     if len(learner.optimizer.parts) > 1:
         by = f" by {learner.optimizer.told()}"
-    shape = "x".join(map(str, (run.model.in_channels, *run.model.size)))
+    shape = "x".join(map(str, run.model.input_shape()))
     return (
         f"training {name}, {weights / 1e6:,.2f} million weights,{adapted} on {images:,} of {len(source):,} images of "
         f"{data} ({shape}), {config.steps:,} steps of {config.batch_size:,} images{by}, in {config.precision} on "

@@ -94,11 +94,11 @@ class Split(Replicated):
         return contextlib.nullcontext()
 
     def whole(self, model: nn.Module | None) -> nn.Module | None:
-        """A copy on rank 0's CPU; on this rank's own where there is one process. All ranks must call it."""
+        """A copy on rank 0's device; the model itself where there is one process. All ranks must call it."""
         if self.mesh is None or model is None:
             return model
         state = self.gathered(model.state_dict())
-        return None if state is None else rebuild(model.config, state).eval()  # type: ignore[arg-type]
+        return None if state is None else rebuild(model.config, state).eval().to(self.world.device)  # type: ignore[arg-type]
 
     def gathered(self, tensors: dict[str, Tensor]) -> dict[str, Tensor] | None:
         """Tensors with all their parts, on rank 0's CPU; all ranks must call it."""

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -11,36 +13,48 @@ from torch import Tensor
 
 from udit import rng
 from udit.assemble import System, denoiser_of
+from udit.clips import film
+from udit.data.batches import states_before
 from udit.data.latents import LatentCache
-from udit.data.sources import Labels, Source
+from udit.data.sources import Labels, Parts, Source
+from udit.diffusion.beside import Beside
 from udit.diffusion.objective import draw
 from udit.files import whole_file
-from udit.images import grid, save_png
+from udit.images import grid, save_png, shown
 from udit.training.alarms import grid_excess
 
 GRID_ROWS = 4
+GRID_CLIPS = 8
 REAL = 64
 """Most training images that samples are compared with."""
 VALIDATION_SIZE = 256
 """Most held-out images that a validation loss uses."""
 
 
-def save_grid(system: System, path: Path, seed: int) -> Tensor:
+def save_grid(system: System, path: Path, seed: int, condition: Tensor | None = None) -> Tensor:
     """Samples a grid: one column per class, ten at most (eight for an unconditional model), four seeds per column.
+
+    Of clips, eight rows of frames: of the first eight classes.
 
     Args:
         system: with the averaged weights.
         path: of the PNG.
         seed: of the run; image i of the grid has the same seed and label at every step.
+        condition: of ``some_condition``, where the network sees one.
 
     Returns:
-        The images, uint8 [N, C, H, W].
+        The images, uint8 [N, C, H, W]; of fields, as they are shown; of clips their frames.
     """
-    classes = system.config.classes.trained
-    columns = min(classes, 10) or 8
-    labels = [i % columns for i in range(columns * GRID_ROWS)] if classes else None
+    columns = columns_of(system)
+    labels = [i % columns for i in range(columns * GRID_ROWS)] if system.config.classes.trained else None
     seeds = [seed + i for i in range(columns * GRID_ROWS)]
-    images = torch.cat(list(system.generate(seeds, labels)))
+    if (frames := system.config.model.clip_frames) is not None:
+        seeds = seeds[:GRID_CLIPS]
+        clips = film(torch.cat(list(system.generate(seeds, None if labels is None else labels[:GRID_CLIPS]))))
+        about = {"seeds": seeds, "sampling": system.config.sampling.model_dump(mode="json")}
+        save_png(grid(clips, columns=frames), path, about)
+        return clips
+    images = shown(torch.cat(list(system.generate(seeds, labels, condition=condition))))
     named = system.config.classes
     titles = [named.title(label) for label in labels or ()]
     settings = {"seeds": seeds, "labels": labels, "sampling": system.config.sampling.model_dump(mode="json")}
@@ -65,13 +79,38 @@ def patch_grid(images: Tensor, system: System, source: Source, part: Labels, see
     side = pixels * int(getattr(system.config.model, "patch", 1))
     real = None
     if not isinstance(source, LatentCache):
-        real = torch.stack([torch.from_numpy(source.image(int(i)).copy()) for i in spread(part, REAL, seed)])
+        real = shown(torch.stack([torch.from_numpy(source.image(int(i)).copy()) for i in spread(part, REAL, seed)]))
+        real = film(real) if real.ndim == 5 else real
     found = []
     for period in (side, 2 * side):
         drawn, usual = grid_excess(images, period), 0.0 if real is None else grid_excess(real, period)
         if drawn is not None and usual is not None:
             found.append(drawn - usual)
     return max(found, default=None)
+
+
+def columns_of(system: System) -> int:
+    """Of a sample grid."""
+    return min(system.config.classes.trained, 10) or 8
+
+
+def some_condition(system: System, source: Source, parts: Parts, seed: int) -> Tensor | None:
+    """What the network sees beside the images of a sample grid: made of held-out images, or of training images.
+
+    None of a network that sees nothing.
+    """
+    if system.config.condition is None:
+        return None
+    part, count = parts.test if len(parts.test) else parts.train, columns_of(system) * GRID_ROWS
+    ids = [int(i) for i in np.resize(spread(part, count, seed), count)]
+    return condition_of(system, source, ids, range(count))
+
+
+def condition_of(system: System, source: Source, ids: Sequence[int], keys: Sequence[int]) -> Tensor:
+    """What the network sees beside some images of a source, [B, Cc, H, W]; rectangles are drawn by the keys."""
+    before = states_before(source, ids)
+    images = torch.stack([torch.from_numpy(np.array(source.image(i))) for i in ids])
+    return system.condition_of(images, before=before, keys=keys)
 
 
 def spread(part: Labels, count: int, seed: int) -> Labels:
@@ -108,7 +147,11 @@ def validation_loss(system: System, source: Source, part: Labels, seed: int, bat
         x0 = system.codec.normalise(x if isinstance(source, LatentCache) else system.codec.raw(x))
         draws = draw(denoiser.schedule, x0.shape[1:], 0, "validation", [(start + k,) for k in range(len(ids))])
         y = torch.tensor([int(source.labels[i]) for i in ids]).to(device) if system.config.model.num_classes else None
-        losses = denoiser.schedule.loss(denoiser, x0, draws.t.to(device), draws.noise.to(device), y)
+        asked = denoiser
+        if system.config.condition is not None:
+            beside = condition_of(system, source, ids, range(start, start + len(ids))).to(device)
+            asked = denoiser.with_network(partial(Beside, condition=beside))
+        losses = denoiser.schedule.loss(asked, x0, draws.t.to(device), draws.noise.to(device), y)
         total += float(losses.loss.double().sum())
     return total / len(part)
 

@@ -24,6 +24,8 @@ class StepReport:
     """Samples of a skipped step, as indices into the source; None for a step that was taken."""
     signal: int
     """The signal that asked any rank to stop, or 0."""
+    align: float | None = None
+    """What aligns features with a vision model's; it is trained on beside the loss."""
     spike: tuple[int, ...] | None = None
     """Samples of the highest losses where loss or gradient norm exceeded its bounds; None where they did not."""
 
@@ -59,6 +61,8 @@ class StepRecord:
     """Share of the step's time, 0 to 1, that passed before its images were read."""
     skipped_samples: tuple[str, ...] = ()
     """Names of the samples without a finite loss or gradient; the weights stay as they were if there are any."""
+    align: float | None = None
+    """What aligns features with a vision model's, beside the loss; NaN for a skipped step, None where there is none."""
     val_loss: float | None = None
     """Of held-out images with the averaged weights, every ``training.sample_every`` steps; on rank 0 alone."""
     alarms: tuple[tuple[str, str], ...] = ()
@@ -82,6 +86,7 @@ class StepRecord:
             images_per_second=batch_size / timing.total,
             waited=timing.waited / timing.total,
             skipped_samples=tuple(str(names[i]) for i in report.bad_samples or ()),
+            align=math.nan if skipped and report.align is not None else report.align,
         )
 
     @property
@@ -97,6 +102,7 @@ class StepRecord:
         else:
             values |= {"loss": self.loss, "mse": self.mse, "grad_norm": self.grad_norm}
             values |= {"vb": self.vb} if self.vb is not None else {}
+            values |= {"align": self.align} if self.align is not None else {}
         values |= {"val_loss": self.val_loss} if self.val_loss is not None else {}
         values |= {"warning": self.warning} if self.warning is not None else {}
         own = {kind: text for kind, text in self.alarms if kind not in CLOCK}

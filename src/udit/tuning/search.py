@@ -125,7 +125,7 @@ class Scorer:
         """Records what the deep part of the network returns at every evaluation of a setting without a cache."""
         config, device = self.system.config, next(self.system.backbone.parameters()).device
         seeds = range(self.first_seed + self.count, self.first_seed + self.count + WATCHED)
-        noise = SeededNoise(seeds, (config.model.in_channels, *config.model.size), device)
+        noise = SeededNoise(seeds, config.model.input_shape(), device)
         denoise = self.system.guided(sampling)
         y = torch.tensor(labels_for(WATCHED, config.classes.trained, "balanced", 0), device=device)
         sampler = make_sampler(sampling.sampler, eta=sampling.eta, clip=sampling.clip)
@@ -249,6 +249,7 @@ def tune(
     if num_samples < MIN_IMAGES:
         raise UserError(f"num_samples is {num_samples}; a score needs at least {MIN_IMAGES} images")
     values = read_run_config(run)
+    values.model.refuse_clips("udit tune")
     world = dist.start(device)
     if world.size > 1:
         raise UserError("udit tune runs as one process; start it without torchrun")

@@ -96,7 +96,7 @@ class ADM(nn.Module):
             return Stage([res(channels, width) for channels in inner], attentions)
 
         self.conditioner = VectorConditioner(cond, config.num_classes, config.width, config.null_class)
-        self.stem = nn.Conv2d(config.in_channels, widths[0], 3, padding=1)
+        self.stem = nn.Conv2d(config.input_channels, widths[0], 3, padding=1)
         entries = [widths[0], *widths[:-1]]  # channels that enter a level, and so those of its first skip
         self.encoder = module_list(
             stage(level, [entries[level]] + [widths[level]] * (count - 1), False) for level in range(levels)

@@ -19,7 +19,7 @@ def _rows(config: ADMConfig) -> Iterator[Row]:
     yield from both("time_embed.2", "conditioner.time.2", (cond, cond))
     if config.num_classes:
         yield "label_emb.weight", "conditioner.label.weight", (config.num_classes + config.null_class, cond)
-    yield from both("input_blocks.0.0", "stem", (widths[0], config.in_channels, 3, 3))
+    yield from both("input_blocks.0.0", "stem", (widths[0], config.input_channels, 3, 3))
     index, inner = 0, widths[0]
     for level, width in enumerate(widths):
         for i in range(config.res_blocks):

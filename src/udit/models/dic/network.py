@@ -80,7 +80,7 @@ class DiC(nn.Module):
         super().__init__()
         self.config = config
         widths, depths, stride = config.widths, config.depths, config.skip_stride
-        self.stem = nn.Conv2d(config.in_channels, config.width, 3, padding=1)
+        self.stem = nn.Conv2d(config.input_channels, config.width, 3, padding=1)
         self.conditioners = nn.ModuleList(VectorConditioner(width, config.num_classes) for width in widths)
         self.encoder = module_list(Stage(width, depths[i], stride, False) for i, width in enumerate(widths))
         self.merge = nn.ModuleList(Merge(width) for width in widths[:-1])

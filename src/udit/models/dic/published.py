@@ -15,7 +15,7 @@ def key_map(config: DiCConfig) -> Keys:
 
 def _rows(config: DiCConfig) -> Iterator[Row]:
     widths, depths, c = config.widths, config.depths, config.width
-    yield from both("x_embedder.proj", "stem", (c, config.in_channels, 3, 3))
+    yield from both("x_embedder.proj", "stem", (c, config.input_channels, 3, 3))
     for i, w in enumerate(widths):
         for layer, inner in ((0, 256), (2, w)):
             yield from both(f"t_embedder_ls.{i}.mlp.{layer}", f"conditioners.{i}.time.{layer}", (w, inner))

@@ -87,7 +87,7 @@ class DiCo(nn.Module):
         super().__init__()
         self.config = config
         widths, depths, top = config.widths, config.depths, config.top
-        self.stem = nn.Conv2d(config.in_channels, config.width, 3, padding=1)
+        self.stem = nn.Conv2d(config.input_channels, config.width, 3, padding=1)
         self.conditioners = nn.ModuleList(VectorConditioner(width, config.num_classes) for width in widths)
         self.encoder = module_list(Stage(config, width, depths[i]) for i, width in enumerate(widths))
         self.merge = nn.ModuleList(Merge(width) for width in widths[:-1])

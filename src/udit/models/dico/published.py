@@ -18,7 +18,7 @@ def key_map(config: DiCoConfig) -> Keys:
 
 def _rows(config: DiCoConfig) -> Iterator[Row]:
     widths, depths, c, top, levels = config.widths, config.depths, config.width, config.top, config.levels
-    yield from both("x_embedder.proj", "stem", (c, config.in_channels, 3, 3))
+    yield from both("x_embedder.proj", "stem", (c, config.input_channels, 3, 3))
     yield from _time(0, c)
     if config.num_classes:
         for i, w in enumerate(widths):

@@ -95,7 +95,7 @@ class DiMSUM(nn.Module):
         super().__init__()
         self.config = config
         width, area, (rows, columns) = config.width, config.patch**2, config.grid
-        self.embed = nn.Linear(config.in_channels * area, width)
+        self.embed = nn.Linear(config.input_channels * area, width)
         self.positions = nn.Parameter(torch.empty(rows, columns, width))
         self.conditioner = VectorConditioner(width, config.num_classes, null_class=config.null_class)
         self.blocks = module_list(Block(config, i) for i in range(config.depth))

@@ -29,7 +29,7 @@ def _rows(config: DiMSUMConfig) -> Iterator[Row]:
     (rows, columns), d, patch = config.grid, config.width, config.patch
     hidden, classes = round(config.ffn.ratio * d), config.num_classes
     yield "pos_embed", "positions", (1, rows * columns, d)
-    yield from both("x_embedder.proj", "embed", (d, config.in_channels, patch, patch))
+    yield from both("x_embedder.proj", "embed", (d, config.input_channels, patch, patch))
     yield from both("t_embedder.mlp.0", "conditioner.time.0", (d, 256))
     yield from both("t_embedder.mlp.2", "conditioner.time.2", (d, d))
     if classes:

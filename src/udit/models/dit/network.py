@@ -42,7 +42,7 @@ class DiT(nn.Module):
         super().__init__()
         self.config = config
         width, area = config.width, config.patch**2
-        self.embed = nn.Linear(config.in_channels * area, width)
+        self.embed = nn.Linear(config.input_channels * area, width)
         self.conditioner = VectorConditioner(width, config.num_classes)
         self.blocks = module_list(
             AdaLNBlock(config.attention.build(width, config.heads, index), config.ffn.build(width), width)

@@ -72,7 +72,7 @@ def transformer_rows(config: IsotropicConfig, head_channels: int) -> Iterator[Ro
     grid, d, patch = config.grid, config.width, config.patch
     hidden = round(config.ffn.ratio * d)
     yield "pos_embed", Fixed(lambda: sincos_table(*grid, d), parameter=True), (1, grid[0] * grid[1], d)
-    yield from both("x_embedder.proj", "embed", (d, config.in_channels, patch, patch))
+    yield from both("x_embedder.proj", "embed", (d, config.input_channels, patch, patch))
     yield from both("t_embedder.mlp.0", "conditioner.time.0", (d, 256))
     yield from both("t_embedder.mlp.2", "conditioner.time.2", (d, d))
     if config.num_classes:

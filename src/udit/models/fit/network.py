@@ -111,7 +111,7 @@ class FiT(nn.Module):
         super().__init__()
         self.config = config
         width, area = config.width, config.patch**2
-        self.embed = nn.Linear(config.in_channels * area, width)
+        self.embed = nn.Linear(config.input_channels * area, width)
         self.conditioner = VectorConditioner(width, config.num_classes)
         self.shared_modulation = nn.Linear(width, 6 * width) if config.rank else None
         self.blocks = module_list(Block(config) for _ in range(config.depth))
@@ -143,7 +143,7 @@ class FiT(nn.Module):
         Raises:
             UserError: shapes do not fit.
         """
-        check_sequence(x, grid, mask, self.config.in_channels * self.config.patch**2)
+        check_sequence(x, grid, mask, self.config.input_channels * self.config.patch**2)
         real = mask[..., None] != 0
         table = self.table(grid[:, 1], grid[:, 0], self.config.grid)[:, :, None]
         layout = Layout(table, (mask[:, None] == mask[..., None])[:, None], real)

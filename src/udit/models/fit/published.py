@@ -15,7 +15,7 @@ def key_map(config: FiTConfig) -> Keys:
 
 def _rows(config: FiTConfig) -> Iterator[Row]:
     d, area, rank, hidden = config.width, config.patch**2, config.rank, config.ffn.channels(config.width)
-    yield from both("x_embedder.proj", "embed", (d, config.in_channels * area))
+    yield from both("x_embedder.proj", "embed", (d, config.input_channels * area))
     yield from both("t_embedder.mlp.0", "conditioner.time.0", (d, 256))
     yield from both("t_embedder.mlp.2", "conditioner.time.2", (d, d))
     if config.num_classes:

@@ -137,7 +137,7 @@ class HDiT(nn.Module):
         *outer, middle = config.stages
         cond, widths = config.mapping.width, [stage.width for stage in config.stages]
         self.conditioner = Conditioner(config)
-        self.patch_in = PatchMerge(config.in_channels, widths[0], config.patch)
+        self.patch_in = PatchMerge(config.input_channels, widths[0], config.patch)
         self.encoder = module_list(Stage(spec, cond, level) for level, spec in enumerate(outer))
         self.merge = nn.ModuleList(PatchMerge(fine, coarse, 2) for fine, coarse in pairwise(widths))
         self.middle = Stage(middle, cond, len(outer))

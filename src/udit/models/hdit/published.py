@@ -20,7 +20,7 @@ def _rows(config: HDiTConfig) -> Iterator[Row]:
     *outer, middle = config.stages
     cond, widths, hidden = config.mapping.width, [stage.width for stage in config.stages], config.mapping.hidden
     area = config.patch**2
-    yield "patch_in.proj.weight", "patch_in.proj.weight", (widths[0], config.in_channels * area)
+    yield "patch_in.proj.weight", "patch_in.proj.weight", (widths[0], config.input_channels * area)
     yield "time_emb.weight", "conditioner.time_features.weight", (cond // 2, 1)
     yield "time_in_proj.weight", "conditioner.time.weight", (cond, cond)
     yield "aug_emb.weight", "conditioner.augmentation_features.weight", (cond // 2, 9)

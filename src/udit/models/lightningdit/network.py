@@ -81,7 +81,7 @@ class LightningDiT(nn.Module):
         super().__init__()
         self.config = config
         width, area = config.width, config.patch**2
-        self.embed = nn.Linear(config.in_channels * area, width)
+        self.embed = nn.Linear(config.input_channels * area, width)
         self.conditioner = VectorConditioner(width, config.num_classes)
         self.blocks = module_list(Block(config) for _ in range(config.depth))
         self.out_norm = ScaledNorm(width)

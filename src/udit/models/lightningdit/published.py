@@ -21,7 +21,7 @@ def _rows(config: LightningDiTConfig) -> Iterator[Row]:
     grid, d, patch = config.grid, config.width, config.patch
     tokens, channels, hidden = grid[0] * grid[1], d // config.heads, config.ffn.channels(d)
     yield "pos_embed", Fixed(lambda: sincos_table(*grid, d), parameter=True), (1, tokens, d)
-    yield from both("x_embedder.proj", "embed", (d, config.in_channels, patch, patch))
+    yield from both("x_embedder.proj", "embed", (d, config.input_channels, patch, patch))
     yield from both("t_embedder.mlp.0", "conditioner.time.0", (d, 256))
     yield from both("t_embedder.mlp.2", "conditioner.time.2", (d, d))
     if config.num_classes:

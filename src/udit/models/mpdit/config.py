@@ -48,6 +48,11 @@ class MPDiTConfig(ModelConfig):
         return self
 
     @property
+    def leading_tokens(self) -> int:
+        """See ``ModelConfig``."""
+        return self.label_tokens if self.num_classes else 0
+
+    @property
     def patches(self) -> tuple[int, ...]:
         """Side of every level's patches, the coarsest first."""
         return tuple(self.patch * 2**level for level in reversed(range(len(self.depths))))

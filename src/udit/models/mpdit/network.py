@@ -121,7 +121,7 @@ class Finer(nn.Module):
         super().__init__()
         width = config.width
         self.patch = patch
-        self.embed = nn.Linear(config.in_channels * patch**2, width)
+        self.embed = nn.Linear(config.input_channels * patch**2, width)
         self.skip = nn.Linear(width, width)
         self.expand = nn.Linear(width, 4 * width)
         self.refine = nn.Linear(width, width)
@@ -169,7 +169,7 @@ class MPDiT(nn.Module):
         super().__init__()
         self.config = config
         width, classes, coarsest = config.width, config.num_classes, config.patches[0]
-        self.embed = nn.Linear(config.in_channels * coarsest**2, width)
+        self.embed = nn.Linear(config.input_channels * coarsest**2, width)
         self.time = SpectralTime(width) if config.time_embedding == "fno" else VectorConditioner(width, 0)
         self.label = nn.Embedding(classes + 1, config.label_tokens * width) if classes else None
         self.modulation = nn.Linear(width, 6 * width)

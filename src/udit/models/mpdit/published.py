@@ -22,7 +22,7 @@ def key_map(config: MPDiTConfig) -> Keys:
 def _rows(config: MPDiTConfig) -> Iterator[Row]:
     d, channels, patches, hidden = (
         config.width,
-        config.in_channels,
+        config.input_channels,
         config.patches,
         round(config.ffn.ratio * config.width),
     )

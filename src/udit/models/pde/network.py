@@ -166,7 +166,7 @@ class PDETransformer(nn.Module):
         self.config = config
         widths, depths = config.widths, config.depths
         inside = [widths[1], *widths[1:-1]]
-        self.stem = nn.Conv2d(config.in_channels, config.width, config.patch, stride=config.patch)
+        self.stem = nn.Conv2d(config.input_channels, config.width, config.patch, stride=config.patch)
         self.conditioners = nn.ModuleList(VectorConditioner(width, config.num_classes) for width in widths)
         self.encoder = module_list(Stage(config, width, depths[i]) for i, width in enumerate(widths))
         self.merge = nn.ModuleList(Merge(width) for width in widths[:-1])

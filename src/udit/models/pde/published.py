@@ -20,7 +20,7 @@ def key_map(config: PDEConfig) -> Keys:
 
 def _rows(config: PDEConfig) -> Iterator[Row]:
     widths, depths, levels, top = config.widths, config.depths, config.levels, config.widths[1]
-    yield from both("x_embedder.proj", "stem", (config.width, config.in_channels, config.patch, config.patch))
+    yield from both("x_embedder.proj", "stem", (config.width, config.input_channels, config.patch, config.patch))
     for i, w in enumerate(widths):
         for layer, inner in ((0, 256), (2, w)):
             yield from both(f"t_embedder_{i}.mlp.{layer}", f"conditioners.{i}.time.{layer}", (w, inner))

@@ -63,6 +63,11 @@ class REPAConfig(IsotropicConfig):
         """A patch's side."""
         return self.patch
 
+    @property
+    def aligned_widths(self) -> tuple[int, ...]:
+        """See ``ModelConfig``."""
+        return self.projectors.widths
+
     def build(self) -> nn.Module:
         """See ``ModelConfig``."""
         from udit.models.repa.network import REPA

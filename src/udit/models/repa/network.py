@@ -17,6 +17,7 @@ from udit.nn import init
 from udit.nn.attention import Attention
 from udit.nn.blocks import module_list, run
 from udit.nn.conditioning import AdaLNBlock, Modulation, VectorConditioner
+from udit.nn.projection import projector
 from udit.nn.tokens import patchify, sincos_table, unpatchify
 
 
@@ -26,13 +27,6 @@ class Conditions(NamedTuple):
     blocks: list[tuple[Modulation, Modulation]]
     out: tuple[Tensor, ...]
     """Shift and scale of the final norm."""
-
-
-def projector(width: int, hidden: int, out: int) -> nn.Module:
-    """From a block's features to those of a vision model: [..., D] -> [..., Z]."""
-    return nn.Sequential(
-        nn.Linear(width, hidden), nn.SiLU(), nn.Linear(hidden, hidden), nn.SiLU(), nn.Linear(hidden, out)
-    )
 
 
 class REPA(nn.Module):
@@ -48,7 +42,7 @@ class REPA(nn.Module):
         super().__init__()
         self.config = config
         width, area, projectors = config.width, config.patch**2, config.projectors
-        self.embed = nn.Linear(config.in_channels * area, width)
+        self.embed = nn.Linear(config.input_channels * area, width)
         self.conditioner = VectorConditioner(width, config.num_classes)
         self.blocks = module_list(
             AdaLNBlock(Attention(width, config.heads), config.ffn.build(width), width) for _ in range(config.depth)

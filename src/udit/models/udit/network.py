@@ -80,7 +80,7 @@ class UDiT(nn.Module):
         levels, depths = config.levels, config.depths
         widths = [config.width * 2**level for level in range(levels)]
         top = 2 * config.width if levels > 1 else config.width  # decoder level 1 works at twice the width
-        self.stem = nn.Conv2d(config.in_channels, config.width, 3, padding=1)
+        self.stem = nn.Conv2d(config.input_channels, config.width, 3, padding=1)
         self.conditioners = nn.ModuleList(
             VectorConditioner(width, config.num_classes, context=config.context) for width in widths
         )

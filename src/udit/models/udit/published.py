@@ -36,7 +36,7 @@ def _rows(config: UDiTConfig) -> Iterator[Row]:
     levels, depths, c = config.levels, config.depths, config.width
     widths = [c * 2**level for level in range(levels)]
     top = 2 * c if levels > 1 else c
-    yield from both("x_embedder.proj", "stem", (c, config.in_channels, 3, 3))
+    yield from both("x_embedder.proj", "stem", (c, config.input_channels, 3, 3))
     for i, w in enumerate(widths):
         for layer, inner in ((0, 256), (2, w)):
             yield from both(f"t_embedder_{i + 1}.mlp.{layer}", f"conditioners.{i}.time.{layer}", (w, inner))

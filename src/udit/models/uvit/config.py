@@ -68,6 +68,11 @@ class UViTConfig(IsotropicConfig):
         return 1 + (self.context.tokens if self.context else int(self.num_classes > 0))
 
     @property
+    def leading_tokens(self) -> int:
+        """See ``ModelConfig``."""
+        return self.extras
+
+    @property
     def outer(self) -> int:
         """``shallow``, or half the depth where that is less."""
         return min(self.shallow, self.depth // 2)

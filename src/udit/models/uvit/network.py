@@ -38,7 +38,7 @@ class UViT(nn.Module):
         super().__init__()
         self.config = config
         width, area, (rows, columns) = config.width, config.patch**2, config.grid
-        self.embed = nn.Linear(config.in_channels * area, width)
+        self.embed = nn.Linear(config.input_channels * area, width)
         self.conditioner = TokenConditioner(width, config.num_classes, config.null_class, config.context)
         self.positions = nn.Parameter(torch.empty(config.extras + rows * columns, width))
         self.blocks = nn.ModuleList(

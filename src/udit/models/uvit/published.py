@@ -16,7 +16,7 @@ def key_map(config: UViTConfig) -> Keys:
 def _rows(config: UViTConfig) -> Iterator[Row]:
     d, patch, (rows, columns), half = config.width, config.patch, config.grid, config.depth // 2
     yield "pos_embed", "positions", (1, config.extras + rows * columns, d)
-    yield from both("patch_embed.proj", "embed", (d, config.in_channels, patch, patch))
+    yield from both("patch_embed.proj", "embed", (d, config.input_channels, patch, patch))
     if config.num_classes:
         yield "label_emb.weight", "conditioner.label.weight", (config.num_classes + config.null_class, d)
     if config.context:

@@ -134,7 +134,7 @@ def forward(
     most = tl.full((BM,), float("-inf"), tl.float32)
     total = tl.zeros((BM,), tl.float32)
     out = tl.zeros((BM, BR), tl.float32)
-    for start in range(tokens, BN):
+    for start in range(0, tokens, BN):
         n = start + tl.arange(0, BN)
         there = _pixels(n, first, width, factor)
         k, _ = _prepared(
@@ -189,7 +189,7 @@ def backward(
     if COSINE:
         scale = tl.load(SCALE + head)
 
-    for key_start in range(tokens, BN):
+    for key_start in range(0, tokens, BN):
         n = key_start + tl.arange(0, BN)
         there = _pixels(n, first, width, factor)
         k, inverse = _prepared(
@@ -198,7 +198,7 @@ def backward(
         v = _read(QKV + 2 * channels, there, n, tokens, 3 * channels, R, BR)
         of_k = tl.zeros((BN, BR), tl.float32)
         of_v = tl.zeros((BN, BR), tl.float32)
-        for start in range(tokens, BM):
+        for start in range(0, tokens, BM):
             m = start + tl.arange(0, BM)
             at = _pixels(m, first, width, factor)
             q, _ = _prepared(_read(QKV, at, m, tokens, 3 * channels, R, BR), ROPE, m, tokens, COSINE, BM, R, BR)
@@ -217,7 +217,7 @@ def backward(
         _write(OF_QKV + 2 * channels, of_v, there, n, tokens, 3 * channels, R, BR)
 
     of_scale = tl.zeros((BM,), tl.float32)
-    for start in range(tokens, BM):
+    for start in range(0, tokens, BM):
         m = start + tl.arange(0, BM)
         at = _pixels(m, first, width, factor)
         unscaled, inverse = _prepared(
@@ -231,7 +231,7 @@ def backward(
         of_q = tl.zeros((BM, BR), tl.float32)
         excess = tl.zeros((BM,), tl.float32)
         likeness = tl.zeros((BM,), tl.float32)
-        for key_start in range(tokens, BN):
+        for key_start in range(0, tokens, BN):
             n = key_start + tl.arange(0, BN)
             there = _pixels(n, first, width, factor)
             k, _ = _prepared(

@@ -1,0 +1,124 @@
+"""Counts of training steps on a GPU that is not there, written to docs/performance/gpu-count.json, and their budget.
+
+  run PYTHON count.py [MODEL ...]       counts these models, or all, and keeps the others' counts
+  run PYTHON count.py --guard           U-DiT-S against gpu-budget.json; exit code 1 if anything is over it
+  run PYTHON count.py --guard --write   the present counts become the budget
+
+Everything is at batch 256 in bf16. A step is forward, squared error and backward; compiled, each block is one graph.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import compiled_bytes
+import fake_cuda as fc
+import step_bytes
+import strides
+import syncs
+
+ROOT = Path(__file__).parents[2]
+RESULT = ROOT / "docs" / "performance" / "gpu-count.json"
+BUDGET = Path(__file__).with_name("gpu-budget.json")
+BATCH = 256
+GUARDED = "U-DiT-S"
+LITERAL = "benchmarks/literal.py:LiteralUDiT"
+MODELS = ("U-DiT-S", "U-DiT-B", "U-DiT-L", "U-DiT-S literal", "U-DiT-B literal", "U-DiT-L literal", "DiT-XL/2")
+SLACK = 1.002
+"""Over a budget of bytes: versions of torch and Triton round what they keep differently."""
+
+
+def config_of(name: str) -> Any:
+    """The config of a catalogue row."""
+    return fc.wanted("udit.models.catalog", "find")(name).config
+
+
+def eager(name: str, kind: Any = None) -> dict[str, Any]:
+    """An eager step: launches, GB moved, GB of activations kept."""
+    told = step_bytes.step(config_of(name), BATCH, kind)
+    total = told["total"]
+    return {"launches": total["operators"], "GB": total["GB"], "kept_GB": told["activations_kept_GB"]}
+
+
+def compiled(name: str, selective: bool = False) -> dict[str, Any]:
+    """The step with compiled blocks, or with selective recomputation in them too."""
+    told = compiled_bytes.network(config_of(name), BATCH, selective=selective)
+    counts = told["network"]["compiled"]
+    pairs = [
+        {
+            "blocks": row["count"],
+            "map": row["input"]["shape"],
+            "launches": [row["compiled"][way]["launches"] for way in ("forward", "backward")],
+            "GB": [row["compiled"][way]["GB"] for way in ("forward", "backward")],
+            "kept_GB": row["compiled"]["forward"]["outputs_GB"],
+            "graph_breaks": row["compiled"]["graph_breaks"],
+        }
+        for row in told["blocks"]
+    ]
+    return {"launches": counts["launches"], "GB": counts["GB"], "kept_GB": counts["kept_GB"], "blocks": pairs}
+
+
+def counted(name: str) -> dict[str, Any]:
+    """A model eager and compiled; the literal network, which has no blocks to compile, eager."""
+    if name.endswith(" literal"):
+        return {"eager": eager(name.removesuffix(" literal"), fc.literal_class(LITERAL))}
+    row = {"eager": eager(name), "compiled": compiled(name)}
+    if name.startswith("U-DiT"):
+        row["compiled, selective recomputation"] = compiled(name, selective=True)
+    return row
+
+
+def guarded() -> dict[str, float]:
+    """What U-DiT-S costs, in numbers that none may exceed."""
+    config = config_of(GUARDED)
+    whole = eager(GUARDED)
+    pair = compiled_bytes.network(config, BATCH, only=[0])["blocks"][0]["compiled"]
+    waits = syncs.step(config, 8)["waits"]
+    found: dict[str, float] = {f"eager step, {key}": value for key, value in whole.items()}
+    for way in ("forward", "backward"):
+        found |= {f"compiled block at 32x32, {way}, {key}": pair[way][key] for key in ("launches", "GB")}
+    found["compiled block at 32x32, kept_GB"] = pair["forward"]["outputs_GB"]
+    found["compiled block at 32x32, graph breaks"] = len(pair["graph_breaks"])
+    found |= {f"step of the learner, {key}": waits[key] for key in ("read back", "blocking copy", "synchronize")}
+    found["blocks whose map has channels first"] = len(strides.layouts(config, 8)["not_contiguous"])
+    return found
+
+
+def guard(write: bool) -> int:
+    """Compares with the budget."""
+    found = guarded()
+    if write:
+        BUDGET.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    budget, over = json.loads(BUDGET.read_text(encoding="utf-8")), 0
+    for name, count in found.items():
+        most = budget[name] * (SLACK if "GB" in name else 1)
+        over += count > most
+        print(f"{name:45} {count:12,.6g} of {budget[name]:12,.6g}{'  OVER' if count > most else ''}")
+    return int(over > 0)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("models", nargs="*", metavar="MODEL", help=", ".join(MODELS))
+    parser.add_argument("--guard", action="store_true")
+    parser.add_argument("--write", action="store_true")
+    args = parser.parse_args()
+    if args.guard:
+        return guard(args.write)
+    if unknown := [name for name in args.models if name not in MODELS]:
+        fc.fail(f"{unknown[0]!r} is none of {', '.join(MODELS)}")
+    result = json.loads(RESULT.read_text(encoding="utf-8")) if RESULT.is_file() else {"models": {}}
+    result = {"batch": BATCH, "precision": "bfloat16", "versions": fc.versions(), "models": result["models"]}
+    for name in args.models or MODELS:
+        fc.say(name)
+        result["models"][name] = counted(name)
+        RESULT.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
