@@ -49,7 +49,7 @@ CONFIGURATION = {
     *("udit.models.config", "udit.models.ablation", "udit.models.isotropic", "udit.models.clips", "udit.models.papers"),
     "udit.evaluation.protocol",
     *("udit.run", "udit.run.config", "udit.run.rules", "udit.run.start", "udit.run.system", "udit.run.resolve"),
-    "udit.run.adapter_config",
+    *("udit.run.adapter_config", "udit.run.method_rules"),
     *("udit.run.recipes", "udit.run.classes", "udit.recipes"),
 }
 """Modules of configuration, beside ``models/<family>/config.py``: free of torch; only ``READER`` opens files."""
