@@ -174,7 +174,8 @@ FLAT = """
 import multiprocessing, os, sys
 from pathlib import Path
 import numpy as np
-import udit.data.folder
+import udit.data.encoded
+from udit.data.config import FolderData
 from udit.data.batches import batches
 
 COUNT, BATCH, EPOCHS = 200_000, 500, 6
@@ -183,8 +184,8 @@ for i in range(10):
     (root / f"class {i}").mkdir()
     for k in range(COUNT // 10):
         os.close(os.open(f"{root}/class {i}/picture number {k:06d}.png", os.O_CREAT))
-udit.data.folder.decode = lambda path, size, channels, **_: np.zeros((channels, size, size), np.uint8)
-source = udit.data.folder.ImageFolder(root, 2, 1)
+udit.data.encoded.decode = lambda path, size, channels, *_: np.zeros((channels, *size), np.uint8)
+source = FolderData(root=root, size=2, channels=1).build()
 
 def private(process):
     lines = Path(f"/proc/{process}/smaps_rollup").read_text().splitlines()

@@ -13,7 +13,10 @@ from PIL import Image
 from conftest import ErrorOf, succeeds
 from image_files import folder, garments, noise, peak_megabytes, troubled
 from udit.cli import main
-from udit.data.folder import Listing
+from udit.data.config import FolderData
+from udit.data.decode import KNOWN
+from udit.data.encoded import verified_as
+from udit.data.folder import records
 
 CHECK = "from udit.cli import main; main(['data', 'check', sys.argv[1]])"
 TRAIN = "from udit.cli import main; main(['train', 'folder', 'data.size=64', f'data.root={sys.argv[1]}', sys.argv[2]])"
@@ -31,7 +34,7 @@ def test_every_bad_file_is_one_line_in_little_memory(tmp_path: Path) -> None:
     assert (code, errors) == (1, "")
     lines = out.splitlines()
     assert lines[:3] == [
-        f"class folder '{root}/empty' holds no PNG, JPEG, WebP or GIF; add some or remove it",
+        f"class folder '{root}/empty' holds no {KNOWN}; add some or remove it",
         f"image '{root}/class-2/3.png' cannot be read (image file is truncated); replace or remove it",
         f"image '{root}/class-4/bomb.png' is larger than 50 million pixels; shrink or remove it",
     ]
@@ -104,12 +107,17 @@ def test_folder_that_passes_is_remembered_until_a_file_is_touched(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     root = folder(tmp_path / "data", a=2)
-    assert not Listing.of(root).verified_as(32).exists()
+
+    def remembered(size: int) -> bool:
+        data = FolderData(root=root, size=size)
+        return verified_as(records(data), data).exists()
+
+    assert not remembered(32)
     succeeds(capsys, "data", "check", str(root), "--size", "32")
-    assert Listing.of(root).verified_as(32).exists()
-    assert not Listing.of(root).verified_as(64).exists()
+    assert remembered(32)
+    assert not remembered(64)
     (root / "a" / "1.png").touch()
-    assert not Listing.of(root).verified_as(32).exists()
+    assert not remembered(32)
 
 
 def test_idx_files_and_npz_are_counted_or_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

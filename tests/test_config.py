@@ -230,6 +230,7 @@ def test_shipped_recipes_resolve_and_are_described(tmp_path: Path) -> None:
         "digits": [],
         "fashion-mnist": [f"data.root={tmp_path / 'idx'}"],
         "folder": [f"data.root={tmp_path / 'pictures'}"],
+        "moving-digits": [],
     }
     assert "digits" in recipes
     for name, said in recipes.items():

@@ -10,9 +10,9 @@ import pytest
 
 from conftest import succeeds
 from image_files import folder, noise
-from udit.data import folder as data_folder
-from udit.data import verify
-from udit.data.folder import ImageFolder, class_names
+from udit.data import encoded, verify
+from udit.data.config import FolderData
+from udit.data.folder import class_names
 from udit.errors import UserError
 from udit.run.recipes import load_run
 
@@ -40,7 +40,7 @@ def test_folder_lists_images_of_any_depth_with_labels(tmp_path: Path) -> None:
     folder(tmp_path, b=2, a=1)
     (tmp_path / "a" / "more").mkdir()
     noise(9, 9).save(tmp_path / "a" / "more" / "x.JPEG")
-    source = ImageFolder(tmp_path, 8, 3)
+    source = FolderData(root=tmp_path, size=8).build()
     assert list(source.names) == ["a/0.png", "a/more/x.JPEG", "b/0.png", "b/1.png"]
     assert source.labels.tolist() == [0, 0, 1, 1]
     assert source.image(1).shape == (3, 8, 8)
@@ -49,19 +49,19 @@ def test_folder_lists_images_of_any_depth_with_labels(tmp_path: Path) -> None:
 def test_files_of_other_kinds_are_logged(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     folder(tmp_path, a=1)
     noise(9, 9).save(tmp_path / "a" / "x.bmp")
-    ImageFolder(tmp_path, 8, 3)
+    FolderData(root=tmp_path, size=8).build()
     assert "1 file," in caplog.text
     assert "skipped: unsupported extension" in caplog.text
     assert "x.bmp" in caplog.text
 
 
 def test_fingerprint_follows_names_and_sizes(tmp_path: Path) -> None:
-    first = ImageFolder(folder(tmp_path, a=2), 8, 3).fingerprint
-    assert ImageFolder(tmp_path, 8, 3).fingerprint == first
+    first = FolderData(root=folder(tmp_path, a=2), size=8).build().fingerprint
+    assert FolderData(root=tmp_path, size=8).build().fingerprint == first
     (tmp_path / "a" / "1.png").rename(tmp_path / "a" / "2.png")
-    second = ImageFolder(tmp_path, 8, 3).fingerprint
+    second = FolderData(root=tmp_path, size=8).build().fingerprint
     noise(30, 30).save(tmp_path / "a" / "2.png")
-    assert len({first, second, ImageFolder(tmp_path, 8, 3).fingerprint}) == 3
+    assert len({first, second, FolderData(root=tmp_path, size=8).build().fingerprint}) == 3
 
 
 def test_verify_finds_every_bad_image_and_names_the_first(tmp_path: Path) -> None:
@@ -69,11 +69,11 @@ def test_verify_finds_every_bad_image_and_names_the_first(tmp_path: Path) -> Non
     (tmp_path / "a" / "2.png").write_bytes(b"no picture")
     (tmp_path / "b" / "1.png").write_bytes(b"no picture")
     with pytest.raises(UserError, match=r"a/2.png' cannot be read .*2 of 6 images are unusable"):
-        ImageFolder(tmp_path, 8, 3).verify()
+        FolderData(root=tmp_path, size=8).build().verify()
 
 
 def test_verified_images_stay_in_memory_as_they_were(tmp_path: Path) -> None:
-    source = ImageFolder(folder(tmp_path, a=3), 8, 3)
+    source = FolderData(root=folder(tmp_path, a=3), size=8).build()
     before = [source.image(i).copy() for i in range(3)]
     source.verify()
     for path in (tmp_path / "a").iterdir():
@@ -83,7 +83,7 @@ def test_verified_images_stay_in_memory_as_they_were(tmp_path: Path) -> None:
 
 def test_verify_keeps_nothing_that_is_too_large(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(verify, "MAX_MEMORY", 3 * 3 * 8 * 8 - 1)
-    source = ImageFolder(folder(tmp_path, a=3), 8, 3)
+    source = FolderData(root=folder(tmp_path, a=3), size=8).build()
     source.verify()
     (tmp_path / "a" / "1.png").unlink()
     with pytest.raises(UserError, match=r"1.png"):
@@ -102,16 +102,14 @@ def test_what_was_verified_is_not_decoded_again_until_it_is_touched(
     too_large: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     decoded: list[str] = []
-    decode = data_folder.decode
-    monkeypatch.setattr(
-        data_folder, "decode", lambda path, *a, **k: (decoded.append(path.name), decode(path, *a, **k))[1]
-    )
-    ImageFolder(too_large, 8, 3).verify()
+    decode = encoded.decode
+    monkeypatch.setattr(encoded, "decode", lambda path, *a, **k: (decoded.append(path.name), decode(path, *a, **k))[1])
+    FolderData(root=too_large, size=8).build().verify()
     assert sorted(decoded) == ["0.png", "1.png", "2.png"]
-    ImageFolder(too_large, 8, 3).verify()
+    FolderData(root=too_large, size=8).build().verify()
     assert len(decoded) == 3
     (too_large / "a" / "1.png").touch()
-    ImageFolder(too_large, 8, 3).verify()
+    FolderData(root=too_large, size=8).build().verify()
     assert len(decoded) == 6
 
 
@@ -119,24 +117,24 @@ def test_what_failed_is_decoded_again(too_large: Path) -> None:
     (too_large / "a" / "1.png").write_bytes(b"no picture")
     for _ in range(2):
         with pytest.raises(UserError, match=r"a/1.png"):
-            ImageFolder(too_large, 8, 3).verify()
+            FolderData(root=too_large, size=8).build().verify()
 
 
 def test_headers_alone_are_read_where_that_is_asked_for(too_large: Path) -> None:
     path = too_large / "a" / "1.png"
     path.write_bytes(path.read_bytes()[:-100])
-    source = ImageFolder(too_large, 8, 3, check="headers")
+    source = FolderData(root=too_large, size=8, verify="headers").build()
     source.verify()
     with pytest.raises(UserError, match=r"1.png' cannot be read"):
         source.image(1)
     path.write_bytes(b"no picture")
     with pytest.raises(UserError, match=r"1.png' cannot be read"):
-        ImageFolder(too_large, 8, 3, check="headers").verify()
+        FolderData(root=too_large, size=8, verify="headers").build().verify()
 
 
 def test_cache_that_cannot_be_written_is_no_error(too_large: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(too_large / "a" / "0.png"))
-    ImageFolder(too_large, 8, 3).verify()
+    FolderData(root=too_large, size=8).build().verify()
 
 
 # -- images without labels -----------------------------------------------------------------------------------------
@@ -152,7 +150,7 @@ def flat(tmp_path: Path) -> Path:
 
 
 def test_images_of_a_folder_without_class_folders_have_no_labels(flat: Path) -> None:
-    source = ImageFolder(flat, 8, 3)
+    source = FolderData(root=flat, size=8).build()
     assert class_names(flat) == []
     assert list(source.names) == [f"{i:02}.png" for i in range(12)]
     assert set(source.labels.tolist()) == {0}

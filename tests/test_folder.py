@@ -187,9 +187,11 @@ def test_keys_that_may_change_may_and_no_other(tmp_path: Path, one_line: OneLine
     ).plain()
     changed = {key for key in old if old[key] != new[key]} - {"training"}
     changed |= {f"training.{key}" for key, value in old["training"].items() if new["training"][key] != value}
-    of_other_data = {"latents", "data.root", "data.verify"}
+    of_other_data = {"latents", "data.root", "data.test_root", "data.labels", "data.verify"}
     assert changed == MAY_CHANGE - of_other_data
-    here, there = ({"latents": place, "data": {"root": place, "verify": place}} for place in "ab")
+    here, there = (
+        {"latents": place, "data": dict.fromkeys(("root", "test_root", "labels", "verify"), place)} for place in "ab"
+    )
     assert changed_keys(here, there) == []
     check_resumable(old, new, tmp_path / "run.yaml")
     for override, told in {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import os
 import re
@@ -19,12 +20,14 @@ from ranks import Ranks, on_ranks
 from runs import finished_at, image_folder, metrics, newest, small_run, state_hash, train
 from udit import sharding
 from udit.checkpoint import MANIFEST, CheckpointStore
+from udit.data.sources import parts_of
 from udit.dist import World
 from udit.errors import RunError, UserError
 from udit.files import unseal
 from udit.models.build import checkpoint_activations, configure
 from udit.models.catalog import list_models
 from udit.nn.init import fill
+from udit.training.batches import batches_of
 from udit.training.learner import Learner
 from udit.training.parallel import Split
 from udit.training.saving import ShardedSaves
@@ -434,3 +437,32 @@ def test_signal_to_one_rank_saves_and_the_same_command_goes_on_to_the_same_bits(
     again = Ranks(out, data, 2)
     assert again.wait() == [0, 0], again.told()
     assert state_hash(out) == state_hash(tmp_path / "unbroken")
+
+
+def deferred(world: World, out: Path) -> list[str]:
+    """Digests of this rank's weights and averages after some steps, read at once and a step late as on a GPU."""
+    found = []
+    for late in (False, True):
+        run = small_run(out, FSDP, "training.clip_norm=0.5")
+        learner = Learner(run, world)
+        learner.load(None)
+        learner.share(0)
+        learner.defers = late
+        stream = batches_of(run, run.source(), parts_of(run.source(), run.data).train, 0, world.rank, world.size)
+        for step, micro_batches in zip(range(4), stream, strict=False):
+            learner.begin(step, micro_batches)
+            if not late:
+                learner.settle()
+        learner.settle()
+        digest = hashlib.sha256()
+        for part in ("model", "ema", "optim"):
+            for name, tensor in sorted(learner.tensors()[part].items()):
+                digest.update(name.encode() + sharding.whole(tensor).numpy().tobytes())
+        found.append(digest.hexdigest())
+    return found
+
+
+@SLOW
+def test_steps_that_are_read_late_change_split_weights_alike(tmp_path: Path) -> None:
+    [[first, late], [other, _]] = on_ranks(2, deferred, tmp_path / "out")
+    assert first == late == other

@@ -14,9 +14,8 @@ from PIL import Image
 
 from hub_stand_in import Hub, serving, use
 from image_files import folder, noise
-from udit.data.config import HubData
+from udit.data.config import FolderData, HubData
 from udit.data.describe import describe
-from udit.data.folder import ImageFolder
 from udit.data.sources import parts_of
 from udit.errors import UserError
 from udit.hub import dataset_commit
@@ -154,7 +153,7 @@ def test_folder_of_images_through_datasets_is_the_folder_itself(tmp_path: Path, 
     root = folder(tmp_path / "pets", cat=3, dog=2)
     with serving({}) as hub:
         (found,) = call(hub, {"path": str(root), "size": 8})
-    own = ImageFolder(root, 8, 3)
+    own = FolderData(root=root, size=8).build()
     assert found["classes"] == ["cat", "dog"]
     assert found["labels"] == own.labels.tolist()
     assert np.array_equal(found["pixels"], [own.image(i) for i in range(5)])

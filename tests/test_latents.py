@@ -408,7 +408,9 @@ def test_command_writes_goes_on_and_names_what_changed(
     plain = ["encode", RECIPE, *SMALL, *cases.words("vae"), "--no-progress", "--out", str(cache)]
     words = [*plain, "--shard-size", "7"]
     said = succeeds(capsys, *words)
-    assert said.startswith(f"wrote {cache}: 24 images and their mirror images as float16 4x4x4 in 4 shards, ")
+    lost, wrote = said.splitlines(keepends=True)
+    assert lost.startswith("2 held-out images, decoded: PSNR ")
+    assert wrote.startswith(f"wrote {cache}: 24 images and their mirror images as float16 4x4x4 in 4 shards, ")
     assert said.endswith(f"next: udit train {RECIPE} latents={cache}\n")
     assert contents(cache) == contents(cases.cache("vae"))
     assert succeeds(capsys, *words) == said

@@ -23,7 +23,8 @@ ORDER = (
     *("errors", "progress", "spec", "interpolation", "rng", "files", "record", "hub", "dist", "sharding", "images"),
     *("clips", "checkpoint", "ops", "nn", "models", "diffusion", "data", "optim", "demos", "run", "adapters"),
     *("fingerprints", "assemble", "analysis", "rollout", "store"),
-    *("exporting", "convert", "parity", "training", "evaluation", "scoring", "tuning", "inputs", "target"),
+    *("exporting", "convert", "parity", "training", "evaluation", "scoring", "reconstruction"),
+    *("tuning", "inputs", "target"),
     *("generation", "clip_files", "publishing", "rehearsal", "benchmarking", "diagnosis", "serving", "studio", "cli"),
     "__main__",
 )
@@ -44,7 +45,8 @@ CONFIGURATION = {
     *("udit.errors", "udit.spec", "udit.spec.base", "udit.spec.digest", "udit.nn.specs", "udit.diffusion.config"),
     *("udit.spec.words", "udit.run.keys", "udit.optim.config", "udit.interpolation", "udit.diffusion.settings"),
     *("udit.diffusion.samplers", "udit.diffusion.process_config", "udit.diffusion.few_step_config"),
-    *("udit.data.config", "udit.data.codec_config", "udit.data.cache_config", "udit.models.catalog"),
+    *("udit.data.config", "udit.data.base_config", "udit.data.archive_config", "udit.data.codec_config"),
+    *("udit.data.cache_config", "udit.models.catalog"),
     "udit.data.condition_config",
     *("udit.models.config", "udit.models.ablation", "udit.models.isotropic", "udit.models.clips", "udit.models.papers"),
     "udit.evaluation.protocol",
@@ -58,6 +60,8 @@ READER = "udit.run.recipes"
 TORCH_FREE = {
     *("udit.files", "udit.record", "udit.hub", "udit.exporting.manifest", "udit.tuning.quality"),
     *(f"udit.data.{name}" for name in ("describe", "vae", "latents", "sources", "names", "verify", "decode")),
+    *(f"udit.data.{name}" for name in ("encoded", "deep", "buckets", "label_list", "numbering", "recognise")),
+    *(f"udit.data.{name}" for name in ("webdataset", "tar", "dataset_json", "zipped", "lsun", "mapped", "moments")),
     *(f"udit.data.{name}" for name in ("folder", "idx", "npz", "fields", "hub", "moving", "clip_folder")),
     "udit.clips",
     "udit.run.scorable",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import unicodedata
 from collections import Counter
 from collections.abc import Sequence
@@ -17,7 +16,7 @@ from conftest import ErrorOf, succeeds
 from image_files import noise
 from udit.data import listing
 from udit.data.check import Contents, check, check_folder
-from udit.data.config import NpzData
+from udit.data.config import FolderData, NpzData
 from udit.data.listing import Listing, image_files
 from udit.data.notes import EXAMPLES, Notes, label_notes
 from udit.errors import UserError
@@ -125,23 +124,29 @@ FOLDERS = {
     "a link to nothing": Case([*CD, "cat/gone.png -> ../../gone.png"], SOUND, [NOWHERE]),
     "a linked folder in a class": Case([*CD, "cat/more -> ../dog"], SOUND, ["links to folders are not followed"]),
     "a class that is gone": Case([*CD, "bird -> nowhere"], SOUND, [NOWHERE]),
-    "other formats": Case([*CD, "cat/2.heic", "cat/3.bmp", "dog/4.tiff"], SOUND, [SKIPPED]),
+    "other formats": Case([*CD, "cat/2.jp2", "cat/3.bmp", "dog/4.psd"], SOUND, [SKIPPED]),
 }
 REFUSED = {
     "COCO": (
         ["images/0.jpg", "annotations/instances.json"],
-        "/annotations' holds no PNG, JPEG, WebP or GIF; add some or",
+        "/annotations' holds no PNG, JPEG, WebP, GIF, TIFF, AVIF or HEIC; add some or",
     ),
-    "YOLO": ([*many("images/train"), "labels/train/0.txt"], "/labels' holds no PNG, JPEG, WebP or GIF; add some or"),
+    "YOLO": (
+        [*many("images/train"), "labels/train/0.txt"],
+        "/labels' holds no PNG, JPEG, WebP, GIF, TIFF, AVIF or HEIC; add some or",
+    ),
     "Label Studio": (
         [*many("images"), "labels/0.txt", "classes.txt", "notes.json"],
-        "/labels' holds no PNG, JPEG, WebP or GIF; add some or remove it",
+        "/labels' holds no PNG, JPEG, WebP, GIF, TIFF, AVIF or HEIC; add some or remove it",
     ),
     "Oxford Pets": (
         ["images/Abyssinian_1.jpg", "annotations/list.txt"],
-        "annotations' holds no PNG, JPEG, WebP or GIF; add some or",
+        "annotations' holds no PNG, JPEG, WebP, GIF, TIFF, AVIF or HEIC; add some or",
     ),
-    "an empty class": ([*CD, "bird/"], "/bird' holds no PNG, JPEG, WebP or GIF; add some or remove it"),
+    "an empty class": (
+        [*CD, "bird/"],
+        "/bird' holds no PNG, JPEG, WebP, GIF, TIFF, AVIF or HEIC; add some or remove it",
+    ),
     "nothing": ([], "holds no class folders"),
 }
 
@@ -197,9 +202,7 @@ def test_check_and_training_tell_the_same(
     said = succeeds(capsys, "data", "check", str(root), "--size", "8")
     for note in Listing.of(root).notes:
         assert f"note: {note}\n" in said
-    from udit.data.folder import ImageFolder
-
-    ImageFolder(root, 8, 3)
+    FolderData(root=root, size=8).build()
     told = [record.getMessage() for record in caplog.records]
     assert told == [f"data: {note}" for note in Listing.of(root).notes]
 
@@ -259,7 +262,7 @@ def test_scoring_tells_of_images_that_training_would_leave_out(
 def checked(root: Path) -> tuple[list[str], list[str]]:
     """Lines and notes of a check."""
     contents = Contents()
-    return list(check_folder(root, 8, contents)), list(contents.notes)
+    return list(check_folder(FolderData(root=root, size=8), contents)), list(contents.notes)
 
 
 @pytest.mark.parametrize(
@@ -455,9 +458,12 @@ def test_table_looks_at_each_cell_a_few_times() -> None:
     assert text.splitlines()[1].endswith("    12")
 
 
-def test_scores_need_squares_and_say_so_of_the_first(tmp_path: Path) -> None:
+def test_scores_need_images_of_one_size_which_may_be_no_square(tmp_path: Path) -> None:
     for name in ("a.png", "b.png"):
         noise(16, 24).save(tmp_path / name)
-    with pytest.raises(UserError, match=r"a\.png' is 24x16; a score needs squares of one size"):
+    (chunk,) = read_images(tmp_path).chunks()
+    assert chunk.shape == (2, 3, 16, 24)
+    assert np.array_equal(chunk[0].transpose(1, 2, 0), np.asarray(noise(16, 24)))
+    noise(24, 16).save(tmp_path / "c.png")
+    with pytest.raises(UserError, match=r"c\.png' is 16x24 and the first, .*a\.png', is 24x16; a score needs images"):
         list(read_images(tmp_path).chunks())
-    assert os.listdir(tmp_path)  # noqa: PTH208 - nothing was removed

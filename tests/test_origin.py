@@ -280,8 +280,8 @@ def test_what_cannot_be_started_from_is_one_line(folder: Path, tmp_path: Path, o
     (tmp_path / "text.png").write_text("no picture")
     model = system()
     for source, rule in (
-        (tmp_path / "empty", "holds no PNG, JPEG, WebP or GIF to start from"),
-        (tmp_path / "text.png", r"text.png' cannot be read \(not a PNG, JPEG, WebP or GIF\)"),
+        (tmp_path / "empty", "holds no PNG, JPEG, WebP, GIF, TIFF, AVIF or HEIC to start from"),
+        (tmp_path / "text.png", r"text.png' cannot be read \(not a PNG, JPEG, WebP, GIF, TIFF, AVIF or HEIC\)"),
         (tmp_path / "absent.png", "absent.png' cannot be read"),
     ):
         with pytest.raises(UserError, match=rule) as caught:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from image_files import noise
@@ -23,6 +24,14 @@ BROKEN: dict[Rule, tuple[str, str]] = {
     rules.classes_need_labels: (
         "data={kind: folder, root: FLAT, size: 8, channels: 1} + model.num_classes=10",
         "model.num_classes is 10 and the images have no labels",
+    ),
+    rules.shapes_are_those_the_model_takes: (
+        "data={kind: folder, root: FLAT, size: 16, channels: 1, buckets: [[8, 30]]}",
+        "data.buckets gives 8x30, for the network 8x30: an input of 8x30 cannot pass",
+    ),
+    rules.latents_are_those_of_the_vae: (
+        "data={kind: dataset-json, root: FLAT, holds: moments, factor: 1}",
+        "data.holds is moments and codec.kind identity; name their VAE",
     ),
     rules.all_classes_have_a_label: ("model.num_classes=5", "is 5 and the data has 10 classes"),
     rules.guidance_needs_a_null_label: (
@@ -131,7 +140,7 @@ BROKEN: dict[Rule, tuple[str, str]] = {
 }
 """Rule -> overrides of the digits' recipe that break it and no other, and what is said.
 
-FLAT is a folder of images without labels.
+FLAT is a folder of images without labels, and of latents.
 """
 
 
@@ -146,6 +155,7 @@ def test_rule_refuses_what_breaks_it(
     words, said = BROKEN[rule]
     if "FLAT" in words:
         noise(8, 8).save(tmp_path / "1.png")
+        np.save(tmp_path / "1.npy", np.zeros((2, 8, 8), np.float32))
         words = words.replace("FLAT", str(tmp_path))
     with pytest.raises(UserError) as caught:
         load_run("digits", words.split(" + "))

@@ -246,4 +246,5 @@ def test_size_of_images_follows_from_the_codec_of_the_weights() -> None:
     assert trained_on(model, {"kind": "space-to-depth", "factor": 2}) == {"size": 16, "channels": 1}
     assert trained_on(model, {"kind": "vae", "factor": 8}) == {"size": 64}
     assert trained_on(model, {"kind": "vae"}) == {}
-    assert trained_on({"input_size": [8, 16], "in_channels": 3}, {"kind": "identity"}) == {"channels": 3}
+    wide = {"input_size": [8, 16], "in_channels": 3}
+    assert trained_on(wide, {"kind": "identity"}) == {"size": [8, 16], "channels": 3}

@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from udit.assemble import System
-from udit.data.decode import decode
+from udit.data.decode import KNOWN, decode
 from udit.data.fields import read_fields
 from udit.data.listing import image_files
 from udit.errors import UserError
@@ -119,7 +119,7 @@ def start_images(source: str | Path | Tensor, system: System) -> StartImages:
     else:
         paths, names = [path], [path.name]
     if not paths:
-        raise UserError(f"{path} holds no PNG, JPEG, WebP or GIF to start from; give a folder of images, or one image")
+        raise UserError(f"{path} holds no {KNOWN} to start from; give a folder of images, or one image")
     if channels not in (1, 3) or height != width:
         raise UserError(
             f"the model draws {height}x{width} images of {channels} channels and files become squares of 1 or 3; hand "

@@ -345,7 +345,7 @@ def _scorable(run: Run, folder: Path, shards: Shards, system: System) -> tuple[S
     Raises:
         UserError: too few images for a judge or a test, or no room for the samples in shards and in one file.
     """
-    source = run.data.build()
+    source = run.data.scored().build()
     parts = parts_of(source, run.data)
     require_scorable(source.labels, parts)
     shape = _shape(system)
@@ -356,7 +356,7 @@ def _scorable(run: Run, folder: Path, shards: Shards, system: System) -> tuple[S
 def _weakness(run: Run, judge: JudgeFeatures) -> str | None:
     """A warning where a run's own judge is weak; None where it is not, or its data are not here."""
     try:
-        source = run.data.build()
+        source = run.data.scored().build()
         parts = parts_of(source, run.data)
         require_scorable(source.labels, parts)
     except UserError:
@@ -373,7 +373,7 @@ def _reference(run: Run, extractor: Extractor, path: Path | None, shards: Shards
     if path is not None:
         found = read_reference(path, extractor)
     else:
-        source = run.data.build()
+        source = run.data.scored().build()
         found = reference_of(ImageSet.of_source(source, parts_of(source, run.data).train), extractor)
     shape = _shape(system)
     check_features(extractor, found, shape)

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from udit.benchmarking.measure import Result, Work, first_call, matmul_peak, prepare, result_of, timed
 from udit.benchmarking.subjects import Subject
+from udit.data.buckets import of_first_shape
 from udit.data.sources import parts_of
 from udit.run.config import Run
 from udit.training.batches import batches_of
@@ -31,13 +32,15 @@ def measure_on_data(subject: Subject, run: Run, rounds: int) -> Result:
     work = Work("train", config.batch_size, run.model.size, feed=feed)
     waits: list[float] = []
     peak = matmul_peak()
-    with contextlib.closing(batches_of(run, source, parts_of(source, run.data).train)) as stream:
+    with contextlib.closing(
+        batches_of(run, source, of_first_shape(source, parts_of(source, run.data).train))
+    ) as stream:
 
         def images() -> tuple[Tensor, Tensor | None]:
             asked = time.perf_counter()
             [batch] = next(stream)
             waits.append(time.perf_counter() - asked)
-            raw = batch.x if run.latents else codec.raw(batch.x)
+            raw = batch.x if run.encoded else codec.raw(batch.x)
             x0 = codec.normalise(raw, [(run.seed, position) for position in batch.positions])
             return x0, batch.y if run.model.num_classes else None
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated, Any
 
-from cyclopts import App
+from cyclopts import App, Parameter
 
 from udit.cli.output import say, table
 from udit.errors import UserError
@@ -17,7 +18,13 @@ data = App(name="data", help="Check data before training on it.", help_format="p
 
 
 @data.command
-def check(path: Path, /, *, size: int = 64, bits: int = 16) -> int:
+def check(
+    path: Path,
+    /,
+    *overrides: Annotated[str, Parameter(allow_leading_hyphen=False)],
+    size: int = 64,
+    bits: int = 16,
+) -> int:
     """List everything in a data set that training would refuse, one line each, and count what it holds.
 
     Every image is decoded as training would decode it. Exit code 1 where something is bad. A folder that passes is not
@@ -26,9 +33,12 @@ def check(path: Path, /, *, size: int = 64, bits: int = 16) -> int:
     Parameters
     ----------
     path
-        A folder that holds one folder of images per class, a folder of IDX files, or an .npz file.
+        A folder of images, with one folder per class or without labels; a folder of IDX files; an .npz file or a folder
+        of some; a zip or folder with dataset.json; .tar shards of webdataset; or LMDBs of LSUN.
+    overrides
+        data.KEY=VALUE, as in a recipe: what the path does not say, e.g. data.labels=labels.csv or data.size=[48,64]
     size
-        Side of the squares that training would crop the images of a folder to.
+        Side of the squares that training would crop images to.
     bits
         As data.bits: depth of grey in files of 16 bits, 8 to 16, e.g. 12 where a camera or scanner put 12 bits there.
     """
@@ -38,10 +48,20 @@ def check(path: Path, /, *, size: int = 64, bits: int = 16) -> int:
     if not 8 <= bits <= 16:
         raise UserError(f"--bits is {bits}; it must be 8 to 16")
     contents = Contents()
-    for line in lines_of(path.expanduser(), size, contents, bits):
+    for line in lines_of(path.expanduser(), size, contents, bits, _keys(overrides)):
         say(line)
     _tell(contents)
     return 1 if contents.bad else 0
+
+
+def _keys(overrides: Sequence[str]) -> dict[str, Any]:
+    """The keys of the data section that overrides name."""
+    from udit.run.recipes import parse_overrides
+
+    values = parse_overrides(list(overrides))
+    if other := next((key for key in values if key != "data"), None):
+        raise UserError(f"{other} is given and a check reads data alone; give data.KEY=VALUE")
+    return dict(values.get("data", {}))
 
 
 SHOWN = 20

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from cyclopts import Parameter
 
 from udit.cli.output import say
 from udit.errors import UserError
+from udit.evaluation import FeaturesName
+
+if TYPE_CHECKING:
+    from udit.reconstruction import Reconstruction
 
 
 def encode(
@@ -22,6 +26,8 @@ def encode(
     shard_size: int = 1024,
     batch_size: int = 32,
     device: str = "auto",
+    features: FeaturesName | None = None,
+    weights_file: Path | None = None,
     progress: bool = True,
 ) -> int:
     """Encode a recipe's images once and cache the latents; then train on them with latents=FOLDER.
@@ -50,6 +56,11 @@ def encode(
         Images encoded at a time.
     device
         auto, cpu, cuda, cuda:N or mps.
+    features
+        Of a VAE, the Fréchet distance of decoded to encoded held-out images is printed by these: judge, inception, clip
+        or dinov2. Left out: by the judge that `udit eval` has trained on these data, where there is one.
+    weights_file
+        Weights of --features; without, a published network is downloaded.
     progress
         Show the progress bar.
     """
@@ -65,6 +76,7 @@ def encode(
 
     from udit import dist
     from udit.evaluation.teachers import load_teacher
+    from udit.reconstruction import reconstruction
     from udit.training.encoding import encode as write
 
     world = dist.start(device)
@@ -80,12 +92,32 @@ def encode(
         progress=progress,
     )
     if world.is_main:
+        lost = reconstruction(
+            run,
+            out,
+            features=features,
+            weights_file=weights_file,
+            batch_size=batch_size,
+            device=world.device,
+            progress=progress,
+        )
+        if lost is not None:
+            _tell(lost)
         align = "" if cache.teacher is None else " training.align={}"
-        features = "" if cache.teacher is None else f" with features of {cache.teacher}"
+        beside = "" if cache.teacher is None else f" with features of {cache.teacher}"
         shape, mirrored = "x".join(map(str, cache.shape)), " and their mirror images" if cache.mirrored else ""
         say(
-            f"wrote {out}: {cache.images:,} images{mirrored} as {cache.dtype} {shape}{features} in {cache.shards} "
+            f"wrote {out}: {cache.images:,} images{mirrored} as {cache.dtype} {shape}{beside} in {cache.shards} "
             f"shards, {cache.bytes / 1e6:,.1f} MB; next: udit train {recipe} latents={out}{align}"
         )
     world.close()
     return 0
+
+
+def _tell(found: Reconstruction) -> None:
+    """Says what a VAE loses of held-out images."""
+    line = f"{found.images:,} held-out images, decoded: PSNR {found.psnr:.2f} dB, SSIM {found.ssim:.4f}"
+    if found.distance is None:
+        say(f"{line}; no Fréchet distance: these data have no judge yet (`udit eval` trains one), or give --features")
+    else:
+        say(f"{line}, Fréchet distance {found.distance:.4g} by {found.features}")

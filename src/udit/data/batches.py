@@ -17,10 +17,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from udit.data.buckets import buckets_of
 from udit.data.fields import FieldSource
 from udit.data.latents import LatentCache
-from udit.data.order import Order, flips
-from udit.data.sources import Labels, Source
+from udit.data.order import BucketOrder, Order, crops, flips
+from udit.data.sources import Labels, RawSource, Source, crop_of, crops_of
 from udit.errors import RunError, UserError
 
 
@@ -29,7 +30,8 @@ class Batch:
     """One micro-batch."""
 
     x: Tensor
-    """uint8 [B, C, H, W], of clips [B, C, F, H, W], float32 fields, or raw latents [B, c, h, w] of a cache"""
+    """uint8 [B, C, H, W], of clips [B, C, F, H, W], float32 fields or where 16 bits are kept, or raw latents
+    [B, c, h, w] of a cache"""
     y: Tensor
     """int64 [B]"""
     ids: list[int]
@@ -57,8 +59,8 @@ class Batch:
         return replace(self, x=move(self.x), y=move(self.y), before=before, features=features, drawn=drawn)
 
 
-Draw = Callable[[Sequence[int]], dict[str, Tensor]]
-"""From positions to what is drawn for them, each [B, ...]."""
+Draw = Callable[[Sequence[int], tuple[int, int]], dict[str, Tensor]]
+"""From positions, and height and width of their images as they are read, to what is drawn for them, each [B, ...]."""
 Batches = Generator[list[Batch]]
 """The micro-batches of step after step; closing it ends the workers."""
 
@@ -100,7 +102,7 @@ def batches(
 
     Yields:
         ``accumulation`` batches for each step. Step s takes positions s * global_batch and on, micro-batch by
-        micro-batch and, within one, rank by rank.
+        micro-batch and, within one, rank by rank. Of images of several shapes those of a step have one.
 
     Raises:
         UserError: a batch that does not split evenly, no images, or an image that cannot be decoded.
@@ -108,13 +110,26 @@ def batches(
     """
     size = share_of(global_batch, accumulation, world)
     reader = _Reader(source, part, seed, flip, features, draw)
-    jobs = _Jobs(Order(len(part), seed), range(start, stop), global_batch, size, rank, world, accumulation)
+    order = order_of(source, part, seed, global_batch)
+    jobs = _Jobs(order, range(start, stop), global_batch, size, rank, world, accumulation)
     steps = _steps(reader, jobs, workers, pin)
     if workers:
         # else multiprocessing's exit handler would send SIGTERM, which workers ignore, and wait for them for ever
         alive = weakref.ref(steps)
         atexit.register(lambda: steps.close() if (steps := alive()) else None)
     return steps
+
+
+def order_of(source: Source, part: Labels, seed: int, global_batch: int) -> Order | BucketOrder:
+    """The order of the images of a part: of images of several shapes, those of a step have one.
+
+    Raises:
+        UserError: there are no images.
+    """
+    buckets = buckets_of(source)
+    if buckets is None or not len(part):
+        return Order(len(part), seed)
+    return BucketOrder([places for _, places in buckets.members(part)], seed, global_batch)
 
 
 def share_of(global_batch: int, accumulation: int, world: int) -> int:
@@ -136,7 +151,7 @@ def share_of(global_batch: int, accumulation: int, world: int) -> int:
 class _Jobs:
     """What to read, in order: (position, index into the part) for each image of each micro-batch."""
 
-    order: Order
+    order: Order | BucketOrder
     steps: range
     global_batch: int
     size: int
@@ -167,26 +182,29 @@ class _Reader(Dataset["Batch | UserError"]):
         ids = [int(self.part[place]) for _, place in job]
         mirrored = flips(self.seed, positions) if self.flip else [False] * len(ids)
         try:
-            x, features = self._read(ids, mirrored), self._features(ids, mirrored)
+            cropped = crops(crops_of(self.source), self.seed, positions)
+            x, features = self._read(ids, mirrored, cropped), self._features(ids, mirrored, cropped)
             before = states_before(self.source, ids)
         except UserError as error:
             # as a value: an exception from a worker would be wrapped in its traceback
             return error
-        drawn, y = self.draw(positions) if self.draw else {}, torch.from_numpy(self.source.labels[ids])
+        height, width = x.shape[-2:]
+        drawn = self.draw(positions, (height, width)) if self.draw else {}
+        y = torch.from_numpy(self.source.labels[ids])
         return Batch(torch.from_numpy(x), y, ids, positions, before, features, drawn)
 
-    def _read(self, ids: list[int], mirrored: list[bool]) -> NDArray[Any]:
-        if isinstance(self.source, LatentCache):
-            return np.stack([self.source.read(i, turned) for i, turned in zip(ids, mirrored, strict=True)])
-        x = np.stack([self.source.image(i) for i in ids])
+    def _read(self, ids: list[int], mirrored: list[bool], cropped: list[int]) -> NDArray[Any]:
+        if isinstance(self.source, RawSource):
+            return np.stack([self.source.read(*which) for which in zip(ids, mirrored, cropped, strict=True)])
+        x = np.stack([crop_of(self.source, i, crop) for i, crop in zip(ids, cropped, strict=True)])
         x[mirrored] = x[mirrored][..., ::-1]
         return x
 
-    def _features(self, ids: list[int], mirrored: list[bool]) -> Tensor | None:
+    def _features(self, ids: list[int], mirrored: list[bool], cropped: list[int]) -> Tensor | None:
         if not self.features:
             return None
         assert isinstance(self.source, LatentCache), "a vision model's features are in a latent cache"
-        found = [self.source.features(i, turned) for i, turned in zip(ids, mirrored, strict=True)]
+        found = [self.source.features(*which) for which in zip(ids, mirrored, cropped, strict=True)]
         return torch.from_numpy(np.stack(found))
 
 

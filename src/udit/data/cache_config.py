@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import hashlib
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NamedTuple
 
-from pydantic import Field, PositiveInt, model_validator
+from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
 
 from udit.data.codec_config import CodecConfig, VAECodec
-from udit.data.config import DataConfig, DataInfo
+from udit.data.config import DataConfig, DataInfo, ImageFiles
 from udit.errors import UserError
 from udit.files import seal
 from udit.spec.base import Spec
@@ -18,8 +18,32 @@ from udit.spec.digest import FileFacts, Sha256
 PLAN, MANIFEST, INDEX = "plan.json", "manifest.json", "index.safetensors"
 FREE_DATA_KEYS = frozenset({"judge_share", "test_share", "flip", "condition"})
 """Of a run's data section: keys that may differ from the cache's, which holds all images."""
+NEWER_DATA_KEYS = {
+    "bits": 16,
+    "deep": False,
+    "buckets": [],
+    "crops": 1,
+    "condition": None,
+    "label_by": "folder",
+    "file_column": None,
+    "label_column": None,
+}
+"""Of a run's data section: keys that caches of older versions do not have, and what they are of those."""
+PLACES = ("root", "test_root", "labels")
+"""Of a run's data section: where the data are, which the fingerprint takes the place of."""
 FREE_CODEC_KEYS = frozenset({"source", "revision", "posterior", "slicing"})
 """Of a run's codec: keys that do not change the latents; sha256 says which VAE it is, wherever it is stored."""
+
+
+class Shard(NamedTuple):
+    """The images of a shard."""
+
+    bucket: int
+    """Number of their shape."""
+    first: int
+    """Place of the first one among the images of that shape."""
+    size: int
+    """How many there are."""
 
 
 class TeacherFacts(Spec):
@@ -44,6 +68,8 @@ class LatentPlan(Spec):
     """Of the images."""
     count: PositiveInt
     """Of the images."""
+    counts: tuple[NonNegativeInt, ...] = ()
+    """Of the images of each shape, where there are several: that of ``pixels``, then ``data.buckets``."""
     id2label: tuple[str, ...]
     pixels: tuple[PositiveInt, PositiveInt, PositiveInt]
     """(C, H, W) of an image."""
@@ -68,17 +94,32 @@ class LatentPlan(Spec):
         wanted = (seen.channels * (2 if moments else 1), seen.height, seen.width)
         if self.shape != wanted:
             raise ValueError(f"shape is {self.shape} and the codec makes {wanted} of {self.pixels}; encode again")
-        if (self.dtype == "uint8") == latents:
-            raise ValueError(f"dtype is {self.dtype}; pixels are uint8 and latents floats, encode again")
+        floats = latents or getattr(self.data, "deep", False)
+        if (self.dtype == "uint8") == floats:
+            raise ValueError(f"dtype is {self.dtype}; pixels of 8 bits are uint8 and all else floats, encode again")
+        if len(self.counts or (self.count,)) != len(self.data.shapes or (1,)) or sum(self.counts) not in (
+            0,
+            self.count,
+        ):
+            raise ValueError(f"counts are {list(self.counts)} of {self.count} images; encode again")
         return self
 
     @property
     def info(self) -> DataInfo:
-        """Channels, size and class names of the images."""
-        channels, height, width = self.pixels
+        """Channels, size and class names of the images; of several shapes, those of the first."""
+        return self._info(*self.pixels[1:])
+
+    def _info(self, height: int, width: int) -> DataInfo:
         return DataInfo(
-            channels=channels, height=height, width=width, id2label=self.id2label, labelled=bool(self.id2label)
+            channels=self.pixels[0], height=height, width=width, id2label=self.id2label, labelled=bool(self.id2label)
         )
+
+    def raw_shape(self, bucket: int) -> tuple[int, int, int]:
+        """(c, h, w) of a raw latent of the images of one shape."""
+        if not bucket:
+            return self.shape
+        seen = self.codec.seen(self._info(*self.data.shapes[bucket]))
+        return self.shape[0], seen.height, seen.width
 
     @property
     def digest(self) -> str:
@@ -88,23 +129,34 @@ class LatentPlan(Spec):
     def comparable(self) -> dict[str, Any]:
         """Plain values of the keys that decide the bytes."""
         values = self.model_dump(mode="json")
-        values["data"].pop("root", None)
+        for key in PLACES:
+            values["data"].pop(key, None)
         values["data"] = {key: value for key, value in values["data"].items() if key not in FREE_DATA_KEYS}
         values["codec"] = {key: value for key, value in values["codec"].items() if key not in FREE_CODEC_KEYS}
-        if values["teacher"] is None:  # as older caches were all made
+        newer = NEWER_DATA_KEYS | ({"classes": []} if values["data"]["kind"] == "folder" else {})
+        for key, value in newer.items():  # as older caches were all made
+            if key in values["data"] and values["data"][key] == value:
+                del values["data"][key]
+        if not values["counts"]:  # older caches know images of one shape
+            del values["counts"]
+        if values["teacher"] is None:
             del values["teacher"]
-        if values["data"].get("condition") is None:
-            values["data"].pop("condition", None)
-        if values["data"].get("bits") == 16:  # as older caches were all made
-            del values["data"]["bits"]
         if values["codec"].get("network") == "AutoencoderKL":  # older caches know no other
             del values["codec"]["network"]
         return values
 
-    def shard_sizes(self) -> list[int]:
-        """Number of images in each shard."""
-        whole, rest = divmod(self.count, self.shard_size)
-        return [self.shard_size] * whole + ([rest] if rest else [])
+    @property
+    def views(self) -> int:
+        """Latents of one image: of each crop, and of its mirror image."""
+        return (self.data.crops if isinstance(self.data, ImageFiles) else 1) * (2 if self.mirrored else 1)
+
+    def shards(self) -> list[Shard]:
+        """What each shard holds: images of one shape, in order."""
+        return [
+            Shard(bucket, first, min(self.shard_size, count - first))
+            for bucket, count in enumerate(self.counts or (self.count,))
+            for first in range(0, count, self.shard_size)
+        ]
 
 
 class LatentManifest(Spec):
@@ -121,7 +173,7 @@ class LatentManifest(Spec):
     @model_validator(mode="after")
     def _check(self) -> LatentManifest:
         plan = self.plan
-        wanted = -(-plan.count // plan.shard_size)
+        wanted = len(plan.shards())
         if len(self.shards) != wanted:
             raise ValueError(
                 f"shards are {len(self.shards)} and {plan.count} images at {plan.shard_size} per shard are {wanted}; "

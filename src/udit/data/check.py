@@ -4,23 +4,31 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from udit.data.decode import Budget, Header, brightest, decode, peek
+from udit.data import folder
+from udit.data.config import DatasetJsonData, FolderData, IdxData, ImageFiles, LmdbData, NpzData, WebDatasetData
+from udit.data.decode import KNOWN, Budget, Header, Size, brightest, decode, peek
+from udit.data.encoded import Records, verified_as
+from udit.data.folder import FolderRecords
 from udit.data.idx import idx_files
 from udit.data.listing import Listing
 from udit.data.notes import DARK, Notes, array_notes, dark
 from udit.data.npz import npz_file
-from udit.data.sources import InMemory
+from udit.data.recognise import recognised
+from udit.data.sources import Source
 from udit.data.verify import attempts, remember
 from udit.errors import UserError
 
 UNLABELLED = "(no labels)"
 """In a class's place, where images have none."""
+TEST = "test images"
+"""In a class's place, of the data set's own test images."""
 
 
 @dataclass
@@ -38,33 +46,56 @@ class Contents:
     """Images that cannot be used, and empty class folders."""
 
 
-def check(path: Path, size: int, contents: Contents, bits: int = 16) -> Iterator[str]:
+def check(
+    path: Path, size: Size, contents: Contents, bits: int = 16, keys: Mapping[str, Any] | None = None
+) -> Iterator[str]:
     """Checks a data set on disk, of any format.
 
     Args:
-        path: a folder that holds one folder per class, a folder of IDX files, or an ``.npz`` file.
-        size: side of the squares that training would crop the images of a folder to.
+        path: see ``recognise.recognised``.
+        size: of the square, or (height, width), that training would crop image files to.
         contents: is filled.
         bits: depth of grey in files of 16 bits, see ``decode``.
+        keys: further keys of the data section, or others than those that the path suggests.
 
     Yields:
         One line for everything that training would refuse.
 
     Raises:
-        UserError: there is no such data set.
+        UserError: there is no such data set, or unknown keys.
     """
-    if path.suffix == ".npz":
-        yield from _check_whole(lambda: npz_file(path), contents)
-    elif any(path.glob("*-ubyte*")):
-        yield from _check_whole(lambda: idx_files(path, 256), contents)
-    else:
-        yield from check_folder(path, size, contents, bits)
+    data = recognised(path, {"size": size, "bits": bits, **(keys or {})})
+    if isinstance(data, NpzData):
+        yield from _check_whole(lambda: npz_file(data.path, len(data.classes) or None), contents)
+    elif isinstance(data, IdxData):
+        yield from _check_whole(lambda: idx_files(data.root, 256), contents)
+    elif data.encoded:
+        yield from _check_whole(data.build, contents)
+    elif isinstance(data, FolderData):
+        yield from check_folder(data, contents)
+    elif isinstance(data, DatasetJsonData | WebDatasetData | LmdbData):
+        from udit.data import dataset_json, lsun, webdataset
+
+        try:
+            match data:
+                case DatasetJsonData():
+                    found: Records = dataset_json.records(data)
+                case WebDatasetData():
+                    found = webdataset.records(data)
+                case LmdbData():
+                    found = lsun.records(data)
+        except UserError as error:
+            contents.bad += 1
+            yield str(error)
+            return
+        yield from check_records(found, data, contents)
 
 
-def _check_whole(read: Callable[[], InMemory], contents: Contents) -> Iterator[str]:
+def _check_whole(read: Callable[[], Source], contents: Contents) -> Iterator[str]:
     """Files that are usable or not as a whole."""
     try:
         source = read()
+        source.verify()
     except UserError as error:
         contents.bad += 1
         yield str(error)
@@ -75,18 +106,13 @@ def _check_whole(read: Callable[[], InMemory], contents: Contents) -> Iterator[s
     for label, count in enumerate(counts):
         contents.classes[str(label)] = (int(count), 0)
     if held_out.any():
-        contents.classes["test images"] = (int(held_out.sum()), 0)
-    contents.sizes[source.pixels.shape[3], source.pixels.shape[2]] = len(source)
+        contents.classes[TEST] = (int(held_out.sum()), 0)
+    _, height, width = source.image(0).shape
+    contents.sizes[width, height] = len(source)
 
 
-def check_folder(root: Path, size: int, contents: Contents, bits: int = 16) -> Iterator[str]:
-    """Decodes every image of a folder that holds one folder per class.
-
-    Args:
-        root: the folder.
-        size: side of the squares that training would crop to.
-        contents: is filled.
-        bits: depth of grey in files of 16 bits, see ``decode``.
+def check_folder(data: FolderData, contents: Contents) -> Iterator[str]:
+    """Decodes every image of a folder; one without images for a class, or with a list of labels that does not fit.
 
     Yields:
         One line for everything that training would refuse.
@@ -94,45 +120,71 @@ def check_folder(root: Path, size: int, contents: Contents, bits: int = 16) -> I
     Raises:
         UserError: no such folder, or no folders in it.
     """
-    listing = Listing.of(root)
-    names = listing.classes
-    labels = np.repeat(np.arange(len(listing.counts)), listing.counts)
-    bad = np.zeros(len(listing.counts), int)
-    for name, count in zip(names, listing.counts if names else (), strict=True):
-        if not count:
+    root = data.root.expanduser()
+    if data.labels is None and data.label_by == "folder":
+        listing = Listing.of(root)
+        for name, count in zip(listing.classes, listing.counts if listing.classes else (), strict=True):
+            if not count:
+                contents.bad += 1
+                yield f"class folder {str(root / name)!r} holds no {KNOWN}; add some or remove it"
+        found = FolderRecords.of(root, listing)
+    else:
+        try:
+            found = folder.records(data)
+        except UserError as error:
             contents.bad += 1
-            yield f"class folder {str(root / name)!r} holds no PNG, JPEG, WebP or GIF; add some or remove it"
+            yield str(error)
+            return
+    yield from check_records(found, data, contents)
+
+
+def check_records(records: Records, data: ImageFiles, contents: Contents) -> Iterator[str]:
+    """Decodes every image file of a data set.
+
+    Args:
+        records: the files.
+        data: says how they are cropped.
+        contents: is filled.
+
+    Yields:
+        One line for every image that training would refuse.
+    """
+    labels, names = records.labels, records.classes
+    tested = np.isin(np.arange(len(labels)), records.held_out)
+    bad = np.zeros(len(labels), bool)
     budget = Budget()
 
     deep: dict[int, int] = {}
 
     def read(i: int) -> tuple[Header, int | None]:
-        path = root / listing.names[i]
-        header = peek(path)
-        bright = decode(path, size, 3, budget=budget, bits=bits).max() >= DARK
-        return header, None if bright and not header.deep else brightest(path)
+        file, name = records.open(i), records.called(i)
+        header = peek(file, name)
+        bright = decode(file, data.shape, 3, name, budget, data.bits).max() >= DARK
+        return header, None if bright and not header.deep else brightest(file, name)
 
     for i, found in enumerate(attempts(read, len(labels), "checking")):
         if isinstance(found, UserError):
-            bad[labels[i]] += 1
+            bad[i] = True
             contents.bad += 1
             yield str(found)
         else:
             header, most = found
-            path = repr(str(root / listing.names[i]))
+            path = repr(records.called(i))
             _count(contents, header, path)
             if header.deep and most is not None:
                 deep[i] = most
             elif most is not None and (darkness := dark(most)):
                 contents.notes.add(darkness, path)
-    _tell_of_depth(root, listing, deep, contents.notes, bits)
-    contents.notes.update(listing.notes)
-    _find_copies(root, listing, contents)
-    contents.classes = {
-        name: (count, int(wrong)) for name, count, wrong in zip(names or [UNLABELLED], listing.counts, bad, strict=True)
-    }
+    _tell_of_depth(records, deep, contents.notes, data.bits)
+    contents.notes.update(records.notes)
+    _find_copies(records, contents)
+    for label, name in enumerate(names or [UNLABELLED]):
+        of_class = (labels == label) & ~tested
+        contents.classes[name] = (int(of_class.sum()), int(bad[of_class].sum()))
+    if tested.any():
+        contents.classes[TEST] = (int(tested.sum()), int(bad[tested].sum()))
     if not contents.bad:
-        remember(listing.verified_as(size))
+        remember(verified_as(records, data))
 
 
 def _count(contents: Contents, header: Header, path: str) -> None:
@@ -140,7 +192,7 @@ def _count(contents: Contents, header: Header, path: str) -> None:
     contents.sizes[header.width, header.height] += 1
     if header.mode == "CMYK":
         contents.notes.add("CMYK, converted to RGB without its colour profile", path)
-    if header.deep:
+    if header.deep or header.deep_colour:
         contents.notes.add("16-bit, reduced to 8 bits", path)
     if header.transparent:
         contents.notes.add("transparent, composited on white", path)
@@ -150,14 +202,13 @@ def _count(contents: Contents, header: Header, path: str) -> None:
         contents.notes.add("rotated upright by EXIF", path)
 
 
-def _tell_of_depth(root: Path, listing: Listing, deep: dict[int, int], notes: Notes, bits: int) -> None:
+def _tell_of_depth(records: Records, deep: dict[int, int], notes: Notes, bits: int) -> None:
     """Notes 16-bit files of fewer bits, or of more, than ``bits``: of all together, since one depth is set for all.
 
     Where those are right, the ones that are black.
 
     Args:
-        root: the data set's folder.
-        listing: its files.
+        records: the files.
         deep: the largest value of each 16-bit file, by its number.
         notes: is filled.
         bits: that they are said to hold.
@@ -172,21 +223,24 @@ def _tell_of_depth(root: Path, listing: Listing, deep: dict[int, int], notes: No
         few = f"{how}: the largest value of all 16-bit files is {top} of {white}; set data.bits={right}"
     for i, most in deep.items():
         if what := few or dark(most, white):
-            notes.add(what, repr(str(root / listing.names[i])))
+            notes.add(what, repr(records.called(i)))
 
 
-def _find_copies(root: Path, listing: Listing, contents: Contents) -> None:
+def _find_copies(records: Records, contents: Contents) -> None:
     """Notes files with the same bytes as an earlier one; only files of equal length are read."""
-    sizes = np.array(listing.sizes, np.int64)
+    sizes = np.array(records.sizes, np.int64)
     _, places, counts = np.unique(sizes, return_inverse=True, return_counts=True)
     seen: dict[bytes, int] = {}
     for i in np.flatnonzero(counts[places] > 1).tolist():
-        path = root / listing.names[i]
         try:
-            with path.open("rb") as stream:
-                key = hashlib.file_digest(stream, "blake2b").digest()[:16]
-        except OSError:
+            file = records.open(i)
+            if isinstance(file, Path):
+                with file.open("rb") as stream:
+                    key = hashlib.file_digest(stream, "blake2b").digest()[:16]
+            else:
+                key = hashlib.blake2b(file.read()).digest()[:16]
+        except (OSError, UserError):
             continue  # has been reported
         first = seen.setdefault(key, i)
         if first != i:
-            contents.notes.add("copy of another file", f"{str(path)!r} of {str(root / listing.names[first])!r}")
+            contents.notes.add("copy of another file", f"{records.called(i)!r} of {records.called(first)!r}")

@@ -1,4 +1,4 @@
-"""Configs of data sets: where images come from; free of torch. ``describe.py`` reads what a data set holds."""
+"""Configs of data sets, and their union; free of torch. ``describe.py`` reads what a data set holds."""
 
 from __future__ import annotations
 
@@ -7,53 +7,13 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, PositiveInt, model_validator
 
-from udit.data.condition_config import AnyCondition
-from udit.spec.base import Spec
+from udit.data.archive_config import DatasetJsonData, LmdbData, WebDatasetData
+from udit.data.base_config import DataInfo, ImageFiles, Share, Side, SplitData
 
 if TYPE_CHECKING:
     from udit.data.sources import Source
 
-Share = Annotated[float, Field(ge=0, lt=1)]
-
-
-class DataInfo(Spec):
-    """What the rest of a run needs to know about its data before any image is read."""
-
-    channels: PositiveInt
-    height: PositiveInt
-    width: PositiveInt
-    frames: PositiveInt | None = None
-    """Of a clip; None where the data are images."""
-    id2label: tuple[str, ...]
-    """Class names in label order."""
-    labelled: bool = True
-    """Whether images have labels; without, a model of them is unconditional."""
-
-
-class SplitData(Spec):
-    """Fields of every data set: which share of each class the generator is not trained on."""
-
-    judge_share: Share = 0.2
-    """Trains the classifier that judges samples; the generator never sees it."""
-    test_share: Share | None = 0.1
-    """Seen by neither: validation loss, real-to-real distance, memorisation check. None takes the data set's own test
-    images, and judge_share is a share of the others."""
-    condition: AnyCondition = None
-    """What the network sees beside the noisy image: previous (the state before), low-resolution, mask or grey."""
-
-    @model_validator(mode="after")
-    def _check_shares(self) -> SplitData:
-        if self.judge_share + (self.test_share or 0) >= 1:
-            raise ValueError(
-                f"judge_share {self.judge_share:g} and test_share {self.test_share:g} leave nothing to train on; "
-                "their sum must be below 1"
-            )
-        return self
-
-    @property
-    def mirrored(self) -> bool:
-        """Whether half of the training images are mirrored left to right."""
-        return False
+__all__ = ["DataInfo", "DatasetJsonData", "ImageFiles", "LmdbData", "Share", "Side", "SplitData", "WebDatasetData"]
 
 
 class DigitsData(SplitData):
@@ -112,10 +72,14 @@ class FashionMnistData(IdxFiles):
 
 
 class NpzData(SplitData):
-    """Images and labels in one .npz file: images and labels, arr_0 and arr_1, or MedMNIST's or Keras' names."""
+    """Images and labels in .npz files: images and labels, arr_0 and arr_1 as ADM's batches, MedMNIST's or Keras' names.
+
+    A file with images alone has no labels; a model of them is unconditional.
+    """
 
     kind: Literal["npz"] = "npz"
     path: Path
+    """A file, or a folder of several, which are read in the order of their names."""
     classes: tuple[str, ...] = ()
     """Names in label order; empty uses the labels' numbers."""
 
@@ -144,43 +108,43 @@ class FieldsData(SplitData):
         return load(self)
 
 
-class ImageFiles(SplitData):
-    """What data sets of image files of any size have in common."""
-
-    size: Annotated[int, Field(ge=1, le=4096)] = 64
-    """Side of the square that ADM's centre crop cuts."""
-    channels: Literal[1, 3] = 3
-    """3 is RGB, 1 grey."""
-    bits: Annotated[int, Field(ge=8, le=16)] = 16
-    """Depth of grey in files of 16 bits: 12 where a camera or scanner has put 12 bits into them. Files of 8 bits, and
-    those of colour, are read as they are."""
-    flip: bool = True
-    """Mirrors half of the training images left to right, chosen by (seed, position in the run)."""
-    verify: Literal["full", "headers"] = "full"
-    """How images are checked before the first step where they need more than 1 GB of memory decoded (smaller data sets
-    are decoded and kept): decode each one once and not again while the files do not change, or read headers only."""
-
-    @property
-    def mirrored(self) -> bool:
-        """Whether half of the training images are mirrored left to right."""
-        return self.flip
-
-
 class FolderData(ImageFiles):
-    """Image files (PNG, JPEG, WebP, GIF) in one folder per class; classes are the folders' names in sorted order.
+    """Image files (PNG, JPEG, WebP, GIF, TIFF, AVIF, HEIC) in one folder per class, named in sorted order.
 
-    A folder that holds images and no folders is one of images without labels; a model of them is unconditional.
+    A folder that holds images and no folders is one of images without labels; a model of them is unconditional. A list
+    of labels takes the place of class folders.
     """
 
     kind: Literal["folder"] = "folder"
     root: Path
     """The folder that holds one folder per class, or images without labels."""
+    label_by: Literal["folder", "path", "none"] = "folder"
+    """Where folders lie in folders: folder takes the first for the class, path the whole path below root, none takes
+    images of any depth without labels."""
+    labels: Path | None = None
+    """A CSV, TSV or JSONL file of images' paths below root, and their labels; then folders are no classes."""
+    file_column: str | None = None
+    """Of that list; None takes one that is called file_name, filename, file, image, path or id."""
+    label_column: str | None = None
+    """Of that list; None takes one that is called label, class, class_name, category or target."""
+    classes: tuple[str, ...] = ()
+    """Names in the order of numbers that such a list has as labels; of names in it, those that may occur."""
+
+    @model_validator(mode="after")
+    def _check_list(self) -> FolderData:
+        for key in ("file_column", "label_column", "classes"):
+            if self.labels is None and getattr(self, key):
+                raise ValueError(f"{key} is of a list of labels; name the list with data.labels=FILE, or leave it out")
+        if self.labels is not None and self.label_by != "folder":
+            raise ValueError(f"label_by is {self.label_by} and labels names a list of labels; leave one of them out")
+        return self
 
     def build(self) -> Source:
         """The listed images, decoded when they are read."""
-        from udit.data.folder import ImageFolder
+        from udit.data.encoded import Encoded
+        from udit.data.folder import records
 
-        return ImageFolder(self.root, self.size, self.channels, self.verify, self.bits)
+        return Encoded(records(self), self)
 
 
 class HubData(ImageFiles):
@@ -219,6 +183,10 @@ class HubData(ImageFiles):
             raise ValueError(
                 f"test_share is {self.test_share:g} and test_split {self.test_split!r}; leave one of them out"
             )
+        if self.streaming and (self.buckets or self.crops > 1):
+            raise ValueError("buckets or crops are given and streaming keeps one crop; set streaming to false")
+        if self.streaming and self.deep:
+            raise ValueError("deep is true and streaming keeps 8 bits; set streaming to false")
         if self.streaming and self.verify == "headers":
             raise ValueError("verify is 'headers' and streaming decodes every image as it is read; leave verify out")
         return self
@@ -230,9 +198,10 @@ class HubData(ImageFiles):
 
     def build(self) -> Source:
         """The loaded or streamed images."""
+        from udit.data.encoded import Encoded
         from udit.data.hub import Rows, streamed
 
-        return streamed(self) if self.streaming else Rows(self)
+        return streamed(self) if self.streaming else Encoded(Rows(self), self)
 
 
 class MovingDigitsData(SplitData):
@@ -293,6 +262,9 @@ DataConfig = Annotated[
     | NpzData
     | FieldsData
     | FolderData
+    | DatasetJsonData
+    | WebDatasetData
+    | LmdbData
     | HubData
     | MovingDigitsData
     | ClipFolderData,

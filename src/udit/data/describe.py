@@ -6,21 +6,24 @@ from udit.data.config import (
     ClipFolderData,
     DataConfig,
     DataInfo,
+    DatasetJsonData,
     DigitsData,
     FieldsData,
     FolderData,
     HubData,
     IdxFiles,
+    LmdbData,
     MovingDigitsData,
     NpzData,
+    WebDatasetData,
 )
 
 
 def describe(data: DataConfig) -> DataInfo:
     """What the rest of a run needs to know about its data.
 
-    Nothing is read of digits; headers and labels of IDX and .npz files; names in a folder; the description of a data
-    set of the hub.
+    Nothing is read of digits; headers and labels of IDX and .npz files; names in a folder, an LMDB or a zip, and lists
+    of labels; headers and labels in tar files; the description of a data set of the hub.
 
     Raises:
         UserError: there is no such data set, or it is damaged.
@@ -52,6 +55,18 @@ def describe(data: DataConfig) -> DataInfo:
             from udit.data import clip_folder
 
             return clip_folder.describe(data)
+        case DatasetJsonData():
+            from udit.data import dataset_json
+
+            return dataset_json.describe(data)
+        case WebDatasetData():
+            from udit.data import webdataset
+
+            return webdataset.describe(data)
+        case LmdbData():
+            from udit.data import lsun
+
+            return lsun.describe(data)
         case HubData():
             from udit.data import hub
 

@@ -7,8 +7,11 @@ locked.
 
 from __future__ import annotations
 
+import functools
 import hashlib
+import itertools
 import json
+import math
 import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -21,13 +24,23 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from udit.checkpoint import write_tensors
-from udit.data.cache_config import INDEX, MANIFEST, PLAN, LatentManifest, LatentPlan, TeacherFacts, shard_name
+from udit.data.buckets import buckets_of, grouped_all
+from udit.data.cache_config import (
+    INDEX,
+    MANIFEST,
+    PLAN,
+    LatentManifest,
+    LatentPlan,
+    Shard,
+    TeacherFacts,
+    shard_name,
+)
 from udit.data.codec import Codec, LatentVAE
 from udit.data.codec_config import VAECodec
 from udit.data.config import DataConfig
 from udit.data.describe import describe
 from udit.data.latents import Raw, index_arrays, read_sealed, shard_layout, shard_wanted
-from udit.data.sources import Source
+from udit.data.sources import Source, crop_of, crops_of
 from udit.dist import World
 from udit.errors import RunError, UserError
 from udit.files import TEMPORARY, file_facts, seal, sweep, whole_file, write_text
@@ -75,7 +88,10 @@ def plan_of(
     vae = isinstance(codec, LatentVAE)
     if measured and not vae:
         raise UserError(f"the {codec.config.kind} codec has nothing to measure; it maps pixels to [-1, 1]")
+    buckets = buckets_of(source)
     first = torch.from_numpy(np.array(source.image(0)))
+    if buckets is not None:  # of the main shape, which no image may have
+        first = first.new_zeros((len(first), *buckets.shapes[0]))
     raw = codec.raw(first[None])
     section = data.model_dump(mode="json")
     if "root" in section:
@@ -86,12 +102,13 @@ def plan_of(
             "data": section,
             "fingerprint": source.fingerprint,
             "count": len(source),
+            "counts": np.bincount(buckets.of, minlength=len(buckets.shapes)).tolist() if buckets else [],
             "id2label": list(describe(data).id2label),
             "pixels": list(first.shape),
             "codec": codec.config.model_dump(mode="json"),
             "measured": measured,
             "shape": list(raw.shape[1:]),
-            "dtype": dtype if vae else "uint8",
+            "dtype": dtype if vae else "float32" if first.is_floating_point() else "uint8",
             "mirrored": data.mirrored,
             "shard_size": shard_size,
             "teacher": teacher,
@@ -129,14 +146,16 @@ def write_cache(
     """
     world.on_main(_open_folder, root, plan)
     try:
-        for number, size in enumerate(plan.shard_sizes()):
+        members = grouped_all(source)
+        for number, shard in enumerate(plan.shards()):
             if number % world.size == world.rank:
                 path = root / shard_name(number)
-                if not _is_whole(path, plan, size):
-                    made = _encode(source, codec, teacher, plan, number, size, world.device, batch_size)
+                if not _is_whole(path, plan, shard):
+                    ids = members[shard.bucket][shard.first : shard.first + shard.size].tolist()
+                    made = _encode(source, codec, teacher, plan, shard, ids, world.device, batch_size)
                     _write(path, made, {"plan": plan.digest, **_payloads(made)})
                 if on_images:
-                    on_images(size)
+                    on_images(shard.size)
     except (OSError, SafetensorError) as error:
         raise _refused(root, error) from None
     world.barrier()
@@ -165,12 +184,12 @@ def _open_folder(root: Path, plan: LatentPlan) -> None:
         raise _refused(root, error) from None
 
 
-def _is_whole(path: Path, plan: LatentPlan, size: int) -> bool:
+def _is_whole(path: Path, plan: LatentPlan, shard: Shard) -> bool:
     """Whether a shard exists, is of this plan, and is undamaged."""
     if not path.is_file():
         return False
     try:
-        if shard_layout(path) != shard_wanted(plan, size):
+        if shard_layout(path) != shard_wanted(plan, shard):
             return False
         with safe_open(path, framework="pt") as stream:
             said = json.loads((stream.metadata() or {}).get(KEY, "{}"))
@@ -193,24 +212,29 @@ def _encode(
     codec: Codec,
     teacher: Teacher | None,
     plan: LatentPlan,
-    number: int,
-    size: int,
+    shard: Shard,
+    members: list[int],
     device: torch.device,
     batch_size: int,
 ) -> dict[str, Tensor]:
-    """One shard: raw [size, 1 or 2, c, h, w], and with a teacher features [size, 1 or 2, Z, h, w]."""
-    sides = 2 if plan.mirrored else 1
-    made = {"raw": torch.empty(size, sides, *plan.shape, dtype=getattr(torch, plan.dtype))}
+    """One shard of the images ``members``, crop by crop, each with its mirror image.
+
+    Returns:
+        raw [size, views, c, h, w], and with a teacher features [size, views, Z, h, w].
+    """
+    size, sides = shard.size, 2 if plan.mirrored else 1
+    shape = plan.raw_shape(shard.bucket)
+    made = {"raw": torch.empty(size, plan.views, *shape, dtype=getattr(torch, plan.dtype))}
     makers: dict[str, Callable[[Tensor], Tensor]] = {"raw": codec.raw}
     if plan.teacher is not None:
         assert teacher is not None, "the plan's teacher"
-        made["features"] = torch.empty(size, sides, *plan.teacher.shape, dtype=torch.float16)
+        made["features"] = torch.empty(size, plan.views, *plan.teacher.shape, dtype=torch.float16)
         makers["features"] = teacher
-    first = number * plan.shard_size
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-        for start in range(0, size, batch_size):
-            ids = range(first + start, first + min(start + batch_size, size))
-            pixels = torch.from_numpy(np.stack(list(pool.map(source.image, ids)))).to(device)
+        for start, crop in itertools.product(range(0, size, batch_size), range(crops_of(source))):
+            ids = members[start : start + batch_size]
+            cropped = list(pool.map(functools.partial(crop_of, source, crop=crop), ids))
+            pixels = torch.from_numpy(np.stack(cropped)).to(device)
             for k, turned in enumerate((pixels, pixels.flip(-1)) if plan.mirrored else (pixels,)):
                 for name, make in makers.items():
                     part = make(turned).cpu().to(made[name].dtype)
@@ -218,7 +242,7 @@ def _encode(
                     if not bool(finite.all()):
                         bad = source.names[ids[int(finite.logical_not().nonzero()[0])]]
                         raise UserError(_overflow(name, bad, plan))
-                    made[name][start : start + len(ids), k] = part
+                    made[name][start : start + len(ids), crop * sides + k] = part
     return made
 
 
@@ -240,17 +264,17 @@ def _finish(root: Path, plan: LatentPlan, source: Source) -> None:
     try:
         _write(root / INDEX, {key: torch.from_numpy(np.array(value)) for key, value in index_arrays(source).items()})
         sums = [np.zeros(0), np.zeros(0)]
-        facts = []
-        for number in range(len(plan.shard_sizes())):
+        facts, samples = [], 0
+        for number, shard in enumerate(plan.shards()):
             path = root / shard_name(number)
             facts.append(file_facts(path))
-            if plan.dtype != "uint8":
+            if isinstance(plan.codec, VAECodec):
                 with safe_open(path, framework="np") as stream:
                     parts = _sums(stream.get_tensor("raw"), plan)
+                samples += shard.size * plan.views * math.prod(plan.raw_shape(shard.bucket)[1:])
                 sums = [part if not len(total) else total + part for total, part in zip(sums, parts, strict=True)]
         mean = std = None
-        if plan.dtype != "uint8":
-            samples = plan.count * (2 if plan.mirrored else 1) * plan.shape[1] * plan.shape[2]
+        if isinstance(plan.codec, VAECodec):
             centre = sums[0] / samples
             mean, std = centre.tolist(), np.sqrt(sums[1] / samples - centre**2).tolist()
         manifest = LatentManifest.model_validate(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+from array import array
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,12 +13,12 @@ import numpy as np
 
 from udit import hub
 from udit.data.config import DataInfo, HubData
-from udit.data.decode import Budget, decode, peek
+from udit.data.decode import decode
+from udit.data.encoded import info_of
 from udit.data.listing import image_files
 from udit.data.names import Names
 from udit.data.notes import label_notes
 from udit.data.sources import InMemory, Labels, Pixels
-from udit.data.verify import verified
 from udit.errors import UserError
 from udit.files import cache_folder, whole_folder
 from udit.progress import progress_bar
@@ -32,7 +33,7 @@ def describe(data: HubData) -> DataInfo:
     Raises:
         UserError: see ``class_names``.
     """
-    return DataInfo(channels=data.channels, height=data.size, width=data.size, id2label=class_names(data))
+    return info_of(data, class_names(data), labelled=True)
 
 
 def class_names(data: HubData) -> tuple[str, ...]:
@@ -169,7 +170,7 @@ def _file(cell: dict[str, Any]) -> Path | io.BytesIO:
 
 
 class Rows:
-    """Images in the Arrow tables that `datasets` caches, memory-mapped; decoded when they are read."""
+    """Image files in the Arrow tables that `datasets` caches, memory-mapped."""
 
     def __init__(self, data: HubData) -> None:
         """Loads the splits; decodes nothing.
@@ -180,7 +181,8 @@ class Rows:
         from datasets import Image
 
         self.data = data
-        num_classes = len(class_names(data))
+        self.classes = class_names(data)
+        num_classes = len(self.classes)
         self._tables: list[Dataset] = []
         labels: list[Labels] = []
         for split in data.splits:
@@ -190,16 +192,17 @@ class Rows:
             labels.append(_labels(column.to_pylist(), data, split, num_classes))
             self._tables.append(table.select_columns([data.image]).cast_column(data.image, Image(decode=False)))
         self.labels: Labels = np.concatenate(labels)
-        label_notes(labels[0], num_classes).warn()
+        self.notes = label_notes(labels[0], num_classes)
         self.names: Sequence[str] = Names(
             f"{s} {i}" for s, y in zip(data.splits, labels, strict=True) for i in range(len(y))
         )
         self.held_out = np.arange(len(labels[0]), len(self.labels))
-        self.fingerprint = self._digest()
-        self._pixels: Pixels | None = None
+        sizes = array("q")
+        self.fingerprint = self.stamp = self._digest(sizes)
+        self.sizes: Labels = np.array(sizes, np.int64)
 
-    def _digest(self) -> str:
-        """sha256 over labels, and the name and length of every image file."""
+    def _digest(self, sizes: array[int]) -> str:
+        """sha256 over labels, and the name and length of every image file; fills ``sizes``."""
         import pyarrow.compute as pc
 
         digest = hashlib.sha256(self.labels.astype("<i8").tobytes() + self.held_out.astype("<i8").tobytes())
@@ -210,49 +213,17 @@ class Rows:
                 lengths = pc.binary_length(pc.struct_field(cells, "bytes")).to_pylist()
                 for path, length in zip(paths, lengths, strict=True):
                     size = Path(path).stat().st_size if length is None else length
+                    sizes.append(size)
                     digest.update(f"{Path(path or '').name}\0{size}\n".encode("utf-8", "surrogateescape"))
         return digest.hexdigest()
 
-    def __len__(self) -> int:
-        """Number of images."""
-        return len(self.labels)
-
-    def image(self, i: int) -> Pixels:
-        """Image ``i``, [C, H, W] in 0..255.
-
-        Raises:
-            UserError: it cannot be decoded.
-        """
-        if self._pixels is not None:
-            image: Pixels = self._pixels[i]
-            return image
-        return self._decode(i)
-
-    def verify(self) -> None:
-        """Decodes every image once and keeps them if they fit into memory; else checks them as ``data.verify`` says.
-
-        Raises:
-            UserError: images that cannot be decoded; names the first and counts them.
-        """
-        if self._pixels is not None:
-            return
-        data, budget = self.data, Budget()
-        key = hashlib.sha256(f"1 {data.size} {self.fingerprint}".encode()).hexdigest()
-        self._pixels = verified(
-            (len(self), data.channels, data.size, data.size),
-            lambda i: self._decode(i, budget),
-            (lambda i: peek(self._file(i), self._called(i))) if data.verify == "headers" else None,
-            cache_folder() / "verified" / key,
-        )
-
-    def _decode(self, i: int, budget: Budget | None = None) -> Pixels:
-        return decode(self._file(i), self.data.size, self.data.channels, self._called(i), budget, self.data.bits)
-
-    def _file(self, i: int) -> Path | io.BytesIO:
+    def open(self, i: int) -> Path | io.BytesIO:
+        """The file of image i."""
         first = len(self._tables[0])
         return _file((self._tables[0][i] if i < first else self._tables[1][i - first])[self.data.image])
 
-    def _called(self, i: int) -> str:
+    def called(self, i: int) -> str:
+        """Path and split of image i."""
         return f"{self.data.path}, {self.names[i]}"
 
 
@@ -278,7 +249,7 @@ def streamed(data: HubData) -> InMemory:
             if not place.is_dir():
                 _receive(data, place)
         labels, counts = np.load(place / "labels.npy"), np.load(place / "counts.npy").tolist()
-        pixels = np.memmap(place / "pixels", np.uint8, "r", shape=(len(labels), data.channels, data.size, data.size))
+        pixels = np.memmap(place / "pixels", np.uint8, "r", shape=(len(labels), data.channels, *data.shape))
         fingerprint = (place / "fingerprint").read_text(encoding="utf-8")
     except OSError as error:
         raise UserError(

@@ -1,9 +1,9 @@
 """The latent cache: every image encoded by a codec, read from memory-mapped shards; free of torch.
 
 A folder with ``plan.json`` (everything that decides the bytes), ``shard-00000.safetensors`` and so on (``raw``:
-[n, 1 or 2, c, h, w], the second mirrored; of a vision model, ``features`` [n, 1 or 2, Z, h, w]), ``index.safetensors``
-(labels, names, test images) and, written last, ``manifest.json`` with the sha256 of every file. ``data/encode.py``
-writes it.
+[n, views, c, h, w], of each crop, then mirrored; of a vision model, ``features`` [n, views, Z, h, w]),
+``index.safetensors`` (labels, names, test images) and, written last, ``manifest.json`` with the sha256 of every file.
+``data/encode.py`` writes it.
 """
 
 from __future__ import annotations
@@ -20,7 +20,8 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import load_file
 
-from udit.data.cache_config import INDEX, MANIFEST, PLAN, LatentManifest, LatentPlan, shard_name
+from udit.data.buckets import Buckets, buckets_of
+from udit.data.cache_config import INDEX, MANIFEST, PLAN, LatentManifest, LatentPlan, Shard, shard_name
 from udit.data.names import Names
 from udit.data.sources import Labels, Source
 from udit.errors import UserError
@@ -90,6 +91,10 @@ class LatentCache:
             raise UserError(f"{self.root / INDEX} has labels outside 0 to {len(self.plan.id2label) - 1}; encode again")
         facts = [facts.sha256 for facts in (self.manifest.index, *self.manifest.shards)]
         self.fingerprint = hashlib.sha256("\n".join([self.plan.digest, *facts]).encode()).hexdigest()
+        if self.plan.counts:
+            self.buckets = Buckets(_read_buckets(self.root / INDEX, self.plan), self.plan.data.shapes)
+            self._shard, self._place = _places(self.buckets, self.plan)
+        self.crops = self.plan.views // (2 if self.plan.mirrored else 1)
         self._open: dict[tuple[int, str], Any] = {}
 
     def __len__(self) -> int:
@@ -97,32 +102,37 @@ class LatentCache:
         return self.plan.count
 
     def image(self, i: int) -> Raw:
-        """Raw latent of image ``i``, not mirrored, [c, h, w]."""
+        """Raw latent of image ``i``, its central crop, not mirrored, [c, h, w]."""
         return self.read(i, mirrored=False)
 
-    def read(self, i: int, mirrored: bool) -> Raw:
-        """Raw latent of image ``i``, mirrored left to right or not, [c, h, w].
+    def read(self, i: int, mirrored: bool, crop: int | None = None) -> Raw:
+        """Raw latent of image ``i``, mirrored left to right or not, [c, h, w]; of the central crop if none is named.
 
         Raises:
             UserError: its shard is missing or damaged.
         """
-        return self._slice("raw", i, mirrored)
+        return self._slice("raw", i, mirrored, crop)
 
-    def features(self, i: int, mirrored: bool) -> Raw:
+    def features(self, i: int, mirrored: bool, crop: int | None = None) -> Raw:
         """A vision model's features of image ``i``, float16 [Z, h, w], of a cache that has them.
 
         Raises:
             UserError: its shard is missing or damaged.
         """
-        return self._slice("features", i, mirrored)
+        return self._slice("features", i, mirrored, crop)
 
-    def _slice(self, name: str, i: int, mirrored: bool) -> Raw:
-        number, place = divmod(i, self.plan.shard_size)
+    def _slice(self, name: str, i: int, mirrored: bool, crop: int | None) -> Raw:
+        crop = self.crops // 2 if crop is None else crop
+        view = crop * (2 if self.plan.mirrored else 1) + int(mirrored)
+        if self.plan.counts:
+            number, place = int(self._shard[i]), int(self._place[i])
+        else:
+            number, place = divmod(i, self.plan.shard_size)
         try:
             if (number, name) not in self._open:
                 shard: Any = safe_open(self.root / shard_name(number), framework="np")
                 self._open[number, name] = shard.get_slice(name)
-            found: Raw = self._open[number, name][place, int(mirrored)]
+            found: Raw = self._open[number, name][place, view]
         except (OSError, SafetensorError, IndexError) as error:
             raise UserError(_unreadable(self.root / shard_name(number), error)) from None
         return found
@@ -133,18 +143,18 @@ class LatentCache:
         Raises:
             UserError: a shard is missing, damaged, altered or of another shape; names the first.
         """
-        sizes = self.plan.shard_sizes()
+        shards = self.plan.shards()
         with (
             ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool,
-            progress_bar(len(sizes), "checking latents", "shard", leave=False) as bar,
+            progress_bar(len(shards), "checking latents", "shard", leave=False) as bar,
         ):
-            for _ in pool.map(self._check_shard, range(len(sizes)), self.manifest.shards, sizes):
+            for _ in pool.map(self._check_shard, range(len(shards)), self.manifest.shards, shards):
                 bar.update()
 
-    def _check_shard(self, number: int, facts: FileFacts, size: int) -> None:
+    def _check_shard(self, number: int, facts: FileFacts, shard: Shard) -> None:
         path = self.root / shard_name(number)
         _check_file(path, facts)
-        found, wanted = shard_layout(path), shard_wanted(self.plan, size)
+        found, wanted = shard_layout(path), shard_wanted(self.plan, shard)
         if found != wanted:
             raise UserError(f"{path} holds {found} and the manifest says {wanted}; encode again into another folder")
 
@@ -163,12 +173,11 @@ def shard_layout(path: Path) -> str:
         raise UserError(_unreadable(path, error)) from None
 
 
-def shard_wanted(plan: LatentPlan, size: int) -> str:
-    """The layout that a shard of ``size`` images must have."""
-    sides = 2 if plan.mirrored else 1
+def shard_wanted(plan: LatentPlan, shard: Shard) -> str:
+    """The layout that a shard must have."""
     dtype = {"uint8": "U8", "float16": "F16", "float32": "F32"}[plan.dtype]
-    features = [("features", "F16", [size, sides, *plan.teacher.shape])] if plan.teacher else []
-    return _layout([*features, ("raw", dtype, [size, sides, *plan.shape])])
+    features = [("features", "F16", [shard.size, plan.views, *plan.teacher.shape])] if plan.teacher else []
+    return _layout([*features, ("raw", dtype, [shard.size, plan.views, *plan.raw_shape(shard.bucket)])])
 
 
 def _layout(tensors: Iterable[tuple[str, str, Sequence[int]]]) -> str:
@@ -200,7 +209,33 @@ def index_arrays(source: Source) -> dict[str, Raw]:
         "held_out": np.asarray(source.held_out, np.int64),
         "names": names.text,
         "ends": names.ends,
+        **({"buckets": buckets.of} if (buckets := buckets_of(source)) else {}),
     }
+
+
+def _read_buckets(path: Path, plan: LatentPlan) -> Labels:
+    """The number of each image's shape.
+
+    Raises:
+        UserError: they are not there, or not as many of each as the plan says.
+    """
+    found = load_file(path).get("buckets", np.empty(0, np.int64))
+    if found.dtype != np.int64 or found.shape != (plan.count,) or found.min() < 0:
+        raise UserError(f"{path} is not an index of images of several shapes; encode again into another folder")
+    if np.bincount(found, minlength=len(plan.counts)).tolist() != list(plan.counts):
+        raise UserError(f"{path} does not hold as many images of each shape as the manifest says; encode again")
+    return found
+
+
+def _places(buckets: Buckets, plan: LatentPlan) -> tuple[Labels, Labels]:
+    """Shard of each image, and place in it."""
+    shard, place = np.empty(plan.count, np.int64), np.empty(plan.count, np.int64)
+    before = 0
+    for _, ids in buckets.members(np.arange(plan.count)):
+        rank = np.arange(len(ids))
+        shard[ids], place[ids] = before + rank // plan.shard_size, rank % plan.shard_size
+        before += -(-len(ids) // plan.shard_size)
+    return shard, place
 
 
 def _read_index(path: Path) -> tuple[Labels, Names, Labels]:

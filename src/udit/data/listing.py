@@ -14,13 +14,12 @@ from pathlib import Path
 
 import numpy as np
 
-from udit.data.decode import MAX_PIXELS
 from udit.data.names import Names
 from udit.data.notes import Notes
 from udit.errors import UserError
-from udit.files import cache_folder
 
-SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".gif"})
+SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".mpo", ".webp", ".gif", ".tif", ".tiff", ".avif", ".heic", ".heif"})
+"""Extensions of image files, in lower case."""
 LEFTOVERS = frozenset(
     {
         *("__macosx", "network trash folder", "temporary items"),  # macOS, and its zip files
@@ -116,14 +115,24 @@ class Listing:
     """What is left out, and what looks as if something else was meant."""
 
     @staticmethod
-    def of(root: Path) -> Listing:
+    def of(root: Path, *, sort_classes: bool = True, suffix: str | None = None) -> Listing:
         """Lists a folder; opens no file.
+
+        Args:
+            root: the folder.
+            sort_classes: takes its folders for classes; else all images below it have no labels.
+            suffix: of the files that are listed in place of images.
 
         Raises:
             UserError: see ``class_folders`` and ``files``.
         """
         notes = Notes()
-        classes = _classes(root, notes)
+        if sort_classes:
+            classes = _classes(root, notes)
+        elif root.is_dir():
+            classes = []
+        else:
+            raise UserError(f"data.root is {str(root)!r}, no folder; give the one that holds the images")
         counts: list[int] = []
         deeper: list[Counter[str]] = []
         sizes, times = array("q"), array("q")
@@ -134,7 +143,7 @@ class Listing:
                 found = []
                 inside: Counter[str] = Counter()
                 for entry in files(top, notes):
-                    if not is_image(entry.name):
+                    if not (is_image(entry.name) if suffix is None else entry.name.endswith(suffix)):
                         notes.add("skipped: unsupported extension", repr(entry.path))
                         continue
                     path = entry.path[len(top) + 1 :].replace(os.sep, "/")
@@ -149,6 +158,8 @@ class Listing:
                     yield path
 
         names = Names(paths())
+        if not sort_classes and not len(names):
+            raise UserError(f"data.root {str(root)!r} holds no {suffix or 'images'}; give the folder that does")
         if classes:
             _tell_of_layout(root, classes, deeper, notes)
         return Listing(classes, names, counts, sizes, times, notes)
@@ -160,11 +171,16 @@ class Listing:
             digest.update(os.fsencode(f"{name}\0{size}\n"))
         return digest.hexdigest()
 
-    def verified_as(self, size: int) -> Path:
-        """The marker file whose presence says that these files, not modified since, could all be decoded."""
-        digest = hashlib.sha256(f"1 {size} {MAX_PIXELS} {self.fingerprint()}".encode())
-        digest.update(np.array(self.times, "<i8").tobytes())
-        return cache_folder() / "verified" / digest.hexdigest()
+    def stamp(self, fingerprint: str) -> str:
+        """sha256 over a fingerprint and the files' times."""
+        return hashlib.sha256(fingerprint.encode() + np.array(self.times, "<i8").tobytes()).hexdigest()
+
+    def part(self, kept: Sequence[int]) -> Listing:
+        """Some of the files, of a listing without classes."""
+        assert not self.classes
+        names = Names(self.names[i] for i in kept)
+        sizes, times = ([values[i] for i in kept] for values in (self.sizes, self.times))
+        return Listing([], names, [len(kept)], array("q", sizes), array("q", times), self.notes)
 
 
 def _entries(folder: Path | str) -> list[os.DirEntry[str]]:
@@ -216,7 +232,7 @@ def _classes(root: Path, notes: Notes) -> list[str]:
             else:
                 loose.append(entry.path)
         elif not entry.name.startswith(".") and _may_hold_labels(entry.name):
-            notes.add("label files are not read, a class is a folder", repr(entry.path))
+            notes.add("label files are not read, a class is a folder; data.labels=FILE reads one", repr(entry.path))
     if not names and not loose:
         raise UserError(
             f"data.root {str(root)!r} holds no class folders; put the images of each class into a folder of its own, "

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from udit.data.sources import InMemory, Labels
+from udit.data.sources import InMemory, Labels, Source
 
 EXAMPLES = 3
 """Files that a note names."""
@@ -60,10 +60,13 @@ class Notes:
         return len(self._counts)
 
 
-def array_notes(source: InMemory, num_classes: int = 0) -> Notes:
-    """Remarks on images that are in memory: on their labels, and on pixels that are all black to the network."""
-    notes = label_notes(np.delete(source.labels, source.held_out), max(num_classes, int(source.labels.max()) + 1))
-    darkness = dark(int(source.pixels.max()))
+def array_notes(source: Source, num_classes: int = 0) -> Notes:
+    """Remarks on arrays of images: on their labels, and on pixels in memory that are all black to the network."""
+    notes = Notes()
+    if source.labels.any() or num_classes:
+        trained = np.delete(source.labels, source.held_out)
+        notes = label_notes(trained, max(num_classes, int(source.labels.max()) + 1))
+    darkness = dark(int(source.pixels.max())) if isinstance(source, InMemory) else None
     if darkness is not None:
         notes.add(darkness)
     return notes

@@ -1,4 +1,4 @@
-"""Images and labels in one ``.npz`` file of numpy's."""
+"""Images and labels in ``.npz`` files of numpy's: small ones are read into memory, large ones memory-mapped."""
 
 from __future__ import annotations
 
@@ -15,11 +15,13 @@ import numpy as np
 from numpy.lib import format as npy
 from numpy.typing import NDArray
 
+from udit.data import verify
 from udit.data.config import DataInfo, NpzData
 from udit.data.decode import DECODE_ERRORS
+from udit.data.mapped import Mapped
 from udit.data.names import Names
 from udit.data.notes import array_notes
-from udit.data.sources import InMemory, Labels, Pixels
+from udit.data.sources import InMemory, Labels, Pixels, Source
 from udit.errors import UserError
 
 LAYOUTS = (
@@ -42,39 +44,99 @@ class Header:
     key: str
     shape: tuple[int, ...]
     dtype: np.dtype[np.generic]
+    fortran: bool
+    """Whether the first axis varies fastest."""
 
 
-def npz_file(path: Path, num_classes: int | None = None) -> InMemory:
-    """The images of a file; its own test images are held out.
+def npz_file(path: Path, num_classes: int | None = None) -> Source:
+    """The images of a file, or of all files of a folder; their own test images are held out.
 
     Args:
-        path: holds images, uint8 [N, H, W], [N, H, W, 1] or [N, H, W, 3], and whole numbers [N] or [N, 1] as labels,
-            under the keys of one of ``LAYOUTS``. MedMNIST's validation images are skipped.
+        path: each file holds images, uint8 [N, H, W], [N, H, W, 1] or [N, H, W, 3], and whole numbers [N] or [N, 1] as
+            labels, under the keys of one of ``LAYOUTS``; or images alone. MedMNIST's validation images are skipped.
         num_classes: labels must be below it; None allows any.
+
+    Returns:
+        The images in memory; memory-mapped, if they take more than ``verify.MAX_MEMORY`` and are not compressed.
 
     Raises:
         UserError: no such file, no such arrays, or a label out of range. Pickled arrays are refused.
     """
-    with _opened(path) as archive:
-        pairs = _pairs(archive, path)
-        pixels = [_pixels(_array(archive, path, images), path, images) for images, _ in pairs]
-        labels = [_labels(_array(archive, path, key), path, key) for _, key in pairs]
-    for x, y, (images, key) in zip(pixels, labels, pairs, strict=True):
-        if len(x) != len(y):
-            raise UserError(f"{path} holds {len(x)} images in {images} and {len(y)} labels in {key}; they must match")
-        if num_classes is not None and y.max() >= num_classes:
-            raise UserError(
-                f"{path} has a label {y.max()} in {key} where there are {num_classes} classes; labels count from 0, "
-                "name all classes in data.classes"
-            )
-    if pixels[0].shape[1:] != pixels[-1].shape[1:]:
-        raise UserError(f"{path} holds test images of another shape than its training images; they must match")
-    names = Names(f"{images} {i}" for x, (images, _) in zip(pixels, pairs, strict=True) for i in range(len(x)))
-    held_out = range(len(pixels[0]), len(names))
-    return InMemory(np.concatenate(pixels), np.concatenate(labels), names, held_out)
+    found = [array for file in _files(path) for array in _arrays(file, num_classes, path.is_dir())]
+    if len({array.labelled for array in found}) > 1:
+        raise UserError(f"{path}: some files have labels and others none; give all of them labels, or none")
+    shapes = {array.shape[1:] for array in found}
+    if len(shapes) > 1:
+        raise UserError(f"{path} holds images of several shapes, {_listed(shapes)}; all must have the same")
+    # test images last, as their numbers are the last
+    found.sort(key=lambda array: array.test)
+    names = Names(f"{array.called} {i}" for array in found for i in range(array.shape[0]))
+    labels = np.concatenate([array.labels for array in found])
+    first_test = sum(array.shape[0] for array in found if not array.test)
+    held_out = np.arange(first_test, len(names))
+    bytes_needed = sum(math.prod(array.shape) for array in found)
+    if bytes_needed > verify.MAX_MEMORY and all(array.stored for array in found):
+        return Mapped([(array.file, array.key, array.shape) for array in found], labels, names, held_out)
+    pixels = [_pixels(array.read()) for array in found]
+    return InMemory(np.concatenate(pixels) if len(pixels) > 1 else pixels[0], labels, names, held_out)
 
 
-def load(data: NpzData) -> InMemory:
+@dataclass(frozen=True)
+class _Array:
+    """Images of one file."""
+
+    file: Path
+    key: str
+    shape: tuple[int, ...]
+    stored: bool
+    """Whether it is there as it is, not compressed."""
+    labels: Labels
+    labelled: bool
+    test: bool
+    called: str
+    """In the images' names."""
+
+    def read(self) -> NDArray[np.generic]:
+        with _opened(self.file) as archive:
+            return _array(archive, self.file, self.key)
+
+
+def _files(path: Path) -> list[Path]:
+    if not path.is_dir():
+        return [path]
+    if files := sorted(path.glob("*.npz")):
+        return files
+    raise UserError(f"{path} cannot be read as .npz (a folder without .npz files); give a file, or a folder of some")
+
+
+def _arrays(file: Path, num_classes: int | None, several: bool) -> list[_Array]:
+    found = []
+    with _opened(file) as archive:
+        for images, key in _pairs(archive, file):
+            header = _header(archive, images, file)
+            _check_images(header, file)
+            count = header.shape[0]
+            y = np.zeros(count, np.int64) if key is None else _labels(_array(archive, file, key), file, key)
+            if count != len(y):
+                raise UserError(
+                    f"{file} holds {count} images in {images} and {len(y)} labels in {key}; they must match"
+                )
+            if num_classes is not None and key is not None and y.max() >= num_classes:
+                raise UserError(
+                    f"{file} has a label {y.max()} in {key} where there are {num_classes} classes; labels count from "
+                    "0, name all classes in data.classes"
+                )
+            stored = archive.getinfo(f"{images}.npy").compress_type == zipfile.ZIP_STORED and not header.fortran
+            called = f"{file.name}/{images}" if several else images
+            found.append(_Array(file, images, header.shape, stored, y, key is not None, "test" in images, called))
+    return found
+
+
+def _listed(shapes: set[tuple[int, ...]]) -> str:
+    return ", ".join(str(list(shape)) for shape in sorted(shapes))
+
+
+def load(data: NpzData) -> Source:
     """The loaded data set; remarks on it are logged.
 
     Raises:
@@ -91,17 +153,15 @@ def describe(data: NpzData) -> DataInfo:
     Raises:
         UserError: see ``npz_file``.
     """
-    path = data.path.expanduser()
-    with _opened(path) as archive:
-        pairs = _pairs(archive, path)
-        shape = _header(archive, pairs[0][0], path).shape
-        _check_shape(shape, path, pairs[0][0])
-        classes = max(int(_labels(_array(archive, path, key), path, key).max()) for _, key in pairs) + 1
+    found = [array for file in _files(data.path.expanduser()) for array in _arrays(file, None, several=False)]
+    shape, labelled = found[0].shape, found[0].labelled
+    classes = max(int(array.labels.max()) for array in found) + 1 if labelled else 0
     return DataInfo(
         channels=shape[3] if len(shape) == 4 else 1,
         height=shape[1],
         width=shape[2],
-        id2label=data.classes or tuple(str(label) for label in range(classes)),
+        id2label=(data.classes or tuple(str(label) for label in range(classes))) if labelled else (),
+        labelled=labelled,
     )
 
 
@@ -117,13 +177,19 @@ def _opened(path: Path) -> Iterator[zipfile.ZipFile]:
         raise UserError(f"{path} cannot be read as .npz ({detail}); write it again with numpy.savez") from None
 
 
-def _pairs(archive: zipfile.ZipFile, path: Path) -> list[tuple[str, str]]:
-    """The keys of images and labels: of the training images, then of the test images where there are some."""
+def _pairs(archive: zipfile.ZipFile, path: Path) -> list[tuple[str, str | None]]:
+    """The keys of images and labels: of the training images, then of the test images where there are some.
+
+    None in place of labels where a file has images and none of the keys of labels.
+    """
     keys = {name.removesuffix(".npy") for name in archive.namelist()}
     for images, labels in LAYOUTS:
         if {images, labels} <= keys:
             test = (images.replace("train", "test"), labels.replace("train", "test"))
-            return [(images, labels)] + ([test] if test[0] != images and set(test) <= keys else [])
+            return [(images, labels), *([test] if test[0] != images and set(test) <= keys else [])]
+    alone = [images for images, _ in LAYOUTS if images in keys]
+    if alone and not keys & {labels for _, labels in LAYOUTS}:
+        return [(alone[0], None)]
     known = ", ".join(f"{images} and {labels}" for images, labels in LAYOUTS)
     raise UserError(f"{path} holds {', '.join(sorted(keys)) or 'nothing'}; it needs arrays named {known}")
 
@@ -139,7 +205,7 @@ def _header(archive: zipfile.ZipFile, key: str, path: Path) -> Header:
         file = cast(BinaryIO, stream)
         version = npy.read_magic(file)
         read = npy.read_array_header_1_0 if version == (1, 0) else npy.read_array_header_2_0
-        shape, _, dtype = read(file)
+        shape, fortran, dtype = read(file)
         there = member.file_size - stream.tell()
     promised = math.prod(shape) * dtype.itemsize
     if dtype.hasobject or promised != there or not 0 < promised <= MAX_BYTES:
@@ -147,7 +213,7 @@ def _header(archive: zipfile.ZipFile, key: str, path: Path) -> Header:
             f"{path} holds {there:,} bytes of {key} and its header says {dtype} {list(shape)}; arrays of numbers up "
             f"to {MAX_BYTES // 2**30} GB are read"
         )
-    return Header(key, shape, dtype)
+    return Header(key, shape, dtype, fortran)
 
 
 def _array(archive: zipfile.ZipFile, path: Path, key: str) -> NDArray[np.generic]:
@@ -157,16 +223,16 @@ def _array(archive: zipfile.ZipFile, path: Path, key: str) -> NDArray[np.generic
     return found
 
 
-def _check_shape(shape: tuple[int, ...], path: Path, key: str) -> None:
+def _check_images(header: Header, path: Path) -> None:
+    shape, key = header.shape, header.key
     if len(shape) not in (3, 4) or (len(shape) == 4 and shape[3] not in (1, 3)):
         raise UserError(f"{key} of {path} is {list(shape)}; images are [N, H, W], [N, H, W, 1] or [N, H, W, 3]")
+    if header.dtype != np.uint8:
+        raise UserError(f"{key} of {path} is {header.dtype}; images are uint8, 0 to 255")
 
 
-def _pixels(array: NDArray[np.generic], path: Path, key: str) -> Pixels:
+def _pixels(array: NDArray[np.generic]) -> Pixels:
     """[N, C, H, W]."""
-    _check_shape(array.shape, path, key)
-    if array.dtype != np.uint8:
-        raise UserError(f"{key} of {path} is {array.dtype}; images are uint8, 0 to 255")
     x = cast(Pixels, array)
     return np.ascontiguousarray(x[:, None] if x.ndim == 3 else x.transpose(0, 3, 1, 2))
 

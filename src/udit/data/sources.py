@@ -6,7 +6,7 @@ import hashlib
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,6 +15,7 @@ from udit.data.config import SplitData
 from udit.errors import UserError
 
 Pixels = NDArray[np.uint8]
+"""0..255; of a data set that keeps 16 bits, float32 with fractions."""
 Labels = NDArray[np.int64]
 
 
@@ -46,6 +47,42 @@ class Source(Protocol):
         Raises:
             UserError: images that cannot be decoded; names the first.
         """
+
+
+@runtime_checkable
+class RawSource(Protocol):
+    """A source of what a codec makes of images, before scaling."""
+
+    def read(self, i: int, mirrored: bool, crop: int | None = None) -> NDArray[Any]:
+        """Raw latent of image ``i``, mirrored left to right or not, [c, h, w]; of the central crop if none is named.
+
+        Raises:
+            UserError: it cannot be read.
+        """
+
+
+@runtime_checkable
+class Cropped(Protocol):
+    """A source of several crops of each image."""
+
+    crops: int
+
+    def crop(self, i: int, crop: int) -> Pixels:
+        """A crop of image ``i``, [C, H, W].
+
+        Raises:
+            UserError: it cannot be decoded.
+        """
+
+
+def crops_of(source: object) -> int:
+    """How many crops of each image a source has."""
+    return int(getattr(source, "crops", 1))
+
+
+def crop_of(source: Source, i: int, crop: int) -> Pixels:
+    """A crop of image ``i``; the image, of a source that has one crop."""
+    return source.crop(i, crop) if isinstance(source, Cropped) and source.crops > 1 else source.image(i)
 
 
 class InMemory:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import math
 import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -12,7 +11,7 @@ from typing import TypeVar
 
 import numpy as np
 
-from udit.data.sources import Pixels
+from udit.data.sources import Labels, Pixels
 from udit.errors import UserError
 from udit.progress import progress_bar
 
@@ -42,35 +41,38 @@ def attempts(action: Callable[[int], T], count: int, title: str = "decoding") ->
 
 
 def verified(
-    shape: tuple[int, int, int, int],
+    ends: Labels,
     decode: Callable[[int], Pixels],
     peek: Callable[[int], object] | None,
     mark: Path,
+    dtype: type[np.generic] = np.uint8,
 ) -> Pixels | None:
-    """Decodes every image once; returns them if they fit into ``MAX_MEMORY``.
+    """Decodes every image once; returns all, one after another in a flat array, if they fit into ``MAX_MEMORY``.
 
     Args:
-        shape: [N, C, H, W] of all images.
+        ends: [N + 1] where each image begins and the last one ends in that array, in numbers.
         decode: reads image i.
         peek: called instead of ``decode`` where the images do not fit into memory; None decodes them all the same.
         mark: a file whose presence says that they have all been decoded before; images that do not fit into memory are
             not decoded again then. Written when all of them could be decoded.
+        dtype: of the images.
 
     Raises:
         UserError: images that cannot be decoded; names the first and counts them.
     """
-    keep = np.empty(shape, np.uint8) if math.prod(shape) <= MAX_MEMORY else None
+    count, fits = len(ends) - 1, int(ends[-1]) * np.dtype(dtype).itemsize <= MAX_MEMORY
+    keep: Pixels | None = np.empty(int(ends[-1]), dtype) if fits else None
     if keep is None and peek is None and mark.exists():
         return None
     first, bad = "", 0
     action: Callable[[int], object] = peek if keep is None and peek is not None else decode
-    for i, result in enumerate(attempts(action, shape[0])):
+    for i, result in enumerate(attempts(action, count)):
         if isinstance(result, UserError):
             first, bad = first or str(result), bad + 1
         elif keep is not None:
-            keep[i] = result  # type: ignore[call-overload]
+            keep[ends[i] : ends[i + 1]] = np.ravel(result)  # type: ignore[call-overload]
     if bad:
-        more = f" ({bad} of {shape[0]} images are unusable)" if bad > 1 else ""
+        more = f" ({bad} of {count} images are unusable)" if bad > 1 else ""
         raise UserError(first + more)
     if keep is None and peek is None:
         remember(mark)

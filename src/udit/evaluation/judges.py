@@ -39,19 +39,11 @@ def judge_of(source: Source, parts: Parts, steps: int, path: Path | None, *, mir
         path: the run's own copy; None keeps none.
         mirrored: whether the generator's training images are mirrored.
     """
-    shape, num_steps = source.image(int(parts.judge[0])).shape, steps_for(steps, len(parts.judge))
-    facts = {
-        "data": source.fingerprint,
-        "pictures": _digest(parts.judge),
-        "shape": shape,
-        "steps": num_steps,
-        "seed": SEED,
-        "mirrored": mirrored,
-    }
-    origin = json.dumps(facts)
-    shared = cache_folder() / "judges" / f"{hashlib.sha256(f'{NAME} {origin}'.encode()).hexdigest()}.safetensors"
+    origin, shared = _origin(source, parts, steps, mirrored)
     found = _kept(path, origin)
-    judge = found or _kept(shared, origin) or _trained(source, parts.judge, num_steps, origin, mirrored=mirrored)
+    judge = found or _kept(shared, origin)
+    if judge is None:
+        judge = _trained(source, parts.judge, steps_for(steps, len(parts.judge)), origin, mirrored=mirrored)
     known, judge.trust = judge.trust, trust_of(judge, source, parts)
     if path is not None and (found is None or known != judge.trust):
         judge.save(path)
@@ -59,6 +51,34 @@ def judge_of(source: Source, parts: Parts, steps: int, path: Path | None, *, mir
         with contextlib.suppress(OSError):  # a cache that cannot be written is not an error
             judge.save(shared)
     return judge
+
+
+def kept_judge(source: Source, parts: Parts, steps: int, *, mirrored: bool = False) -> Judge | None:
+    """The judge that ``judge_of`` has left in the user's cache folder; None where it has not.
+
+    Args:
+        source: see there, as are the next ones.
+        parts: see there.
+        steps: see there.
+        mirrored: see there.
+    """
+    origin, shared = _origin(source, parts, steps, mirrored)
+    return _kept(shared, origin)
+
+
+def _origin(source: Source, parts: Parts, steps: int, mirrored: bool) -> tuple[str, Path]:
+    """What a judge was trained on, and its file in the user's cache folder."""
+    facts = {
+        "data": source.fingerprint,
+        "pictures": _digest(parts.judge),
+        "shape": source.image(int(parts.judge[0])).shape,
+        "steps": steps_for(steps, len(parts.judge)),
+        "seed": SEED,
+        "mirrored": mirrored,
+    }
+    origin = json.dumps(facts)
+    name = hashlib.sha256(f"{NAME} {origin}".encode()).hexdigest()
+    return origin, cache_folder() / "judges" / f"{name}.safetensors"
 
 
 def steps_for(steps: int, count: int) -> int:

@@ -11,9 +11,8 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
-from udit.data.decode import decode
+from udit.data.decode import KNOWN, decode, peek
 from udit.data.listing import image_files
 from udit.data.notes import Notes
 from udit.data.sources import Pixels
@@ -84,27 +83,17 @@ def _folder(path: Path) -> ImageSet:
     for note in notes:
         logger.warning("%s: %s", path, note)
     if len(files) < 2:
-        raise UserError(f"{path} holds {len(files)} images (PNG, JPEG, WebP or GIF); at least 2 are needed")
-    try:
-        with Image.open(files[0]) as first:
-            side = first.size
-    except OSError:
-        raise UserError(f"image {str(files[0])!r} cannot be read; replace or remove it") from None
+        raise UserError(f"{path} holds {len(files)} images ({KNOWN}); at least 2 are needed")
+    height, width = peek(files[0]).upright
 
     def read_one(file: Path) -> Pixels:
-        with Image.open(file) as image:
-            size = image.size
-        if size[0] != size[1]:
+        size = peek(file).upright
+        if size != (height, width):
             raise UserError(
-                f"image {str(file)!r} is {size[0]}x{size[1]}; a score needs squares of one size, since resizing would "
-                "change it: crop it"
+                f"image {str(file)!r} is {size[1]}x{size[0]} and the first, {str(files[0])!r}, is {width}x{height}; "
+                "a score needs images of one size, since resizing would change it: crop it"
             )
-        if size != side:
-            raise UserError(
-                f"image {str(file)!r} is {size[0]}x{size[1]} and the first, {str(files[0])!r}, is {side[0]}x{side[1]}; "
-                "a score needs squares of one size, since resizing would change it"
-            )
-        return decode(file, size[0], 3)
+        return decode(file, size, 3)
 
     def read(ids: NDArray[np.int64]) -> Pixels:
         with ThreadPoolExecutor() as pool:
@@ -113,7 +102,7 @@ def _folder(path: Path) -> ImageSet:
             except OSError as error:
                 raise UserError(f"an image of {path} cannot be read ({error}); replace or remove it") from None
 
-    return ImageSet(len(files), (3, side[1], side[0]), read)
+    return ImageSet(len(files), (3, height, width), read)
 
 
 def read_reference(path: Path, extractor: Extractor) -> Reference:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from udit.assemble import denoiser_of
 from udit.data.batches import batches
+from udit.data.buckets import of_first_shape
 from udit.data.sources import parts_of
 from udit.diffusion.denoiser import mix
 from udit.diffusion.objective import draw, drop_labels
@@ -44,9 +45,10 @@ def calibration_inputs(run: Run, count: int = NUM_IMAGES) -> list[Inputs]:
     source, codec = run.source(), run.codec.build()
     recorder = _Recorder(run.model.out_channels)
     denoiser = denoiser_of(SystemConfig.of(run), recorder)
-    steps = batches(source, parts_of(source, run.data).train, seed=run.seed, start=0, stop=count, global_batch=1)
+    part = of_first_shape(source, parts_of(source, run.data).train)
+    steps = batches(source, part, seed=run.seed, start=0, stop=count, global_batch=1)
     for (batch,) in steps:
-        raw = batch.x if run.latents else codec.raw(batch.x)
+        raw = batch.x if run.encoded else codec.raw(batch.x)
         x0 = codec.normalise(raw, [(run.seed, batch.positions[0])])
         draws = draw(denoiser.schedule, x0.shape[1:], run.seed, "calibrate", [(batch.positions[0],)])
         y = batch.y if run.model.num_classes else None

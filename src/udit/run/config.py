@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from pydantic import BeforeValidator, Field, NonNegativeInt, PositiveFloat, PositiveInt, SerializeAsAny
 
 from udit.data.codec_config import AnyCodec, IdentityCodec
-from udit.data.config import DataConfig
+from udit.data.config import DataConfig, DataInfo
 from udit.diffusion.config import DDPMConfig, DiffusionConfig, SamplingConfig
 from udit.errors import UserError, nearest
 from udit.models.catalog import families, find
@@ -226,6 +226,21 @@ class Run(Spec):
 
         return LatentCache(self.latents)
 
+    @property
+    def encoded(self) -> bool:
+        """Whether training reads raw latents, from a cache or from the data, and encodes no image."""
+        return self.latents is not None or self.data.encoded
+
+    @property
+    def sizes(self) -> tuple[tuple[int, int], ...]:
+        """All (H, W) of what the network learns; that of its samples first.
+
+        Raises:
+            UserError: the codec does not divide one of ``data.buckets``.
+        """
+        pixels = [DataInfo(channels=3, height=h, width=w, id2label=()) for h, w in self.data.shapes[1:]]
+        return (self.model.size, *((seen.height, seen.width) for seen in map(self.codec.seen, pixels)))
+
     def plain(self) -> dict[str, Any]:
         """As nested dicts, lists and scalars, for YAML and JSON."""
         return self.model_dump(mode="json")
@@ -234,7 +249,8 @@ class Run(Spec):
 ROUNDING_ONLY = ("accumulation", "checkpoint_activations", "parallel", "shards")
 """Keys of ``training`` that change weights by rounding alone, so that a run may go on in less memory."""
 MAY_CHANGE = frozenset(
-    {"name", "out", "sampling", "evaluation", "latents", "data.root", "data.verify"}
+    {"name", "out", "sampling", "evaluation", "latents", "data.verify"}
+    | {f"data.{key}" for key in ("root", "test_root", "labels")}
     | {f"training.{key}" for key in ("steps", "log_every", "save_every", "sample_every", "check_every")}
     | {f"training.{key}" for key in ("keep", "workers", "device", "timeout")}
     | {f"training.{key}" for key in ROUNDING_ONLY}

@@ -314,7 +314,8 @@ def _described(data: DataConfig, absent: bool) -> DataInfo:
     except UserError:
         if not absent or not isinstance(data, FolderData):
             raise
-        return DataInfo(channels=data.channels, height=data.size, width=data.size, id2label=())
+        height, width = data.shape
+        return DataInfo(channels=data.channels, height=height, width=width, id2label=())
 
 
 def _beside(condition: ConditionConfig, seen: DataInfo) -> int:

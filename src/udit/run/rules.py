@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from udit.data.codec_config import VAECodec
 from udit.data.config import DataInfo
 from udit.errors import UserError
 from udit.run.config import Run
@@ -72,6 +73,33 @@ def clips_are_for_networks_of_clips(run: Run, seen: DataInfo) -> str | None:
     if seen.frames is None:
         return f"the data are images and {run.model.family} takes clips; take clips, e.g. data.kind=moving-digits"
     return f"model.frames is {frames} and the data's clips have {seen.frames}; leave frames out, or change data.frames"
+
+
+def shapes_are_those_the_model_takes(run: Run, seen: DataInfo) -> str | None:
+    """A model that learns images of several shapes takes them all."""
+    sizes = run.sizes
+    if len(sizes) == 1:
+        return None
+    if run.model.size_step is None:
+        return f"data.buckets gives several shapes and the model ({run.model.family}) takes one size; leave buckets out"
+    for (height, width), (rows, columns) in zip(sizes, run.data.shapes, strict=True):
+        try:
+            run.model.check_size(height, width)
+        except ValueError as error:
+            return f"data.buckets gives {rows}x{columns}, for the network {height}x{width}: {error}"
+    return None
+
+
+def latents_are_those_of_the_vae(run: Run, seen: DataInfo) -> str | None:
+    """Latents in place of images are those of the codec's VAE."""
+    if seen.latents is None:
+        return None
+    if not isinstance(run.codec, VAECodec) or not run.codec.has_posterior:
+        return f"data.holds is moments and codec.kind {run.codec.kind}; name their VAE, codec.kind=vae codec.source=VAE"
+    if seen.latents != (seen.channels, seen.height, seen.width):
+        own, vae = ("x".join(map(str, shape)) for shape in (seen.latents, (seen.channels, seen.height, seen.width)))
+        return f"the latents of the data are {own} and the VAE's would be {vae}; take their VAE, or set data.factor"
+    return None
 
 
 def channels_are_those_of_the_data(run: Run, seen: DataInfo) -> str | None:
@@ -342,6 +370,8 @@ def schedule_free_divides_by_its_momentum(run: Run, seen: DataInfo) -> str | Non
 RULES: tuple[Rule, ...] = (
     clips_are_for_networks_of_clips,
     input_size_is_that_of_the_data,
+    shapes_are_those_the_model_takes,
+    latents_are_those_of_the_vae,
     channels_are_those_of_the_data,
     codec_is_the_data_s,
     condition_is_of_pixels,

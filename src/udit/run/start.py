@@ -77,22 +77,23 @@ def _plain(section: Any) -> dict[str, Any]:
     return section.model_dump(mode="json") if isinstance(section, Spec) else dict(section or {})
 
 
-def trained_on(model: dict[str, Any], codec: dict[str, Any]) -> dict[str, int]:
+def trained_on(model: dict[str, Any], codec: dict[str, Any]) -> dict[str, int | list[int]]:
     """Size and channels of the images of which a codec makes a model's input; only what follows from both.
 
     Args:
         model: plain values with ``input_size`` (a side, or [H, W]) and ``in_channels``.
         codec: plain values; a VAE decides the channels by itself.
     """
-    found: dict[str, int] = {}
+    found: dict[str, int | list[int]] = {}
     kind, factor = codec.get("kind", "identity"), codec.get("factor")
     factor = 1 if kind == "identity" else factor
     size = model.get("input_size")
     sides = [size, size] if isinstance(size, int) else list(size or ())
     if not isinstance(factor, int) or factor < 1:
         return found
-    if len(sides) == 2 and sides[0] == sides[1] and isinstance(sides[0], int):
-        found["size"] = sides[0] * factor
+    if len(sides) == 2 and all(isinstance(side, int) for side in sides):
+        height, width = (side * factor for side in sides)
+        found["size"] = height if height == width else [height, width]
     channels = model.get("in_channels")
     if kind != "vae" and isinstance(channels, int) and channels // factor**2 in (1, 3) and not channels % factor**2:
         found["channels"] = channels // factor**2

@@ -25,31 +25,40 @@ class Drawing:
     Attributes:
         objective: of the run.
         schedule: decides the times.
-        shape: (c, h, w) of what the network sees.
+        shape: (c, h, w) of what the network sees, (c, f, h, w) of clips.
+        sizes: {(height, width) of what is read: (h, w) of what the network sees}, where images have several.
         posterior: whether latents are drawn from a VAE's posterior.
     """
 
     objective: Objective
     schedule: Schedule
     shape: tuple[int, ...]
+    sizes: dict[tuple[int, int], tuple[int, int]]
     posterior: bool
 
-    def __call__(self, positions: Sequence[int]) -> dict[str, Tensor]:
-        """What ``Learner.losses`` would draw itself, by the same names and of the same bits."""
-        seed = self.objective.seed
-        draws = self.objective.draws(self.schedule, self.shape, positions)
+    def __call__(self, positions: Sequence[int], read: tuple[int, int]) -> dict[str, Tensor]:
+        """What ``Learner.losses`` would draw itself, by the same names and of the same bits.
+
+        Args:
+            positions: of the batch's images in the run.
+            read: their height and width.
+        """
+        seed, shape = self.objective.seed, (*self.shape[:-2], *self.sizes.get(read, self.shape[-2:]))
+        schedule = self.schedule.at_step(positions[0] // self.objective.batch_size)
+        draws = self.objective.draws(schedule, shape, positions)
         drawn = {"t": draws.t, "noise": draws.noise, "uniform": draws.uniform, "dropout": keys_of(seed, positions)}
         if self.posterior:
-            drawn["posterior"] = posterior_noise(self.shape, [(seed, position) for position in positions])
+            drawn["posterior"] = posterior_noise(shape, [(seed, position) for position in positions])
         return drawn
 
 
 def drawing_of(run: Run) -> Drawing:
     """What draws a run's random numbers."""
-    shape = run.model.in_channels, *run.model.size
+    shape = run.model.input_shape()
     codec = run.codec
     posterior = isinstance(codec, VAECodec) and codec.has_posterior and codec.posterior == "sample"
-    return Drawing(objective_of(run), run.diffusion.build(), shape, posterior)
+    sizes = dict(zip(run.sizes if run.encoded else run.data.shapes, run.sizes, strict=False))
+    return Drawing(objective_of(run), run.diffusion.build(), shape, sizes, posterior)
 
 
 def batches_of(

@@ -85,6 +85,8 @@ def encode(
             raise UserError(f"{name} is {count}; it counts images, at least 1")
     if run.latents is not None:
         raise UserError(f"latents is {str(run.latents)!r} and a new cache is written to {out}; leave latents out")
+    if run.encoded:
+        raise UserError("data.holds is moments: the data are encoded already; train on them as they are")
     if run.codec.kind == "field":
         raise UserError("data.kind is fields, which are read as they are; train without latents")
     root = Path(out).expanduser()
@@ -93,7 +95,7 @@ def encode(
         source, codec = run.data.build(), run.codec.build()
         facts = None if teacher is None else teacher.facts
         plan = plan_of(run.data, source, codec, dtype=dtype, measured=measure, shard_size=shard_size, teacher=facts)
-        mine = sum(plan.shard_sizes()[world.rank :: world.size])
+        mine = sum(shard.size for shard in plan.shards()[world.rank :: world.size])
         with progress_bar(mine, "encode", "image", show=progress and world.is_main) as bar:
             manifest = write_cache(
                 root, plan, source, codec, world, teacher=teacher, batch_size=batch_size, on_images=bar.update

@@ -209,7 +209,7 @@ class Learner:
     def encode(self, batch: Batch) -> Tensor:
         """What the network learns of one micro-batch, float32 [B, c, h, w]: its images, or cached latents, encoded."""
         x = batch.x.to(self.world.device)
-        raw = x if self.run.latents else self.codec.raw(x)
+        raw = x if self.run.encoded else self.codec.raw(x)
         keys = [(self.run.seed, position) for position in batch.positions]
         return self.codec.normalise(raw, keys, batch.drawn.get("posterior"))
 

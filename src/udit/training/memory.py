@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import math
 import weakref
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -113,9 +114,10 @@ def _counted(run: Run, ranks: int, batch: int, device: str) -> Memory:
         whole = alignment.joined if alignment else model.train()
         backbone = alignment.backbone(whole) if alignment else whole
         denoiser = denoiser_of(SystemConfig.of(run), backbone)
-        x0 = torch.empty(batch, *run.model.input_shape())
+        size = max(run.sizes, key=math.prod)
+        x0 = torch.empty(batch, *run.model.input_shape(size))
         if run.model.condition_channels:
-            beside = torch.empty(batch, run.model.condition_channels, *run.model.size)
+            beside = torch.empty(batch, run.model.condition_channels, *size)
             denoiser = denoiser.with_network(lambda network: Beside(network, beside))
         y = torch.zeros(batch, dtype=torch.int64)
         there = [*whole.parameters(), *model.buffers(), x0, y]
@@ -267,7 +269,7 @@ def dry_run(run: Run, ranks: int | None = None) -> DryRun:
         except UserError as error:
             missing = str(error)
     ranks = launched() if ranks is None else ranks
-    vae = run.codec.kind == "vae" and run.latents is None
+    vae = run.codec.kind == "vae" and not run.encoded
     memory, limit = estimate(run, ranks), None
     with contextlib.suppress(UserError):  # the device may be another machine's
         limit = at_hand(find_device(run.training.device, 0), launched_here())

@@ -15,8 +15,8 @@ from udit import rng
 from udit.assemble import System, denoiser_of
 from udit.clips import film
 from udit.data.batches import states_before
-from udit.data.latents import LatentCache
-from udit.data.sources import Labels, Parts, Source
+from udit.data.buckets import grouped, of_first_shape
+from udit.data.sources import Labels, Parts, RawSource, Source
 from udit.diffusion.beside import Beside
 from udit.diffusion.objective import draw
 from udit.files import whole_file
@@ -68,7 +68,7 @@ def patch_grid(images: Tensor, system: System, source: Source, part: Labels, see
     Args:
         images: samples, uint8 [N, C, H, W].
         system: that drew them.
-        source: training images; of cached latents, nothing is subtracted.
+        source: training images; of latents, and without images of the samples' shape, nothing is subtracted.
         part: indices of them.
         seed: decides which ones are taken.
 
@@ -78,7 +78,8 @@ def patch_grid(images: Tensor, system: System, source: Source, part: Labels, see
     pixels = images.shape[-1] // system.config.model.size[-1]
     side = pixels * int(getattr(system.config.model, "patch", 1))
     real = None
-    if not isinstance(source, LatentCache):
+    part = of_first_shape(source, part)
+    if not isinstance(source, RawSource) and len(part):
         real = shown(torch.stack([torch.from_numpy(source.image(int(i)).copy()) for i in spread(part, REAL, seed)]))
         real = film(real) if real.ndim == 5 else real
     found = []
@@ -141,15 +142,16 @@ def validation_loss(system: System, source: Source, part: Labels, seed: int, bat
     device = next(system.backbone.parameters()).device
     denoiser = denoiser_of(system.config, system.backbone)
     total = 0.0
-    for start in range(0, len(part), batch_size):
-        ids = [int(i) for i in part[start : start + batch_size]]
+    alike = (places[k : k + batch_size] for places in grouped(source, part) for k in range(0, len(places), batch_size))
+    for places in alike:
+        ids = part[places].tolist()
         x = torch.stack([torch.from_numpy(source.image(i).copy()) for i in ids]).to(device)
-        x0 = system.codec.normalise(x if isinstance(source, LatentCache) else system.codec.raw(x))
-        draws = draw(denoiser.schedule, x0.shape[1:], 0, "validation", [(start + k,) for k in range(len(ids))])
+        x0 = system.codec.normalise(x if isinstance(source, RawSource) else system.codec.raw(x))
+        draws = draw(denoiser.schedule, x0.shape[1:], 0, "validation", [(int(k),) for k in places])
         y = torch.tensor([int(source.labels[i]) for i in ids]).to(device) if system.config.model.num_classes else None
         asked = denoiser
         if system.config.condition is not None:
-            beside = condition_of(system, source, ids, range(start, start + len(ids))).to(device)
+            beside = condition_of(system, source, ids, places.tolist()).to(device)
             asked = denoiser.with_network(partial(Beside, condition=beside))
         losses = denoiser.schedule.loss(asked, x0, draws.t.to(device), draws.noise.to(device), y)
         total += float(losses.loss.double().sum())

@@ -69,7 +69,7 @@ def sweep_ema(
     world = dist.start(device)
     if world.size > 1:
         raise UserError("a sweep of EMA lengths runs as one process; start it without torchrun")
-    source = values.data.build()
+    source = values.data.scored().build()
     parts = parts_of(source, values.data)
     require_scorable(source.labels, parts)
     snapshots = Snapshots(folder / "posthoc")

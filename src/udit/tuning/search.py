@@ -81,7 +81,7 @@ class Scorer:
         """
         if not run.model.num_classes:
             raise UserError("class agreement needs labels and this model is unconditional; tune one with classes")
-        source = run.data.build()
+        source = run.data.scored().build()
         parts = parts_of(source, run.data)
         require_scorable(source.labels, parts)
         judge = judge_of(source, parts, run.evaluation.judge_steps, judge_path, mirrored=run.data.mirrored)

@@ -31,7 +31,7 @@ class Conditions(NamedTuple):
 
     context: Tensor
     """The text's tokens as the first block takes them, [B, 1, L, D]."""
-    blocks: list[tuple[list[Modulation], list[Modulation] | tuple[Tensor, Tensor]]]
+    blocks: list[tuple[list[Modulation], list[Modulation]]]
     """As ``Block.condition`` returns them."""
     out: tuple[Tensor, Tensor]
     """Shift and scale of the final norm."""
@@ -107,10 +107,10 @@ class LastText(nn.Module):
         self.modulation = nn.Linear(config.width, 2 * config.width)
         self.heads = Heads(config)
 
-    def condition(self, cond: Tensor) -> tuple[Tensor, Tensor]:
-        """SiLU'd condition [B, D] -> shift and scale, each [B, 1, 1, D]; the matrix has the scale first."""
+    def condition(self, cond: Tensor) -> list[Modulation]:
+        """SiLU'd condition [B, D] -> the modulation of attention, whose gate is 0; the matrix has the scale first."""
         scale, shift = self.modulation(cond)[:, None, None].chunk(2, dim=-1)
-        return shift, scale
+        return [Modulation(shift, scale, torch.zeros_like(shift))]
 
 
 class Block(nn.Module):
@@ -123,18 +123,17 @@ class Block(nn.Module):
         self.text = LastText(config) if index == config.depth - 1 else Stream(config, 6)
         self.second = SelfAttention(config) if second else None
 
-    def condition(self, cond: Tensor) -> tuple[list[Modulation], list[Modulation] | tuple[Tensor, Tensor]]:
+    def condition(self, cond: Tensor) -> tuple[list[Modulation], list[Modulation]]:
         """SiLU'd condition [B, D] -> modulations of the image and of the text."""
         return self.image.condition(cond), self.text.condition(cond)
 
     def forward(
-        self, x: Tensor, text: Tensor, mods: tuple[list[Modulation], list[Modulation] | tuple[Tensor, Tensor]]
+        self, x: Tensor, text: Tensor, mods: tuple[list[Modulation], list[Modulation]]
     ) -> tuple[Tensor, Tensor]:
         """x [B, 1, N, D], the text's tokens [B, 1, L, D], ``condition``'s result -> both; the last block keeps text."""
-        (one, two, *more), of_text = mods
-        shift, scale = of_text[0][:2] if isinstance(self.text, Stream) else of_text
+        (one, two, *more), (before, *after) = mods
         ours = self.image.heads(ops.modulated_norm(x, one.shift, one.scale))
-        theirs = self.text.heads(ops.modulated_norm(text, shift, scale))
+        theirs = self.text.heads(ops.modulated_norm(text, before.shift, before.scale))
         q, k, v = (torch.cat(pair, dim=2) for pair in zip(ours, theirs, strict=True))
         out, out_text = parted(merged(ops.attend(q, k, v)), text.shape[2])
         second = None if self.second is None else self.second(ops.modulated_norm(x, more[0].shift, more[0].scale))
@@ -143,9 +142,8 @@ class Block(nn.Module):
             x = ops.gated_sum(x, more[0].gate, second)
         x = self.image.feed_forward(x, two)
         if isinstance(self.text, Stream):
-            attention, ffn = of_text
-            text = ops.gated_sum(text, attention.gate, ops.apply(self.text.out, out_text))
-            text = self.text.feed_forward(text, ffn)
+            text = ops.gated_sum(text, before.gate, ops.apply(self.text.out, out_text))
+            text = self.text.feed_forward(text, after[0])
         return x, text
 
 

@@ -1,0 +1,79 @@
+"""Which format a data set on disk has, seen from its path: for ``udit data check``."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from udit.data.config import DataConfig, ImageFiles
+from udit.data.listing import is_image
+from udit.errors import UserError
+from udit.spec.base import parse_kind
+
+LOOKED_AT = 1000
+"""Entries of a folder that are looked at for what it is."""
+FORMATS = (
+    "a folder of images with or without class folders, IDX files, .npz files, a zip or folder with dataset.json, "
+    "webdataset's .tar shards, or LSUN's LMDB"
+)
+
+
+def recognised(path: Path, keys: Mapping[str, Any]) -> Any:
+    """The config of a data set, from its path.
+
+    Args:
+        path: a file, a folder, or a pattern of tar shards.
+        keys: further keys of the config, with ``kind`` another one than the path suggests; those of image files are
+            left out where the format has none of them.
+
+    Raises:
+        UserError: there is nothing, or nothing of a known format; or unknown keys.
+    """
+    kind = str(keys.get("kind") or _kind(path))
+    place = {"path" if kind in ("npz", "huggingface") else "root": str(path)}
+    of_files = {*ImageFiles.model_fields}
+    takes_files = kind not in ("npz", "idx", "digits", "fashion-mnist")
+    given = {key: value for key, value in keys.items() if takes_files or key not in of_files}
+    return parse_kind(DataConfig, {"kind": kind, **place, **given}, "data")
+
+
+def _kind(path: Path) -> str:
+    text = str(path)
+    suffix = path.suffix.lower()
+    if suffix == ".tar" or any(letter in text for letter in "*?{"):
+        return "webdataset"
+    if not path.exists():
+        return "npz" if suffix == ".npz" else "dataset-json" if suffix == ".zip" else "folder"  # whose words say so
+    if path.is_file():
+        if suffix in (".npz", ".zip"):
+            return "npz" if suffix == ".npz" else "dataset-json"
+        if path.name == "data.mdb":
+            raise UserError(f"{text!r} is the file of an LMDB; give the folder that holds it")
+        raise UserError(f"{text!r} is of no known format; data sets are {FORMATS}")
+    return _kind_of_folder(path)
+
+
+def _kind_of_folder(path: Path) -> str:
+    if (path / "dataset.json").is_file():
+        return "dataset-json"
+    names = [entry.name for entry in _entries(path)]
+    if any("-ubyte" in name for name in names):
+        return "idx"
+    if "data.mdb" in names or any((path / name / "data.mdb").is_file() for name in names):
+        return "lmdb"
+    if not any(is_image(name) for name in names):
+        for suffix, kind in ((".tar", "webdataset"), (".npz", "npz")):
+            if any(name.endswith(suffix) for name in names):
+                return kind
+    return "folder"
+
+
+def _entries(path: Path) -> Iterator[os.DirEntry[str]]:
+    try:
+        with os.scandir(path) as entries:
+            yield from islice(entries, LOOKED_AT)
+    except OSError as error:
+        raise UserError(f"folder {str(path)!r} cannot be listed ({error.strerror}); check its permissions") from None
