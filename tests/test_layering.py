@@ -51,16 +51,8 @@ CONFIGURATION = {
     "udit.data.condition_config",
     *("udit.models.config", "udit.models.ablation", "udit.models.isotropic", "udit.models.clips", "udit.models.papers"),
     "udit.evaluation.protocol",
-    *(
-        "udit.run",
-        "udit.run.config",
-        "udit.run.rules",
-        "udit.run.text_rules",
-        "udit.run.start",
-        "udit.run.system",
-        "udit.run.resolve",
-    ),
-    "udit.run.adapter_config",
+    *("udit.run", "udit.run.config", "udit.run.rules", "udit.run.text_rules", "udit.run.method_rules"),
+    *("udit.run.start", "udit.run.system", "udit.run.resolve", "udit.run.adapter_config"),
     *("udit.run.recipes", "udit.run.classes", "udit.recipes"),
 }
 """Modules of configuration, beside ``models/<family>/config.py``: free of torch; only ``READER`` opens files."""

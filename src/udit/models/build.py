@@ -23,8 +23,8 @@ from udit.nn.init import Fill, constant, fill, gaussian
 from udit.ops.operator import NO_KERNELS
 
 SECOND_TIME: dict[str, Fill] = {
-    r"\.second\.contract\.|\.second\.expand\.bias$": constant(0.0),
-    r"\.second\.": gaussian(0.02),
+    r"\bsecond_time\.contract\.|\bsecond_time\.expand\.bias$": constant(0.0),
+    r"\bsecond_time\.": gaussian(0.02),
 }
 """How the second time's embedding begins: it adds nothing."""
 

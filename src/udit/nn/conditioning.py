@@ -171,7 +171,7 @@ class TwoTimes(Protocol):
     is added; t [B] stands for r = t.
     """
 
-    second: SecondTime | None
+    second_time: SecondTime | None
 
     def take_second_time(self) -> None:
         """Adds the second time's embedding."""
@@ -211,7 +211,7 @@ class VectorConditioner(nn.Module):
         super().__init__()
         self.spec = context
         self.width, self.features = width, features
-        self.second: SecondTime | None = None
+        self.second_time: SecondTime | None = None
         self.null_label = num_classes if null_class else None
         self.time = nn.Sequential(nn.Linear(features, width), nn.SiLU(), nn.Linear(width, width))
         self.label = nn.Embedding(num_classes + null_class, width) if num_classes else None
@@ -219,11 +219,11 @@ class VectorConditioner(nn.Module):
 
     def take_second_time(self) -> None:
         """As ``TwoTimes``."""
-        self.second = SecondTime(self.features, self.width)
+        self.second_time = SecondTime(self.features, self.width)
 
     def forward(self, t: Tensor, y: Tensor | None = None) -> Tensor:
         """t [B], or [B, 2] as ``TwoTimes``, and y as ``embed`` -> [B, D]."""
-        t, second = split_times(t, self.second)
+        t, second = split_times(t, self.second_time)
         embedded = self.embed(t, y)
         return embedded if second is None else embedded + second
 
@@ -252,18 +252,18 @@ class TokenConditioner(nn.Module):
         super().__init__()
         self.width = width
         self.spec = context
-        self.second: SecondTime | None = None
+        self.second_time: SecondTime | None = None
         self.null_label = num_classes if num_classes and null_class else None
         self.label = nn.Embedding(num_classes + null_class, width) if num_classes else None
         self.context = nn.Linear(context.width, width) if context else None
 
     def take_second_time(self) -> None:
         """As ``TwoTimes``."""
-        self.second = SecondTime(self.width, self.width)
+        self.second_time = SecondTime(self.width, self.width)
 
     def forward(self, t: Tensor, y: Tensor | None = None) -> Tensor:
         """t [B], or [B, 2] as ``TwoTimes``, and y as ``embed`` -> [B, M, D]; a second time is in the time's token."""
-        t, second = split_times(t, self.second)
+        t, second = split_times(t, self.second_time)
         embedded = self.embed(t, y)
         if second is None:
             return embedded
