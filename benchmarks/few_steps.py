@@ -21,9 +21,10 @@ from typing import Any
 import torch
 
 import udit
-from udit.assemble import System, denoiser_of, objective_of
+from udit.assemble import System
 from udit.data.sources import parts_of
 from udit.diffusion.config import SamplingConfig
+from udit.joint import denoiser_of, objective_of
 from udit.run.config import Run
 from udit.run.recipes import load_run
 from udit.store import checkpoint_of, read_run_config

@@ -16,11 +16,11 @@ import udit
 from conftest import DATA, batch, perturb, same_bits, snapshot
 from peers import assert_golden, golden_input, golden_model, learns
 from udit.analysis import cost
-from udit.assemble import denoiser_of
 from udit.convert.system import native_diffusion
 from udit.diffusion.config import FlowConfig
 from udit.diffusion.flow import flow_loss
 from udit.errors import UserError
+from udit.joint import denoiser_of
 from udit.models.catalog import find
 from udit.models.dimsum.config import DiMSUMConfig
 from udit.models.dimsum.parity import dimsum

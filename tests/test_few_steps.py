@@ -16,13 +16,14 @@ from conftest import perturb
 from peers import STEEP
 from runs import finish, finished_at, launch, metrics, small_run, state_hash, train
 from test_optim import cut_and_resumed
-from udit.assemble import System, denoiser_of
+from udit.assemble import System
 from udit.diffusion.consistency import SOFTNESS, Consistency, consistency_loss
 from udit.diffusion.denoiser import Denoiser, mix
 from udit.diffusion.few_step_config import ConsistencyConfig, MeanFlowConfig
 from udit.diffusion.meanflow import FLOOR, MeanFlow, average_velocity, guided_velocity, mean_flow_loss
 from udit.diffusion.sample import SeededNoise, sample
 from udit.errors import UserError
+from udit.joint import denoiser_of
 from udit.models.catalog import CATALOG
 from udit.run.recipes import load_run
 from udit.run.system import SystemConfig

@@ -22,7 +22,7 @@ FILES = sorted(ROOT.rglob("*.py"))
 ORDER = (
     *("errors", "progress", "spec", "interpolation", "rng", "files", "record", "hub", "dist", "sharding", "images"),
     *("clips", "checkpoint", "ops", "nn", "models", "diffusion", "text", "data", "optim", "demos", "run", "adapters"),
-    *("prompts", "fingerprints", "assemble", "analysis", "rollout", "store"),
+    *("prompts", "fingerprints", "joint", "assemble", "analysis", "rollout", "store"),
     *("exporting", "convert", "parity", "training", "evaluation", "scoring", "reconstruction"),
     *("tuning", "inputs", "target"),
     *("generation", "clip_files", "publishing", "rehearsal", "benchmarking", "diagnosis", "serving", "studio", "cli"),

@@ -17,71 +17,25 @@ from udit.adapters import merged
 from udit.data.codec import Codec, encode
 from udit.diffusion.autocast import autocast
 from udit.diffusion.beside import Beside, check_condition
-from udit.diffusion.cache import StepCache
 from udit.diffusion.combine import rule_of
 from udit.diffusion.conditions import label_tensor, prepared
 from udit.diffusion.config import SamplingConfig
 from udit.diffusion.denoiser import Denoiser
 from udit.diffusion.guidance import AnyDenoiser, Guided
-from udit.diffusion.objective import Objective
 from udit.diffusion.origin import Origin, check_images
 from udit.diffusion.sample import SeededNoise, Step, make_sampler, sample
 from udit.errors import UserError
 from udit.fingerprints import Fingerprinted
 from udit.fingerprints import fingerprint as fingerprint
 from udit.interpolation import Between
+from udit.joint import denoiser_of, step_cache
 from udit.models.build import compile_blocks, fuse, lowered
-from udit.models.config import ModelConfig
 from udit.prompts import Prompts, check_context, one_each, text_of
 from udit.run.classes import Label
-from udit.run.config import Run
 from udit.run.system import SystemConfig
 
 STRENGTH = 0.6
 """Of image to image, where none is given."""
-
-
-def denoiser_of(config: SystemConfig, backbone: Any) -> Denoiser:
-    """The denoiser of a network, or of anything called like one (DDP, a compiled module)."""
-    model, schedule = config.model, config.diffusion.build()
-    backbone, time = schedule.precondition(backbone, model.time)
-    return Denoiser(
-        backbone=backbone,
-        schedule=schedule,
-        target=schedule.target,
-        learn_sigma=model.learn_sigma,
-        time=time,
-        null_label=model.null_label,
-        num_classes=model.num_classes,
-        reversed_flow=model.reversed_flow,
-    )
-
-
-def objective_of(run: Run) -> Objective:
-    """The training loss of a run."""
-    training = run.training
-    levels = (run.model.label_levels or 1) if training.independent_level_dropout else 1
-    precision = "float32" if training.precision == "auto" else training.precision  # only where no device is known
-    return Objective(run.seed, training.label_dropout, levels, precision, training.batch_size)
-
-
-def step_cache(model: ModelConfig, sampling: SamplingConfig) -> StepCache | None:
-    """Step caching in the network's own units of time; None where all steps run in full.
-
-    Raises:
-        UserError: every N-th step is cached, which needs a network whose time falls to 0 at the data.
-    """
-    if sampling.refresh:
-        return StepCache(refresh=sampling.refresh, forecast=sampling.forecast, guidance=sampling.keep_guidance)
-    if sampling.cache == 1:
-        return None
-    if model.reversed_flow:
-        raise UserError(
-            f"cache is {sampling.cache} and {model.family} counts time from noise to data (reversed flow), so that its "
-            "last steps cannot be recognised by a time near 0; set cache to 1, or name evaluations in refresh"
-        )
-    final_time = {"index": 20.0, "unit": 0.02, "sigma": 0.02 / 0.98}[model.time]
-    return StepCache(sampling.cache, final_time, forecast=sampling.forecast, guidance=sampling.keep_guidance)
 
 
 @dataclass(frozen=True)

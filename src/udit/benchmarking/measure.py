@@ -16,9 +16,10 @@ import torch
 from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
 
-from udit.assemble import System, denoiser_of
+from udit.assemble import System
 from udit.benchmarking.subjects import Subject, inputs
 from udit.diffusion.config import SamplingConfig
+from udit.joint import denoiser_of
 from udit.nn.dropout import dropout_keys
 from udit.run.system import SystemConfig
 

@@ -8,12 +8,12 @@ from typing import Any
 from numpy.typing import NDArray
 from torch import Tensor
 
-from udit.assemble import denoiser_of
 from udit.data.batches import batches
 from udit.data.buckets import of_first_shape
 from udit.data.sources import parts_of
 from udit.diffusion.denoiser import mix
 from udit.diffusion.objective import draw, drop_labels
+from udit.joint import denoiser_of
 from udit.run.config import Run
 from udit.run.system import SystemConfig
 

@@ -7,13 +7,13 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from udit.assemble import objective_of
 from udit.data.batches import Batches, batches
 from udit.data.codec import posterior_noise
 from udit.data.codec_config import VAECodec
 from udit.data.sources import Labels, Source
 from udit.diffusion.objective import Objective
 from udit.diffusion.schedule import Schedule
+from udit.joint import objective_of
 from udit.nn.dropout import keys_of
 from udit.run.config import Run
 

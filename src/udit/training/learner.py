@@ -13,13 +13,13 @@ from torch import Tensor, nn
 
 from udit import sharding
 from udit.adapters import Adapter, AdapterEMA
-from udit.assemble import denoiser_of, objective_of
 from udit.checkpoint import Checkpoint
 from udit.data.batches import Batch
 from udit.diffusion.beside import Beside
 from udit.diffusion.objective import Draws, Losses
 from udit.dist import World
 from udit.errors import UserError
+from udit.joint import denoiser_of, objective_of
 from udit.models.build import build, checkpoint_activations, compile_blocks
 from udit.nn.blocks import residual_stream
 from udit.nn.dropout import keys_of, name_layers, using_keys

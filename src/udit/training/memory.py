@@ -18,7 +18,6 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from udit.assemble import denoiser_of, objective_of
 from udit.data.batches import share_of
 from udit.data.describe import describe
 from udit.diffusion.beside import Beside
@@ -26,6 +25,7 @@ from udit.diffusion.objective import Draws
 from udit.diffusion.schedule import Schedule
 from udit.dist import find_device, launched, launched_here
 from udit.errors import UserError
+from udit.joint import denoiser_of, objective_of
 from udit.models.build import bare, checkpoint_activations
 from udit.nn.blocks import residual_stream
 from udit.nn.dropout import name_layers, using_keys

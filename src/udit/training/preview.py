@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from udit import rng
-from udit.assemble import System, denoiser_of
+from udit.assemble import System
 from udit.clips import film
 from udit.data.batches import states_before
 from udit.data.buckets import grouped, of_first_shape
@@ -22,6 +22,7 @@ from udit.diffusion.beside import Beside
 from udit.diffusion.objective import draw
 from udit.files import whole_file
 from udit.images import PROMPT_SIDE, grid, save_png, shown
+from udit.joint import denoiser_of
 from udit.training.alarms import grid_excess
 
 GRID_ROWS = 4
