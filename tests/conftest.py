@@ -58,6 +58,8 @@ def batch(model: nn.Module, size: int = 3, seed: int = 1) -> tuple[Tensor, Tenso
     config, generator = model.config, torch.Generator().manual_seed(seed)
     x = torch.randn(size, *config.input_shape(), generator=generator)
     t = torch.randint(0, 1000, (size,), generator=generator)
+    if config.condition_shape:
+        return x, t, torch.randn(size, *config.condition_shape, generator=generator)
     return x, t, torch.randint(0, max(1, config.num_classes), (size,), generator=generator)
 
 

@@ -41,8 +41,9 @@ NUMERICAL = """
     context contract convert convolution deep depthwise derivatives dic dico dimsum dit dropout edm few_steps
     fidelity fit formats frechet grid_attention guidance hdit interpolation judge late latents latte learning
     lightningdit linear losses metrics mmdit modulated_norm moments mpdit neighborhood objective operators optim
-    origin parity parity_format pde pipelines posthoc process processor published recompute reconstruction repa
-    rotary sample scan schedule skipdit solvers start store studio trainer transport udit uvit vae wan
+    origin parity parity_format pde pipelines posthoc process processor prompts published reader recompute
+    reconstruction repa rotary sample scan schedule skipdit solvers start store studio text trainer transport udit
+    udit_text uvit vae wan
 """.split()  # noqa: SIM905 - forty lines otherwise
 """``tests/test_NAME.py`` that compare computed numbers; the others look at files, words, memory and time."""
 

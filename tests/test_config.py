@@ -228,6 +228,7 @@ def test_shipped_recipes_resolve_and_are_described(tmp_path: Path) -> None:
     folder(tmp_path / "pictures", cat=1, dog=1)
     data = {
         "digits": [],
+        "two-digits": [],
         "fashion-mnist": [f"data.root={tmp_path / 'idx'}"],
         "folder": [f"data.root={tmp_path / 'pictures'}"],
         "moving-digits": [],

@@ -81,7 +81,10 @@ def network(name: str, dtype: torch.dtype) -> nn.Module:
 
 
 def conditions(model: nn.Module, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    return torch.full((2,), TIMES[model.config.time], dtype=dtype), torch.tensor([1, 2])
+    time, shape = torch.full((2,), TIMES[model.config.time], dtype=dtype), model.config.condition_shape
+    if not shape:
+        return time, torch.tensor([1, 2])
+    return time, torch.randn(2, *shape, generator=torch.Generator().manual_seed(2)).to(dtype)
 
 
 def point(model: nn.Module) -> Tensor:

@@ -65,8 +65,8 @@ def flow(network: Any, **options: Any) -> Denoiser:
 @pytest.mark.parametrize("name", ROWS)
 def test_second_time_adds_nothing_at_first_and_is_told_apart_later(name: str) -> None:
     plain, two = udit.build(name), udit.build(name, second_time=True)
-    assert [key for key in two.state_dict() if ".second." not in key] == list(plain.state_dict())
-    x = normal(2, plain.config.in_channels, *plain.config.size).float()
+    assert [key for key in two.state_dict() if "second_time." not in key] == list(plain.state_dict())
+    x = normal(2, *plain.config.input_shape()).float()
     t, y = torch.tensor([0.6, 0.9]), torch.tensor([1, 2])
     pair = torch.stack([t, t / 2], dim=1)
     with torch.no_grad():
@@ -93,14 +93,14 @@ def test_loss_reaches_every_weight_of_every_backbone(name: str) -> None:
     model = perturb(udit.build(name, second_time=True, learn_sigma=False), STEEP.get(name, 0.1)).train()
     config = SystemConfig(model=model.config, diffusion=MeanFlowConfig(guidance=2.0, guidance_mix=0.5))
     denoiser = denoiser_of(config, model)
-    x0, noise = (normal(3, model.config.in_channels, *model.config.size, seed=i).float() for i in (1, 2))
+    x0, noise = (normal(3, *model.config.input_shape(), seed=i).float() for i in (1, 2))
     t, y = torch.tensor([[0.9, 0.2], [0.5, 0.5], [0.7, 0.1]]), torch.tensor([1, 2, 0])
     losses = mean_flow_loss(denoiser, x0, t, noise, y)
     assert losses.loss.shape == losses.mse.shape == (3,)
     losses.loss.sum().backward()
     without = [n for n, p in model.named_parameters() if p.grad is None or not p.grad.isfinite().all()]
     assert not [n for n in without if "projectors" not in n]  # REPA's are of its alignment loss alone
-    second = {n: p for n, p in model.named_parameters() if ".second." in n}
+    second = {n: p for n, p in model.named_parameters() if "second_time." in n}
     assert second
     assert all(p.grad is not None and p.grad.any() for p in second.values())
 

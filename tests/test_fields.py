@@ -156,7 +156,9 @@ def test_images_are_trained_and_sampled_beside_a_condition(tmp_path: Path, kind:
     assert not torch.equal(other[0], torch.cat(list(system.generate([0], [0], condition=condition[:1])))[0])
 
 
-@pytest.mark.parametrize("name", [name for name in CATALOG if name.endswith("-tiny")])
+@pytest.mark.parametrize(
+    "name", [name for name, row in CATALOG.items() if name.endswith("-tiny") and row.config.clip_frames is None]
+)
 def test_every_family_sees_a_condition(name: str) -> None:
     config = CATALOG[name].config.replace(condition_channels=3)
     network = udit.build(config, device="meta")

@@ -41,7 +41,9 @@ def test_gradients_have_the_same_bits_in_every_family(name: str, cast: bool) -> 
         model.zero_grad()
         with dropout_keys(model, 0, range(len(x))), torch.autocast("cpu", torch.bfloat16, enabled=cast):
             out = model(
-                x, t.float() / 1000 if model.config.time == "unit" else t, y if model.config.num_classes else None
+                x,
+                t.float() / 1000 if model.config.time == "unit" else t,
+                y if model.config.condition_shape is not None else None,
             )
         out.float().square().mean().backward()
         return [None if p.grad is None else p.grad.clone() for p in model.parameters()]
@@ -60,7 +62,7 @@ def test_less_is_kept_in_every_family(name: str) -> None:
     def kept(recompute: str | bool) -> int:
         checkpoint_activations(model, recompute)  # type: ignore[arg-type]
         with _Living(model.parameters()) as living:
-            out = model(x, time, y if model.config.num_classes else None)
+            out = model(x, time, y if model.config.condition_shape is not None else None)
         assert out.requires_grad
         return living.bytes
 

@@ -15,6 +15,7 @@ from udit.run.recipes import load_run
 from udit.run.rules import RULES, Rule
 
 DDPM = "diffusion.kind=ddpm + sampling.sampler=ddim"
+TEXT = "text={source: there, width: 8, depth: 2, tokens: 2, sha256: '" + 64 * "0" + "'}"
 UVIT = "model={name: U-ViT-M/4, patch: 2}"
 SIT = "model={name: SiT-S/2, width: 16, depth: 1, heads: 2}"
 BROKEN: dict[Rule, tuple[str, str]] = {
@@ -52,9 +53,18 @@ BROKEN: dict[Rule, tuple[str, str]] = {
         f"{SIT} + sampling.cache=2",
         "sampling.cache is 2 and DiT counts time from noise to data",
     ),
-    rules.data_gives_labels: (
+    rules.vectors_are_those_of_texts: (
         "model.num_classes=0 + model.context={width: 8, tokens: 2} + sampling.guidance=1",
         "model.context takes vectors and the data gives labels",
+    ),
+    rules.texts_are_for_a_model_that_takes_them: (
+        f"{TEXT} + model=DiT-tiny",
+        "text names a language model and DiT with its settings takes no texts",
+    ),
+    rules.texts_are_captions: (TEXT, "the model takes texts and the images have none; set data.captions"),
+    rules.context_is_the_language_model_s: (
+        f"{TEXT} + data={{kind: two-digits}} + model.context={{width: 9, tokens: 2}}",
+        "the language model 'there' is 8 channels wide and model.context.width is 9",
     ),
     rules.reversed_flow_is_trained_as_flow: (
         f"{SIT} + {DDPM}",

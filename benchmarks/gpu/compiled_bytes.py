@@ -239,17 +239,6 @@ def compiled(block: nn.Module, args: Any, kwargs: Any, build: bool) -> tuple[dic
     return told, inductor
 
 
-class Condition(nn.Module):
-    """What depends on (t, y) alone, as a module."""
-
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(self, *given: Tensor) -> Any:
-        return self.model.condition(*given)
-
-
 def network(
     config: Any,
     batch: int,
@@ -282,8 +271,6 @@ def network(
         whole = {}
         if not only:
             whole = eager(model, given, {}, parameters, [parameters, list(model.buffers()), given])
-        if hasattr(model, "condition"):  # compiled as one graph
-            shapes["condition"] = [("condition", Condition(model), given[1:], {})]
         for index, members in enumerate(shapes.values()):
             if not only or index in only:
                 result["blocks"].append(_block(index, members, build, code, selective))
@@ -306,7 +293,7 @@ def _block(
     row: dict[str, Any] = {"index": index, "first": name, "count": len(members), "input": given}
     row["eager"] = eager(block, positional, named, leaves, there)
     fc.say(f"block {index}: {name}, {len(members)} of the shape {given['shape']}")
-    fc.wanted("udit.models.build", "recompute_in_graphs")([block] if selective and name != "condition" else [])
+    fc.wanted("udit.models.build", "recompute_in_graphs")([block] if selective else [])
     row["compiled"], inductor = compiled(block, positional, named, build)
     if build and inductor:
         row["sm_90"] = built(inductor.ptx)

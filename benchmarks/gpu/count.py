@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -62,14 +63,15 @@ def compiled(name: str, selective: bool = False) -> dict[str, Any]:
     return {"launches": counts["launches"], "GB": counts["GB"], "kept_GB": counts["kept_GB"], "blocks": pairs}
 
 
-def counted(name: str) -> dict[str, Any]:
+def counted(name: str) -> Iterator[tuple[str, dict[str, Any]]]:
     """A model eager and compiled; the literal network, which has no blocks to compile, eager."""
     if name.endswith(" literal"):
-        return {"eager": eager(name.removesuffix(" literal"), fc.literal_class(LITERAL))}
-    row = {"eager": eager(name), "compiled": compiled(name)}
+        yield "eager", eager(name.removesuffix(" literal"), fc.literal_class(LITERAL))
+        return
+    yield "eager", eager(name)
+    yield "compiled", compiled(name)
     if name.startswith("U-DiT"):
-        row["compiled, selective recomputation"] = compiled(name, selective=True)
-    return row
+        yield "compiled, selective recomputation", compiled(name, selective=True)
 
 
 def guarded() -> dict[str, float]:
@@ -115,8 +117,10 @@ def main() -> int:
     result = {"batch": BATCH, "precision": "bfloat16", "versions": fc.versions(), "models": result["models"]}
     for name in args.models or MODELS:
         fc.say(name)
-        result["models"][name] = counted(name)
-        RESULT.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+        result["models"][name] = {}
+        for form, counts in counted(name):
+            result["models"][name][form] = counts
+            RESULT.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     return 0
 
 

@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -23,7 +24,7 @@ from udit.diffusion.config import SamplingConfig
 from udit.diffusion.denoiser import Denoiser
 from udit.diffusion.guidance import AnyDenoiser, Guided
 from udit.diffusion.objective import Objective
-from udit.diffusion.origin import Origin
+from udit.diffusion.origin import Origin, check_images
 from udit.diffusion.sample import SeededNoise, Step, make_sampler, sample
 from udit.errors import UserError
 from udit.fingerprints import Fingerprinted
@@ -31,6 +32,7 @@ from udit.fingerprints import fingerprint as fingerprint
 from udit.interpolation import Between
 from udit.models.build import compile_blocks, fuse, lowered
 from udit.models.config import ModelConfig
+from udit.prompts import Prompts, check_context, one_each, text_of
 from udit.run.classes import Label
 from udit.run.config import Run
 from udit.run.system import SystemConfig
@@ -103,6 +105,8 @@ class System:
     """The codec, where it has been loaded already, e.g. a VAE by training."""
     fused_from: str | None = field(default=None, repr=False, compare=False)
     """Fingerprint of the weights that ``fused`` folded into those of ``backbone``."""
+    text_encoder: Callable[[Sequence[str]], Tensor] | None = field(default=None, repr=False, compare=False)
+    """Makes conditions of prompts in place of the language model, e.g. of a training's captions, which are known."""
     weak: System | None = field(default=None, repr=False, compare=False)
     """Autoguidance: a worse model of the same kind, which guidance compares with; see ``autoguided``."""
 
@@ -126,6 +130,25 @@ class System:
             UserError: the VAE is missing, or is another one.
         """
         return self.loaded_codec or self.config.codec.build()
+
+    def with_text_model(self, source: str | Path) -> System:
+        """The same with its language model at another place.
+
+        Raises:
+            UserError: the model takes no texts.
+        """
+        text = text_of(self.config).replace(source=str(source), revision=None)
+        return dataclasses.replace(self, config=self.config.replace(text=text), text_encoder=None)
+
+    @cached_property
+    def conditions_of(self) -> Callable[[Sequence[str]], Tensor]:
+        """Makes what the model takes of prompts, float32 [N, ...]; of the empty one, what guidance compares with.
+
+        Raises:
+            UserError: the model takes no texts; or, when it is called, its language model is missing or another one.
+        """
+        device = next((p.device for p in self.backbone.parameters()), torch.device("cpu"))
+        return self.text_encoder or Prompts(self.config, device)
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
@@ -261,6 +284,8 @@ class System:
         seeds: Sequence[rng.Seed],
         labels: str | Sequence[int | str | Between[Any]] | None = None,
         *,
+        prompts: str | Sequence[str] | None = None,
+        negative: str = "",
         context: Tensor | None = None,
         null: Tensor | None = None,
         sampling: SamplingConfig | None = None,
@@ -276,6 +301,8 @@ class System:
             seeds: one per image; a point between two (``udit.between``) interpolates their noise.
             labels: one per image, class numbers or names (see ``Classes.labels``); a point between two interpolates
                 their embeddings. None for an unconditional model, or for images of no class.
+            prompts: one per image, or one for all, for a model that takes texts.
+            negative: the prompt that guidance compares with.
             context: float [N, ...], one condition per image, for a model that takes vectors (``condition_shape``).
             null: the null condition of such a model, e.g. of the empty text; guidance compares with it.
             sampling: sampler, steps, guidance and cache; the model's own setting if None.
@@ -294,7 +321,7 @@ class System:
                 lacks, or images of another shape.
         """
         options: dict[str, Any] = {"from_image": from_image, "strength": strength, "condition": condition}
-        options |= {"batch_size": batch_size, "sampling": sampling}
+        options |= {"batch_size": batch_size, "sampling": sampling, "prompts": prompts, "negative": negative}
         steps = self.steps(seeds, labels, context=context, null=null, **options)
         return self._images(steps, on_step)
 
@@ -328,6 +355,8 @@ class System:
         seeds: Sequence[rng.Seed],
         labels: str | Sequence[int | str | Between[Any]] | None = None,
         *,
+        prompts: str | Sequence[str] | None = None,
+        negative: str = "",
         context: Tensor | None = None,
         null: Tensor | None = None,
         sampling: SamplingConfig | None = None,
@@ -338,14 +367,21 @@ class System:
     ) -> Iterator[Step]:
         """As ``generate``, and yields every step; a batch's last one (``index`` is ``total``) has what is decoded."""
         seeds = rng.seeds_of(seeds)
+        if labels is not None and self.config.text is not None:
+            raise UserError("labels were given to a model that takes texts; give prompts")
+        if prompts is not None:
+            if context is not None or null is not None:
+                raise UserError("prompts and a context are given; both are conditions, leave one of them out")
+            context, null = self.conditions_of(one_each(prompts, len(seeds))), self.conditions_of([negative])[0]
         chosen = None if labels is None else self.config.classes.points(labels)
         if chosen is not None and len(chosen) != len(seeds):
             raise UserError(f"labels are {len(chosen)} and seeds {len(seeds)}; give one label for each seed")
         if batch_size < 1:
             raise UserError(f"batch_size is {batch_size}; it counts images, at least 1")
         self.check_points(chosen)
-        self._check_context(context, null, len(seeds))
-        self._check_images(from_image, len(seeds))
+        check_context(self.config, context, len(seeds), given=context is not None or null is not None)
+        if from_image is not None:
+            check_images(from_image, len(seeds), self.image_shape)
         model = self.config.model
         check_condition(condition, (len(seeds), model.condition_channels, *model.size))
         start = None if from_image is None else (from_image, strength)
@@ -400,30 +436,3 @@ class System:
         between = any(isinstance(label, Between) for label in labels or ())
         if between and any(isinstance(network, Fingerprinted) for network in networks):
             raise UserError("an exported graph takes whole classes; interpolate between classes with the model itself")
-
-    def _check_images(self, images: Tensor | None, count: int) -> None:
-        if images is None:
-            return
-        if images.dtype != torch.uint8 or images.ndim != 4 or len(images) != count:
-            kind = str(images.dtype).removeprefix("torch.")
-            raise UserError(
-                f"from_image is {kind} {list(images.shape)} for {count} seeds; give uint8 [{count}, C, H, W]"
-            )
-        if tuple(images.shape[1:]) != self.image_shape:
-            given, wanted = ("{} channels of {}x{}".format(*shape) for shape in (images.shape[1:], self.image_shape))
-            raise UserError(f"from_image has {given} pixels and the model draws {wanted}; crop and scale the images")
-
-    def _check_context(self, context: Tensor | None, null: Tensor | None, count: int) -> None:
-        shape = self.config.model.condition_shape
-        if not shape:
-            if context is not None or null is not None:
-                raise UserError("context was given to a model that takes no vectors; leave it out")
-        elif context is None:
-            raise UserError(
-                f"the model takes vectors of {list(shape)} per image and was given none; pass context, or "
-                "--context FILE to `udit sample`"
-            )
-        elif list(context.shape) != [count, *shape]:
-            raise UserError(
-                f"context is {list(context.shape)} and the model takes {[count, *shape]} for {count} images"
-            )

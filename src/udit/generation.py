@@ -23,17 +23,25 @@ from udit.evaluation import npz
 from udit.evaluation.sets import GRID
 from udit.exporting.engines import Graph
 from udit.exporting.find import EngineName, find_graph, load_graph
-from udit.images import grid, save_png, shown, to_image
+from udit.images import PROMPT_SIDE, grid, save_png, shown, to_image
 from udit.inputs import Context as Context
-from udit.inputs import StartImages, condition_images, start_images, weaker_model
+from udit.inputs import (
+    StartImages,
+    condition_images,
+    conditions_of_images,
+    labels_of_images,
+    recorded,
+    start_images,
+    weaker_model,
+)
 from udit.inputs import read_context as read_context
-from udit.interpolation import Between, Through, between
+from udit.interpolation import Between, Through
 from udit.progress import progress_bar
 from udit.rng import Seed, seeds_of
-from udit.run.classes import Classes, Label
+from udit.run.classes import Label
 from udit.store import load
 from udit.target import make_room, prepare
-from udit.tuning.levels import qualities as qualities
+from udit.tuning.levels import qualities
 from udit.tuning.quality import Level
 
 MAX_GRID_IMAGES = 100
@@ -155,8 +163,10 @@ class Generation:
             images = self.in_order(torch.stack(first) if first else None, count)
         if self.world.is_main:
             titles, numbers = self.titles(count)
-            columns = None if numbers or not titles else min(count, MAX_STRIP)
-            save_png(grid(shown(images), titles, columns, numbers=numbers), out / GRID, common)
+            said = bool(self.context and self.context.prompts)
+            columns = None if numbers or not titles or said else min(count, MAX_STRIP)
+            sheet = grid(shown(images), titles, columns, PROMPT_SIDE if said else 64, numbers=numbers)
+            save_png(sheet, out / GRID, common)
 
     @property
     def frames(self) -> int | None:
@@ -164,7 +174,9 @@ class Generation:
         return self.system.config.model.clip_frames
 
     def titles(self, count: int) -> tuple[list[str], list[int]]:
-        """Titles of the first images, and the labels that they stand for; of an interpolation no labels."""
+        """Titles of the first images, and the labels that they stand for; of prompts and interpolations no labels."""
+        if self.context is not None and (texts := self.context.prompts):
+            return [texts[i % len(texts)] for i in range(count)], []
         labels = None if self.labels is None else self.labels[:count]
         for what, points in (("", labels or ()), ("seed ", self.seeds[:count])):
             if any(isinstance(point, Between) for point in points):
@@ -196,7 +208,7 @@ class Generation:
         with self.world.together():
             blocks = self._blocks(progress)
             first = next(blocks)
-            if first.is_floating_point():
+            if first.is_floatingrecorded():
                 fields = torch.cat([first, *blocks])
                 if self.world.is_main:
                     write_fields(Path(path), fields.numpy())
@@ -227,17 +239,17 @@ class Generation:
 
     def settings_of(self, i: int) -> dict[str, Any]:
         """What image ``i`` alone depends on, as its PNG carries it."""
-        own = _point("seed", self.seeds[i])
+        own = recorded("seed", self.seeds[i])
         if self.labels is not None:
             label = self.labels[i]
-            own |= _point("label", label) | {"class": self.system.config.classes.title(label)}
+            own |= recorded("label", label) | {"class": self.system.config.classes.title(label)}
         if self.start is not None:
             name = self.start.name(i)
             own |= {"strength": self.strength} | ({"from_image": name} if name else {})
         if self.beside is not None and (name := self.beside.name(i)):
             own |= {"condition": name}
         if self.context is not None:
-            own |= {"context": self.context.name, "row": i % len(self.context.rows)}
+            own |= self.context.recorded(i)
         return own
 
     def evaluations(self) -> int:
@@ -275,13 +287,6 @@ class Generation:
         return self.world.gather(padded).transpose(0, 1).reshape(-1, *full)[:count]
 
 
-def _point(what: str, value: Seed | Label) -> dict[str, Any]:
-    """A seed or a label as a PNG records it; of a point between two, both and the share of the second."""
-    if not isinstance(value, Between):
-        return {what: value}
-    return {f"{what}s": [value.first, value.second], f"{what}_share": value.share}
-
-
 def generate(
     model: System | str | Path,
     seeds: Sequence[Seed] | None = None,
@@ -289,6 +294,9 @@ def generate(
     *,
     sampling: SamplingConfig | Mapping[str, Any] | None = None,
     quality: Level | None = None,
+    prompts: str | Sequence[str] | None = None,
+    negative: str = "",
+    text_model: str | Path | None = None,
     context: Context | str | Path | None = None,
     from_image: str | Path | Tensor | None = None,
     strength: float | None = None,
@@ -312,6 +320,7 @@ def generate(
             interpolates their embeddings, and ``Through`` passes from class to class over all images.
         sampling: a complete setting, or the fields that differ from the model's own, e.g. ``{"steps": 20}``.
         quality: "draft", "good" or "best" in place of ``sampling``: what ``udit.tune`` found, or a default.
+        prompts: texts, or one for all; ``negative`` is guided away from, ``text_model`` a moved language model.
         context: for a model that takes vectors: the conditions, or a file of them (``read_context``).
         from_image: image to image: what sampling starts from in place of noise, repeated in turn; an image file, a
             folder, or uint8 [M, C, H, W] (``start_images``).
@@ -349,7 +358,7 @@ def generate(
             raise UserError(f"device is {device} and exported graphs run on the CPU; leave it out")
         world = dist.start("cpu" if graph else device)
         system = load_graph(graph, model, weights) if graph else load(model, weights=weights).fused().to(world.device)
-    vectors = context if isinstance(context, Context) or context is None else read_context(Path(context))
+    system = system if text_model is None else system.with_text_model(text_model)
     if quality is not None:
         chosen = qualities(None if isinstance(model, System) else Path(model), system)[quality]
     elif isinstance(sampling, SamplingConfig):
@@ -375,8 +384,10 @@ def generate(
     beside = None if condition is None else condition_images(condition, system)
     if seeds is None:
         given = start or beside
-        seeds = [*range(16 if given is None or len(given.pixels) == 1 else len(given.pixels))]
-    each = _labels(labels, seeds, system.config.classes)
+        wanted = 0 if prompts is None or isinstance(prompts, str) else len(prompts)
+        seeds = [*range(max(16, wanted) if given is None or len(given.pixels) == 1 else len(given.pixels))]
+    vectors = conditions_of_images(system, labels, prompts, negative, context, chosen.guidance, len(seeds))
+    each = labels_of_images(labels, seeds, system.config.classes)
     strength = STRENGTH if strength is None else strength
     generation = Generation(system, seeds, each, chosen, vectors, batch_size, world, start, strength, beside)
     generation.evaluations()  # refuses a strength that leaves none, before a folder is made
@@ -387,14 +398,3 @@ def generate(
             "and was given none; pass condition, or --condition FILE to `udit sample`"
         )
     return generation
-
-
-def _labels(
-    wanted: str | Sequence[int | str | Between[Any]] | Through | None, seeds: Sequence[Seed], classes: Classes
-) -> list[Label] | None:
-    """A label for each seed, or None for a model without classes."""
-    if isinstance(wanted, Through):
-        return between(classes.labels(wanted.ends), len(seeds))
-    if wanted is None and classes.trained > 1 and any(isinstance(seed, Between) for seed in seeds):
-        raise UserError("an interpolation between seeds shows one class, and none is named; give labels")
-    return classes.each(wanted, len(seeds))

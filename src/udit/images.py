@@ -20,6 +20,8 @@ from torch import Tensor
 from udit.errors import RunError
 from udit.files import whole_file
 
+PROMPT_SIDE = 128
+"""Pixels of a side of images under prompts, which take more room than names."""
 PNG_KEY = "udit"
 """The PNG text chunk that holds an image's settings as JSON."""
 ELLIPSIS = "…"

@@ -8,7 +8,7 @@ import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -20,10 +20,14 @@ from udit.assemble import System
 from udit.data.decode import KNOWN, decode
 from udit.data.fields import read_fields
 from udit.data.listing import image_files
-from udit.errors import UserError
+from udit.errors import UserError, as_list, require_type
 from udit.evaluation.sets import GRID
 from udit.exporting.find import find_graph, load_graph
 from udit.images import has_settings
+from udit.interpolation import Between, Through, between
+from udit.prompts import NONE_GIVEN
+from udit.rng import Seed
+from udit.run.classes import Classes, Label
 from udit.store import load
 from udit.training.posthoc import posthoc_ema
 
@@ -40,10 +44,85 @@ class Context:
     """float [tokens, width]: the empty condition, which guidance needs."""
     name: str = ""
     """Of the file they come from; PNGs carry it."""
+    prompts: tuple[str, ...] = ()
+    """The texts that they are conditions of, where they are; PNGs carry each image's."""
+    negative: str = ""
+    """The text that ``null`` is the condition of."""
+
+    def recorded(self, i: int) -> dict[str, Any]:
+        """What the PNG of image i says of its condition."""
+        row = i % len(self.rows)
+        if not self.prompts:
+            return {"context": self.name, "row": row}
+        return {"prompt": self.prompts[row]} | ({"negative": self.negative} if self.negative else {})
 
     def of(self, indices: Sequence[int]) -> Tensor:
         """The conditions of some images."""
         return self.rows[[i % len(self.rows) for i in indices]]
+
+
+def conditions_of_images(
+    system: System,
+    labels: object,
+    prompts: str | Sequence[str] | None,
+    negative: str,
+    context: Context | str | Path | None,
+    guidance: float,
+    count: int,
+) -> Context | None:
+    """The conditions of ``generate``'s images beside labels, from prompts or from a context.
+
+    Args:
+        system: the model.
+        labels: that were given; None for none.
+        prompts: one text, or several in turn.
+        negative: the text that guidance compares with.
+        context: the conditions themselves, or a file of them.
+        guidance: the scale; 1 compares with nothing.
+        count: of the images.
+
+    Raises:
+        UserError: the model takes others, several of them are given, or its language model is missing or another one.
+    """
+    if prompts is None and negative:
+        raise UserError("a negative prompt is given and no prompt; give one (--prompt)")
+    if prompts is None:
+        if system.config.text is not None and labels is not None:
+            raise UserError("labels were given to a model that takes texts; give prompts (--prompt)")
+        if system.config.text is not None and context is None:
+            raise UserError(NONE_GIVEN)
+        return context if isinstance(context, Context) or context is None else read_context(Path(context))
+    texts = [prompts] if isinstance(prompts, str) else as_list("prompts", prompts)
+    for text in (*texts, negative):
+        require_type("a prompt", text, str, "give a text")
+    if labels is not None or context is not None:
+        other = "labels" if labels is not None else "a context"
+        raise UserError(f"prompts and {other} are given; both are conditions, leave one of them out")
+    if not 0 < len(texts) <= count:
+        raise UserError(
+            f"prompts are {len(texts)} and seeds {count}; give a seed for each prompt, and a prompt at least"
+        )
+    if negative and guidance == 1:
+        raise UserError("a negative prompt is given and guidance 1 compares with nothing; give a guidance above 1")
+    rows = system.conditions_of([*texts, negative])
+    return Context(rows[:-1], rows[-1], prompts=tuple(texts), negative=negative)
+
+
+def read_prompts(path: Path) -> list[str]:
+    """The prompts in a text file, one a line; empty lines are left out.
+
+    Raises:
+        UserError: it cannot be read, or holds none.
+    """
+    try:
+        lines = [" ".join(line.split()) for line in path.read_text(encoding="utf-8-sig").splitlines()]
+    except UnicodeDecodeError:
+        raise UserError(f"{path} is not UTF-8 text; write one prompt a line") from None
+    except OSError as error:
+        raise UserError(f"the prompts {str(path)!r} cannot be read ({error.strerror}); check the path") from None
+    if not any(lines):
+        raise UserError(f"{path} holds no prompt; write one a line")
+    return [line for line in lines if line]
 
 
 def read_context(path: Path) -> Context:
@@ -182,3 +261,21 @@ def weaker_model(source: System | str | Path | float, model: System | str | Path
         return average.system
     graph = find_graph(source, None)
     return load_graph(graph, source, "ema") if graph else load(source)
+
+
+def labels_of_images(
+    wanted: str | Sequence[int | str | Between[Any]] | Through | None, seeds: Sequence[Seed], classes: Classes
+) -> list[Label] | None:
+    """A label for each seed, or None for a model without classes."""
+    if isinstance(wanted, Through):
+        return between(classes.labels(wanted.ends), len(seeds))
+    if wanted is None and classes.trained > 1 and any(isinstance(seed, Between) for seed in seeds):
+        raise UserError("an interpolation between seeds shows one class, and none is named; give labels")
+    return classes.each(wanted, len(seeds))
+
+
+def recorded(what: str, value: Seed | Label) -> dict[str, Any]:
+    """A seed or a label as a PNG records it; of a point between two, both and the share of the second."""
+    if not isinstance(value, Between):
+        return {what: value}
+    return {f"{what}s": [value.first, value.second], f"{what}_share": value.share}

@@ -100,6 +100,8 @@ def _why_not(run: Run, found: DryRun, counts: Cost) -> str | None:
         return "it would not fit into memory"
     if found.loads_vae:
         return "the VAE is not loaded for it"
+    if run.text is not None:
+        return "the language model is not loaded for it"
     try:
         device = find_device(run.training.device, 0)
     except UserError as error:

@@ -90,9 +90,8 @@ def evaluate(
     values, config, chosen = _settings(run, num_samples, sampling)
     values.model.refuse_clips("scoring")
     if not values.model.num_classes:
-        raise UserError(
-            "class agreement and class features need labels and this model is unconditional; train one with classes"
-        )
+        kind = "takes texts" if values.text else "is unconditional"
+        raise UserError(f"class agreement and class features need labels and this model {kind}; train one with classes")
     if values.data.condition is not None:
         raise UserError(
             f"the model sees something beside the noisy image (data.condition {values.data.condition.kind}), which "

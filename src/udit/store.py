@@ -300,7 +300,7 @@ def _file_advice(path: Path) -> str:
 def model_card(config: SystemConfig) -> str:
     """``README.md`` of a model folder, with the hub's front matter."""
     return (
-        "---\nlibrary_name: udit\npipeline_tag: unconditional-image-generation\ntags: [diffusion, u-dit]\n---\n\n"
+        f"---\nlibrary_name: udit\npipeline_tag: {pipeline_tag(config)}\ntags: [diffusion, u-dit]\n---\n\n"
         f"# {card_title(config)}\n\n"
         f"Trained with `{config.diffusion.kind}`"
         + (f" for {config.steps} steps" if config.steps else "")
@@ -309,17 +309,23 @@ def model_card(config: SystemConfig) -> str:
     )
 
 
+def pipeline_tag(config: SystemConfig) -> str:
+    """The hub's word for what a model does."""
+    return "text-to-image" if config.text else "unconditional-image-generation"
+
+
 def card_title(config: SystemConfig) -> str:
     """Family, shape and classes of a model, in words."""
     model = config.model
     family = getattr(model, "family", type(model).__name__)
     size = "x".join(map(str, model.input_shape()))
-    return f"{family} on {size}, " + (f"{model.num_classes} classes" if model.num_classes else "unconditional")
+    takes = "texts" if config.text else f"{model.num_classes} classes" if model.num_classes else "unconditional"
+    return f"{family} on {size}, {takes}"
 
 
 def card_usage(config: SystemConfig, name: str) -> str:
     """How to load and sample a model in Python, as Markdown; ``name`` is its folder or hub id."""
-    labels = ", labels=[0] * 8" if config.model.num_classes else ""
+    labels = ', prompts="a text"' if config.text else ", labels=[0] * 8" if config.model.num_classes else ""
     return (
         f'```python\nimport udit\n\nsystem = udit.load("{name}")\n'
         f"images = next(system.generate(seeds=range(8){labels}))  # uint8 [8, C, H, W]\n```\n"

@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import time
 
+import torch
 from torch import Tensor
 
 from udit.benchmarking.measure import Result, Work, first_call, matmul_peak, prepare, result_of, timed
@@ -42,6 +43,8 @@ def measure_on_data(subject: Subject, run: Run, rounds: int) -> Result:
             waits.append(time.perf_counter() - asked)
             raw = batch.x if run.encoded else codec.raw(batch.x)
             x0 = codec.normalise(raw, [(run.seed, position) for position in batch.positions])
+            if shape := run.model.condition_shape:  # of captions: random ones cost the same
+                return x0, torch.randn(len(x0), *shape)
             return x0, batch.y if run.model.num_classes else None
 
         case = prepare(subject, work, images)

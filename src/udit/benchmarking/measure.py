@@ -10,6 +10,7 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -140,10 +141,13 @@ def prepare(subject: Subject, work: Work, images: Images | None = None) -> Prepa
     config = SystemConfig(model=subject.config.replace(input_size=work.size))
     if work.kind == "image":
         system, labels = System(config, model), [0] * work.batch if subject.config.num_classes else None
+        how: dict[str, Any] = {"sampling": work.sampling, "batch_size": work.batch}
+        if subject.config.condition_shape:
+            how |= {"context": arguments[2], "null": torch.zeros_like(arguments[2][0])}
 
         def image() -> None:
             with torch.no_grad():
-                list(system.generate(range(work.batch), labels, sampling=work.sampling, batch_size=work.batch))
+                list(system.generate(range(work.batch), labels, **how))
 
         return Prepared(image, model, weights)
     denoiser = denoiser_of(config, model)

@@ -62,6 +62,8 @@ def inputs(config: ModelConfig, batch: int, size: tuple[int, int]) -> tuple[Tens
     """x, t and, of a conditional network, y, on the current default device."""
     x = torch.randn(batch, config.input_channels, *config.input_shape(size)[1:])
     t = torch.full((batch,), 0.5) if config.time == "unit" else torch.full((batch,), 500)
+    if config.condition_shape:
+        return x, t, torch.randn(batch, *config.condition_shape)
     return (x, t, torch.zeros(batch, dtype=torch.long)) if config.num_classes else (x, t)
 
 

@@ -25,6 +25,10 @@ def sample(
     /,
     *,
     labels: str | None = None,
+    prompt: str | None = None,
+    prompts: Path | None = None,
+    negative: str | None = None,
+    text_model: str | None = None,
     context: Path | None = None,
     seeds: str | None = None,
     n: int | None = None,
@@ -77,6 +81,15 @@ def sample(
     labels
         Class names or numbers, e.g. cat,dog or 3,7; all classes in turn if not given. A text is a name first, commas
         included, and a number if no class has that name.
+    prompt
+        For a model that takes texts: what the images show, e.g. "a three above a seven"; "" for no text.
+    prompts
+        A text file with one prompt a line; they are taken in turn, and --n is their number if it is not given.
+    negative
+        A prompt that guidance compares with in place of the empty one.
+    text_model
+        The language model that the model was trained with, where it is not at the place that the model records: a
+        folder, a .gguf file or a hub id.
     context
         For a model that takes vectors, e.g. a text encoder's: a .safetensors or .npz file with context (floats [N,
         tokens, width]; rows repeat as labels do) and, for guidance, null ([tokens, width], e.g. the empty text's).
@@ -194,12 +207,25 @@ def sample(
 
         model = str(checkpoint_of(model, checkpoint))
 
+    if prompt is not None and prompts is not None:
+        raise UserError("--prompt and --prompts both give prompts; give one of them")
+    texts: str | list[str] | None = prompt
+    if prompts is not None:
+        from udit.inputs import read_prompts
+
+        texts = read_prompts(prompts)
+        if chosen is None:
+            chosen = [*range(len(texts))]
+
     from udit.generation import generate
 
     images = generate(
         model,
         chosen,
         wanted,
+        prompts=texts,
+        negative=negative or "",
+        text_model=text_model,
         sampling=None if quality else changes,
         quality=quality,
         context=context,

@@ -26,6 +26,8 @@ class DataInfo(Spec):
     """Class names in label order."""
     labelled: bool = True
     """Whether images have labels; without, a model of them is unconditional."""
+    captioned: bool = False
+    """Whether images have texts."""
     latents: tuple[PositiveInt, PositiveInt, PositiveInt] | None = None
     """(c, h, w) of the latents, where the data set holds them in place of images."""
 
@@ -53,6 +55,11 @@ class SplitData(Spec):
     @property
     def mirrored(self) -> bool:
         """Whether half of the training images are mirrored left to right."""
+        return False
+
+    @property
+    def captioned(self) -> bool:
+        """Whether images have texts."""
         return False
 
     @property

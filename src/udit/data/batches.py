@@ -17,7 +17,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from udit import rng
 from udit.data.buckets import buckets_of
+from udit.data.captions import captions_of
 from udit.data.fields import FieldSource
 from udit.data.latents import LatentCache
 from udit.data.order import BucketOrder, Order, crops, flips
@@ -38,6 +40,8 @@ class Batch:
     """Indices into the source."""
     positions: list[int]
     """Positions in the run's stream of images: the keys of everything drawn for each image."""
+    texts: list[str] = field(default_factory=list)
+    """A caption of each image; none where the source has none."""
     before: Tensor | None = None
     """The states before, float32 [B, C, H, W], of a source that has them."""
     features: Tensor | None = None
@@ -190,8 +194,16 @@ class _Reader(Dataset["Batch | UserError"]):
             return error
         height, width = x.shape[-2:]
         drawn = self.draw(positions, (height, width)) if self.draw else {}
-        y = torch.from_numpy(self.source.labels[ids])
-        return Batch(torch.from_numpy(x), y, ids, positions, before, features, drawn)
+        y, texts = torch.from_numpy(self.source.labels[ids]), self._texts(ids, positions)
+        return Batch(torch.from_numpy(x), y, ids, positions, texts, before, features, drawn)
+
+    def _texts(self, ids: Sequence[int], positions: Sequence[int]) -> list[str]:
+        """One of the captions of each image, by its position in the run."""
+        captions = captions_of(self.source)
+        if captions is None:
+            return []
+        keys = (rng.key(self.seed, "caption", position) for position in positions)
+        return [captions.chosen(i, key) for i, key in zip(ids, keys, strict=True)]
 
     def _read(self, ids: list[int], mirrored: list[bool], cropped: list[int]) -> NDArray[Any]:
         if isinstance(self.source, RawSource):

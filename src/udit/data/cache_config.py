@@ -111,7 +111,12 @@ class LatentPlan(Spec):
 
     def _info(self, height: int, width: int) -> DataInfo:
         return DataInfo(
-            channels=self.pixels[0], height=height, width=width, id2label=self.id2label, labelled=bool(self.id2label)
+            channels=self.pixels[0],
+            height=height,
+            width=width,
+            id2label=self.id2label,
+            labelled=bool(self.id2label),
+            captioned=self.data.captioned,
         )
 
     def raw_shape(self, bucket: int) -> tuple[int, int, int]:
@@ -141,6 +146,9 @@ class LatentPlan(Spec):
             del values["counts"]
         if values["teacher"] is None:
             del values["teacher"]
+        for key in ("captions", "caption"):  # older caches have none
+            if values["data"].get(key, "") is None:
+                del values["data"][key]
         if values["codec"].get("network") == "AutoencoderKL":  # older caches know no other
             del values["codec"]["network"]
         return values

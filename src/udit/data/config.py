@@ -30,6 +30,37 @@ class DigitsData(SplitData):
         return digits()
 
 
+class TwoDigitsData(SplitData):
+    """Canvases of two of scikit-learn's digits with a caption, e.g. "a three above a seven".
+
+    On 16x16 both are of their own 8x8; on 24x24 one is small, 8x8, the other large, 16x16, and captions name sizes:
+    "a small one left of a nine". One lies above or left of the other. Training sees 80 of the 100 ordered pairs of
+    digits, and each digit in each place; canvases of the other 20 are the test images, of digits that the training does
+    not see either.
+    """
+
+    kind: Literal["two-digits"] = "two-digits"
+    size: Literal[16, 24] = 16
+    """Side of the canvas."""
+    count: Annotated[int, Field(ge=100, le=1_000_000)] = 20_000
+    """Canvases to train on; there are a tenth as many to test with."""
+    seed: Annotated[int, Field(ge=0)] = 0
+    """Decides which digits come together, and where."""
+    judge_share: Share = 0.0
+    test_share: Share | None = None
+
+    @property
+    def captioned(self) -> bool:
+        """They all have."""
+        return True
+
+    def build(self) -> Source:
+        """The composed canvases."""
+        from udit.data.two_digits import load
+
+        return load(self)
+
+
 class IdxFiles(SplitData):
     """What the data sets in MNIST's file format have in common."""
 
@@ -118,6 +149,15 @@ class FolderData(ImageFiles):
     kind: Literal["folder"] = "folder"
     root: Path
     """The folder that holds one folder per class, or images without labels."""
+    captions: Literal["files", "metadata"] | None = None
+    """Texts of the images. files: a .txt beside each one, with one text a line; metadata: metadata.jsonl or
+    metadata.csv in root, with file_name and text. Of several texts one is drawn by (seed, position in the run)."""
+
+    @property
+    def captioned(self) -> bool:
+        """Whether images have texts."""
+        return self.captions is not None
+
     label_by: Literal["folder", "path", "none"] = "folder"
     """Where folders lie in folders: folder takes the first for the class, path the whole path below root, none takes
     images of any depth without labels."""
@@ -163,7 +203,9 @@ class HubData(ImageFiles):
     image: str = "image"
     """The column of images."""
     label: str = "label"
-    """The column of labels."""
+    """The column of labels; with caption, the images need none."""
+    caption: str | None = None
+    """The column of texts, strings or lists of strings; None where the images have none."""
     classes: tuple[str, ...] = ()
     """Names in label order; empty takes the column's own."""
     streaming: bool = False
@@ -187,9 +229,16 @@ class HubData(ImageFiles):
             raise ValueError("buckets or crops are given and streaming keeps one crop; set streaming to false")
         if self.streaming and self.deep:
             raise ValueError("deep is true and streaming keeps 8 bits; set streaming to false")
+        if self.streaming and self.caption is not None:
+            raise ValueError("caption is given and streaming keeps images alone; set streaming to false")
         if self.streaming and self.verify == "headers":
             raise ValueError("verify is 'headers' and streaming decodes every image as it is read; leave verify out")
         return self
+
+    @property
+    def captioned(self) -> bool:
+        """Whether images have texts."""
+        return self.caption is not None
 
     @property
     def splits(self) -> tuple[str, ...]:
@@ -257,6 +306,7 @@ class ClipFolderData(SplitData):
 
 DataConfig = Annotated[
     DigitsData
+    | TwoDigitsData
     | FashionMnistData
     | IdxData
     | NpzData

@@ -15,6 +15,7 @@ from udit.data.config import (
     LmdbData,
     MovingDigitsData,
     NpzData,
+    TwoDigitsData,
     WebDatasetData,
 )
 
@@ -31,6 +32,9 @@ def describe(data: DataConfig) -> DataInfo:
     match data:
         case DigitsData():
             return DataInfo(channels=1, height=8, width=8, id2label=tuple("0123456789"))
+        case TwoDigitsData():
+            side = data.size
+            return DataInfo(channels=1, height=side, width=side, id2label=(), labelled=False, captioned=True)
         case IdxFiles():
             from udit.data import idx
 

@@ -10,6 +10,7 @@ from typing import BinaryIO, Protocol, cast
 import numpy as np
 
 from udit.data.buckets import assigned
+from udit.data.captions import captions_of
 from udit.data.config import DataInfo, ImageFiles
 from udit.data.decode import MAX_PIXELS, Budget, decode, peek
 from udit.data.deep import decode_deep
@@ -53,7 +54,14 @@ class Records(Protocol):
 def info_of(data: ImageFiles, classes: tuple[str, ...], labelled: bool) -> DataInfo:
     """What a data set of image files holds, whose classes are known."""
     height, width = data.shape
-    return DataInfo(channels=data.channels, height=height, width=width, id2label=classes, labelled=labelled)
+    return DataInfo(
+        channels=data.channels,
+        height=height,
+        width=width,
+        id2label=classes,
+        labelled=labelled,
+        captioned=data.captioned,
+    )
 
 
 def verified_as(records: Records, data: ImageFiles) -> Path:
@@ -70,6 +78,8 @@ class Encoded:
         self.records, self.data = records, data
         self.labels, self.names, self.held_out = records.labels, records.names, records.held_out
         self.fingerprint = records.fingerprint
+        if (captions := captions_of(records)) is not None:
+            self.captions = captions
         self.crops = data.crops
         self._pixels: Pixels | None = None
         self._shapes: Labels | None = None

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
+from udit.data.captions import READ, Captions, folder_captions
 from udit.data.config import DataInfo, FolderData
 from udit.data.decode import KNOWN
 from udit.data.encoded import info_of
@@ -50,18 +51,27 @@ def class_names(root: Path | str) -> list[str]:
 
 
 def records(data: FolderData) -> FolderRecords:
-    """The listed image files.
+    """The listed image files, with their texts where they have some.
 
     Raises:
-        UserError: see ``class_names``, or a list of labels that does not fit the folder.
+        UserError: see ``class_names`` and ``folder_captions``, or a list of labels that does not fit the folder.
     """
+    found = _listed(data)
+    if data.captions:
+        found.captions = folder_captions(found.root, found.names, data.captions)
+        found.fingerprint = hashlib.sha256(f"{found.fingerprint} {found.captions.digest()}".encode()).hexdigest()
+    return found
+
+
+def _listed(data: FolderData) -> FolderRecords:
     root = data.root.expanduser()
+    read = READ[data.captions] if data.captions else frozenset()
     if data.labels is not None:
-        return _by_list(data, root, data.labels.expanduser())
+        return _by_list(data, root, data.labels.expanduser(), read)
     if data.label_by == "folder":
         class_names(root)
-        return FolderRecords.of(root, Listing.of(root))
-    listing = Listing.of(root, sort_classes=False)
+        return FolderRecords.of(root, Listing.of(root, read=read))
+    listing = Listing.of(root, sort_classes=False, read=read)
     if data.label_by == "none":
         return FolderRecords.of(root, listing)
     found: list[Label] = [name.rpartition("/")[0] or None for name in listing.names]
@@ -82,7 +92,7 @@ def numbered_folders(found: list[Label], root: Path) -> tuple[Labels, tuple[str,
     return np.array([place[str(label)] for label in found], np.int64), tuple(names)
 
 
-def _by_list(data: FolderData, root: Path, path: Path) -> FolderRecords:
+def _by_list(data: FolderData, root: Path, path: Path, read: frozenset[str]) -> FolderRecords:
     """The images of a folder that a list of labels names, in the order of their paths.
 
     Raises:
@@ -90,7 +100,7 @@ def _by_list(data: FolderData, root: Path, path: Path) -> FolderRecords:
     """
     if not path.is_absolute() and not path.exists():
         path = root / path
-    listing = Listing.of(root, sort_classes=False)
+    listing = Listing.of(root, sort_classes=False, read=read)
     place = {name: i for i, name in enumerate(listing.names)}
     bare = {os.path.splitext(name)[0]: i for name, i in place.items()}  # noqa: PTH122 - ids without an extension
     found: list[Label] = [None] * len(place)
@@ -128,6 +138,9 @@ def _by_list(data: FolderData, root: Path, path: Path) -> FolderRecords:
 
 class FolderRecords:
     """Image files of a folder."""
+
+    captions: Captions
+    """Of each image; only there where the data set has texts."""
 
     def __init__(
         self, root: Path, listing: Listing, labels: Labels, classes: tuple[str, ...], fingerprint: str

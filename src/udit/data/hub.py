@@ -12,12 +12,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from udit import hub
+from udit.data.captions import captions_of, column_captions
 from udit.data.config import DataInfo, HubData
 from udit.data.decode import decode
 from udit.data.encoded import info_of
 from udit.data.listing import image_files
 from udit.data.names import Names
-from udit.data.notes import label_notes
+from udit.data.notes import Notes, label_notes
 from udit.data.sources import InMemory, Labels, Pixels
 from udit.errors import UserError
 from udit.files import cache_folder, whole_folder
@@ -33,17 +34,22 @@ def describe(data: HubData) -> DataInfo:
     Raises:
         UserError: see ``class_names``.
     """
-    return info_of(data, class_names(data), labelled=True)
+    names = class_names(data)
+    return info_of(data, names, labelled=bool(names))
 
 
 def class_names(data: HubData) -> tuple[str, ...]:
     """Class names of the label column, from the data set's own description; nothing else is downloaded.
+
+    None, where images have captions and there is no label column.
 
     Raises:
         UserError: `datasets` is missing, no such data set or column, or labels without names.
     """
     features = _load(data, data.split, streaming=True).features or {}
     _check_columns(data, features)
+    if _unlabelled(data, features):
+        return ()
     names = data.classes or getattr(features[data.label], "names", None)
     if not names:
         raise UserError(
@@ -52,8 +58,18 @@ def class_names(data: HubData) -> tuple[str, ...]:
     return tuple(names)
 
 
+def _unlabelled(data: HubData, features: Any) -> bool:
+    """Whether images have captions in place of labels."""
+    return data.captioned and data.label not in features
+
+
 def _check_columns(data: HubData, features: Any) -> None:
-    for key, name, may in (("image", data.image, _is_image), ("label", data.label, _is_label)):
+    columns = [("image", data.image, _is_image)]
+    if data.caption is not None:
+        columns.append(("caption", data.caption, _is_text))
+    if not _unlabelled(data, features):
+        columns.append(("label", data.label, _is_label))
+    for key, name, may in columns:
         if name not in features:
             there = [column for column, feature in features.items() if may(feature)]
             known = f"set data.{key} to one of its columns: {', '.join(sorted(there))}" if there else "no column fits"
@@ -65,6 +81,12 @@ def _check_columns(data: HubData, features: Any) -> None:
 
 def _is_image(feature: Any) -> bool:
     return type(feature).__name__ == "Image"
+
+
+def _is_text(feature: Any) -> bool:
+    inner = getattr(feature, "feature", feature)  # of a list
+    inner = inner[0] if isinstance(inner, list) and inner else inner
+    return str(getattr(inner, "dtype", "")) in ("string", "large_string")
 
 
 def _is_label(feature: Any) -> bool:
@@ -185,14 +207,22 @@ class Rows:
         num_classes = len(self.classes)
         self._tables: list[Dataset] = []
         labels: list[Labels] = []
+        texts: list[Any] = []
         for split in data.splits:
             table = _load(data, split, streaming=False)
             _check_columns(data, table.features)
-            column = table.select_columns([data.label]).with_format("arrow")[:][data.label]
-            labels.append(_labels(column.to_pylist(), data, split, num_classes))
+            if data.caption is not None:
+                texts += table.select_columns([data.caption]).with_format("arrow")[:][data.caption].to_pylist()
+            if num_classes:
+                column = table.select_columns([data.label]).with_format("arrow")[:][data.label]
+                labels.append(_labels(column.to_pylist(), data, split, num_classes))
+            else:
+                labels.append(np.zeros(len(table), np.int64))
             self._tables.append(table.select_columns([data.image]).cast_column(data.image, Image(decode=False)))
         self.labels: Labels = np.concatenate(labels)
-        self.notes = label_notes(labels[0], num_classes)
+        self.notes = label_notes(labels[0], num_classes) if num_classes else Notes()
+        if data.caption is not None:
+            self.captions = column_captions(f"{data.caption!r} of {data.path}", texts)
         self.names: Sequence[str] = Names(
             f"{s} {i}" for s, y in zip(data.splits, labels, strict=True) for i in range(len(y))
         )
@@ -206,6 +236,8 @@ class Rows:
         import pyarrow.compute as pc
 
         digest = hashlib.sha256(self.labels.astype("<i8").tobytes() + self.held_out.astype("<i8").tobytes())
+        if (captions := captions_of(self)) is not None:
+            digest.update(captions.digest().encode())
         for table in self._tables:
             for batch in table.with_format("arrow").iter(1000):
                 cells = batch[self.data.image]

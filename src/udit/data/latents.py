@@ -2,8 +2,8 @@
 
 A folder with ``plan.json`` (everything that decides the bytes), ``shard-00000.safetensors`` and so on (``raw``:
 [n, views, c, h, w], of each crop, then mirrored; of a vision model, ``features`` [n, views, Z, h, w]),
-``index.safetensors`` (labels, names, test images) and, written last, ``manifest.json`` with the sha256 of every file.
-``data/encode.py`` writes it.
+``index.safetensors`` (labels, names, captions, test images) and, written last, ``manifest.json`` with the sha256 of
+every file. ``data/encode.py`` writes it.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from safetensors.numpy import load_file
 
 from udit.data.buckets import Buckets, buckets_of
 from udit.data.cache_config import INDEX, MANIFEST, PLAN, LatentManifest, LatentPlan, Shard, shard_name
+from udit.data.captions import Captions, captions_of
 from udit.data.names import Names
 from udit.data.sources import Labels, Source
 from udit.errors import UserError
@@ -80,9 +81,11 @@ class LatentCache:
         self.plan = self.manifest.plan
         _check_file(self.root / INDEX, self.manifest.index)
         self.names: Sequence[str]
-        self.labels, self.names, self.held_out = _read_index(self.root / INDEX)
+        self.labels, self.names, self.held_out, captions = _read_index(self.root / INDEX)
+        if captions is not None:
+            self.captions = captions
         count = self.plan.count
-        if not len(self.labels) == len(self.names) == count:
+        if not len(self.labels) == len(self.names) == (count if captions is None else len(captions)) == count:
             raise UserError(
                 f"{self.root / INDEX} lists {len(self.labels)} images and the manifest {count}; run `udit encode` "
                 "into another folder"
@@ -202,15 +205,20 @@ def _unreadable(path: Path, error: Exception) -> str:
 
 
 def index_arrays(source: Source) -> dict[str, Raw]:
-    """The arrays of ``index.safetensors``: labels, names and test images of a source."""
+    """The arrays of ``index.safetensors``: labels, names, captions and test images of a source."""
     names = source.names if isinstance(source.names, Names) else Names(source.names)
-    return {
+    captions = captions_of(source)
+    found: dict[str, Raw] = {
         "labels": source.labels.astype(np.int64),
         "held_out": np.asarray(source.held_out, np.int64),
         "names": names.text,
         "ends": names.ends,
         **({"buckets": buckets.of} if (buckets := buckets_of(source)) else {}),
     }
+    if captions is not None:
+        texts = captions.texts
+        found |= {"captions": texts.text, "caption_ends": texts.ends, "captions_of": captions.ends}
+    return found
 
 
 def _read_buckets(path: Path, plan: LatentPlan) -> Labels:
@@ -238,15 +246,18 @@ def _places(buckets: Buckets, plan: LatentPlan) -> tuple[Labels, Labels]:
     return shard, place
 
 
-def _read_index(path: Path) -> tuple[Labels, Names, Labels]:
+def _read_index(path: Path) -> tuple[Labels, Names, Labels, Captions | None]:
     try:
         arrays = load_file(path)
         labels, held_out, ends = (arrays[key] for key in ("labels", "held_out", "ends"))
         names = Names.of_arrays(arrays["names"], ends)
+        captions = None
+        if "captions" in arrays:
+            captions = Captions(Names.of_arrays(arrays["captions"], arrays["caption_ends"]), arrays["captions_of"])
     except (OSError, SafetensorError, KeyError, ValueError) as error:
         raise UserError(_unreadable(path, error)) from None
     if not all(array.ndim == 1 and array.dtype == np.int64 for array in (labels, held_out, ends)) or not len(labels):
         raise UserError(f"{path} is not an index of images; run `udit encode` into another folder")
     if len(held_out) and not 0 <= held_out.min() <= held_out.max() < len(labels):
         raise UserError(f"{path} lists test images that are not there; run `udit encode` into another folder")
-    return labels, names, held_out
+    return labels, names, held_out, captions

@@ -44,7 +44,7 @@ ABOUT = ("readme", "license", "licence", "citation", "changelog", "notice")
 
 def is_image(name: str) -> bool:
     """Whether a file's extension is one of ``SUFFIXES``."""
-    return os.path.splitext(name)[1].lower() in SUFFIXES  # noqa: PTH122 - a million Paths take minutes
+    return _extension(name) in SUFFIXES
 
 
 def class_folders(root: Path) -> list[str]:
@@ -115,20 +115,23 @@ class Listing:
     """What is left out, and what looks as if something else was meant."""
 
     @staticmethod
-    def of(root: Path, *, sort_classes: bool = True, suffix: str | None = None) -> Listing:
+    def of(
+        root: Path, *, sort_classes: bool = True, suffix: str | None = None, read: frozenset[str] = frozenset()
+    ) -> Listing:
         """Lists a folder; opens no file.
 
         Args:
             root: the folder.
             sort_classes: takes its folders for classes; else all images below it have no labels.
             suffix: of the files that are listed in place of images.
+            read: extensions of files that are read otherwise, of which there is nothing to tell.
 
         Raises:
             UserError: see ``class_folders`` and ``files``.
         """
         notes = Notes()
         if sort_classes:
-            classes = _classes(root, notes)
+            classes = _classes(root, notes, read)
         elif root.is_dir():
             classes = []
         else:
@@ -144,7 +147,8 @@ class Listing:
                 inside: Counter[str] = Counter()
                 for entry in files(top, notes):
                     if not (is_image(entry.name) if suffix is None else entry.name.endswith(suffix)):
-                        notes.add("skipped: unsupported extension", repr(entry.path))
+                        if _extension(entry.name) not in read:
+                            notes.add("skipped: unsupported extension", repr(entry.path))
                         continue
                     path = entry.path[len(top) + 1 :].replace(os.sep, "/")
                     inside[path.rpartition("/")[0]] += 1
@@ -210,7 +214,7 @@ def _holds_images(folder: str) -> bool:
     return False
 
 
-def _classes(root: Path, notes: Notes) -> list[str]:
+def _classes(root: Path, notes: Notes, read: frozenset[str] = frozenset()) -> list[str]:
     if not root.is_dir():
         raise UserError(f"data.root is {str(root)!r}, no folder; give one that holds one folder of images per class")
     try:
@@ -231,7 +235,7 @@ def _classes(root: Path, notes: Notes) -> list[str]:
                 notes.add(HIDDEN, repr(entry.path))
             else:
                 loose.append(entry.path)
-        elif not entry.name.startswith(".") and _may_hold_labels(entry.name):
+        elif not entry.name.startswith(".") and may_hold_labels(entry.name) and _extension(entry.name) not in read:
             notes.add("label files are not read, a class is a folder; data.labels=FILE reads one", repr(entry.path))
     if not names and not loose:
         raise UserError(
@@ -243,9 +247,14 @@ def _classes(root: Path, notes: Notes) -> list[str]:
     return names
 
 
-def _may_hold_labels(name: str) -> bool:
+def may_hold_labels(name: str) -> bool:
+    """Whether a file often holds labels or captions, by its name."""
     lower = name.lower()
-    return os.path.splitext(lower)[1] in LABEL_FILES and not lower.startswith(ABOUT)  # noqa: PTH122
+    return _extension(lower) in LABEL_FILES and not lower.startswith(ABOUT)
+
+
+def _extension(name: str) -> str:
+    return os.path.splitext(name)[1].lower()  # noqa: PTH122 - a million Paths take minutes
 
 
 def _tell_of_layout(root: Path, classes: list[str], deeper: list[Counter[str]], notes: Notes) -> None:

@@ -91,13 +91,20 @@ def drop_labels(y: Tensor, null_label: int, rate: float, uniform: Tensor) -> Ten
     return dropped[:, 0] if columns.shape[1] == 1 else dropped
 
 
+def drop_vectors(y: Tensor, null: Tensor, rate: float, uniform: Tensor) -> Tensor:
+    """As ``drop_labels``, of conditions that are vectors [B, ...]: some are replaced by the null condition [...]."""
+    dropped = uniform[:, 0] < rate
+    return torch.where(dropped.view(-1, *[1] * (y.ndim - 1)), null, y)
+
+
 @dataclass(frozen=True)
 class Objective:
     """A run's training loss: draws times, noise and dropped labels, then asks the process's loss.
 
     Attributes:
         seed: the run's.
-        label_dropout: fraction of labels replaced by the null label; unused by an unconditional model.
+        label_dropout: fraction of labels replaced by the null label, or of vectors by the null condition; unused by an
+            unconditional model.
         levels: decisions per sample on dropping its label, see ``drop_labels``.
         precision: bfloat16 is autocast.
         batch_size: samples of a step, by which a position in the run says which step it is of.
@@ -114,16 +121,23 @@ class Objective:
         return draw(schedule, shape, self.seed, "train", [(position,) for position in positions], self.levels)
 
     def __call__(
-        self, denoiser: Denoiser, x0: Tensor, labels: Tensor, positions: Sequence[int], draws: Draws | None = None
+        self,
+        denoiser: Denoiser,
+        x0: Tensor,
+        labels: Tensor,
+        positions: Sequence[int],
+        draws: Draws | None = None,
+        null: Tensor | None = None,
     ) -> Losses:
         """Per-sample losses; every random number is keyed by (seed, position in the run).
 
         Args:
             denoiser: around the network in training.
             x0: [B, C, H, W] what the network is to generate, on the network's device.
-            labels: [B] int64; unused by an unconditional model.
+            labels: [B] int64, unused by an unconditional model; or vectors [B, ...] for a model of these.
             positions: [B] places in the run's stream of samples.
             draws: of these positions, on the network's device; drawn here if None.
+            null: of vectors, the null condition [...], e.g. that of the empty text; None drops none.
         """
         device = x0.device
         denoiser = dataclasses.replace(denoiser, schedule=denoiser.schedule.at_step(positions[0] // self.batch_size))
@@ -131,12 +145,16 @@ class Objective:
             drawn = self.draws(denoiser.schedule, x0.shape[1:], positions)
             draws = Draws(drawn.t.to(device), drawn.noise.to(device), drawn.uniform.to(device))
         with torch.autocast(device.type, dtype=torch.bfloat16, enabled=self.precision == "bfloat16"):
-            return self.losses(denoiser, x0, labels.to(device), draws)
+            return self.losses(denoiser, x0, labels.to(device), draws, None if null is None else null.to(device))
 
-    def losses(self, denoiser: Denoiser, x0: Tensor, labels: Tensor, draws: Draws) -> Losses:
+    def losses(
+        self, denoiser: Denoiser, x0: Tensor, labels: Tensor, draws: Draws, null: Tensor | None = None
+    ) -> Losses:
         """As the call, in the precision of the context; all on one device."""
         y = None
-        if denoiser.num_classes:
+        if labels.is_floating_point():
+            y = labels if null is None else drop_vectors(labels, null, self.label_dropout, draws.uniform)
+        elif denoiser.num_classes:
             y = labels
             if self.label_dropout:
                 assert denoiser.null_label is not None, "the run's rules refuse to drop labels without a null label"

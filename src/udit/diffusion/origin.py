@@ -56,3 +56,22 @@ def skipped(schedule: Schedule, times: Tensor, strength: float) -> int:
             "give a higher strength or more steps"
         )
     return above
+
+
+def check_images(images: Tensor, count: int, shape: tuple[int, int, int]) -> None:
+    """Refuses what a model cannot start from.
+
+    Args:
+        images: uint8 [N, C, H, W].
+        count: N.
+        shape: (C, H, W) of the images that it draws.
+
+    Raises:
+        UserError: they are of another number, type or shape.
+    """
+    if images.dtype != torch.uint8 or images.ndim != 4 or len(images) != count:
+        kind = str(images.dtype).removeprefix("torch.")
+        raise UserError(f"from_image is {kind} {list(images.shape)} for {count} seeds; give uint8 [{count}, C, H, W]")
+    if tuple(images.shape[1:]) != shape:
+        given, wanted = ("{} channels of {}x{}".format(*each) for each in (images.shape[1:], shape))
+        raise UserError(f"from_image has {given} pixels and the model draws {wanted}; crop and scale the images")

@@ -23,8 +23,8 @@ from udit.nn.init import Fill, constant, fill, gaussian
 from udit.ops.operator import NO_KERNELS
 
 SECOND_TIME: dict[str, Fill] = {
-    r"\.second\.contract\.|\.second\.expand\.bias$": constant(0.0),
-    r"\.second\.": gaussian(0.02),
+    r"\bsecond_time\.contract\.|\bsecond_time\.expand\.bias$": constant(0.0),
+    r"\bsecond_time\.": gaussian(0.02),
 }
 """How the second time's embedding begins: it adds nothing."""
 
@@ -139,15 +139,10 @@ def compile_options(model: nn.Module) -> dict[str, bool] | None:
     return {"combo_kernels": True} if any(x.is_cuda for x in model.parameters()) else None
 
 
-def compile_blocks(model: nn.Module, *, conditions: bool = False) -> nn.Module:
+def compile_blocks(model: nn.Module) -> nn.Module:
     """Compiles a network's repeated blocks in place, each shape once: seconds, where the whole network takes minutes.
 
     Activations are recomputed as ``checkpoint_activations`` says, which comes first.
-
-    Args:
-        model: a network of the catalogue.
-        conditions: compiles what depends on (t, y) alone as one graph too. On a GPU that saves hundreds of launches,
-            but not where FSDP gathers each block's weights for it.
 
     Returns:
         The network itself; its weights and their names stay as they are.
@@ -157,13 +152,11 @@ def compile_blocks(model: nn.Module, *, conditions: bool = False) -> nn.Module:
     ops.describe()  # tracing takes the kernels that are loaded
     # Blocks share their code: each shape of a block at each batch size is one compilation of it.
     dynamo.recompile_limit = max(dynamo.recompile_limit, 128)
-    options, whole = compile_options(model), cast(Any, model)
+    options = compile_options(model)
     selective = [m for m in model.modules() if isinstance(m, Checkpointing) and m.checkpointing == "selective"]
     recompute_in_graphs([block for module in selective for block in getattr(module, "blocks", ())])
     for module in selective:
         module.checkpointing = False  # hooks on saved tensors would break the graphs
-    if conditions and hasattr(whole, "condition"):
-        whole.condition = torch.compile(whole.condition, fullgraph=True, dynamic=False, options=options)
     for module in model.modules():
         for block in getattr(module, "blocks", ()):
             block.compile(fullgraph=True, dynamic=False, options=options)

@@ -33,6 +33,7 @@ from udit.models.papers import (
     MMDIT,
     MPDIT,
     PDE,
+    PLAYGROUND,
     REPA,
     SIT,
     SKIPDIT,
@@ -47,6 +48,7 @@ from udit.models.pde.config import PDEConfig
 from udit.models.repa.config import Projectors, REPAConfig
 from udit.models.skipdit.config import SkipDiTConfig
 from udit.models.udit.config import UDiTConfig
+from udit.models.udit_text.config import UDiTTextConfig
 from udit.models.udit_video.config import UDiTVideoConfig
 from udit.models.uvit.config import UViTConfig
 from udit.models.wan.config import WanConfig
@@ -277,6 +279,7 @@ CATALOG: dict[str, Entry] = {
     "U-ViT-H/4-512": _uvit(1152, 28, 16, "ImageNet 512 H/4", patch=4, input_size=64, final_conv=False),
     "U-ViT-S/2-text": _uvit(512, 12, 8, "MS-COCO S/2", **_TEXT),
     "U-ViT-S/2-text-deep": _uvit(512, 16, 8, "MS-COCO S/2 deep", **_TEXT),
+    **{f"U-DiT-text-{size}/2": Entry(config=UDiTTextConfig(**_ISOTROPIC[size]), about=PLAYGROUND) for size in "SBL"},
     "DiC-S": _dic(96, 6, 6, 5, 6, 6),
     "DiC-B": _dic(192, 6, 6, 5, 6, 6),
     "DiC-XL": _dic(384, 7, 7, 8, 7, 7),
@@ -345,6 +348,12 @@ CATALOG: dict[str, Entry] = {
     "Latte-tiny": Entry(config=LatteConfig(width=96, depth=6, heads=4, patch=1, frames=4, **_DIGITS), about=LATTE),
     "Wan-tiny": Entry(config=WanConfig(**_SMALL, frames=4, patch_frames=2, context=None, ffn=Mlp(ratio=2)), about=WAN),
     "U-ViT-tiny": Entry(config=UViTConfig(**_SMALL, shallow=1), about=UVIT),
+    "U-DiT-text-tiny": Entry(
+        config=UDiTTextConfig(
+            width=64, depth=4, heads=4, patch=1, in_channels=1, input_size=8, context=Context(tokens=16, width=32)
+        ),
+        about=PLAYGROUND,
+    ),
     "DiC-tiny": Entry(config=DiCConfig(width=16, depths=(2, 2, 2), **_DIGITS), about=DIC),
     "DiCo-tiny": Entry(config=DiCoConfig(width=16, depths=(2, 2, 2), **_DIGITS), about=DICO),
     "PDE-Transformer-tiny": Entry(

@@ -100,6 +100,11 @@ class ModelConfig(Spec):
         return () if self.num_classes else None
 
     @property
+    def readers(self) -> int:
+        """Layers of a language model that the network reads, one of them any number of times; 1 is the last layer."""
+        return 1
+
+    @property
     def native_diffusion(self) -> dict[str, Any]:
         """The noising process of the release's weights, as the keys of a run's ``diffusion`` section."""
         if self.reversed_flow:

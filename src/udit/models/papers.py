@@ -171,3 +171,12 @@ DIMSUM = About(
     "no effect) and the shared block's repeated adaLN are added; scans and wavelets are not in the MACs; the scan is "
     "checked against a sequential one; adaptive guidance is not implemented",
 )
+PLAYGROUND = About(
+    paper="2409.10695",
+    code="closed; no code or weights are public",
+    attention="image and text in one softmax, RoPE, normalised queries and keys; fewer keys in the middle",
+    ffn="GELU MLP",
+    skips="concatenated, first half to second, block by block",
+    exact="after Playground v3, of which too little is public to compare: sizes are ours, and so are the reducer of "
+    "keys and values and the join of skips; not exported",
+)

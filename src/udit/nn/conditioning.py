@@ -10,6 +10,7 @@ Axes: B batch, D width, F timestep features, M tokens.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import NamedTuple, Protocol, runtime_checkable
 
 import torch
@@ -112,6 +113,34 @@ def checked_vectors(y: Tensor | None, batch: int, spec: Context) -> Tensor:
     return y
 
 
+def mean_vector(y: Tensor) -> Tensor:
+    """[B, tokens, width] -> the mean [B, width] over tokens that there are."""
+    return y.sum(dim=1) / text_mask(y).sum(dim=1, keepdim=True).clamp(min=1)
+
+
+def text_mask(states: Tensor) -> Tensor:
+    """Which tokens there are: true where any channel [..., D] of a hidden state is not 0; padding is rows of zeros."""
+    return (states != 0).any(dim=-1)
+
+
+def checked_states(y: Tensor | None, shape: Sequence[int]) -> tuple[Tensor, Tensor]:
+    """A text's hidden states, and which of its tokens there are, bool [B, tokens].
+
+    Args:
+        y: float [B, layers, tokens, width], or None.
+        shape: what it has to be.
+
+    Raises:
+        UserError: it is missing or of another shape.
+    """
+    if y is None or list(y.shape) != list(shape) or not y.is_floating_point():
+        raise UserError(
+            f"y is {'missing' if y is None else list(y.shape)}; the model takes hidden states of texts, floats "
+            f"{list(shape)} (for no condition, those of the empty text)"
+        )
+    return y, text_mask(y[:, 0])
+
+
 class Conditioner(Protocol):
     """Time and condition in a backbone's own form."""
 
@@ -142,7 +171,7 @@ class TwoTimes(Protocol):
     is added; t [B] stands for r = t.
     """
 
-    second: SecondTime | None
+    second_time: SecondTime | None
 
     def take_second_time(self) -> None:
         """Adds the second time's embedding."""
@@ -166,7 +195,8 @@ def split_times(t: Tensor, second: SecondTime | None) -> tuple[Tensor, Tensor | 
 class VectorConditioner(nn.Module):
     """Embeds (t, y) into one vector [B, D]: timestep MLP plus y's part.
 
-    Of a class that is a row of a table, whose last row is the null class; of vectors, a projection of their mean.
+    Of a class that is a row of a table, whose last row is the null class; of vectors, a projection of the mean of those
+    that are not all 0.
     """
 
     def __init__(
@@ -181,7 +211,7 @@ class VectorConditioner(nn.Module):
         super().__init__()
         self.spec = context
         self.width, self.features = width, features
-        self.second: SecondTime | None = None
+        self.second_time: SecondTime | None = None
         self.null_label = num_classes if null_class else None
         self.time = nn.Sequential(nn.Linear(features, width), nn.SiLU(), nn.Linear(width, width))
         self.label = nn.Embedding(num_classes + null_class, width) if num_classes else None
@@ -189,11 +219,11 @@ class VectorConditioner(nn.Module):
 
     def take_second_time(self) -> None:
         """As ``TwoTimes``."""
-        self.second = SecondTime(self.features, self.width)
+        self.second_time = SecondTime(self.features, self.width)
 
     def forward(self, t: Tensor, y: Tensor | None = None) -> Tensor:
         """t [B], or [B, 2] as ``TwoTimes``, and y as ``embed`` -> [B, D]."""
-        t, second = split_times(t, self.second)
+        t, second = split_times(t, self.second_time)
         embedded = self.embed(t, y)
         return embedded if second is None else embedded + second
 
@@ -205,7 +235,7 @@ class VectorConditioner(nn.Module):
         """
         embedded = self.time(timestep_features(t, self.features).to(next(self.time.parameters()).dtype))
         if self.context is not None and self.spec is not None:
-            return embedded + self.context(checked_vectors(y, t.shape[0], self.spec).mean(dim=1).to(embedded.dtype))
+            return embedded + self.context(mean_vector(checked_vectors(y, t.shape[0], self.spec)).to(embedded.dtype))
         if self.label is None:
             refuse_labels(y)
             return embedded
@@ -222,18 +252,18 @@ class TokenConditioner(nn.Module):
         super().__init__()
         self.width = width
         self.spec = context
-        self.second: SecondTime | None = None
+        self.second_time: SecondTime | None = None
         self.null_label = num_classes if num_classes and null_class else None
         self.label = nn.Embedding(num_classes + null_class, width) if num_classes else None
         self.context = nn.Linear(context.width, width) if context else None
 
     def take_second_time(self) -> None:
         """As ``TwoTimes``."""
-        self.second = SecondTime(self.width, self.width)
+        self.second_time = SecondTime(self.width, self.width)
 
     def forward(self, t: Tensor, y: Tensor | None = None) -> Tensor:
         """t [B], or [B, 2] as ``TwoTimes``, and y as ``embed`` -> [B, M, D]; a second time is in the time's token."""
-        t, second = split_times(t, self.second)
+        t, second = split_times(t, self.second_time)
         embedded = self.embed(t, y)
         if second is None:
             return embedded

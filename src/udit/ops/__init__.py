@@ -4,7 +4,7 @@ One folder each: the public function, its reference in torch, and a module for e
 call the functions; ``operator.py`` chooses the implementation.
 """
 
-from udit.ops.attention import attend, dot_product_attention, grid_attention
+from udit.ops.attention import attend, dot_product_attention, grid_attention, rotate
 from udit.ops.convolution import convolve, convolve_image
 from udit.ops.depthwise_convolution import depthwise
 from udit.ops.gating import gated_sum
@@ -38,6 +38,7 @@ __all__ = [
     "recomputable",
     "recomputed_in_graphs",
     "recomputing",
+    "rotate",
     "selective_scan",
     "split_pixels",
     "to_first",

@@ -20,7 +20,7 @@ from udit.exporting import pipelines
 from udit.run.config import Run
 from udit.run.recipes import to_yaml
 from udit.run.system import SystemConfig
-from udit.store import FILES, card_title, card_usage
+from udit.store import FILES, card_title, card_usage, pipeline_tag
 
 CARD, GRID = "README.md", "samples.png"
 """Names in a repository."""
@@ -51,7 +51,7 @@ def card(config: SystemConfig, facts: Facts) -> str:
     front = {
         "library_name": "udit",
         "license": facts.license,
-        "pipeline_tag": "unconditional-image-generation",
+        "pipeline_tag": pipeline_tag(config),
         "tags": ["diffusion", config.model.family.lower()],
     }
     if (dataset := _on_the_hub(facts.run)) is not None:

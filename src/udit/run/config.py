@@ -17,6 +17,7 @@ from udit.optim.config import AdamWConfig, AnyOptimizer, AnySchedule, Betas, Con
 from udit.run.adapter_config import AdapterConfig
 from udit.spec.base import Seed, Spec, differing_keys, parse
 from udit.spec.words import Takes, shown
+from udit.text.config import TextConfig
 
 if TYPE_CHECKING:
     from udit.data.sources import Source
@@ -88,7 +89,8 @@ class TrainingConfig(Spec):
     adapter: AdapterConfig | None = None
     """Trains a low-rank adapter (LoRA) of the weights of ``init_from`` alone; None trains all weights."""
     label_dropout: Annotated[float, Field(ge=0, le=1)] = 0.1
-    """Share of labels replaced by the null label, for guidance; 0 by default where the model has none."""
+    """Share of labels replaced by the null label, for guidance; 0 by default where the model has none. Of a model that
+    takes texts, the share of captions replaced by the empty one."""
     independent_level_dropout: bool = False
     """Drops labels independently at every level of the U, as the U-DiT release does; off decides once per image."""
     posthoc_ema: PosthocConfig | None = None
@@ -204,6 +206,8 @@ class Run(Spec):
     """Converts images to what the network sees, and back."""
     latents: Annotated[Path, Takes("the folder of a latent cache")] | None = None
     """A latent cache that ``udit encode`` wrote with this data and codec; training reads it and decodes no image."""
+    text: TextConfig | None = None
+    """The language model whose hidden states of captions condition the model; None for labels or no condition."""
     init_from: str | None = None
     """A model folder, a run folder or a hub id with the initial weights; embeddings of new classes are initialised."""
     model: AnyModel
@@ -249,7 +253,7 @@ class Run(Spec):
 ROUNDING_ONLY = ("accumulation", "checkpoint_activations", "parallel", "shards")
 """Keys of ``training`` that change weights by rounding alone, so that a run may go on in less memory."""
 MAY_CHANGE = frozenset(
-    {"name", "out", "sampling", "evaluation", "latents", "data.verify"}
+    {"name", "out", "sampling", "evaluation", "latents", "data.verify", "text.source", "text.revision"}
     | {f"data.{key}" for key in ("root", "test_root", "labels")}
     | {f"training.{key}" for key in ("steps", "log_every", "save_every", "sample_every", "check_every")}
     | {f"training.{key}" for key in ("keep", "workers", "device", "timeout")}

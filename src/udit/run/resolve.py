@@ -25,6 +25,7 @@ from udit.run.rules import check
 from udit.run.start import follow_start, trained_on
 from udit.spec.base import Spec, parse, parse_kind
 from udit.spec.words import shown
+from udit.text.config import TextConfig
 
 log = logging.getLogger(__name__)
 
@@ -207,6 +208,18 @@ def codec(draft: Draft) -> None:
     draft.seen = found.seen(draft.images)
 
 
+def language_model(draft: Draft) -> None:
+    """With ``text``: what the language model's files decide of it."""
+    if (section := _keys(draft.values.get("text"))) == {}:
+        return
+    from udit.text.files import complete
+
+    if draft.said is not None and draft.says("text", "source"):  # what a recipe says of its own gives way
+        own = {"revision", "width", "depth", "sha256"}
+        section = {key: value for key, value in section.items() if key not in own or draft.says("text", key)}
+    draft.values["text"] = complete(parse(TextConfig, section, where="text"))
+
+
 def model(draft: Draft) -> None:
     """The model's config; channels, size and classes are those of the data where they are not given."""
     section, seen = draft.values.get("model"), draft.seen
@@ -223,6 +236,8 @@ def model(draft: Draft) -> None:
         boundary["num_classes"] = len(seen.id2label)
     elif not seen.labelled:
         boundary["num_classes"] = 0
+    if (text := draft.values.get("text")) is not None and "context" in _fields(section):
+        boundary |= {"num_classes": 0, "context": {"tokens": text.tokens, "width": text.width}}
     if draft.names("latents"):
         section = _boundary_giving_way(draft, section, boundary)
     if not draft.values["diffusion"].learns_variance:
@@ -230,6 +245,10 @@ def model(draft: Draft) -> None:
     if draft.values["diffusion"].two_times:
         boundary |= {"second_time": True, "time": "unit"}  # an index's features are steeper, and so are derivatives
     draft.values["model"] = model_from(boundary | section)
+    if text is not None:
+        from udit.text.files import with_layers
+
+        draft.values["text"] = with_layers(text, draft.values["model"].readers)
 
 
 def _fields(section: Mapping[str, Any]) -> Collection[str]:
@@ -267,14 +286,14 @@ def sampler(draft: Draft) -> None:
 
 def label_dropout(draft: Draft) -> None:
     """Labels are not dropped by default where the model has no null label."""
-    if draft.values["model"].null_label is None:
+    if draft.values["model"].null_label is None and draft.values.get("text") is None:
         _default(draft, "training", "label_dropout", 0.0)
 
 
 def without_labels(draft: Draft) -> None:
     """Of images without labels a model is unconditional, and a recipe's guidance gives way, as there is none."""
     assert draft.seen is not None
-    if draft.seen.labelled or draft.values["model"].num_classes:
+    if draft.seen.labelled or draft.values["model"].num_classes or draft.values.get("text") is not None:
         return
     sampling = _keys(draft.values.get("sampling"))
     told = "the images have no labels, as they lie in no class folders: the model is unconditional"
@@ -295,6 +314,7 @@ STEPS: tuple[Step, ...] = (
     data_set,
     noising_process,
     codec,  # needs the images
+    language_model,  # before the model, whose context it decides
     model,  # needs what the codec makes of them, and the process
     time_shift,  # needs the model's size
     class_names,  # needs the model's number of classes

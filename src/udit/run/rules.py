@@ -8,6 +8,22 @@ from udit.data.codec_config import VAECodec
 from udit.data.config import DataInfo
 from udit.errors import UserError
 from udit.run.config import Run
+from udit.run.method_rules import (
+    adapter_has_no_other_average,
+    adapter_is_of_whole_weights,
+    forward_derivatives_are_not_compiled,
+    forward_derivatives_are_of_whole_weights,
+    forward_derivatives_have_no_dropout,
+    learned_guidance_needs_a_null_label,
+    mean_flow_starts_at_pure_noise,
+    second_time_is_trained,
+)
+from udit.run.text_rules import (
+    context_is_the_language_model_s,
+    texts_are_captions,
+    texts_are_for_a_model_that_takes_them,
+    vectors_are_those_of_texts,
+)
 
 Rule = Callable[[Run, DataInfo], str | None]
 """(run, what the network sees of an image) -> what is wrong, None where nothing is."""
@@ -105,6 +121,13 @@ def condition_is_of_pixels(run: Run, seen: DataInfo) -> str | None:
     )
 
 
+def condition_is_of_images(run: Run, seen: DataInfo) -> str | None:
+    """Clips have no condition beside them."""
+    if run.data.condition is None or run.model.clip_frames is None:
+        return None
+    return f"data.condition is for images and {run.model.family} draws clips; leave data.condition out"
+
+
 def previous_state_is_of_fields(run: Run, seen: DataInfo) -> str | None:
     """Only fields have an order in time."""
     if run.data.condition is None or run.data.condition.kind != "previous" or run.data.kind == "fields":
@@ -145,7 +168,7 @@ def all_classes_have_a_label(run: Run, seen: DataInfo) -> str | None:
 
 def guidance_needs_a_null_label(run: Run, seen: DataInfo) -> str | None:
     """Guidance compares with the null label's prediction."""
-    if run.model.null_label is not None or run.sampling.guidance == 1:
+    if run.model.null_label is not None or run.text is not None or run.sampling.guidance == 1:
         return None
     return (
         f"sampling.guidance is {run.sampling.guidance:g} and the model has no null label to compare with; set "
@@ -198,13 +221,6 @@ def caching_needs_the_usual_direction(run: Run, seen: DataInfo) -> str | None:
         f"sampling.cache is {run.sampling.cache} and {run.model.family} counts time from noise to data (reversed "
         "flow), so that its last steps cannot be recognised by a time near 0; set it to 1, or give sampling.refresh"
     )
-
-
-def data_gives_labels(run: Run, seen: DataInfo) -> str | None:
-    """Data sets have labels, and no vectors for a model with ``context``."""
-    if not run.model.condition_shape:
-        return None
-    return "model.context takes vectors and the data gives labels; leave context out"
 
 
 def reversed_flow_is_trained_as_flow(run: Run, seen: DataInfo) -> str | None:
@@ -343,87 +359,6 @@ def schedule_free_divides_by_its_momentum(run: Run, seen: DataInfo) -> str | Non
     )
 
 
-def second_time_is_trained(run: Run, seen: DataInfo) -> str | None:
-    """A second time is for a process that has one, and the other way round."""
-    if run.model.second_time == run.diffusion.two_times:
-        return None
-    if run.diffusion.two_times:
-        return "model.second_time is false and MeanFlow learns an average between two times; leave second_time out"
-    return (
-        f"model.second_time is true and {run.diffusion.title} has one time, so that nothing would train the second; "
-        "leave it out, or set diffusion.kind=mean-flow"
-    )
-
-
-def mean_flow_starts_at_pure_noise(run: Run, seen: DataInfo) -> str | None:
-    """An average from pure noise needs a time that is finite there."""
-    if not run.diffusion.two_times or run.model.time != "sigma":
-        return None
-    return (
-        f"diffusion.kind is {run.diffusion.kind} and {run.model.family} gets the ratio of noise to signal, which is "
-        "infinite at pure noise, where its one step begins; choose a model of another time"
-    )
-
-
-def forward_derivatives_have_no_dropout(run: Run, seen: DataInfo) -> str | None:
-    """Only some samples of a batch are differentiated, and dropout's masks are of whole batches."""
-    dropout = [key for key in type(run.model).model_fields if "drop" in key and getattr(run.model, key)]
-    if not run.diffusion.two_times or not dropout:
-        return None
-    return (
-        f"model.{dropout[0]} is {getattr(run.model, dropout[0]):g} and MeanFlow compares a network with its own "
-        f"derivative, which other masks would change; set model.{dropout[0]}=0"
-    )
-
-
-def forward_derivatives_are_not_compiled(run: Run, seen: DataInfo) -> str | None:
-    """torch refuses compiled functions within its function transforms."""
-    if not run.diffusion.two_times or not run.training.compile:
-        return None
-    return (
-        "training.compile is true and MeanFlow takes forward derivatives, which torch does not compile; set "
-        "training.compile=false"
-    )
-
-
-def learned_guidance_needs_a_null_label(run: Run, seen: DataInfo) -> str | None:
-    """Guidance that is learned compares with the null label's velocity, which dropped labels teach."""
-    guidance = getattr(run.diffusion, "guidance", 1.0)
-    if guidance == 1 or (run.model.null_label is not None and run.training.label_dropout):
-        return None
-    return (
-        f"diffusion.guidance is {guidance:g} and the null label that it compares with is not trained (no classes, no "
-        "null label, or training.label_dropout=0); set diffusion.guidance=1"
-    )
-
-
-def forward_derivatives_are_of_whole_weights(run: Run, seen: DataInfo) -> str | None:
-    """FSDP gathers weights by hooks, which torch's function transforms do not pass through."""
-    if not run.diffusion.two_times or run.training.parallel != "fsdp":
-        return None
-    return (
-        "training.parallel is fsdp and MeanFlow takes forward derivatives, which need whole weights; set "
-        "training.parallel=ddp"
-    )
-
-
-def adapter_is_of_whole_weights(run: Run, seen: DataInfo) -> str | None:
-    """What an adapter trains is small; there is nothing to split."""
-    if run.training.adapter is None or run.training.parallel != "fsdp":
-        return None
-    return (
-        "training.parallel is fsdp, which splits weights and their optimiser state, and training.adapter trains few; "
-        "set training.parallel=ddp"
-    )
-
-
-def adapter_has_no_other_average(run: Run, seen: DataInfo) -> str | None:
-    """Post-hoc EMAs are of whole networks."""
-    if run.training.adapter is None or run.training.posthoc_ema is None:
-        return None
-    return "training.posthoc_ema averages all weights and training.adapter trains few of them; leave posthoc_ema out"
-
-
 RULES: tuple[Rule, ...] = (
     clips_are_for_networks_of_clips,
     input_size_is_that_of_the_data,
@@ -432,6 +367,7 @@ RULES: tuple[Rule, ...] = (
     channels_are_those_of_the_data,
     codec_is_the_data_s,
     condition_is_of_pixels,
+    condition_is_of_images,
     previous_state_is_of_fields,
     condition_channels_are_the_condition_s,
     classes_need_labels,
@@ -442,7 +378,10 @@ RULES: tuple[Rule, ...] = (
     guided_channels_are_predicted,
     variance_is_the_process_s,
     caching_needs_the_usual_direction,
-    data_gives_labels,
+    vectors_are_those_of_texts,
+    texts_are_for_a_model_that_takes_them,
+    texts_are_captions,
+    context_is_the_language_model_s,
     reversed_flow_is_trained_as_flow,
     reversed_flow_predicts_velocity_or_data,
     ratio_of_noise_is_finite,

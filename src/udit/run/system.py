@@ -12,6 +12,7 @@ from udit.diffusion.config import DDPMConfig, DiffusionConfig, SamplingConfig
 from udit.run.classes import Classes
 from udit.run.config import AnyModel, Run
 from udit.spec.base import Spec
+from udit.text.config import TextConfig
 
 EXPORTED = "export.json"
 """The file that marks a folder as an exported graph, which holds its own weights (``exporting``)."""
@@ -26,6 +27,8 @@ class SystemConfig(Spec):
     sampling: SamplingConfig = SamplingConfig()
     codec: AnyCodec = IdentityCodec()
     """Converts what the model generates to pixels."""
+    text: TextConfig | None = None
+    """The language model that makes conditions of prompts; None for a model that takes none."""
     condition: AnyCondition = None
     """Makes what the network sees beside the noisy image of a whole one."""
     id2label: tuple[str, ...] = ()
@@ -46,6 +49,7 @@ class SystemConfig(Spec):
             diffusion=run.diffusion,
             sampling=run.sampling,
             codec=run.codec,
+            text=run.text,
             condition=run.data.condition,
             id2label=run.id2label,
             steps=steps,

@@ -75,8 +75,9 @@ def opened(source: Source) -> tuple[System, dict[str, Any]]:
     Raises:
         UserError: there is no such model, or it takes vectors.
     """
-    from udit.generation import generate, qualities
+    from udit.generation import generate
     from udit.store import load, save
+    from udit.tuning.levels import qualities
 
     place, weights, training = source.model, source.weights, None
     if source.copy and Path(source.copy).is_dir():

@@ -80,6 +80,7 @@ def chosen(config: AlignConfig, model: ModelConfig) -> tuple[Block, int]:
     Raises:
         UserError: the network has fewer blocks, or says itself what it aligns.
     """
+    model.refuse_clips("training.align")
     blocks, after = blocks_of(model), config.after_block
     if model.aligned_widths is not None:
         for key in ("after_block", "hidden"):

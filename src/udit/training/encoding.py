@@ -12,6 +12,7 @@ from udit.data.encode import Teacher, plan_of, write_cache
 from udit.errors import UserError, require_type
 from udit.progress import progress_bar, progress_shown
 from udit.run.config import Run
+from udit.training.texts import FOLDER, texts_of
 
 LatentType = Literal["float16", "float32"]
 """Of a VAE's latents on disk."""
@@ -33,6 +34,8 @@ class EncodedCache:
     shards: int
     bytes: int
     """Of all shards."""
+    texts: int = 0
+    """Distinct captions whose hidden states are there, the empty one among them; 0 for a run without texts."""
     teacher: str | None = None
     """The vision model whose features are there too."""
 
@@ -51,6 +54,8 @@ def encode(
     progress: bool = True,
 ) -> EncodedCache:
     """Encodes every image of a run once and caches what its codec made of them; training then decodes no image.
+
+    Of a run whose model takes texts, the hidden states of all captions are cached too, of the layers that it reads.
 
     Called again with the same arguments, it keeps the shards that are whole and writes the others; the bytes are the
     same on any number of ranks.
@@ -100,6 +105,7 @@ def encode(
             manifest = write_cache(
                 root, plan, source, codec, world, teacher=teacher, batch_size=batch_size, on_images=bar.update
             )
+        texts = texts_of(run, source, world, root / FOLDER, progress)
     return EncodedCache(
         root=root,
         images=plan.count,
@@ -108,5 +114,6 @@ def encode(
         dtype=plan.dtype,
         shards=len(manifest.shards),
         bytes=sum(facts.bytes for facts in manifest.shards),
+        texts=len(texts.places) if texts else 0,
         teacher=None if teacher is None else teacher.facts.name,
     )

@@ -218,9 +218,10 @@ class RunFiles:
         self._trackers.open(step - 1)
         run, system = self.run, self._system(step, averaged)
         with by_product(f"the sample grid of step {step}"):
+            prompts = preview.some_prompts(self.source, self.parts, run.seed) if run.text else ()
             path = run.out / "samples" / f"step-{step:08d}.png"
             condition = preview.some_condition(system, self.source, self.parts, run.seed)
-            images = preview.save_grid(system, path, run.seed, condition)
+            images = preview.save_grid(system, path, run.seed, condition, prompts)
             self._trackers.image(step, path)
             excess = preview.patch_grid(images, system, self.source, self.parts.train, run.seed)
         with by_product(f"the validation loss of step {step}"):
@@ -278,7 +279,9 @@ class RunFiles:
         assert averaged is not None, "rank 0 has the averaged weights"
         codec = self.learner.codec
         config = SystemConfig.of(self.run, step).replace(codec=codec.config)
-        return System(config, averaged.to(self.learner.world.device), codec)
+        texts = self.learner.texts
+        encoder = None if texts is None else texts.of
+        return System(config, averaged.to(self.learner.world.device), codec, text_encoder=encoder)
 
     def close(self) -> None:
         """Closes the logs and frees the lock."""

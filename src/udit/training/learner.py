@@ -26,6 +26,7 @@ from udit.nn.dropout import keys_of, name_layers, using_keys
 from udit.optim.groups import choices_of
 from udit.run.config import Run
 from udit.run.system import SystemConfig
+from udit.text.cache import Texts
 from udit.training.alarms import Bounds
 from udit.training.align import alignment_of
 from udit.training.ema import EMA, decay_at
@@ -48,13 +49,13 @@ class Learner:
     With DDP rank 0 alone has averages; with FSDP every rank has a part of everything.
     """
 
-    def __init__(self, run: Run, world: World) -> None:
-        """Builds everything with the weights of step 0; ``share`` comes before the first step."""
+    def __init__(self, run: Run, world: World, texts: Texts | None = None) -> None:
+        """Builds everything with the weights of step 0; ``texts`` are the captions' conditions, of a model of texts."""
         device = world.device
         run = decided(run, device)
         config = run.training
         set_up(config, device)
-        self.run, self.world = run, world
+        self.run, self.world, self.texts = run, world, texts
         self.codec = run.codec.build()
         self.objective = objective_of(run)
         self.condition = run.data.condition.build() if run.data.condition else None
@@ -69,7 +70,7 @@ class Learner:
         posthoc = config.posthoc_ema if self.parallel.averages else None
         self.posthoc = PowerAverages(self.model, posthoc) if posthoc else None
         if config.compile:
-            compile_blocks(self.model, conditions=device.type == "cuda" and not self.parallel.splits)
+            compile_blocks(self.model)
         self.alignment = alignment_of(run, self.model)
         joined = self.alignment.joined if self.alignment else self.model
         self.network = self.parallel.network(joined)
@@ -227,8 +228,9 @@ class Learner:
             before = None if batch.before is None else self.codec.normalise(batch.before)
             beside = self.condition(x0, before, [(self.run.seed, position) for position in batch.positions])
             denoiser = denoiser.with_network(lambda network: Beside(network, beside))
+        y, null = (self.texts.of(batch.texts), self.texts.null) if self.texts else (batch.y, None)
         with using_keys(keys) if self.drops else contextlib.nullcontext(), residual_stream(self.stream):
-            losses = self.objective(denoiser, x0, batch.y, batch.positions, draws)
+            losses = self.objective(denoiser, x0, y, batch.positions, draws, null)
         if self.alignment is None:
             return losses
         assert batch.features is not None, "batches of a run that aligns"

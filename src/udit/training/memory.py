@@ -119,7 +119,8 @@ def _counted(run: Run, ranks: int, batch: int, device: str) -> Memory:
         if run.model.condition_channels:
             beside = torch.empty(batch, run.model.condition_channels, *size)
             denoiser = denoiser.with_network(lambda network: Beside(network, beside))
-        y = torch.zeros(batch, dtype=torch.int64)
+        shape = run.model.condition_shape
+        y = torch.zeros(batch, *shape) if shape else torch.zeros(batch, dtype=torch.int64)
         there = [*whole.parameters(), *model.buffers(), x0, y]
         parameters = [p for p in whole.parameters() if p.requires_grad]
         optimizer = config.optimizer.build(model, choices_of(model), config.betas).bytes

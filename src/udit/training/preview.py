@@ -16,11 +16,12 @@ from udit.assemble import System, denoiser_of
 from udit.clips import film
 from udit.data.batches import states_before
 from udit.data.buckets import grouped, of_first_shape
+from udit.data.captions import captions_of
 from udit.data.sources import Labels, Parts, RawSource, Source
 from udit.diffusion.beside import Beside
 from udit.diffusion.objective import draw
 from udit.files import whole_file
-from udit.images import grid, save_png, shown
+from udit.images import PROMPT_SIDE, grid, save_png, shown
 from udit.training.alarms import grid_excess
 
 GRID_ROWS = 4
@@ -31,7 +32,9 @@ VALIDATION_SIZE = 256
 """Most held-out images that a validation loss uses."""
 
 
-def save_grid(system: System, path: Path, seed: int, condition: Tensor | None = None) -> Tensor:
+def save_grid(
+    system: System, path: Path, seed: int, condition: Tensor | None = None, prompts: Sequence[str] = ()
+) -> Tensor:
     """Samples a grid: one column per class, ten at most (eight for an unconditional model), four seeds per column.
 
     Of clips, eight rows of frames: of the first eight classes.
@@ -41,10 +44,20 @@ def save_grid(system: System, path: Path, seed: int, condition: Tensor | None = 
         path: of the PNG.
         seed: of the run; image i of the grid has the same seed and label at every step.
         condition: of ``some_condition``, where the network sees one.
+        prompts: for a model that takes texts, one a column; the empty one if there are none.
 
     Returns:
         The images, uint8 [N, C, H, W]; of fields, as they are shown; of clips their frames.
     """
+    if system.config.text is not None:
+        prompts = prompts or [""]
+        columns = len(prompts)
+        each = [prompts[i % columns] for i in range(columns * GRID_ROWS)]
+        seeds = [seed + i for i in range(columns * GRID_ROWS)]
+        images = torch.cat(list(system.generate(seeds, prompts=each)))
+        settings = {"seeds": seeds, "prompts": each, "sampling": system.config.sampling.model_dump(mode="json")}
+        save_png(grid(images, each, columns, side=PROMPT_SIDE), path, settings)
+        return images
     columns = columns_of(system)
     labels = [i % columns for i in range(columns * GRID_ROWS)] if system.config.classes.trained else None
     seeds = [seed + i for i in range(columns * GRID_ROWS)]
@@ -88,6 +101,16 @@ def patch_grid(images: Tensor, system: System, source: Source, part: Labels, see
         if drawn is not None and usual is not None:
             found.append(drawn - usual)
     return max(found, default=None)
+
+
+def some_prompts(source: Source, parts: Parts, seed: int, count: int = 8) -> list[str]:
+    """Captions for a sample grid: those of some held-out images, or of training images where none are held out."""
+    captions = captions_of(source)
+    if captions is None:
+        return []
+    part = parts.test if len(parts.test) else parts.train
+    found = [captions.chosen(int(i), rng.key(seed, "preview", int(i))) for i in spread(part, 4 * count, seed)]
+    return list(dict.fromkeys(found))[:count]
 
 
 def columns_of(system: System) -> int:
@@ -148,7 +171,8 @@ def validation_loss(system: System, source: Source, part: Labels, seed: int, bat
         x = torch.stack([torch.from_numpy(source.image(i).copy()) for i in ids]).to(device)
         x0 = system.codec.normalise(x if isinstance(source, RawSource) else system.codec.raw(x))
         draws = draw(denoiser.schedule, x0.shape[1:], 0, "validation", [(int(k),) for k in places])
-        y = torch.tensor([int(source.labels[i]) for i in ids]).to(device) if system.config.model.num_classes else None
+        y = _conditions(system, source, ids, seed)
+        y = None if y is None else y.to(device)
         asked = denoiser
         if system.config.condition is not None:
             beside = condition_of(system, source, ids, places.tolist()).to(device)
@@ -156,6 +180,14 @@ def validation_loss(system: System, source: Source, part: Labels, seed: int, bat
         losses = denoiser.schedule.loss(asked, x0, draws.t.to(device), draws.noise.to(device), y)
         total += float(losses.loss.double().sum())
     return total / len(part)
+
+
+def _conditions(system: System, source: Source, ids: Sequence[int], seed: int) -> Tensor | None:
+    """What the model takes of images, on the CPU: labels, or the conditions of one caption each."""
+    captions = captions_of(source)
+    if system.config.text is not None and captions is not None:
+        return system.conditions_of([captions.chosen(i, rng.key(seed, "preview", i)) for i in ids])
+    return torch.tensor([int(source.labels[i]) for i in ids]) if system.config.model.num_classes else None
 
 
 def save_curve(metrics: Path, path: Path) -> None:

@@ -27,6 +27,7 @@ from udit.training.records import Outcome, StepRecord, StepReport, Timing
 from udit.training.saving import ShardedSaves
 from udit.training.signals import StopFlag
 from udit.training.source import verified_source
+from udit.training.texts import texts_of
 
 log = logging.getLogger(__name__)
 P = ParamSpec("P")
@@ -83,6 +84,7 @@ class Trainer:
         self.source = source or verified_source(run)
         self.parts = parts_of(self.source, run.data)
         self.world.on_main(check_memory, run, self.world.size, self.world.device, dist.launched_here())
+        self.texts = texts_of(run, self.source, self.world)
         self.learner = self._new_learner()
         self.outcome = Outcome(step=0, finished=False, out=run.out)
         """How far the training has come; changes with every step."""
@@ -94,7 +96,7 @@ class Trainer:
 
     def _new_learner(self) -> Learner:
         with self.world.together(), memory_errors_as_run_errors(self.run):
-            return Learner(self.run, self.world)
+            return Learner(self.run, self.world, self.texts)
 
     def train(self, *, progress: bool = True, stop: StopFlag | None = None) -> Outcome:
         """Takes all steps that are left; see ``train``, the function.

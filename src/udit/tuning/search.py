@@ -80,7 +80,8 @@ class Scorer:
             UserError: a model without classes, or too few images to train the judge.
         """
         if not run.model.num_classes:
-            raise UserError("class agreement needs labels and this model is unconditional; tune one with classes")
+            kind = "takes texts" if run.text else "is unconditional"
+            raise UserError(f"class agreement needs labels and this model {kind}; tune one with classes")
         source = run.data.scored().build()
         parts = parts_of(source, run.data)
         require_scorable(source.labels, parts)

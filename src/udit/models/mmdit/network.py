@@ -18,7 +18,7 @@ from udit.errors import UserError
 from udit.models.mmdit.config import MMDiTConfig
 from udit.nn import init
 from udit.nn.blocks import module_list, run
-from udit.nn.conditioning import Modulation, label_rows, refuse_labels, timestep_features
+from udit.nn.conditioning import Modulation, SecondTime, label_rows, refuse_labels, split_times, timestep_features
 from udit.nn.hourglass import ScaledNorm
 from udit.nn.tokens import patchify, sincos_positions, unpatchify
 
@@ -191,7 +191,7 @@ class MMDiT(nn.Module):
         super().__init__()
         self.config = config
         width, (_, text_width, pooled) = config.width, config.texts
-        self.embed = nn.Linear(config.in_channels * config.patch**2, width)
+        self.embed = nn.Linear(config.input_channels * config.patch**2, width)
         self.time = nn.Sequential(nn.Linear(FEATURES, width), nn.SiLU(), nn.Linear(width, width))
         self.pooled = nn.Sequential(nn.Linear(pooled, width), nn.SiLU(), nn.Linear(width, width))
         self.texts = Texts(config)
@@ -199,7 +199,12 @@ class MMDiT(nn.Module):
         self.blocks = module_list(Block(config, index) for index in range(config.depth))
         self.out_modulation = nn.Linear(width, 2 * width)
         self.out = nn.Linear(width, config.patch**2 * config.out_channels)
+        self.second_time: SecondTime | None = None
         self.checkpointing = False
+
+    def take_second_time(self) -> None:
+        """As ``TwoTimes``."""
+        self.second_time = SecondTime(FEATURES, self.config.width)
 
     def forward(self, x: Tensor, t: Tensor, y: Tensor | None = None) -> Tensor:
         """x [B, C, H, W], t [B] in ``config.time`` units, y as the class says -> [B, out_channels, H, W]."""
@@ -211,8 +216,10 @@ class MMDiT(nn.Module):
     def condition(self, t: Tensor, y: Tensor | None = None) -> Conditions:
         """Everything that (t, y) decide."""
         dtype = self.embed.weight.dtype
+        t, second = split_times(t, self.second_time)
         tokens, pooled = self.texts(t, y)
         vector = self.time(timestep_features(t, FEATURES).to(dtype)) + self.pooled(pooled.to(dtype))
+        vector = vector if second is None else vector + second
         cond = F.silu(vector)
         scale, shift = self.out_modulation(cond)[:, None, None].chunk(2, dim=-1)
         blocks = [block.condition(cond) for block in self.blocks]

@@ -83,18 +83,18 @@ class SpectralTime(nn.Module):
     def __init__(self, width: int) -> None:
         super().__init__()
         self.width = width
-        self.second: SecondTime | None = None
+        self.second_time: SecondTime | None = None
         self.lift = nn.Linear(1, CHANNELS)
         self.layers = module_list(SpectralLayer() for _ in range(LAYERS))
         self.project = nn.Linear(CHANNELS, width)
 
     def take_second_time(self) -> None:
         """As ``TwoTimes``."""
-        self.second = SecondTime(256, self.width)
+        self.second_time = SecondTime(256, self.width)
 
     def forward(self, t: Tensor) -> Tensor:
         """t [B], or [B, 2] as ``TwoTimes`` -> [B, D]."""
-        t, second = split_times(t, self.second)
+        t, second = split_times(t, self.second_time)
         embedded = self.embed(t)
         return embedded if second is None else embedded + second
 

@@ -20,9 +20,11 @@ from udit.nn.blocks import module_list, run
 from udit.nn.clips import patchify_clips, unpatchify_clips
 from udit.nn.conditioning import (
     Modulation,
+    SecondTime,
     checked_vectors,
     label_rows,
     refuse_labels,
+    split_times,
     timestep_features,
 )
 from udit.nn.hourglass import ScaledNorm
@@ -110,7 +112,12 @@ class Wan(nn.Module):
         self.blocks = module_list(Block(config) for _ in range(config.depth))
         self.out_table = nn.Parameter(torch.empty(2, width))
         self.out = nn.Linear(width, volume * config.out_channels)
+        self.second_time: SecondTime | None = None
         self.checkpointing = False
+
+    def take_second_time(self) -> None:
+        """As ``TwoTimes``."""
+        self.second_time = SecondTime(FEATURES, self.config.width)
 
     def forward(self, x: Tensor, t: Tensor, y: Tensor | None = None) -> Tensor:
         """x [B, C, F, H, W], t [B] in ``config.time`` units, y as the class says -> [B, out_channels, F, H, W]."""
@@ -121,7 +128,9 @@ class Wan(nn.Module):
 
     def condition(self, t: Tensor, y: Tensor | None = None) -> Conditions:
         """Everything that (t, y) decide."""
+        t, second = split_times(t, self.second_time)
         embedded = self.time(timestep_features(t, FEATURES).to(self.out_table.dtype))
+        embedded = embedded if second is None else embedded + second
         shared = self.modulation(F.silu(embedded)).unflatten(-1, (6, -1))
         shift, scale = (self.out_table + embedded[:, None])[:, None, None].unbind(3)
         return Conditions([block.condition(shared) for block in self.blocks], self.text(t, y), (shift, scale))

@@ -1,0 +1,1 @@
+"""Texts as conditions: the hidden states of a frozen language model."""
