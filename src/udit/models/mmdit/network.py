@@ -191,7 +191,7 @@ class MMDiT(nn.Module):
         super().__init__()
         self.config = config
         width, (_, text_width, pooled) = config.width, config.texts
-        self.embed = nn.Linear(config.in_channels * config.patch**2, width)
+        self.embed = nn.Linear(config.input_channels * config.patch**2, width)
         self.time = nn.Sequential(nn.Linear(FEATURES, width), nn.SiLU(), nn.Linear(width, width))
         self.pooled = nn.Sequential(nn.Linear(pooled, width), nn.SiLU(), nn.Linear(width, width))
         self.texts = Texts(config)

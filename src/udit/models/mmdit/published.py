@@ -24,7 +24,7 @@ def _rows(config: MMDiTConfig) -> Iterator[Row]:
     positions = centred(side, side, config.base_side)
     table = Fixed(lambda: sincos_positions(positions, positions, d), parameter=False)
     yield "pos_embed.pos_embed", table, (1, side**2, d)
-    yield from both("pos_embed.proj", "embed", (d, config.in_channels, patch, patch))
+    yield from both("pos_embed.proj", "embed", (d, config.input_channels, patch, patch))
     for key, name, inputs in (("timestep", "time", FEATURES), ("text", "pooled", pooled)):
         yield from both(f"time_text_embed.{key}_embedder.linear_1", f"{name}.0", (d, inputs))
         yield from both(f"time_text_embed.{key}_embedder.linear_2", f"{name}.2", (d, d))
