@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 
@@ -96,7 +96,7 @@ class ClipFolder:
         if any(path.suffix.lower() == ".mp4" for path in self.paths):
             require_av()
         self.labels = np.repeat(np.arange(len(classes)), [len(clips) for clips in classes.values()])
-        self.names = [path.relative_to(self.root).as_posix() for path in self.paths]
+        self.names: Sequence[str] = [path.relative_to(self.root).as_posix() for path in self.paths]
         self.held_out = np.empty(0, np.int64)
         digest = hashlib.sha256(f"{data.frames} {data.every} {data.size} {data.channels}\n".encode())
         for name, path in zip(self.names, self.paths, strict=True):

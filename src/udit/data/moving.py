@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import itertools
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -39,7 +40,7 @@ class MovingDigits:
         self.digits = source.pixels[:, 0]
         self.of_class = [np.flatnonzero(source.labels == digit) for digit in range(10)]
         self.labels = np.arange(data.clips) % len(PAIRS)
-        self.names = [f"clip {i}" for i in range(data.clips)]
+        self.names: Sequence[str] = [f"clip {i}" for i in range(data.clips)]
         self.held_out = np.empty(0, np.int64)
         said = f"moving-digits 1 {data.clips} {data.frames} {data.size} {data.seed} {source.fingerprint}"
         self.fingerprint = hashlib.sha256(said.encode()).hexdigest()

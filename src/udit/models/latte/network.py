@@ -43,7 +43,7 @@ class Latte(nn.Module):
         super().__init__()
         self.config = config
         width, area = config.width, config.patch**2
-        self.embed = nn.Linear(config.in_channels * area, width)
+        self.embed = nn.Linear(config.input_channels * area, width)
         self.conditioner = VectorConditioner(width, config.num_classes)
         self.blocks = module_list(
             ClipBlock(width, config.heads, config.ffn.build(width), along_time=index % 2 == 1)

@@ -104,7 +104,7 @@ class Wan(nn.Module):
         super().__init__()
         self.config = config
         width, volume = config.width, config.patch**2 * config.patch_frames
-        self.embed = nn.Linear(config.in_channels * volume, width)
+        self.embed = nn.Linear(config.input_channels * volume, width)
         self.time = nn.Sequential(nn.Linear(FEATURES, width), nn.SiLU(), nn.Linear(width, width))
         self.modulation = nn.Linear(width, 6 * width)
         self.label = None if config.context else nn.Embedding(config.num_classes + 1, width)

@@ -20,7 +20,7 @@ def key_map(config: WanConfig) -> Keys:
 def _rows(config: WanConfig) -> Iterator[Row]:
     d, p, q = config.width, config.patch, config.patch_frames
     yield "scale_shift_table", "out_table", (1, 2, d)
-    yield from both("patch_embedding", "embed", (d, config.in_channels, q, p, p))
+    yield from both("patch_embedding", "embed", (d, config.input_channels, q, p, p))
     embedder = "condition_embedder"
     yield from both(f"{embedder}.time_embedder.linear_1", "time.0", (d, FEATURES))
     yield from both(f"{embedder}.time_embedder.linear_2", "time.2", (d, d))
