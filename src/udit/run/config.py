@@ -106,7 +106,7 @@ class TrainingConfig(Spec):
     checkpoint_activations: bool | Literal["selective"] = False
     """Recomputes activations in backward. true: those of whole blocks; least memory, about a third more time.
     selective: those of operators that cost little; a U-DiT stores a third less, and takes a few per cent more time.
-    With compile=true the compiler chooses them, and keeps four fifths."""
+    With compile=true the compiler chooses them, and keeps 80 %."""
     deterministic: bool = False
     """Uses none but deterministic CUDA kernels: slower; resuming to the same bits on a GPU needs it. Those of the CPU
     are."""
