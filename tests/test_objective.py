@@ -13,9 +13,10 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from gaussian import Gaussian
-from udit.diffusion.ddpm import DDPM, ancestral_moments, hybrid_loss, pixel_log_likelihood
+from udit.diffusion.ddpm import DDPM, ancestral_moments, hybrid_loss
 from udit.diffusion.denoiser import Denoiser, Prediction, mix, null_labels
 from udit.diffusion.flow import Flow, flow_loss
+from udit.diffusion.likelihood import pixel_log_likelihood
 from udit.diffusion.objective import Losses, draw, drop_labels
 from udit.diffusion.targets import Target, decode, encode
 from udit.errors import UserError

@@ -22,6 +22,30 @@ BROKEN: dict[Rule, tuple[str, str]] = {
     rules.clips_are_for_networks_of_clips: ("model=Latte-tiny", "the data are images and Latte takes clips"),
     rules.input_size_is_that_of_the_data: ("model.input_size=16", "model.input_size is 16x16 and the data is 8x8"),
     rules.channels_are_those_of_the_data: ("model.in_channels=3", "model.in_channels is 3 and the data has 1"),
+    rules.codec_is_the_data_s: (
+        "codec.kind=field",
+        "codec.kind is field and data.kind digits, whose images are of 8 bits",
+    ),
+    rules.condition_is_of_pixels: (
+        "data.condition.kind=low-resolution + codec.kind=space-to-depth",
+        "data.condition is made of pixels and codec.kind is space-to-depth",
+    ),
+    rules.condition_is_of_images: (
+        "model=Latte-tiny + data={kind: moving-digits, condition: {kind: mask}}",
+        "data.condition is for images and Latte draws clips",
+    ),
+    rules.previous_state_is_of_fields: (
+        "data.condition.kind=previous",
+        "data.condition is previous and data.kind digits has no order in time",
+    ),
+    rules.condition_channels_are_the_condition_s: (
+        "model.condition_channels=3",
+        "model.condition_channels is 3 and data.condition has 0",
+    ),
+    rules.alignment_is_of_whole_weights: (
+        "training.align={} + training.parallel=fsdp",
+        "training.align needs all weights on each rank and training.parallel is fsdp",
+    ),
     rules.classes_need_labels: (
         "data={kind: folder, root: FLAT, size: 8, channels: 1} + model.num_classes=10",
         "model.num_classes is 10 and the images have no labels",

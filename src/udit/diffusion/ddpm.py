@@ -23,6 +23,7 @@ from udit.diffusion.config import DDPMConfig, check_sampler
 from udit.diffusion.denoiser import Denoiser, Prediction, mix
 from udit.diffusion.guidance import AnyDenoiser
 from udit.diffusion.learning import Learning
+from udit.diffusion.likelihood import pixel_log_likelihood
 from udit.diffusion.objective import Losses
 from udit.diffusion.origin import Origin, skipped
 from udit.diffusion.sample import Noise, Step
@@ -289,22 +290,6 @@ def _bound_term(schedule: DDPM, pred_x0: Tensor, variance: Tensor, x0: Tensor, x
     nll = -pixel_log_likelihood(x0, mean, 0.5 * log_variance)
     first = (t == 0).view(-1, *[1] * (x0.ndim - 1))
     return torch.where(first, nll, kl).mean(dim=(1, 2, 3)) / math.log(2)
-
-
-def pixel_log_likelihood(x: Tensor, mean: Tensor, log_scale: Tensor) -> Tensor:
-    """Log-probability of 8-bit pixels in [-1, 1] under a discretised Gaussian, by ADM's tanh form of the normal CDF."""
-
-    def cdf(z: Tensor) -> Tensor:
-        return 0.5 * (1 + torch.tanh(math.sqrt(2 / math.pi) * (z + 0.044715 * z**3)))
-
-    inverse = (-log_scale).exp()
-    upper, lower = cdf(inverse * (x - mean + 1 / 255)), cdf(inverse * (x - mean - 1 / 255))
-    inside = (upper - lower).clamp(min=1e-12).log()
-    return torch.where(
-        x < -0.999,
-        upper.clamp(min=1e-12).log(),
-        torch.where(x > 0.999, (1 - lower).clamp(min=1e-12).log(), inside),
-    )
 
 
 def _respaced(name: str, denoiser: AnyDenoiser, steps: int | str) -> tuple[AnyDenoiser, DDPM]:

@@ -7,6 +7,7 @@ from typing import Any
 from pydantic import Field
 
 from udit.errors import UserError, nearest
+from udit.models import papers
 from udit.models.ablation import ABLATIONS, DIT_UNETS
 from udit.models.adm.config import ADMConfig
 from udit.models.config import ModelConfig
@@ -20,30 +21,6 @@ from udit.models.latte.config import LatteConfig
 from udit.models.lightningdit.config import LightningDiTConfig
 from udit.models.mmdit.config import MMDiTConfig
 from udit.models.mpdit.config import MPDiTConfig
-from udit.models.papers import (
-    ADM,
-    DIC,
-    DICO,
-    DIMSUM,
-    DIT,
-    FIT,
-    HDIT,
-    LATTE,
-    LIGHTNING,
-    MMDIT,
-    MPDIT,
-    PDE,
-    PLAYGROUND,
-    REPA,
-    SIT,
-    SKIPDIT,
-    UDIT,
-    UDIT_VIDEO,
-    UVIT,
-    VANILLA,
-    WAN,
-    About,
-)
 from udit.models.pde.config import PDEConfig
 from udit.models.repa.config import Projectors, REPAConfig
 from udit.models.skipdit.config import SkipDiTConfig
@@ -60,7 +37,7 @@ class Entry(Spec):
     """One row: the config behind a model name, and where it comes from."""
 
     config: ModelConfig = Field(repr=False)
-    about: About
+    about: papers.About
     weights: str = "-"
     """Where weights are published and under which licence; a dash if none are."""
     unverified: str = ""
@@ -69,12 +46,12 @@ class Entry(Spec):
 
 def _udit(width: int, heads: int) -> Entry:
     weights = "yuchuantian/U-DiT (licence per repository; code CC BY-NC 4.0)"
-    return Entry(config=UDiTConfig(width=width, heads=heads), about=UDIT, weights=weights)
+    return Entry(config=UDiTConfig(width=width, heads=heads), about=papers.UDIT, weights=weights)
 
 
 def _vanilla(width: int, heads: int) -> Entry:
     parts: dict[str, Any] = {"attention": Downsampled(cosine=False, rope=False), "ffn": Mlp(ratio=2)}
-    return Entry(config=UDiTConfig(width=width, heads=heads, **parts), about=VANILLA)
+    return Entry(config=UDiTConfig(width=width, heads=heads, **parts), about=papers.VANILLA)
 
 
 def _ours(config: UDiTConfig) -> Entry:
@@ -86,9 +63,14 @@ def _ours(config: UDiTConfig) -> Entry:
         "bridged-window": "within windows, linked by high frequencies",
     }[config.attention.kind]
     likeness = "cosine" if config.attention.cosine else "scaled dot product"
-    about = UDIT.replace(
+    kind = papers.UDIT
+    about = kind.replace(
         attention=f"{likeness}{', RoPE' if config.attention.rope else ''}, {plan}",
-        ffn="GELU MLP" if isinstance(config.ffn, Mlp) else UDIT.ffn if config.ffn.reparam else "GELU, depthwise 5x5",
+        ffn="GELU MLP"
+        if isinstance(config.ffn, Mlp)
+        else papers.UDIT.ffn
+        if config.ffn.reparam
+        else "GELU, depthwise 5x5",
         exact="sizes are ours: the paper prints none",
     )
     return Entry(config=config, about=about)
@@ -104,7 +86,7 @@ _ISOTROPIC: dict[str, dict[str, int]] = {
 
 
 def _dit(size: str, weights: str = "-", **overrides: Any) -> Entry:
-    return Entry(config=DiTConfig(**_ISOTROPIC[size], **overrides), about=DIT, weights=weights)
+    return Entry(config=DiTConfig(**_ISOTROPIC[size], **overrides), about=papers.DIT, weights=weights)
 
 
 _REVERSED: dict[str, Any] = {"time": "unit", "learn_sigma": False, "spare_outputs": True, "reversed_flow": True}
@@ -112,23 +94,25 @@ _REVERSED: dict[str, Any] = {"time": "unit", "learn_sigma": False, "spare_output
 
 def _sit(size: str, weights: str = "-") -> Entry:
     config = DiTConfig(**_ISOTROPIC[size], **_REVERSED)
-    return Entry(config=config, about=SIT, weights=weights, unverified="licence of weights" if weights != "-" else "")
+    return Entry(
+        config=config, about=papers.SIT, weights=weights, unverified="licence of weights" if weights != "-" else ""
+    )
 
 
 def _repa(size: str, weights: str = "-") -> Entry:
     unverified = "file names, licence of weights" if weights != "-" else ""
-    return Entry(config=REPAConfig(**_ISOTROPIC[size]), about=REPA, weights=weights, unverified=unverified)
+    return Entry(config=REPAConfig(**_ISOTROPIC[size]), about=papers.REPA, weights=weights, unverified=unverified)
 
 
 def _lightning(size: str, weights: str = "-") -> Entry:
     config = LightningDiTConfig(**_ISOTROPIC[size])
     unverified = "file names, licence of weights" if weights != "-" else ""
-    return Entry(config=config, about=LIGHTNING, weights=weights, unverified=unverified)
+    return Entry(config=config, about=papers.LIGHTNING, weights=weights, unverified=unverified)
 
 
 def _fit(width: int, depth: int, heads: int, rank: int) -> Entry:
     config = FiTConfig(width=width, depth=depth, heads=heads, rank=rank)
-    about = FIT.replace(paper="2410.13925", attention=f"{FIT.attention}, normalised queries and keys")
+    about = papers.FIT.replace(paper="2410.13925", attention=f"{papers.FIT.attention}, normalised queries and keys")
     return Entry(
         config=config, about=about, weights="InfImagine/FiTv2 (Apache-2.0)", unverified="file names, licence of weights"
     )
@@ -145,26 +129,26 @@ _FIT_ONE: dict[str, Any] = {
 
 def _mpdit(size: str, *depths: int) -> Entry:
     width, heads = _ISOTROPIC[size]["width"], _ISOTROPIC[size]["heads"]
-    return Entry(config=MPDiTConfig(width=width, heads=heads, depths=depths), about=MPDIT)
+    return Entry(config=MPDiTConfig(width=width, heads=heads, depths=depths), about=papers.MPDIT)
 
 
 def _mmdit(width: int, depth: int, form: str, **overrides: Any) -> Entry:
     config = MMDiTConfig(width=width, depth=depth, heads=width // 64, **overrides)
     weights = f"stabilityai/stable-diffusion-{form} (Stability Community Licence; gated)"
-    return Entry(config=config, about=MMDIT, weights=weights, unverified="file names, licence of weights")
+    return Entry(config=config, about=papers.MMDIT, weights=weights, unverified="file names, licence of weights")
 
 
 def _latte(size: str, weights: str = "-", **overrides: Any) -> Entry:
     config = LatteConfig(**_ISOTROPIC[size], **overrides)
     unverified = "file names, licence of weights" if weights != "-" else ""
-    return Entry(config=config, about=LATTE, weights=weights, unverified=unverified)
+    return Entry(config=config, about=papers.LATTE, weights=weights, unverified=unverified)
 
 
 def _wan(size: str, width: int, depth: int, hidden: int) -> Entry:
     config = WanConfig(width=width, depth=depth, heads=width // 128, ffn=Mlp(ratio=hidden / width))
     return Entry(
         config=config,
-        about=WAN,
+        about=papers.WAN,
         weights=f"Wan-AI/Wan2.1-T2V-{size}-Diffusers (Apache-2.0)",
         unverified="repository name",
     )
@@ -172,7 +156,9 @@ def _wan(size: str, width: int, depth: int, hidden: int) -> Entry:
 
 def _uvit(width: int, depth: int, heads: int, weights: str, patch: int = 2, **overrides: Any) -> Entry:
     config = UViTConfig(width=width, depth=depth, heads=heads, patch=patch, **overrides)
-    return Entry(config=config, about=UVIT, weights=f"baofff/U-ViT, {weights} (MIT)", unverified="licence of weights")
+    return Entry(
+        config=config, about=papers.UVIT, weights=f"baofff/U-ViT, {weights} (MIT)", unverified="licence of weights"
+    )
 
 
 _PIXELS: dict[str, Any] = {"in_channels": 3, "input_size": 64, "patch": 4}
@@ -185,17 +171,17 @@ def _adm(size: int, mult: tuple[float, ...], factors: tuple[int, ...], **overrid
     values = {"width": 256, "res_blocks": 2, "qkv_order": "legacy", "input_size": size, **overrides}
     config = ADMConfig(channel_mult=mult, attention_factors=factors, **values)
     weights = f"openai/guided-diffusion, {file} (MIT)"
-    return Entry(config=config, about=ADM, weights=weights, unverified="file name, licence of weights")
+    return Entry(config=config, about=papers.ADM, weights=weights, unverified="file name, licence of weights")
 
 
 def _hdit(patch: int, *stages: HourglassLevel, **overrides: Any) -> Entry:
-    return Entry(config=HDiTConfig(patch=patch, stages=stages, **overrides), about=HDIT)
+    return Entry(config=HDiTConfig(patch=patch, stages=stages, **overrides), about=papers.HDIT)
 
 
 def _dimsum(width: int, depth: int, weights: str = "-", **overrides: Any) -> Entry:
     config = DiMSUMConfig(width=width, depth=depth, drop_path=0.1, **overrides)
     return Entry(
-        config=config, about=DIMSUM, weights=weights, unverified="licence of weights" if weights != "-" else ""
+        config=config, about=papers.DIMSUM, weights=weights, unverified="licence of weights" if weights != "-" else ""
     )
 
 
@@ -203,19 +189,19 @@ _DIMSUM_WEIGHTS = "VinAIResearch/DiMSUM, {} (BSD-3-Clause)"
 
 
 def _dic(width: int, *depths: int) -> Entry:
-    return Entry(config=DiCConfig(width=width, depths=depths), about=DIC)
+    return Entry(config=DiCConfig(width=width, depths=depths), about=papers.DIC)
 
 
 def _dico(width: int, *depths: int, ratio: float = 2, hub: bool = True) -> Entry:
     config = DiCoConfig(width=width, depths=depths, ffn=Mlp(ratio=ratio, gelu="exact"))
     weights = "shallowdream204/DiCo, README (Apache-2.0)" if hub else "-"
-    return Entry(config=config, about=DICO, weights=weights, unverified="file names" if hub else "")
+    return Entry(config=config, about=papers.DICO, weights=weights, unverified="file names" if hub else "")
 
 
 def _pde(width: int, size: str) -> Entry:
     weights = f"thuerey-group/pde-transformer, mc-{size} (Apache-2.0)"
     config = PDEConfig(width=width, heads=width // 24)
-    return Entry(config=config, about=PDE, weights=weights, unverified="licence of weights")
+    return Entry(config=config, about=papers.PDE, weights=weights, unverified="licence of weights")
 
 
 _DIGITS: dict[str, Any] = {"in_channels": 1, "num_classes": 10, "input_size": 8}
@@ -236,10 +222,10 @@ CATALOG: dict[str, Entry] = {
     "SiT-XL/2": _sit("XL", "willisma/SiT, XL/2 at 256x256 (MIT)"),
     "REPA-B/2": _repa("B"),
     "REPA-L/2": _repa("L"),
-    "REPA-XL/2": _repa("XL", "sihyun-yu/REPA, README (MIT)"),
+    "REPA-XL/2": _repa("XL", "sihyun-yu/papers.REPA, README (MIT)"),
     "Skip-DiT-XL/2": Entry(
         config=SkipDiTConfig(),
-        about=SKIPDIT,
+        about=papers.SKIPDIT,
         weights="OpenSparseLLMs/Skip-DiT, README (Apache-2.0; code after DiT's, CC BY-NC 4.0)",
         unverified="licence of weights",
     ),
@@ -247,7 +233,7 @@ CATALOG: dict[str, Entry] = {
     "LightningDiT-XL/1": _lightning("XL", "hustvl/LightningDiT, README (MIT)"),
     "FiT-XL/2": Entry(
         config=FiTConfig(**_ISOTROPIC["XL"], ffn=SwiGlu(hidden=4608), **_FIT_ONE),
-        about=FIT,
+        about=papers.FIT,
         weights="InfImagine/FiT (Apache-2.0)",
         unverified="file names, licence of weights",
     ),
@@ -279,7 +265,10 @@ CATALOG: dict[str, Entry] = {
     "U-ViT-H/4-512": _uvit(1152, 28, 16, "ImageNet 512 H/4", patch=4, input_size=64, final_conv=False),
     "U-ViT-S/2-text": _uvit(512, 12, 8, "MS-COCO S/2", **_TEXT),
     "U-ViT-S/2-text-deep": _uvit(512, 16, 8, "MS-COCO S/2 deep", **_TEXT),
-    **{f"U-DiT-text-{size}/2": Entry(config=UDiTTextConfig(**_ISOTROPIC[size]), about=PLAYGROUND) for size in "SBL"},
+    **{
+        f"U-DiT-text-{size}/2": Entry(config=UDiTTextConfig(**_ISOTROPIC[size]), about=papers.PLAYGROUND)
+        for size in "SBL"
+    },
     "DiC-S": _dic(96, 6, 6, 5, 6, 6),
     "DiC-B": _dic(192, 6, 6, 5, 6, 6),
     "DiC-XL": _dic(384, 7, 7, 8, 7, 7),
@@ -324,40 +313,44 @@ CATALOG: dict[str, Entry] = {
     "DiT-UNet-tiny": _ours(
         UDiTConfig(width=16, heads=2, depths=(1, 1, 1), attention=Full(cosine=False, rope=False), ffn=Mlp(), **_DIGITS)
     ),
-    "DiMSUM-tiny": Entry(config=DiMSUMConfig(**_SMALL, patch=1, fusion_heads=4), about=DIMSUM),
-    "U-DiT-tiny": Entry(config=UDiTConfig(width=16, heads=2, depths=(1, 1, 1), **_DIGITS), about=UDIT),
+    "DiMSUM-tiny": Entry(config=DiMSUMConfig(**_SMALL, patch=1, fusion_heads=4), about=papers.DIMSUM),
+    "U-DiT-tiny": Entry(config=UDiTConfig(width=16, heads=2, depths=(1, 1, 1), **_DIGITS), about=papers.UDIT),
     "U-DiT-video-tiny": Entry(
         config=UDiTVideoConfig(width=16, heads=2, depths=(1, 1, 1), frames=4, **_DIGITS, learn_sigma=False),
-        about=UDIT_VIDEO,
+        about=papers.UDIT_VIDEO,
     ),
-    "DiT-tiny": Entry(config=DiTConfig(**_SMALL), about=DIT),
-    "SiT-tiny": Entry(config=DiTConfig(**_SMALL, **_REVERSED), about=SIT),
+    "DiT-tiny": Entry(config=DiTConfig(**_SMALL), about=papers.DIT),
+    "SiT-tiny": Entry(config=DiTConfig(**_SMALL, **_REVERSED), about=papers.SIT),
     "REPA-tiny": Entry(
-        config=REPAConfig(**_SMALL, projectors=Projectors(after_block=2, hidden=64, widths=(32,))), about=REPA
+        config=REPAConfig(**_SMALL, projectors=Projectors(after_block=2, hidden=64, widths=(32,))), about=papers.REPA
     ),
-    "Skip-DiT-tiny": Entry(config=SkipDiTConfig(**_SMALL, shallow=1), about=SKIPDIT),
-    "LightningDiT-tiny": Entry(config=LightningDiTConfig(**_SMALL, patch=2), about=LIGHTNING),
-    "FiT-tiny": Entry(config=FiTConfig(**_SMALL, patch=1, rank=16), about=FIT),
+    "Skip-DiT-tiny": Entry(config=SkipDiTConfig(**_SMALL, shallow=1), about=papers.SKIPDIT),
+    "LightningDiT-tiny": Entry(config=LightningDiTConfig(**_SMALL, patch=2), about=papers.LIGHTNING),
+    "FiT-tiny": Entry(config=FiTConfig(**_SMALL, patch=1, rank=16), about=papers.FIT),
     "MPDiT-tiny": Entry(
-        config=MPDiTConfig(width=64, heads=4, depths=(2, 2), patch=1, label_tokens=4, **_DIGITS), about=MPDIT
+        config=MPDiTConfig(width=64, heads=4, depths=(2, 2), patch=1, label_tokens=4, **_DIGITS), about=papers.MPDIT
     ),
     "MMDiT-tiny": Entry(
         config=MMDiTConfig(**_SMALL, context=None, table_side=16, base_side=16, qk_norm=True, second_attention=(0, 1)),
-        about=MMDIT,
+        about=papers.MMDIT,
     ),
-    "Latte-tiny": Entry(config=LatteConfig(width=96, depth=6, heads=4, patch=1, frames=4, **_DIGITS), about=LATTE),
-    "Wan-tiny": Entry(config=WanConfig(**_SMALL, frames=4, patch_frames=2, context=None, ffn=Mlp(ratio=2)), about=WAN),
-    "U-ViT-tiny": Entry(config=UViTConfig(**_SMALL, shallow=1), about=UVIT),
+    "Latte-tiny": Entry(
+        config=LatteConfig(width=96, depth=6, heads=4, patch=1, frames=4, **_DIGITS), about=papers.LATTE
+    ),
+    "Wan-tiny": Entry(
+        config=WanConfig(**_SMALL, frames=4, patch_frames=2, context=None, ffn=Mlp(ratio=2)), about=papers.WAN
+    ),
+    "U-ViT-tiny": Entry(config=UViTConfig(**_SMALL, shallow=1), about=papers.UVIT),
     "U-DiT-text-tiny": Entry(
         config=UDiTTextConfig(
             width=64, depth=4, heads=4, patch=1, in_channels=1, input_size=8, context=Context(tokens=16, width=32)
         ),
-        about=PLAYGROUND,
+        about=papers.PLAYGROUND,
     ),
-    "DiC-tiny": Entry(config=DiCConfig(width=16, depths=(2, 2, 2), **_DIGITS), about=DIC),
-    "DiCo-tiny": Entry(config=DiCoConfig(width=16, depths=(2, 2, 2), **_DIGITS), about=DICO),
+    "DiC-tiny": Entry(config=DiCConfig(width=16, depths=(2, 2, 2), **_DIGITS), about=papers.DIC),
+    "DiCo-tiny": Entry(config=DiCoConfig(width=16, depths=(2, 2, 2), **_DIGITS), about=papers.DICO),
     "PDE-Transformer-tiny": Entry(
-        config=PDEConfig(width=16, heads=2, depths=(2, 2, 2), patch=2, window=2, **_DIGITS), about=PDE
+        config=PDEConfig(width=16, heads=2, depths=(2, 2, 2), patch=2, window=2, **_DIGITS), about=papers.PDE
     ),
     "ADM-tiny": Entry(
         config=ADMConfig(
@@ -369,7 +362,7 @@ CATALOG: dict[str, Entry] = {
             null_class=True,
             **_DIGITS,
         ),
-        about=ADM,
+        about=papers.ADM,
     ),
     "HDiT-tiny": _hdit(
         1,
