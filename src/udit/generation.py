@@ -208,7 +208,7 @@ class Generation:
         with self.world.together():
             blocks = self._blocks(progress)
             first = next(blocks)
-            if first.is_floatingrecorded():
+            if first.is_floating_point():
                 fields = torch.cat([first, *blocks])
                 if self.world.is_main:
                     write_fields(Path(path), fields.numpy())

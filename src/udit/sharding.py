@@ -12,7 +12,7 @@ import warnings
 from collections.abc import Mapping
 from datetime import timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 import torch.distributed as dist
@@ -60,7 +60,7 @@ def mesh_of(world: World, shards: int | None, timeout: float) -> DeviceMesh:
     def own_of(lists: list[list[int]]) -> dist.ProcessGroup:
         # not init_device_mesh, whose groups wait for half an hour whatever the timeout is
         groups = [(dist.new_group(some, timeout=timedelta(seconds=timeout)), some) for some in lists]
-        return next(group for group, some in groups if world.rank in some)
+        return next(cast("dist.ProcessGroup", group) for group, some in groups if world.rank in some)
 
     groups = [own_of(ranks.T.tolist()), own_of(ranks.tolist())]
     return DeviceMesh.from_group(groups, kind, mesh=ranks, mesh_dim_names=("replicate", "shard"))
@@ -160,7 +160,7 @@ def names_in(folder: Path) -> dict[str, tuple[torch.Size, torch.dtype]]:
     from torch.distributed.checkpoint import HuggingFaceStorageReader
 
     found = HuggingFaceStorageReader(str(folder)).read_metadata().state_dict_metadata
-    return {name: (facts.size, facts.properties.dtype) for name, facts in found.items()}
+    return {name: (facts.size, facts.properties.dtype) for name, facts in found.items() if hasattr(facts, "size")}
 
 
 def read_into(folder: Path, state: dict[str, Tensor], world: World | None = None) -> None:

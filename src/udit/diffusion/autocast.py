@@ -28,7 +28,7 @@ class Autocast:
 class SplitAutocast(Autocast):
     """The same of a network that comes in parts."""
 
-    network: SplitBackbone
+    network: Any
 
     def condition(self, t: Tensor, y: Tensor | None = None) -> Any:
         """As the network's."""

@@ -155,8 +155,8 @@ def compile_blocks(model: nn.Module) -> nn.Module:
     options = compile_options(model)
     selective = [m for m in model.modules() if isinstance(m, Checkpointing) and m.checkpointing == "selective"]
     recompute_in_graphs([block for module in selective for block in getattr(module, "blocks", ())])
-    for module in selective:
-        module.checkpointing = False  # hooks on saved tensors would break the graphs
+    for chosen in selective:
+        chosen.checkpointing = False  # hooks on saved tensors would break the graphs
     for module in model.modules():
         for block in getattr(module, "blocks", ()):
             block.compile(fullgraph=True, dynamic=False, options=options)
@@ -173,6 +173,6 @@ def recompute_in_graphs(blocks: Sequence[nn.Module]) -> None:
 
     device = next((x.device for block in blocks for x in block.parameters()), "cpu")
     kernels = ops.describe(device) not in (None, NO_KERNELS)
-    functorch.activation_memory_budget = SELECTIVE_BUDGET if blocks and not kernels else 1.0  # type: ignore[attr-defined]
+    functorch.activation_memory_budget = SELECTIVE_BUDGET if blocks and not kernels else 1.0
     for block in blocks if kernels else ():
         recompute_when_compiled(block)

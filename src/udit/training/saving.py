@@ -15,7 +15,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.distributed as dist
@@ -80,7 +80,8 @@ class ShardedSaves:
             written: Future[Any] = self._thread.submit(dcp.save, sharding.flat(state), no_dist=True, **options)
             wait([written])
         else:
-            found = dcp.async_save(sharding.flat(state), process_group=self._group, **options)
+            group = cast("dist.ProcessGroup", self._group)
+            found = dcp.async_save(sharding.flat(state), process_group=group, **options)
             assert isinstance(found, Future), "the writer stages before it returns"
             written = found
         own = self._thread.submit(_digest, written, place, self.world.rank)
@@ -167,7 +168,7 @@ def _digest(written: Future[Any], folder: Path, rank: int) -> Tensor:
     return torch.tensor([facts.bytes, *bytes.fromhex(facts.sha256)])
 
 
-def _cause_of(error: Exception) -> Exception:
+def _cause_of(error: Exception | dcp.CheckpointException) -> Exception:
     """The error of the disk within one of ``torch.distributed.checkpoint``; the first rank's that has one."""
     if not isinstance(error, dcp.CheckpointException):
         return error
