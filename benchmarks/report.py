@@ -20,6 +20,8 @@ from targets import baselines, targets
 from udit.benchmarking.report import markdown
 
 ROOT = Path(__file__).parent.parent / "docs"
+COUNTS = ("first-gpu", "gpu-count", "kernels")
+"""Files there of a GPU's path, which are no measurements of time; docs/gpu.md and docs/kernels.md show them."""
 PAGE = """# Performance
 
 How fast the networks run on a CPU core, what was aimed at, and how to measure it. No GPU has been measured.
@@ -94,6 +96,7 @@ def main() -> None:
     found = {
         path.stem: json.loads(path.read_text(encoding="utf-8"))
         for path in sorted((ROOT / "performance").glob("*.json"))
+        if path.stem not in COUNTS
     }
     if asked.page:
         (ROOT / "performance.md").write_text(page(found), encoding="utf-8")

@@ -14,7 +14,7 @@ from udit.data.batches import batches
 from udit.data.captions import Captions, captions_of, folder_captions
 from udit.data.config import FolderData, HubData, TwoDigitsData
 from udit.data.describe import describe
-from udit.data.folder import ImageFolder
+from udit.data.sources import Source
 from udit.data.two_digits import HELD_OUT, PAIRS, Layout, composed, layouts, load, prompts
 from udit.errors import UserError
 
@@ -27,8 +27,8 @@ def grey_images(root: Path, *names: str) -> Path:
     return root
 
 
-def source(root: Path, how: Any) -> ImageFolder:
-    return FolderData(root=root, size=8, channels=1, captions=how).build()  # type: ignore[return-value]
+def source(root: Path, how: Any) -> Source:
+    return FolderData(root=root, size=8, channels=1, captions=how).build()
 
 
 def test_texts_beside_images_of_any_depth(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -17,7 +16,7 @@ from udit.errors import UserError
 from udit.models.build import fuse
 from udit.run.recipes import list_recipes, load_run
 from udit.scoring import evaluation_folder
-from udit.store import save
+from udit.store import read_config, save
 from udit.training.learner import Learner
 
 OneLine = Callable[[BaseException], str]
@@ -70,9 +69,7 @@ def test_half_precision_is_float32_again_when_loaded(tmp_path: Path) -> None:
     saved = save(system, tmp_path / "half", precision="float16")
     again = udit.load(saved)
     assert again.fingerprint == system.fingerprint  # the demo's own weights are of float16 already
-    assert json.loads((saved / "config.json").read_text()) == json.loads(
-        (folder_of("demo:digits") / "config.json").read_text()
-    )
+    assert read_config(saved / "config.json") == read_config(folder_of("demo:digits") / "config.json")
     assert fuse(again.backbone).state_dict().keys() == again.backbone.state_dict().keys()
 
 

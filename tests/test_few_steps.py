@@ -68,7 +68,8 @@ def test_second_time_adds_nothing_at_first_and_is_told_apart_later(name: str) ->
     plain, two = udit.build(name), udit.build(name, second_time=True)
     assert [key for key in two.state_dict() if "second_time." not in key] == list(plain.state_dict())
     x = normal(2, *plain.config.input_shape()).float()
-    t, y = torch.tensor([0.6, 0.9]), torch.tensor([1, 2])
+    t, shape = torch.tensor([0.6, 0.9]), plain.config.condition_shape
+    y = normal(2, *shape).float() if shape else torch.tensor([1, 2])
     pair = torch.stack([t, t / 2], dim=1)
     with torch.no_grad():
         assert torch.equal(two(x, pair, y), plain(x, t, y))

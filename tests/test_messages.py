@@ -145,7 +145,7 @@ def test_keys_without_their_section_are_found() -> None:
         (["train", "digits", "out="], "out is empty; give a folder"),
         (["sample", "model", "--stps", "3"], "no option --stps; did you mean --steps? ("),
         (["sample", "model", "--steps", "many"], "--steps is 'many'; it takes a whole number ("),
-        (["sample", "model", "--output", "gif"], "--output is 'gif'; it takes png or npz ("),
+        (["sample", "model", "--output", "tiff"], "--output is 'tiff'; it takes png, npz, gif or mp4 ("),
         (["sample", "model", "more"], "'more' is more than `udit sample` takes; "),
         (["sample", "model", "--steps", "3", "--steps", "4"], "--steps is given more than once; give it once ("),
         (

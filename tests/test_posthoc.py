@@ -202,7 +202,7 @@ def all_bits(out: Path) -> dict[str, Tensor]:
 def test_averages_are_part_of_checkpoints_and_resume_to_the_same_bits(
     run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    honest, out = Learner.step, tmp_path / "cut"
+    honest, out = Learner.begin, tmp_path / "cut"
     for cut in (4, 7):  # step 4 is lost, for step 3 was saved last; step 7 dies before it is done
 
         def step(self: Learner, done: int, *rest: object) -> object:
@@ -210,7 +210,7 @@ def test_averages_are_part_of_checkpoints_and_resume_to_the_same_bits(
                 raise KeyError("pulled the plug")
             return honest(self, done, *rest)  # type: ignore[arg-type]
 
-        monkeypatch.setattr(Learner, "step", step)
+        monkeypatch.setattr(Learner, "begin", step)
         with pytest.raises(KeyError):
             train(out, *POSTHOC)
     monkeypatch.setattr(Learner, "step", honest)

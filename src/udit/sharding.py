@@ -22,6 +22,7 @@ from udit.dist import World
 from udit.errors import UserError
 
 if TYPE_CHECKING:
+    from torch.distributed.checkpoint.metadata import TensorStorageMetadata
     from torch.distributed.device_mesh import DeviceMesh
 
 State = dict[str, dict[str, Tensor]]
@@ -160,7 +161,8 @@ def names_in(folder: Path) -> dict[str, tuple[torch.Size, torch.dtype]]:
     from torch.distributed.checkpoint import HuggingFaceStorageReader
 
     found = HuggingFaceStorageReader(str(folder)).read_metadata().state_dict_metadata
-    return {name: (facts.size, facts.properties.dtype) for name, facts in found.items() if hasattr(facts, "size")}
+    tensors = {name: cast("TensorStorageMetadata", facts) for name, facts in found.items()}
+    return {name: (facts.size, facts.properties.dtype) for name, facts in tensors.items()}
 
 
 def read_into(folder: Path, state: dict[str, Tensor], world: World | None = None) -> None:

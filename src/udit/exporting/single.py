@@ -23,6 +23,9 @@ from udit.exporting.bundle import Bundle, Piece, is_class_variable, name_of
 from udit.exporting.sources import PLAIN, Edit, Key, Module, Reader, is_text, module, resolve
 from udit.spec.base import Spec
 
+LONGEST = 120
+"""Characters of a line."""
+
 WIDTH = 120
 IGNORED = re.compile(r"  # type: ignore\[[\w, -]+\]")
 """What is said to this library's type checker."""
@@ -237,7 +240,7 @@ class Writer:
         for line in self.externals - set(plain):
             where, _, name = line.removeprefix("from ").partition(" import ")
             grouped.setdefault(where, []).append(name)
-        lines = plain + [f"from {where} import {', '.join(sorted(grouped[where]))}" for where in sorted(grouped)]
+        lines = plain + [_import(where, sorted(grouped[where])) for where in sorted(grouped)]
         standard = [line for line in lines if line.split()[1].split(".")[0] in sys.stdlib_module_names]
         others = [line for line in lines if line not in standard]
         return "\n".join(standard) + "\n\n" + "\n".join(others)
@@ -271,3 +274,11 @@ def _joined(chunks: Sequence[str]) -> str:
         large = before is chunks[0] or any(p.startswith(("def ", "class ", "@", "if ")) for p in (before, chunk))
         text += ("\n\n\n" if large else "\n") + chunk
     return text
+
+
+def _import(where: str, names: Sequence[str]) -> str:
+    """One line, or one for each name where that would be too long."""
+    line = f"from {where} import {', '.join(names)}"
+    if len(line) <= LONGEST:
+        return line
+    return "\n".join([f"from {where} import (", *(f"    {name}," for name in names), ")"])

@@ -91,7 +91,7 @@ def observed() -> bool:
     )
 
 
-def hooked(layer: nn.Module) -> bool:
-    """Whether a layer has hooks, its own or those that all modules have."""
+def hooked(layer: nn.Module, everywhere: bool = True) -> bool:
+    """Whether a layer has hooks, its own or, where asked ``everywhere``, those that all modules have."""
     hooks = layer._forward_hooks, layer._forward_pre_hooks, layer._backward_hooks, layer._backward_pre_hooks
-    return any(hooks) or _has_any_global_hook()
+    return any(hooks) or (everywhere and bool(_has_any_global_hook()))

@@ -210,8 +210,10 @@ def codec(draft: Draft) -> None:
 
 def language_model(draft: Draft) -> None:
     """With ``text``: what the language model's files decide of it."""
-    if (section := _keys(draft.values.get("text"))) == {}:
+    if draft.values.get("text") is None:
         return
+    if (section := _keys(draft.values["text"])) == {}:
+        parse(TextConfig, draft.values["text"], where="text")  # refuses what has no keys
     from udit.text.files import complete
 
     if draft.said is not None and draft.says("text", "source"):  # what a recipe says of its own gives way

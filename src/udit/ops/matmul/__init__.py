@@ -53,9 +53,9 @@ def apply_chain(first: nn.Linear, second: nn.Linear, x: Tensor) -> Tensor:
 
     The product's operations do not depend on the number of rows, so for few rows it is one by one. An exported program
     serves any number of rows, and multiplies the weights. Layers that were put in the place of an ``nn.Linear``, and
-    those with hooks, are called one by one.
+    those with hooks of their own, are called one by one.
     """
-    if not (unchanged(first, nn.Linear) and unchanged(second, nn.Linear)):
+    if not (_plain(first) and _plain(second)):
         return apply(second, apply(first, x))
     inner, middle, outer = first.in_features, first.out_features, second.out_features
     if not surroundings.exporting():
@@ -68,6 +68,10 @@ def apply_chain(first: nn.Linear, second: nn.Linear, x: Tensor) -> Tensor:
 def composed(first: nn.Linear, second: nn.Linear) -> tuple[Tensor, Tensor]:
     """Weight [O, I] and bias [O] of ``second(first(x))``, differentiable in both."""
     return second.weight @ first.weight, second.weight @ first.bias + second.bias
+
+
+def _plain(layer: nn.Module) -> bool:
+    return type(layer) is nn.Linear and not surroundings.hooked(layer, everywhere=False)
 
 
 def unchanged(layer: nn.Module, kind: type[L]) -> TypeGuard[L]:
