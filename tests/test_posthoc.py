@@ -213,7 +213,7 @@ def test_averages_are_part_of_checkpoints_and_resume_to_the_same_bits(
         monkeypatch.setattr(Learner, "begin", step)
         with pytest.raises(KeyError):
             train(out, *POSTHOC)
-    monkeypatch.setattr(Learner, "step", honest)
+    monkeypatch.setattr(Learner, "begin", honest)
     train(out, *POSTHOC)
     assert state_hash(out) == state_hash(run)
     assert sorted(path.name for path in (out / "posthoc").iterdir()) == [

@@ -210,16 +210,15 @@ def codec(draft: Draft) -> None:
 
 def language_model(draft: Draft) -> None:
     """With ``text``: what the language model's files decide of it."""
-    if draft.values.get("text") is None:
+    if (given := draft.values.get("text")) is None:
         return
-    if (section := _keys(draft.values["text"])) == {}:
-        parse(TextConfig, draft.values["text"], where="text")  # refuses what has no keys
     from udit.text.files import complete
 
+    section = _keys(given)
     if draft.said is not None and draft.says("text", "source"):  # what a recipe says of its own gives way
-        own = {"revision", "width", "depth", "sha256"}
-        section = {key: value for key, value in section.items() if key not in own or draft.says("text", key)}
-    draft.values["text"] = complete(parse(TextConfig, section, where="text"))
+        own = {"revision", "width", "depth", "sha256"} - {key for key in section if draft.says("text", key)}
+        section = {key: value for key, value in section.items() if key not in own}
+    draft.values["text"] = complete(parse(TextConfig, section or given, where="text"))
 
 
 def model(draft: Draft) -> None:
@@ -234,10 +233,8 @@ def model(draft: Draft) -> None:
         boundary["condition_channels"] = _beside(draft.values["data"].condition, seen)
     if seen.frames is not None and "frames" in _fields(section):
         boundary["frames"] = seen.frames
-    if seen.id2label:
+    if seen.id2label or not seen.labelled:
         boundary["num_classes"] = len(seen.id2label)
-    elif not seen.labelled:
-        boundary["num_classes"] = 0
     if (text := draft.values.get("text")) is not None and "context" in _fields(section):
         boundary |= {"num_classes": 0, "context": {"tokens": text.tokens, "width": text.width}}
     if draft.names("latents"):

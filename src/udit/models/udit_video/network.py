@@ -22,7 +22,7 @@ from udit.nn.blocks import module_list
 from udit.nn.clips import along_time, frames_as_images, images_as_frames, repeated
 from udit.nn.conditioning import Modulation
 from udit.nn.rotary import axial_rotary_grid
-from udit.ops import to_first, to_last
+from udit.ops import convolve_image, to_first
 
 
 class TimeAttention(nn.Module):
@@ -103,7 +103,7 @@ class UDiTVideo(nn.Module):
         """Full resolution in: [B, C, F, H, W] -> the maps and their skip, [B, F, H, W, D]; one level has no skip."""
         self.config.check_clip(x.shape)
         frames = x.shape[2]
-        x = to_last(self.images.stem(frames_as_images(x)))
+        x = convolve_image(self.images.stem, frames_as_images(x))
         if len(self.images.encoder) > 1:
             x = self.encode(x, 0, cond)
             return (clips := x.unflatten(0, (-1, frames))), clips
