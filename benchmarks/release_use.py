@@ -25,11 +25,11 @@ def udit(folder: Path, *words: str) -> None:
         sys.exit(f"`udit {' '.join(words)}`: {(done.stderr or done.stdout).strip()[-600:]}")
 
 
-def images(folder: Path) -> str:
-    """Writes images of ten classes; returns the name of their folder."""
+def images(folder: Path, classes: int = 2) -> str:
+    """Writes images in folders named by numbers; returns the name of the folder that holds these."""
     udit(folder, "sample", MODEL, "--n", "20", "--out", "drawn", "--no-progress")
     for path in sorted((folder / "drawn").glob("[0-9]*.png")):
-        place = folder / "images" / f"class-{int(path.stem.split('-')[0]) % 2}"
+        place = folder / "images" / str(int(path.stem) % classes)
         place.mkdir(parents=True, exist_ok=True)
         path.rename(place / path.name)
     return "images"
@@ -124,6 +124,74 @@ def tracking(folder: Path) -> None:
     assert list((folder / "run" / "wandb").glob("offline-run-*")) and list((folder / "trackio").iterdir())
 
 
+def formats(folder: Path) -> None:
+    """A shard of the package webdataset, an LMDB and a HEIC image."""
+    import lmdb
+    import pillow_heif
+    import webdataset
+    from PIL import Image
+
+    with webdataset.TarWriter(str(folder / "shard-000000.tar")) as shard:
+        for path in sorted((folder / images(folder)).rglob("*.png")):
+            shard.write({"__key__": path.stem, "png": path.read_bytes(), "cls": int(path.parent.name[-1])})
+    udit(folder, "data", "check", "shard-000000.tar")
+    with lmdb.open(str(folder / "lmdb")) as database, database.begin(write=True) as write:
+        for path in sorted((folder / "images").rglob("*.png")):
+            write.put(path.stem.encode(), path.read_bytes())
+    udit(folder, "data", "check", "lmdb")
+    pillow_heif.register_heif_opener()
+    (folder / "heic").mkdir()
+    Image.effect_noise((32, 32), 50).convert("RGB").save(folder / "heic" / "a.heic")
+    udit(folder, "data", "check", "heic")
+
+
+def video(folder: Path) -> None:
+    """An MP4 that PyAV writes, read as a clip."""
+    import torch
+
+    from udit.clips import save_mp4
+    from udit.data.config import ClipFolderData
+
+    (folder / "clips").mkdir()
+    save_mp4(torch.randint(0, 256, (3, 4, 32, 32), dtype=torch.uint8), folder / "clips" / "a.mp4", {})
+    assert ClipFolderData(root=folder / "clips", frames=4, size=32).build().image(0).shape == (3, 4, 32, 32)
+
+
+def ode(folder: Path) -> None:
+    """dopri5 on the demo's flow."""
+    import torch
+
+    import udit
+    from udit.diffusion.adaptive import Dopri5
+
+    denoiser = udit.load(MODEL).denoiser
+    noise = torch.randn(2, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    for step in udit.sample(denoiser, noise, y=torch.tensor([3, 7]), sampler=Dopri5(), steps=1):
+        assert step.x.isfinite().all()
+
+
+def adapters(folder: Path) -> None:
+    """A low-rank adapter of the demo's model."""
+    data = (f"data.root={images(folder, 10)}", "data.size=8", "data.channels=1")
+    udit(folder, "train", "folder", f"init_from={MODEL}", *data, "training.adapter={}", "out=run", *SHORT)
+    assert (folder / "run" / "adapter" / "adapter_config.json").is_file()
+
+
+def align(folder: Path) -> None:
+    """A vision model's features beside the latents."""
+    data = (f"data.root={images(folder)}", "data.size=8")
+    udit(folder, "encode", "folder", *data, "--teacher", "efficientnet-lite0", "--out", "cache", "--no-progress")
+
+
+def text(folder: Path) -> None:
+    """The libraries that read a language model; none is at hand here."""
+    import accelerate
+    import gguf
+    import transformers
+
+    assert accelerate and gguf and transformers
+
+
 USES: dict[str, Callable[[Path], None]] = {
     "train": train,
     "metrics": metrics,
@@ -133,6 +201,12 @@ USES: dict[str, Callable[[Path], None]] = {
     "studio": studio,
     "optimizers": optimizers,
     "tracking": tracking,
+    "formats": formats,
+    "video": video,
+    "ode": ode,
+    "adapters": adapters,
+    "align": align,
+    "text": text,
 }
 
 if __name__ == "__main__":
