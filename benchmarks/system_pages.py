@@ -91,10 +91,16 @@ def page(key: str, rows: list[tuple[str, Entry]], note: dict[str, Any], digits: 
     lines += ["| model | input | parameters | inference | MACs |", "| --- | --- | ---: | ---: | ---: |"]
     lines += ["|".join(sizes[name].split("|")[:6]) + "|" for name, _ in rows]
     lines += ["", "## Train and sample it\n"]
-    if tiny:
+    if tiny and CATALOG[tiny].config.readers > 1:
+        lines += [
+            "<!-- not executed: needs a language model's files, e.g. of make language-model -->",
+            f"```console\n$ udit train two-digits model={tiny} text.source=FOLDER out=runs/mine\n```\n",
+        ]
+    elif tiny:
+        data = "digits" if CATALOG[tiny].config.clip_frames is None else "moving-digits"
         lines += [
             "<!-- executed with: train training.steps=2 training.batch_size=4 sampling.steps=2 -->",
-            f"```console\n$ udit train digits model={tiny} out=runs/mine\n```\n",
+            f"```console\n$ udit train {data} model={tiny} out=runs/mine\n```\n",
             "<!-- executed with: sample --n 2 --steps 2 -->",
             "```console\n$ udit sample runs/mine --n 16 --out samples\n```\n",
             score(tiny, digits),

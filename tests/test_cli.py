@@ -197,7 +197,8 @@ def test_dry_run_prints_the_run_that_would_be_trained(capsys: pytest.CaptureFixt
 
 
 def test_version_is_the_packages(capsys: pytest.CaptureFixture[str]) -> None:
-    first, versions, kernels = succeeds(capsys, "--version").splitlines()
+    first, versions, *rest = succeeds(capsys, "--version").splitlines()
+    kernels = " ".join(rest)  # wrapped, where the cache's path is long
     assert first == f"udit {udit.__version__}"
     assert f"torch {metadata.version('torch')}" in versions
     assert re.match("kernels: ([0-9] of 7 compiled in|none compiled yet)", kernels)

@@ -96,7 +96,8 @@ def test_loss_reaches_every_weight_of_every_backbone(name: str) -> None:
     config = SystemConfig(model=model.config, diffusion=MeanFlowConfig(guidance=2.0, guidance_mix=0.5))
     denoiser = denoiser_of(config, model)
     x0, noise = (normal(3, *model.config.input_shape(), seed=i).float() for i in (1, 2))
-    t, y = torch.tensor([[0.9, 0.2], [0.5, 0.5], [0.7, 0.1]]), torch.tensor([1, 2, 0])
+    t, shape = torch.tensor([[0.9, 0.2], [0.5, 0.5], [0.7, 0.1]]), model.config.condition_shape
+    y = normal(3, *shape, seed=3).float() if shape else torch.tensor([1, 2, 0])
     losses = mean_flow_loss(denoiser, x0, t, noise, y)
     assert losses.loss.shape == losses.mse.shape == (3,)
     losses.loss.sum().backward()

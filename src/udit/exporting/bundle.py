@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from udit.diffusion.samplers import SAMPLERS
 from udit.exporting.sources import SPEC, TRAINING, Key, Module, Reader, module, resolve
 from udit.spec.base import Spec
 
@@ -104,8 +105,10 @@ class Bundle:
 
     def _serves(self, row: ast.expr) -> bool:
         """Whether a row of the table of samplers names the process."""
-        kinds = [part for part in getattr(row, "args", []) if isinstance(part, ast.Tuple)]
-        return any(isinstance(e, ast.Constant) and e.value == self.process for kind in kinds for e in kind.elts)
+        assert isinstance(row, ast.Call)
+        name = row.args[0]
+        assert isinstance(name, ast.Constant)
+        return self.process in SAMPLERS[str(name.value)].processes
 
     def _is_spec(self, key: Key) -> bool:
         owner = module(key[0])

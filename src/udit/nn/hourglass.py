@@ -135,7 +135,7 @@ class PatchSplit(nn.Module):
         """[B, H, W, C] -> [B, H * p, W * p, D]."""
         p, x = self.patch, ops.apply(self.proj, x)
         squares = x.unflatten(-1, (p, p, -1)).transpose(2, 3)
-        return squares.reshape(len(x), x.shape[1] * p, x.shape[2] * p, -1)
+        return squares.reshape(x.shape[0], x.shape[1] * p, x.shape[2] * p, -1)
 
 
 class Join(nn.Module):

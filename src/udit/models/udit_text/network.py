@@ -133,7 +133,7 @@ class UDiTText(nn.Module):
 
     def condition(self, t: Tensor, y: Tensor | None = None) -> Conditions:
         """Everything that (t, y) decide."""
-        states, mask = checked_states(y, (len(t), *self.config.condition_shape))
+        states, mask = checked_states(y, (t.shape[0], *self.config.condition_shape))
         cond = F.silu(self.conditioner(t))
         blocks = [block.condition(cond) for block in self.blocks]
         text = [self.attention_of(i).of_text(states[:, i], mask) for i in range(self.config.depth)]
