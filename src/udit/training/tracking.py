@@ -9,7 +9,7 @@ import secrets
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from udit.errors import UserError, by_product
 from udit.run.config import Run
@@ -136,7 +136,7 @@ class TrackioLog:
 
         self._trackio = trackio
         with contextlib.redirect_stdout(sys.stderr):
-            self._run = trackio.init(
+            self._run: Any = trackio.init(
                 project=os.environ.get("TRACKIO_PROJECT", PROJECT),
                 name=f"{run.out.name}-{identity(run.out)}",
                 config=run.plain(),
@@ -158,7 +158,7 @@ class TrackioLog:
     def close(self) -> None:
         """Ends it."""
         with contextlib.redirect_stdout(sys.stderr):
-            self._run.finish()  # type: ignore[no-untyped-call]
+            self._run.finish()
 
 
 def installed(name: str) -> bool:
