@@ -180,7 +180,7 @@ def step(machine: Machine) -> dict[str, Any]:
             block.register_forward_pre_hook(see)
     ids = list(range(machine.batch))
     x = torch.zeros(machine.batch, run.model.in_channels, *run.model.size)
-    batch = Batch(x, torch.zeros(machine.batch, dtype=torch.long), ids, ids, drawing_of(run)(ids))
+    batch = Batch(x, torch.zeros(machine.batch, dtype=torch.long), ids, ids, drawn=drawing_of(run)(ids, run.model.size))
     batch = batch.pin_memory() if machine.device.type == "cuda" else batch
     for number in range(3):
         learner.begin(number, [batch])

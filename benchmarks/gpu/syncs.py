@@ -128,7 +128,7 @@ def step(config: Any, batch: int, kind: str | None = None) -> dict[str, Any]:
         learner.share(0)
         ids = list(range(batch))
         x = torch.zeros(batch, config.in_channels, *config.size)
-        given = batch_of(x, torch.zeros(batch, dtype=torch.long), ids, ids, drawing(run)(ids))
+        given = batch_of(x, torch.zeros(batch, dtype=torch.long), ids, ids, drawn=drawing(run)(ids, run.model.size))
         there = [t for part in learner.tensors().values() for t in part.values()]
         with fc.Tally(there) as tally, Syncs(fc.library()) as syncs:
             try:
