@@ -61,8 +61,8 @@ def _continuing(before: dict[str, Any], given: dict[str, Any], source: str) -> d
     if taken is None:
         trained = ", ".join(f"{key} {before[key]}" for key in ("kind", "path", "predict") if key in before)
         raise UserError(
-            f"diffusion.kind is {shown(given['kind'])} and the weights of init_from={source} were trained with {trained}, "
-            "from which it cannot go on; leave it out"
+            f"diffusion.kind is {shown(given['kind'])} and the weights of init_from={source} were trained with "
+            f"{trained}, from which it cannot go on; leave it out"
         )
     for key, value in taken.items():
         if given.get(key, value) != value:
