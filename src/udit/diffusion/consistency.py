@@ -26,7 +26,7 @@ from udit.diffusion.few_step_config import ConsistencyConfig
 from udit.diffusion.flow import Flow
 from udit.diffusion.guidance import AnyDenoiser
 from udit.diffusion.objective import Losses
-from udit.diffusion.origin import Origin, skipped
+from udit.diffusion.origin import Origin, begun, remaining
 from udit.diffusion.process_config import ProcessConfig
 from udit.diffusion.sample import Noise, Step
 
@@ -94,14 +94,14 @@ class ConsistencySteps:
 
     name: ClassVar[str] = "flow-consistency"
 
-    def _grid(self, denoiser: AnyDenoiser, steps: int | str, strength: float) -> Tensor:
+    def _grid(self, denoiser: AnyDenoiser, steps: int | str) -> Tensor:
         check_sampler(self.name, denoiser.schedule.process, steps)
-        grid = torch.linspace(1, 0, int(steps) + 1, dtype=torch.float64)[:-1]
-        return grid if strength == 1 else grid[skipped(denoiser.schedule, grid, strength) :]
+        return torch.linspace(1, 0, int(steps) + 1, dtype=torch.float64)[:-1]
 
     def times(self, denoiser: AnyDenoiser, steps: int | str, strength: float = 1.0) -> Tensor:
         """As ``Sampler.times``."""
-        return denoiser.network_time(self._grid(denoiser, steps, strength).float())
+        grid = remaining(denoiser.schedule, self._grid(denoiser, steps), strength, ends=False)
+        return denoiser.network_time(grid.float())
 
     def __call__(
         self,
@@ -117,9 +117,7 @@ class ConsistencySteps:
         Raises:
             UserError: the model was not tuned for consistency, or steps are not a count.
         """
-        grid, x = self._grid(denoiser, steps, 1.0 if origin is None else origin.strength), x.float()
-        if origin is not None:
-            x = origin.noised(denoiser.schedule, grid[0], x)
+        grid, x = begun(denoiser.schedule, self._grid(denoiser, steps), x.float(), origin, ends=False)
         for k, time in enumerate(grid, start=1):
             t = time.float().to(x.device).expand(len(x))
             if k > 1:

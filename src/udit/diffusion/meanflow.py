@@ -27,7 +27,7 @@ from udit.diffusion.few_step_config import MeanFlowConfig
 from udit.diffusion.flow import Flow
 from udit.diffusion.guidance import AnyDenoiser
 from udit.diffusion.objective import Losses
-from udit.diffusion.origin import Origin, skipped
+from udit.diffusion.origin import Origin, begun, remaining
 from udit.diffusion.process_config import ProcessConfig
 from udit.diffusion.sample import Noise, Step
 from udit.diffusion.schedule import TimeUnit
@@ -170,14 +170,13 @@ class AverageSteps:
 
     name: ClassVar[str] = "flow-average"
 
-    def _grid(self, denoiser: AnyDenoiser, steps: int | str, strength: float) -> Tensor:
+    def _grid(self, denoiser: AnyDenoiser, steps: int | str) -> Tensor:
         check_sampler(self.name, denoiser.schedule.process, steps)
-        grid = torch.linspace(1, 0, int(steps) + 1, dtype=torch.float64)
-        return grid if strength == 1 else grid[skipped(denoiser.schedule, grid[:-1], strength) :]
+        return torch.linspace(1, 0, int(steps) + 1, dtype=torch.float64)
 
     def times(self, denoiser: AnyDenoiser, steps: int | str, strength: float = 1.0) -> Tensor:
         """As ``Sampler.times``: [n, 2], where each evaluation starts and ends."""
-        grid = self._grid(denoiser, steps, strength).float()
+        grid = remaining(denoiser.schedule, self._grid(denoiser, steps), strength).float()
         return denoiser.network_time(torch.stack([grid[:-1], grid[1:]], dim=1))
 
     def __call__(
@@ -194,9 +193,7 @@ class AverageSteps:
         Raises:
             UserError: the model was not trained with MeanFlow, or steps are not a count.
         """
-        grid, x = self._grid(denoiser, steps, 1.0 if origin is None else origin.strength), x.float()
-        if origin is not None:
-            x = origin.noised(denoiser.schedule, grid[0], x)
+        grid, x = begun(denoiser.schedule, self._grid(denoiser, steps), x.float(), origin)
         total = len(grid) - 1
         for k, pair in enumerate(pairwise(grid), start=1):
             t = torch.stack(pair).float().to(x.device)

@@ -58,6 +58,21 @@ def skipped(schedule: Schedule, times: Tensor, strength: float) -> int:
     return above
 
 
+def remaining(schedule: Schedule, grid: Tensor, strength: float, *, ends: bool = True) -> Tensor:
+    """The times of a grid up to a strength; with ``ends`` its last starts no step."""
+    return grid if strength == 1 else grid[skipped(schedule, grid[:-1] if ends else grid, strength) :]
+
+
+def begun(
+    schedule: Schedule, grid: Tensor, x: Tensor, origin: Origin | None, *, ends: bool = True
+) -> tuple[Tensor, Tensor]:
+    """The times of a grid that a run visits, and x at the first of them."""
+    if origin is None:
+        return grid, x
+    grid = remaining(schedule, grid, origin.strength, ends=ends)
+    return grid, origin.noised(schedule, grid[0], x)
+
+
 def check_images(images: Tensor, count: int, shape: tuple[int, int, int]) -> None:
     """Refuses what a model cannot start from.
 

@@ -24,7 +24,7 @@ from udit.diffusion.config import check_sampler
 from udit.diffusion.denoiser import Backbone
 from udit.diffusion.guidance import AnyDenoiser
 from udit.diffusion.learning import shifted
-from udit.diffusion.origin import Origin, skipped
+from udit.diffusion.origin import Origin, begun, remaining
 from udit.diffusion.sample import Noise, Step
 from udit.diffusion.schedule import everywhere
 from udit.errors import UserError
@@ -333,19 +333,16 @@ def _grid(count: int, end: float = 0.0) -> Tensor:
     return torch.linspace(1, end, count, dtype=torch.float64)
 
 
+def _shifted(denoiser: AnyDenoiser, grid: Tensor) -> Tensor:
+    """A grid moved by the schedule's shift."""
+    return shifted(grid, cast("Flow", denoiser.schedule).shift)
+
+
 def _remaining(denoiser: AnyDenoiser, grid: Tensor, strength: float, *, ends: bool = True) -> Tensor:
-    """The times of a grid, moved by the schedule's shift, up to a strength; with ``ends`` its last starts no step."""
-    grid = shifted(grid, cast("Flow", denoiser.schedule).shift)
-    if strength == 1:
-        return grid
-    return grid[skipped(denoiser.schedule, grid[:-1] if ends else grid, strength) :]
+    return remaining(denoiser.schedule, _shifted(denoiser, grid), strength, ends=ends)
 
 
 def _start(
     denoiser: AnyDenoiser, grid: Tensor, x: Tensor, origin: Origin | None, *, ends: bool = True
 ) -> tuple[Tensor, Tensor]:
-    """The times of a grid that a run visits, and x at the first of them."""
-    grid = _remaining(denoiser, grid, 1.0 if origin is None else origin.strength, ends=ends)
-    if origin is None:
-        return grid, x
-    return grid, origin.noised(denoiser.schedule, grid[0], x)
+    return begun(denoiser.schedule, _shifted(denoiser, grid), x, origin, ends=ends)

@@ -55,7 +55,7 @@ def apply_chain(first: nn.Linear, second: nn.Linear, x: Tensor) -> Tensor:
     serves any number of rows, and multiplies the weights. Layers that were put in the place of an ``nn.Linear``, and
     those with hooks of their own, are called one by one.
     """
-    if not (_plain(first) and _plain(second)):
+    if not all(unchanged(layer, nn.Linear, everywhere=False) for layer in (first, second)):
         return apply(second, apply(first, x))
     inner, middle, outer = first.in_features, first.out_features, second.out_features
     if not surroundings.exporting():
@@ -70,13 +70,12 @@ def composed(first: nn.Linear, second: nn.Linear) -> tuple[Tensor, Tensor]:
     return second.weight @ first.weight, second.weight @ first.bias + second.bias
 
 
-def _plain(layer: nn.Module) -> bool:
-    return type(layer) is nn.Linear and not surroundings.hooked(layer, everywhere=False)
+def unchanged(layer: nn.Module, kind: type[L], everywhere: bool = True) -> TypeGuard[L]:
+    """Whether a layer is exactly of a kind and has no hooks, so that its weight may be used without calling it.
 
-
-def unchanged(layer: nn.Module, kind: type[L]) -> TypeGuard[L]:
-    """Whether a layer is exactly of a kind and has no hooks, so that its weight may be used without calling it."""
-    return type(layer) is kind and not surroundings.hooked(layer)
+    Hooks that all modules have count where asked ``everywhere``.
+    """
+    return type(layer) is kind and not surroundings.hooked(layer, everywhere)
 
 
 def reference(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
