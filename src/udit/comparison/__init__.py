@@ -1,0 +1,1 @@
+"""Backbones trained and scored under one budget, for ``udit compare``."""
