@@ -24,7 +24,7 @@ EXTRA = {"graphs": "graphs", "graph_breaks": "graph breaks", "waited": "waited f
 def machine() -> dict[str, Any]:
     """The machine, the software and the date of a measurement."""
     return {
-        "processor": _processor(),
+        "processor": processor(),
         "threads": torch.get_num_threads(),
         "dtype": "float32",
         "torch": torch.__version__,
@@ -35,7 +35,8 @@ def machine() -> dict[str, Any]:
     }
 
 
-def _processor() -> str:
+def processor() -> str:
+    """The processor's name, where the system reports it, and its kind."""
     path = Path("/proc/cpuinfo")
     lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
     found = (line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))

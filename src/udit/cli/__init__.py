@@ -26,6 +26,7 @@ from cyclopts import (
 
 from udit import __version__
 from udit.cli.bench import bench
+from udit.cli.compare import compare
 from udit.cli.convert import convert
 from udit.cli.data import data
 from udit.cli.doctor import doctor
@@ -48,7 +49,7 @@ from udit.cli.train import train
 from udit.cli.tune import tune
 from udit.errors import A_SLIP, PeerError, RunError, UserError, nearest, one_line, ran_out_of_memory, resembling
 
-OF_RECIPES = ("train", "fork", "encode", "data", "bench", "find-lr")
+OF_RECIPES = ("train", "fork", "encode", "data", "bench", "find-lr", "compare")
 """Commands that take a recipe's keys as KEY=VALUE."""
 
 
@@ -90,6 +91,7 @@ app.command(train)
 app.command(sample)
 app.command(evaluate, name="eval")
 app.command(scores)
+app.command(compare)
 app.command(tune)
 app.command(find_lr)
 app.command(fork)

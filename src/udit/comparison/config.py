@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, PositiveFloat, PositiveInt, model_validator
 
+from udit.errors import UserError
 from udit.run.recipes import read_yaml
 from udit.spec.base import Seed, Spec, parse
 
@@ -96,20 +97,23 @@ class Stage(Spec):
     """Step at which it ends and is scored; ``branch`` itself without a decay."""
 
 
-def stages(comparison: Comparison, steps: int) -> tuple[Stage, ...]:
-    """Where a training of so many steps is scored.
+def stages(comparison: Comparison, steps: int, warmup: int = 0) -> tuple[Stage, ...]:
+    """Where a training of so many steps, with a warm-up of so many, is scored.
 
     Raises:
-        ValueError: two of them are the same step, or a branch would begin before the first one.
+        UserError: two of them are the same step, or a branch would begin within the warm-up.
     """
     found = []
     for fraction in comparison.fractions:
         end = round(fraction * steps)
         branch = end - round(comparison.decay * end)
         if branch < 1 or (found and branch <= found[-1].branch):
-            raise ValueError(
-                f"training.steps is {steps}, too few for scores at {', '.join(f'{f:g}' for f in comparison.fractions)} "
-                "of it; raise it"
+            shares = ", ".join(f"{share:g}" for share in comparison.fractions)
+            raise UserError(f"training.steps is {steps}, too few for scores at {shares} of it; raise it")
+        if branch < warmup:
+            raise UserError(
+                f"training.lr_warmup is {warmup} and the first score's branch begins at step {branch}; lower "
+                "training.lr_warmup, or raise training.steps"
             )
         found.append(Stage(fraction=fraction, branch=branch, step=end))
     return tuple(found)

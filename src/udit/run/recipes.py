@@ -34,19 +34,26 @@ def list_recipes() -> dict[str, str]:
     return found
 
 
-def load_run(recipe: str, overrides: list[str] | tuple[str, ...] = (), *, absent: bool = False) -> Run:
+def load_run(
+    recipe: str,
+    overrides: list[str] | tuple[str, ...] = (),
+    *,
+    absent: bool = False,
+    model: dict[str, Any] | None = None,
+) -> Run:
     """The resolved run of a recipe's name or a YAML file, with ``key.path=value`` overrides.
 
     Args:
         recipe: the name or the file.
         overrides: ``key.path=value`` each.
         absent: a folder of images may be missing, see ``resolve``.
+        model: plain keys in place of the recipe's whole ``model`` section.
 
     Raises:
         UserError: no such recipe (the nearest is named), bad YAML, an unknown key, or a value out of range.
     """
     require_list("overrides", overrides)
-    values = read_recipe(recipe)
+    values = read_recipe(recipe) | ({} if model is None else {"model": dict(model)})
     said = parse_overrides(list(overrides))
     for key in ("latents", "init_from"):
         if values.get(key) is not None:  # the recipe is written for one of its own, so that nothing in it gives way
