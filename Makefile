@@ -6,7 +6,7 @@ EXTRAS := .[train,metrics,hub,dev]
 EVERYTHING := .[all,dev,docs,browser]
 
 .DEFAULT_GOAL := help
-.PHONY: help install install-all demo demos digits language-model test test-isa test-slow test-kills release-check messages check bench bench-smoke gpu-count gpu-guard bench-scan bench-export performance docs site constraints clean
+.PHONY: help install install-all demo demos digits comparison language-model test test-isa test-slow test-kills release-check messages check bench bench-smoke gpu-count gpu-guard bench-scan bench-export performance docs site constraints clean
 
 help:  ## Prints these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
