@@ -16,6 +16,7 @@ import pytest
 import torch
 
 from runs import RECIPE, environment, image_folder
+from udit.cli import main
 from udit.comparison import worker
 from udit.comparison.config import TOLERANCE, Comparison, System, plain_name, stages
 from udit.comparison.evaluator import Judged
@@ -438,6 +439,31 @@ def test_a_comparison_that_makes_no_sense_is_refused(changes: dict[str, object],
     values = {"base": "digits", "systems": ("a",), "amounts": (1e6,)}
     with pytest.raises(UserError, match=told):
         Comparison(**values).replace(**changes)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        ([], "--base RECIPE is missing"),
+        (["--base", "digits", "--systems", "DiT-tiny"], "a budget, e.g. --macs 20e6 is missing"),
+        (["--base", "digits", "--macs", "1e6", "--parameters", "1e5"], "--macs and --parameters are given"),
+        (["--base", "digits", "--macs", "ten"], "--macs is 'ten'"),
+        (["training.steps=4"], "'training.steps=4' is no file"),
+        (["--base", "digits", "--systems", "DiT-tiny", "--macs", "1e6", "--seeds", "0.5"], "seeds"),
+        (["gone.yaml"], "gone.yaml"),
+    ],
+)
+def test_the_command_says_what_is_missing_or_wrong(
+    words: list[str], told: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One line, exit code 2, and no folder."""
+    with pytest.raises(SystemExit) as ended:
+        main(["compare", *words, "--out", str(tmp_path / "out")])
+    assert ended.value.code == 2
+    said = capsys.readouterr().err
+    assert told in said
+    assert said.count("\n") == 1
+    assert not (tmp_path / "out").exists()
 
 
 def test_names_of_systems_make_names_of_files() -> None:

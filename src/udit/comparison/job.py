@@ -231,8 +231,10 @@ def _prepare(plan: Plan, folder: Path, tell: Callable[[str], object]) -> None:
             time.sleep(1)
             continue
         tell("training the judge of the data set")
-        evaluator.prepare(plan.members[0].run_in(folder))
-        lock.release()
+        try:
+            evaluator.prepare(plan.members[0].run_in(folder))
+        finally:
+            lock.release()
 
 
 class _Processes:
