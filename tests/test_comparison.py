@@ -64,7 +64,7 @@ def small(tmp_path: Path) -> Comparison:
     data = tuple(image_folder(tmp_path / "images"))
     systems = ({"name": "one", "model": MODEL}, {"name": "DiT", "model": {"name": "DiT-tiny", "depth": 1, "width": 16}})
     return Comparison(
-        base=RECIPE, overrides=(*STEPS, *data), systems=systems, amounts=(95e3,), seeds=(0, 1), fractions=(0.5, 1)
+        base=RECIPE, overrides=(*STEPS, *data), systems=systems, amounts=(97e3,), seeds=(0, 1), fractions=(0.5, 1)
     )
 
 
@@ -488,7 +488,7 @@ def test_a_comparison_that_is_killed_ends_with_the_same_members_and_repeats_none
     few = ["evaluation.num_samples=20", "evaluation.judge_steps=4", "evaluation.bootstrap=10"]
     values = {"base": RECIPE, "overrides": [*STEPS, *data, *few], "systems": [{"name": "one", "model": MODEL}]}
     file = tmp_path / "comparison.yaml"
-    file.write_text(to_yaml(values | {"amounts": [95e3], "seeds": [0, 1]}), encoding="utf-8")
+    file.write_text(to_yaml(values | {"amounts": [97e3], "seeds": [0, 1]}), encoding="utf-8")
 
     def started(out: Path) -> subprocess.Popen[str]:
         words = [sys.executable, "-m", "udit", "compare", str(file), "--out", str(out)]
