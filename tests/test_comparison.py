@@ -26,10 +26,11 @@ from udit.comparison.records import EvaluatorFacts, Member, Point, Score, Sized,
 from udit.comparison.report import write_report
 from udit.comparison.solve import solve
 from udit.comparison.summary import Curve, Estimate, _between, _reached, student, summarise
-from udit.comparison.task import Task
+from udit.comparison.task import Task, chosen
 from udit.errors import UserError
 from udit.images import grid, png_bytes
 from udit.models.catalog import find
+from udit.nn.specs import Window
 from udit.run.recipes import to_yaml
 from udit.training import preview
 from udit.training.folder import RunLock
@@ -370,7 +371,7 @@ def test_steps_to_reach_a_score_lie_between_scores() -> None:
 @pytest.mark.parametrize(
     ("changes", "what"),
     [
-        ({"protocol": {"run": {}}}, "the protocol"),
+        ({"protocol": {"run": {"sampling": {"steps": 5}}}}, "the protocol"),
         ({"noise_sha256": "x"}, "noise and times"),
         ({"sample_ids_sha256": "x"}, "the order of images"),
         (
@@ -386,6 +387,25 @@ def test_two_unlike_protocols_do_not_share_an_axis(changes: dict[str, object], w
     assert [one.system for one in alike] == ["a", "c"]
     assert len(told) == 1
     assert told[0].startswith(f"b, seed 0, is left out: {what}")
+
+
+def test_a_key_of_a_later_version_keeps_members_on_one_axis() -> None:
+    """What an older record lacks had its default."""
+    later = made("b", 0, (2.0, 1.0))
+    run = later.protocol["run"] | {"evaluation": {"num_samples": 9, "new": 0}}
+    alike, told = comparable([made("a", 0, (2.0, 1.0)), later.replace(protocol={"run": run})])
+    assert len(alike) == 2
+    assert told == []
+
+
+def test_a_digest_is_of_kinds_and_of_what_is_not_a_default() -> None:
+    """Two kinds of attention with the same options are two; a default says nothing."""
+    config = find("DiT-tiny").config
+    full, windows = config, config.replace(attention=Window(cosine=False, rope=False, size=8))
+    assert chosen(full)["family"] == "DiT"
+    assert chosen(full) != chosen(windows)
+    assert "time" not in chosen(full)
+    assert chosen(windows)["attention"] == {"cosine": False, "rope": False, "kind": "window"}
 
 
 def test_a_member_reads_back_as_it_was_written(tmp_path: Path) -> None:

@@ -143,12 +143,12 @@ def comparable(members: list[Member]) -> tuple[list[Member], list[str]]:
             name
             for name, own, others in (
                 ("the evaluator", member.evaluator, first.evaluator),
-                ("the protocol", member.protocol, first.protocol),
                 ("the order of images", member.sample_ids_sha256, peer.sample_ids_sha256),
                 ("noise and times", member.noise_sha256, peer.noise_sha256),
             )
             if own != others
         ]
+        differing += ["the protocol"] if _differ(member.protocol, first.protocol) else []
         if differing:
             told.append(
                 f"{member.system}, seed {member.seed}, is left out: {' and '.join(differing)} are not those of "
@@ -157,6 +157,13 @@ def comparable(members: list[Member]) -> tuple[list[Member], list[str]]:
         else:
             alike.append(member)
     return alike, told
+
+
+def _differ(own: Any, other: Any) -> bool:
+    """Whether two protocols differ in what both have; a key of one alone is of a later version, with its default."""
+    if isinstance(own, dict) and isinstance(other, dict):
+        return any(_differ(own[key], other[key]) for key in own.keys() & other.keys())
+    return bool(own != other)
 
 
 def plan_of(
