@@ -19,7 +19,7 @@ from udit.comparison.evaluator import JudgeEvaluator
 from udit.comparison.records import Member, Sized, read_member
 from udit.comparison.solve import solve, training_seconds
 from udit.comparison.summary import Summary, summarise
-from udit.comparison.task import Task, tasks_of
+from udit.comparison.task import Task, chosen, tasks_of
 from udit.comparison.worker import DONE, EVALUATOR, FAILED, STOPPED, TAKEN
 from udit.errors import UserError
 from udit.files import check_room, write_text
@@ -208,7 +208,7 @@ def plan_of(
 def _sized(system: System, run: Run, comparison: Comparison, amount: float, folder: Path, threads: int) -> Sized:
     """The size of a system, as it was solved before or now."""
     decides: dict[str, Any] = {
-        "model": run.model.model_dump(mode="json"),
+        "model": chosen(run.model),
         "budget": comparison.budget,
         "fixed": system.fixed_depth,
     }
