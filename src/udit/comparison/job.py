@@ -210,6 +210,7 @@ def _sized(system: System, run: Run, comparison: Comparison, amount: float, fold
     decides: dict[str, Any] = {
         "model": chosen(run.model),
         "budget": comparison.budget,
+        "amount": amount,
         "fixed": system.fixed_depth,
     }
     if comparison.budget == "seconds":
