@@ -119,7 +119,8 @@ def chosen(spec: Spec) -> dict[str, Any]:
 
     A digest of them stays the same when a later version has more keys, whose defaults are what was before.
     """
-    plain, values = spec.model_dump(mode="json"), {}
+    plain = spec.model_dump(mode="json")
+    values: dict[str, Any] = {}
     for key, field in type(spec).model_fields.items():
         value = getattr(spec, key)
         if key in ("kind", "family") or field.is_required() or value != field.get_default(call_default_factory=True):
