@@ -307,7 +307,7 @@ def test_the_command_draws_the_same_images(studio: Studio, tmp_path: Path) -> No
         for name in ("000000.png", "000003.png"):
             archive.extract(name, tmp_path / "page")
             assert read_settings(tmp_path / "page" / name) == read_settings(tmp_path / name)
-    assert last(studio.draw(Wanted("run@3", seeds="0"))).command == ""
+    assert "checkpoints/step-00000003 " in last(studio.draw(Wanted("run@3", seeds="0"))).command
 
 
 @pytest.mark.parametrize(
@@ -370,6 +370,42 @@ def test_two_checkpoints_are_compared_on_the_same_seeds(studio: Studio) -> None:
     assert [each["model"] for each in facts["compared"]] == marks
     assert (facts["seeds"], facts["labels"]) == ([0, 0, 1, 1], [0, 1, 0, 1])
     assert "same weights" in error_in(compare(studio, wanted[0], wanted[0]))
+
+
+def test_one_model_is_compared_under_two_settings(studio: Studio) -> None:
+    one, other = (Wanted(NEWEST, seeds="0", classes=[1], changes={"steps": steps}) for steps in (2, 4))
+    end = last(compare(studio, one, other))
+    assert end.grid is not None
+    facts = read_settings(end.grid)
+    assert facts is not None
+    assert [each["sampling"]["steps"] for each in facts["compared"]] == [2, 4]
+
+
+def test_a_weaker_checkpoint_is_what_guidance_compares_with(studio: Studio, place: Path, tmp_path: Path) -> None:
+    """The images and the recorded facts are those of `udit sample --autoguide`."""
+    wanted = Wanted("run@6", seeds="3", classes=[1], changes={"guidance": 2.0}, weaker="run@3")
+    end = last(studio.draw(wanted))
+    with pytest.raises(SystemExit) as ended:
+        main([*shlex.split(end.command)[1:], "--out", str(tmp_path), "--no-progress"])
+    assert ended.value.code == 0
+    with zipfile.ZipFile(end.archive) as archive:  # type: ignore[arg-type]
+        archive.extract("000000.png", tmp_path / "page")
+    page, command = tmp_path / "page" / "000000.png", tmp_path / "000000.png"
+    facts = read_settings(page)
+    assert facts is not None
+    assert facts == read_settings(command)
+    weak = studio.shelf.system(studio.place.choice("run@3"))
+    assert facts["autoguide"] == weak.fingerprint
+    assert int((read_pixels(page).int() - read_pixels(command).int()).abs().max()) <= 1
+    for changes, told in (
+        ({"changes": {"guidance": 1.0}}, "guidance 1 compares with nothing"),
+        ({"weaker": "run@6"}, "the same weights"),
+        ({"weaker": "run@9"}, "no longer there"),
+        ({"average": 0.05}, "guidance compares with one of them"),
+        ({"weaker": "", "average": 0.05}, "posthoc"),
+        ({"weaker": "", "average": "x"}, "it takes a length"),
+    ):
+        assert told in error_in(studio.draw(dataclasses.replace(wanted, **changes)))
 
 
 def test_a_passage_is_shown_and_saved(studio: Studio) -> None:

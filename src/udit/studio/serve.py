@@ -160,18 +160,21 @@ def _server(studio: Studio, port: int) -> uvicorn.Server:
     return uvicorn.Server(config)
 
 
-def open_studio(root: str | Path = "runs", *, port: int = PORT, device: str = "auto") -> Server:
+def open_studio(
+    root: str | Path = "runs", *, port: int = PORT, device: str = "auto", text_model: str | None = None
+) -> Server:
     """The page for a place, which ``run`` or ``start`` serves.
 
     Args:
         root: a run, a model folder, a folder of them, or what else ``udit.load`` takes.
         port: of 127.0.0.1; 0 takes any free one.
         device: auto, cpu, cuda, cuda:N or mps.
+        text_model: the language model that models of texts were trained with, where it was moved.
 
     Raises:
         UserError: there is no model and no run, gradio is missing, or the port is taken.
     """
-    return Server(Studio(find(root), device), port)
+    return Server(Studio(find(root), device, text_model), port)
 
 
 def _bound(port: int) -> socket.socket:
