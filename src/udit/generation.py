@@ -39,7 +39,7 @@ from udit.interpolation import Between, Through
 from udit.progress import progress_bar
 from udit.rng import Seed, seeds_of
 from udit.run.classes import Label
-from udit.store import load
+from udit.store import Weights, load
 from udit.target import make_room, prepare
 from udit.tuning.levels import qualities
 from udit.tuning.quality import Level
@@ -287,6 +287,29 @@ class Generation:
         return self.world.gather(padded).transpose(0, 1).reshape(-1, *full)[:count]
 
 
+def open_system(
+    model: str | Path,
+    weights: Weights = "ema",
+    device: str = "auto",
+    engine: EngineName | None = None,
+    adapter: str | Path | None = None,
+) -> tuple[System, World]:
+    """The system to sample from, fused and on its device, or an exported graph; and the ranks. As ``generate``.
+
+    Raises:
+        UserError: no such model, weights, engine or adapter, or they do not go together.
+    """
+    graph = find_graph(model, engine)
+    if graph and device not in ("auto", "cpu"):
+        raise UserError(f"device is {device} and exported graphs run on the CPU; leave it out")
+    if graph and adapter is not None:
+        raise UserError("an adapter is given and an exported graph takes none; sample from the model itself")
+    world = dist.start("cpu" if graph else device)
+    if graph:
+        return load_graph(graph, model, weights), world
+    return load(model, weights=weights, adapter=adapter).fused().to(world.device), world
+
+
 def generate(
     model: System | str | Path,
     seeds: Sequence[Seed] | None = None,
@@ -308,6 +331,7 @@ def generate(
     engine: EngineName | None = None,
     precision: Literal["float32", "bfloat16"] = "float32",
     compiled: bool = False,
+    adapter: str | Path | None = None,
 ) -> Generation:
     """Images of a model, one per seed: the same seed and label give the same image in any batch and on any rank.
 
@@ -336,6 +360,8 @@ def generate(
         engine: "torch", or the engine of the graph that ``udit.export`` put into the model's folder.
         precision: of the network's products; bfloat16 is for GPUs, and images differ by its rounding.
         compiled: compiles the network's blocks (torch.compile): the first step takes a minute, the others less.
+        adapter: peft's folder with a low-rank adapter of the model, e.g. ``RUN/adapter`` of a run with
+            ``training.adapter``; the model is the one that was adapted.
 
     Returns:
         The images, which are sampled when they are iterated over or saved.
@@ -350,14 +376,12 @@ def generate(
     if batch_size < 1:
         raise UserError(f"batch_size is {batch_size}; it counts images, at least 1")
     if isinstance(model, System):
-        graph, system = None, model.fused()
+        if adapter is not None:
+            raise UserError("adapter is given and the model is loaded already; udit.load takes the adapter")
+        system = model.fused()
         world = dist.start(str(next((p.device for p in system.backbone.parameters()), "cpu")))
     else:
-        graph = find_graph(model, engine)
-        if graph and device not in ("auto", "cpu"):
-            raise UserError(f"device is {device} and exported graphs run on the CPU; leave it out")
-        world = dist.start("cpu" if graph else device)
-        system = load_graph(graph, model, weights) if graph else load(model, weights=weights).fused().to(world.device)
+        system, world = open_system(model, weights, device, engine, adapter)
     system = system if text_model is None else system.with_text_model(text_model)
     if quality is not None:
         chosen = qualities(None if isinstance(model, System) else Path(model), system)[quality]

@@ -22,7 +22,7 @@ from udit.errors import UserError, nearest, resembling
 from udit.models.catalog import families, find
 from udit.run.config import Run, model_from
 from udit.run.rules import check
-from udit.run.start import follow_start, trained_on
+from udit.run.start import check_language_model, follow_start, trained_on
 from udit.spec.base import Spec, parse, parse_kind
 from udit.spec.words import shown
 from udit.text.config import TextConfig
@@ -49,6 +49,8 @@ class Draft:
     """What the user should hear of: recipe's values that gave way, and an image size that is not the weights'."""
     trained: dict[str, Any] = field(default_factory=dict)
     """Plain keys of the model whose weights the run starts with; from ``initial_weights`` on."""
+    read: dict[str, Any] | None = None
+    """The language model that those weights were trained with, as plain values; None where they take no texts."""
     images: DataInfo | None = None
     """Of the images; from ``latent_cache`` or ``data_set`` on."""
     seen: DataInfo | None = None
@@ -131,7 +133,7 @@ def initial_weights(draft: Draft) -> None:
         model = find(str(model["name"])).config.model_dump(mode="json") | model
         del model["name"]
     origin = read_origin(source, Path(str(draft.values["out"])))
-    draft.trained = origin["model"]
+    draft.trained, draft.read = origin["model"], origin.get("text")
     draft.values = follow_start(draft.values | {"model": model, "init_from": origin["init_from"]}, origin)
 
 
@@ -218,7 +220,8 @@ def language_model(draft: Draft) -> None:
     if draft.said is not None and draft.says("text", "source"):  # what a recipe says of its own gives way
         own = {"revision", "width", "depth", "sha256"} - {key for key in section if draft.says("text", key)}
         section = {key: value for key, value in section.items() if key not in own}
-    draft.values["text"] = complete(parse(TextConfig, section or given, where="text"))
+    text = draft.values["text"] = complete(parse(TextConfig, section or given, where="text"))
+    check_language_model(text, draft.read, draft.values.get("init_from"))
 
 
 def model(draft: Draft) -> None:
@@ -247,7 +250,8 @@ def model(draft: Draft) -> None:
     if text is not None:
         from udit.text.files import with_layers
 
-        draft.values["text"] = with_layers(text, draft.values["model"].readers)
+        text = draft.values["text"] = with_layers(text, draft.values["model"].readers)
+        check_language_model(text, draft.read, draft.values.get("init_from"))
 
 
 def _fields(section: Mapping[str, Any]) -> Collection[str]:

@@ -250,6 +250,7 @@ class Dispatcher:
             return
         batch, self._sent, self._stopped = self._batch, time.monotonic(), 0.0
         values = {"seeds": batch.seeds, "labels": batch.labels, "sampling": batch.sampling.model_dump(mode="json")}
+        values |= {"prompts": batch.prompts, "negative": batch.negative}
         self._tell(Message("draw", batch.number, values))
 
     def _tell(self, message: Message) -> None:

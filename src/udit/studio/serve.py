@@ -13,7 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from udit.errors import UserError
+from udit.errors import UserError, missing_extra
 from udit.studio.place import find
 from udit.studio.session import Studio
 
@@ -122,7 +122,7 @@ def _server(studio: Studio, port: int) -> uvicorn.Server:
 
         from udit.studio import page
     except ImportError as error:
-        raise UserError(f"`udit studio` needs {error.name}; run: pip install 'udit[studio]'") from None
+        raise missing_extra("`udit studio`", error.name, "studio") from None
     for noisy in ("httpx", "httpx2", "asyncio", "uvicorn.error"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
     app = FastAPI(openapi_url=None, docs_url=None, redoc_url=None)
