@@ -28,7 +28,7 @@ from udit.assemble import System
 from udit.checkpoint import CheckpointStore
 from udit.cli import main
 from udit.diffusion.config import DDPMConfig, EDMConfig, FlowConfig, SamplingConfig
-from udit.errors import UserError
+from udit.errors import UserError, missing_extra
 from udit.images import read_pixels, read_settings
 from udit.inputs import StartImages
 from udit.interpolation import Between
@@ -601,6 +601,6 @@ def test_a_missing_extra_is_one_line_and_nothing_stays(
     monkeypatch.setitem(sys.modules, "gradio", None)
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     before = dict(os.environ)
-    assert error_of("studio", str(place)) == "`udit studio` needs gradio; run: pip install 'udit[studio]'"
+    assert error_of("studio", str(place)) == str(missing_extra("`udit studio`", "gradio", "studio"))
     assert not list(tmp_path.iterdir())
     assert dict(os.environ) == before

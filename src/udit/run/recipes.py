@@ -129,8 +129,8 @@ def read_origin(source: str, out: Path) -> dict[str, Any]:
         out: the run folder; a run that has begun from ``source`` does not need it any more.
 
     Returns:
-        Plain ``model``, ``diffusion``, ``codec``, ``sampling`` and ``text`` (or None), and ``init_from``: ``source``, or a hub id with the
-        commit that the sections are of, so that the weights are of the same one.
+        Plain ``model``, ``diffusion``, ``codec``, ``sampling`` and ``text`` or None, and ``init_from``: ``source``, or
+        a hub id with the commit that the sections are of, so that the weights are of the same one.
 
     Raises:
         UserError: there is nothing of the kind.

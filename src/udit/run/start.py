@@ -21,7 +21,8 @@ def follow_start(values: dict[str, Any], origin: dict[str, Any]) -> dict[str, An
 
     Args:
         values: of the run.
-        origin: plain ``model``, ``diffusion``, ``codec``, ``sampling`` and ``text`` of the weights, see ``recipes.read_origin``.
+        origin: plain ``model``, ``diffusion``, ``codec``, ``sampling`` and ``text`` of the weights, see
+            ``recipes.read_origin``.
 
     Raises:
         UserError: a key of model or diffusion does not match the weights; names it with both values.

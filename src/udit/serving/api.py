@@ -110,8 +110,8 @@ def application(dispatchers: Mapping[str, Dispatcher], limits: Limits) -> FastAP
     app = FastAPI(
         title="udit serve",
         version=__version__,
-        description="Images of diffusion models. The same seed, label or prompt, and setting give the same image. Errors are "
-        'JSON: {"error": "one line"}.',
+        description="Images of diffusion models. The same seed, label or prompt, and setting give the same image. "
+        'Errors are JSON: {"error": "one line"}.',
         docs_url=None,
         redoc_url=None,
         redirect_slashes=False,

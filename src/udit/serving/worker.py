@@ -169,7 +169,7 @@ def _progress(folder: Path) -> str | None:
 
 
 def _image_shape(system: System) -> list[int]:
-    """(C, H, W) of the images, from one that is sampled in two steps; it also compiles kernels and loads a VAE or language model."""
+    """(C, H, W) of the images, from one that is sampled in two steps; VAE and language model are loaded by that."""
     own = system.config.sampling
     few = {"steps": min(2, own.steps), "cache": 1, "refresh": (), "forecast": False, "keep_guidance": False}
     labels = system.config.classes.each(None, 1)
