@@ -203,7 +203,9 @@ def main() -> int:
     told = "checks by their names; install:PYTHON and extras:EXTRA are one of theirs"
     parser.add_argument("--only", default="tree,wheel,install,extras,oldest", help=told)
     parser.add_argument("--python", action="append", default=[], help="another interpreter")
-    parser.add_argument("--work", type=Path, help="where to build and install, and to leave it; else a temporary folder")
+    parser.add_argument(
+        "--work", type=Path, help="where to build and install, and to leave it; else a temporary folder"
+    )
     asked = parser.parse_args()
     checks: dict[str, Callable[[Path, str], Iterator[str]]] = {
         "tree": lambda work, _: tree(work),
