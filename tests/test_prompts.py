@@ -116,6 +116,10 @@ def test_another_language_model_than_a_recipe_s_brings_its_own_sizes(language: P
     assert (run.text.width, run.text.depth, run.model.condition_shape) == (32, 4, (8, 12, 32))
 
 
+def test_recipes_of_texts_are_read_without_their_images() -> None:
+    assert load_run("openmoji", [], absent=True).data.captioned
+
+
 def test_training_and_resuming_see_the_same_captions(
     images: Path, language: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -241,7 +241,8 @@ def test_closing_the_tab_stops_its_drawing_within_a_step(opened: Opened) -> None
     with slow_steps(0.3) as ended:
         panel(page).get_by_label("Steps").fill("40")
         panel(page).get_by_role("button", name="Draw", exact=True).click()
-        panel(page).get_by_role("status").filter(has_text="Step 2 of 40").wait_for()
+        told = re.compile(r"Step ([2-9]|[12]\d) of 40")  # under load the browser skips some
+        panel(page).get_by_role("status").filter(has_text=told).wait_for()
         done = len(ended)
         page.close()
         time.sleep(2)

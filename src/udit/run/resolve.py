@@ -338,7 +338,8 @@ def _described(data: DataConfig, absent: bool) -> DataInfo:
         if not absent or not isinstance(data, FolderData):
             raise
         height, width = data.shape
-        return DataInfo(channels=data.channels, height=height, width=width, id2label=())
+        captioned = data.captioned
+        return DataInfo(channels=data.channels, height=height, width=width, id2label=(), captioned=captioned)
 
 
 def _beside(condition: ConditionConfig, seen: DataInfo) -> int:
