@@ -85,7 +85,6 @@ class Subjects:
             return [classes_of(config), gr.Textbox(visible=says), gr.Textbox(visible=says)]
 
         gr.on([model.change, page.load], follow, model, self.all[:3], **light(f"{name}_subjects"))
-        model.focus(lambda: gr.Dropdown(choices=_titles(studio)), None, model, **light(f"{name}_models"))
 
     @property
     def submits(self) -> list[Any]:
@@ -132,6 +131,7 @@ class Settings:
         self.preset.input(self._of_preset, [model, self.preset], self.setting, **light(f"{name}_preset"))
         outputs = [self.sampler, self.eta, self.clip]
         self.sampler.input(_of_sampler, self.sampler, outputs, **light(f"{name}_sampler"))
+        model.focus(lambda: gr.Dropdown(choices=_titles(studio)), None, model, **light(f"{name}_models"))
         listed = [self.weaker.focus, page.load]
         gr.on(
             listed, lambda: gr.Dropdown(choices=[NONE, *_titles(studio)]), None, self.weaker, **light(f"{name}_weaker")
@@ -145,7 +145,7 @@ class Settings:
         except UserError as error:
             gr.Warning(str(error))
             return [gr.skip()] * (1 + len(self.setting))
-        return [*self._setting(key, preset, config), gr.Number(visible=has_averages(choice))]
+        return [*self._setting(key, preset, config), gr.Number(value=None, visible=has_averages(choice))]
 
     def _of_preset(self, key: str | None, preset: str) -> list[Any]:
         try:
