@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import ast
-import sys
 import tomllib
 from pathlib import Path
 from typing import Annotated, Any, Literal
+from unittest import mock
 
 import pytest
 from pydantic import Field
@@ -71,13 +71,11 @@ def test_a_missing_extra_has_one_wording() -> None:
 
 
 def test_a_command_without_a_module_that_whole_files_import_is_one_line(
-    error_of: ErrorOf, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    error_of: ErrorOf, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    for name in ("scipy.spatial.distance", "udit.evaluation.metrics", "udit.scoring", "udit.tuning.search"):
-        monkeypatch.delitem(sys.modules, name, raising=False)
-    monkeypatch.setitem(sys.modules, "scipy", None)
-    monkeypatch.setitem(sys.modules, "scipy.spatial.distance", None)
-    assert error_of("tune", str(tmp_path)) == str(missing_extra("`udit tune`", "scipy", "train"))
+    absent = ModuleNotFoundError("No module named 'scipy'", name="scipy.spatial")
+    monkeypatch.setattr("udit.cli.app", mock.Mock(side_effect=absent))
+    assert error_of("tune", "run") == str(missing_extra("`udit tune`", "scipy", "train"))
     with by_product("the loss curve"):
         raise ModuleNotFoundError("No module named 'matplotlib'", name="matplotlib")
     assert "the loss curve needs matplotlib, which is not installed; run: pip" in caplog.text

@@ -288,9 +288,9 @@ def test_runs_of_texts_are_scored_by_the_captions_of_held_out_images(
     source = run.data.build()
     captions, held_out = captions_of(source), parts_of(source, run.data).test
     assert captions is not None
-    prompts = scoring.held_out_captions(run, 7)
+    prompts = scoring.held_out_captions(run, 20)
     assert all(text in captions[int(held_out[i % len(held_out)])] for i, text in enumerate(prompts))
-    assert len({prompts[i] for i in range(0, 7, len(held_out))}) == len(captions[int(held_out[0])])
+    assert len({prompts[i] for i in range(0, 20, len(held_out))}) == len(captions[int(held_out[0])])
     drawn: list[str] = []
     monkeypatch.setattr(scoring, "load_extractor", lambda *_: None)
     monkeypatch.setattr(scoring, "_reference", lambda *_: None)
@@ -304,9 +304,9 @@ def test_runs_of_texts_are_scored_by_the_captions_of_held_out_images(
     asked: dict[str, Any] = {}
     monkeypatch.setattr(scoring, "score", lambda images, *_, **facts: asked.update(facts, count=len(images)))
     monkeypatch.setattr(scoring, "keep", lambda *_: None)
-    scoring.score_run(run.out, num_samples=7, progress=False)
+    scoring.score_run(run.out, num_samples=20, progress=False)
     assert drawn == prompts
-    assert (asked["count"], asked["protocol"]["prompts"]) == (7, "captions of held-out images")
+    assert (asked["count"], asked["protocol"]["prompts"]) == (20, "captions of held-out images")
     assert len(asked["protocol"]["prompts_sha256"]) == 64
     assert error_of("eval", str(run.out)).endswith("--features inception, by the captions of its held-out images")
     assert "this model takes texts; choose its setting by eye" in error_of("tune", str(run.out))

@@ -22,7 +22,7 @@ from udit.errors import UserError, require_type
 from udit.evaluation import npz
 from udit.evaluation.sets import GRID
 from udit.exporting.engines import Graph
-from udit.exporting.find import EngineName, find_graph, load_graph
+from udit.exporting.find import EngineName, open_system
 from udit.images import PROMPT_SIDE, grid, save_png, shown, to_image
 from udit.inputs import Context as Context
 from udit.inputs import (
@@ -39,7 +39,6 @@ from udit.interpolation import Between, Through
 from udit.progress import progress_bar
 from udit.rng import Seed, seeds_of
 from udit.run.classes import Label
-from udit.store import Weights, load
 from udit.target import make_room, prepare
 from udit.tuning.levels import qualities
 from udit.tuning.quality import Level
@@ -285,29 +284,6 @@ class Generation:
         if own is not None:
             padded[: len(own)] = own
         return self.world.gather(padded).transpose(0, 1).reshape(-1, *full)[:count]
-
-
-def open_system(
-    model: str | Path,
-    weights: Weights = "ema",
-    device: str = "auto",
-    engine: EngineName | None = None,
-    adapter: str | Path | None = None,
-) -> tuple[System, World]:
-    """The system to sample from, fused and on its device, or an exported graph; and the ranks. As ``generate``.
-
-    Raises:
-        UserError: no such model, weights, engine or adapter, or they do not go together.
-    """
-    graph = find_graph(model, engine)
-    if graph and device not in ("auto", "cpu"):
-        raise UserError(f"device is {device} and exported graphs run on the CPU; leave it out")
-    if graph and adapter is not None:
-        raise UserError("an adapter is given and an exported graph takes none; sample from the model itself")
-    world = dist.start("cpu" if graph else device)
-    if graph:
-        return load_graph(graph, model, weights), world
-    return load(model, weights=weights, adapter=adapter).fused().to(world.device), world
 
 
 def generate(

@@ -6,7 +6,6 @@ chunks; started by ``torchrun``, every rank samples its share.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 from collections.abc import Mapping, Sequence
@@ -17,7 +16,6 @@ import numpy as np
 import torch
 
 from udit import dist
-from udit.data.captions import captions_of
 from udit.data.sources import Parts, Source, parts_of
 from udit.data.vae import cached_sha256
 from udit.demos.find import is_demo
@@ -35,7 +33,7 @@ from udit.evaluation.protocol import Protocol, check_model, find_protocol
 from udit.evaluation.report import Report
 from udit.evaluation.score import score_with_judge
 from udit.evaluation.sets import Reference, read_images, read_reference, reference_of
-from udit.evaluation.shards import Shards, labels_for
+from udit.evaluation.shards import Shards, drawing_of, held_out_captions, labels_for, shards_of
 from udit.evaluation.standard import Scores, check_features, score
 from udit.evaluation.trust import warn_of_weak
 from udit.files import check_room, write_text
@@ -257,52 +255,6 @@ def score_samples(
         subject={"samples": str(images)},
         protocol={"name": "samples of another program"},
     )
-
-
-def held_out_captions(run: Run, count: int) -> list[str]:
-    """The prompts of so many images: captions of the validation part, image after image, and of each in turn.
-
-    Raises:
-        UserError: no image is held out for validation, or the images have no captions.
-    """
-    source = run.data.scored().build()
-    part, captions = parts_of(source, run.data).test, captions_of(source)
-    if captions is None:
-        raise UserError("the model takes texts and the images have no captions to sample with; set data.captions")
-    if not len(part):
-        raise UserError(
-            "the model takes texts, scores take the captions of held-out images, and data.test_share holds none out; "
-            "raise it in a new run"
-        )
-    return [captions.chosen(int(part[i % len(part)]), i // len(part)) for i in range(count)]
-
-
-def drawing_of(
-    config: EvaluationConfig, sampling: SamplingConfig, prompts: Sequence[str] | None = None
-) -> dict[str, Any]:
-    """What generated images depend on besides the weights, as plain values; of prompts their digest."""
-    told: dict[str, Any] = {"labels": config.labels}
-    if prompts is not None:
-        digest = hashlib.sha256("\n".join(prompts).encode()).hexdigest()
-        told = {"prompts": "captions of held-out images", "prompts_sha256": digest}
-    return {
-        "sampling": sampling.model_dump(mode="json"),
-        **told,
-        "first_seed": config.first_seed,
-        "batch_size": config.batch_size,
-    }
-
-
-def shards_of(
-    weights: str,
-    config: EvaluationConfig,
-    sampling: SamplingConfig,
-    folder: Path,
-    prompts: Sequence[str] | None = None,
-) -> Shards:
-    """Where the images of some weights and settings are kept until they are scored."""
-    key = {"weights": weights, "drawing": drawing_of(config, sampling, prompts)}
-    return Shards(folder, key, config.num_samples, config.batch_size)
 
 
 def draw_samples(

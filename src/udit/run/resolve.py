@@ -47,10 +47,8 @@ class Draft:
     """What the command line says, as nested plain values; None where nobody knows, then it said all of ``values``."""
     told: list[str] = field(default_factory=list)
     """What the user should hear of: recipe's values that gave way, and an image size that is not the weights'."""
-    trained: dict[str, Any] = field(default_factory=dict)
-    """Plain keys of the model whose weights the run starts with; from ``initial_weights`` on."""
-    read: dict[str, Any] | None = None
-    """The language model that those weights were trained with, as plain values; None where they take no texts."""
+    origin: dict[str, Any] = field(default_factory=dict)
+    """Plain sections of the weights that the run starts with (``read_origin``); from ``initial_weights`` on."""
     images: DataInfo | None = None
     """Of the images; from ``latent_cache`` or ``data_set`` on."""
     seen: DataInfo | None = None
@@ -132,8 +130,7 @@ def initial_weights(draft: Draft) -> None:
     if isinstance(model, dict) and "name" in model:
         model = find(str(model["name"])).config.model_dump(mode="json") | model
         del model["name"]
-    origin = read_origin(source, Path(str(draft.values["out"])))
-    draft.trained, draft.read = origin["model"], origin.get("text")
+    origin = draft.origin = read_origin(source, Path(str(draft.values["out"])))
     draft.values = follow_start(draft.values | {"model": model, "init_from": origin["init_from"]}, origin)
 
 
@@ -144,7 +141,7 @@ def image_size(draft: Draft) -> None:
         return
     if data.get("kind") not in [spec.model_fields["kind"].default for spec in ImageFiles.__subclasses__()]:
         return  # a data set that has a size of its own
-    for key, value in trained_on(draft.trained, _keys(draft.values.get("codec"))).items():
+    for key, value in trained_on(draft.origin.get("model", {}), _keys(draft.values.get("codec"))).items():
         old = data.get(key, ImageFiles.model_fields[key].default)
         if not (draft.says("data", key) if draft.names("init_from") else key in data):
             data = draft.values["data"] = data | {key: value}
@@ -220,8 +217,7 @@ def language_model(draft: Draft) -> None:
     if draft.said is not None and draft.says("text", "source"):  # what a recipe says of its own gives way
         own = {"revision", "width", "depth", "sha256"} - {key for key in section if draft.says("text", key)}
         section = {key: value for key, value in section.items() if key not in own}
-    text = draft.values["text"] = complete(parse(TextConfig, section or given, where="text"))
-    check_language_model(text, draft.read, draft.values.get("init_from"))
+    draft.values["text"] = complete(parse(TextConfig, section or given, where="text"))
 
 
 def model(draft: Draft) -> None:
@@ -251,7 +247,7 @@ def model(draft: Draft) -> None:
         from udit.text.files import with_layers
 
         text = draft.values["text"] = with_layers(text, draft.values["model"].readers)
-        check_language_model(text, draft.read, draft.values.get("init_from"))
+        check_language_model(text, draft.origin.get("text"), draft.values.get("init_from"))
 
 
 def _fields(section: Mapping[str, Any]) -> Collection[str]:

@@ -39,7 +39,9 @@ def follow_start(values: dict[str, Any], origin: dict[str, Any]) -> dict[str, An
                 f"model.{key} is {shown(value)} and the weights of init_from={source} have {shown(old[key])}; "
                 "leave it out"
             )
-    text = {} if values.get("text") or not origin.get("text") else {"text": origin["text"]}
+    text: dict[str, Any] = {}
+    if origin.get("text") and not isinstance(values.get("text"), str):  # a text alone is refused where it is parsed
+        text = {"text": origin["text"] | _plain(values.get("text"))}
     free = BOUNDARY - {"learn_sigma"}  # decided by the data and the process
     model = {key: value for key, value in old.items() if key not in free} | given
     diffusion, before = _plain(values.get("diffusion")), origin["diffusion"]

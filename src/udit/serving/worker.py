@@ -77,7 +77,7 @@ def opened(source: Source) -> tuple[System, dict[str, Any]]:
     Raises:
         UserError: there is no such model, it takes vectors, or its language model is not there.
     """
-    from udit.generation import open_system
+    from udit.exporting.find import open_system
     from udit.store import load, save
     from udit.tuning.levels import qualities
 
