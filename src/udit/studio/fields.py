@@ -115,7 +115,7 @@ class Settings:
             self.low = gr.Slider(0, 1, 0, step=0.01, label=f"Guidance from time{of}", info=time)
             self.high = gr.Slider(0, 1, 1, step=0.01, label=f"Guidance to time{of}")
             self.kind = gr.Radio(_rules("cfg", "apg"), value="cfg", label=f"Kind of guidance{of}")
-            self.rescale = gr.Slider(0, 1, 0, step=0.05, label=f"Guidance rescaled by{of}")
+            self.rescale = gr.Slider(0, 1, 0, step=0.05, label=f"Rescaling of guidance{of}")
             told = "Autoguidance: a worse model of the same data, which guidance compares with."
             self.weaker = gr.Dropdown([NONE], value="", label=f"Weaker model{of}", info=told, filterable=True)
             told = "The same with a shorter EMA of this run: its length, e.g. 0.05."
