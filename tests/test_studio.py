@@ -379,6 +379,7 @@ def test_one_model_is_compared_under_two_settings(studio: Studio) -> None:
     facts = read_settings(end.grid)
     assert facts is not None
     assert [each["sampling"]["steps"] for each in facts["compared"]] == [2, 4]
+    assert "newest checkpoint (steps 2 and 4). 1 pairs" in end.status
 
 
 def test_a_weaker_checkpoint_is_what_guidance_compares_with(studio: Studio, place: Path, tmp_path: Path) -> None:

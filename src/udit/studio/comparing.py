@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from udit.diffusion.config import SamplingConfig
 from udit.errors import UserError
 from udit.images import grid, save_png, to_image
 from udit.run.system import SystemConfig
@@ -65,8 +66,18 @@ def _compare(studio: Studio, one: Wanted, other: Wanted) -> Iterator[Shown]:
     if first.prompts is not None:
         both |= {"prompts": list(first.prompts)} | ({"negative": first.negative} if first.negative else {})
     save_pairs(path, finished, captions, first.columns, both)
-    sides = f"Left A: {choices[0].title}; right B: {choices[1].title}. "
+    apart = told_apart(one, other, [first.sampling, second.sampling]) if choices[0] == choices[1] else ""
+    sides = f"Left A: {choices[0].title}; right B: {choices[1].title}{apart}. "
     yield Shown(None, status(sides + difference(finished, configs)), path)
+
+
+def told_apart(one: Wanted, other: Wanted, settings: Sequence[SamplingConfig]) -> str:
+    """What differs between two drawings from one model, of A and of B."""
+    a, b = (
+        {"weights": each.weights, "weaker model": each.weaker or each.average or "none", **setting.model_dump()}
+        for each, setting in zip((one, other), settings, strict=True)
+    )
+    return " (" + ", ".join(f"{key} {a[key]} and {b[key]}" for key in a if a[key] != b[key]) + ")"
 
 
 def same_classes(first: Drawing, configs: Sequence[SystemConfig]) -> list[str | int]:
