@@ -16,7 +16,7 @@ from typing import Any
 from udit.data.cache_config import FREE_CODEC_KEYS, FREE_DATA_KEYS, follow_cache
 from udit.data.codec_config import FieldCodec, codec_from
 from udit.data.condition_config import ConditionConfig
-from udit.data.config import DataConfig, DataInfo, FieldsData, FolderData, ImageFiles
+from udit.data.config import DataConfig, DataInfo, FieldsData, ImageFiles
 from udit.diffusion.config import DDPMConfig, process_from
 from udit.errors import UserError, nearest, resembling
 from udit.models.catalog import families, find
@@ -182,7 +182,9 @@ def data_set(draft: Draft) -> None:
         section = {"root": "PATH", **section}
     data = draft.values["data"] = parse_kind(DataConfig, section, "data")
     if draft.images is None:
-        draft.images = _described(data, draft.absent)
+        from udit.data.describe import described
+
+        draft.images = described(data, draft.absent)
 
 
 def noising_process(draft: Draft) -> None:
@@ -333,19 +335,6 @@ STEPS: tuple[Step, ...] = (
     without_labels,  # needs the images and the model
 )
 """What ``resolve`` does, in this order."""
-
-
-def _described(data: DataConfig, absent: bool) -> DataInfo:
-    """What the data set holds; of a folder that may be missing, what its config says."""
-    from udit.data.describe import describe
-
-    try:
-        return describe(data)
-    except UserError:
-        if not absent or not isinstance(data, FolderData):
-            raise
-        height, width = data.shape
-        return DataInfo(channels=data.channels, height=height, width=width, id2label=(), captioned=data.captioned)
 
 
 def _beside(condition: ConditionConfig, seen: DataInfo) -> int:
