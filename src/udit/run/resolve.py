@@ -235,7 +235,7 @@ def model(draft: Draft) -> None:
         boundary["condition_channels"] = _beside(draft.values["data"].condition, seen)
     if seen.frames is not None and "frames" in _fields(section):
         boundary["frames"] = seen.frames
-    base = _base(section)
+    base = _named(section)
     if base is not None and base.condition_shape:
         boundary["num_classes"] = 0
     elif seen.id2label or not seen.labelled:
@@ -258,11 +258,11 @@ def model(draft: Draft) -> None:
 
 def _fields(section: Mapping[str, Any]) -> Collection[str]:
     """Keys of the family that a model's section names; none where it names nothing known, which is told later."""
-    base = _base(section)
+    base = _named(section)
     return () if base is None else type(base).model_fields
 
 
-def _base(section: Mapping[str, Any]) -> ModelConfig | None:
+def _named(section: Mapping[str, Any]) -> ModelConfig | None:
     """The config that a model's section starts from; None where it names nothing known, which is told later."""
     name, family = section.get("name"), families().get(str(section.get("family")))
     if name is not None:
