@@ -2,7 +2,8 @@
 
     python benchmarks/release.py                       # all of it; needs the package registry, and 15 GB of disk
     python benchmarks/release.py --only tree,wheel     # some checks
-    python benchmarks/release.py --python python3.12   # another interpreter, beside those that are found
+    python benchmarks/release.py --work FOLDER --only install:python3.12,extras:text   # pieces; FOLDER has the wheel
+    python benchmarks/release.py --python python3.14   # another interpreter, beside those that are found
 
 Each check prints "ok" or what is wrong; the exit code is the number of those that are wrong. Not part of CI: it
 downloads gigabytes where torch is not cached.
@@ -21,6 +22,7 @@ import time
 import tomllib
 import zipfile
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
@@ -152,8 +154,8 @@ def first_images(place: Path, where: Path) -> str:
     return ", ".join(f"{name} {seconds:.1f} s" for name, seconds in clock.items())
 
 
-def extras(work: Path) -> Iterator[str]:
-    """Each extra by itself, on top of the core: it installs, and does what it is for (release_use.py)."""
+def extras(work: Path, only: str = "") -> Iterator[str]:
+    """Each extra by itself, or one, on top of the core: it installs, and does what it is for (release_use.py)."""
     [built] = (work / "dist").glob("*.whl")
     python = find(PYTHONS[0]) or sys.executable
     core = work / PYTHONS[0]  # ``install`` has filled it already
@@ -161,7 +163,7 @@ def extras(work: Path) -> Iterator[str]:
     run(base, "-m", "pip", "install", "-q", *_pins(), built)
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     for extra in project["optional-dependencies"]:
-        if extra in WITHOUT_A_USE:
+        if extra in WITHOUT_A_USE or only not in ("", extra):
             continue
         place = environment(work / f"extra-{extra}", python)
         site = next((work / f"extra-{extra}" / "lib").glob("python*")) / "site-packages"
@@ -198,26 +200,32 @@ def environment(folder: Path, python: str) -> Path:
 def main() -> int:
     """Runs the checks."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", default="tree,wheel,install,extras,oldest", help="checks, by their names")
+    told = "checks by their names; install:PYTHON and extras:EXTRA are one of theirs"
+    parser.add_argument("--only", default="tree,wheel,install,extras,oldest", help=told)
     parser.add_argument("--python", action="append", default=[], help="another interpreter")
+    parser.add_argument(
+        "--work", type=Path, help="where to build and install, and to leave it; else a temporary folder"
+    )
     asked = parser.parse_args()
-    pythons = [*PYTHONS, *asked.python]
-    checks: dict[str, Callable[[Path], Iterator[str]]] = {
-        "tree": tree,
-        "wheel": wheel,
-        "install": lambda work: install(work, pythons),
+    checks: dict[str, Callable[[Path, str], Iterator[str]]] = {
+        "tree": lambda work, _: tree(work),
+        "wheel": lambda work, _: wheel(work),
+        "install": lambda work, python: install(work, [python] if python else [*PYTHONS, *asked.python]),
         "extras": extras,
-        "oldest": oldest,
+        "oldest": lambda work, _: oldest(work),
     }
     wrong = 0
-    with tempfile.TemporaryDirectory() as scratch:
-        for name in asked.only.split(","):
+    with ExitStack() as stack:
+        work = (asked.work or Path(stack.enter_context(tempfile.TemporaryDirectory()))).absolute()
+        work.mkdir(parents=True, exist_ok=True)
+        for wanted in asked.only.split(","):
+            name, _, part = wanted.partition(":")
             try:
-                for line in checks[name](Path(scratch)):
+                for line in checks[name](work, part):
                     print(f"ok     {name}: {line}", flush=True)
             except Wrong as error:
                 wrong += 1
-                print(f"WRONG  {name}: {error}", flush=True)
+                print(f"WRONG  {wanted}: {error}", flush=True)
     return wrong
 
 

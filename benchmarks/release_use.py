@@ -184,12 +184,29 @@ def align(folder: Path) -> None:
 
 
 def text(folder: Path) -> None:
-    """The libraries that read a language model; none is at hand here."""
+    """A run whose captions a language model of random weights reads, and an image of a prompt."""
     import accelerate
     import gguf
-    import transformers
+    from tokenizers import Tokenizer
+    from tokenizers.models import WordLevel
+    from transformers import LlamaConfig, LlamaForCausalLM
 
-    assert accelerate and gguf and transformers
+    assert accelerate and gguf  # transformers reads a .gguf with them; none is at hand here
+    sizes = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
+    LlamaForCausalLM(LlamaConfig(vocab_size=4, bos_token_id=0, eos_token_id=None, **sizes)).save_pretrained(
+        folder / "lm"
+    )
+    words = {"<s>": 0, "<unk>": 1, "noise": 2, "more": 3}
+    Tokenizer(WordLevel(words, unk_token="<unk>")).save(str(folder / "lm" / "tokenizer.json"))
+    facts = '{"tokenizer_class": "PreTrainedTokenizerFast", "unk_token": "<unk>", "bos_token": "<s>"}'
+    (folder / "lm" / "tokenizer_config.json").write_text(facts)
+    named = images(folder, 1) + "/0"
+    for path in sorted((folder / named).glob("*.png")):
+        path.with_suffix(".txt").write_text("noise")
+    model = ("model.name=U-DiT-text-S/2", "model.width=32", "model.heads=2", "model.depth=2", "text.source=lm")
+    data = (f"data.root={named}", "data.captions=files", "data.size=8")
+    udit(folder, "train", "folder", *data, *model, "out=run", *SHORT)
+    udit(folder, "sample", "run", "--prompt", "noise", "--n", "2", "--out", "x", "--no-progress")
 
 
 USES: dict[str, Callable[[Path], None]] = {

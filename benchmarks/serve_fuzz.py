@@ -41,7 +41,21 @@ WORDS += [
     "{0}",
 ]
 NUMBERS = [0, 1, -1, 2, 3, 16, 17, 2**31, 2**63 - 1, 2**63, 10**400, -0.0, 0.5, 1e308, 1e-320, 1.0, 3.7]
-KEYS = ["model", "seeds", "labels", "sampling", "quality", "output", "id", "seed", "Model", "", "steps"]
+KEYS = [
+    "model",
+    "seeds",
+    "labels",
+    "prompt",
+    "negative",
+    "sampling",
+    "quality",
+    "output",
+    "id",
+    "seed",
+    "Model",
+    "",
+    "steps",
+]
 FIELDS = ["sampler", "steps", "guidance", "guidance_channels", "guidance_interval", "eta", "clip", "cache", "refresh"]
 FIELDS += ["forecast", "keep_guidance", "kind", "self", "stps"]
 ALLOWED = {200, 400, 403, 404, 405, 408, 409, 413, 415, 422, 429, 503}

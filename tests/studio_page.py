@@ -94,4 +94,5 @@ def messages(stream: Any) -> Iterator[dict[str, Any]]:
 
 def draw_values(key: str, seeds: str = "0", steps: int = 4) -> list[Any]:
     """The fields of the Draw tab, in order."""
-    return [key, [], seeds, "own", "ddim", steps, 1, 0, 1, "cfg", 0, 0, False, "ema", "x0", None, 0.6]
+    setting = ["own", "ddim", steps, 1, 0, 1, "cfg", 0, 0, False, "", None, "ema"]
+    return [key, [], "", "", seeds, *setting, "x0", None, 0.6]

@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 import udit
-from conftest import TINY, perturb
+from conftest import TINY, ErrorOf, perturb, succeeds
 from peers import STEEP
 from runs import finish, finished_at, launch, metrics, newest, small_run, state_hash, train
 from test_optim import cut_and_resumed
@@ -26,6 +26,7 @@ from udit.adapters import Adapter, chosen, layers, with_adapter
 from udit.assemble import System
 from udit.dist import World
 from udit.errors import UserError
+from udit.images import read_pixels
 from udit.models.build import fuse
 from udit.models.catalog import CATALOG
 from udit.optim.groups import choices_of, matrices, trained
@@ -233,6 +234,27 @@ def test_run_with_an_adapter_samples_scores_exports_and_forks(origin: Path, tmp_
     assert udit.train(load_run(str(tmp_path / "fork" / "run.yaml")), progress=False).step == 8
     report = udit.evaluate(out, num_samples=20)
     assert report
+
+
+@pytest.mark.slow
+def test_an_adapter_is_applied_when_sampling(
+    origin: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], error_of: ErrorOf
+) -> None:
+    """The images are those of the run that trained it; a run that has it already is refused, as is what is loaded."""
+    out = tmp_path / "run"
+    train(out, "training.lr=0.1", *folders(origin))
+    words = ("--n", "2", "--labels", "3", "--no-progress", "--out")
+    adapter = ("--adapter", str(out / "adapter"))
+    succeeds(capsys, "sample", str(origin), *adapter, *words, str(tmp_path / "a"))
+    succeeds(capsys, "sample", str(out), *words, str(tmp_path / "b"))
+    for name in ("000000.png", "000001.png"):
+        a, b = (read_pixels(tmp_path / folder / name).int() for folder in "ab")
+        assert int((a - b).abs().max()) <= 1
+    for model in (out, newest(out)):
+        told = error_of("sample", str(model), *adapter, *words, str(tmp_path / "c"))
+        assert "whose weights have it already; leave it out" in told
+    with pytest.raises(UserError, match=r"udit\.load takes the adapter"):
+        udit.generate(udit.load(origin), [0], adapter=out / "adapter")
 
 
 @pytest.mark.slow

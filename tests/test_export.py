@@ -165,7 +165,9 @@ def test_a_package_that_is_missing_is_named_with_its_extra(
     system: System, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, one_line: OneLine
 ) -> None:
     monkeypatch.setitem(sys.modules, "openvino", None)
-    with pytest.raises(UserError, match=r"openvino is not installed; run: pip install 'udit\[export\]'") as error:
+    with pytest.raises(
+        UserError, match=r"openvino, which is not installed; run: pip install 'udit\[export\]'"
+    ) as error:
         folder.export(system, "openvino", tmp_path / "graph")
     one_line(error.value)
 

@@ -95,7 +95,7 @@ CALLS = {
     ("udit.run.resolve", "language_model", "udit.text.files"),
     ("udit.run.resolve", "model", "udit.text.files"),
     ("udit.run.resolve", "codec", "udit.data.fields"),
-    ("udit.run.resolve", "_described", "udit.data.describe"),
+    ("udit.run.resolve", "data_set", "udit.data.describe"),
     (READER, None, "udit.hub"),
     (READER, None, "udit.demos.find"),
 }

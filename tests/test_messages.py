@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import ast
+import tomllib
 from pathlib import Path
 from typing import Annotated, Any, Literal
+from unittest import mock
 
 import pytest
 from pydantic import Field
 
 import messages
+import udit
 from conftest import ErrorOf
-from udit.errors import UserError, nearest, resembling
+from udit.errors import MODULES, UserError, by_product, missing_extra, nearest, resembling
 from udit.run.keys import keys_like, known_keys
 from udit.run.recipes import list_recipes
 from udit.spec.base import Spec, parse
@@ -45,6 +48,37 @@ def test_every_message_that_can_be_provoked_is_in_our_words(tmp_path: Path, monk
         words = list(messages.words_of(recipe))
         sound(list(messages.of_recipe(recipe, words if recipe == "digits" else words[i :: len(recipes)])))
     sound(list(messages.of_commands(messages.commands())))
+
+
+def test_a_missing_extra_has_one_wording() -> None:
+    """Built in one place, which knows every extra that it names."""
+    source = Path(udit.__file__).parent
+    calls = [
+        node
+        for path in source.rglob("*.py")
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "missing_extra" and path.name != "errors.py"
+    ]
+    named = {node.args[2].value for node in calls if isinstance(node.args[2], ast.Constant)} | set(MODULES.values())
+    project = tomllib.loads((source.parents[1] / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    assert len(calls) > 12
+    assert named <= set(project["optional-dependencies"])
+    written = [path.name for path in source.rglob("*.py") if "pip install 'udit[" in path.read_text(encoding="utf-8")]
+    assert written == ["errors.py"]
+    assert str(missing_extra("`udit eval`", "scipy", "train")) == (
+        "`udit eval` needs scipy, which is not installed; run: pip install 'udit[train]'"
+    )
+
+
+def test_a_command_without_a_module_that_whole_files_import_is_one_line(
+    error_of: ErrorOf, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    absent = ModuleNotFoundError("No module named 'scipy'", name="scipy.spatial")
+    monkeypatch.setattr("udit.cli.app", mock.Mock(side_effect=absent))
+    assert error_of("tune", "run") == str(missing_extra("`udit tune`", "scipy", "train"))
+    with by_product("the loss curve"):
+        raise ModuleNotFoundError("No module named 'matplotlib'", name="matplotlib")
+    assert "the loss curve needs matplotlib, which is not installed; run: pip" in caplog.text
 
 
 class Part(Spec):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,10 @@ from PIL import Image
 import udit
 from conftest import ErrorOf, perturb, succeeds
 from text_models import language_model
+from udit import scoring
 from udit.assemble import System
+from udit.data.captions import captions_of
+from udit.data.sources import parts_of
 from udit.diffusion.config import FlowConfig, SamplingConfig
 from udit.errors import UserError
 from udit.images import read_settings
@@ -110,6 +114,10 @@ def test_another_language_model_than_a_recipe_s_brings_its_own_sizes(language: P
     run = load_run("two-digits", [f"text.source={language}"])
     assert run.text is not None
     assert (run.text.width, run.text.depth, run.model.condition_shape) == (32, 4, (8, 12, 32))
+
+
+def test_recipes_of_texts_are_read_without_their_images() -> None:
+    assert load_run("openmoji", [], absent=True).data.captioned
 
 
 def test_training_and_resuming_see_the_same_captions(
@@ -269,6 +277,67 @@ def test_what_does_not_fit_a_prompt_is_refused_in_one_line(
     )
     assert "--text-model" in refused(folder, "--prompt", "a", "--text-model", str(tmp_path / "absent.gguf"))
     assert not (tmp_path / "out").exists()
+
+
+def test_runs_of_texts_are_scored_by_the_captions_of_held_out_images(
+    images: Path, language: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error_of: ErrorOf
+) -> None:
+    run = run_of(images, language, tmp_path / "run", "evaluation.batch_size=4")
+    monkeypatch.setattr(preview, "save_curve", lambda *_: None)
+    Trainer(run).train(progress=False)
+    source = run.data.build()
+    captions, held_out = captions_of(source), parts_of(source, run.data).test
+    assert captions is not None
+    prompts = scoring.held_out_captions(run, 20)
+    assert all(text in captions[int(held_out[i % len(held_out)])] for i, text in enumerate(prompts))
+    assert len({prompts[i] for i in range(0, 20, len(held_out))}) == len(captions[int(held_out[0])])
+    drawn: list[str] = []
+    monkeypatch.setattr(scoring, "load_extractor", lambda *_: None)
+    monkeypatch.setattr(scoring, "_reference", lambda *_: None)
+    real = System.generate
+
+    def generate(system: System, seeds: Any, *labels: Any, prompts: Any, **options: Any) -> Any:
+        drawn.extend(prompts)
+        return real(system, seeds, *labels, prompts=prompts, **options)
+
+    monkeypatch.setattr(System, "generate", generate)
+    asked: dict[str, Any] = {}
+    monkeypatch.setattr(scoring, "score", lambda images, *_, **facts: asked.update(facts, count=len(images)))
+    monkeypatch.setattr(scoring, "keep", lambda *_: None)
+    scoring.score_run(run.out, num_samples=20, progress=False)
+    assert drawn == prompts
+    assert (asked["count"], asked["protocol"]["prompts"]) == (20, "captions of held-out images")
+    assert len(asked["protocol"]["prompts_sha256"]) == 64
+    assert error_of("eval", str(run.out)).endswith("--features inception, by the captions of its held-out images")
+    assert "this model takes texts; choose its setting by eye" in error_of("tune", str(run.out))
+    assert error_of("export", "diffusers", str(run.out)).startswith("the model takes texts for a condition")
+    assert error_of("export", "onnx", str(run.out)).startswith("U-DiT-text")
+
+
+def test_initial_weights_bring_their_language_model_and_refuse_another(
+    folder: Path, images: Path, language: Path, tmp_path: Path
+) -> None:
+    def started(*words: str) -> Run:
+        given = [
+            word for word in overrides(images, language, tmp_path / "run") if not word.startswith(("text.", "model"))
+        ]
+        return load_run(str(bare), [*given, f"init_from={folder}", *words])
+
+    bare = tmp_path / "bare.yaml"
+    bare.write_text("{}\n")
+    text = started().text
+    assert text is not None
+    assert (text.source, text.layers) == (str(language), (1, 4))
+    other = language_model(tmp_path / "other", seed=1)
+    with pytest.raises(
+        UserError, match=r"\(sha256\) and the weights of init_from=.* were trained with .*; give that one"
+    ):
+        started(f"text.source={other}")
+    with pytest.raises(UserError, match=r"text\.layers is \[4, 4\] and the weights of init_from=.* read \[1, 4\]"):
+        started("text.layers=[4,4]")
+    moved = tmp_path / "moved"
+    shutil.copytree(language, moved)
+    assert started(f"text.source={moved}").text == text.replace(source=str(moved))
 
 
 def test_cards_say_that_a_model_takes_texts(folder: Path) -> None:

@@ -122,6 +122,40 @@ def test_several_images_come_as_json_npz_or_grid(ask: Any, model: str, tmp_path:
     assert [each["label"] for each in json.loads(sheet.info[PNG_KEY])["images"]] == [3, 0, 3]
 
 
+def test_prompts_are_answered_with_the_images_of_udit_sample(tmp_path: Path, clients: SimpleNamespace) -> None:
+    """Whatever they share a batch with; the language model is looked for when the server starts."""
+    from test_prompts import system_of
+    from text_models import language_model
+
+    language = language_model(tmp_path / "language")
+    udit.save(system_of(language, depth=2, width=16, heads=2), tmp_path / "texts")
+    server = open_server([str(tmp_path / "texts")], port=0, limits=Limits(batch=4)).start()
+    port = int(server.url.rpartition(":")[2])
+
+    def bodies() -> Iterator[bytes]:
+        for prompt in ("a cat", "a dog above a cat", ""):
+            body = json.dumps({"seeds": [4], "prompt": prompt, "negative": "a dog", "output": "json"}).encode()
+            yield clients.http.http("POST", "/sample", body)
+
+    async def together() -> list[Any]:
+        return await asyncio.gather(*(clients.http.exchange(port, each) for each in bodies()))
+
+    try:
+        replies = asyncio.run(together())
+    finally:
+        server.close()
+    for reply, prompt in zip(replies, ("a cat", "a dog above a cat", ""), strict=True):
+        [image] = json.loads(reply.body)["images"]
+        assert (image["settings"]["prompt"], image["settings"]["negative"]) == (prompt, "a dog")
+        wanted = udit.generate(tmp_path / "texts", [4], prompts=prompt, negative="a dog").images().numpy().astype(int)
+        found = np.asarray(Image.open(io.BytesIO(base64.b64decode(image["png"])))).astype(int)
+        assert np.abs(found - wanted[0, 0]).max() <= 1
+    language.rename(tmp_path / "moved")
+    with pytest.raises(udit.errors.UserError, match="is not there"):
+        open_server([str(tmp_path / "texts")], port=0)
+    open_server([str(tmp_path / "texts")], port=0, text_model=str(tmp_path / "moved")).start().close()
+
+
 def test_settings_that_do_not_fit_the_model_are_one_line(ask: Any) -> None:
     assert error(ask("/sample", {"sampling": {"guidance_channels": 7}})) == (
         422,

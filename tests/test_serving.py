@@ -12,6 +12,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -21,6 +22,8 @@ import pytest
 import worker_stand_in
 from conftest import ErrorOf
 from udit.diffusion.config import SamplingConfig
+from udit.errors import missing_extra
+from udit.models.catalog import CATALOG
 from udit.serving import dispatch
 from udit.serving.dispatch import Dispatcher, Facts
 from udit.serving.gate import Gate, error_body
@@ -134,6 +137,9 @@ def refusal(call: Callable[[], Any]) -> tuple[int, str]:
         ({"sampling": {"steps": 1e400}}, 422, "sampling.steps is inf; it must be finite"),
         ({"sampling": {"sampler": "flow-euler"}}, 422, "flow-euler does not fit a model that was trained with"),
         ({"sampling": {"steps": 3}, "quality": "draft"}, 422, "sampling is given and quality draft sets it"),
+        ({"prompt": "a cat"}, 422, "a prompt was given and the model has 4 classes; leave it out"),
+        ({"negative": "a cat"}, 422, "negative is given and no prompt"),
+        ({"prompt": "a" * 5000}, 422, "prompt is"),
         ({"quality": "bad"}, 422, "quality is 'bad'; it takes 'draft', 'good' or 'best'"),
     ],
 )
@@ -152,6 +158,32 @@ def test_requests_mean_what_the_library_means() -> None:
     assert changed.labels == (1,)
     assert changed.sampling == FACTS.config.sampling.replace(guidance=3)
     assert order_of(read_request(b'{"quality": "good"}'), FACTS, LIMITS).sampling.steps == 7
+
+
+OF_TEXTS = {
+    "model": CATALOG["U-DiT-text-tiny"].config.replace(context={"tokens": 6, "width": 32}).model_dump(mode="json"),
+    "text": {"source": "language", "tokens": 6, "width": 32, "depth": 4, "layers": [1, 4]},
+}
+
+
+def test_a_model_of_texts_takes_a_prompt_and_those_with_one_negative_prompt_share_a_batch() -> None:
+    given = worker_stand_in.facts("same")
+    facts = Facts.of(given | {"config": given["config"] | {"id2label": []} | OF_TEXTS})  # type: ignore[operator]
+    for values, said in (
+        ({}, 'the model takes texts and was given none; give a prompt, or "" for no text'),
+        ({"labels": [1]}, "labels were given to a model that takes texts; give a prompt"),
+        ({"prompt": "a", "negative": "b", "sampling": {"guidance": 1}}, "guidance 1 compares with nothing"),
+    ):
+        assert said in refusal(partial(order_of, read_request(json.dumps(values).encode()), facts, LIMITS))[1]
+    queue, guided = Queue(), {"guidance": 2.0}
+    for prompt, negative in (("a cat", "x"), ("a dog", "x"), ("", ""), ("an eel", "x")):
+        body = {"seeds": [1], "prompt": prompt, "negative": negative, "sampling": guided}
+        queue.add(Job(order_of(read_request(json.dumps(body).encode()), facts, LIMITS), time.monotonic() + 30))
+    batches = [queue.take(4), queue.take(4)]
+    assert [(batch.prompts, batch.negative) for batch in batches if batch is not None] == [
+        (["a cat", "a dog", "an eel"], "x"),
+        ([""], ""),
+    ]
 
 
 def test_pixels_limit_a_request_by_the_models_size() -> None:
@@ -174,7 +206,7 @@ def test_models_have_names() -> None:
 
 def test_schema_names_every_field() -> None:
     fields = schema()["properties"]
-    assert set(fields) == {"model", "seeds", "labels", "sampling", "quality", "output", "id"}
+    assert set(fields) == {"model", "seeds", "labels", "prompt", "negative", "sampling", "quality", "output", "id"}
     assert set(SamplingConfig.model_fields) == set(fields["sampling"]["anyOf"][0]["properties"])
     assert all(field["description"] for field in fields.values())
 
@@ -401,7 +433,7 @@ def test_mistakes_of_the_command_are_one_line_each(
     ):
         assert said in error_of("serve", *words)
     monkeypatch.setitem(sys.modules, "fastapi", None)
-    assert error_of("serve", "m", "--port", "0") == "`udit serve` needs fastapi; run: pip install 'udit[serve]'"
+    assert error_of("serve", "m", "--port", "0") == str(missing_extra("`udit serve`", "fastapi", "serve"))
 
 
 def test_a_short_key_of_the_environment_is_refused(error_of: ErrorOf, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -28,7 +28,7 @@ from udit.assemble import System
 from udit.checkpoint import CheckpointStore
 from udit.cli import main
 from udit.diffusion.config import DDPMConfig, EDMConfig, FlowConfig, SamplingConfig
-from udit.errors import UserError
+from udit.errors import UserError, missing_extra
 from udit.images import read_pixels, read_settings
 from udit.inputs import StartImages
 from udit.interpolation import Between
@@ -307,7 +307,7 @@ def test_the_command_draws_the_same_images(studio: Studio, tmp_path: Path) -> No
         for name in ("000000.png", "000003.png"):
             archive.extract(name, tmp_path / "page")
             assert read_settings(tmp_path / "page" / name) == read_settings(tmp_path / name)
-    assert last(studio.draw(Wanted("run@3", seeds="0"))).command == ""
+    assert "checkpoints/step-00000003 " in last(studio.draw(Wanted("run@3", seeds="0"))).command
 
 
 @pytest.mark.parametrize(
@@ -370,6 +370,43 @@ def test_two_checkpoints_are_compared_on_the_same_seeds(studio: Studio) -> None:
     assert [each["model"] for each in facts["compared"]] == marks
     assert (facts["seeds"], facts["labels"]) == ([0, 0, 1, 1], [0, 1, 0, 1])
     assert "same weights" in error_in(compare(studio, wanted[0], wanted[0]))
+
+
+def test_one_model_is_compared_under_two_settings(studio: Studio) -> None:
+    one, other = (Wanted(NEWEST, seeds="0", classes=[1], changes={"steps": steps}) for steps in (2, 4))
+    end = last(compare(studio, one, other))
+    assert end.grid is not None
+    facts = read_settings(end.grid)
+    assert facts is not None
+    assert [each["sampling"]["steps"] for each in facts["compared"]] == [2, 4]
+    assert "newest checkpoint (steps 2 and 4). 1 pairs" in end.status
+
+
+def test_a_weaker_checkpoint_is_what_guidance_compares_with(studio: Studio, place: Path, tmp_path: Path) -> None:
+    """The images and the recorded facts are those of `udit sample --autoguide`."""
+    wanted = Wanted("run@6", seeds="3", classes=[1], changes={"guidance": 2.0}, weaker="run@3")
+    end = last(studio.draw(wanted))
+    with pytest.raises(SystemExit) as ended:
+        main([*shlex.split(end.command)[1:], "--out", str(tmp_path), "--no-progress"])
+    assert ended.value.code == 0
+    with zipfile.ZipFile(end.archive) as archive:  # type: ignore[arg-type]
+        archive.extract("000000.png", tmp_path / "page")
+    page, command = tmp_path / "page" / "000000.png", tmp_path / "000000.png"
+    facts = read_settings(page)
+    assert facts is not None
+    assert facts == read_settings(command)
+    weak = studio.shelf.system(studio.place.choice("run@3"))
+    assert facts["autoguide"] == weak.fingerprint
+    assert int((read_pixels(page).int() - read_pixels(command).int()).abs().max()) <= 1
+    for changes, told in (
+        ({"changes": {"guidance": 1.0}}, "guidance 1 compares with nothing"),
+        ({"weaker": "run@6"}, "the same weights"),
+        ({"weaker": "run@9"}, "no longer there"),
+        ({"average": 0.05}, "guidance compares with one of them"),
+        ({"weaker": "", "average": 0.05}, "posthoc"),
+        ({"weaker": "", "average": "x"}, "it takes a length"),
+    ):
+        assert told in error_in(studio.draw(dataclasses.replace(wanted, **changes)))
 
 
 def test_a_passage_is_shown_and_saved(studio: Studio) -> None:
@@ -565,6 +602,6 @@ def test_a_missing_extra_is_one_line_and_nothing_stays(
     monkeypatch.setitem(sys.modules, "gradio", None)
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     before = dict(os.environ)
-    assert error_of("studio", str(place)) == "`udit studio` needs gradio; run: pip install 'udit[studio]'"
+    assert error_of("studio", str(place)) == str(missing_extra("`udit studio`", "gradio", "studio"))
     assert not list(tmp_path.iterdir())
     assert dict(os.environ) == before

@@ -113,7 +113,7 @@ def test_what_cannot_be_tracked_is_one_line(
     )
     monkeypatch.setattr(tracking, "installed", lambda name: False)
     assert error_of(*words, "training.trackers=[trackio]").endswith(
-        "training.trackers names trackio, which is missing; run: pip install 'udit[tracking]'"
+        "training.trackers=[trackio] needs trackio, which is not installed; run: pip install 'udit[tracking]'"
     )
 
 

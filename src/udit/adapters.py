@@ -23,7 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from udit import rng
-from udit.errors import UserError, nearest
+from udit.errors import UserError, missing_extra, nearest
 from udit.models.build import rebuild
 from udit.models.config import ModelConfig
 from udit.run.adapter_config import AdapterConfig
@@ -266,10 +266,7 @@ def _peft() -> ModuleType:
     try:
         return importlib.import_module("peft")
     except ImportError:
-        raise UserError(
-            "training.adapter and adapters of peft need the package peft, which is not installed; "
-            "pip install 'udit[adapters]'"
-        ) from None
+        raise missing_extra("an adapter (training.adapter, --adapter)", "peft", "adapters") from None
 
 
 @contextlib.contextmanager

@@ -30,7 +30,7 @@ from udit.fingerprints import fingerprint as fingerprint
 from udit.interpolation import Between
 from udit.joint import denoiser_of, step_cache
 from udit.models.build import compile_blocks, fuse, lowered
-from udit.prompts import Prompts, check_context, one_each, text_of
+from udit.prompts import Prompts, check_context, one_each
 from udit.run.classes import Label
 from udit.run.system import SystemConfig
 
@@ -91,7 +91,7 @@ class System:
         Raises:
             UserError: the model takes no texts.
         """
-        text = text_of(self.config).replace(source=str(source), revision=None)
+        text = self.config.prompted.replace(source=str(source), revision=None)
         return dataclasses.replace(self, config=self.config.replace(text=text), text_encoder=None)
 
     @cached_property

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from PIL import Image, ImageSequence
 
-from udit.errors import RunError, UserError
+from udit.errors import RunError, UserError, missing_extra
 from udit.files import whole_file
 
 if TYPE_CHECKING:
@@ -24,7 +24,6 @@ FRAMES_PER_SECOND = 8
 """Of the clips that are written, where nothing else is said."""
 OPENING = b'{"udit": {'
 """Where the settings of a file begin."""
-MISSING = "MP4 needs PyAV, which is missing; run: pip install 'udit[video]'"
 
 
 def save_gif(
@@ -133,7 +132,7 @@ def require_av() -> Any:
     try:
         import av
     except ImportError:
-        raise UserError(MISSING) from None
+        raise missing_extra("an MP4", "av", "video") from None
     return av
 
 

@@ -44,6 +44,9 @@ def by_product(what: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:
+        if (missing := of_missing_module(error, what)) is not None:
+            log.warning("%s; all else goes on", missing)
+            return
         log.warning("%s failed (%s: %s); all else goes on", what, type(error).__name__, one_line(error))
         log.debug("where it failed", exc_info=True)
 
@@ -52,6 +55,37 @@ def one_line(error: BaseException, limit: int = 200) -> str:
     """The text of an error of another library as one line of at most ``limit`` characters, without control codes."""
     text = " ".join(_CONTROL.sub(" ", str(error)).split())
     return text if len(text) <= limit else f"{text[: limit - 3]}..."
+
+
+def missing_extra(what: str, package: str | None, extra: str) -> UserError:
+    """The error where an optional package is not installed.
+
+    Args:
+        what: needs it, e.g. a command or a key with its value.
+        package: that cannot be imported.
+        extra: of udit's, which brings it.
+    """
+    return UserError(f"{what} needs {package or 'a package'}, which is not installed; run: {install_command(extra)}")
+
+
+MODULES = {"matplotlib": "train", "scipy": "train", "sklearn": "train", "tensorboard": "train"}
+"""Modules of optional packages that whole files import, and the extra that brings each."""
+
+
+def of_missing_module(error: BaseException, what: str) -> UserError | None:
+    """The error where one of ``MODULES`` is not installed; None for any other error.
+
+    Args:
+        error: of an import.
+        what: as of ``missing_extra``.
+    """
+    name = (error.name or "").partition(".")[0] if isinstance(error, ModuleNotFoundError) else ""
+    return missing_extra(what, name, MODULES[name]) if name in MODULES else None
+
+
+def install_command(extra: str) -> str:
+    """How an extra is installed."""
+    return f"pip install 'udit[{extra}]'"
 
 
 def ran_out_of_memory(error: BaseException) -> bool:

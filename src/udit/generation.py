@@ -22,7 +22,7 @@ from udit.errors import UserError, require_type
 from udit.evaluation import npz
 from udit.evaluation.sets import GRID
 from udit.exporting.engines import Graph
-from udit.exporting.find import EngineName, find_graph, load_graph
+from udit.exporting.find import EngineName, open_system
 from udit.images import PROMPT_SIDE, grid, save_png, shown, to_image
 from udit.inputs import Context as Context
 from udit.inputs import (
@@ -39,7 +39,6 @@ from udit.interpolation import Between, Through
 from udit.progress import progress_bar
 from udit.rng import Seed, seeds_of
 from udit.run.classes import Label
-from udit.store import load
 from udit.target import make_room, prepare
 from udit.tuning.levels import qualities
 from udit.tuning.quality import Level
@@ -308,6 +307,7 @@ def generate(
     engine: EngineName | None = None,
     precision: Literal["float32", "bfloat16"] = "float32",
     compiled: bool = False,
+    adapter: str | Path | None = None,
 ) -> Generation:
     """Images of a model, one per seed: the same seed and label give the same image in any batch and on any rank.
 
@@ -336,6 +336,8 @@ def generate(
         engine: "torch", or the engine of the graph that ``udit.export`` put into the model's folder.
         precision: of the network's products; bfloat16 is for GPUs, and images differ by its rounding.
         compiled: compiles the network's blocks (torch.compile): the first step takes a minute, the others less.
+        adapter: peft's folder with a low-rank adapter of the model, e.g. ``RUN/adapter`` of a run with
+            ``training.adapter``; the model is the one that was adapted.
 
     Returns:
         The images, which are sampled when they are iterated over or saved.
@@ -350,14 +352,12 @@ def generate(
     if batch_size < 1:
         raise UserError(f"batch_size is {batch_size}; it counts images, at least 1")
     if isinstance(model, System):
-        graph, system = None, model.fused()
+        if adapter is not None:
+            raise UserError("adapter is given and the model is loaded already; udit.load takes the adapter")
+        system = model.fused()
         world = dist.start(str(next((p.device for p in system.backbone.parameters()), "cpu")))
     else:
-        graph = find_graph(model, engine)
-        if graph and device not in ("auto", "cpu"):
-            raise UserError(f"device is {device} and exported graphs run on the CPU; leave it out")
-        world = dist.start("cpu" if graph else device)
-        system = load_graph(graph, model, weights) if graph else load(model, weights=weights).fused().to(world.device)
+        system, world = open_system(model, weights, device, engine, adapter)
     system = system if text_model is None else system.with_text_model(text_model)
     if quality is not None:
         chosen = qualities(None if isinstance(model, System) else Path(model), system)[quality]

@@ -102,6 +102,11 @@ def conditions_of_images(
         raise UserError(
             f"prompts are {len(texts)} and seeds {count}; give a seed for each prompt, and a prompt at least"
         )
+    if negative and system.weak is not None:
+        raise UserError(
+            "a negative prompt and a weaker model (autoguide) are given and guidance compares with one; leave one of "
+            "them out"
+        )
     if negative and guidance == 1:
         raise UserError("a negative prompt is given and guidance 1 compares with nothing; give a guidance above 1")
     rows = system.conditions_of([*texts, negative])

@@ -10,22 +10,9 @@ from torch import Tensor
 
 from udit.errors import UserError, as_list
 from udit.run.system import SystemConfig
-from udit.text.config import TextConfig
 from udit.text.model import LanguageModel, conditions
 
 NONE_GIVEN = "the model takes texts and was given none; give prompts, or --prompt TEXT to `udit sample`"
-
-
-def text_of(config: SystemConfig) -> TextConfig:
-    """The language model of a model that takes texts.
-
-    Raises:
-        UserError: the model takes none.
-    """
-    if config.text is None:
-        takes = f"has {config.model.num_classes} classes" if config.model.num_classes else "has no condition"
-        raise UserError(f"a prompt was given and the model {takes}; leave it out, or take a model that takes texts")
-    return config.text
 
 
 class Prompts:
@@ -37,7 +24,7 @@ class Prompts:
         Raises:
             UserError: the model takes no texts.
         """
-        self.text, self.device = text_of(config), device
+        self.text, self.device = config.prompted, device
         self.shape = config.model.condition_shape
 
     @cached_property

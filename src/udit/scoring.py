@@ -33,7 +33,7 @@ from udit.evaluation.protocol import Protocol, check_model, find_protocol
 from udit.evaluation.report import Report
 from udit.evaluation.score import score_with_judge
 from udit.evaluation.sets import Reference, read_images, read_reference, reference_of
-from udit.evaluation.shards import Shards, labels_for
+from udit.evaluation.shards import Shards, drawing_of, held_out_captions, labels_for, shards_of
 from udit.evaluation.standard import Scores, check_features, score
 from udit.evaluation.trust import warn_of_weak
 from udit.files import check_room, write_text
@@ -90,8 +90,11 @@ def evaluate(
     values, config, chosen = _settings(run, num_samples, sampling)
     values.model.refuse_clips("scoring")
     if not values.model.num_classes:
-        kind = "takes texts" if values.text else "is unconditional"
-        raise UserError(f"class agreement and class features need labels and this model {kind}; train one with classes")
+        kind, instead = "is unconditional", "train one with classes"
+        if values.text is not None:
+            kind = "takes texts"
+            instead = "score it with --features inception, by the captions of its held-out images"
+        raise UserError(f"class agreement and class features need labels and this model {kind}; {instead}")
     if values.data.condition is not None:
         raise UserError(
             f"the model sees something beside the noisy image (data.condition {values.data.condition.kind}), which "
@@ -197,21 +200,22 @@ def score_run(
     folder = evaluation_folder(run)
     if features == "judge" and weights_file is None:
         weights_file = folder / JUDGE
+    prompts = None if values.text is None else held_out_captions(values, config.num_samples)
     with dist.joined(device) as world, progress_shown(progress):
         extractor = load_extractor(features, weights_file, str(world.device))
         system = load(run)
         weights = system.fingerprint
-        shards = shards_of(weights, config, chosen, folder)
+        shards = shards_of(weights, config, chosen, folder, prompts)
         own_judge = features == "judge" and weights_file == folder / JUDGE
         against = None
         if world.size == 1:  # several ranks would wait for the features of the reference, and give up
             against = _reference(values, extractor, reference, shards, system)
-        draw_samples(system, shards, config, chosen, world, progress)
+        draw_samples(system, shards, config, chosen, world, progress, prompts)
         if not world.is_main:
             return None
         against = against or _reference(values, extractor, reference, shards, system)
         subject = {"run": str(run), "weights": weights, "checkpoint_step": system.config.steps}
-        facts = {"name": protocol, **drawing_of(config, chosen)}
+        facts = {"name": protocol, **drawing_of(config, chosen, prompts)}
         found = score(shards.images(), extractor, against, subject=subject, protocol=facts)
         if own_judge and isinstance(extractor, JudgeFeatures):
             found = found.replace(warning=_weakness(values, extractor))
@@ -253,22 +257,6 @@ def score_samples(
     )
 
 
-def drawing_of(config: EvaluationConfig, sampling: SamplingConfig) -> dict[str, Any]:
-    """What generated images depend on besides the weights, as plain values."""
-    return {
-        "sampling": sampling.model_dump(mode="json"),
-        "labels": config.labels,
-        "first_seed": config.first_seed,
-        "batch_size": config.batch_size,
-    }
-
-
-def shards_of(weights: str, config: EvaluationConfig, sampling: SamplingConfig, folder: Path) -> Shards:
-    """Where the images of some weights and settings are kept until they are scored."""
-    key = {"weights": weights, "drawing": drawing_of(config, sampling)}
-    return Shards(folder, key, config.num_samples, config.batch_size)
-
-
 def draw_samples(
     system: System,
     shards: Shards,
@@ -276,6 +264,7 @@ def draw_samples(
     sampling: SamplingConfig,
     world: World,
     progress: bool = True,
+    prompts: Sequence[str] | None = None,
 ) -> None:
     """Samples the images of ``shards`` that are not on disk yet, each rank its share, and waits for all ranks.
 
@@ -286,6 +275,7 @@ def draw_samples(
         sampling: the sampling setting.
         world: the ranks.
         progress: shows a progress bar.
+        prompts: one for each image, of a model that takes texts.
 
     Raises:
         RunError: the disk is full, or another rank is gone.
@@ -300,7 +290,9 @@ def draw_samples(
             places = shards.places(shard)
             own = labels[places.start : places.stop] if labels is not None else None
             seeds = [config.first_seed + i for i in places]
-            batches = fast.generate(seeds, own, sampling=sampling, batch_size=len(places), on_step=bar.update)
+            said = None if prompts is None else prompts[places.start : places.stop]
+            options: dict[str, Any] = {"sampling": sampling, "batch_size": len(places), "on_step": bar.update}
+            batches = fast.generate(seeds, own, prompts=said, **options)
             shards.write(shard, torch.cat(list(batches)).numpy())
         world.barrier()
 

@@ -104,6 +104,12 @@ def load(
     """
     system = _load(path, weights, revision)
     if adapter is not None:
+        folders = [folder for folder in (Path(path), *Path(path).parents[1:2]) if (folder / "run.yaml").is_file()]
+        if any(Path(adapter).resolve().is_relative_to(folder.resolve()) for folder in folders):
+            raise UserError(
+                f"{adapter} is the adapter of {path}, whose weights have it already; leave it out, or give the model "
+                "that was adapted (init_from of its run.yaml)"
+            )
         system = replace(system, backbone=with_adapter(system.backbone, adapter, merge=merge))
     return system.to(device)
 

@@ -47,7 +47,17 @@ from udit.cli.serve import serve
 from udit.cli.studio import studio
 from udit.cli.train import train
 from udit.cli.tune import tune
-from udit.errors import A_SLIP, PeerError, RunError, UserError, nearest, one_line, ran_out_of_memory, resembling
+from udit.errors import (
+    A_SLIP,
+    PeerError,
+    RunError,
+    UserError,
+    nearest,
+    of_missing_module,
+    one_line,
+    ran_out_of_memory,
+    resembling,
+)
 
 OF_RECIPES = ("train", "fork", "encode", "data", "bench", "find-lr", "compare")
 """Commands that take a recipe's keys as KEY=VALUE."""
@@ -137,6 +147,10 @@ def main(arguments: list[str] | None = None) -> NoReturn:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(141)
+    except ModuleNotFoundError as error:
+        if (missing := of_missing_module(error, f"`udit {tokens[0]}`")) is None:
+            raise
+        _fail(str(missing), 2)
     except (MemoryError, RuntimeError) as error:
         if not ran_out_of_memory(error):
             raise

@@ -54,6 +54,7 @@ def sample(
     cache: int | None = None,
     autoguide: str | None = None,
     autoguide_ema: float | None = None,
+    adapter: Path | None = None,
     out: Path = Path("samples"),
     output: Literal["png", "npz", "gif", "mp4"] | None = None,
     overwrite: Annotated[bool, Parameter(negative="")] = False,
@@ -144,6 +145,8 @@ def sample(
         class: a folder, a checkpoint of this run or a hub id.
     autoguide_ema
         The same with an EMA of this run of another length, e.g. 0.05; the run needs training.posthoc_ema.
+    adapter
+        A low-rank adapter of the model, which was trained with training.adapter: its folder, e.g. RUN/adapter.
     out
         Folder for the images; one that holds images already is refused.
     output
@@ -239,6 +242,7 @@ def sample(
         engine=engine,
         precision=precision,
         compiled=compiled,
+        adapter=adapter,
     )
     if output == "npz":
         shape = images.save_npz(out / "samples.npz", progress)

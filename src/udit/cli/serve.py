@@ -23,6 +23,7 @@ def serve(
     device: str = "auto",
     weights: Literal["ema", "raw"] = "ema",
     engine: Literal["torch", "onnxruntime", "openvino"] | None = None,
+    text_model: str | None = None,
 ) -> int:
     """Sample over HTTP: a queue, batches of requests that fit together, limits and metrics. Needs udit[serve].
 
@@ -59,6 +60,9 @@ def serve(
         ema (averaged) or raw.
     engine
         torch, or onnxruntime or openvino: the graph that `udit export` put into the model's folder.
+    text_model
+        The language model of models that take texts, where it is not at the place that they record: a folder, a .gguf
+        file or a hub id.
     """
     from udit.serving.limits import from_options
     from udit.serving.server import open_server
@@ -83,6 +87,7 @@ def serve(
         device=device,
         weights=weights,
         engine=engine,
+        text_model=text_model,
     )
     say(f"serving {', '.join(server.dispatchers)} at {server.url} ({server.url}/docs describes it; Ctrl-C ends)")
     server.run()

@@ -94,7 +94,8 @@ def train(
             say(f"stopped at step {outcome.step}{saved}; the same command goes on from there")
         return 128 + outcome.signal
     if trainer.world.is_main:
-        done = f"{outcome.step} steps in {run.out} (model/, samples/, loss.png)"
+        curve = ", loss.png" if (run.out / "loss.png").is_file() else ""
+        done = f"{outcome.step} steps in {run.out} (model/, samples/{curve})"
         if outcome.warning is None:
             judged = can_be_judged(run, trainer.source.labels, trainer.parts)
             say(f"finished: {done}; next: udit {'eval' if judged else 'sample'} {run.out}")

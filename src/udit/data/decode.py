@@ -33,7 +33,7 @@ import numpy as np
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError, features
 
 from udit.data.sources import Pixels
-from udit.errors import UserError
+from udit.errors import UserError, missing_extra
 
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "TIFF")
 """Pillow's names of what every build reads; JPEG is MPO too. AVIF and HEIC, which not every one reads, come on top."""
@@ -262,7 +262,7 @@ def _formats(file: Path | str | BinaryIO, name: str) -> tuple[str, ...]:
     try:
         import pillow_heif
     except ImportError:
-        raise UserError(f"image {name!r} is HEIC and needs a plugin of Pillow; pip install 'udit[formats]'") from None
+        raise missing_extra(f"image {name!r} is HEIC, which", "pillow-heif", "formats") from None
     pillow_heif.register_heif_opener()
     return ("HEIF",)
 

@@ -18,6 +18,7 @@ from udit.data.config import (
     TwoDigitsData,
     WebDatasetData,
 )
+from udit.errors import UserError
 
 
 def describe(data: DataConfig) -> DataInfo:
@@ -75,3 +76,14 @@ def describe(data: DataConfig) -> DataInfo:
             from udit.data import hub
 
             return hub.describe(data)
+
+
+def described(data: DataConfig, absent: bool) -> DataInfo:
+    """As ``describe``; of a folder that may be ``absent``, what its config says."""
+    try:
+        return describe(data)
+    except UserError:
+        if not absent or not isinstance(data, FolderData):
+            raise
+        height, width = data.shape
+        return DataInfo(channels=data.channels, height=height, width=width, id2label=(), captioned=data.captioned)

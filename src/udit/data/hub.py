@@ -20,7 +20,7 @@ from udit.data.listing import image_files
 from udit.data.names import Names
 from udit.data.notes import Notes, label_notes
 from udit.data.sources import InMemory, Labels, Pixels
-from udit.errors import UserError
+from udit.errors import UserError, missing_extra
 from udit.files import cache_folder, whole_folder
 from udit.progress import progress_bar
 
@@ -152,7 +152,7 @@ def _load(data: HubData, split: str, *, streaming: bool) -> Any:
         from datasets import load_dataset
         from datasets.exceptions import DatasetsError
     except ImportError:
-        raise UserError("data.kind=huggingface needs datasets; run: pip install 'udit[hub]'") from None
+        raise missing_extra("data.kind=huggingface", "datasets", "hub") from None
     try:
         if data.path.endswith(".parquet"):
             files = {split: str(Path(data.path).expanduser())}

@@ -24,7 +24,7 @@ from udit.data.encoded import info_of
 from udit.data.names import Names
 from udit.data.notes import Notes
 from udit.data.numbering import notes_on
-from udit.errors import UserError
+from udit.errors import UserError, missing_extra
 
 FILE = "data.mdb"
 NAMED = re.compile(r"(?P<name>.+?)(_(?P<part>train|val|test))?(_lmdb|\.lmdb)?", re.DOTALL)
@@ -184,7 +184,7 @@ def _library() -> Any:
     try:
         import lmdb
     except ImportError:
-        raise UserError("data.kind=lmdb needs lmdb; run: pip install 'udit[formats]'") from None
+        raise missing_extra("data.kind=lmdb", "lmdb", "formats") from None
     return lmdb
 
 

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from udit.data.config import SplitData
-from udit.errors import UserError
+from udit.errors import UserError, missing_extra
 
 Pixels = NDArray[np.uint8]
 """0..255; of a data set that keeps 16 bits, float32 with fractions."""
@@ -138,7 +138,7 @@ def digits() -> InMemory:
     try:
         from sklearn.datasets import load_digits
     except ImportError:
-        raise UserError("data.kind=digits needs scikit-learn; run: pip install 'udit[train]'") from None
+        raise missing_extra("data.kind=digits", "scikit-learn", "train") from None
     loaded = load_digits()
     pixels = np.round(loaded.images[:, None] * (255 / 16)).astype(np.uint8)
     return InMemory(pixels, loaded.target, [f"digit {i}" for i in range(len(pixels))])

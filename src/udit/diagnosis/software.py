@@ -15,6 +15,7 @@ import udit
 from udit import hub
 from udit.diagnosis import finding
 from udit.diagnosis.finding import Finding, within
+from udit.errors import install_command
 
 PURPOSES = {
     "train": "`udit train` and `udit eval`",
@@ -42,7 +43,7 @@ def versions() -> Iterator[Finding]:
     for extra, purpose in PURPOSES.items():
         missing = [text for requirement in needed.get(extra, []) if (text := _unmet(requirement))]
         if missing:
-            yield Finding("note", "extras", f"{purpose} needs {', '.join(missing)}", f"pip install 'udit[{extra}]'")
+            yield Finding("note", "extras", f"{purpose} needs {', '.join(missing)}", install_command(extra))
     yield from _vision()
 
 

@@ -13,7 +13,7 @@ from udit.diffusion.guidance import AnyDenoiser
 from udit.diffusion.origin import Origin
 from udit.diffusion.sample import Noise, Step
 from udit.diffusion.transport import path_of, velocity_along
-from udit.errors import UserError
+from udit.errors import UserError, missing_extra
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ class Dopri5:
         try:
             from torchdiffeq import odeint
         except ImportError:
-            raise UserError("dopri5 needs torchdiffeq, which is missing; run: pip install 'udit[ode]'") from None
+            raise missing_extra("dopri5", "torchdiffeq", "ode") from None
         if origin is not None:
             self.times(denoiser, steps)
         path, grid = path_of(denoiser), torch.linspace(1, 0, int(steps) + 1, dtype=torch.float64)

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from udit.data.sources import Pixels
-from udit.errors import UserError
+from udit.errors import UserError, missing_extra
 from udit.evaluation.frechet import Array
 from udit.evaluation.image_set import ImageSet
 
@@ -128,7 +128,7 @@ def _build(network: Network, state: dict[str, Tensor] | None) -> Any:
     try:
         from torch_fidelity.registry import FEATURE_EXTRACTORS_REGISTRY
     except ImportError:
-        raise UserError(f"{network} features need torch-fidelity; pip install 'udit[metrics]'") from None
+        raise missing_extra(f"scoring by {network}", "torch-fidelity", "metrics") from None
     if state is not None and network == "dinov2":
         raise UserError("torch-fidelity takes DINOv2 from torch.hub alone, not from a file; leave the weights out")
     name = _NAMES[network]

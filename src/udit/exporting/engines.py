@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from udit.errors import UserError
+from udit.errors import UserError, missing_extra
 from udit.exporting.manifest import ENGINES, GRAPHS, Engine, Kind, Manifest
 from udit.models.config import ModelConfig
 
@@ -31,7 +31,7 @@ def require(names: Sequence[str]) -> dict[str, str]:
         try:
             importlib.import_module(name)
         except ImportError:
-            raise UserError(f"{name} is not installed; run: pip install 'udit[export]'") from None
+            raise missing_extra("an exported graph", name, "export") from None
     return {name: version(name) for name in names}
 
 

@@ -10,6 +10,7 @@ from udit.exporting.manifest import ENGINES, Manifest, is_exported, read_manifes
 
 if TYPE_CHECKING:
     from udit.assemble import System
+    from udit.dist import World
 
 EngineName = Literal["torch", "onnxruntime", "openvino"]
 
@@ -63,3 +64,31 @@ def load_graph(found: Found, model: str | Path, weights: Literal["ema", "raw"]) 
     elif not load(model, weights=weights).has_weights(manifest.weights):
         raise UserError(f"{folder} was made of other weights than {model} has; udit export {manifest.kind} {model}")
     return load_exported(folder, manifest)
+
+
+def open_system(
+    model: str | Path,
+    weights: Literal["ema", "raw"] = "ema",
+    device: str = "auto",
+    engine: EngineName | None = None,
+    adapter: str | Path | None = None,
+) -> tuple[System, World]:
+    """The system to sample from, fused and on its device, or an exported graph; and the ranks.
+
+    The arguments are those of ``udit.generate``.
+
+    Raises:
+        UserError: no such model, weights, engine or adapter, or they do not go together.
+    """
+    from udit import dist
+    from udit.store import load
+
+    graph = find_graph(model, engine)
+    if graph and device not in ("auto", "cpu"):
+        raise UserError(f"device is {device} and exported graphs run on the CPU; leave it out")
+    if graph and adapter is not None:
+        raise UserError("an adapter is given and an exported graph takes none; sample from the model itself")
+    world = dist.start("cpu" if graph else device)
+    if graph:
+        return load_graph(graph, model, weights), world
+    return load(model, weights=weights, adapter=adapter).fused().to(world.device), world

@@ -70,9 +70,9 @@ def export_pipeline(system: System, folder: Path) -> PipelineFolder:
     """
     system.config.model.refuse_clips("a pipeline of diffusers")
     if system.config.model.condition_shape:
+        takes = "texts" if system.config.text is not None else f"vectors {list(system.config.model.condition_shape)}"
         raise UserError(
-            f"the model takes vectors {list(system.config.model.condition_shape)} for a condition and pipelines for "
-            "diffusers take labels; sample from it with udit"
+            f"the model takes {takes} for a condition and pipelines for diffusers take labels; sample from it with udit"
         )
     if system.config.diffusion.sampling_steps is not None:
         raise UserError(

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from udit.errors import UserError
+from udit.errors import missing_extra
 from udit.optim.config import Betas
 from udit.optim.groups import Choices, grouped, trained
 from udit.optim.optimizer import Optimizer, Part, State
@@ -92,7 +92,4 @@ def _package(name: str, kind: str) -> ModuleType:
     try:
         return importlib.import_module(name)
     except ImportError:
-        raise UserError(
-            f"training.optimizer={kind} needs the package {name}, which is not installed; "
-            "pip install 'udit[optimizers]'"
-        ) from None
+        raise missing_extra(f"training.optimizer={kind}", name, "optimizers") from None

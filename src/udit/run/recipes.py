@@ -141,8 +141,8 @@ def read_origin(source: str, out: Path) -> dict[str, Any]:
         out: the run folder; a run that has begun from ``source`` does not need it any more.
 
     Returns:
-        Plain ``model``, ``diffusion``, ``codec`` and ``sampling``, and ``init_from``: ``source``, or a hub id with the
-        commit that the sections are of, so that the weights are of the same one.
+        Plain ``model``, ``diffusion``, ``codec``, ``sampling`` and ``text`` or None, and ``init_from``: ``source``, or
+        a hub id with the commit that the sections are of, so that the weights are of the same one.
 
     Raises:
         UserError: there is nothing of the kind.
@@ -198,7 +198,7 @@ def _decided(values: Any, path: Path) -> dict[str, Any]:
     for key, section in sections.items():
         if not isinstance(section, dict) or (key == "diffusion" and not isinstance(section.get("kind"), str)):
             raise UserError(f"{path} has no section {key!r}; init_from takes a folder that udit wrote")
-    return sections
+    return sections | {"text": values.get("text")}
 
 
 def to_yaml(values: dict[str, Any]) -> str:

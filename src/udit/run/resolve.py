@@ -16,14 +16,14 @@ from typing import Any
 from udit.data.cache_config import FREE_CODEC_KEYS, FREE_DATA_KEYS, follow_cache
 from udit.data.codec_config import FieldCodec, codec_from
 from udit.data.condition_config import ConditionConfig
-from udit.data.config import DataConfig, DataInfo, FieldsData, FolderData, ImageFiles
+from udit.data.config import DataConfig, DataInfo, FieldsData, ImageFiles
 from udit.diffusion.config import DDPMConfig, process_from
 from udit.errors import UserError, nearest, resembling
 from udit.models.catalog import families, find
 from udit.models.config import ModelConfig
 from udit.run.config import Run, model_from
 from udit.run.rules import check
-from udit.run.start import follow_start, trained_on
+from udit.run.start import check_language_model, follow_start, trained_on
 from udit.spec.base import Spec, parse, parse_kind
 from udit.spec.words import shown
 from udit.text.config import TextConfig
@@ -48,8 +48,8 @@ class Draft:
     """What the command line says, as nested plain values; None where nobody knows, then it said all of ``values``."""
     told: list[str] = field(default_factory=list)
     """What the user should hear of: recipe's values that gave way, and an image size that is not the weights'."""
-    trained: dict[str, Any] = field(default_factory=dict)
-    """Plain keys of the model whose weights the run starts with; from ``initial_weights`` on."""
+    origin: dict[str, Any] = field(default_factory=dict)
+    """Plain sections of the weights that the run starts with (``read_origin``); from ``initial_weights`` on."""
     images: DataInfo | None = None
     """Of the images; from ``latent_cache`` or ``data_set`` on."""
     seen: DataInfo | None = None
@@ -131,8 +131,7 @@ def initial_weights(draft: Draft) -> None:
     if isinstance(model, dict) and "name" in model:
         model = find(str(model["name"])).config.model_dump(mode="json") | model
         del model["name"]
-    origin = read_origin(source, Path(str(draft.values["out"])))
-    draft.trained = origin["model"]
+    origin = draft.origin = read_origin(source, Path(str(draft.values["out"])))
     draft.values = follow_start(draft.values | {"model": model, "init_from": origin["init_from"]}, origin)
 
 
@@ -143,7 +142,7 @@ def image_size(draft: Draft) -> None:
         return
     if data.get("kind") not in [spec.model_fields["kind"].default for spec in ImageFiles.__subclasses__()]:
         return  # a data set that has a size of its own
-    for key, value in trained_on(draft.trained, _keys(draft.values.get("codec"))).items():
+    for key, value in trained_on(draft.origin.get("model", {}), _keys(draft.values.get("codec"))).items():
         old = data.get(key, ImageFiles.model_fields[key].default)
         if not (draft.says("data", key) if draft.names("init_from") else key in data):
             data = draft.values["data"] = data | {key: value}
@@ -183,7 +182,9 @@ def data_set(draft: Draft) -> None:
         section = {"root": "PATH", **section}
     data = draft.values["data"] = parse_kind(DataConfig, section, "data")
     if draft.images is None:
-        draft.images = _described(data, draft.absent)
+        from udit.data.describe import described
+
+        draft.images = described(data, draft.absent)
 
 
 def noising_process(draft: Draft) -> None:
@@ -234,7 +235,7 @@ def model(draft: Draft) -> None:
         boundary["condition_channels"] = _beside(draft.values["data"].condition, seen)
     if seen.frames is not None and "frames" in _fields(section):
         boundary["frames"] = seen.frames
-    base = _base(section)
+    base = _named(section)
     if base is not None and base.condition_shape:
         boundary["num_classes"] = 0
     elif seen.id2label or not seen.labelled:
@@ -251,16 +252,17 @@ def model(draft: Draft) -> None:
     if text is not None:
         from udit.text.files import with_layers
 
-        draft.values["text"] = with_layers(text, draft.values["model"].readers)
+        text = draft.values["text"] = with_layers(text, draft.values["model"].readers)
+        check_language_model(text, draft.origin.get("text"), draft.values.get("init_from"))
 
 
 def _fields(section: Mapping[str, Any]) -> Collection[str]:
     """Keys of the family that a model's section names; none where it names nothing known, which is told later."""
-    base = _base(section)
+    base = _named(section)
     return () if base is None else type(base).model_fields
 
 
-def _base(section: Mapping[str, Any]) -> ModelConfig | None:
+def _named(section: Mapping[str, Any]) -> ModelConfig | None:
     """The config that a model's section starts from; None where it names nothing known, which is told later."""
     name, family = section.get("name"), families().get(str(section.get("family")))
     if name is not None:
@@ -333,19 +335,6 @@ STEPS: tuple[Step, ...] = (
     without_labels,  # needs the images and the model
 )
 """What ``resolve`` does, in this order."""
-
-
-def _described(data: DataConfig, absent: bool) -> DataInfo:
-    """What the data set holds; of a folder that may be missing, what its config says."""
-    from udit.data.describe import describe
-
-    try:
-        return describe(data)
-    except UserError:
-        if not absent or not isinstance(data, FolderData):
-            raise
-        height, width = data.shape
-        return DataInfo(channels=data.channels, height=height, width=width, id2label=(), captioned=data.captioned)
 
 
 def _beside(condition: ConditionConfig, seen: DataInfo) -> int:

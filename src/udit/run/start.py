@@ -8,6 +8,7 @@ from udit.diffusion.config import PROCESSES
 from udit.errors import UserError, nearest
 from udit.spec.base import Spec
 from udit.spec.words import shown
+from udit.text.config import TextConfig
 
 BOUNDARY = frozenset({"in_channels", "num_classes", "input_size", "learn_sigma", "second_time", "condition_channels"})
 """Of a model's config: keys that may differ from the weights'. Parameters of another shape are initialised."""
@@ -20,7 +21,8 @@ def follow_start(values: dict[str, Any], origin: dict[str, Any]) -> dict[str, An
 
     Args:
         values: of the run.
-        origin: plain ``model``, ``diffusion``, ``codec`` and ``sampling`` of the weights, see ``recipes.read_origin``.
+        origin: plain ``model``, ``diffusion``, ``codec``, ``sampling`` and ``text`` of the weights, see
+            ``recipes.read_origin``.
 
     Raises:
         UserError: a key of model or diffusion does not match the weights; names it with both values.
@@ -37,6 +39,9 @@ def follow_start(values: dict[str, Any], origin: dict[str, Any]) -> dict[str, An
                 f"model.{key} is {shown(value)} and the weights of init_from={source} have {shown(old[key])}; "
                 "leave it out"
             )
+    text: dict[str, Any] = {}
+    if origin.get("text") and not isinstance(values.get("text"), str):  # a text alone is refused where it is parsed
+        text = {"text": origin["text"] | _plain(values.get("text"))}
     free = BOUNDARY - {"learn_sigma"}  # decided by the data and the process
     model = {key: value for key, value in old.items() if key not in free} | given
     diffusion, before = _plain(values.get("diffusion")), origin["diffusion"]
@@ -47,7 +52,32 @@ def follow_start(values: dict[str, Any], origin: dict[str, Any]) -> dict[str, An
         sections["sampling"] = values.get("sampling") or {}  # another process has other samplers and steps
     else:
         sections["sampling"] = {**origin["sampling"], **dict(sections["sampling"])}
-    return values | sections | {"model": model}
+    return values | sections | text | {"model": model}
+
+
+def check_language_model(text: TextConfig, origin: dict[str, Any] | None, source: object) -> None:
+    """Refuses another language model than the one whose hidden states the initial weights were trained with.
+
+    Args:
+        text: the run's, complete.
+        origin: plain values of that of the weights; None where they take no texts.
+        source: ``init_from``.
+
+    Raises:
+        UserError: digests or layers differ.
+    """
+    if not origin:
+        return
+    if origin.get("sha256") not in (None, text.sha256):
+        raise UserError(
+            f"the language model {text.source!r} is {str(text.sha256)[:12]} (sha256) and the weights of "
+            f"init_from={source} were trained with {str(origin['sha256'])[:12]}; give that one"
+        )
+    layers = origin.get("layers")
+    if layers and text.layers is not None and [*text.layers] != [*layers]:
+        raise UserError(
+            f"text.layers is {[*text.layers]} and the weights of init_from={source} read {[*layers]}; leave it out"
+        )
 
 
 def _continuing(before: dict[str, Any], given: dict[str, Any], source: str) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from pydantic import PositiveInt
 from udit.data.codec_config import AnyCodec, IdentityCodec
 from udit.data.condition_config import AnyCondition
 from udit.diffusion.config import DDPMConfig, DiffusionConfig, SamplingConfig
+from udit.errors import UserError
 from udit.run.classes import Classes
 from udit.run.config import AnyModel, Run
 from udit.spec.base import Spec
@@ -35,6 +36,18 @@ class SystemConfig(Spec):
     """Class names in label order."""
     steps: PositiveInt | None = None
     """Optimiser steps that the weights were trained for."""
+
+    @property
+    def prompted(self) -> TextConfig:
+        """The language model of a model that takes texts.
+
+        Raises:
+            UserError: the model takes none.
+        """
+        if self.text is None:
+            takes = f"has {self.model.num_classes} classes" if self.model.num_classes else "has no condition"
+            raise UserError(f"a prompt was given and the model {takes}; leave it out, or take a model that takes texts")
+        return self.text
 
     @property
     def classes(self) -> Classes:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from udit.evaluation.npz import FACTS
-from udit.images import grid, png_bytes, to_image
+from udit.images import PROMPT_SIDE, grid, png_bytes, to_image
 from udit.run.classes import Classes
 from udit.serving.queue import Drawn
 from udit.serving.requests import Output
@@ -47,9 +47,11 @@ def encode(images: Sequence[Drawn], output: Output, classes: Classes) -> Answer:
         np.savez(stream, allow_pickle=False, **arrays, **{FACTS: np.array(facts)})
         body = stream.getvalue()
     elif output == "grid":
-        own = ("seed", "label", "class")
+        own = ("seed", "label", "class", "prompt")
         common = {key: value for key, value in images[0].settings.items() if key not in own}
-        sheet = grid(pixels, [classes.title(label) for label in labels], numbers=labels)
+        prompts = [image.settings["prompt"] for image in images if "prompt" in image.settings]
+        titles = prompts or [classes.title(label) for label in labels]
+        sheet = grid(pixels, titles, side=PROMPT_SIDE if prompts else 64, numbers=labels)
         body = png_bytes(
             sheet, common | {"images": [{k: v for k, v in i.settings.items() if k in own} for i in images]}
         )

@@ -110,8 +110,8 @@ def application(dispatchers: Mapping[str, Dispatcher], limits: Limits) -> FastAP
     app = FastAPI(
         title="udit serve",
         version=__version__,
-        description="Images of diffusion models. The same seed, label and setting give the same image. Errors are "
-        'JSON: {"error": "one line"}.',
+        description="Images of diffusion models. The same seed, label or prompt, and setting give the same image. "
+        'Errors are JSON: {"error": "one line"}.',
         docs_url=None,
         redoc_url=None,
         redirect_slashes=False,
@@ -181,6 +181,7 @@ def _described(dispatcher: Dispatcher) -> dict[str, Any]:
         "weights": facts.fingerprint,
         "steps_trained": facts.config.steps,
         "image": {"channels": channels, "height": height, "width": width},
+        "prompts": facts.config.text is not None,
         "classes": [facts.classes.title(label) for label in range(facts.classes.count)],
         "sampling": facts.config.sampling.model_dump(mode="json"),
         "quality": {level: setting.model_dump(mode="json") for level, setting in facts.quality.items()},

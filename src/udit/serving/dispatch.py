@@ -249,7 +249,9 @@ class Dispatcher:
         if self._batch is None:
             return
         batch, self._sent, self._stopped = self._batch, time.monotonic(), 0.0
-        values = {"seeds": batch.seeds, "labels": batch.labels, "sampling": batch.sampling.model_dump(mode="json")}
+        values: dict[str, Any] = {"seeds": batch.seeds, "labels": batch.labels}
+        values |= {"prompts": batch.prompts, "negative": batch.negative}
+        values["sampling"] = batch.sampling.model_dump(mode="json")
         self._tell(Message("draw", batch.number, values))
 
     def _tell(self, message: Message) -> None:

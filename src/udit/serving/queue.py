@@ -25,11 +25,15 @@ class Order:
     """One per image, or None for a model without classes."""
     sampling: SamplingConfig
     """Complete."""
+    prompt: str | None = None
+    """Of all images; None for a model that takes no texts."""
+    negative: str = ""
+    """What guidance compares with in place of the empty prompt."""
 
     @property
     def kind(self) -> str:
-        """Images of one kind can share a batch: they have the same setting, and labels or none."""
-        return f"{self.sampling.model_dump_json()} {self.labels is None}"
+        """Images of one kind can share a batch: they have the same setting and negative prompt, and labels or none."""
+        return f"{self.sampling.model_dump_json()} {self.labels is None} {self.negative}"
 
 
 @dataclass(frozen=True)
@@ -107,6 +111,17 @@ class Batch:
     def seeds(self) -> list[int]:
         """Of each image."""
         return [job.order.seeds[i] for job, i in self.parts]
+
+    @property
+    def prompts(self) -> list[str] | None:
+        """Of each image; None for a model that takes no texts."""
+        found = [job.order.prompt for job, _ in self.parts if job.order.prompt is not None]
+        return found or None
+
+    @property
+    def negative(self) -> str:
+        """Of all images."""
+        return self.parts[0][0].order.negative
 
     @property
     def labels(self) -> list[int] | None:

@@ -10,12 +10,15 @@ from pydantic import ConfigDict, Field
 
 from udit.diffusion.config import Level, SamplingConfig, check_sampler
 from udit.errors import UserError, nearest
+from udit.run.system import SystemConfig
 from udit.serving.dispatch import Facts
 from udit.serving.limits import Limits, mistaken
 from udit.serving.queue import Order
 from udit.spec.base import MAX_SEED, Seed, Spec, parse
 
 Output = Literal["png", "grid", "npz", "json"]
+MOST_LETTERS = 4000
+"""Of a prompt; a language model reads its first tokens anyway."""
 NAME = r"[A-Za-z0-9_.-]{1,64}"
 
 
@@ -30,6 +33,10 @@ class SampleRequest(Spec):
     """One per image; the same seed, label and setting give the same image."""
     labels: tuple[int | str, ...] | None = None
     """Class names or numbers, repeated in turn; all classes in turn if not given."""
+    prompt: Annotated[str, Field(max_length=MOST_LETTERS)] | None = None
+    """For a model that takes texts: what the images show; "" for no text."""
+    negative: Annotated[str, Field(max_length=MOST_LETTERS)] = ""
+    """A prompt that guidance compares with in place of the empty one."""
     sampling: dict[str, Any] | None = None
     """The fields that differ from the model's own setting, e.g. {"steps": 20, "guidance": 2}."""
     quality: Level | None = None
@@ -78,15 +85,30 @@ def order_of(request: SampleRequest, facts: Facts, limits: Limits) -> Order:
     try:
         if request.labels is not None and len(request.labels) > count:  # before each of them is looked up
             raise UserError(f"labels are {len(request.labels)} and seeds {count}; give a seed for each label")
+        _check_prompt(request, facts.config)
         given = facts.classes.each(request.labels, count)
         sampling = facts.quality[request.quality] if request.quality else changed(own, request.sampling or {})
         check_sampler(sampling.sampler, type(facts.config.diffusion), sampling.steps)
     except UserError as error:
         raise mistaken(str(error)) from None
+    if request.negative and sampling.guidance == 1:
+        raise mistaken("negative is given and guidance 1 compares with nothing; give a sampling.guidance above 1")
     if sampling.steps > limits.steps:
         raise mistaken(f"sampling.steps is {sampling.steps}; this server takes at most {limits.steps}")
     labels = None if given is None else tuple(label for label in given if isinstance(label, int))
-    return Order(request.seeds, labels, sampling)
+    return Order(request.seeds, labels, sampling, request.prompt, request.negative)
+
+
+def _check_prompt(request: SampleRequest, config: SystemConfig) -> None:
+    """Refuses a prompt where the model takes none, and none where it takes one (UserError)."""
+    if request.prompt is None and request.negative:
+        raise UserError("negative is given and no prompt; give one")
+    if request.prompt is not None:
+        _ = config.prompted
+    if config.text is not None and request.labels is not None:
+        raise UserError("labels were given to a model that takes texts; give a prompt")
+    if config.text is not None and request.prompt is None:
+        raise UserError('the model takes texts and was given none; give a prompt, or "" for no text')
 
 
 def changed(own: SamplingConfig, changes: dict[str, Any]) -> SamplingConfig:

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from udit.errors import UserError
+from udit.errors import UserError, missing_extra
 from udit.serving.dispatch import Dispatcher
 from udit.serving.gate import Gate
 from udit.serving.limits import Limits
@@ -93,6 +93,7 @@ def open_server(
     device: str = "auto",
     weights: Literal["ema", "raw"] = "ema",
     engine: Literal["torch", "onnxruntime", "openvino"] | None = None,
+    text_model: str | None = None,
 ) -> Server:
     """Loads models, each in a worker process of its own, and takes a port; ``run`` or ``start`` of the result serves.
 
@@ -105,6 +106,7 @@ def open_server(
         device: auto, cpu, cuda, cuda:N or mps.
         weights: "ema" (averaged) or "raw".
         engine: "torch", or the engine of the graph that ``udit.export`` put into the model's folder.
+        text_model: the language model of the models that take texts, where it was moved.
 
     Raises:
         UserError: a model cannot be served, a port is in use, a key or the packages are missing.
@@ -123,7 +125,7 @@ def open_server(
         folder = Path(undo.enter_context(tempfile.TemporaryDirectory(prefix="udit-serve-")))
         dispatchers: dict[str, Dispatcher] = {}
         for number, (name, model) in enumerate(sources.items()):
-            source = Source(model, weights, device, engine, str(folder / str(number)), limits.memory)
+            source = Source(model, weights, device, engine, str(folder / str(number)), limits.memory, text_model)
             dispatcher = dispatchers[name] = Dispatcher(name, source, limits)
             undo.callback(dispatcher.close)
             dispatcher.begin()
@@ -168,7 +170,7 @@ def _require_packages() -> None:
         import fastapi  # noqa: F401
         import uvicorn  # noqa: F401
     except ImportError as error:
-        raise UserError(f"`udit serve` needs {error.name}; run: pip install 'udit[serve]'") from None
+        raise missing_extra("`udit serve`", error.name, "serve") from None
 
 
 def _key(file: Path | None) -> str | None:

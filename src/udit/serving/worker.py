@@ -38,6 +38,8 @@ class Source:
     """A folder for the weights of a run, which may go on training: a later worker loads them from there."""
     memory: float = 4.0
     """GiB beyond the loaded model."""
+    text_model: str | None = None
+    """The language model of a model that takes texts, where it was moved."""
 
 
 class Stopped(Exception):
@@ -73,9 +75,9 @@ def opened(source: Source) -> tuple[System, dict[str, Any]]:
     """The system, and what the server has to know of it.
 
     Raises:
-        UserError: there is no such model, or it takes vectors.
+        UserError: there is no such model, it takes vectors, or its language model is not there.
     """
-    from udit.generation import generate
+    from udit.exporting.find import open_system
     from udit.store import load, save
     from udit.tuning.levels import qualities
 
@@ -87,9 +89,11 @@ def opened(source: Source) -> tuple[System, dict[str, Any]]:
         training = _progress(Path(place))
         place, weights = source.copy, "ema"
     engine = source.engine if place == source.model else None
-    system = generate(place, [0], weights=weights, device=source.device, engine=engine).system
+    system, _ = open_system(place, weights, source.device, engine)
     system.config.model.refuse_clips("udit serve")
-    if shape := system.config.model.condition_shape:
+    if system.config.text is not None and source.text_model is not None:
+        system = system.with_text_model(source.text_model)
+    if (shape := system.config.model.condition_shape) and system.config.text is None:
         raise UserError(
             f"{source.model} takes vectors of {list(shape)} per image and the server has no text encoder; use "
             "`udit sample --context FILE`"
@@ -110,6 +114,7 @@ def answers(system: System, order: Message, connection: Connection) -> Iterator[
     """Samples one batch: messages on the way, and one last that ends it."""
     from udit.dist import World
     from udit.generation import Generation
+    from udit.inputs import conditions_of_images
 
     values = order.values or {}
     seeds, labels = values["seeds"], values["labels"]
@@ -125,7 +130,11 @@ def answers(system: System, order: Message, connection: Connection) -> Iterator[
 
     try:
         sampling = parse(SamplingConfig, values["sampling"])
-        [images] = system.generate(seeds, labels, sampling=sampling, batch_size=len(seeds), on_step=on_step)
+        given = (values["prompts"], values["negative"], None, sampling.guidance, len(seeds))
+        said = conditions_of_images(system, labels, *given)
+        context = {} if said is None else {"context": said.rows, "null": said.null}
+        options: dict[str, Any] = {"sampling": sampling, "batch_size": len(seeds), "on_step": on_step} | context
+        [images] = system.generate(seeds, labels, **options)
     except Stopped:
         yield Message("stopped", order.batch)
     except UserError as error:
@@ -139,7 +148,7 @@ def answers(system: System, order: Message, connection: Connection) -> Iterator[
         text = f"sampling failed ({type(error).__name__}); see the server's log"
         yield Message("error", order.batch, {"text": text, "status": 500})
     else:
-        drawn = Generation(system, seeds, labels, sampling, None, len(seeds), World())
+        drawn = Generation(system, seeds, labels, sampling, said, len(seeds), World())
         facts = {
             "shape": list(images.shape[1:]),
             "settings": [drawn.settings() | drawn.settings_of(i) for i in range(len(seeds))],
@@ -160,11 +169,12 @@ def _progress(folder: Path) -> str | None:
 
 
 def _image_shape(system: System) -> list[int]:
-    """(C, H, W) of the images, from one that is sampled in two steps; it also compiles kernels and loads a VAE."""
+    """(C, H, W) of the images, from one that is sampled in two steps; VAE and language model are loaded by that."""
     own = system.config.sampling
     few = {"steps": min(2, own.steps), "cache": 1, "refresh": (), "forecast": False, "keep_guidance": False}
     labels = system.config.classes.each(None, 1)
-    [image] = system.generate([0], labels, sampling=own.replace(**few))
+    prompts = None if system.config.text is None else ""
+    [image] = system.generate([0], labels, prompts=prompts, sampling=own.replace(**few))
     return list(image.shape[1:])
 
 

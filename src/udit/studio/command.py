@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from udit.checkpoint import CheckpointStore
 from udit.diffusion.config import SamplingConfig
 from udit.interpolation import Between
 from udit.studio.drawing import Drawing
@@ -17,7 +18,9 @@ NO_OPTION = {"clip", "refresh", "forecast", "keep_guidance"}
 """Fields of a setting that the command takes from the model alone."""
 
 
-def command_of(choice: Choice, weights: str, own: SamplingConfig, request: Drawing) -> str:
+def command_of(
+    choice: Choice, weights: str, own: SamplingConfig, request: Drawing, weaker: Choice | float | None = None
+) -> str:
     """The command, of the options that differ from the model's own setting; empty where the command lacks one.
 
     Args:
@@ -25,14 +28,22 @@ def command_of(choice: Choice, weights: str, own: SamplingConfig, request: Drawi
         weights: ema or raw.
         own: the model's setting.
         request: what was drawn.
+        weaker: what guidance compared with, or the length of an EMA of the run.
     """
     points = (*request.seeds, *(request.labels or ()))
     if request.start is not None or any(isinstance(point, Between) for point in points):
         return ""
     changed = [key for key, value in request.sampling.model_dump().items() if value != getattr(own, key)]
-    if (choice.step is not None and Path(choice.source, "run.yaml").is_file()) or set(changed) & NO_OPTION:
+    prompts = [*dict.fromkeys(request.prompts or ())]
+    if set(changed) & NO_OPTION or len(prompts) > 1 or (isinstance(weaker, int | float) and choice.step is not None):
         return ""
-    words = ["udit", "sample", choice.source]
+    words = ["udit", "sample", _source(choice)]
+    for option, text in (("--prompt", "".join(prompts)), ("--negative", request.negative)):
+        words += [option, text] if text else []
+    if isinstance(weaker, Choice):
+        words += ["--autoguide", _source(weaker)]
+    elif weaker is not None:
+        words += ["--autoguide-ema", f"{weaker:g}"]
     if request.labels is not None:
         words += ["--labels", ",".join(map(str, request.labels[: request.columns]))]
     words += ["--seeds", _ranges(request.seeds)]
@@ -41,6 +52,13 @@ def command_of(choice: Choice, weights: str, own: SamplingConfig, request: Drawi
         words += [f"--{key.replace('_', '-')}", ",".join(map(str, value)) if isinstance(value, tuple) else str(value)]
     words += ["--weights", weights] if weights != "ema" else []
     return shlex.join(words)
+
+
+def _source(choice: Choice) -> str:
+    """A model, a run, or the folder of one of its checkpoints."""
+    if choice.step is None or not Path(choice.source, "run.yaml").is_file():
+        return choice.source
+    return str(CheckpointStore(Path(choice.source, "checkpoints")).path(choice.step))
 
 
 def _ranges(seeds: Sequence[Any]) -> str:

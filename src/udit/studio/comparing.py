@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from udit.diffusion.config import SamplingConfig
 from udit.errors import UserError
 from udit.images import grid, save_png, to_image
 from udit.run.system import SystemConfig
@@ -34,17 +35,21 @@ def compare(studio: Studio, one: Wanted, other: Wanted) -> Iterator[Shown]:
 def _compare(studio: Studio, one: Wanted, other: Wanted) -> Iterator[Shown]:
     choices = [studio.place.choice(each.model) for each in (one, other)]
     if choices[0] == choices[1] and one == other:
-        raise UserError("A and B are the same weights; choose another checkpoint, model or kind of weights for B")
+        raise UserError("A and B are the same weights with the same settings; choose something else for B")
     configs = [studio.shelf.config(choice) for choice in choices]
+    if len({config.text is not None for config in configs}) > 1:
+        raise UserError("only one of the two takes texts, so that their images make no pairs; choose another one")
     first = studio.request(choices[0], one)
-    same = dataclasses.replace(other, seeds=one.seeds, classes=same_classes(first, configs))
-    second = studio.request(choices[1], same)
+    same = dataclasses.replace(other, seeds=one.seeds, prompts=one.prompts, negative=one.negative)
+    second = studio.request(choices[1], dataclasses.replace(same, classes=same_classes(first, configs)))
     if len(first.seeds) != len(second.seeds):
         raise UserError("only one of the two has classes, so that their images make no pairs; choose another one")
-    captions, finished = captions_of(configs[0], first), list[list[Tensor]]()
-    for i, (choice, request, each) in enumerate(zip(choices, (first, second), (one, other), strict=True)):
+    captions, finished, facts = captions_of(configs[0], first), list[list[Tensor]](), []
+    for i, (choice, wanted, each) in enumerate(zip(choices, (first, second), (one, other), strict=True)):
         yield Shown(None, status(f"Loading {choice.title} …", i / 2))
-        system = studio.shelf.system(choice, each.weights)
+        system = studio.system(choice, each, wanted)
+        request = wanted.read_by(system)
+        facts.append(request.generation(system).settings())
         images: list[Tensor] = []
         for frame in draw(system, request, each.view):
             images = frame.images
@@ -52,19 +57,27 @@ def _compare(studio: Studio, one: Wanted, other: Wanted) -> Iterator[Shown]:
             shown = pairs(left, right, captions, first.columns)
             yield Shown(shown, status(f"{LETTERS[i]}: {progress_text(frame)}", (i + frame.done / frame.total) / 2))
         finished.append(images)
-    facts = [
-        request.generation(studio.shelf.system(choice, each.weights)).settings()
-        for choice, request, each in zip(choices, (first, second), (one, other), strict=True)
-    ]
     path = studio.room() / f"{choices[0].file_name}-and-{choices[1].file_name}.png"
     both: dict[str, object] = {
         "compared": facts,
         "seeds": list(first.seeds),
         "labels": None if first.labels is None else list(first.labels),
     }
+    if first.prompts is not None:
+        both |= {"prompts": list(first.prompts)} | ({"negative": first.negative} if first.negative else {})
     save_pairs(path, finished, captions, first.columns, both)
-    sides = f"Left A: {choices[0].title}; right B: {choices[1].title}. "
+    apart = told_apart(one, other, [first.sampling, second.sampling]) if choices[0] == choices[1] else ""
+    sides = f"Left A: {choices[0].title}; right B: {choices[1].title}{apart}. "
     yield Shown(None, status(sides + difference(finished, configs)), path)
+
+
+def told_apart(one: Wanted, other: Wanted, settings: Sequence[SamplingConfig]) -> str:
+    """What differs between two drawings from one model, of A and of B."""
+    a, b = (
+        {"weights": each.weights, "weaker model": each.weaker or each.average or "none", **setting.model_dump()}
+        for each, setting in zip((one, other), settings, strict=True)
+    )
+    return " (" + ", ".join(f"{key} {a[key]} and {b[key]}" for key in a if a[key] != b[key]) + ")"
 
 
 def same_classes(first: Drawing, configs: Sequence[SystemConfig]) -> list[str | int]:

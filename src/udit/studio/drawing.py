@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -20,7 +21,7 @@ from udit.diffusion.settings import GUIDANCE_KEYS
 from udit.dist import World
 from udit.errors import UserError
 from udit.generation import Generation
-from udit.inputs import StartImages
+from udit.inputs import Context, StartImages, conditions_of_images
 from udit.interpolation import between
 from udit.rng import Seed
 from udit.run.classes import Label
@@ -71,7 +72,13 @@ class Drawing:
     """One for each seed; None for a model without classes."""
     sampling: SamplingConfig
     columns: int
-    """Of the grid: classes in a row, one row for each seed; 0 is as many as fit."""
+    """Of the grid: classes or prompts in a row, one row for each seed; 0 is as many as fit."""
+    prompts: tuple[str, ...] | None = None
+    """One for each seed; None for a model that takes no texts."""
+    negative: str = ""
+    """The prompt that guidance compares with."""
+    context: Context | None = None
+    """What the language model makes of the prompts, see ``read_by``."""
     start: StartImages | None = None
     """What sampling starts from in place of noise."""
     strength: float = STRENGTH
@@ -80,7 +87,18 @@ class Drawing:
     def generation(self, system: System) -> Generation:
         """The same as the library's own request, which knows the settings that PNGs carry."""
         size, options = batch_size(system.config), (self.start, self.strength)
-        return Generation(system, self.seeds, self.labels, self.sampling, None, size, World(), *options)
+        return Generation(system, self.seeds, self.labels, self.sampling, self.context, size, World(), *options)
+
+    def read_by(self, system: System) -> Drawing:
+        """The same, its prompts read by the language model of a system.
+
+        Raises:
+            UserError: the language model is missing or another one, or guidance has no use for the negative prompt.
+        """
+        if self.prompts is None:
+            return self
+        given = (self.prompts, self.negative, None, self.sampling.guidance, len(self.seeds))
+        return dataclasses.replace(self, context=conditions_of_images(system, None, *given))
 
 
 def seeds_in(text: str, most: int = MOST) -> list[int]:
@@ -140,29 +158,60 @@ def sampling_of(config: SystemConfig, base: SamplingConfig, changes: Mapping[str
     return sampling
 
 
-def drawing(config: SystemConfig, seeds: str, classes: Sequence[str | int], sampling: SamplingConfig) -> Drawing:
-    """Every seed with every class.
+def drawing(
+    config: SystemConfig,
+    seeds: str,
+    classes: Sequence[str | int],
+    sampling: SamplingConfig,
+    prompts: str = "",
+    negative: str = "",
+) -> Drawing:
+    """Every seed with every class or prompt.
 
     Args:
         config: of the model.
         seeds: a text for ``seeds_in``.
         classes: numbers or names; empty is all, as many as a row has room for.
         sampling: the setting.
+        prompts: of a model that takes texts, one a line.
+        negative: of such a model: what guidance compares with in place of the empty prompt.
 
     Raises:
-        UserError: no seeds, an unknown class, or more than ``MOST`` images.
+        UserError: no seeds, no prompt, an unknown class, or more than ``MOST`` images.
     """
     rows = seeds_in(seeds)
+    if config.text is not None:
+        texts = prompts_in(prompts)
+        each = [(seed, text) for seed in _few(rows, texts, "prompts") for text in texts]
+        drawn, said = (tuple(column) for column in zip(*each, strict=True))
+        return Drawing(drawn, None, sampling, len(texts), said, negative.strip())
     if not config.classes.count:
         return Drawing(tuple(rows), None, sampling, 0)
     chosen = config.classes.labels(classes) if classes else default_labels(config)
-    count = len(rows) * len(chosen)
+    pairs = [(seed, label) for seed in _few(rows, chosen, "classes") for label in chosen]
+    return Drawing(tuple(seed for seed, _ in pairs), tuple(label for _, label in pairs), sampling, len(chosen))
+
+
+def _few(seeds: list[int], columns: Sequence[object], what: str) -> list[int]:
+    """The seeds, if each with every class or prompt makes no more than ``MOST`` images (UserError)."""
+    count = len(seeds) * len(columns)
     if count > MOST:
         raise UserError(
-            f"{len(rows)} seeds of {len(chosen)} classes are {count} images and {MOST} the most; give fewer"
+            f"{len(seeds)} seeds of {len(columns)} {what} are {count} images and {MOST} the most; give fewer"
         )
-    each = [(seed, label) for seed in rows for label in chosen]
-    return Drawing(tuple(seed for seed, _ in each), tuple(label for _, label in each), sampling, len(chosen))
+    return seeds
+
+
+def prompts_in(text: str) -> list[str]:
+    """The prompts of a text, one a line, in which spaces count once.
+
+    Raises:
+        UserError: there is none.
+    """
+    found = [" ".join(line.split()) for line in text.splitlines() if line.strip()]
+    if not found:
+        raise UserError("the model takes texts and there is no prompt; write one, or several, one a line")
+    return found
 
 
 def default_labels(config: SystemConfig) -> list[int]:
@@ -171,7 +220,13 @@ def default_labels(config: SystemConfig) -> list[int]:
 
 
 def passage(
-    config: SystemConfig, seeds: str, classes: Sequence[str | int], count: int, sampling: SamplingConfig
+    config: SystemConfig,
+    seeds: str,
+    classes: Sequence[str | int],
+    count: int,
+    sampling: SamplingConfig,
+    prompts: str = "",
+    negative: str = "",
 ) -> Drawing:
     """Images from the first of some seeds and classes through the others to the last; both change together.
 
@@ -181,6 +236,8 @@ def passage(
         classes: numbers or names; one stays.
         count: images, both ends included.
         sampling: the setting.
+        prompts: of a model that takes texts, one.
+        negative: as of ``drawing``.
 
     Raises:
         UserError: nothing to pass between, or more images than ``MOST``.
@@ -188,6 +245,13 @@ def passage(
     if not 2 <= count <= MOST:
         raise UserError(f"images are {count}; take 2 to {MOST}")
     ends = seeds_in(seeds)
+    if config.text is not None:
+        said, *more = prompts_in(prompts)
+        if more:
+            raise UserError(f"there are {1 + len(more)} prompts; of one prompt images pass between seeds, so give one")
+        if len(ends) < 2:
+            raise UserError("there is nothing to pass between; give two seeds, e.g. 0, 1")
+        return Drawing(tuple(between(ends, count)), None, sampling, 0, (said,) * count, negative.strip())
     chosen = config.classes.labels(classes) if classes and config.classes.count else []
     if config.classes.count and not chosen:
         raise UserError("choose a class, or several to pass between")
@@ -208,7 +272,7 @@ def draw(system: System, wanted: Drawing, view: View = "x0") -> Iterator[Frame]:
 
     Args:
         system: fused.
-        wanted: what to draw.
+        wanted: what to draw, of ``Drawing.read_by`` where there are prompts.
         view: what is shown before the last step.
 
     Yields:
@@ -221,6 +285,8 @@ def draw(system: System, wanted: Drawing, view: View = "x0") -> Iterator[Frame]:
     codec, hides = system.codec, isinstance(system.config.codec, VAECodec)
     images = None if wanted.start is None else wanted.start.of(range(count))
     options: dict[str, Any] = {"from_image": images, "strength": wanted.strength, "batch_size": size}
+    if wanted.context is not None:
+        options |= {"context": wanted.context.rows, "null": wanted.context.null}
     steps = system.steps(wanted.seeds, wanted.labels, sampling=wanted.sampling, **options)
     ready: list[Tensor] = []
     start, done = time.monotonic(), 0

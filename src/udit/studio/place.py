@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 from collections import OrderedDict
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from threading import Lock
 
@@ -14,7 +15,9 @@ from udit.errors import UserError
 from udit.exporting.manifest import is_exported
 from udit.run.system import SystemConfig
 from udit.store import FILES, Weights, load, network, read_config, read_run_config
+from udit.training.posthoc import posthoc_ema
 
+log = logging.getLogger(__name__)
 DEPTH = 2
 """Levels of folders below the place that are searched."""
 MOST_FOLDERS = 200
@@ -141,8 +144,10 @@ def find(root: str | Path) -> Place:
 class Shelf:
     """Loaded models, the last two that were used; safe to use from several threads."""
 
-    def __init__(self, device: str = "auto") -> None:
+    def __init__(self, device: str = "auto", text_model: str | None = None) -> None:
         self.device = dist.find_device(device, 0)
+        self.text_model = text_model
+        """In place of the language model that models of texts record; another one than theirs is refused."""
         self._systems: OrderedDict[tuple[str, int | None, str], System] = OrderedDict()
         self._lock = Lock()
 
@@ -169,9 +174,29 @@ class Shelf:
                 while len(self._systems) >= KEPT:
                     self._systems.popitem(last=False)
                 whole = load(choice.source, weights=weights) if step is None else _checkpoint(folder, step, weights)
-                self._systems[key] = whole.fused().to(self.device)
+                self._systems[key] = self._ready(whole)
             self._systems.move_to_end(key)
             return self._systems[key]
+
+    def average(self, choice: Choice, length: float) -> System:
+        """The fused system of a run with an EMA of another length, at a choice's step or at its last snapshot.
+
+        Raises:
+            UserError: no run, no snapshots in it, or a length out of range.
+        """
+        found = posthoc_ema(choice.source, length, choice.step)
+        if not found.spanned:
+            log.warning("the snapshots of %s hardly represent an EMA of length %g", choice.title, length)
+        return self._ready(found.system)
+
+    def _ready(self, whole: System) -> System:
+        """A system to draw from; its language model is loaded when it is first asked, and stays."""
+        system = whole.fused().to(self.device)
+        if system.config.text is None:
+            return system
+        if self.text_model is not None:
+            system = system.with_text_model(self.text_model)
+        return replace(system, text_encoder=system.conditions_of)
 
 
 def _step(folder: Path, choice: Choice) -> int:

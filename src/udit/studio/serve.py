@@ -13,7 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from udit.errors import UserError
+from udit.errors import UserError, missing_extra
 from udit.studio.place import find
 from udit.studio.session import Studio
 
@@ -122,7 +122,7 @@ def _server(studio: Studio, port: int) -> uvicorn.Server:
 
         from udit.studio import page
     except ImportError as error:
-        raise UserError(f"`udit studio` needs {error.name}; run: pip install 'udit[studio]'") from None
+        raise missing_extra("`udit studio`", error.name, "studio") from None
     for noisy in ("httpx", "httpx2", "asyncio", "uvicorn.error"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
     app = FastAPI(openapi_url=None, docs_url=None, redoc_url=None)
@@ -160,18 +160,21 @@ def _server(studio: Studio, port: int) -> uvicorn.Server:
     return uvicorn.Server(config)
 
 
-def open_studio(root: str | Path = "runs", *, port: int = PORT, device: str = "auto") -> Server:
+def open_studio(
+    root: str | Path = "runs", *, port: int = PORT, device: str = "auto", text_model: str | None = None
+) -> Server:
     """The page for a place, which ``run`` or ``start`` serves.
 
     Args:
         root: a run, a model folder, a folder of them, or what else ``udit.load`` takes.
         port: of 127.0.0.1; 0 takes any free one.
         device: auto, cpu, cuda, cuda:N or mps.
+        text_model: the language model that models of texts were trained with, where it was moved.
 
     Raises:
         UserError: there is no model and no run, gradio is missing, or the port is taken.
     """
-    return Server(Studio(find(root), device), port)
+    return Server(Studio(find(root), device, text_model), port)
 
 
 def _bound(port: int) -> socket.socket:

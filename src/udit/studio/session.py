@@ -20,7 +20,7 @@ from udit.assemble import STRENGTH, System
 from udit.diffusion.config import SamplingConfig
 from udit.errors import RunError, UserError, one_line, ran_out_of_memory
 from udit.generation import Generation
-from udit.images import grid, save_png
+from udit.images import PROMPT_SIDE, grid, save_png
 from udit.inputs import StartImages, start_images
 from udit.interpolation import Between
 from udit.run.system import SystemConfig
@@ -70,14 +70,21 @@ class Wanted:
     image: object = None
     """An uploaded one to start from, as the page sends it."""
     strength: float = STRENGTH
+    prompts: str = ""
+    """Of a model that takes texts, one a line."""
+    negative: str = ""
+    weaker: str = ""
+    """Key of a choice that guidance compares with (autoguidance); empty for none."""
+    average: float | None = None
+    """Length of a shorter EMA of the run that guidance compares with."""
 
 
 class Studio:
     """All that the pages of one server share: the place, loaded models, watched runs and saved files."""
 
-    def __init__(self, place: Place, device: str = "auto") -> None:
+    def __init__(self, place: Place, device: str = "auto", text_model: str | None = None) -> None:
         self.place = place
-        self.shelf = Shelf(device)
+        self.shelf = Shelf(device, text_model)
         self._temporary = tempfile.TemporaryDirectory(prefix="udit-studio-", ignore_cleanup_errors=True)
         self.folder = Path(self._temporary.name)
         """Of this server alone: what is saved and uploaded, removed when it ends."""
@@ -111,7 +118,7 @@ class Studio:
         choice = self.place.choice(wanted.model)
         request = self.request(choice, wanted)
         yield Shown(None, status(f"Loading {choice.title} …", 0.0))
-        system = self.shelf.system(choice, wanted.weights)
+        system = self.system(choice, wanted, request)
         if wanted.image is not None:
             request = dataclasses.replace(request, start=self.start(wanted.image, system), strength=wanted.strength)
         yield from self._steps(choice, wanted, request, system)
@@ -124,19 +131,21 @@ class Studio:
         choice = self.place.choice(wanted.model)
         sampling = self.sampling(choice, wanted)
         config = self.shelf.config(choice)
-        request = passage(config, wanted.seeds, wanted.classes, whole("images", count), sampling)
+        said = (wanted.prompts, wanted.negative)
+        request = passage(config, wanted.seeds, wanted.classes, whole("images", count), sampling, *said)
         yield Shown(None, status(f"Loading {choice.title} …", 0.0))
-        yield from self._steps(choice, wanted, request, self.shelf.system(choice, wanted.weights))
+        yield from self._steps(choice, wanted, request, self.system(choice, wanted, request))
 
     def _steps(self, choice: Choice, wanted: Wanted, request: Drawing, system: System) -> Iterator[Shown]:
-        captions = captions_of(system.config, request)
+        captions, request = captions_of(system.config, request), request.read_by(system)
         frame = None
         for frame in draw(system, request, wanted.view):
             sheet = figures(frame.images, captions, request.columns)
             yield Shown(sheet, status(progress_text(frame), frame.done / frame.total))
         assert frame is not None
         saved = self.save(choice, request.generation(system), request.columns, frame)
-        command = command_of(choice, wanted.weights, system.config.sampling, request)
+        weaker = wanted.average if wanted.average is not None else wanted.weaker and self.place.choice(wanted.weaker)
+        command = command_of(choice, wanted.weights, system.config.sampling, request, weaker or None)
         yield Shown(None, status(f"{len(captions)} images in {frame.seconds:.1f} s"), *saved, command)
 
     def request(self, choice: Choice, wanted: Wanted) -> Drawing:
@@ -145,7 +154,27 @@ class Studio:
         Raises:
             UserError: they do not fit the model.
         """
-        return drawing(self.shelf.config(choice), wanted.seeds, wanted.classes, self.sampling(choice, wanted))
+        values = (wanted.seeds, wanted.classes, self.sampling(choice, wanted), wanted.prompts, wanted.negative)
+        return drawing(self.shelf.config(choice), *values)
+
+    def system(self, choice: Choice, wanted: Wanted, request: Drawing) -> System:
+        """The model that the page's values ask for, with the weaker one that guidance compares with.
+
+        Raises:
+            UserError: it cannot be loaded, or the weaker one is of no use to it.
+        """
+        system = self.shelf.system(choice, wanted.weights)
+        if not wanted.weaker and wanted.average is None:
+            return system
+        if request.sampling.guidance == 1:
+            raise UserError("a weaker model is chosen and guidance 1 compares with nothing; raise guidance, e.g. to 2")
+        if wanted.average is None:
+            return system.autoguided(self.shelf.system(self.place.choice(wanted.weaker)))
+        if isinstance(wanted.average, bool) or not isinstance(wanted.average, int | float):
+            raise UserError(f"the shorter EMA is {wanted.average!r}; it takes a length, e.g. 0.05")
+        if wanted.weaker:
+            raise UserError("a weaker model and a shorter EMA are chosen; guidance compares with one of them")
+        return system.autoguided(self.shelf.average(choice, wanted.average))
 
     def sampling(self, choice: Choice, wanted: Wanted) -> SamplingConfig:
         """The setting that the page's values ask for.
@@ -155,7 +184,7 @@ class Studio:
         """
         config, base = self.shelf.config(choice), self.presets(choice).get(wanted.preset)
         config.model.refuse_clips("the studio")
-        if config.model.condition_shape:
+        if config.model.condition_shape and config.text is None:
             raise UserError(f"{choice.title} takes vectors, e.g. of a text; sample with `udit sample --context FILE`")
         if base is None:
             raise UserError(f"setting is {wanted.preset!r}; take own, draft, good or best")
@@ -185,7 +214,8 @@ class Studio:
         common = drawn.settings()
         each = [common | drawn.settings_of(i) for i in range(len(drawn))]
         titles, numbers = drawn.titles(len(drawn))
-        sheet = grid(torch.stack(frame.images), titles, columns or None, numbers=numbers)
+        side = {} if drawn.context is None else {"side": PROMPT_SIDE}
+        sheet = grid(torch.stack(frame.images), titles, columns or None, numbers=numbers, **side)
         all_of = common | {key: [own.get(key) for own in each] for key in each[0] if key not in common}
         folder = self.room()
         path, archive = folder / f"{choice.file_name}.png", folder / f"{choice.file_name}.zip"
@@ -240,11 +270,12 @@ def progress_text(frame: Frame) -> str:
 
 
 def captions_of(config: SystemConfig, request: Drawing) -> list[str]:
-    """Class and seed of each image; of an image between two, how far it is from the first to the second."""
-    labels = request.labels or [None] * len(request.seeds)
+    """Class or prompt, and seed of each image; of an image between two, how far it is from the first to the second."""
+    labels = request.labels or request.prompts or [None] * len(request.seeds)
     captions = []
     for seed, label in zip(request.seeds, labels, strict=True):
         share = next((point.share for point in (seed, label) if isinstance(point, Between)), None)
-        named = "" if label is None else f"{config.classes.title(label)} · "
+        name = label if label is None or isinstance(label, str) else config.classes.title(label)
+        named = "" if name is None else f"{name} · "
         captions.append(f"{named}seed {seed}" if share is None else f"{share:.0%}")
     return captions

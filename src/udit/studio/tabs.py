@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -10,17 +10,30 @@ import gradio as gr
 
 from udit.assemble import STRENGTH
 from udit.studio.comparing import compare
-from udit.studio.fields import ALL_CLASSES, CHANGES, Fields, compared, following, light, model_of, wanted_of
+from udit.studio.fields import (
+    ALL_CLASSES,
+    SETTINGS,
+    SUBJECTS,
+    VIEWS,
+    Settings,
+    Subjects,
+    following,
+    light,
+    model_of,
+    wanted_of,
+)
 from udit.studio.session import Shown, Studio
 from udit.studio.sheet import command_text, hint, status
 
 
 def draw_tab(studio: Studio, page: gr.Blocks) -> None:
-    """Every seed of every class, from noise or from an image."""
+    """Every seed of every class or prompt, from noise or from an image."""
     with gr.Row():
         with gr.Column(scale=2, min_width=300):
             model = model_of(studio, "Model")
-            fields = Fields(studio, model, page, "draw", "0-3", ALL_CLASSES)
+            subjects = Subjects(studio, model, page, "draw", "0-3", ALL_CLASSES)
+            settings = Settings(studio, model, page, "draw")
+            view = gr.Radio(VIEWS, value="x0", label="While sampling, show")
             with gr.Accordion("Start from an image", open=False):
                 image = gr.Image(label="Image", sources=["upload"], type="filepath", height=180, buttons=[])
                 strength = gr.Slider(
@@ -32,16 +45,18 @@ def draw_tab(studio: Studio, page: gr.Blocks) -> None:
                     info="Little: the image stays. 1: it is lost in noise.",
                 )
         with gr.Column(scale=5, min_width=320, elem_classes="results"):
-            out = Results("Draw", "Choose classes and seeds, then Draw: every seed of every class.", following=True)
+            told = "Choose classes and seeds, then Draw: every seed of every class. A model of texts takes prompts."
+            out = Results("Draw", told, following=True)
 
     def run(key: str, *values: Any) -> Iterator[list[Any]]:
-        *plain, image, strength = values
-        yield from out.shown(studio.draw(replace(wanted_of(key, plain), image=image, strength=strength)))
+        *plain, view, image, strength = values
+        wanted = wanted_of(key, plain[:SUBJECTS], plain[SUBJECTS:])
+        yield from out.shown(studio.draw(replace(wanted, view=view, image=image, strength=strength)))
 
-    inputs = [model, *fields.all, image, strength]
-    drawing = gr.on([out.draw.click, fields.seeds.submit], run, inputs, out.all, **queued("draw"))
+    inputs = [model, *subjects.all, *settings.all, view, image, strength]
+    drawing = gr.on([out.draw.click, *subjects.submits], run, inputs, out.all, **queued("draw"))
     assert out.following is not None
-    moved = out.following.click(following, fields.seeds, fields.seeds, **light("next_seeds"))
+    moved = out.following.click(following, subjects.seeds, subjects.seeds, **light("next_seeds"))
     out.stops(drawing, moved.then(run, inputs, out.all, **queued("draw_next")))
 
 
@@ -52,37 +67,45 @@ def between_tab(studio: Studio, page: gr.Blocks) -> None:
             model = model_of(studio, "Model")
             count = gr.Number(12, label="Images", precision=0, minimum=2, maximum=100)
             told = "One stays; several are passed through in this order."
-            fields = Fields(studio, model, page, "between", "0, 1", told)
+            subjects = Subjects(studio, model, page, "between", "0, 1", told)
+            settings = Settings(studio, model, page, "between")
+            view = gr.Radio(VIEWS, value="x0", label="While sampling, show")
         with gr.Column(scale=5, min_width=320, elem_classes="results"):
             out = Results("Draw", "Choose two classes, two seeds or both: the images pass from the first to the last.")
 
-    def run(key: str, count: float, *values: Any) -> Iterator[list[Any]]:
-        yield from out.shown(studio.pass_between(wanted_of(key, values), count))
+    def run(key: str, count: float, view: Any, *values: Any) -> Iterator[list[Any]]:
+        wanted = wanted_of(key, values[:SUBJECTS], values[SUBJECTS:])
+        yield from out.shown(studio.pass_between(replace(wanted, view=view), count))
 
-    inputs = [model, count, *fields.all]
-    out.stops(gr.on([out.draw.click, fields.seeds.submit], run, inputs, out.all, **queued("between")))
+    inputs = [model, count, view, *subjects.all, *settings.all]
+    out.stops(gr.on([out.draw.click, *subjects.submits], run, inputs, out.all, **queued("between")))
 
 
 def compare_tab(studio: Studio, page: gr.Blocks) -> None:
-    """Two models on the same seeds and classes."""
+    """Two models on the same seeds and classes, each with a setting of its own."""
     with gr.Row():
         with gr.Column(scale=2, min_width=300):
             one = model_of(studio, "Model A")
             other = model_of(studio, "Model B", last=True)
-            fields = compared(studio, one, page)
+            subjects = Subjects(studio, one, page, "compared", "0-3", ALL_CLASSES)
+            with gr.Accordion("Settings of A", open=False):
+                of_one = Settings(studio, one, page, "compared_a", " of A")
+            with gr.Accordion("Settings of B", open=False):
+                of_other = Settings(studio, other, page, "compared_b", " of B")
         with gr.Column(scale=5, min_width=320, elem_classes="results"):
-            told = "Choose two models, or two checkpoints of a run: the same seeds and classes of both, side by side."
+            told = (
+                "Choose two models, two checkpoints of a run, or one model with two settings: the same seeds and "
+                "classes of both, side by side."
+            )
             out = Results("Compare", told, every=False)
 
-    def run(
-        a: str, b: str, classes: Sequence[int], seeds: str, of_a: str, of_b: str, preset: str
-    ) -> Iterator[list[Any]]:
-        own = [None] * len(CHANGES)
-        first, second = (wanted_of(key, [classes, seeds, preset, *own, of, "x0"]) for key, of in ((a, of_a), (b, of_b)))
+    def run(a: str, b: str, *values: Any) -> Iterator[list[Any]]:
+        same, both = values[:SUBJECTS], values[SUBJECTS:]
+        first, second = (wanted_of(key, same, own) for key, own in ((a, both[:SETTINGS]), (b, both[SETTINGS:])))
         yield from out.shown(compare(studio, first, second))
 
-    inputs = [one, other, fields.classes, fields.seeds, fields.weights_a, fields.weights_b, fields.preset]
-    out.stops(gr.on([out.draw.click, fields.seeds.submit], run, inputs, out.all, **queued("compare")))
+    inputs = [one, other, *subjects.all, *of_one.all, *of_other.all]
+    out.stops(gr.on([out.draw.click, *subjects.submits], run, inputs, out.all, **queued("compare")))
 
 
 def queued(name: str) -> dict[str, Any]:

@@ -20,12 +20,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from udit.errors import UserError
+from udit.errors import UserError, missing_extra
 from udit.text.config import TextConfig
 from udit.text.files import check_same, digest_of, is_gguf, place_of, sizes_of
 
 logger = logging.getLogger(__name__)
-NEEDED = "pip install 'udit[text]'"
 
 
 class LanguageModel:
@@ -111,7 +110,7 @@ def _loaded(place: Path, device: torch.device) -> tuple[Any, Any]:
             import accelerate  # noqa: F401 - transformers reads a .gguf with both of these
             import gguf  # noqa: F401
     except ImportError as error:
-        raise UserError(f"a language model needs {error.name or 'transformers'}; run: {NEEDED}") from None
+        raise missing_extra("a language model", error.name, "text") from None
     where: tuple[str, dict[str, Any]] = (str(place), {"local_files_only": True})
     if is_gguf(place.name):
         where = (str(place.parent), {"gguf_file": place.name})

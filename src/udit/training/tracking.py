@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
-from udit.errors import UserError, by_product
+from udit.errors import by_product, missing_extra
 from udit.run.config import Run
 from udit.training.folder import replace_text
 
@@ -46,7 +46,7 @@ class Trackers:
         """
         for name in run.training.trackers:
             if name != "tensorboard" and not installed(name):
-                raise UserError(f"training.trackers names {name}, which is missing; run: pip install 'udit[tracking]'")
+                raise missing_extra(f"training.trackers=[{name}]", name, "tracking")
         self.run = run
         self._open: dict[str, Tracker] = {}
         self._seen = 0

@@ -14,11 +14,12 @@ from udit.evaluation.image_set import ImageSet
 from udit.evaluation.judge import JudgeFeatures
 from udit.evaluation.judges import judge_of
 from udit.evaluation.sets import reference_of
+from udit.evaluation.shards import drawing_of, shards_of
 from udit.evaluation.standard import Scores, save_sweep, score, tables
 from udit.evaluation.trust import warn_of_weak
 from udit.files import check_room, write_text
 from udit.run.scorable import require_scorable
-from udit.scoring import JUDGE, draw_samples, drawing_of, shards_of
+from udit.scoring import JUDGE, draw_samples
 from udit.store import read_run_config
 from udit.training.posthoc import Snapshots, posthoc_ema
 

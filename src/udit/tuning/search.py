@@ -81,7 +81,10 @@ class Scorer:
         """
         if not run.model.num_classes:
             kind = "takes texts" if run.text else "is unconditional"
-            raise UserError(f"class agreement needs labels and this model {kind}; tune one with classes")
+            raise UserError(
+                f"class agreement needs labels and this model {kind}; choose its setting by eye (`udit studio`), or "
+                "tune a model with classes"
+            )
         source = run.data.scored().build()
         parts = parts_of(source, run.data)
         require_scorable(source.labels, parts)
