@@ -96,7 +96,7 @@ def measure(folder: Path, words: list[str], every: int) -> dict[str, Any]:
         now = time.perf_counter()
         taken.append(now - began)
         began = now
-        if record.step % every == 0:
+        if record.step % every == 0 and record.step < run.training.steps:  # whose worker has ended
             memory.append(
                 sum(map(private, [os.getpid(), *(each.pid or 0 for each in multiprocessing.active_children())]))
             )

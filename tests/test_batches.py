@@ -228,7 +228,7 @@ import udit.data.encoded
 from udit.data.config import FolderData
 from udit.data.batches import batches
 
-COUNT, BATCH, EPOCHS = 200_000, 500, 6
+COUNT, BATCH, EPOCHS = 200_000, 500, 5
 root = Path(sys.argv[1])
 for i in range(10):
     (root / f"class {i}").mkdir()
@@ -260,7 +260,7 @@ def test_memory_of_trainer_and_workers_is_flat_over_epochs_of_200_000_paths(tmp_
     given = environment(MALLOC_MMAP_THRESHOLD_="131072")
     ended = subprocess.run(words, env=given, capture_output=True, text=True, check=True)
     _, _, *epochs = map(int, ended.stdout.split())  # the first two warm up
-    assert len(epochs) == 4
+    assert len(epochs) == 3
     # only pages written to: whether those of a library's file are private depends on other processes
     told = f"private dirty memory, kB, after each epoch: {epochs}"
     assert all(after < 1.01 * before for before, after in itertools.pairwise(epochs)), told

@@ -25,7 +25,7 @@ from udit.data.fields import FieldSource
 from udit.data.latents import LatentCache
 from udit.data.order import BucketOrder, Order, crops, flips
 from udit.data.parcel import Parcel
-from udit.data.sources import Labels, RawSource, Source, crop_of, crops_of
+from udit.data.sources import Labels, RawSource, Source, cropper, crops_of
 from udit.errors import RunError, UserError
 
 
@@ -260,7 +260,7 @@ class _Reader(Dataset["list[Batch | UserError]"]):
     def _read(self, ids: list[int], mirrored: list[bool], cropped: list[int]) -> NDArray[Any]:
         if isinstance(self.source, RawSource):
             return np.stack([self.source.read(*which) for which in zip(ids, mirrored, cropped, strict=True)])
-        x = np.stack([crop_of(self.source, i, crop) for i, crop in zip(ids, cropped, strict=True)])
+        x = np.stack(list(map(cropper(self.source), ids, cropped)))
         x[mirrored] = x[mirrored][..., ::-1]
         return x
 
