@@ -22,7 +22,8 @@ from udit import progress
 from udit.cli import main
 from vaes import tiny_vae
 
-STEPS = "training.steps=56"
+COUNT = 35
+STEPS = f"training.steps={COUNT}"
 
 
 def unbroken(out: Path, ranks: int) -> tuple[str, float]:
@@ -67,7 +68,7 @@ def test_killed_run_resumes_to_the_same_bits(tmp_path: Path, ranks: int, kills: 
     assert [code for code, _ in ended] == [0] * ranks, ended
     assert state_hash(out) == wanted
     steps = [line.split(",")[0] for line in (out / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
-    assert steps == [f'{{"step": {step}' for step in range(1, 57)]
+    assert steps == [f'{{"step": {step}' for step in range(1, COUNT + 1)]
 
 
 # -- commands that show a bar --------------------------------------------------------------------------------------
