@@ -80,7 +80,7 @@ def private(process: int) -> int:
 
 
 def measure(folder: Path, words: list[str], every: int) -> dict[str, Any]:
-    """Lists the shards twice, trains, and looks at the memory of trainer and worker every so many steps."""
+    """Lists the shards twice, trains, and looks at the memory of trainer and worker at every N-th step."""
     verify.MAX_MEMORY = 0  # else so small images are decoded once and kept
     shutil.rmtree(cache_folder() / "shards", ignore_errors=True)
     data = ["data.kind=webdataset", f"data.root={folder}", f"data.size={SIDE}", "data.channels=1"]

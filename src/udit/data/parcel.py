@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 PIPE = 2**16
-"""Bytes that a pipe holds on Linux, so that whoever writes them need not wait for the reader."""
+"""Bytes that a pipe holds on Linux, so that the process that writes them need not wait for the reader."""
 ALIGNED = 64
 """Each tensor begins at a multiple of so many bytes, as torch's own do."""
 
