@@ -146,7 +146,7 @@ def test_table_of_the_documentation_has_every_format_and_who_writes_it() -> None
 @pytest.mark.timeout(600)
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_memory_is_flat_with_200_000_samples_in_shards(tmp_path: Path) -> None:
-    given = environment(MALLOC_MMAP_THRESHOLD_="131072", XDG_CACHE_HOME=str(tmp_path / "cache"))
+    given = environment(MALLOC_MMAP_THRESHOLD_="131072")
     words = ["training.steps=240", "training.batch_size=160", "model.width=8", "model.depths=[1]"]
     words = [sys.executable, str(ROOT / "benchmarks/shards.py"), "--every", "40", str(tmp_path), *words]
     ended = subprocess.run(words, env=given, capture_output=True, text=True, check=False)
