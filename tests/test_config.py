@@ -175,6 +175,12 @@ def test_bad_value_is_a_one_line_error(overrides: str, said: str, one_line: Call
     assert said in one_line(caught.value)
 
 
+def test_labels_are_not_taken_for_a_model_s_that_takes_texts(one_line: Callable) -> None:
+    with pytest.raises(UserError, match=r"^the model takes texts and no language model is named for them") as caught:
+        load_run("digits", ["model=U-DiT-text-tiny"])
+    one_line(caught.value)
+
+
 def test_another_model_takes_the_place_of_the_recipe_s_and_says_so(
     one_line: Callable, caplog: pytest.LogCaptureFixture
 ) -> None:
