@@ -10,14 +10,16 @@ import os
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 from unittest import mock
 
 import numpy as np
 import torch
 from PIL import Image
 
+from forks import Forked
 from udit import dist
 from udit.checkpoint import CheckpointStore
 from udit.run.config import Run
@@ -94,17 +96,14 @@ def command(out: Path, *overrides: str) -> list[str]:
     return [sys.executable, "-m", "udit", "train", RECIPE, "--no-progress", f"out={out}", *overrides]
 
 
-def launch(out: Path, *overrides: str, ranks: int = 1, **popen: object) -> list[subprocess.Popen[str]]:
-    """Starts the run on some ranks, as a launcher would."""
-    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE, "text": True} | popen
+def launch(out: Path, *overrides: str, ranks: int = 1, **streams: Any) -> list[Forked]:
+    """Starts the run on some ranks, as a launcher would; forked, for the command is the same and a start takes long."""
+    words = command(out, *overrides)[3:]
     if ranks == 1:
-        return [subprocess.Popen(command(out, *overrides), env=environment(), **quiet)]
+        return [Forked(words, environment(), **streams)]
     group = {"WORLD_SIZE": str(ranks), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port()}
     return [
-        subprocess.Popen(
-            command(out, *overrides), env=environment(RANK=str(rank), LOCAL_RANK=str(rank), **group), **quiet
-        )
-        for rank in range(ranks)
+        Forked(words, environment(RANK=str(rank), LOCAL_RANK=str(rank), **group), **streams) for rank in range(ranks)
     ]
 
 
@@ -115,12 +114,13 @@ def free_port() -> str:
         return str(free.getsockname()[1])
 
 
-def finish(processes: list[subprocess.Popen[str]], timeout: float = 300) -> list[tuple[int, str]]:
+def finish(processes: Sequence[subprocess.Popen[str] | Forked], timeout: float = 300) -> list[tuple[int, str]]:
     """Waits for every rank; (exit code, standard error) of each."""
     ended = []
     for process in processes:
         _, errors = process.communicate(timeout=timeout)
-        ended.append((process.returncode, errors))
+        assert process.returncode is not None
+        ended.append((process.returncode, errors or ""))
     return ended
 
 

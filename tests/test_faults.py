@@ -13,7 +13,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
@@ -21,6 +21,7 @@ from typing import NamedTuple
 import pytest
 from safetensors.torch import load_file
 
+from forks import Forked
 from mounts import shell
 from runs import (
     SMALL,
@@ -65,13 +66,13 @@ def unbroken(tmp_path_factory: pytest.TempPathFactory, data: list[str]) -> Calla
     return of
 
 
-def finished(processes: list[subprocess.Popen[str]]) -> None:
+def finished(processes: list[Forked]) -> None:
     """Waits for processes that succeed."""
     for code, errors in finish(processes):
         assert code == 0, errors
 
 
-def wait_for_steps(out: Path, steps: int, processes: list[subprocess.Popen[str]]) -> None:
+def wait_for_steps(out: Path, steps: int, processes: Sequence[subprocess.Popen[str] | Forked]) -> None:
     """Waits until the log has some lines."""
     log = out / "metrics.jsonl"
     deadline = time.monotonic() + 120
@@ -122,7 +123,7 @@ def test_killed_trainer_leaves_no_worker_that_keeps_the_lock(
     tmp_path: Path, data: list[str], unbroken: Callable[[int], str]
 ) -> None:
     out = tmp_path / "out"
-    [process] = launch(out, STEPS, *data, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    [process] = launch(out, STEPS, *data, stderr=subprocess.DEVNULL)
     wait_for_steps(out, 8, [process])
     process.kill()
     process.wait()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import math
-import multiprocessing
 import os
 import random
 import shutil
@@ -17,12 +16,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from forks import FORKS, Forked, start_server
 from runs import RECIPE, finish, image_folder, launch, state_hash, train
 from udit import progress
 from udit.cli import main
 from vaes import tiny_vae
 
-STEPS = "training.steps=56"
+COUNT = 35
+STEPS = f"training.steps={COUNT}"
 
 
 def unbroken(out: Path, ranks: int) -> tuple[str, float]:
@@ -33,7 +34,7 @@ def unbroken(out: Path, ranks: int) -> tuple[str, float]:
     return state_hash(out), time.monotonic() - began
 
 
-def kill_after(seconds: float, processes: list[subprocess.Popen[str]]) -> bool:
+def kill_after(seconds: float, processes: list[Forked]) -> bool:
     """SIGKILLs the whole group after some seconds; False if it had finished before."""
     try:
         processes[0].wait(timeout=seconds)
@@ -67,16 +68,10 @@ def test_killed_run_resumes_to_the_same_bits(tmp_path: Path, ranks: int, kills: 
     assert [code for code, _ in ended] == [0] * ranks, ended
     assert state_hash(out) == wanted
     steps = [line.split(",")[0] for line in (out / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
-    assert steps == [f'{{"step": {step}' for step in range(1, 57)]
+    assert steps == [f'{{"step": {step}' for step in range(1, COUNT + 1)]
 
 
 # -- commands that show a bar --------------------------------------------------------------------------------------
-
-FORKS = multiprocessing.get_context("forkserver")
-FORKS.set_forkserver_preload(
-    ["diffusers.models.autoencoders.autoencoder_kl", "sklearn.datasets", "udit.data.encode", "udit.evaluation.score"]
-)
-"""Twenty starts would take longer than all else; so commands are forked from a process that has imported everything."""
 
 
 def run(words: list[str], log: Path) -> None:
@@ -96,6 +91,7 @@ class Command:
         """Starts it, and waits until it shows its bar."""
         log.write_text("")
         self.log = log
+        start_server()
         self.process = FORKS.Process(target=run, args=(words, log))
         self.process.start()
         self.wait_for(bar)

@@ -59,6 +59,7 @@ def measured(run: Run) -> int:
         ["model=HDiT-tiny", "training.precision=bfloat16"],
         ["model=U-DiT-tiny", "training.checkpoint_activations=true", "training.posthoc_ema.every=1"],
         ["model=U-DiT-tiny", "training.checkpoint_activations=selective"],
+        ["init_from=demo:digits", "training.adapter={rank: 3, alpha: 6}"],
     ],
 )
 def test_estimate_is_what_a_step_takes(words: list[str]) -> None:
@@ -76,6 +77,18 @@ def test_parts_are_those_of_the_weights_and_of_the_batch() -> None:
     assert estimate(tiny("training.batch_size=8", "training.checkpoint_activations=true")).activations < (
         one.activations / 2
     )
+
+
+@pytest.mark.slow
+def test_adapter_alone_has_gradients_an_optimiser_and_averages() -> None:
+    whole, adapted = (
+        estimate(digits("init_from=demo:digits", "training.batch_size=8", *words))
+        for words in ([], ["training.adapter={rank: 3, alpha: 6}"])
+    )
+    own = adapted.weights - whole.weights
+    assert 0 < own < 0.05 * whole.weights
+    assert (adapted.gradients, adapted.optimizer, adapted.averages) == (own, 2 * own, own)
+    assert adapted.total < whole.total
 
 
 def test_selective_recomputation_keeps_less() -> None:

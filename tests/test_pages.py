@@ -65,3 +65,11 @@ def test_guidance_page_has_the_scores_of_its_record(script: Any) -> None:
     record, text = names["read"](), page("guidance")
     assert names["page"](record, text) == text
     assert len(record["rows"]) == len(names["ROWS"])
+
+
+def test_alarms_were_quiet_over_whole_runs_and_the_page_says_so(script: Any) -> None:
+    names = script("alarms")
+    record, text = json.loads(names["RECORD"].read_text(encoding="utf-8")), page("training")
+    assert names["page"](record, text) == text
+    assert {"digits, flow, U-DiT", "fashion-mnist, flow, U-DiT", "digits, mean-flow, U-DiT"} <= record.keys()
+    assert not any(row["alarms"] for row in record.values())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import itertools
 import signal
 import sys
 import warnings
@@ -23,7 +24,8 @@ from udit.data.captions import captions_of
 from udit.data.fields import FieldSource
 from udit.data.latents import LatentCache
 from udit.data.order import BucketOrder, Order, crops, flips
-from udit.data.sources import Labels, RawSource, Source, crop_of, crops_of
+from udit.data.parcel import Parcel
+from udit.data.sources import Labels, RawSource, Source, cropper, crops_of
 from udit.errors import RunError, UserError
 
 
@@ -63,6 +65,39 @@ class Batch:
         return replace(self, x=move(self.x), y=move(self.y), before=before, features=features, drawn=drawn)
 
 
+DRAWN = "drawn/"
+"""How names of what was drawn begin in a parcel."""
+
+
+@dataclass(frozen=True)
+class PackedBatch:
+    """A micro-batch on its way from the process that has read it."""
+
+    ids: list[int]
+    positions: list[int]
+    texts: list[str]
+    parcel: Parcel
+
+    @staticmethod
+    def of(batch: Batch) -> PackedBatch:
+        """A batch, packed."""
+        named = {"x": batch.x, "y": batch.y, "before": batch.before, "features": batch.features}
+        drawn = {f"{DRAWN}{name}": x for name, x in batch.drawn.items()}
+        parcel = Parcel({name: x for name, x in named.items() if x is not None} | drawn)
+        return PackedBatch(batch.ids, batch.positions, batch.texts, parcel)
+
+    def unpacked(self, pin: bool = False) -> Batch:
+        """The batch; ``pin`` for pinned memory."""
+        found = self.parcel.tensors(pin)
+        drawn = {name.removeprefix(DRAWN): x for name, x in found.items() if name.startswith(DRAWN)}
+        before, features = found.get("before"), found.get("features")
+        return Batch(found["x"], found["y"], self.ids, self.positions, self.texts, before, features, drawn)
+
+    def pin_memory(self) -> Batch:
+        """The batch in pinned memory: what the thread of a ``DataLoader`` asks for that pins."""
+        return self.unpacked(pin=True)
+
+
 Draw = Callable[[Sequence[int], tuple[int, int]], dict[str, Tensor]]
 """From positions, and height and width of their images as they are read, to what is drawn for them, each [B, ...]."""
 Batches = Generator[list[Batch]]
@@ -83,6 +118,7 @@ def batches(
     flip: bool = False,
     features: bool = False,
     workers: int = 0,
+    together: int = 1,
     draw: Draw | None = None,
     pin: bool = False,
 ) -> Batches:
@@ -101,6 +137,8 @@ def batches(
         flip: mirror half of the images left to right.
         features: read a vision model's features too, of a latent cache that has them.
         workers: processes that read ahead; 0 reads in the calling process.
+        together: micro-batches that a worker reads at a time. Each message to and from a worker takes the trainer about
+            a millisecond, in which it waits for a thread that sends the next job; small steps are not much longer.
         draw: makes each batch's ``drawn``, where its images are read.
         pin: batches lie in pinned memory.
 
@@ -116,7 +154,7 @@ def batches(
     reader = _Reader(source, part, seed, flip, features, draw)
     order = order_of(source, part, seed, global_batch)
     jobs = _Jobs(order, range(start, stop), global_batch, size, rank, world, accumulation)
-    steps = _steps(reader, jobs, workers, pin)
+    steps = _steps(reader, jobs, workers, together, pin)
     if workers:
         # else multiprocessing's exit handler would send SIGTERM, which workers ignore, and wait for them for ever
         alive = weakref.ref(steps)
@@ -163,15 +201,19 @@ class _Jobs:
     world: int
     accumulation: int
 
-    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+    def __iter__(self) -> Iterator[Job]:
         for step in self.steps:
             for micro in range(self.accumulation):
                 first = step * self.global_batch + (micro * self.world + self.rank) * self.size
                 yield [(position, self.order[position]) for position in range(first, first + self.size)]
 
 
-class _Reader(Dataset["Batch | UserError"]):
-    """Reads a micro-batch, in the calling process or in a worker."""
+Job = list[tuple[int, int]]
+"""Position, and index into the part, of each image of a micro-batch."""
+
+
+class _Reader(Dataset["list[Batch | UserError]"]):
+    """Reads micro-batches, in the calling process or in a worker."""
 
     def __init__(self, source: Source, part: Labels, seed: int, flip: bool, features: bool, draw: Draw | None) -> None:
         self.source = source
@@ -181,7 +223,17 @@ class _Reader(Dataset["Batch | UserError"]):
         self.features = features
         self.draw = draw
 
-    def __getitem__(self, job: list[tuple[int, int]]) -> Batch | UserError:
+    def __getitem__(self, jobs: list[Job]) -> list[Batch | UserError]:
+        """Several micro-batches, up to the first that cannot be read."""
+        read: list[Batch | UserError] = []
+        for job in jobs:
+            read.append(self.read(job))
+            if isinstance(read[-1], UserError):
+                break
+        return read
+
+    def read(self, job: Job) -> Batch | UserError:
+        """A micro-batch, or why it cannot be read."""
         positions = [position for position, _ in job]
         ids = [int(self.part[place]) for _, place in job]
         mirrored = flips(self.seed, positions) if self.flip else [False] * len(ids)
@@ -208,7 +260,7 @@ class _Reader(Dataset["Batch | UserError"]):
     def _read(self, ids: list[int], mirrored: list[bool], cropped: list[int]) -> NDArray[Any]:
         if isinstance(self.source, RawSource):
             return np.stack([self.source.read(*which) for which in zip(ids, mirrored, cropped, strict=True)])
-        x = np.stack([crop_of(self.source, i, crop) for i, crop in zip(ids, cropped, strict=True)])
+        x = np.stack(list(map(cropper(self.source), ids, cropped)))
         x[mirrored] = x[mirrored][..., ::-1]
         return x
 
@@ -227,38 +279,44 @@ def states_before(source: Source, ids: Sequence[int]) -> Tensor | None:
     return torch.from_numpy(source.fields[source.before[ids]])
 
 
-def _steps(reader: _Reader, jobs: _Jobs, workers: int, pin: bool) -> Batches:
-    read: Any = iter(_loader(reader, jobs, workers, pin)) if workers else map(reader.__getitem__, jobs)
+def _steps(reader: _Reader, jobs: _Jobs, workers: int, together: int, pin: bool) -> Batches:
+    grouped = _Grouped(jobs, together if workers else 1)
+    groups: Any = iter(_loader(reader, grouped, workers, pin)) if workers else map(reader.__getitem__, grouped)
+    read = _one_by_one(groups)
     try:
         for _ in jobs.steps:
-            micro_batches = [_next(read) for _ in range(jobs.accumulation)]
+            micro_batches = [next(read) for _ in range(jobs.accumulation)]
             yield [batch.pin_memory() for batch in micro_batches] if pin and not workers else micro_batches
     finally:
         if workers:
             # not left to the garbage collector: an error's traceback would keep the workers, and exit waits for them
-            read._shutdown_workers()
+            groups._shutdown_workers()
 
 
-def _next(read: Iterator[Batch | UserError]) -> Batch:
-    try:
-        batch = next(read)
-    except RuntimeError as error:
-        if not str(error).startswith("DataLoader worker"):
-            raise
-        raise RunError(f"a process that reads images died ({error}); lower training.workers") from None
-    if isinstance(batch, UserError):
-        raise batch
-    return batch
+def _one_by_one(groups: Iterator[Sequence[Batch | PackedBatch | UserError]]) -> Iterator[Batch]:
+    while True:
+        try:
+            group = next(groups, None)
+        except RuntimeError as error:
+            if not str(error).startswith("DataLoader worker"):
+                raise
+            raise RunError(f"a process that reads images died ({error}); lower training.workers") from None
+        if group is None:
+            return
+        for batch in group:
+            if isinstance(batch, UserError):
+                raise batch
+            yield batch.unpacked() if isinstance(batch, PackedBatch) else batch
 
 
-def _loader(reader: _Reader, jobs: _Jobs, workers: int, pin: bool) -> DataLoader[Batch | UserError]:
+def _loader(reader: _Reader, jobs: _Grouped, workers: int, pin: bool) -> DataLoader[list[Batch | UserError]]:
     # of more workers than cores: readers mostly wait for the trainer
     warnings.filterwarnings("ignore", message="This DataLoader will create")
     return DataLoader(
         reader,
-        batch_size=None,  # a job is a whole micro-batch
+        batch_size=None,  # a group is what a worker reads at a time
         sampler=jobs,
-        collate_fn=_as_it_is,
+        collate_fn=_packed,
         num_workers=workers,
         pin_memory=pin,
         worker_init_fn=_leave_signals_to_the_trainer,
@@ -267,8 +325,21 @@ def _loader(reader: _Reader, jobs: _Jobs, workers: int, pin: bool) -> DataLoader
     )
 
 
-def _as_it_is(batch: Any) -> Any:
-    return batch
+@dataclass(frozen=True)
+class _Grouped:
+    """Jobs, several at a time."""
+
+    jobs: _Jobs
+    size: int
+
+    def __iter__(self) -> Iterator[list[Job]]:
+        jobs = iter(self.jobs)
+        while group := list(itertools.islice(jobs, self.size)):
+            yield group
+
+
+def _packed(group: list[Batch | UserError]) -> list[PackedBatch | UserError]:
+    return [PackedBatch.of(read) if isinstance(read, Batch) else read for read in group]
 
 
 def _leave_signals_to_the_trainer(_worker: int) -> None:

@@ -7,7 +7,6 @@ locked.
 
 from __future__ import annotations
 
-import functools
 import hashlib
 import itertools
 import json
@@ -40,7 +39,7 @@ from udit.data.codec_config import VAECodec
 from udit.data.config import DataConfig
 from udit.data.describe import describe
 from udit.data.latents import Raw, index_arrays, read_sealed, shard_layout, shard_wanted
-from udit.data.sources import Source, crop_of, crops_of
+from udit.data.sources import Source, cropper, crops_of
 from udit.dist import World
 from udit.errors import RunError, UserError
 from udit.files import TEMPORARY, file_facts, seal, sweep, whole_file, write_text
@@ -233,7 +232,7 @@ def _encode(
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
         for start, crop in itertools.product(range(0, size, batch_size), range(crops_of(source))):
             ids = members[start : start + batch_size]
-            cropped = list(pool.map(functools.partial(crop_of, source, crop=crop), ids))
+            cropped = list(pool.map(cropper(source), ids, itertools.repeat(crop)))
             pixels = torch.from_numpy(np.stack(cropped)).to(device)
             for k, turned in enumerate((pixels, pixels.flip(-1)) if plan.mirrored else (pixels,)):
                 for name, make in makers.items():

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from udit import rng
 from udit.errors import UserError
@@ -29,7 +28,7 @@ class Order:
             raise UserError("there are no images to train on; add some, or lower data.judge_share and data.test_share")
         self.count = count
         self.seed = seed
-        self._epochs: dict[int, Tensor] = {}
+        self._epochs: dict[int, NDArray[np.int64]] = {}
 
     def __getitem__(self, position: int) -> int:
         """The index at a position >= 0."""
@@ -37,7 +36,8 @@ class Order:
         if epoch not in self._epochs:
             if len(self._epochs) == 2:  # a batch may span two epochs
                 del self._epochs[min(self._epochs)]
-            self._epochs[epoch] = torch.randperm(self.count, generator=rng.generator(self.seed, "order", epoch))
+            order = torch.randperm(self.count, generator=rng.generator(self.seed, "order", epoch))
+            self._epochs[epoch] = order.numpy()  # whose elements are read ten times as fast as a tensor's
         return int(self._epochs[epoch][place])
 
 

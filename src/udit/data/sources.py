@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
@@ -80,9 +80,9 @@ def crops_of(source: object) -> int:
     return int(getattr(source, "crops", 1))
 
 
-def crop_of(source: Source, i: int, crop: int) -> Pixels:
-    """A crop of image ``i``; the image, of a source that has one crop."""
-    return source.crop(i, crop) if isinstance(source, Cropped) and source.crops > 1 else source.image(i)
+def cropper(source: Source) -> Callable[[int, int], Pixels]:
+    """Reads a crop of an image, by the numbers of both; the image, of a source that has one crop."""
+    return source.crop if isinstance(source, Cropped) and source.crops > 1 else lambda i, _: source.image(i)
 
 
 class InMemory:

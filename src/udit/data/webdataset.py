@@ -28,7 +28,7 @@ from udit.data.names import Names
 from udit.data.notes import Notes
 from udit.data.numbering import Label, notes_on, numbered
 from udit.data.sources import Labels
-from udit.data.tar import Member, members, read_member
+from udit.data.tar import Listing, Member, read_member
 from udit.errors import UserError
 from udit.files import cache_folder, whole_file
 from udit.progress import progress_bar
@@ -44,9 +44,16 @@ VERSION = 1
 class Sample:
     """What a shard holds under one key."""
 
+    shard: Listing
+    """Open until the next one is asked for."""
     key: str
     parts: dict[str, Member]
     """By extension, in lower case."""
+
+    @property
+    def title(self) -> str:
+        """In errors."""
+        return f"{self.shard.path}, sample {self.key!r}"
 
 
 def describe(data: WebDatasetData) -> DataInfo:
@@ -156,12 +163,12 @@ def _indexed(shards: Sequence[Path], settings: dict[str, Any], tests: int) -> In
                 before = len(shard)
                 for sample in samples(path):
                     if place is None:
-                        place = _label_place(sample, path)
-                    image = _image(sample, settings["image"], path)
+                        place = _label_place(sample)
+                    image = _image(sample, settings["image"])
                     shard.append(number)
                     offset.append(image.offset)
                     size.append(image.size)
-                    found.append(_label(sample, place, path))
+                    found.append(_label(sample, place))
                     yield f"{path.name}/{sample.key}"
                 if len(shard) == before:
                     raise UserError(f"{path} holds no samples; remove it, or write it again")
@@ -182,50 +189,49 @@ def samples(path: Path) -> Iterator[Sample]:
     """
     key = ""
     parts: dict[str, Member] = {}
-    for member in members(path):
-        folder, _, file = member.name.removeprefix("./").rpartition("/")
-        if file.startswith("."):  # macOS writes such beside every file
-            continue
-        stem, dot, extension = file.partition(".")
-        if not dot:
-            continue
-        name, extension = (f"{folder}/{stem}" if folder else stem), extension.lower()
-        if name != key and parts:
-            yield Sample(key, parts)
-            parts = {}
-        key = name
-        if extension in parts:
-            raise UserError(f"{path} holds {member.name!r} twice; a sample's members have different extensions")
-        parts[extension] = member
-    if parts:
-        yield Sample(key, parts)
+    with Listing(path) as shard:
+        for member in shard.members():
+            folder, _, file = member.name.removeprefix("./").rpartition("/")
+            if file.startswith("."):  # macOS writes such beside every file
+                continue
+            stem, dot, extension = file.partition(".")
+            if not dot:
+                continue
+            name, extension = (f"{folder}/{stem}" if folder else stem), extension.lower()
+            if name != key and parts:
+                yield Sample(shard, key, parts)
+                parts = {}
+            key = name
+            if extension in parts:
+                raise UserError(f"{path} holds {member.name!r} twice; a sample's members have different extensions")
+            parts[extension] = member
+        if parts:
+            yield Sample(shard, key, parts)
 
 
-def _image(sample: Sample, extension: str | None, path: Path) -> Member:
+def _image(sample: Sample, extension: str | None) -> Member:
     """The member that holds a sample's image."""
     there = [part for part in sample.parts if is_image(f"x.{part}")]
     wanted = [extension.lower()] if extension is not None else there
     found = [sample.parts[part] for part in wanted if part in sample.parts]
     if not found:
         what = f"no {extension}" if extension is not None else "no image"
-        raise UserError(
-            f"{path}, sample {sample.key!r}: {what}, only {', '.join(sample.parts)}; leave such samples out"
-        )
+        raise UserError(f"{sample.title}: {what}, only {', '.join(sample.parts)}; leave such samples out")
     if len(found) > 1:
-        raise UserError(f"{path}, sample {sample.key!r}: several images, {', '.join(there)}; say which with data.image")
+        raise UserError(f"{sample.title}: several images, {', '.join(there)}; say which with data.image")
     return found[0]
 
 
-def _label_place(sample: Sample, path: Path) -> str:
+def _label_place(sample: Sample) -> str:
     """The first of ``LABELS`` that a sample has; none if it has none."""
     for place in LABELS:
         extension, _, key = place.partition(".")
-        if extension in sample.parts and (not key or key in _json(sample, extension, path)):
+        if extension in sample.parts and (not key or key in _json(sample, extension)):
             return place
     return "none"
 
 
-def _label(sample: Sample, place: str, path: Path) -> Label:
+def _label(sample: Sample, place: str) -> Label:
     if place == "none":
         return None
     extension, _, key = place.partition(".")
@@ -233,37 +239,36 @@ def _label(sample: Sample, place: str, path: Path) -> Label:
         extension, key = place, ""
     if extension not in sample.parts:
         raise UserError(
-            f"{path}, sample {sample.key!r}: no label in {place}, only {', '.join(sample.parts)}; say where it is with "
+            f"{sample.title}: no label in {place}, only {', '.join(sample.parts)}; say where it is with "
             "data.label (none: no labels)"
         )
     if not key:
-        text = _bytes(sample.parts[extension], path).decode("utf-8", "replace").strip()
+        text = _bytes(sample, extension).decode("utf-8", "replace").strip()
         if not text or len(text) > 200:
-            raise UserError(
-                f"{path}, sample {sample.key!r}: {extension} holds {text[:40]!r}, neither a number nor a name"
-            )
+            raise UserError(f"{sample.title}: {extension} holds {text[:40]!r}, neither a number nor a name")
         return text
-    value = _json(sample, extension, path).get(key)
+    value = _json(sample, extension).get(key)
     if isinstance(value, bool) or not isinstance(value, int | str):
-        raise UserError(f"{path}, sample {sample.key!r}: {place} is {value!r}; a label is a whole number or a name")
+        raise UserError(f"{sample.title}: {place} is {value!r}; a label is a whole number or a name")
     return value
 
 
-def _json(sample: Sample, extension: str, path: Path) -> dict[str, Any]:
+def _json(sample: Sample, extension: str) -> dict[str, Any]:
     try:
-        value = json.loads(_bytes(sample.parts[extension], path))
+        value = json.loads(_bytes(sample, extension))
     except (ValueError, RecursionError) as error:
         detail = " ".join(str(error).split())[:120]
-        raise UserError(f"{path}, sample {sample.key!r}: {extension} is not JSON ({detail}); write it again") from None
+        raise UserError(f"{sample.title}: {extension} is not JSON ({detail}); write it again") from None
     if not isinstance(value, dict):
-        raise UserError(f"{path}, sample {sample.key!r}: {extension} holds no JSON object; write it again")
+        raise UserError(f"{sample.title}: {extension} holds no JSON object; write it again")
     return value
 
 
-def _bytes(member: Member, path: Path) -> bytes:
+def _bytes(sample: Sample, extension: str) -> bytes:
+    member = sample.parts[extension]
     if member.size > 2**24:
-        raise UserError(f"{path} holds {member.name!r} with {member.size:,} bytes; labels are short")
-    return read_member(path, member.offset, member.size)
+        raise UserError(f"{sample.shard.path} holds {member.name!r} with {member.size:,} bytes; labels are short")
+    return sample.shard.read(member)
 
 
 class TarRecords:

@@ -138,7 +138,7 @@ class Alarms:
             average: the same with averaged weights.
             grid: ``grid_excess`` of samples less that of training images; None where there is nothing to measure.
         """
-        found = self._overfitting(step, val_loss)
+        found = self.overfitting(step, val_loss)
         pairs = list(zip(weights.parameters(), average.parameters(), strict=True))
         sums = (_sum(p for p, _ in pairs), _sum(p for _, p in pairs))
         frozen = self.sums is not None and sums[0] != self.sums[0] and sums[1] == self.sums[1]
@@ -164,7 +164,8 @@ class Alarms:
         )
         return found
 
-    def _overfitting(self, step: int, val_loss: float | None) -> list[Alarm]:
+    def overfitting(self, step: int, val_loss: float | None) -> list[Alarm]:
+        """Takes the validation loss of a preview, if there is one."""
         if val_loss is None or not self.since:
             return []
         now = Seen(step, val_loss, statistics.fmean(self.since))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -16,6 +17,9 @@ from udit.diffusion.schedule import Schedule
 from udit.joint import objective_of
 from udit.nn.dropout import keys_of
 from udit.run.config import Run
+
+READ = 2**18
+"""Bytes that a worker may read at a time, of several small micro-batches."""
 
 
 @dataclass(frozen=True)
@@ -61,6 +65,18 @@ def drawing_of(run: Run) -> Drawing:
     return Drawing(objective_of(run), run.diffusion.build(), shape, sizes, posterior)
 
 
+def together(run: Run) -> int:
+    """How many micro-batches a worker reads at a time: up to ``READ`` bytes.
+
+    An image comes with noise, and may come with the state before or with a posterior's noise: at most four float32
+    numbers for each that the network sees. One where images are larger than that, or come with features.
+    """
+    if run.training.align is not None or (isinstance(run.codec, VAECodec) and not run.encoded):
+        return 1
+    images = run.training.batch_size // run.training.accumulation
+    return max(1, READ // (16 * math.prod(run.model.input_shape()) * max(1, images)))
+
+
 def batches_of(
     run: Run, source: Source, part: Labels, start: int = 0, rank: int = 0, world: int = 1, pin: bool = False
 ) -> Batches:
@@ -78,6 +94,7 @@ def batches_of(
         flip=run.data.mirrored,
         features=run.training.align is not None,
         workers=run.training.workers,
+        together=together(run),
         draw=drawing_of(run),
         pin=pin,
     )

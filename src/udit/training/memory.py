@@ -18,6 +18,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from udit.adapters import Adapter
 from udit.data.batches import share_of
 from udit.data.describe import describe
 from udit.diffusion.beside import Beside
@@ -56,7 +57,8 @@ class Memory:
     """Twice the weights' size where several ranks average them, as they are copied into the buffers that are sent."""
     optimizer: int
     averages: int
-    """The EMA and those of ``posthoc_ema``; rank 0 alone keeps them, with FSDP every rank its part."""
+    """The EMA (of an adapter alone, where a run has one) and those of ``posthoc_ema``; rank 0 alone keeps them, with
+    FSDP every rank its part."""
     activations: int
     """What a forward pass keeps for its backward pass."""
     total: int
@@ -107,8 +109,9 @@ def _counted(run: Run, ranks: int, batch: int, device: str) -> Memory:
     config = run.training
     shards = (config.shards or ranks) if config.parallel == "fsdp" else 1
     aligned = None if config.align is None else (teacher_of(run), *chosen(config.align, run.model))
+    adapted = _adapted(run) if config.adapter else None
     with FakeTensorMode(allow_non_fake_inputs=True), torch.device(device):
-        model = bare(run.model)
+        model = bare(run.model) if adapted is None else adapted.to_empty(device=device)
         checkpoint_activations(model, config.checkpoint_activations)
         alignment = aligned and Alignment(run, model.train(), *aligned, filled=False)
         whole = alignment.joined if alignment else model.train()
@@ -153,7 +156,9 @@ def _counted(run: Run, ranks: int, batch: int, device: str) -> Memory:
     averaged, trained = _bytes(model.state_dict().values()), _bytes(parameters)
     weights = _bytes(whole.state_dict().values())
     kept = trained * ((ranks > 1) + (config.accumulation > 1))
-    averages = averaged + trained * len(config.posthoc_ema.sigma_rels if config.posthoc_ema else ())
+    averages = (trained if config.adapter else averaged) + trained * len(
+        config.posthoc_ema.sigma_rels if config.posthoc_ema else ()
+    )
     return Memory(
         batch=batch,
         weights=weights,
@@ -163,6 +168,19 @@ def _counted(run: Run, ranks: int, batch: int, device: str) -> Memory:
         activations=activations,
         total=weights + optimizer + averages + kept + living.most,
     )
+
+
+def _adapted(run: Run) -> nn.Module:
+    """A run's network with its adapter, on the meta device: peft refuses fake tensors.
+
+    Raises:
+        UserError: peft is not installed, or a target is no layer.
+    """
+    assert run.training.adapter is not None
+    with torch.device("meta"):
+        model = bare(run.model)
+    Adapter(model, run.training.adapter, run.seed, "meta")
+    return model
 
 
 @contextlib.contextmanager
