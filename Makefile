@@ -132,7 +132,7 @@ bench-smoke: install  ## Counts operators, copies and allocated bytes against be
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/budget.py
 
 # Nothing runs on a GPU: a stub stands in for CUDA's libraries. Needs gcc and binutils.
-gpu-count: install  ## Counts launches, bytes and activations of training steps on a GPU, without one (an hour)
+gpu-count: install  ## Counts launches, bytes and activations of training steps on a GPU, without one (minutes; goes on after an interruption)
 	benchmarks/gpu/run $(BIN)/python benchmarks/gpu/count.py
 
 gpu-guard: install  ## Compares U-DiT-S's counts on a GPU with benchmarks/gpu/gpu-budget.json, without one (minutes)

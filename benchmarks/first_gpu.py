@@ -2,13 +2,14 @@
 
 Each stage is a process of its own of at most ten minutes, and its result is in the JSON when it ends; a stage that is
 there already is left out, so the same command goes on after an interruption. ``--stage NAME`` runs one of them alone,
-again. ``--rehearse`` runs the same code with tiny networks on the CPU, to see that the script works; its times say
-nothing.
+again. ``--device cpu`` rehearses: the same code with tiny networks, to see that the script works; its times say
+nothing, and its JSON is another one.
 """
 
 from __future__ import annotations
 
 import argparse
+import collections
 import contextlib
 import itertools
 import json
@@ -20,14 +21,17 @@ import sys
 import tempfile
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from first_gpu_operators import operators
+from first_gpu_trainings import resume, several
+from torch import nn
 
 from udit import ops
+from udit.benchmarking.meters import kernels_of
 from udit.benchmarking.subjects import Subject, baseline, inputs, ours
 from udit.data.batches import Batch
 from udit.dist import World
@@ -35,18 +39,21 @@ from udit.models.catalog import find
 from udit.run.recipes import load_run
 from udit.training.batches import drawing_of
 from udit.training.learner import Learner
+from udit.training.precision import set_up
 
 ROOT = Path(__file__).parents[1]
+RESULT = ROOT / "docs" / "performance" / "first-gpu.json"
 LIMIT = 600
 """Seconds of a stage."""
 BATCH = 256
 LITERAL = f"{ROOT / 'benchmarks' / 'literal.py'}:LiteralUDiT"
-SPEED = {
-    **{f"speed {name}": (name, None) for name in ("U-DiT-S", "U-DiT-B", "U-DiT-L", "DiT-XL/2")},
-    **{f"speed {name} literal": (name, LITERAL) for name in ("U-DiT-S", "U-DiT-L")},
-    **{f"speed {name} equal": (name, "diffusers:DiTTransformer2DModel") for name in ("U-DiT-S", "U-DiT-L")},
+DIFFUSERS = "diffusers:DiTTransformer2DModel"
+NETWORKS: dict[str, tuple[str, str | None]] = {
+    **{name: (name, None) for name in ("U-DiT-S", "U-DiT-B", "U-DiT-L", "DiT-XL/2")},
+    **{f"{name} literal": (name, LITERAL) for name in ("U-DiT-S", "U-DiT-B", "U-DiT-L")},
+    **{f"{name} diffusers": (name, DIFFUSERS) for name in ("U-DiT-S", "U-DiT-L")},
 }
-"""Stage: (model, what runs in its place)."""
+"""What is timed: (model, what runs in its place)."""
 Stage = Callable[["Machine"], dict[str, Any]]
 
 
@@ -59,10 +66,12 @@ class Machine:
         self.batch = 2 if rehearsal else BATCH
 
     def config(self, name: str) -> Any:
-        """Of a catalogue row; in a rehearsal of the tiny one of its family."""
-        if self.rehearsal:
-            name = "U-DiT-tiny" if name.startswith("U-DiT") else "DiT-tiny"
-        return find(name).config
+        """Of a catalogue row; in a rehearsal a tiny one of its family, with one block a level."""
+        if not self.rehearsal:
+            return find(name).config
+        if name.startswith("DiT"):
+            return find("DiT-tiny").config.replace(depth=1)
+        return find("U-DiT-S").config.replace(width=16, heads=2, depths=(1, 1, 1, 1, 1), num_classes=10, input_size=16)
 
     def wait(self) -> None:
         if self.device.type == "cuda":
@@ -74,7 +83,7 @@ class Machine:
             call()
         self.wait()
         if self.device.type != "cuda":
-            return [1e3 * _seconds(call) for _ in range(2)]
+            return [1e3 * seconds_of(call) for _ in range(2)]
         marks = [torch.cuda.Event(enable_timing=True) for _ in range(rounds + 1)]
         marks[0].record()
         for mark in marks[1:]:
@@ -84,7 +93,7 @@ class Machine:
         return [one.elapsed_time(other) for one, other in itertools.pairwise(marks)]
 
 
-def _seconds(call: Callable[[], object]) -> float:
+def seconds_of(call: Callable[[], object]) -> float:
     began = time.perf_counter()
     call()
     return time.perf_counter() - began
@@ -108,61 +117,6 @@ def device(machine: Machine) -> dict[str, Any]:
     return told
 
 
-def _operators(batch: int, side: int, width: int) -> Iterator[tuple[str, tuple[Any, ...]]]:
-    """Operators of a U-DiT's block with arguments of one shape, float64 on the CPU."""
-    draw = torch.Generator().manual_seed(0)
-
-    def some(*shape: int) -> Tensor:
-        return torch.randn(*shape, generator=draw, dtype=torch.float64)
-
-    x, mods = some(batch, side, side, width), [some(batch, 1, 1, width) for _ in range(2)]
-    heads = max(1, width // 24)
-    yield "gated_sum", (x, mods[0], some(batch, side, side, width))
-    yield "modulated_norm", (x, *mods)
-    yield "depthwise", (x, some(width, 1, 5, 5), some(width), True)
-    yield "grid_attention", (some(batch, side, side, 3 * width), some(heads).abs() + 1, None, heads, 2)
-
-
-def operators(machine: Machine) -> dict[str, Any]:
-    """Every operator forward and backward: error against float64, of the kernel and of the reference, and times."""
-    told: dict[str, Any] = {}
-    shapes = [(2, 8, 48)] if machine.rehearsal else [(64, 32, 96), (64, 16, 192), (64, 8, 384), (64, 32, 384)]
-    for batch, side, width in shapes:
-        for name, arguments in _operators(batch if machine.rehearsal else 4, side, width):
-            exact = _gradients(ops.OPERATORS[name].reference, arguments)
-            for dtype in (torch.float32, torch.bfloat16):
-                given = [_placed(a, machine.device, dtype, name) for a in arguments]
-                row: dict[str, Any] = {}
-                for who, call in (("kernel", ops.OPERATORS[name]), ("reference", ops.OPERATORS[name].reference)):
-                    found = _gradients(call, given)
-                    row[who] = [_error(a, b) for a, b in zip(found, exact, strict=True)]
-                    row[f"{who} ms"] = statistics.median(machine.times(lambda c=call, g=given: _gradients(c, g)))
-                told[f"{name} {batch}x{side}x{side}x{width} {str(dtype).removeprefix('torch.')}"] = row
-    return told
-
-
-def _placed(value: Any, device: torch.device, dtype: torch.dtype, name: str) -> Any:
-    """An argument in an element type; attention's scales of heads are float32 in all of them."""
-    if not isinstance(value, Tensor):
-        return value
-    return value.to(device, torch.float32 if name == "grid_attention" and value.ndim == 1 else dtype)
-
-
-def _gradients(call: Callable[..., Tensor], arguments: Any) -> list[Tensor]:
-    """The output, and the gradients of all floating-point arguments."""
-    own = [a.detach().requires_grad_() if isinstance(a, Tensor) else a for a in arguments]
-    leaves = [a for a in own if isinstance(a, Tensor)]
-    out = call(*own)
-    ones = torch.linspace(-1, 1, out.numel(), dtype=torch.float64).view(out.shape).to(out)
-    return [out.detach(), *torch.autograd.grad(out, leaves, ones)]
-
-
-def _error(found: Tensor, exact: Tensor) -> float:
-    """Root mean square of the difference over that of the exact values."""
-    off = found.double().cpu() - exact
-    return float(off.square().mean().sqrt() / exact.square().mean().sqrt())
-
-
 def step(machine: Machine) -> dict[str, Any]:
     """Layouts and types of the maps between blocks, and where a step of the trainer waits, as torch itself warns."""
     run = load_run("digits", ["diffusion.kind=ddpm", "training.precision=bfloat16", "training.log_every=100"])
@@ -170,6 +124,13 @@ def step(machine: Machine) -> dict[str, Any]:
     run = run.model_copy(update={"model": machine.config("U-DiT-S"), "training": training})
     learner = Learner(run, World(device=machine.device))
     learner.share(0)
+    with set_up(learner.run.training, machine.device):
+        return _steps(machine, learner)
+
+
+def _steps(machine: Machine, learner: Learner) -> dict[str, Any]:
+    """Three steps, and a fourth one that is looked at."""
+    run = learner.run
     maps: list[list[Any]] = []
 
     def see(block: nn.Module, given: tuple[Any, ...]) -> None:
@@ -196,34 +157,33 @@ def step(machine: Machine) -> dict[str, Any]:
     return {"maps": maps, "waits": waits, "deferred": learner.defers}
 
 
-def speed(machine: Machine, name: str, other: str | None) -> dict[str, Any]:
-    """Forward and training step, eager and compiled, at batch 256 or the largest half of it that fits."""
+def speed(machine: Machine, name: str, other: str | None, compiled: bool) -> dict[str, Any]:
+    """Forward and training step, at batch 256 or the largest half of it that fits."""
     config = machine.config(name)
-    told: dict[str, Any] = {}
-    for compiled in (False, True):
-        subject = ours(name, config, compiled) if other is None else baseline(other, config)
-        if compiled and other is not None:
-            break
-        for kind in ("forward", "train"):
-            told[f"{kind}{', compiled' * compiled}"] = _measured(machine, subject, kind)
-    return told
+    subject = ours(name, config, compiled) if other is None else baseline(other, config)
+    kinds = ("forward", "train")
+    with set_up(load_run("digits", ["training.precision=bfloat16"]).training, machine.device):
+        return {kind: _measured(machine, subject, kind, compiled and other is not None) for kind in kinds}
 
 
-def _measured(machine: Machine, subject: Subject, kind: str) -> dict[str, Any]:
+def _measured(machine: Machine, subject: Subject, kind: str, whole: bool) -> dict[str, Any]:
     batch = machine.batch
     while batch:
-        try:
-            return {"batch": batch} | _timed(machine, subject, kind, batch)
-        except torch.OutOfMemoryError:
-            batch //= 2
-            torch.cuda.empty_cache()
+        told = _timed(machine, subject, kind, batch, whole)
+        if told is not None:
+            return {"batch": batch} | told
+        batch //= 2
+        torch.cuda.empty_cache()
     return {"batch": 0}
 
 
-def _timed(machine: Machine, subject: Subject, kind: str, batch: int) -> dict[str, Any]:
+def _timed(machine: Machine, subject: Subject, kind: str, batch: int, whole: bool) -> dict[str, Any] | None:
+    """Times of a kind of work, None where memory runs out; ``whole`` compiles a network that has no list of blocks."""
     with torch.device(machine.device):
         model = subject.training() if kind == "train" else subject.inference()
         given = inputs(subject.config, batch, subject.config.size)
+    if whole:
+        model.compile(dynamic=False)
     optimizer = torch.optim.AdamW(model.parameters(), 1e-6, fused=True)
 
     def call() -> None:
@@ -234,21 +194,25 @@ def _timed(machine: Machine, subject: Subject, kind: str, batch: int) -> dict[st
             optimizer.step()
             optimizer.zero_grad()
 
-    first = _seconds(lambda: (call(), machine.wait()))
-    if machine.device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats()
-    told: dict[str, Any] = {"first call s": first, "ms": machine.times(call)}
+    try:
+        first = seconds_of(lambda: (call(), machine.wait()))
+        if machine.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats()
+        told: dict[str, Any] = {"first call s": first, "ms": machine.times(call)}
+    except torch.OutOfMemoryError:
+        return None
     told["flops"] = subject.flops(1, subject.config.size, kind == "train") * batch
     if machine.device.type == "cuda":
         told["peak bytes"] = torch.cuda.max_memory_allocated()
     return told
 
 
-def kernels(machine: Machine) -> dict[str, Any]:
-    """Time by kernel of a compiled training step of U-DiT-L, and the share in which the GPU stood idle."""
+def kernels(machine: Machine, compiled: bool) -> dict[str, Any]:
+    """Time by kernel of a training step of U-DiT-L, its kinds of work, and the share in which the GPU stood idle."""
     from torch.profiler import ProfilerActivity, profile
 
-    subject = ours("U-DiT-L", machine.config("U-DiT-L"), compiled=not machine.rehearsal)
+    cuda = machine.device.type == "cuda"
+    subject = ours("U-DiT-L", machine.config("U-DiT-L"), compiled)
     with torch.device(machine.device):
         model = subject.training()
         given = inputs(subject.config, machine.batch // 4 or 1, subject.config.size)
@@ -259,65 +223,56 @@ def kernels(machine: Machine) -> dict[str, Any]:
         loss.backward()
         model.zero_grad()
 
-    machine.times(call, 3)
-    activity = ProfilerActivity.CUDA if machine.device.type == "cuda" else ProfilerActivity.CPU
-    with profile(activities=[activity]) as trace:
-        seconds = _seconds(lambda: (call(), machine.wait()))
-    rows = trace.key_averages()
-    busy = {
-        row.key[:120]: getattr(row, f"self_{'device' if machine.device.type == 'cuda' else 'cpu'}_time_total")
-        for row in rows
+    seconds = statistics.median(machine.times(call, 5)) / 1e3
+    with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA][: 1 + cuda], record_shapes=True) as trace:
+        call()
+        machine.wait()
+    events: Any = trace.events()
+    spent: collections.Counter[str] = collections.Counter()
+    for event in events:
+        if not cuda:
+            spent[event.name] += event.self_cpu_time_total
+        elif event.device_type.name == "CUDA" and not event.is_user_annotation:
+            spent[event.name[:160]] += event.time_range.elapsed_us()
+    kinds, launches, busy = kernels_of(events)
+    told: dict[str, Any] = {"us": dict(spent.most_common(60)), "seconds": seconds, "kinds": kinds}
+    return told | {"launches": launches, "idle": max(0.0, 1 - busy / seconds)}
+
+
+def shows(found: dict[str, Any]) -> dict[str, Any]:
+    """Quotients of images a second, from the stages that are there."""
+
+    def rate(name: str, kind: str) -> float | None:
+        rows = [found.get(f"speed {name}{form}", {}).get(kind, {}) for form in ("", ", compiled")]
+        rates = [row["batch"] / statistics.median(row["ms"]) for row in rows if row.get("batch")]
+        return max(rates, default=None)  # type: ignore[type-var]
+
+    def quotient(one: str, other: str, kind: str = "train") -> float | None:
+        rates = rate(one, kind), rate(other, kind)
+        return None if None in rates else rates[0] / rates[1]  # type: ignore[operator]
+
+    return {
+        "U-DiT-L's step over the literal one's": quotient("U-DiT-L", "U-DiT-L literal"),
+        "U-DiT-S's step over the literal one's": quotient("U-DiT-S", "U-DiT-S literal"),
+        "U-DiT-L's forward over the literal one's": quotient("U-DiT-L", "U-DiT-L literal", "forward"),
+        "U-DiT-L's step over DiT-XL/2's": quotient("U-DiT-L", "DiT-XL/2"),
+        "U-DiT-S's step over diffusers' DiT's": quotient("U-DiT-S", "U-DiT-S diffusers"),
+        "U-DiT-L's step over diffusers' DiT's": quotient("U-DiT-L", "U-DiT-L diffusers"),
     }
-    top = dict(sorted(busy.items(), key=lambda item: -item[1])[:40])
-    return {"us": top, "launches": sum(row.count for row in rows), "idle": 1 - sum(busy.values()) / 1e6 / seconds}
 
 
-def resume(machine: Machine) -> dict[str, Any]:
-    """Twenty steps; the same, killed on the way and started again: whether the weights have the same bits."""
-    with tempfile.TemporaryDirectory() as folder:
-        words = ["training.steps=20", "training.save_every=4", "training.deterministic=true", "training.batch_size=16"]
-        words += ["training.precision=bfloat16", f"training.device={machine.device.type}", "evaluation.num_samples=20"]
-        words += ["training.sample_every=1000", "model.depths=[1]"]
-
-        def command(name: str) -> list[str]:
-            return [sys.executable, "-m", "udit", "train", "digits", *words, f"out={folder}/{name}"]
-
-        subprocess.run(command("whole"), check=True, capture_output=True)
-        killed = subprocess.Popen(command("killed"), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        saved = Path(folder, "killed", "checkpoints", "step-00000008")
-        while killed.poll() is None and not saved.exists():
-            time.sleep(0.02)
-        with contextlib.suppress(ProcessLookupError):
-            killed.send_signal(signal.SIGKILL)
-        killed.wait()
-        last = max(Path(folder, "killed", "checkpoints").glob("step-????????")).name
-        subprocess.run(command("killed"), check=True, capture_output=True)
-        whole, again = (Path(folder, n, "model", "model.safetensors").read_bytes() for n in ("whole", "killed"))
-        return {"resumed from": last, "equal": whole == again}
-
-
-def several(machine: Machine) -> dict[str, Any]:
-    """DDP and FSDP2 on two GPUs: losses of ten steps beside those of one."""
-    if machine.device.type == "cuda" and torch.cuda.device_count() < 2:
-        return {"left out": "one GPU"}
-    told: dict[str, Any] = {}
-    with tempfile.TemporaryDirectory() as folder:
-        for name, ranks, parallel in (("one", 1, "ddp"), ("ddp", 2, "ddp"), ("fsdp", 2, "fsdp")):
-            words = [f"out={folder}/{name}", f"training.parallel={parallel}", f"training.device={machine.device.type}"]
-            words += ["training.steps=10", "training.batch_size=16", "training.sample_every=1000", "model.depths=[1]"]
-            start = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={ranks}", "-m"]
-            subprocess.run([*start, "udit", "train", "digits", *words], check=True, capture_output=True)
-            lines = Path(folder, name, "metrics.jsonl").read_text(encoding="utf-8").splitlines()
-            told[name] = [json.loads(line)["loss"] for line in lines]
-    return told
-
-
+SIZES = ("U-DiT-S", "U-DiT-B", "U-DiT-L", "DiT-XL/2")
 STAGES: dict[str, Stage] = {
     "device": device,
-    "operators": operators,
     "step": step,
-    **{name: (lambda machine, row=row: speed(machine, *row)) for name, row in SPEED.items()},
-    "kernels": kernels,
+    **{f"operators {name}": (lambda machine, name=name: operators(machine, name)) for name in SIZES},
+    **{
+        f"speed {name}{', compiled' * compiled}": (lambda machine, row=(*row, compiled): speed(machine, *row))
+        for name, row in NETWORKS.items()
+        for compiled in (False, True)
+    },
+    "kernels": lambda machine: kernels(machine, compiled=False),
+    "kernels, compiled": lambda machine: kernels(machine, compiled=True),
     "resume": resume,
     "several": several,
 }
@@ -327,39 +282,62 @@ def main() -> int:
     """Runs what is missing; exit code 1 if a stage failed, 2 without a GPU."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--stage", choices=STAGES, help="this one alone, in this process")
-    parser.add_argument("--json", type=Path, default=ROOT / "docs" / "performance" / "first-gpu.json")
-    parser.add_argument("--rehearse", action="store_true")
+    parser.add_argument("--json", type=Path, help="the results; docs/performance/first-gpu.json")
+    parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda", help="cpu rehearses")
     args = parser.parse_args()
-    if not args.rehearse and not torch.cuda.is_available():
-        print("there is no CUDA GPU here; --rehearse tries the script on the CPU", file=sys.stderr)
+    rehearsal = args.device == "cpu"
+    if not rehearsal and not torch.cuda.is_available():
+        print("there is no CUDA GPU here; --device cpu rehearses the script", file=sys.stderr)
         return 2
+    path = args.json or (Path(tempfile.gettempdir(), "udit-rehearsal.json") if rehearsal else RESULT)
     if args.stage:
-        _keep(args.json, args.stage, STAGES[args.stage](Machine(args.rehearse)))
+        keep(path, args.stage, STAGES[args.stage](Machine(rehearsal)))
         return 0
+    return missing(path, [sys.executable, __file__, "--json", str(path), "--device", args.device])
+
+
+def missing(path: Path, command: list[str]) -> int:
+    """Runs the stages that a file lacks, each by a command with its name; 1 if one failed."""
     failed = 0
+    source = os.pathsep.join([str(ROOT / "src"), *filter(None, [os.environ.get("PYTHONPATH")])])
     for name in STAGES:
-        if name in _read(args.json):
+        if name in read(path):
             continue
         print(name, flush=True)
-        again = [sys.executable, __file__, "--stage", name, "--json", str(args.json)] + ["--rehearse"] * args.rehearse
-        source = os.pathsep.join([str(ROOT / "src"), *filter(None, [os.environ.get("PYTHONPATH")])])
-        try:
-            subprocess.run(again, check=True, timeout=LIMIT, env=os.environ | {"PYTHONPATH": source})
-        except (subprocess.CalledProcessError, subprocess.TimeoutExpired) as error:
-            print(f"{name}: {error}", file=sys.stderr)
+        if problem := ended([*command, "--stage", name], os.environ | {"PYTHONPATH": source}):
+            print(f"{name}: {problem}", file=sys.stderr)
             failed += 1
+    told = shows(read(path))
+    keep(path, "shows", told)
+    for line, value in told.items():
+        print(f"{line}: {'not there' if value is None else f'{value:.2f}'}")
     return int(failed > 0)
 
 
-def _read(path: Path) -> dict[str, Any]:
+def ended(command: list[str], environment: dict[str, str]) -> str:
+    """Runs a stage with all processes that it starts; what went wrong, if anything did."""
+    process = subprocess.Popen(command, env=environment, start_new_session=True)
+    try:
+        code = process.wait(LIMIT)
+        return f"exit code {code}" if code else ""
+    except subprocess.TimeoutExpired:
+        return f"longer than {LIMIT} seconds"
+    finally:
+        with contextlib.suppress(ProcessLookupError):  # what is left of the stage, also after Ctrl-C
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+
+def read(path: Path) -> dict[str, Any]:
+    """What a file of results holds."""
     return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
 
 
-def _keep(path: Path, name: str, result: dict[str, Any]) -> None:
+def keep(path: Path, name: str, result: dict[str, Any]) -> None:
     """Adds a stage's result to the file, which is complete at every moment."""
     path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.with_suffix(".new")
-    beside.write_text(json.dumps(_read(path) | {name: result}, indent=1) + "\n", encoding="utf-8")
+    beside.write_text(json.dumps(read(path) | {name: result}, indent=1) + "\n", encoding="utf-8")
     beside.replace(path)
 
 

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 
 import udit
-from udit.benchmarking.measure import dissect
+from udit.benchmarking.meters import CPU
 
 RECORD = Path(__file__).with_suffix(".json")
 FRAMES = (8, 16, 32, 64)
@@ -65,7 +65,7 @@ def measured(name: str, overrides: dict[str, Any]) -> dict[str, Any]:
             model.zero_grad()
             call()  # gradients are there from now on, as between the steps of a training
             found[kind]["seconds"].append(min(seconds(call) for _ in range(ROUNDS)))
-            found[kind]["bytes"].append(dissect(call)[1])
+            found[kind]["bytes"].append(CPU.dissect(call).extra)
     for each in found.values():
         each["exponents"] = {unit: exponent(each[unit]) for unit in ("seconds", "bytes")}
     return {"weights": weights, **found}

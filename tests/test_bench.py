@@ -28,6 +28,7 @@ from runs import environment
 from udit import ops
 from udit.benchmarking import measure
 from udit.benchmarking.foreign import MAKERS
+from udit.benchmarking.meters import CPU, kind_of
 from udit.benchmarking.subjects import Subject, baseline, ours
 from udit.cli import main
 from udit.data.sources import InMemory
@@ -129,10 +130,10 @@ def test_networks_too_large_together_are_in_memory_one_at_a_time(
     alive: weakref.WeakSet[nn.Module] = weakref.WeakSet()
     prepare = measure.prepare
 
-    def counted(*given: Any) -> measure.Prepared:
+    def counted(*given: Any, **more: Any) -> measure.Prepared:
         gc.collect()  # what the profiler of the last row holds
         assert not alive
-        case = prepare(*given)
+        case = prepare(*given, **more)
         alive.add(case.model)
         return case
 
@@ -214,10 +215,10 @@ def test_compiling_is_timed_with_nothing_kept_from_before_and_breaks_are_counted
 
 
 def test_depthwise_convolutions_are_distinguished_from_dense_ones() -> None:
-    assert measure.kind_of("aten::mkldnn_convolution", [[1, 8, 4, 4], [8, 1, 5, 5]]) == "depthwise convolution"
-    assert measure.kind_of("aten::mkldnn_convolution", [[1, 8, 4, 4], [8, 8, 3, 3]]) == "matrix product"
-    assert measure.kind_of("aten::mkldnn_convolution", [[1, 1, 4, 4], [8, 1, 3, 3]]) == "matrix product"
-    assert measure.kind_of("aten::view", []) == "other"
+    assert kind_of("aten::mkldnn_convolution", [[1, 8, 4, 4], [8, 1, 5, 5]]) == "depthwise convolution"
+    assert kind_of("aten::mkldnn_convolution", [[1, 8, 4, 4], [8, 8, 3, 3]]) == "matrix product"
+    assert kind_of("aten::mkldnn_convolution", [[1, 1, 4, 4], [8, 1, 3, 3]]) == "matrix product"
+    assert kind_of("aten::view", []) == "other"
 
 
 def test_a_forward_and_a_step_keep_to_the_budget(capsys: pytest.CaptureFixture[str]) -> None:
@@ -255,6 +256,6 @@ def test_mistakes_are_refused(error_of: ErrorOf, words: tuple[str, ...], message
 
 def test_profiler_is_told_to_keep_its_reports_to_itself_from_python_too(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("KINETO_LOG_LEVEL", raising=False)
-    shares, _ = measure.dissect(lambda: torch.ones(3) + 1)
+    shares = CPU.dissect(lambda: torch.ones(3) + 1).kinds
     assert os.environ["KINETO_LOG_LEVEL"] == "6"
     assert shares

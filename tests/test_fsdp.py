@@ -214,14 +214,17 @@ def gradients(world: World, name: str, shards: int | None, recompute: Any, half:
     return worst / most
 
 
+def many_gradients(world: World, cases: list[tuple[int | None, Any]]) -> list[float]:
+    """``gradients`` with these shards and ways of recomputing."""
+    return [gradients(world, "U-DiT-S", shards, recompute, False, TINY) for shards, recompute in cases]
+
+
 @SLOW
-@pytest.mark.parametrize(
-    ("size", "shards", "recompute"), [(2, None, False), (3, None, "selective"), (4, None, True), (4, 2, False)]
-)
-def test_gradients_are_those_of_whole_weights(size: int, shards: int | None, recompute: Any) -> None:
-    """Sums of float32 in another order: a few hundred roundings of 6e-8."""
-    errors = on_ranks(size, gradients, "U-DiT-S", shards, recompute, False, TINY)
-    assert max(errors) < 2e-5
+@pytest.mark.parametrize(("size", "cases"), [(3, [(None, "selective")]), (4, [(None, True), (2, False)])])
+def test_gradients_are_those_of_whole_weights(size: int, cases: list[tuple[int | None, Any]]) -> None:
+    """Sums of float32 in another order: a few hundred roundings of 6e-8. Two ranks are in the sweep over families."""
+    errors = on_ranks(size, many_gradients, cases)
+    assert max(max(row) for row in errors) < 2e-5
 
 
 @SLOW
@@ -252,10 +255,6 @@ def test_each_block_of_split_weights_is_one_graph() -> None:
     assert max(on_ranks(2, compiled)) < 2e-5
 
 
-READ_FROM_OUTSIDE = {"U-DiT-text-tiny"}
-"""Networks that use a block's weights outside of it, which FSDP gathers within alone."""
-
-
 def every_family(world: World, names: list[str]) -> dict[str, float]:
     """``gradients`` of many models."""
     return {name: gradients(world, name, None, False, False, {}) for name in names}
@@ -264,7 +263,7 @@ def every_family(world: World, names: list[str]) -> dict[str, float]:
 @SLOW
 @pytest.mark.timeout(600)
 def test_every_family_can_be_split() -> None:
-    names = [name for name in list_models() if name.endswith("-tiny") and name not in READ_FROM_OUTSIDE]
+    names = [name for name in list_models() if name.endswith("-tiny")]
     for errors in on_ranks(2, every_family, names, seconds=500):
         assert max(errors.values()) < 1e-4, errors
 
@@ -290,7 +289,7 @@ def shards_of(world: World) -> dict[str, int]:
 
 
 @SLOW
-@pytest.mark.parametrize("size", [2, 3, 4])
+@pytest.mark.parametrize("size", [2, 3])
 def test_shards_are_filled_with_the_weights_of_every_other_number_of_ranks(size: int) -> None:
     found = on_ranks(size, shards_of)
     assert sum(rank["own"] for rank in found) == found[0]["all"]
@@ -383,11 +382,10 @@ def test_any_number_of_ranks_trains_on_the_same_samples_and_noise(tmp_path: Path
         ("whole", 1, ["training.parallel=ddp"]),
         ("2", 2, []),
         ("3", 3, []),
-        ("4", 4, []),
         ("2x2", 4, ["training.shards=2", "training.accumulation=3"]),
     ):
         out = tmp_path / name
-        ranks = Ranks(out, [*data, *words], size)
+        ranks = Ranks(out, [*data, *words, "training.steps=4"], size)
         assert ranks.wait() == [0] * size, ranks.told()
         losses[name] = [line["loss"] for line in metrics(out)]
     for name, found in losses.items():
@@ -400,15 +398,15 @@ def test_any_number_of_ranks_trains_on_the_same_samples_and_noise(tmp_path: Path
 def test_run_goes_on_with_another_number_of_ranks(tmp_path: Path) -> None:
     data, out = image_folder(tmp_path / "images"), tmp_path / "run"
     previous = 4
-    for size, step in {4: 3, 2: 5, 3: 7, 1: 9}.items():
+    for size, step in {4: 1, 2: 2, 3: 3, 1: 4}.items():
         ranks = Ranks(out, [*data, f"training.steps={step}"], size)
         assert ranks.wait() == [0] * size, ranks.told()
         assert size == 4 or f"ranks was {previous} and is {size} now" in ranks.told()[0]
         previous = size
-    assert [line["step"] for line in metrics(out)] == list(range(1, 10))
+    assert [line["step"] for line in metrics(out)] == list(range(1, 5))
     manifest = unseal((newest(out) / MANIFEST).read_text())
     assert list(manifest["files"]) == [sharding.file_of(0)]
-    whole = Ranks(tmp_path / "whole", [*data, "training.parallel=ddp"], 1)
+    whole = Ranks(tmp_path / "whole", [*data, "training.parallel=ddp", "training.steps=4"], 1)
     assert whole.wait() == [0]
     found, wanted = ([line["loss"] for line in metrics(tmp_path / name)] for name in ("run", "whole"))
     assert found == pytest.approx(wanted, rel=0.05)

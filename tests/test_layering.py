@@ -499,7 +499,8 @@ OF_KERNELS = {"usable", "available", "loaded", "is_available"}
 MAY_ASK = {
     "udit.dist": "chooses a process's device, and how its group speaks",
     "udit.training.parallel": "options of DDP",
-    "udit.training.learner": "options of cuDNN by device, none of a forward",
+    "udit.training.learner": "what a step found is read late on a GPU, whose batches are pinned",
+    "udit.benchmarking.meters": "clock and memory of a device, none of a forward",
     "udit.training.precision": "options of cuDNN and cuBLAS by device, none of a forward",
     "udit.training.unread": "numbers on a GPU are read after their copy has ended",
     "udit.training.memory": "which operators a device runs decides what a step keeps",

@@ -10,7 +10,7 @@ import torch
 from conftest import ErrorOf, succeeds
 from runs import RECIPE, SMALL
 from udit.analysis import Cost
-from udit.benchmarking.measure import dissect
+from udit.benchmarking.meters import CPU
 from udit.data.batches import Batch
 from udit.dist import World
 from udit.errors import UserError
@@ -45,7 +45,7 @@ def measured(run: Run) -> int:
         for _ in range(run.training.accumulation)
     ]
     learner.step(0, micro)  # the optimiser's moments are created
-    _, most = dissect(lambda: learner.step(1, micro))
+    most = CPU.dissect(lambda: learner.step(1, micro)).extra
     tensors = [t for part in learner.tensors().values() for t in part.values()]
     return most + sum(t.numel() * t.element_size() for t in tensors)
 
@@ -103,7 +103,9 @@ def test_selective_recomputation_keeps_less() -> None:
 def test_ranks_share_the_batch_and_send_gradients() -> None:
     alone, shared = estimate(tiny("training.batch_size=8")), estimate(tiny("training.batch_size=16"), ranks=2)
     assert shared.batch == 8
-    assert (shared.activations, shared.gradients) == (alone.activations, 2 * alone.gradients)
+    assert (shared.activations, shared.gradients) == (alone.activations, alone.gradients)
+    parts = estimate(tiny("training.batch_size=16", "training.accumulation=2"), ranks=2)
+    assert (parts.batch, parts.gradients) == (4, 2 * alone.gradients)
     with pytest.raises(UserError, match="does not split over 3 ranks"):
         estimate(tiny("training.batch_size=16"), ranks=3)
 

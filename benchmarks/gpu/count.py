@@ -4,6 +4,8 @@
   run PYTHON count.py --guard           U-DiT-S against gpu-budget.json; exit code 1 if anything is over it
   run PYTHON count.py --guard --write   the present counts become the budget
 
+Interrupted, it goes on where it was: what is counted lies in gpu-count.partial until all is.
+
 Everything is at batch 256 in bf16. A step is forward, squared error and backward; compiled, each block is one graph.
 """
 
@@ -12,7 +14,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +23,7 @@ import fake_cuda as fc
 import step_bytes
 import strides
 import syncs
+import torch
 
 ROOT = Path(__file__).parents[2]
 RESULT = ROOT / "docs" / "performance" / "gpu-count.json"
@@ -45,9 +48,10 @@ def eager(name: str, kind: Any = None) -> dict[str, Any]:
     return {"launches": total["operators"], "GB": total["GB"], "kept_GB": told["activations_kept_GB"]}
 
 
-def compiled(name: str, selective: bool = False) -> dict[str, Any]:
-    """The step with compiled blocks, or with selective recomputation in them too."""
-    told = compiled_bytes.network(config_of(name), BATCH, selective=selective)
+def compiled(name: str, selective: bool = False, wide: bool = False) -> dict[str, Any]:
+    """The step with compiled blocks, with selective recomputation in them too, or with a ``wide`` residual stream."""
+    with fc.wanted("udit.nn.blocks", "residual_stream")(torch.float32 if wide else None):
+        told = compiled_bytes.network(config_of(name), BATCH, selective=selective)
     counts = told["network"]["compiled"]
     pairs = [
         {
@@ -63,15 +67,25 @@ def compiled(name: str, selective: bool = False) -> dict[str, Any]:
     return {"launches": counts["launches"], "GB": counts["GB"], "kept_GB": counts["kept_GB"], "blocks": pairs}
 
 
-def counted(name: str) -> Iterator[tuple[str, dict[str, Any]]]:
-    """A model eager and compiled; the literal network, which has no blocks to compile, eager."""
+def forms_of(name: str) -> dict[str, Callable[[], dict[str, Any]]]:
+    """A model eager and compiled, each with what counts it; the literal network, without blocks to compile, eager."""
     if name.endswith(" literal"):
-        yield "eager", eager(name.removesuffix(" literal"), fc.literal_class(LITERAL))
-        return
-    yield "eager", eager(name)
-    yield "compiled", compiled(name)
+        return {"eager": lambda: eager(name.removesuffix(" literal"), fc.literal_class(LITERAL))}
+    forms = {"eager": lambda: eager(name), "compiled": lambda: compiled(name)}
     if name.startswith("U-DiT"):
-        yield "compiled, selective recomputation", compiled(name, selective=True)
+        forms["compiled, selective recomputation"] = lambda: compiled(name, selective=True)
+        forms["compiled, residual stream in float32"] = lambda: compiled(name, wide=True)
+    return forms
+
+
+def fill(models: dict[str, dict[str, Any]], names: Sequence[str], keep: Callable[[], None]) -> None:
+    """Counts what is missing of some models, and keeps each count before the next one begins."""
+    for name in names:
+        for form, count in forms_of(name).items():
+            if form not in models.setdefault(name, {}):
+                fc.say(f"{name}, {form}")
+                models[name][form] = count()
+                keep()
 
 
 def guarded() -> dict[str, float]:
@@ -113,15 +127,26 @@ def main() -> int:
         return guard(args.write)
     if unknown := [name for name in args.models if name not in MODELS]:
         fc.fail(f"{unknown[0]!r} is none of {', '.join(MODELS)}")
-    result = json.loads(RESULT.read_text(encoding="utf-8")) if RESULT.is_file() else {"models": {}}
-    result = {"batch": BATCH, "precision": "bfloat16", "versions": fc.versions(), "models": result["models"]}
-    for name in args.models or MODELS:
-        fc.say(name)
-        result["models"][name] = {}
-        for form, counts in counted(name):
-            result["models"][name][form] = counts
-            RESULT.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    count_all(args.models or list(MODELS), fc.versions())
     return 0
+
+
+def count_all(names: Sequence[str], versions: dict[str, str]) -> None:
+    """Counts models into the file of results, which changes at the end, in one go."""
+    about = {"batch": BATCH, "precision": "bfloat16", "versions": versions}
+    partial = RESULT.with_suffix(".partial")
+    before = json.loads(partial.read_text(encoding="utf-8")) if partial.is_file() else {}
+    models = before.get("models", {}) if all(before.get(key) == value for key, value in about.items()) else {}
+
+    def write(path: Path, counts: dict[str, Any]) -> None:
+        beside = path.with_suffix(".new")
+        beside.write_text(json.dumps(about | {"models": counts}, indent=1) + "\n", encoding="utf-8")
+        beside.replace(path)
+
+    fill(models, names, lambda: write(partial, models))
+    kept = json.loads(RESULT.read_text(encoding="utf-8"))["models"] if RESULT.is_file() else {}
+    write(RESULT, kept | models)
+    partial.unlink(missing_ok=True)
 
 
 if __name__ == "__main__":

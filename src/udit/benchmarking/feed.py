@@ -9,7 +9,8 @@ import time
 import torch
 from torch import Tensor
 
-from udit.benchmarking.measure import Result, Work, first_call, matmul_peak, prepare, result_of, timed
+from udit.benchmarking.measure import Result, Work, first_call, prepare, result_of
+from udit.benchmarking.meters import CPU, CPUMeter
 from udit.benchmarking.subjects import Subject
 from udit.data.buckets import of_first_shape
 from udit.data.sources import parts_of
@@ -17,13 +18,14 @@ from udit.run.config import Run
 from udit.training.batches import batches_of
 
 
-def measure_on_data(subject: Subject, run: Run, rounds: int) -> Result:
+def measure_on_data(subject: Subject, run: Run, rounds: int, meter: CPUMeter = CPU) -> Result:
     """Times consecutive training steps: a loader would catch up in the pauses of interleaved rounds.
 
     Args:
         subject: the network, of the run's model.
         run: names data, codec, batch size and reading processes.
         rounds: steps that are timed, after those whose images may have been read ahead.
+        meter: of the device that trains.
 
     Raises:
         UserError: an image cannot be read.
@@ -32,7 +34,7 @@ def measure_on_data(subject: Subject, run: Run, rounds: int) -> Result:
     feed = f", images of {run.name}, {config.workers} reading process{'es' * (config.workers != 1)}"
     work = Work("train", config.batch_size, run.model.size, feed=feed)
     waits: list[float] = []
-    peak = matmul_peak()
+    peak = meter.peak()
     with contextlib.closing(
         batches_of(run, source, of_first_shape(source, parts_of(source, run.data).train))
     ) as stream:
@@ -41,16 +43,17 @@ def measure_on_data(subject: Subject, run: Run, rounds: int) -> Result:
             asked = time.perf_counter()
             [batch] = next(stream)
             waits.append(time.perf_counter() - asked)
+            batch = batch.on(meter.device)
             raw = batch.x if run.encoded else codec.raw(batch.x)
             x0 = codec.normalise(raw, [(run.seed, position) for position in batch.positions])
             if shape := run.model.condition_shape:  # of captions: random ones cost the same
-                return x0, torch.randn(len(x0), *shape)
+                return x0, torch.randn(len(x0), *shape, device=x0.device)
             return x0, batch.y if run.model.num_classes else None
 
-        case = prepare(subject, work, images)
-        first = first_call(subject, case)
+        case = prepare(subject, work, images, meter)
+        first = first_call(subject, case, meter)
         for _ in range(1 + 2 * config.workers):
             case.call()
-        seconds = [timed(case.call) for _ in range(rounds)]
+        seconds = [meter.timed(case.call) for _ in range(rounds)]
         waited = sum(waits[-rounds:]) / sum(seconds)
-        return dataclasses.replace(result_of(subject, work, case, first, seconds, peak), waited=waited)
+        return dataclasses.replace(result_of(subject, work, case, first, seconds, peak, meter), waited=waited)

@@ -10,14 +10,16 @@ import torch
 
 from udit.benchmarking import feed, measure, subjects
 from udit.benchmarking.measure import Result, Work
+from udit.benchmarking.meters import meter_of
 from udit.diffusion.config import SamplingConfig
-from udit.dist import keep_freed_memory
+from udit.dist import find_device, keep_freed_memory
 from udit.errors import UserError, nearest, require_list
 from udit.models.catalog import find
 from udit.models.config import ModelConfig
 from udit.run.config import Run
 
 WorkKind = Literal["forward", "train", "image"]
+Precision = Literal["float32", "bfloat16"]
 
 
 def bench(
@@ -34,6 +36,8 @@ def bench(
     rounds: int = 5,
     runs: Mapping[str, Sequence[Run]] | None = None,
     threads: int | None = None,
+    device: str = "cpu",
+    precision: Precision = "float32",
 ) -> Iterator[Result]:
     """Times forward passes, training steps or the sampling of images, in interleaved rounds.
 
@@ -50,12 +54,16 @@ def bench(
         rounds: timed calls of each network, at least 1.
         runs: for each name of a model, runs whose training steps are timed on the images of their data.
         threads: torch's number of threads while it measures; unchanged if None.
+        device: cpu, cuda, cuda:N, or auto. On a CUDA GPU events time, the allocator counts memory, and rows have
+            the launches of kernels and the share of the time in which none ran.
+        precision: "float32" or "bfloat16", by autocast as in training.
 
     Yields:
         A row for each network: times, FLOPs, memory, and where the time goes. ``report.markdown`` makes tables of them.
 
     Raises:
-        UserError: an unknown model or baseline, a size that a model cannot take, or data that cannot be read.
+        UserError: an unknown model or baseline, a size that a model cannot take, another device or precision, or data
+            that cannot be read.
     """
     if not isinstance(models, Mapping):
         require_list("models", models)
@@ -66,27 +74,34 @@ def bench(
     for count in (rounds, *batch_sizes, *sizes):
         if count < 1:
             raise UserError(f"rounds, batch_sizes and sizes are at least 1, and one of them is {count}")
+    if precision not in get_args(Precision):
+        raise UserError(f"precision is {precision!r}{nearest(str(precision), get_args(Precision))}")
+    place = find_device(device, 0)
+    if place.type not in ("cpu", "cuda"):
+        raise UserError(f"device is {place} and only a CPU and NVIDIA GPUs are measured; take cpu or cuda")
+    meter = meter_of(place, precision == "bfloat16")
     configs = dict(models) if isinstance(models, Mapping) else {name: find(name).config for name in models}
+    compared = {name: [subjects.baseline(word, config) for word in baselines] for name, config in configs.items()}
     chosen = sampling or SamplingConfig(sampler="ddim", steps=20)
     keep_freed_memory()  # as training does, and for every network
     before = torch.get_num_threads()
     if threads:
         torch.set_num_threads(threads)
     try:
-        compared = {name: [subjects.baseline(word, config) for word in baselines] for name, config in configs.items()}
-        for name, config in configs.items():
-            rows = [*compared[name], subjects.ours(name, config)]
-            rows += [subjects.ours(name, config, compiled=True)] if compiled else []
-            lean = [subjects.ours(name, config, recompute=True)] if recompute else []
-            for kind in work:
-                measured = rows + lean if kind == "train" else rows
-                if kind == "train" and runs:
-                    for run, subject in itertools.product(runs[name], measured):
-                        yield feed.measure_on_data(subject, run, rounds)
-                    continue
-                extents = [(side, side) for side in sizes] or [config.size]
-                for extent, count in itertools.product(extents, batch_sizes):
-                    case = Work(kind, count, extent, chosen)
-                    yield from measure.compare(measured, case, rounds, one_at_a_time=one_at_a_time)
+        with meter.ready():
+            for name, config in configs.items():
+                rows = [*compared[name], subjects.ours(name, config)]
+                rows += [subjects.ours(name, config, compiled=True)] if compiled else []
+                lean = [subjects.ours(name, config, recompute=True)] if recompute else []
+                for kind in work:
+                    measured = rows + lean if kind == "train" else rows
+                    if kind == "train" and runs:
+                        for run, subject in itertools.product(runs[name], measured):
+                            yield feed.measure_on_data(subject, run, rounds, meter)
+                        continue
+                    extents = [(side, side) for side in sizes] or [config.size]
+                    for extent, count in itertools.product(extents, batch_sizes):
+                        case = Work(kind, count, extent, chosen)
+                        yield from measure.compare(measured, case, rounds, one_at_a_time=one_at_a_time, meter=meter)
     finally:
         torch.set_num_threads(before)

@@ -17,20 +17,29 @@ from udit.benchmarking.measure import Result
 from udit.files import write_text
 
 HEADER = ("", "median ms", "spread", "speed", "TFLOP", "of peak", "peak MB", "first call s")
-EXTRA = {"graphs": "graphs", "graph_breaks": "graph breaks", "waited": "waited for data"}
+EXTRA = {
+    "graphs": "graphs",
+    "graph_breaks": "graph breaks",
+    "waited": "waited for data",
+    "launches": "launches",
+    "idle": "GPU idle",
+}
 """Columns that appear only in tables with a value for them."""
 
 
-def machine() -> dict[str, Any]:
-    """The machine, the software and the date of a measurement."""
+def machine(device: torch.device | None = None, precision: str = "float32") -> dict[str, Any]:
+    """The machine, the software and the date of a measurement; of one on a CUDA ``device`` also the GPU."""
+    kind = device.type if device else "cpu"
+    gpu = {"GPU": torch.cuda.get_device_name(device), "CUDA": torch.version.cuda} if kind == "cuda" else {}
     return {
+        **gpu,
         "processor": processor(),
         "threads": torch.get_num_threads(),
-        "dtype": "float32",
+        "dtype": precision,
         "torch": torch.__version__,
         "udit": __version__,
         "python": platform.python_version(),
-        "kernels": ops.describe(),
+        "kernels": ops.describe(kind),
         "date": date.today().isoformat(),
     }
 
@@ -46,9 +55,17 @@ def processor() -> str:
 class Record:
     """The rows of a measurement, in files that are complete after each row."""
 
-    def __init__(self, command: str, json_file: Path | None = None, markdown_file: Path | None = None) -> None:
-        """Takes the command that measures, and the files to write, if any."""
+    def __init__(
+        self,
+        command: str,
+        json_file: Path | None = None,
+        markdown_file: Path | None = None,
+        device: torch.device | None = None,
+        precision: str = "float32",
+    ) -> None:
+        """Takes the command that measures, the files to write, if any, and where and in what it measures."""
         self.command = command
+        self.device, self.precision = device, precision
         self.json_file, self.markdown_file = json_file, markdown_file
         self.results: list[Result] = []
         self.found: dict[str, Any] = {}
@@ -61,7 +78,7 @@ class Record:
             OSError: a file cannot be written.
         """
         self.results.append(result)
-        self.found = {"command": self.command} | plain(self.results)
+        self.found = {"command": self.command} | plain(self.results, self.device, self.precision)
         if self.json_file:
             write_text(self.json_file, json.dumps(self.found, indent=1) + "\n")
         if self.markdown_file:
@@ -72,13 +89,13 @@ class Record:
         return markdown(self.found)
 
 
-def plain(results: Sequence[Result]) -> dict[str, Any]:
+def plain(results: Sequence[Result], device: torch.device | None = None, precision: str = "float32") -> dict[str, Any]:
     """Rows and machine as plain values, for JSON."""
     rows = [
         dataclasses.asdict(result) | {"median": result.median, "share_of_peak": result.share_of_peak}
         for result in results
     ]
-    return {"machine": machine(), "results": rows}
+    return {"machine": machine(device, precision), "results": rows}
 
 
 def comparisons(found: dict[str, Any]) -> list[list[dict[str, Any]]]:

@@ -39,6 +39,8 @@ def bench(
     data: str | None = None,
     workers: Annotated[str, Parameter(help="Numbers of reading processes, e.g. 0,2; with --data.")] = "0",
     threads: int | None = None,
+    device: str = "cpu",
+    precision: Literal["float32", "bfloat16"] = "float32",
     json_file: Annotated[Path | None, Parameter(name="--json")] = None,
     markdown: Path | None = None,
 ) -> int:
@@ -72,6 +74,11 @@ def bench(
         share of the time spent waiting for them is shown.
     threads
         Of torch; its default if left out.
+    device
+        cpu, cuda, cuda:N, or auto. A GPU's own events time it and its allocator counts memory; the tables then have
+        launches of kernels, and the share of the time in which none ran.
+    precision
+        What networks compute in, by autocast as in training.
     json_file
         Writes all numbers there, after each row.
     markdown
@@ -113,6 +120,7 @@ def bench(
 
     from udit.benchmarking import report
     from udit.benchmarking.job import bench as measure
+    from udit.dist import find_device
 
     rows = measure(
         configs,
@@ -127,8 +135,11 @@ def bench(
         rounds=rounds,
         runs=runs,
         threads=threads,
+        device=device,
+        precision=precision,
     )
-    record = report.Record(shlex.join(["udit", *sys.argv[1:]]), json_file, markdown)
+    command = shlex.join(["udit", *sys.argv[1:]])
+    record = report.Record(command, json_file, markdown, find_device(device, 0), precision)
     for row in rows:
         record.add(row)  # written at once: the next one may be killed for its memory
         say(f"{row.work}: {row.subject} {row.median * 1e3:.1f} ms")

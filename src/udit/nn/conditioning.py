@@ -301,7 +301,7 @@ def modulations(x: Tensor) -> tuple[Modulation, Modulation]:
 
 
 def modulated(
-    x: Tensor, mods: tuple[Modulation, Modulation], attention: nn.Module, ffn: nn.Module, *args: Tensor | None
+    x: Tensor, mods: tuple[Modulation, Modulation], attention: nn.Module, ffn: nn.Module, *args: object
 ) -> Tensor:
     """Attention and FFN on a map [B, H, W, D], each modulated before and gated after; ``args`` are the attention's."""
     one, two = mods

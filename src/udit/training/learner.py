@@ -32,7 +32,7 @@ from udit.training.align import alignment_of
 from udit.training.ema import EMA, decay_at
 from udit.training.parallel import parallel_of
 from udit.training.posthoc import PowerAverages
-from udit.training.precision import decided, set_up
+from udit.training.precision import decided
 from udit.training.records import StepReport
 from udit.training.start import start_from
 from udit.training.unread import Unread
@@ -50,11 +50,10 @@ class Learner:
     """
 
     def __init__(self, run: Run, world: World, texts: Texts | None = None) -> None:
-        """Builds everything with the weights of step 0; ``texts`` are the captions' conditions, of a model of texts."""
+        """Builds all, with the weights of step 0. Steps belong into ``precision.set_up``; ``texts`` are of captions."""
         device = world.device
         run = decided(run, device)
         config = run.training
-        set_up(config, device)
         self.run, self.world, self.texts = run, world, texts
         self.codec = run.codec.build()
         self.objective = objective_of(run)

@@ -22,7 +22,7 @@ from udit.training.capacity import check_memory, memory_errors_as_run_errors
 from udit.training.files import RunFiles, disk_errors_as_run_errors
 from udit.training.learner import Learner
 from udit.training.opening import describe_training
-from udit.training.precision import kernel_errors_as_run_errors
+from udit.training.precision import kernel_errors_as_run_errors, set_up
 from udit.training.records import Outcome, StepRecord, StepReport, Timing
 from udit.training.saving import ShardedSaves
 from udit.training.signals import StopFlag
@@ -139,6 +139,7 @@ class Trainer:
             contextlib.closing(files),
             memory_errors_as_run_errors(self.run),
             self._saving(files),
+            set_up(self.learner.run.training, self.world.device),
         ):
             start = self._resume(files)
             if start < self.run.training.steps:

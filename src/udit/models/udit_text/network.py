@@ -7,7 +7,7 @@ tokens of a text, E channels of the language model, N tokens of the image.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import ClassVar, NamedTuple, cast
+from typing import ClassVar, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -17,7 +17,7 @@ from udit import ops
 from udit.models.udit_text.config import UDiTTextConfig
 from udit.nn import init
 from udit.nn.blocks import NormedJoin, module_list, run
-from udit.nn.conditioning import AdaLNBlock, Modulation, VectorConditioner, checked_states
+from udit.nn.conditioning import Modulation, VectorConditioner, checked_states, modulated, modulations
 from udit.nn.hourglass import ScaledNorm
 from udit.nn.tokens import patchify, rotary_table, sincos_table, unpatchify
 from udit.ops import to_first, to_last
@@ -109,6 +109,24 @@ class AttendedJoin(nn.Module):
         return x + ops.apply(self.out, read.transpose(1, 2).reshape(x.shape))
 
 
+class TextBlock(nn.Module):
+    """Attention over a map and a text, then an FFN; each modulated before and gated after (adaLN-Zero)."""
+
+    def __init__(self, attention: JoinedAttention, ffn: nn.Module, width: int) -> None:
+        super().__init__()
+        self.attention = attention
+        self.ffn = ffn
+        self.modulation = nn.Linear(width, 6 * width)
+
+    def condition(self, cond: Tensor, states: Tensor, mask: Tensor) -> tuple[tuple[Modulation, Modulation], TextKeys]:
+        """SiLU'd condition [B, D], hidden states [B, T, E] and bool [B, T] -> modulations, and the text's keys."""
+        return modulations(self.modulation(cond)), self.attention.of_text(states, mask)
+
+    def forward(self, x: Tensor, mods: tuple[Modulation, Modulation], text: TextKeys, positions: Tensor) -> Tensor:
+        """x [B, H, W, D], both results of ``condition``, rotary tables of the attention -> [B, H, W, D]."""
+        return modulated(x, mods, self.attention, self.ffn, text, positions)
+
+
 class Conditions(NamedTuple):
     """All of the network that depends on (t, y) alone."""
 
@@ -140,7 +158,7 @@ class UDiTText(nn.Module):
         self.conditioner = VectorConditioner(width, 0)
         factors = [config.reduction if i in config.middle else 1 for i in range(config.depth)]
         self.blocks = module_list(
-            AdaLNBlock(
+            TextBlock(
                 JoinedAttention(width, config.heads, config.context.width, factor), config.ffn.build(width), width
             )
             for factor in factors
@@ -164,8 +182,8 @@ class UDiTText(nn.Module):
         """Everything that (t, y) decide."""
         states, mask = checked_states(y, (t.shape[0], *self.config.condition_shape))
         cond = F.silu(self.conditioner(t))
-        blocks = [block.condition(cond) for block in self.blocks]
-        text = [self.attention_of(i).of_text(states[:, i], mask) for i in range(self.config.depth)]
+        of_blocks = [block.condition(cond, states[:, i], mask) for i, block in enumerate(self.blocks)]
+        blocks, text = [mods for mods, _ in of_blocks], [keys for _, keys in of_blocks]
         return Conditions(blocks, text, self.out_modulation(cond)[:, None, None].chunk(2, dim=-1))
 
     def enter(self, x: Tensor, cond: Conditions) -> tuple[Tensor, list[Tensor]]:
@@ -212,4 +230,4 @@ class UDiTText(nn.Module):
 
     def attention_of(self, i: int) -> JoinedAttention:
         """The attention of a block."""
-        return cast(JoinedAttention, self.blocks[i].attention)
+        return self.blocks[i].attention
