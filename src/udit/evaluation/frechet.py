@@ -62,60 +62,111 @@ def distance(a: Statistics, b: Statistics) -> float:
     |mean_a - mean_b|^2 + tr(A) + tr(B) - 2 tr((A B)^(1/2)). The last trace is the sum of singular values of A^(1/2)
     B^(1/2), which needs no inverse, so covariances may be singular.
     """
-    cross = np.linalg.svd(_root(a.cov) @ _root(b.cov), compute_uv=False).sum()
+    cross = np.linalg.svd(root(a.cov) @ root(b.cov), compute_uv=False).sum()
     squared = np.sum((a.mean - b.mean) ** 2) + np.trace(a.cov) + np.trace(b.cov) - 2 * cross
     return max(0.0, float(squared))
+
+
+@dataclass(frozen=True)
+class Expansion:
+    """The distance of samples to a fixed reference, to second order in the fluctuation of their mean and covariance.
+
+    The delta method of von Mises (Serfling 1980, ch. 6). First order is a mean over samples of an influence function,
+    the second a V-statistic of a kernel g over pairs. With C = R^(1/2) S R^(1/2) = U diag(c) U', y = x - mean,
+    z = U' R^(1/2) y, s = sqrt(c):
+
+        influence(x) = 2 y . (mean - mean_R) + |y|^2 - sum_k z_k^2 / s_k
+        g(x, x') = y . y' + (1/2) sum_kl (z_k z_l - C_kl) (z'_k z'_l - C_kl) / (s_k s_l (s_k + s_l))
+        bias = E g(x, x) / N
+    """
+
+    value: float
+    """The distance itself, biased."""
+    bias: float
+    influence: Array
+    """[N], of mean about 0 up to a constant."""
+    y: Array
+    """[N, D]"""
+    z: Array
+    """[N, K], K of the D dimensions vary."""
+    s: Array
+    """[K]"""
+
+    @classmethod
+    def of(cls, samples: Array, reference: Statistics) -> Expansion | None:
+        """Of features [N, D]; None where N is below ``MIN_SAMPLES`` for each dimension that varies."""
+        x = np.asarray(samples, np.float64)
+        ours = Statistics.of(x)
+        half = root(reference.cov)
+        c, axes = np.linalg.eigh(half @ ours.cov @ half)
+        kept = c > NULL * max(float(c.max()), np.finfo(float).tiny)
+        if len(x) < MIN_SAMPLES * max(1, int(kept.sum())):
+            return None
+        c, s = c[kept], np.sqrt(c[kept])
+        y = x - ours.mean
+        z = y @ (half @ axes[:, kept])
+        influence = 2 * y @ (ours.mean - reference.mean) + (y**2).sum(1) - (z**2 / s).sum(1)
+        weights, z2 = _weights(s), z**2
+        diagonal = np.trace(ours.cov) + 0.5 * (np.sum(weights * (z2.T @ z2 / len(x))) - np.sum(np.diag(weights) * c**2))
+        return cls(distance(ours, reference), float(diagonal) / len(x), influence, y, z, s)
+
+    def pairs(self, first: NDArray[np.int64], second: NDArray[np.int64]) -> Array:
+        """g of pairs of samples, which are named by their places [P]."""
+        products, z2 = self.z[first] * self.z[second], self.z**2
+        quadratic = np.sum((products @ _weights(self.s)) * products, 1)
+        quadratic += (self.s.sum() - (z2[first] / self.s).sum(1) - (z2[second] / self.s).sum(1)) / 2
+        found: Array = (self.y[first] * self.y[second]).sum(1) + quadratic / 2
+        return found
+
+
+def _weights(s: Array) -> Array:
+    found: Array = 1 / (np.outer(s, s) * (s[:, None] + s))
+    return found
+
+
+def some_pairs(count: int, seed: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """``PAIRS`` random pairs of different places below ``count``."""
+    generator = rng.generator(seed, "pairs")
+    first = torch.randint(count, (PAIRS,), generator=generator).numpy()
+    return first, (first + 1 + torch.randint(count - 1, (PAIRS,), generator=generator).numpy()) % count
+
+
+def half_width(influence: Array, pairs: Array) -> float:
+    """Half of a 95 % interval of a statistic that is known to second order.
+
+    Its variance is V1 + V2 with V1 = Var influence / N and V2 = 2 E g(x, x')^2 / N^2. The plug-in V1 is too large by
+    2 V2 on average (the empirical mean is not the true one), hence max(V1 - V2, V2).
+
+    Args:
+        influence: of each of N samples, [N].
+        pairs: g of some pairs of them, [P].
+    """
+    n = len(influence)
+    v1, v2 = float(influence.var()) / n, 2 * float(np.mean(pairs**2)) / n**2
+    return NORMAL_975 * float(np.sqrt(max(v1 - v2, v2)))
 
 
 def measure(samples: Array, reference: Statistics, seed: int = 0) -> Distance:
     """The distance of samples to a fixed reference, with its bias and a 95 % interval.
 
-    The distance is expanded to second order in the fluctuation of the samples' mean and covariance (delta method of von
-    Mises; Serfling 1980, ch. 6). First order is a mean over samples of an influence function, the second a V-statistic
-    of a kernel g over pairs. With C = R^(1/2) S R^(1/2) = U diag(c) U', y = x - mean, z = U' R^(1/2) y, s = sqrt(c):
-
-        influence(x) = 2 y . (mean - mean_R) + |y|^2 - sum_k z_k^2 / s_k
-        g(x, x') = y . y' + (1/2) sum_kl (z_k z_l - C_kl) (z'_k z'_l - C_kl) / (s_k s_l (s_k + s_l))
-        bias = E g(x, x) / N,  variance = V1 + V2,  V1 = Var influence / N,  V2 = 2 E g(x, x')^2 / N^2
-
-    The plug-in V1 is too large by 2 V2 on average (the empirical mean is not the true one), hence max(V1 - V2, V2).
-    The interval is normal around value - bias, clipped at 0.
+    The interval is that of ``half_width``, by the influence and the pairs of an ``Expansion``, around value - bias,
+    clipped at 0.
 
     Args:
         samples: features [N, D].
         reference: held fixed: the interval ignores that the reference is a sample as well.
         seed: of the pairs.
     """
-    x = np.asarray(samples, np.float64)
-    ours = Statistics.of(x)
-    value, n = distance(ours, reference), len(x)
-    root = _root(reference.cov)
-    c, axes = np.linalg.eigh(root @ ours.cov @ root)
-    kept = c > NULL * max(float(c.max()), np.finfo(float).tiny)
-    if n < MIN_SAMPLES * max(1, int(kept.sum())):
-        return Distance(value, None, None, None)
-    c, s = c[kept], np.sqrt(c[kept])
-    y = x - ours.mean
-    z = y @ (root @ axes[:, kept])
-    z2 = z**2
-    influence = 2 * y @ (ours.mean - reference.mean) + (y**2).sum(1) - (z2 / s).sum(1)
-    weights = 1 / (np.outer(s, s) * (s[:, None] + s))
-    diagonal = np.trace(ours.cov) + 0.5 * (np.sum(weights * (z2.T @ z2 / n)) - np.sum(np.diag(weights) * c**2))
-    generator = rng.generator(seed, "pairs")
-    first = torch.randint(n, (PAIRS,), generator=generator).numpy()
-    second = (first + 1 + torch.randint(n - 1, (PAIRS,), generator=generator).numpy()) % n
-    products = z[first] * z[second]
-    quadratic = np.sum((products @ weights) * products, 1)
-    quadratic += (s.sum() - (z2[first] / s).sum(1) - (z2[second] / s).sum(1)) / 2
-    pairs = (y[first] * y[second]).sum(1) + quadratic / 2
-    v1, v2 = float(influence.var()) / n, 2 * float(np.mean(pairs**2)) / n**2
-    half = NORMAL_975 * float(np.sqrt(max(v1 - v2, v2)))
-    bias = float(diagonal) / n
-    centre = value - bias
-    return Distance(value, bias, max(0.0, centre), (max(0.0, centre - half), max(0.0, centre + half)))
+    found = Expansion.of(samples, reference)
+    if found is None:
+        return Distance(distance(Statistics.of(samples), reference), None, None, None)
+    half = half_width(found.influence, found.pairs(*some_pairs(len(samples), seed)))
+    centre = found.value - found.bias
+    return Distance(found.value, found.bias, max(0.0, centre), (max(0.0, centre - half), max(0.0, centre + half)))
 
 
-def _root(cov: Array) -> Array:
+def root(cov: Array) -> Array:
+    """The symmetric square root of a covariance [D, D]."""
     values, vectors = np.linalg.eigh(cov)
-    root: Array = (vectors * np.sqrt(values.clip(0))) @ vectors.T
-    return root
+    found: Array = (vectors * np.sqrt(values.clip(0))) @ vectors.T
+    return found
