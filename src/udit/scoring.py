@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,25 +17,27 @@ import numpy as np
 import torch
 
 from udit import dist
-from udit.data.sources import Parts, Source, parts_of
+from udit.data.sources import Labels, Parts, Source, parts_of
 from udit.data.vae import cached_sha256
 from udit.demos.find import is_demo
 from udit.dist import World
 from udit.errors import UserError
-from udit.evaluation import FeaturesName, npz
+from udit.evaluation import npz
 from udit.evaluation.archive import keep, path_of
-from udit.evaluation.extractors import load_extractor
+from udit.evaluation.extractors import default_features, load_extractor
 from udit.evaluation.fidelity import Extractor
+from udit.evaluation.gathered import Gathered
 from udit.evaluation.image_set import ImageSet
 from udit.evaluation.judge import JudgeFeatures
 from udit.evaluation.judge_network import NAME
 from udit.evaluation.judges import judge_of
 from udit.evaluation.protocol import Protocol, check_model, find_protocol
 from udit.evaluation.report import Report
+from udit.evaluation.rows import SPACE, Rows
 from udit.evaluation.score import score_with_judge
 from udit.evaluation.sets import Reference, read_images, read_reference, reference_of
 from udit.evaluation.shards import Shards, labels_for
-from udit.evaluation.standard import Scores, check_features, score
+from udit.evaluation.standard import Scores, check_features, score_panel
 from udit.evaluation.trust import warn_of_weak
 from udit.files import check_room, write_text
 from udit.images import grid, save_png
@@ -120,9 +123,16 @@ def evaluate(
             draw_samples(system, shards, config, chosen, world, progress)
             if found is not None:
                 labels = labels_for(config.num_samples, classes, config.labels, config.first_seed)
-                images = shards.images()
+                images, facts = shards.images(), seeds_of(config, classes)
                 report = score_with_judge(
-                    images, labels, *found, config, protocol, folder / JUDGE, mirrored=values.data.mirrored
+                    images,
+                    labels,
+                    *found,
+                    config,
+                    protocol,
+                    folder / JUDGE,
+                    mirrored=values.data.mirrored,
+                    keep=lambda rows: replace(rows, facts=rows.facts | facts).save(folder, protocol),
                 )
                 _write(folder, report, images, labels, system.config.classes)
         elif report is not None:
@@ -150,7 +160,7 @@ def report_path(folder: Path, report: Report) -> Path:
 def score_run(
     run: str | Path,
     *,
-    features: FeaturesName = "inception",
+    features: str = "inception",
     weights_file: Path | None = None,
     reference: Path | None = None,
     protocol: str | None = None,
@@ -159,16 +169,49 @@ def score_run(
     device: str = "auto",
     progress: bool = True,
 ) -> Scores | None:
-    """Scores a run as the literature does: FID, sFID, IS, KID, precision and recall by a published network's features.
+    """Scores a run in the space of one network's features; see ``score_run_panel``.
+
+    Of Inception these are the literature's FID, sFID, IS and KID, with MIND, precision, recall, density and coverage.
+    """
+    found = score_run_panel(
+        run,
+        (features,),
+        weights_file=weights_file,
+        reference=reference,
+        protocol=protocol,
+        num_samples=num_samples,
+        sampling=sampling,
+        device=device,
+        progress=progress,
+    )
+    return found[0] if found else None
+
+
+def score_run_panel(
+    run: str | Path,
+    features: Sequence[str],
+    *,
+    weights_file: Path | None = None,
+    reference: Path | None = None,
+    protocol: str | None = None,
+    num_samples: int | None = None,
+    sampling: Changes | None = None,
+    device: str = "auto",
+    progress: bool = True,
+) -> list[Scores]:
+    """Scores a run's images in the spaces of several networks, by one pass over them.
 
     Writes RUN/evaluation/metrics-PROTOCOL.json, or metrics-FEATURES.json without a protocol, and keeps the scores of
-    each setting under a name of its own, with a digest of the setting behind it. The reference is read before images
+    each setting under a name of its own, with a digest of the setting behind it, beside the features of the images by
+    which ``evaluation.compare.paired`` compares two settings or models seed by seed. References are read before images
     are sampled.
 
     Args:
         run: folder of a training run.
-        features: whose features are compared; "judge" takes the run's own classifier, which ``evaluate`` trains.
-        weights_file: weights of the network; downloaded if None, for "judge" RUN/evaluation/judge.safetensors.
+        features: whose features are compared (``extractors.load_extractor``); "judge" takes the run's own classifier,
+            which ``evaluate`` trains.
+        weights_file: weights of the network, of one alone; downloaded if None, for "judge" RUN/evaluation/judge.
+            safetensors.
         reference: a ``.npz`` of reference statistics or images, or a folder; the run's training images if None.
         protocol: name of a protocol, which sets number of samples, sampling and features.
         num_samples: images to sample; the run's own setting if None.
@@ -177,7 +220,7 @@ def score_run(
         progress: shows a progress bar.
 
     Returns:
-        The scores with their protocol; None on ranks other than 0.
+        The scores in each space with their protocol; none on ranks other than 0.
 
     Raises:
         UserError: no run, or settings, protocol, weights or reference that do not fit it.
@@ -193,61 +236,98 @@ def score_run(
             first_seed=pinned.first_seed,
             batch_size=pinned.batch_size,
         )
-        chosen, features = pinned.sampling, pinned.features
+        chosen, features = pinned.sampling, (pinned.features,)
+    if weights_file is not None and len(features) > 1:
+        raise UserError(f"--weights-file is {weights_file} and --features names {len(features)}; give NAME:FILE")
     folder = evaluation_folder(run)
-    if features == "judge" and weights_file is None:
-        weights_file = folder / JUDGE
+    own = {"judge": folder / JUDGE}
     with dist.joined(device) as world, progress_shown(progress):
-        extractor = load_extractor(features, weights_file, str(world.device))
+        extractors = [load_extractor(name, weights_file or own.get(name), str(world.device)) for name in features]
         system = load(run)
         weights = system.fingerprint
         shards = shards_of(weights, config, chosen, folder)
-        own_judge = features == "judge" and weights_file == folder / JUDGE
-        against = None
+        against: list[Reference] = []
         if world.size == 1:  # several ranks would wait for the features of the reference, and give up
-            against = _reference(values, extractor, reference, shards, system)
+            against = [_reference(values, extractor, reference, shards, system) for extractor in extractors]
         draw_samples(system, shards, config, chosen, world, progress)
         if not world.is_main:
-            return None
-        against = against or _reference(values, extractor, reference, shards, system)
+            return []
+        against = against or [_reference(values, extractor, reference, shards, system) for extractor in extractors]
         subject = {"run": str(run), "weights": weights, "checkpoint_step": system.config.steps}
-        facts = {"name": protocol, **drawing_of(config, chosen)}
-        found = score(shards.images(), extractor, against, subject=subject, protocol=facts)
-        if own_judge and isinstance(extractor, JudgeFeatures):
-            found = found.replace(warning=_weakness(values, extractor))
-        keep(found, folder / f"metrics-{protocol or features}.json")
+        classes = system.config.classes.trained
+        labels = (
+            np.array(labels_for(config.num_samples, classes, config.labels, config.first_seed)) if classes else None
+        )
+        gathered: list[Gathered] = []
+        found = score_panel(
+            shards.images(),
+            list(zip(extractors, against, strict=True)),
+            subject=subject,
+            protocol={"name": protocol, **drawing_of(config, chosen)},
+            labels=labels,
+            keep=lambda seen, _: gathered.append(seen),
+        )
+        for place, (name, seen) in enumerate(zip(features, gathered, strict=True)):
+            extractor, scores = extractors[place], found[place]
+            if isinstance(extractor, JudgeFeatures) and name == "judge" and weights_file in (None, folder / JUDGE):
+                scores = found[place] = scores.replace(warning=_weakness(values, extractor))
+            facts = seeds_of(config, classes) | {key: scores.protocol[key] for key in SPACE}
+            rows_of(seen, extractor, against[place], labels, facts).save(folder, scores.setting)
+            keep(scores, folder / f"metrics-{protocol or slug(name)}.json")
         shards.remove()
         return found
+
+
+def slug(features: str) -> str:
+    """A name of features in a file's name: without its source, which the scores name."""
+    return features.partition(":")[0]
 
 
 def score_samples(
     images: str | Path,
     reference: str | Path,
     *,
-    features: FeaturesName = "inception",
+    features: str | None = None,
     weights_file: Path | None = None,
     device: str = "auto",
 ) -> Scores:
-    """Scores images generated by any tool against a reference.
+    """Scores images generated by any tool against a reference; see ``score_samples_panel``."""
+    names = (features or default_features(weights_file),)
+    return score_samples_panel(images, reference, names, weights_file=weights_file, device=device)[0]
+
+
+def score_samples_panel(
+    images: str | Path,
+    reference: str | Path,
+    features: Sequence[str],
+    *,
+    weights_file: Path | None = None,
+    device: str = "auto",
+) -> list[Scores]:
+    """Scores images generated by any tool against a reference, in several spaces by one pass over them.
 
     Args:
         images: a folder of images, or a ``.npz`` with ``arr_0`` (uint8 [N, H, W, C]).
         reference: a ``.npz`` of reference statistics or images, or a folder.
-        features: whose features are compared.
-        weights_file: weights of the network; downloaded if None, required for "judge".
+        features: whose features are compared (``extractors.load_extractor``).
+        weights_file: weights of the network, of one alone; downloaded if None, required for "judge".
         device: auto, cpu, cuda, cuda:N or mps.
 
     Raises:
         UserError: images, weights or a reference that cannot be used.
     """
+    if weights_file is not None and len(features) > 1:
+        raise UserError(f"--weights-file is {weights_file} and --features names {len(features)}; give NAME:FILE")
     found = read_images(Path(images))
-    extractor = load_extractor(features, weights_file, str(dist.start(device).device))
-    against = read_reference(Path(reference), extractor)
-    check_features(extractor, against, found.shape)
-    return score(
+    on = str(dist.start(device).device)
+    spaces = []
+    for name in features:
+        extractor = load_extractor(name, weights_file, on)
+        spaces.append((extractor, read_reference(Path(reference), extractor)))
+        check_features(*spaces[-1], found.shape)
+    return score_panel(
         found,
-        extractor,
-        against,
+        spaces,
         subject={"samples": str(images)},
         protocol={"name": "samples of another program"},
     )
@@ -261,6 +341,22 @@ def drawing_of(config: EvaluationConfig, sampling: SamplingConfig) -> dict[str, 
         "first_seed": config.first_seed,
         "batch_size": config.batch_size,
     }
+
+
+def seeds_of(config: EvaluationConfig, classes: int) -> dict[str, Any]:
+    """By which seeds and labels images were drawn: those of two ways with equal facts are pairs."""
+    facts = {"num_samples": config.num_samples, "first_seed": config.first_seed, "labels": config.labels}
+    return facts | {"classes": classes}
+
+
+def rows_of(
+    seen: Gathered, extractor: Extractor, reference: Reference, labels: Labels | None, facts: dict[str, Any]
+) -> Rows:
+    """The kept features of a pass over images, to be compared with those of other ways to draw the same seeds."""
+    right = None
+    if seen.classes is not None and labels is not None:
+        right = (seen.classes == labels)[np.arange(len(seen.rows)) * seen.count // len(seen.rows)]
+    return Rows(seen.rows, right, reference.pool, reference.features, facts | {"inception": extractor.inception})
 
 
 def shards_of(weights: str, config: EvaluationConfig, sampling: SamplingConfig, folder: Path) -> Shards:

@@ -5,6 +5,7 @@ Legend: N samples, D features, S the samples' covariance, R the reference's.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -40,7 +41,19 @@ class Statistics:
         features = np.asarray(features, np.float64)
         mean = features.mean(0)
         centred = features - mean
-        return cls(mean, centred.T @ centred / (len(features) - 1), len(features))
+        return cls(mean, centred.T @ centred / max(1, len(features) - 1), len(features))
+
+    @classmethod
+    def joined(cls, parts: Sequence[Statistics]) -> Statistics:
+        """Of several sets as of one (Chan, Golub & LeVeque 1979); the count of each is known."""
+        total, *rest = parts
+        for part in rest:
+            assert total.count and part.count, "counted"
+            count, apart = total.count + part.count, part.mean - total.mean
+            scatter = (total.count - 1) * total.cov + (part.count - 1) * part.cov
+            scatter += np.outer(apart, apart) * (total.count * part.count / count)
+            total = cls(total.mean + apart * (part.count / count), scatter / (count - 1), count)
+        return total
 
 
 @dataclass(frozen=True)
@@ -83,24 +96,33 @@ class Expansion:
     value: float
     """The distance itself, biased."""
     bias: float
+    count: int
+    """N, all samples."""
     influence: Array
-    """[N], of mean about 0 up to a constant."""
+    """[n], of the samples at hand, up to a constant."""
     y: Array
-    """[N, D]"""
+    """[n, D]"""
     z: Array
-    """[N, K], K of the D dimensions vary."""
+    """[n, K], K of the D dimensions vary."""
     s: Array
     """[K]"""
 
     @classmethod
-    def of(cls, samples: Array, reference: Statistics) -> Expansion | None:
-        """Of features [N, D]; None where N is below ``MIN_SAMPLES`` for each dimension that varies."""
+    def of(cls, samples: Array, reference: Statistics, whole: Statistics | None = None) -> Expansion | None:
+        """Of features [n, D]; None where N is below ``MIN_SAMPLES`` for each dimension that varies.
+
+        Args:
+            samples: all of them, or evenly chosen ones.
+            reference: held fixed.
+            whole: statistics of all N samples, where ``samples`` are some of them.
+        """
         x = np.asarray(samples, np.float64)
-        ours = Statistics.of(x)
+        ours = whole or Statistics.of(x)
+        count = ours.count or len(x)
         half = root(reference.cov)
         c, axes = np.linalg.eigh(half @ ours.cov @ half)
         kept = c > NULL * max(float(c.max()), np.finfo(float).tiny)
-        if len(x) < MIN_SAMPLES * max(1, int(kept.sum())):
+        if count < MIN_SAMPLES * max(1, int(kept.sum())):
             return None
         c, s = c[kept], np.sqrt(c[kept])
         y = x - ours.mean
@@ -108,7 +130,7 @@ class Expansion:
         influence = 2 * y @ (ours.mean - reference.mean) + (y**2).sum(1) - (z**2 / s).sum(1)
         weights, z2 = _weights(s), z**2
         diagonal = np.trace(ours.cov) + 0.5 * (np.sum(weights * (z2.T @ z2 / len(x))) - np.sum(np.diag(weights) * c**2))
-        return cls(distance(ours, reference), float(diagonal) / len(x), influence, y, z, s)
+        return cls(distance(ours, reference), float(diagonal) / count, count, influence, y, z, s)
 
     def pairs(self, first: NDArray[np.int64], second: NDArray[np.int64]) -> Array:
         """g of pairs of samples, which are named by their places [P]."""
@@ -131,36 +153,37 @@ def some_pairs(count: int, seed: int) -> tuple[NDArray[np.int64], NDArray[np.int
     return first, (first + 1 + torch.randint(count - 1, (PAIRS,), generator=generator).numpy()) % count
 
 
-def half_width(influence: Array, pairs: Array) -> float:
+def half_width(influence: Array, pairs: Array, count: int) -> float:
     """Half of a 95 % interval of a statistic that is known to second order.
 
     Its variance is V1 + V2 with V1 = Var influence / N and V2 = 2 E g(x, x')^2 / N^2. The plug-in V1 is too large by
     2 V2 on average (the empirical mean is not the true one), hence max(V1 - V2, V2).
 
     Args:
-        influence: of each of N samples, [N].
+        influence: of samples, all or evenly chosen ones, [n].
         pairs: g of some pairs of them, [P].
+        count: N.
     """
-    n = len(influence)
-    v1, v2 = float(influence.var()) / n, 2 * float(np.mean(pairs**2)) / n**2
+    v1, v2 = float(influence.var()) / count, 2 * float(np.mean(pairs**2)) / count**2
     return NORMAL_975 * float(np.sqrt(max(v1 - v2, v2)))
 
 
-def measure(samples: Array, reference: Statistics, seed: int = 0) -> Distance:
+def measure(samples: Array, reference: Statistics, seed: int = 0, whole: Statistics | None = None) -> Distance:
     """The distance of samples to a fixed reference, with its bias and a 95 % interval.
 
     The interval is that of ``half_width``, by the influence and the pairs of an ``Expansion``, around value - bias,
     clipped at 0.
 
     Args:
-        samples: features [N, D].
+        samples: features [N, D], or evenly chosen ones of them.
         reference: held fixed: the interval ignores that the reference is a sample as well.
         seed: of the pairs.
+        whole: statistics of all samples, where ``samples`` are some of them.
     """
-    found = Expansion.of(samples, reference)
+    found = Expansion.of(samples, reference, whole)
     if found is None:
-        return Distance(distance(Statistics.of(samples), reference), None, None, None)
-    half = half_width(found.influence, found.pairs(*some_pairs(len(samples), seed)))
+        return Distance(distance(whole or Statistics.of(samples), reference), None, None, None)
+    half = half_width(found.influence, found.pairs(*some_pairs(len(samples), seed)), found.count)
     centre = found.value - found.bias
     return Distance(found.value, found.bias, max(0.0, centre), (max(0.0, centre - half), max(0.0, centre + half)))
 

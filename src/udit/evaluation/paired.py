@@ -71,7 +71,7 @@ def frechet_difference(a: Array, b: Array, reference: Statistics, seed: int = 0)
     if ours is None or theirs is None:
         return _jackknife(_LeavingOut(a, reference), _LeavingOut(b, reference), seed)
     places = some_pairs(len(a), seed)
-    half = half_width(ours.influence - theirs.influence, ours.pairs(*places) - theirs.pairs(*places))
+    half = half_width(ours.influence - theirs.influence, ours.pairs(*places) - theirs.pairs(*places), len(a))
     value = (ours.value - ours.bias) - (theirs.value - theirs.bias)
     return Difference(
         a=ours.value, b=theirs.value, value=value, interval=(value - half, value + half), method="expansion"
@@ -97,7 +97,7 @@ def kernel_difference(a: Array, b: Array, reference: Array, seed: int = 0) -> Di
     (ours, rows_a), (theirs, rows_b) = (_kernel_rows(x, reference) for x in (a, b))
     pairs = _centred(a, rows_a, places) - _centred(b, rows_b, places)
     means = [float((own - 2 * other).mean()) for own, other in (rows_a, rows_b)]
-    half = half_width(ours - theirs, pairs)
+    half = half_width(ours - theirs, pairs, len(a))
     value = means[0] - means[1]
     return Difference(
         a=means[0] + constant,
