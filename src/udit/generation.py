@@ -41,7 +41,8 @@ from udit.rng import Seed, seeds_of
 from udit.run.classes import Label
 from udit.store import load
 from udit.target import make_room, prepare
-from udit.tuning.levels import qualities
+from udit.tuning.levels import qualities, tuned_folder
+from udit.tuning.quality import FILE as QUALITY
 from udit.tuning.quality import Level
 
 MAX_GRID_IMAGES = 100
@@ -346,6 +347,8 @@ def generate(
     if quality is not None and sampling is not None:
         raise UserError(f"sampling is given and quality {quality} sets it; leave one of them out")
     require_type("model", model, (System, str, Path), "give a folder, a hub id or a loaded system (udit.load)")
+    if quality is not None and not isinstance(model, System) and (Path(model) / QUALITY).is_file():
+        model = tuned_folder(model)
     seeds = None if seeds is None else seeds_of(seeds)
     if batch_size < 1:
         raise UserError(f"batch_size is {batch_size}; it counts images, at least 1")

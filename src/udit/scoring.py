@@ -64,6 +64,7 @@ def evaluate(
     num_samples: int | None = None,
     sampling: Changes | None = None,
     again: bool = False,
+    model: Path | None = None,
     device: str = "auto",
     progress: bool = True,
 ) -> Report | None:
@@ -79,6 +80,7 @@ def evaluate(
             ``runs/demo-digits``.
         num_samples: images to sample; the run's own setting if None.
         sampling: changes of the run's own sampling setting.
+        model: a model folder of the run with other weights, e.g. of ``udit ema make``; the run's own if None.
         again: scores even if there is a report of the same weights and settings, which is returned otherwise.
         device: auto, cpu, cuda, cuda:N or mps.
         progress: shows a progress bar.
@@ -102,7 +104,7 @@ def evaluate(
         )
     folder = evaluation_folder(run)
     with dist.joined(device) as world, progress_shown(progress):
-        system = load(run)
+        system = load(model or run)
         weights = system.fingerprint
         protocol: dict[str, Any] = {
             "weights": weights,
@@ -196,6 +198,7 @@ def score_run_panel(
     protocol: str | None = None,
     num_samples: int | None = None,
     sampling: Changes | None = None,
+    model: Path | None = None,
     device: str = "auto",
     progress: bool = True,
 ) -> list[Scores]:
@@ -216,6 +219,7 @@ def score_run_panel(
         protocol: name of a protocol, which sets number of samples, sampling and features.
         num_samples: images to sample; the run's own setting if None.
         sampling: changes of the run's own sampling setting.
+        model: a model folder of the run with other weights; the run's own if None.
         device: auto, cpu, cuda, cuda:N or mps.
         progress: shows a progress bar.
 
@@ -243,7 +247,7 @@ def score_run_panel(
     own = {"judge": folder / JUDGE}
     with dist.joined(device) as world, progress_shown(progress):
         extractors = [load_extractor(name, weights_file or own.get(name), str(world.device)) for name in features]
-        system = load(run)
+        system = load(model or run)
         weights = system.fingerprint
         shards = shards_of(weights, config, chosen, folder)
         against: list[Reference] = []

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from udit.cli.options import SamplerOption
 from udit.cli.output import say
 from udit.errors import UserError
+from udit.tuning.quality import Level
 
 OF_A_MODEL = ("model.safetensors", "export.json")
 """Files beside ``config.json`` by which a model folder or an exported one is told from a folder of images."""
@@ -20,6 +22,7 @@ def evaluate(
     steps: int | None = None,
     guidance: float | None = None,
     sampler: SamplerOption = None,
+    quality: Level | None = None,
     features: str | None = None,
     weights_file: Path | None = None,
     reference: Path | None = None,
@@ -51,6 +54,8 @@ def evaluate(
         Network evaluations per image.
     guidance
         Guidance scale; 1 means no guidance.
+    quality
+        draft, good or best: what `udit tune` has found for the run, in the place of the three above.
     features
         judge, efficientnet-lite0, inception, clip, dinov2 or timm, each as NAME or NAME:SOURCE with the file, folder or
         hub id of its weights; several with commas between are scored by one pass over the images.
@@ -71,7 +76,13 @@ def evaluate(
         Show the progress bar.
     """
     asked = {"steps": steps, "guidance": guidance, "sampler": sampler}
-    sampling = {key: value for key, value in asked.items() if value is not None}
+    sampling: dict[str, Any] = {key: value for key, value in asked.items() if value is not None}
+    if quality and sampling:
+        raise UserError(f"--{next(iter(sampling))} is given and --quality {quality} sets it; leave one of them out")
+    if quality and protocol:
+        raise UserError(
+            f"--quality is {quality} and protocol {protocol} pins how images are drawn; leave one of them out"
+        )
     if (target / "config.json").is_file() and any((target / name).is_file() for name in OF_A_MODEL):
         of_run = (target.absolute().parent / "run.yaml").is_file()
         scored = f"its run is scored by `udit eval {target.parent}`" if of_run else "score its run"
@@ -80,19 +91,26 @@ def evaluate(
             f"{target} --out IMAGES` and score them with `udit eval IMAGES --reference FILE`"
         )
     if not (target / "run.yaml").is_file() and (target.is_dir() or target.suffix == ".npz"):
-        for_runs = {"n": n, "protocol": protocol, "again": again or None, **sampling}
+        for_runs = {"n": n, "protocol": protocol, "again": again or None, "quality": quality, **sampling}
         if given := [key for key, value in for_runs.items() if value is not None]:
             raise UserError(f"--{given[0]} is for runs, and {target} holds images that are generated already")
         return _score_images(target, features, weights_file, reference, out, device)
     if out is not None:
         raise UserError("--out is for images; a run's scores go to RUN/evaluation")
+    model = None
+    if quality:
+        from udit.tuning.levels import frozen
+
+        model, sampling = frozen(target, quality)
     if features in (None, "judge") and reference is None and protocol is None:
         if weights_file is not None:
             raise UserError("--weights-file is for --features; a run's own judge is trained here")
         from udit.scoring import evaluate as run_evaluation
         from udit.scoring import evaluation_folder, report_path
 
-        report = run_evaluation(target, num_samples=n, sampling=sampling, again=again, device=device, progress=progress)
+        report = run_evaluation(
+            target, num_samples=n, sampling=sampling, again=again, model=model, device=device, progress=progress
+        )
         if report is not None:
             folder = evaluation_folder(target)
             curve = f"; the loss curve is {target}/loss.png" if (target / "loss.png").is_file() else ""
@@ -115,6 +133,7 @@ def evaluate(
         protocol=protocol,
         num_samples=n,
         sampling=sampling,
+        model=model,
         device=device,
         progress=progress,
     )

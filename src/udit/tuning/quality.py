@@ -15,6 +15,9 @@ from udit.record import Record
 from udit.spec.base import Spec
 
 FILE = "quality.json"
+TUNED = "tuned"
+"""Of a run: the model folder with the average of the weights for which the settings were found, if it is not the run's
+own."""
 LOSSES: dict[Level, float] = {"best": 0.02, "good": 0.10, "draft": 0.50}
 """How much worse a score may be than the best that was reached: the distance larger, the agreement smaller."""
 
@@ -35,10 +38,22 @@ class Scored(Spec):
     """95 %, Wilson."""
     seconds: PositiveFloat
     """Per image, in batches of the size that the protocol names."""
+    difference: tuple[float, float] | None = None
+    """95 %, of this distance minus that of the least distance, over the same seeds."""
 
     def within(self, loss: float, other: Scored) -> bool:
         """Whether this is worse than another by at most a share ``loss``, in distance and in agreement."""
         return self.distance <= (1 + loss) * other.distance and self.agreement >= (1 - loss) * other.agreement
+
+
+class ScoredAverage(Spec):
+    """Another average of the weights, of a run with ``training.posthoc_ema``, in one setting."""
+
+    sigma_rel: float
+    """Its length."""
+    scored: Scored
+    difference: tuple[float, float] | None
+    """95 %, of its distance minus that of the run's own average, over the same seeds."""
 
 
 class Quality(Record):
@@ -57,6 +72,9 @@ class Quality(Record):
     good: Scored
     best: Scored
     tried: tuple[Scored, ...]
+    sigma_rel: float | None = None
+    """Length of the average that was better than the run's own, and lies in ``TUNED``; None where none was."""
+    averages: tuple[ScoredAverage, ...] = ()
 
     def write(self, path: Path) -> None:
         """Writes it as JSON.
