@@ -3,11 +3,15 @@
 OMP_NUM_THREADS=1 python benchmarks/power.py [--pools FOLDER]    draws what is missing, measures; writes power.json
 python benchmarks/power.py --table                              prints the tables of docs/evaluation.md
 
-Each pool has 10,000 images of the seeds 0 to 9,999 under one setting. Two pools whose Fréchet distances, by the judge of
-the data, differ at 10,000 seeds are compared again in 20 draws of 1,000 of these seeds, by paired seeds. And pools are
-compared with themselves under disjoint seeds, 40 times: there, nothing is to be told apart. Draws are fixed before
-anything is looked at. With ``--clock`` the same network, Inception's shape with random weights, sees 1,000 images through
-torch-fidelity's program and through this one, one batch of each in turn, and EfficientNet-Lite0 beside them.
+Each pool has 10,000 images of the seeds 0 to 9,999 under one setting. Two pools whose Fréchet distances, by the judge
+of the data, differ at 10,000 seeds are compared again in 20 draws of 1,000 of these seeds, by paired seeds. And pools
+are compared with themselves under disjoint seeds, 40 times: there, nothing is to be told apart. Draws are fixed before
+anything is looked at.
+
+``--clock`` (twice: features, then numbers) times the scoring of 1,000 images: the same network, Inception's shape with
+random weights, by torch-fidelity's own functions and by this program, some images through each in turn, and
+EfficientNet-Lite0 beside them, which is another network with other input. Both are
+given the same reference features. ``--memory`` takes the peak of a score of 10,000 and of 40,000 images of 32x32.
 """
 
 from __future__ import annotations
@@ -15,10 +19,15 @@ from __future__ import annotations
 import argparse
 import json
 import platform
+import subprocess
+import sys
 import tempfile
+import time
+from collections.abc import Callable
 from datetime import date
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import torch
@@ -27,11 +36,15 @@ from digits import processor
 import udit
 from udit.data.sources import parts_of
 from udit.dist import World
+from udit.evaluation.extractors import load_extractor
+from udit.evaluation.fidelity import Features, Fidelity
 from udit.evaluation.frechet import Array, Statistics
 from udit.evaluation.image_set import ImageSet
 from udit.evaluation.judges import judge_of
-from udit.evaluation.paired import agreement_difference, frechet_difference, mind_difference
+from udit.evaluation.paired import agreement_difference, frechet_difference
+from udit.evaluation.sets import Reference
 from udit.evaluation.shards import labels_for
+from udit.evaluation.standard import score
 from udit.scoring import draw_samples, shards_of
 from udit.store import load, read_run_config
 
@@ -54,13 +67,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--pools", type=Path, default=Path(tempfile.gettempdir()) / "udit-power", help="kept images")
     parser.add_argument("--clock", action="store_true", help="time Inception's shape and EfficientNet-Lite0")
+    parser.add_argument("--memory", action="store_true", help="measure the memory of a score")
     parser.add_argument("--table", action="store_true", help="print the tables")
     asked = parser.parse_args()
     if asked.table:
         print(tables(read()))
         return
     torch.set_num_threads(1)
-    found = {"clock": clock()} if asked.clock else {"power": power(asked.pools)}
+    if asked.memory:
+        found = {"memory": memory()}
+    else:
+        found = {"clock": clock(asked.pools)} if asked.clock else {"power": power(asked.pools)}
     RECORD.write_text(json.dumps(read() | found, indent=1) + "\n", encoding="utf-8")
 
 
@@ -110,6 +127,9 @@ def power(folder: Path) -> dict[str, Any]:
             "whole_agreement": agreement_difference(right[first], right[name]).model_dump(mode="json"),
             "separate": sum(each.separate for each in some),
             "draws": [each.model_dump(mode="json") for each in some],
+            "separate_by_agreement": sum(
+                agreement_difference(right[first][rows], right[name][rows]).separate for rows in draws
+            ),
             "separate_without_pairs": sum(
                 frechet_difference(pools[first][rows], pools[name][other], reference).separate
                 for rows, other in zip(draws, draws[1:] + draws[:1], strict=True)
@@ -134,9 +154,149 @@ def power(folder: Path) -> dict[str, Any]:
     }
 
 
-def clock() -> dict[str, Any]:
-    """To be filled in."""
-    raise NotImplementedError
+SIDE = 64
+"""Of the images that are timed."""
+TURN = 100
+"""Images that each program sees in its turn."""
+
+
+def noise(count: int, seed: int, side: int = SIDE) -> np.ndarray:
+    """Images that are smooth, so that features differ."""
+    g = np.random.default_rng(seed)
+    coarse = g.integers(0, 256, (count, 3, 4, 4)).repeat(side // 4, 2).repeat(side // 4, 3)
+    return (coarse // 2 + g.integers(0, 128, coarse.shape)).astype(np.uint8)
+
+
+def clock(folder: Path) -> dict[str, Any]:
+    """Processor seconds of scoring 1,000 images; the first call takes features, the second numbers of them."""
+    kept = folder / "clock.npz"
+    if not kept.is_file():
+        return clock_features(kept)
+    from torch_fidelity.metric_fid import fid_features_to_statistics, fid_statistics_to_metric
+    from torch_fidelity.metric_isc import isc_features_to_metric
+    from torch_fidelity.metric_kid import kid_features_to_metric
+    from torch_fidelity.metric_prc import prc_features_to_metric
+
+    found = np.load(kept)
+    pool, logits, spatial, real = (found[name] for name in ("pool", "logits", "spatial", "real"))
+
+    def theirs() -> dict[str, float]:
+        a, b = torch.from_numpy(pool), torch.from_numpy(real)
+        fid = fid_statistics_to_metric(*(fid_features_to_statistics(x) for x in (a, b)), False)
+        kid = kid_features_to_metric(a, b, kid_subsets=100, kid_subset_size=1000, verbose=False)
+        prc = prc_features_to_metric(a, b, prc_neighborhood=3, prc_batch_size=10000, verbose=False)
+        return {**fid, **kid, **prc, **isc_features_to_metric(torch.from_numpy(logits).float())}
+
+    class Given:
+        name, sha256, inception, done = "inception-v3-compat, random weights", "0" * 64, True, 0
+
+        def __call__(self, images: np.ndarray) -> Features:
+            rows = slice(self.done, self.done + len(images))
+            self.done += len(images)
+            return Features(pool[rows], spatial[rows], logits[rows])
+
+    whole = Statistics.of(real)
+    against = Reference("0" * 64, len(real), whole, Statistics.of(spatial + 0.01), real)
+    seconds, values = {}, {}
+    for name, do in (
+        ("torch-fidelity", theirs),
+        ("udit", lambda: score(noise(DRAWN, 0), Given(), against, subject={}, protocol={})),
+    ):
+        start = time.process_time()
+        values[name] = do()
+        seconds[name] = time.process_time() - start
+        print(f"numbers by {name}: {seconds[name]:.1f} s", flush=True)
+    ours = {name: one.value for name, one in values["udit"].scores.items()}
+    before = read()["clock"]
+    total = {name: before["features"][name] + seconds[name] for name in seconds}
+    return before | {
+        "numbers": seconds,
+        "total": total,
+        "ratio": total["udit"] / total["torch-fidelity"],
+        "values": {"torch-fidelity": values["torch-fidelity"], "udit": ours},
+    }
+
+
+def clock_features(kept: Path) -> dict[str, Any]:
+    """Processor seconds of the features of 1,000 images by each program, in turns."""
+    from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
+
+    from test_fidelity import random_inception
+
+    weights = random_inception()
+    with mock.patch("torch.load", return_value=weights):
+        theirs = FeatureExtractorInceptionV3(
+            "inception-v3-compat", ["2048", "logits_unbiased"], feature_extractor_weights_path="given"
+        )
+    ours, other = Fidelity("inception", weights), load_extractor("efficientnet-lite0")
+    images = noise(DRAWN, 0)
+    seconds = {"torch-fidelity": 0.0, "udit": 0.0, "efficientnet-lite0": 0.0}
+    parts: list[Features] = []
+
+    def turn(name: str, do: Callable[[np.ndarray], object], some: np.ndarray) -> object:
+        start = time.process_time()
+        result = do(some)
+        seconds[name] += time.process_time() - start
+        return result
+
+    def by_torch_fidelity(some: np.ndarray) -> object:
+        with torch.no_grad():
+            return [theirs(torch.from_numpy(some[i : i + 64])) for i in range(0, len(some), 64)]  # its batch size
+
+    by_torch_fidelity(images[:8]), ours(images[:8]), other(images[:8])
+    for start in range(0, DRAWN, TURN):
+        some = images[start : start + TURN]
+        turn("torch-fidelity", by_torch_fidelity, some)
+        parts.append(turn("udit", ours, some))
+        turn("efficientnet-lite0", other, some)
+        print({name: round(value, 1) for name, value in seconds.items()}, flush=True)
+    seen = Features.joined(parts)
+    scale = 1 + 0.1 * np.random.default_rng(2).standard_normal(seen.pool.shape[1])
+    kept.parent.mkdir(parents=True, exist_ok=True)
+    np.savez(kept, pool=seen.pool, logits=seen.logits, spatial=seen.spatial, real=seen.pool[::-1] * scale)
+    return {
+        "images": DRAWN,
+        "side": SIDE,
+        "input": {"inception": 299, "efficientnet-lite0": 224},
+        "features": seconds,
+        **facts(),
+    }
+
+
+def memory() -> dict[str, Any]:
+    """Peak memory of a score beyond that of its beginning, in MiB, of 10,000 and of 40,000 images."""
+    found = {}
+    for count in (10_000, 40_000):
+        done = subprocess.run(
+            [sys.executable, "-c", MEASURED, str(count)], capture_output=True, text=True, check=True, cwd=RECORD.parent
+        )
+        found[str(count)] = float(done.stdout)
+    return {"mib": found, "features": 512, **facts()}
+
+
+MEASURED = """
+import resource, sys
+import numpy as np
+from udit.evaluation.fidelity import Features
+from udit.evaluation.image_set import ImageSet
+from udit.evaluation.sets import reference_of
+from udit.evaluation.gathered import gather
+
+class Wide:
+    name, sha256, inception = "wide", "0", False
+    def __call__(self, images):
+        g = np.random.default_rng(int(images[0, 0, 0, 0]))
+        return Features(g.standard_normal((len(images), 512)))
+
+def peak():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+shape = (3, 32, 32)
+read = lambda ids: np.broadcast_to((ids % 251).astype(np.uint8)[:, None, None, None], (len(ids), *shape))
+before = peak()
+gather(ImageSet(int(sys.argv[1]), shape, read), [Wide()])
+print(peak() - before)
+"""
 
 
 def tables(record: dict[str, Any]) -> str:

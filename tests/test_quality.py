@@ -145,7 +145,7 @@ def test_mistakes_are_one_line_errors(model: Path, tmp_path: Path, error_of: Err
         (broken / FILE).write_text(text)
         words = ("sample", str(broken), "--quality", "best", "--out", str(tmp_path / "out"), "--no-progress")
         assert "write it again with `udit tune`" in error_of(*words)
-    assert "needs at least 40 images" in error_of("tune", str(model), "--n", "3")
+    assert "needs at least 20 images" in error_of("tune", str(model), "--n", "3")
     assert "is no run folder" in error_of("tune", str(model))
 
 
@@ -163,7 +163,7 @@ def test_a_run_is_tuned_and_drawn_from(
     for name, value in {"STEPS": (2, 4), "RESAMPLES": 4, "WATCHED": 2}.items():
         monkeypatch.setattr(search, name, value)
     monkeypatch.setattr(FlowConfig, "few_step_samplers", ("dpmpp",))
-    said = succeeds(capsys, "tune", str(run), "--n", "40")
+    said = succeeds(capsys, "tune", str(run), "--n", "20")
     assert said.count("dpmpp 2") >= 2
     found = Quality.read(run)
     assert found is not None
@@ -176,7 +176,7 @@ def test_a_run_is_tuned_and_drawn_from(
     assert found.best.within(0.02, best)
     assert found.draft.within(0.5, best)
     assert found.draft.seconds <= found.good.seconds <= found.best.seconds
-    assert json.loads((run / FILE).read_text())["protocol"]["pictures"] == 40
+    assert json.loads((run / FILE).read_text())["protocol"]["pictures"] == 20
     how = drawn(capsys, run, tmp_path / "out", "--quality", "best")
     assert how == found.best.sampling.model_dump(mode="json")
     assert read_run_config(run).sampling.steps == 2

@@ -122,7 +122,8 @@ def evaluate(
         return 0
 
     from udit.evaluation.standard import tables
-    from udit.scoring import evaluation_folder, score_run_panel, slug
+    from udit.panel import score_run_panel, slug
+    from udit.scoring import evaluation_folder
 
     names = (features or "judge").split(",")
     found = score_run_panel(
@@ -158,7 +159,7 @@ def _score_images(
     from udit.evaluation.extractors import default_features
     from udit.evaluation.standard import tables
     from udit.files import check_room
-    from udit.scoring import score_samples_panel, slug
+    from udit.panel import score_samples_panel, slug
 
     if out is not None:
         check_room(out.parent, 0)

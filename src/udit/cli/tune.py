@@ -26,14 +26,14 @@ def tune(run: Path, /, *, n: int = 500, budget: int | None = None, device: str =
     run
         A run folder of `udit train`.
     n
-        Images per setting; fewer are faster and less precise.
+        Images per setting; fewer are faster and less precise, and fewer than 40 compare no averages and no guidance.
     budget
         Evaluations of the network in all, counted for one image, guided ones twice; what it does not allow is left out.
     device
         auto, cpu, cuda, cuda:N or mps.
     """
-    if n < 40:
-        raise UserError(f"--n is {n}; a comparison by paired seeds needs at least 40 images")
+    if n < 20:
+        raise UserError(f"--n is {n}; a score needs at least 20 images")
     if budget is not None and budget < 1:
         raise UserError(f"--budget is {budget}; it counts evaluations of the network, at least 1")
 

@@ -24,6 +24,7 @@ MIN_SAMPLES = 10
 """Samples per dimension that the expansion behind the interval needs at least."""
 NULL = 1e-10
 """Variances below this share of the largest are treated as zero."""
+TINY = float(np.finfo(float).tiny)
 
 
 @dataclass(frozen=True)
@@ -75,9 +76,36 @@ def distance(a: Statistics, b: Statistics) -> float:
     |mean_a - mean_b|^2 + tr(A) + tr(B) - 2 tr((A B)^(1/2)). The last trace is the sum of singular values of A^(1/2)
     B^(1/2), which needs no inverse, so covariances may be singular.
     """
-    cross = np.linalg.svd(root(a.cov) @ root(b.cov), compute_uv=False).sum()
-    squared = np.sum((a.mean - b.mean) ** 2) + np.trace(a.cov) + np.trace(b.cov) - 2 * cross
-    return max(0.0, float(squared))
+    return Target(b).distance(a)
+
+
+class Target:
+    """A reference that sets of samples are compared with; the root of its covariance is found once."""
+
+    def __init__(self, reference: Statistics) -> None:
+        """Takes its statistics."""
+        self.reference = reference
+        self.root = root(reference.cov)
+
+    def distance(self, statistics: Statistics) -> float:
+        """``distance`` of statistics to the reference."""
+        values = np.linalg.svd(root(statistics.cov) @ self.root, compute_uv=False)
+        return self._distance(statistics.mean, float(np.trace(statistics.cov)), values)
+
+    def distance_of(self, samples: Array) -> tuple[float, Array]:
+        """The same of samples [N, D], which is less work where N is below D.
+
+        Returns:
+            The distance, and the roots of the eigenvalues of R^(1/2) S R^(1/2) that are not zero for lack of samples.
+        """
+        mean, n = samples.mean(0), len(samples)
+        centred = (samples - mean) / max(1, n - 1) ** 0.5
+        values = np.linalg.svd(centred @ self.root, compute_uv=False)
+        return self._distance(mean, float((centred**2).sum()), values), values
+
+    def _distance(self, mean: Array, trace: float, values: Array) -> float:
+        apart = np.sum((mean - self.reference.mean) ** 2)
+        return max(0.0, float(apart + trace + np.trace(self.reference.cov) - 2 * values.sum()))
 
 
 @dataclass(frozen=True)
@@ -108,29 +136,34 @@ class Expansion:
     """[K]"""
 
     @classmethod
-    def of(cls, samples: Array, reference: Statistics, whole: Statistics | None = None) -> Expansion | None:
-        """Of features [n, D]; None where N is below ``MIN_SAMPLES`` for each dimension that varies.
+    def of(cls, samples: Array, target: Target, whole: Statistics | None = None) -> Expansion | float:
+        """Of features [n, D]; the distance alone where N is below ``MIN_SAMPLES`` for each dimension that varies.
 
         Args:
             samples: all of them, or evenly chosen ones.
-            reference: held fixed.
+            target: the reference, held fixed.
             whole: statistics of all N samples, where ``samples`` are some of them.
         """
         x = np.asarray(samples, np.float64)
+        count = len(x) if whole is None else whole.count or len(x)
+        if count == len(x) < x.shape[1]:
+            value, found = target.distance_of(x)
+            if count < MIN_SAMPLES * max(1, int((found**2 > NULL * max(found.max() ** 2, TINY)).sum())):
+                return value
         ours = whole or Statistics.of(x)
-        count = ours.count or len(x)
-        half = root(reference.cov)
-        c, axes = np.linalg.eigh(half @ ours.cov @ half)
-        kept = c > NULL * max(float(c.max()), np.finfo(float).tiny)
+        value, mean = target.distance(ours), target.reference.mean
+        c, axes = np.linalg.eigh(target.root @ ours.cov @ target.root)
+        kept = c > NULL * max(float(c.max()), TINY)
         if count < MIN_SAMPLES * max(1, int(kept.sum())):
-            return None
+            return value
         c, s = c[kept], np.sqrt(c[kept])
         y = x - ours.mean
-        z = y @ (half @ axes[:, kept])
-        influence = 2 * y @ (ours.mean - reference.mean) + (y**2).sum(1) - (z**2 / s).sum(1)
-        weights, z2 = _weights(s), z**2
+        z = y @ (target.root @ axes[:, kept])
+        z2 = z**2
+        influence = 2 * y @ (ours.mean - mean) + (y**2).sum(1) - (z2 / s).sum(1)
+        weights = _weights(s)
         diagonal = np.trace(ours.cov) + 0.5 * (np.sum(weights * (z2.T @ z2 / len(x))) - np.sum(np.diag(weights) * c**2))
-        return cls(distance(ours, reference), float(diagonal) / count, count, influence, y, z, s)
+        return cls(value, float(diagonal) / count, count, influence, y, z, s)
 
     def pairs(self, first: NDArray[np.int64], second: NDArray[np.int64]) -> Array:
         """g of pairs of samples, which are named by their places [P]."""
@@ -168,7 +201,7 @@ def half_width(influence: Array, pairs: Array, count: int) -> float:
     return NORMAL_975 * float(np.sqrt(max(v1 - v2, v2)))
 
 
-def measure(samples: Array, reference: Statistics, seed: int = 0, whole: Statistics | None = None) -> Distance:
+def measure(samples: Array, reference: Statistics | Target, seed: int = 0, whole: Statistics | None = None) -> Distance:
     """The distance of samples to a fixed reference, with its bias and a 95 % interval.
 
     The interval is that of ``half_width``, by the influence and the pairs of an ``Expansion``, around value - bias,
@@ -180,9 +213,9 @@ def measure(samples: Array, reference: Statistics, seed: int = 0, whole: Statist
         seed: of the pairs.
         whole: statistics of all samples, where ``samples`` are some of them.
     """
-    found = Expansion.of(samples, reference, whole)
-    if found is None:
-        return Distance(distance(whole or Statistics.of(samples), reference), None, None, None)
+    found = Expansion.of(samples, reference if isinstance(reference, Target) else Target(reference), whole)
+    if isinstance(found, float):
+        return Distance(found, None, None, None)
     half = half_width(found.influence, found.pairs(*some_pairs(len(samples), seed)), found.count)
     centre = found.value - found.bias
     return Distance(found.value, found.bias, max(0.0, centre), (max(0.0, centre - half), max(0.0, centre + half)))

@@ -15,8 +15,7 @@ from numpy.typing import NDArray
 
 from udit import rng
 from udit.errors import UserError
-from udit.evaluation import frechet
-from udit.evaluation.frechet import NORMAL_975, Array, Expansion, Statistics, half_width, some_pairs
+from udit.evaluation.frechet import NORMAL_975, Array, Expansion, Statistics, Target, half_width, some_pairs
 from udit.evaluation.mind import influences
 from udit.spec.base import Spec
 
@@ -67,9 +66,10 @@ def frechet_difference(a: Array, b: Array, reference: Statistics, seed: int = 0)
         UserError: the sets do not have the same shape, or fewer than ``LEAST`` seeds.
     """
     _check(a, b)
-    ours, theirs = (Expansion.of(x, reference) for x in (a, b))
-    if ours is None or theirs is None:
-        return _jackknife(_LeavingOut(a, reference), _LeavingOut(b, reference), seed)
+    target = Target(reference)
+    ours, theirs = (Expansion.of(x, target) for x in (a, b))
+    if isinstance(ours, float) or isinstance(theirs, float):
+        return _jackknife(_LeavingOut(a, target), _LeavingOut(b, target), seed)
     places = some_pairs(len(a), seed)
     half = half_width(ours.influence - theirs.influence, ours.pairs(*places) - theirs.pairs(*places), len(a))
     value = (ours.value - ours.bias) - (theirs.value - theirs.bias)
@@ -173,9 +173,9 @@ def _check(a: NDArray[np.generic], b: NDArray[np.generic]) -> None:
 class _LeavingOut:
     """The Fréchet distance to a reference of subsets of some samples."""
 
-    def __init__(self, x: Array, reference: Statistics) -> None:
-        self.x, self.reference = np.asarray(x, np.float64), reference
-        self.z = (self.x - reference.mean) @ frechet.root(reference.cov)
+    def __init__(self, x: Array, target: Target) -> None:
+        self.x, self.reference = np.asarray(x, np.float64), target.reference
+        self.z = (self.x - target.reference.mean) @ target.root
 
     def __call__(self, rows: NDArray[np.int64]) -> float:
         """As ``frechet.distance``: the cross term is the sum of singular values of centred x R^(1/2)."""

@@ -18,7 +18,7 @@ from udit.data.sources import Labels, Pixels
 from udit.errors import UserError
 from udit.evaluation import metrics
 from udit.evaluation.fidelity import Extractor, kernel_distance
-from udit.evaluation.frechet import Array, Statistics, distance, measure
+from udit.evaluation.frechet import Array, Statistics, Target, measure
 from udit.evaluation.gathered import KEPT, Gathered, gather
 from udit.evaluation.image_set import ImageSet
 from udit.evaluation.mind import DIRECTIONS, mind
@@ -207,9 +207,16 @@ def _values(seen: Gathered, extractor: Extractor, reference: Reference, labels: 
 
 def _frechet(parts: Sequence[Statistics], rows: Array, reference: Statistics, by: str) -> Score:
     """The distance of all parts together, with its interval by the features of kept images."""
-    whole = Statistics.joined(parts)
-    spread = tuple(distance(part, reference) for part in parts) if len(parts) > 1 else ()
-    found = measure(rows, reference, whole=whole)
+    whole, target = Statistics.joined(parts), Target(reference)
+    ends = np.cumsum([part.count or 0 for part in parts])
+    spread: tuple[float, ...] = ()
+    if len(parts) > 1:
+        few = len(rows) == whole.count and max(part.count or 0 for part in parts) < rows.shape[1]
+        if few:  # less work than by covariances
+            spread = tuple(target.distance_of(part)[0] for part in np.split(rows, ends[:-1]))
+        else:
+            spread = tuple(target.distance(part) for part in parts)
+    found = measure(rows, target, whole=whole)
     return Score(
         value=found.value,
         interval=found.interval,

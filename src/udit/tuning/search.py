@@ -49,7 +49,7 @@ STEPS = (5, 9, 13, 21)
 """Odd: each of Heun's steps takes two evaluations, except the last, which takes one."""
 FEW = (1, 2, 4)
 """Of models that are trained for few evaluations."""
-MIN_IMAGES = LEAST
+MIN_IMAGES = 20
 
 
 @dataclass(frozen=True)
@@ -225,7 +225,7 @@ def search(
     start, tried, found = default("good", config.sampling, config.diffusion), [], ()
     length: float | None = None
     chosen: Scorer = scorer
-    if not few and (averages or start.guidance != 1):
+    if not few and scorer.count >= LEAST and (averages or start.guidance != 1):
         tried += [scored for scored in [sweep.measure(scorer, start, always=True)] if scored]
         best, length, found = averages_of(sweep, scorer, start, averages)
         if best is not scorer:
@@ -287,7 +287,8 @@ def tune(
 
     Args:
         run: folder of a training run, of a model with classes.
-        num_samples: images per setting, at least 40; fewer are faster and less precise.
+        num_samples: images per setting, at least 20; fewer are faster and less precise. With fewer than 40, averages and
+            guidance are not compared.
         budget: evaluations of the network in all, counted for one image, guided ones twice; what it does not allow is
             left out. None is no limit.
         device: auto, cpu, cuda, cuda:N or mps.
