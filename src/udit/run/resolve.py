@@ -334,7 +334,7 @@ def _described(data: DataConfig, absent: bool) -> DataInfo:
         if not absent or not isinstance(data, FolderData):
             raise
         height, width = data.shape
-        return DataInfo(channels=data.channels, height=height, width=width, id2label=())
+        return DataInfo(channels=data.channels, height=height, width=width, id2label=(), captioned=data.captioned)
 
 
 def _beside(condition: ConditionConfig, seen: DataInfo) -> int:
