@@ -22,6 +22,7 @@ from udit.errors import UserError
 from udit.evaluation import compare, npz, sets
 from udit.evaluation.archive import keep, path_of
 from udit.evaluation.compare import read, tables
+from udit.evaluation.fidelity import Features
 from udit.evaluation.judge import Judge
 from udit.evaluation.report import Report
 from udit.evaluation.standard import Score, Scores
@@ -151,9 +152,7 @@ class _Wide:
     name, sha256, inception = "wide", "0" * 64, False
 
     def __call__(self, images: np.ndarray) -> Any:
-        return SimpleNamespace(
-            pool=images.reshape(len(images), -1).astype(float), spatial=None, logits=None, classes=None
-        )
+        return Features(images.reshape(len(images), -1).astype(float))
 
 
 def _data(run: Path) -> tuple[Any, Any]:

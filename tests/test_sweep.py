@@ -1,4 +1,4 @@
-"""A sweep leaves what a model has by itself, but for what is surely better over the same seeds, and keeps its budget."""
+"""A sweep leaves what a model has, but for what is surely better over the same seeds, and keeps its budget."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ OWN = SamplingConfig(sampler="dpmpp", steps=10, guidance=2.0)
 
 
 class Drawn:
-    """A model whose images lie as far from the real ones as ``apart`` says of a setting, from noise of the same seeds."""
+    """A model whose images lie ``apart`` from the real ones, and more with another guidance, from the same noise."""
 
     reference = Statistics(np.zeros(3), np.eye(3))
     count = 200
@@ -26,7 +26,9 @@ class Drawn:
     def measure(self, sampling: SamplingConfig) -> Scored:
         self.asked.append(sampling)
         noise = np.random.default_rng(0).standard_normal((self.count, 3))
-        own = np.random.default_rng(hash(sampling) % 2**32).standard_normal((self.count, 3))
+        own = np.random.default_rng(int(100 * sampling.guidance + 10 * sampling.guidance_interval[0])).standard_normal(
+            (self.count, 3)
+        )
         found = noise + 0.02 * own + self.apart + abs(sampling.guidance - 2.5)
         self.features[sampling] = found
         far = distance(Statistics.of(found), self.reference)

@@ -287,8 +287,8 @@ def tune(
 
     Args:
         run: folder of a training run, of a model with classes.
-        num_samples: images per setting, at least 20; fewer are faster and less precise. With fewer than 40, averages and
-            guidance are not compared.
+        num_samples: images per setting, at least 20; fewer are faster and less precise, and fewer than 40 compare no
+            averages and no guidance.
         budget: evaluations of the network in all, counted for one image, guided ones twice; what it does not allow is
             left out. None is no limit.
         device: auto, cpu, cuda, cuda:N or mps.
