@@ -36,8 +36,8 @@ from udit.run.scorable import require_scorable
 from udit.store import load, read_run_config, save
 from udit.training.posthoc import posthoc_ema
 from udit.tuning.ema import SIGMA_RELS
-from udit.tuning.quality import FILE, LOSSES, TUNED, Quality, Scored, default, fastest
-from udit.tuning.sweep import INTERVAL, Sweep, averages_of, difference, guidances
+from udit.tuning.quality import FILE, LOSSES, TUNED, Quality, Scored, ScoredAverage, default, fastest
+from udit.tuning.sweep import INTERVAL, Sweep, averages_of, cost, difference, guidances
 
 WATCHED = 16
 """Images whose features are recorded to choose the steps that a cache recomputes; seeds follow the scored ones."""
@@ -222,7 +222,9 @@ def search(
     config = scorer.system.config
     sweep = Sweep(budget, on_scored)
     samplers, few = config.diffusion.few_step_samplers, config.diffusion.sampling_steps is not None
-    start, tried, found = default("good", config.sampling, config.diffusion), [], ()
+    start = default("good", config.sampling, config.diffusion)
+    tried: list[Scored] = []
+    found: tuple[ScoredAverage, ...] = ()
     length: float | None = None
     chosen: Scorer = scorer
     if not few and scorer.count >= LEAST and (averages or start.guidance != 1):
@@ -242,6 +244,7 @@ def search(
 
     def keep(scored: Scored) -> None:
         tried.append(scored)
+        sweep.spent += scorer.count * cost(scored.sampling)
         on_scored(scored)
 
     for sampling, pick in plain.items():
