@@ -54,11 +54,11 @@ class Sweep:
             sampling: the setting.
             always: measures it in any case.
         """
-        cost = scorer.count * sampling.steps * (1 if sampling.guidance == 1 else 2)
-        if self.budget is not None and self.spent + cost > self.budget and not always:
+        price = scorer.count * cost(sampling)
+        if self.budget is not None and self.spent + price > self.budget and not always:
             self.left_out += 1
             return None
-        self.spent += cost
+        self.spent += price
         scored = scorer.measure(sampling)
         self.on_scored(scored)
         return scored
@@ -75,6 +75,11 @@ class Sweep:
         surely = [each for each in found if (d := difference(scorer, each.sampling, scorer, own)) and d.interval[1] < 0]
         best = min(surely, key=lambda each: each.distance, default=None)
         return (own if best is None else best.sampling), found
+
+
+def cost(sampling: SamplingConfig) -> int:
+    """Evaluations of the network for an image; of a cached setting, as if all steps ran whole."""
+    return sampling.steps * (1 if sampling.guidance == 1 else 2)
 
 
 def difference(a: Measures, how_a: SamplingConfig, b: Measures, how_b: SamplingConfig) -> Difference | None:
