@@ -229,10 +229,9 @@ def search(
     chosen: Scorer = scorer
     if not few and scorer.count >= LEAST and (averages or start.guidance != 1):
         tried += [scored for scored in [sweep.measure(scorer, start, always=True)] if scored]
-        best, length, found = averages_of(sweep, scorer, start, averages)
-        if best is not scorer:
-            assert isinstance(best, Scorer)
-            chosen, tried = best, [one.scored for one in found if one.sigma_rel == length]
+        chosen, length, found = averages_of(sweep, scorer, start, averages)
+        if chosen is not scorer:
+            tried = [one.scored for one in found if one.sigma_rel == length]
         start, seen = sweep.better(chosen, start, guidances(start))
         tried += seen
     ways = candidates(start, samplers, FEW if few else STEPS)

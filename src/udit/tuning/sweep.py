@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 from udit.diffusion.config import SamplingConfig
 from udit.evaluation.frechet import Array, Statistics
@@ -25,13 +25,23 @@ INTERVAL = (0.2, 0.8)
 class Measures(Protocol):
     """What a sweep needs of a scorer: one model's images of the same seeds."""
 
-    reference: Statistics
-    count: int
-    features: dict[SamplingConfig, Array]
-    """Of the images of each setting that was measured."""
+    @property
+    def reference(self) -> Statistics:
+        """Of the real images' features."""
+
+    @property
+    def count(self) -> int:
+        """Images per setting."""
+
+    @property
+    def features(self) -> dict[SamplingConfig, Array]:
+        """Of the images of each setting that was measured."""
 
     def measure(self, sampling: SamplingConfig) -> Scored:
         """Samples images and scores them."""
+
+
+M = TypeVar("M", bound=Measures)
 
 
 @dataclass
@@ -91,8 +101,8 @@ def difference(a: Measures, how_a: SamplingConfig, b: Measures, how_b: SamplingC
 
 
 def averages_of(
-    sweep: Sweep, scorer: Measures, own: SamplingConfig, others: Sequence[tuple[float, Callable[[], Measures]]]
-) -> tuple[Measures, float | None, tuple[ScoredAverage, ...]]:
+    sweep: Sweep, scorer: M, own: SamplingConfig, others: Sequence[tuple[float, Callable[[], M]]]
+) -> tuple[M, float | None, tuple[ScoredAverage, ...]]:
     """The scorer of the average of the weights that is surely better than the run's own, which is kept else.
 
     Args:
@@ -104,7 +114,9 @@ def averages_of(
     Returns:
         The scorer, the length of its average (None is the run's own), and what was measured.
     """
-    chosen, length, least, found = scorer, None, float("inf"), []
+    chosen, least = scorer, float("inf")
+    length: float | None = None
+    found: list[ScoredAverage] = []
     for sigma_rel, make in others:
         other = make()
         scored = sweep.measure(other, own)
