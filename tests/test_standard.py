@@ -276,7 +276,7 @@ def test_mistakes_are_refused(files: Path, error_of: ErrorOf) -> None:
     assert "images need a --reference" in error_of("eval", samples)
     reference = ["--reference", str(files / "images.npz")]
     assert "need the classifier of a run" in error_of("eval", samples, *reference, "--features", "judge")
-    assert "is 'inceptoin', did you mean 'inception'?" in error_of(
+    assert "is 'inceptoin'; did you mean 'inception'?" in error_of(
         "eval", samples, *reference, "--features", "inceptoin"
     )
     assert "timm needs a model" in error_of("eval", samples, *reference, "--features", "timm")

@@ -91,7 +91,7 @@ class Fidelity:
         self.inception = network == "inception"
         self._spatial: list[Tensor] = []
         if self.inception:
-            self.module = _folded(self.module)
+            self.module = fold_norms(self.module)
             # ADM's mixed_6/conv:0. TensorFlow counts the 35x35 blocks from 0 (mixed to mixed_2), so mixed_6 is 6d.
             self.module.Mixed_6d.branch1x1.register_forward_hook(self._keep)
 
@@ -140,7 +140,7 @@ def _build(network: Network, state: dict[str, Tensor] | None) -> Any:
             ) from None
 
 
-def _folded(module: Any) -> Any:
+def fold_norms(module: Any) -> Any:
     """The network with each batch norm in the convolution before it, and with channels innermost, which is faster.
 
     The same function but for rounding (``tests/test_fidelity.py`` compares both in float64).

@@ -73,8 +73,8 @@ def score_with_judge(
     subsets = np.array_split(drawn, 5) if len(drawn) >= 10 else [drawn]
     shares = metrics.precision_recall(samples=drawn, reference=reference)
     count = min(len(drawn), len(real))
-    right = judge.classes(drawn) == np.array(labels, np.int64)
-    agreement = float(right.mean())
+    agreed = judge.classes(drawn) == np.array(labels, np.int64)
+    agreement = float(agreed.mean())
     trust = Trust.of(judge.classes(real), source.labels[parts.test])
     memorised, memorised_real = metrics.memorised_share(near_samples, near_test)
     space = {
@@ -83,7 +83,7 @@ def score_with_judge(
         "reference_sha256": digest.hexdigest(),
     }
     some, real_rows = (np.arange(min(n, KEPT)) * n // min(n, KEPT) for n in (len(drawn), len(reference)))
-    keep(Rows(drawn[some], right[some], statistics, reference[real_rows], space | {"inception": False}))
+    keep(Rows(drawn[some], agreed[some], statistics, reference[real_rows], space | {"inception": False}))
     return Report(
         num_samples=len(generated),
         distance=metrics.frechet_distance(drawn, reference),

@@ -14,7 +14,7 @@ from udit.tuning.quality import TUNED, Level, Quality, Scored, default
 logger = logging.getLogger(__name__)
 
 
-def tuned_folder(model: str | Path) -> Path:
+def tuned_folder(model: str | Path) -> str | Path:
     """The folder whose weights the settings of a model were found for: that of another average, or the model's own.
 
     Raises:
@@ -23,7 +23,7 @@ def tuned_folder(model: str | Path) -> Path:
     folder = Path(model)
     found = Quality.read(folder)
     if found is None or found.sigma_rel is None or folder.name == TUNED:
-        return folder
+        return model
     if not (folder / TUNED / "config.json").is_file():
         raise UserError(f"{folder / TUNED} is missing, for which quality.json was tuned; run `udit tune` again")
     return folder / TUNED
@@ -64,4 +64,4 @@ def frozen(run: Path, level: Level) -> tuple[Path, dict[str, Any]]:
     if found is None:
         raise UserError(f"{run} has no quality.json, by which --quality {level} is scored; run `udit tune {run}` first")
     scored: Scored = getattr(found, level)
-    return tuned_folder(run), scored.sampling.model_dump()
+    return Path(tuned_folder(run)), scored.sampling.model_dump()

@@ -38,8 +38,6 @@ class Scored(Spec):
     """95 %, Wilson."""
     seconds: PositiveFloat
     """Per image, in batches of the size that the protocol names."""
-    difference: tuple[float, float] | None = None
-    """95 %, of this distance minus that of the least distance, over the same seeds."""
 
     def within(self, loss: float, other: Scored) -> bool:
         """Whether this is worse than another by at most a share ``loss``, in distance and in agreement."""
@@ -72,6 +70,8 @@ class Quality(Record):
     good: Scored
     best: Scored
     tried: tuple[Scored, ...]
+    differences: tuple[tuple[float, float] | None, ...] = ()
+    """95 %, of the distance of each of ``tried`` minus the least of them, over the same seeds; None: not compared."""
     sigma_rel: float | None = None
     """Length of the average that was better than the run's own, and lies in ``TUNED``; None where none was."""
     averages: tuple[ScoredAverage, ...] = ()

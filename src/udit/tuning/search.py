@@ -249,24 +249,19 @@ def search(
     for sampling, pick in plain.items():
         if budget is None or sweep.spent < budget:
             chosen.cache(pick, LOSSES["best"], guidance=sampling.guidance != 1, on_scored=keep)
-    compared = tuple(_compared(chosen, each, best_scored) for each in tried)
+    apart = [difference(chosen, each.sampling, chosen, best_scored.sampling) for each in tried]
     quality = Quality(
         weights=chosen.system.fingerprint,
         step=steps_done,
         protocol=chosen.protocol() | {"budget": budget, "spent": sweep.spent, "left_out": sweep.left_out},
         warning=scorer.warning,
-        tried=compared,
+        tried=tuple(tried),
+        differences=tuple(None if each is None else each.interval for each in apart),
         sigma_rel=length,
         averages=found,
-        **{level: fastest(compared, loss, best_scored) for level, loss in LOSSES.items()},
+        **{level: fastest(tried, loss, best_scored) for level, loss in LOSSES.items()},
     )
     return quality, chosen
-
-
-def _compared(scorer: Scorer, scored: Scored, best: Scored) -> Scored:
-    """With the interval of its distance minus the best one's over the same seeds."""
-    apart = difference(scorer, scored.sampling, scorer, best.sampling)
-    return scored if apart is None else scored.replace(difference=apart.interval)
 
 
 def tune(
