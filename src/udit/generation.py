@@ -326,7 +326,7 @@ def generate(
             folder, or uint8 [M, C, H, W] (``start_images``).
         strength: of image to image: the time to which it is noised, as a fraction, above 0 (it stays) to 1 (noise
             alone); 0.6 if None.
-        condition: what a model with ``data.condition`` sees beside the image, in turn; as ``from_image``, or an ``.npz``.
+        condition: what a model with ``data.condition`` sees too, repeated in turn; as ``from_image``, or an ``.npz``.
         autoguide: a weaker model that guidance compares with in place of the null label: a system, a folder, a hub id,
             or the length of a shorter EMA of the run (``weaker_model``).
         batch_size: images that are sampled together.
