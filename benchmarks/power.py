@@ -23,7 +23,6 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -156,7 +155,7 @@ def power(folder: Path) -> dict[str, Any]:
 
 SIDE = 64
 """Of the images that are timed."""
-TURN = 100
+TURN = 50
 """Images that each program sees in its turn."""
 
 
@@ -218,7 +217,7 @@ def clock(folder: Path) -> dict[str, Any]:
 
 
 def clock_features(kept: Path) -> dict[str, Any]:
-    """Processor seconds of the features of 1,000 images by each program, in turns."""
+    """Processor seconds of the features of 1,000 images by each program, in turns; resumes where it was interrupted."""
     from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 
     from test_fidelity import random_inception
@@ -230,35 +229,37 @@ def clock_features(kept: Path) -> dict[str, Any]:
         )
     ours, other = Fidelity("inception", weights), load_extractor("efficientnet-lite0")
     images = noise(DRAWN, 0)
-    seconds = {"torch-fidelity": 0.0, "udit": 0.0, "efficientnet-lite0": 0.0}
-    parts: list[Features] = []
-
-    def turn(name: str, do: Callable[[np.ndarray], object], some: np.ndarray) -> object:
-        start = time.process_time()
-        result = do(some)
-        seconds[name] += time.process_time() - start
-        return result
 
     def by_torch_fidelity(some: np.ndarray) -> object:
         with torch.no_grad():
             return [theirs(torch.from_numpy(some[i : i + 64])) for i in range(0, len(some), 64)]  # its batch size
 
-    by_torch_fidelity(images[:8]), ours(images[:8]), other(images[:8])
-    for start in range(0, DRAWN, TURN):
-        some = images[start : start + TURN]
-        turn("torch-fidelity", by_torch_fidelity, some)
-        parts.append(turn("udit", ours, some))
-        turn("efficientnet-lite0", other, some)
-        print({name: round(value, 1) for name, value in seconds.items()}, flush=True)
-    seen = Features.joined(parts)
-    scale = 1 + 0.1 * np.random.default_rng(2).standard_normal(seen.pool.shape[1])
+    programs = {"torch-fidelity": by_torch_fidelity, "udit": ours, "efficientnet-lite0": other}
+    for do in programs.values():
+        do(images[:8])
     kept.parent.mkdir(parents=True, exist_ok=True)
-    np.savez(kept, pool=seen.pool, logits=seen.logits, spatial=seen.spatial, real=seen.pool[::-1] * scale)
+    for start in range(0, DRAWN, TURN):
+        turn = kept.with_name(f"turn-{start}.npz")
+        if turn.is_file():
+            continue
+        found: dict[str, Any] = {}
+        for name, do in programs.items():
+            begin = time.process_time()
+            result = do(images[start : start + TURN])
+            found[name] = time.process_time() - begin
+            if isinstance(result, Features) and name == "udit":
+                found |= {"pool": result.pool, "logits": result.logits, "spatial": result.spatial}
+        np.savez(turn, **found)
+        print(start, {name: round(found[name], 1) for name in programs}, flush=True)
+    turns = [np.load(kept.with_name(f"turn-{start}.npz")) for start in range(0, DRAWN, TURN)]
+    pool, logits, spatial = (np.concatenate([turn[key] for turn in turns]) for key in ("pool", "logits", "spatial"))
+    scale = 1 + 0.1 * np.random.default_rng(2).standard_normal(pool.shape[1])
+    np.savez(kept, pool=pool, logits=logits, spatial=spatial, real=pool[::-1] * scale)
     return {
         "images": DRAWN,
         "side": SIDE,
         "input": {"inception": 299, "efficientnet-lite0": 224},
-        "features": seconds,
+        "features": {name: float(sum(turn[name] for turn in turns)) for name in programs},
         **facts(),
     }
 
