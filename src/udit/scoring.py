@@ -125,7 +125,7 @@ def evaluate(
                     protocol,
                     folder / JUDGE,
                     mirrored=values.data.mirrored,
-                    keep=lambda rows: replace(rows, facts=rows.facts | facts).save(folder, protocol),
+                    keep=lambda rows: replace(rows, facts={**rows.facts, **facts}).save(folder, protocol),
                 )
                 _write(folder, report, images, labels, system.config.classes)
         elif report is not None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -103,7 +104,7 @@ class Target:
         values = np.linalg.svd(centred @ self.root, compute_uv=False)
         return self._distance(mean, float((centred**2).sum()), values), values
 
-    def _distance(self, mean: Array, trace: float, values: Array) -> float:
+    def _distance(self, mean: Array, trace: float, values: NDArray[np.floating[Any]]) -> float:
         apart = np.sum((mean - self.reference.mean) ** 2)
         return max(0.0, float(apart + trace + np.trace(self.reference.cov) - 2 * values.sum()))
 
