@@ -15,6 +15,7 @@ from pydantic import ValidationError
 from udit.errors import UserError
 from udit.evaluation import standard
 from udit.evaluation.paired import (
+    LEAST,
     Difference,
     agreement_difference,
     frechet_difference,
@@ -104,7 +105,10 @@ def paired(a: Path, b: Path) -> Paired:
         found[names["kid"]] = kernel_difference(first.features, second.features, first.reference_features)
         count = min(len(first.features), len(first.reference_features), standard.MOST_SLICED)
         some = np.arange(count) * len(first.features) // count
-        found[names["mind"]] = mind_difference(first.features[some], second.features[some], first.reference_features)
+        if count >= LEAST:
+            found[names["mind"]] = mind_difference(
+                first.features[some], second.features[some], first.reference_features
+            )
     if first.right is not None and second.right is not None:
         found["class_agreement"] = agreement_difference(first.right, second.right)
     facts = {key: first.facts[key] for key in (*SEEDS, *SPACE)}
