@@ -1,17 +1,20 @@
 #!/usr/bin/env bash
-# torch-fidelity 0.4.0. One would guess: feature_extractor_internal_dtype="float64", which its documentation offers "to
-# improve numerical precision", computes in float64. It happens: the table behind it maps the word to torch.float32, so
-# that nothing changes and nothing is said. Set the attribute to torch.float64 and call .double() yourself.
-set -eu
-folder=$(mktemp -d)
-trap 'rm -rf "$folder"' EXIT
-"${PYTHON:-python3}" -m venv "$folder/venv"
-"$folder/venv/bin/pip" install --quiet "torch==2.14.1" "torch-fidelity==0.4.0"
-"$folder/venv/bin/python" - <<'EOF'
+# torch-fidelity's networks compute in float32 where float64 is asked for.
+#
+# Guess:  feature_extractor_internal_dtype="float64", which the documentation offers to "improve numerical precision",
+#         computes features in float64.
+# Seen:   torch-fidelity 0.4.0 maps the word to torch.float32, so that nothing changes and nothing is said. The network's
+#         .double() and its attribute feature_extractor_internal_dtype = torch.float64 do it.
+set -euo pipefail
+place=$(mktemp -d)
+trap 'rm -rf "$place"' EXIT
+python3 -m venv "$place/venv"
+"$place/venv/bin/pip" install -q --disable-pip-version-check torch==2.14.1 torch-fidelity==0.4.0
+OMP_NUM_THREADS=1 "$place/venv/bin/python" - <<'PY'
 import torch
 from torch_fidelity.helpers import text_to_dtype
 
 found = text_to_dtype("float64", "float32")
 print("float64 is", found)
 assert found is torch.float32, "mended: remove this file"
-EOF
+PY
