@@ -21,7 +21,8 @@ from udit.diffusion.config import FlowConfig, SamplingConfig
 from udit.errors import UserError
 from udit.evaluation import image_set
 from udit.evaluation.archive import path_of
-from udit.evaluation.fidelity import Features, extract
+from udit.evaluation.fidelity import Features
+from udit.evaluation.gathered import gather
 from udit.evaluation.image_set import CHUNK, ImageSet
 from udit.evaluation.judge import train_judge
 from udit.evaluation.report import Report
@@ -187,6 +188,7 @@ class Means:
 
     name = "means"
     sha256 = "0" * 64
+    inception = False
 
     def __call__(self, images: np.ndarray) -> Features:
         return Features(images.reshape(len(images), 4, -1).mean(2, dtype=np.float64))
@@ -234,6 +236,6 @@ def test_chunks_change_no_bit_of_features_or_references() -> None:
     judge = train_judge(pixels[:200], np.arange(200) % 2, 2, steps=2, seed=0)
     assert np.array_equal(ImageSet.of(pixels).map(judge.features), judge.features(pixels))
     one = Means()(pixels)
-    assert np.array_equal(extract(Means(), pixels).pool, one.pool)
+    assert np.array_equal(gather(pixels, [Means()])[0].rows, one.pool)
     [whole] = {reference_of(images, Means()).sha256 for images in (pixels, ImageSet.of(pixels))}
     assert reference_of(pixels[:, :, ::-1], Means()).sha256 != whole
