@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
 
@@ -78,7 +79,7 @@ def test_efficientnet_of_pypi_has_1280_features() -> None:
 
 
 @pytest.mark.slow  # needs the extra [align]
-def test_dinov2_and_clip_come_from_folders_through_transformers_and_timm(tmp_path: Path) -> None:
+def test_dinov2_and_clip_come_from_folders_through_transformers(tmp_path: Path) -> None:
     from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection, Dinov2Config, Dinov2Model
 
     sizes = {"hidden_size": 12, "num_hidden_layers": 1, "num_attention_heads": 2, "image_size": 28, "patch_size": 14}
@@ -91,8 +92,10 @@ def test_dinov2_and_clip_come_from_folders_through_transformers_and_timm(tmp_pat
     assert load_extractor(f"clip:{tmp_path / 'clip'}")(images()).pool.shape == (5, 7)
     with pytest.raises(UserError, match="cannot be read from"):
         load_extractor(f"dinov2:{tmp_path / 'none'}")
-    import json
 
+
+@pytest.mark.slow  # needs the extra [align]
+def test_any_model_of_timm_comes_from_a_folder(tmp_path: Path) -> None:
     import timm
     from safetensors.torch import save_file
 
