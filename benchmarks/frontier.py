@@ -69,7 +69,7 @@ def main() -> None:
     """Reads the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", type=Path, nargs="?", help="a flow-matching run of a U-DiT")
-    parser.add_argument("--n", type=int, default=200, help="images per setting")
+    parser.add_argument("--n", type=int, default=1000, help="images per setting")
     parser.add_argument("--steps", default=",".join(map(str, STEPS)), help="evaluations of few-step solvers, e.g. 5,9")
     parser.add_argument("--batch", type=int, default=16, help="images per round of --clock")
     parser.add_argument(

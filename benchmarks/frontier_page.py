@@ -32,6 +32,14 @@ $ udit sample runs/digits --quality good    # from then on
 
 **Which to take.** `draft` for a look at a model, `good` for images to show, `best` for images to score: the fastest
 setting within 50, 10 or 2 % of the best score that `udit tune` found, with `--n` images per setting (default 500).
+
+`udit tune` is one sweep on the same seeds: first averages of the weights of other lengths (of a run with
+`training.posthoc_ema`), then scales of guidance, at all times and within an interval; each replaces the run's own only
+where the difference of both distances over the same seeds excludes zero ([evaluation.md](evaluation.md#paired-seeds)),
+since the best of many settings that differ by chance alone is none. Then solvers and numbers of steps, then caches.
+`--budget N` is the most evaluations of the network, counted for one image; what it does not allow is left out. The
+result is frozen in `RUN/quality.json`, and another average in `RUN/tuned`; `--quality` of `udit sample` and `udit eval`
+takes both.
 Without a `quality.json` in the run or model folder, `--quality` uses this table, with the model's own guidance:
 
 | | draft | good | best |

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -14,7 +15,7 @@ from torch import Tensor
 from udit.convert.states import read_published
 from udit.errors import UserError
 from udit.evaluation import metrics
-from udit.evaluation.fidelity import Features, Fidelity, inception_score, kernel_distance
+from udit.evaluation.fidelity import Features, Fidelity, InceptionScore, fold_norms, kernel_distance
 from udit.evaluation.frechet import Statistics, distance
 
 pytest.importorskip("torch_fidelity")
@@ -59,23 +60,45 @@ def seen(inception: Fidelity, images: np.ndarray) -> Features:
     return inception(images)
 
 
+def inception_score(logits: np.ndarray) -> tuple[float, float]:
+    found = InceptionScore(len(logits))
+    found.add(logits)
+    return found.value()
+
+
 def pair(n: int = 400, m: int = 300, width: int = 12) -> tuple[np.ndarray, np.ndarray]:
     g = np.random.default_rng(1)
     return g.standard_normal((n, width)) + 0.3, g.standard_normal((m, width)) * 1.2
 
 
-def test_inception_sees_what_torch_fidelity_sees(weights_file: Path, images: np.ndarray, seen: Features) -> None:
+def theirs(weights_file: Path) -> Any:
     from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 
     honest = torch.load(weights_file, weights_only=True)
     with mock.patch("torch.load", return_value=honest):
-        theirs = FeatureExtractorInceptionV3(
-            "inception-v3-compat", ["2048", "logits_unbiased"], feature_extractor_weights_path=str(weights_file)
+        return FeatureExtractorInceptionV3(
+            "inception-v3-compat",
+            ["2048", "logits_unbiased"],
+            feature_extractor_weights_path=str(weights_file),
         )
-    pool, logits = theirs(torch.from_numpy(images))
+
+
+def test_inception_sees_what_torch_fidelity_sees(
+    weights_file: Path, inception: Fidelity, images: np.ndarray, seen: Features
+) -> None:
+    """With norms in convolutions it is the same function in float64, and as near to that in float32 as theirs is."""
+    pixels = torch.from_numpy(images)
+    exact = theirs(weights_file).double()
+    exact.feature_extractor_internal_dtype = torch.float64  # which 0.4.0 makes float32 of the word "float64"
+    pool, logits = exact(pixels)
+    assert not any(isinstance(part, torch.nn.BatchNorm2d) for part in inception.module.modules())
+    for ours, wanted in zip(fold_norms(copy.deepcopy(exact))(pixels), (pool, logits), strict=True):
+        assert ours.double().numpy().reshape(wanted.shape) == pytest.approx(wanted.double().numpy(), rel=1e-6)
     assert seen.logits is not None
-    assert seen.pool == pytest.approx(pool.double().numpy(), rel=1e-6)
-    assert seen.logits == pytest.approx(logits.double().numpy(), rel=1e-6)
+    rounded = theirs(weights_file)(pixels)
+    for ours, single, wanted in zip((seen.pool, seen.logits), rounded, (pool, logits), strict=True):
+        error = np.abs(single.double().numpy() - wanted.double().numpy()).max()
+        assert np.abs(ours - wanted.double().numpy()).max() <= 4 * max(error, float(np.spacing(np.float32(ours.max()))))
     assert seen.pool.shape == (3, 2048)
     assert seen.pool.std(0).max() > 0
 
@@ -183,6 +206,10 @@ def test_inception_score_is_torch_fidelitys() -> None:
     logits = np.random.default_rng(0).standard_normal((200, 10)).astype(np.float32) * 3
     wanted = isc_features_to_metric(torch.from_numpy(logits))
     assert inception_score(logits.astype(np.float64)) == pytest.approx(tuple(wanted.values()), abs=1e-6)
+    in_parts = InceptionScore(200)
+    for part in np.array_split(logits.astype(np.float64), 7):
+        in_parts.add(part)
+    assert in_parts.value() == pytest.approx(inception_score(logits.astype(np.float64)), rel=1e-12)
 
 
 def test_inception_score_of_certain_and_even_classes_is_their_number() -> None:
@@ -228,6 +255,20 @@ def test_mode_collapse_costs_recall_and_noise_costs_precision() -> None:
     scattered = metrics.precision_recall(samples=noisy, reference=reference)
     assert scattered.precision < 0.6
     assert scattered.recall > 0.8
+
+
+def test_density_and_coverage_are_of_the_references_balls() -> None:
+    """On a line: each of 0, 1, ..., 9 has its fifth neighbour at most 5 away, at least 3."""
+    reference = np.arange(10.0)[:, None]
+    found = metrics.precision_recall(samples=np.array([[4.6], [4.6], [4.6], [90.0]]), reference=reference)
+    radii = np.array([sorted(abs(x - reference[:, 0]))[5] for x in reference[:, 0]])
+    balls = int((abs(reference[:, 0] - 4.6) <= radii).sum())
+    assert found.density == pytest.approx(3 * balls / (5 * 4))
+    assert found.coverage == pytest.approx(balls / 10)
+    g = np.random.default_rng(0)
+    same = metrics.precision_recall(samples=g.standard_normal((500, 3)), reference=g.standard_normal((500, 3)))
+    assert same.density == pytest.approx(1, abs=0.1)
+    assert same.coverage == pytest.approx(1 - 0.5**5, abs=0.03)  # of equal sets: (Naeem et al. 2020, Sec. 3.2)
 
 
 def test_too_few_for_precision_are_refused() -> None:

@@ -21,7 +21,8 @@ from udit.diffusion.config import FlowConfig, SamplingConfig
 from udit.errors import UserError
 from udit.evaluation import image_set
 from udit.evaluation.archive import path_of
-from udit.evaluation.fidelity import Features, extract
+from udit.evaluation.fidelity import Features
+from udit.evaluation.gathered import gather
 from udit.evaluation.image_set import CHUNK, ImageSet
 from udit.evaluation.judge import train_judge
 from udit.evaluation.report import Report
@@ -158,7 +159,10 @@ def test_a_run_is_evaluated_once_and_its_report_is_returned_again(run: Path) -> 
     assert Report.model_validate_json(written.read_text()) == report
     own = path_of(written, report.setting)
     assert own.read_bytes() == written.read_bytes()
-    assert {path.name for path in written.parent.iterdir()} == {
+    names = {path.name for path in written.parent.iterdir()}
+    rows = {name for name in names if name.startswith(("features-", "reference-"))}
+    assert len(rows) == 2  # for comparisons seed by seed
+    assert names - rows == {
         *("metrics.json", "report.md", "grid.png", "samples.npz", "judge.safetensors"),
         *(own.name, path_of(written.parent / "report.md", report.setting).name),
     }
@@ -187,6 +191,7 @@ class Means:
 
     name = "means"
     sha256 = "0" * 64
+    inception = False
 
     def __call__(self, images: np.ndarray) -> Features:
         return Features(images.reshape(len(images), 4, -1).mean(2, dtype=np.float64))
@@ -234,6 +239,6 @@ def test_chunks_change_no_bit_of_features_or_references() -> None:
     judge = train_judge(pixels[:200], np.arange(200) % 2, 2, steps=2, seed=0)
     assert np.array_equal(ImageSet.of(pixels).map(judge.features), judge.features(pixels))
     one = Means()(pixels)
-    assert np.array_equal(extract(Means(), pixels).pool, one.pool)
+    assert np.array_equal(gather(pixels, [Means()])[0].rows, one.pool)
     [whole] = {reference_of(images, Means()).sha256 for images in (pixels, ImageSet.of(pixels))}
     assert reference_of(pixels[:, :, ::-1], Means()).sha256 != whole

@@ -23,7 +23,7 @@ ORDER = (
     *("errors", "progress", "spec", "interpolation", "rng", "files", "record", "hub", "dist", "sharding", "images"),
     *("clips", "checkpoint", "ops", "nn", "models", "diffusion", "text", "data", "optim", "demos", "run", "adapters"),
     *("prompts", "fingerprints", "joint", "assemble", "analysis", "rollout", "store"),
-    *("exporting", "convert", "parity", "training", "evaluation", "scoring", "reconstruction"),
+    *("exporting", "convert", "parity", "training", "evaluation", "scoring", "panel", "reconstruction"),
     *("tuning", "inputs", "target"),
     *(
         "generation",

@@ -274,7 +274,7 @@ def test_sweep_scores_lengths_on_one_protocol(run: Path, capsys: pytest.CaptureF
     scored = sweep_ema(run, (0.05, 0.1), num_samples=20, progress=False)
     assert [length.sigma_rel for length in scored] == [0.05, 0.1]
     assert [length.scores.model_dump(mode="json") for length in scored] == found
-    assert all(f"{length.scores.scores['fid'].value:.4f}" in said for length in scored)
+    assert all(f"{length.scores.distance.value:.4f}" in said for length in scored)
     with pytest.raises(UserError, match="sigma_rels is empty"):
         sweep_ema(run, ())
 

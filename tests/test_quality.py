@@ -7,6 +7,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+import torch
 
 import udit
 from conftest import TINY, ErrorOf, perturb, succeeds
@@ -16,11 +17,13 @@ from udit.diffusion.config import DDPMConfig, EDMConfig, FlowConfig, SamplingCon
 from udit.diffusion.few_step_config import ConsistencyConfig, MeanFlowConfig
 from udit.diffusion.process_config import ProcessConfig
 from udit.diffusion.sample import make_sampler
+from udit.errors import UserError
 from udit.images import read_settings
 from udit.run.system import SystemConfig
 from udit.store import read_run_config
 from udit.tuning import search
-from udit.tuning.quality import FILE, Quality, Scored, default, fastest
+from udit.tuning.levels import frozen
+from udit.tuning.quality import FILE, TUNED, Quality, Scored, default, fastest
 
 LEVELS = ("draft", "good", "best")
 
@@ -82,7 +85,7 @@ def test_few_long_steps_are_neither_cached_nor_many(monkeypatch: pytest.MonkeyPa
     scorer = search.Scorer(system, None, None, 20, 20)  # type: ignore[arg-type]
     monkeypatch.setattr(search.Scorer, "measure", lambda self, how: scored(how.steps, how.steps, **how.model_dump()))
     monkeypatch.setattr(search.Scorer, "protocol", lambda self: {})
-    found = search.search(scorer, 1)
+    found, _ = search.search(scorer, 1)
     assert [each.sampling.steps for each in found.tried] == [1, 2, 4]
 
 
@@ -180,3 +183,34 @@ def test_a_run_is_tuned_and_drawn_from(
     how = drawn(capsys, run, tmp_path / "out", "--quality", "best")
     assert how == found.best.sampling.model_dump(mode="json")
     assert read_run_config(run).sampling.steps == 2
+
+
+def test_a_frozen_average_is_drawn_from_and_scored(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], error_of: ErrorOf
+) -> None:
+    """A run whose quality.json names another average: its folder gives the weights, and its settings are taken."""
+    run = Path(shutil.copytree(model, tmp_path / "model"))
+    other = udit.load(model)
+    with torch.no_grad():
+        for value in other.backbone.parameters():
+            value.add_(0.01)
+    ways = {level: scored(1, 1, sampler="unipc", steps=2 + i) for i, level in enumerate(LEVELS)}
+    found = Quality(weights=other.fingerprint, step=9, protocol={}, tried=(), sigma_rel=0.05, **ways)
+    found.write(run / FILE)
+    words = ("sample", str(run), "--quality", "good", "--n", "1", "--out", str(tmp_path / "out"), "--no-progress")
+    assert "is missing, for which quality.json was tuned" in error_of(*words)
+    udit.save(other, run / TUNED)
+    found.write(run / TUNED / FILE)
+    succeeds(capsys, *words)
+    settings = read_settings(tmp_path / "out" / "000000.png")
+    assert settings is not None
+    assert settings["model"] == other.fingerprint
+    assert settings["sampling"]["steps"] == 3
+    folder, how = frozen(run, "best")
+    assert folder == run / TUNED
+    assert (how["sampler"], how["steps"]) == ("unipc", 4)
+    with pytest.raises(UserError, match=r"has no quality\.json, by which --quality best is scored"):
+        frozen(model, "best")
+    assert "--steps is given and --quality best sets it" in error_of(
+        "eval", str(run), "--quality", "best", "--steps", "3"
+    )

@@ -16,12 +16,13 @@ import pytest
 import udit
 from conftest import ErrorOf, succeeds
 from runs import image_folder, small_run, train
-from udit import files, scoring
+from udit import files, panel, scoring
 from udit.data.sources import Parts
 from udit.errors import UserError
-from udit.evaluation import npz, sets
+from udit.evaluation import compare, npz, sets
 from udit.evaluation.archive import keep, path_of
 from udit.evaluation.compare import read, tables
+from udit.evaluation.fidelity import Features
 from udit.evaluation.judge import Judge
 from udit.evaluation.report import Report
 from udit.evaluation.standard import Score, Scores
@@ -123,7 +124,7 @@ def test_references_weights_lengths_and_room_are_checked_before_anything_is_draw
 ) -> None:
     images = np.random.default_rng(0).integers(0, 256, (5, 1, 8, 8), np.uint8)
     with pytest.raises(UserError, match=r"there is no judge '.*judge.safetensors'; `udit eval RUN` trains"):
-        scoring.score_run(run, features="judge", weights_file=tmp_path / "judge.safetensors")
+        panel.score_run(run, features="judge", weights_file=tmp_path / "judge.safetensors")
     weights = tmp_path / "judge.safetensors"
     trained = scoring.judge_of(*_data(run), 2, weights)
     few, wide = tmp_path / "few.npz", tmp_path / "wide.npz"
@@ -135,7 +136,7 @@ def test_references_weights_lengths_and_room_are_checked_before_anything_is_draw
         (wide, "use one of them for both"),
     ):
         with pytest.raises(UserError, match=message):
-            scoring.score_run(run, features="judge", weights_file=weights, reference=path)
+            panel.score_run(run, features="judge", weights_file=weights, reference=path)
     assert trained.num_classes == 2
     with pytest.raises(UserError, match=r"sigma_rel is 0\.5"):
         sweep_ema(run, [0.05, 0.5])
@@ -148,10 +149,10 @@ def test_references_weights_lengths_and_room_are_checked_before_anything_is_draw
 class _Wide:
     """An extractor of other features."""
 
-    name, sha256 = "wide", "0" * 64
+    name, sha256, inception = "wide", "0" * 64, False
 
     def __call__(self, images: np.ndarray) -> Any:
-        return SimpleNamespace(pool=images.reshape(len(images), -1).astype(float), spatial=None, logits=None)
+        return Features(images.reshape(len(images), -1).astype(float))
 
 
 def _data(run: Path) -> tuple[Any, Any]:
@@ -290,6 +291,37 @@ def test_reports_of_several_settings_stay(run: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(scoring, "draw_samples", lambda *_: pytest.fail("scored before"))
     assert udit.evaluate(run, sampling={"steps": 1}) == one
     assert udit.evaluate(run, sampling={"steps": 2}) == two
+
+
+def test_two_settings_are_compared_seed_by_seed(
+    run: Path, capsys: pytest.CaptureFixture[str], error_of: ErrorOf
+) -> None:
+    folder = run / "evaluation"
+    paths = []
+    for steps in (1, 2):
+        report = udit.evaluate(run, num_samples=40, sampling={"steps": steps}, progress=False)
+        assert report is not None
+        paths.append(path_of(folder / "metrics.json", report.setting))
+    found = compare.paired(*paths)
+    one, two = (Report.model_validate_json(path.read_text()) for path in paths)
+    assert set(found.differences) >= {"frechet_distance", "class_agreement", "kernel_distance"}
+    distance = found.differences["frechet_distance"]
+    assert (distance.a, distance.b) == pytest.approx((one.distance, two.distance), rel=1e-4, abs=1e-6)
+    assert distance.interval[0] <= distance.value <= distance.interval[1]
+    assert found.differences["class_agreement"].value == pytest.approx(one.agreement - two.agreement)
+    said = succeeds(capsys, "scores", *map(str, paths), "--paired")
+    assert "told apart" in said
+    assert "- first_seed: 0" in said
+    same = compare.paired(paths[0], paths[0]).differences
+    assert not any(each.separate for each in same.values())
+    other = udit.evaluate(run, num_samples=50, progress=False)
+    assert other is not None
+    assert "differ in num_samples" in error_of(
+        "scores", str(paths[0]), str(path_of(folder / "metrics.json", other.setting)), "--paired"
+    )
+    for file in folder.glob("features-*"):
+        file.unlink()
+    assert "score them again with `udit eval RUN --again`" in error_of("scores", *map(str, paths), "--paired")
 
 
 def of_network(distance: float, **protocol: object) -> Scores:

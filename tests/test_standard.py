@@ -13,8 +13,10 @@ from conftest import ErrorOf, succeeds
 from udit.data.codec_config import IdentityCodec, VAECodec
 from udit.data.vae import VAE_WEIGHTS, cached_sha256
 from udit.errors import UserError
-from udit.evaluation import npz
+from udit.evaluation import gathered, npz, standard
 from udit.evaluation.fidelity import Features
+from udit.evaluation.frechet import Statistics, distance
+from udit.evaluation.image_set import ImageSet
 from udit.evaluation.judge import JudgeFeatures, train_judge
 from udit.evaluation.protocol import PROTOCOLS, check_model, find_protocol
 from udit.evaluation.sets import read_images, read_reference, reference_of
@@ -28,10 +30,18 @@ class Pixels:
 
     name = "pixels"
     sha256 = "0" * 64
+    inception = False
 
     def __call__(self, images: np.ndarray) -> Features:
         flat = images.reshape(len(images), -1).astype(np.float64)
         return Features(flat[:, :4], flat[:, 4:8], flat[:, :3] / 64)
+
+
+class Published(Pixels):
+    """The same in the place of the literature's Inception."""
+
+    name = "inception-v3-compat, pixels"
+    inception = True
 
 
 def random_images(count: int, shift: int = 0, seed: int = 0) -> np.ndarray:
@@ -45,16 +55,68 @@ def pixels_of(path: Path) -> np.ndarray:
 
 @pytest.fixture(scope="module")
 def scored() -> Scores:
-    reference = reference_of(random_images(400, seed=1), Pixels())
-    return score(random_images(300, 20), Pixels(), reference, subject={"run": "a"}, protocol={"name": "test"})
+    reference = reference_of(random_images(400, seed=1), Published())
+    return score(random_images(300, 20), Published(), reference, subject={"run": "a"}, protocol={"name": "test"})
 
 
 def test_every_score_says_what_made_it(scored: Scores) -> None:
-    assert set(scored.scores) == {"fid", "sfid", "inception_score", "kid", "precision", "recall"}
+    manifolds = {"precision", "recall", "density", "coverage"}
+    assert set(scored.scores) == {"fid", "sfid", "inception_score", "kid", "mind"} | manifolds
     assert all("pixels" in found.beside for found in scored.scores.values())
     assert scored.protocol["num_samples"] == 300
     assert scored.protocol["reference_count"] == 400
     assert scored.protocol["extractor_sha256"] == Pixels.sha256
+
+
+def test_only_inceptions_numbers_have_the_names_of_the_literature(scored: Scores) -> None:
+    reference = reference_of(random_images(400, seed=1), Pixels())
+    found = score(random_images(300, 20), Pixels(), reference, subject={}, protocol={})
+    manifolds = {"precision", "recall", "density", "coverage"}
+    assert set(found.scores) == {"frechet_distance", "kernel_distance", "sliced_distance"} | manifolds
+    assert found.distance.value == scored.distance.value == scored.scores["fid"].value
+    assert found.scores["sliced_distance"].value == scored.scores["mind"].value
+    of_older = found.replace(scores={"fid": found.distance})
+    assert "frechet_distance" in tables([("old", of_older)])
+    assert "| fid" not in tables([("old", of_older)])
+
+
+def test_one_pass_scores_in_several_spaces_and_memory_does_not_grow(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gathered, "KEPT", 100)
+    monkeypatch.setattr(standard, "KEPT", 100)
+    whole = random_images(400, 20)
+    images, read = ImageSet.of(whole), []
+
+    def reading(ids: np.ndarray) -> np.ndarray:
+        read.append(len(ids))
+        return images.read(ids)
+
+    spaces = [(kind(), reference_of(random_images(400, seed=1), kind())) for kind in (Pixels, Published)]
+    kept: list[gathered.Gathered] = []
+    ours, theirs = standard.score_panel(
+        ImageSet(400, images.shape, reading), spaces, subject={}, protocol={}, keep=lambda seen, _: kept.append(seen)
+    )
+    assert sum(read) == 400
+    assert [len(seen.rows) for seen in kept] == [100, 100]
+    assert np.array_equal(kept[0].rows, Pixels()(whole[::4]).pool)
+    exact = Statistics.of(Pixels()(whole).pool)
+    assert kept[0].statistics.cov == pytest.approx(exact.cov)
+    assert ours.distance.value == pytest.approx(distance(exact, spaces[0][1].pool)) == theirs.distance.value
+    assert ours.distance.interval is not None
+    assert ours.protocol["manifolds_of"] == 100
+
+
+def test_agreement_of_a_judge_is_one_of_the_scores() -> None:
+    class Judging(Pixels):
+        def __call__(self, images: np.ndarray) -> Features:
+            return Features(super().__call__(images).pool, classes=np.zeros(len(images), np.int64))
+
+    reference = reference_of(random_images(40), Judging())
+    labels = np.arange(40) % 4
+    (found,) = standard.score_panel(
+        random_images(40, 20), [(Judging(), reference)], subject={}, protocol={}, labels=labels
+    )
+    assert found.scores["class_agreement"].value == 0.25
+    assert found.scores["class_agreement"].interval is not None
 
 
 @pytest.mark.parametrize("name", ["fid", "sfid"])
@@ -91,13 +153,13 @@ def test_different_protocols_are_listed_separately_and_not_compared(scored: Scor
 
 
 def test_statistics_alone_give_distances_and_nothing_that_needs_images(tmp_path: Path) -> None:
-    made = reference_of(random_images(400, seed=1), Pixels())
+    made = reference_of(random_images(400, seed=1), Published())
     npz.write(tmp_path / "ref.npz", pool=made.pool, spatial=made.spatial)
-    reference = read_reference(tmp_path / "ref.npz", Pixels())
-    found = score(random_images(300, 20), Pixels(), reference, subject={}, protocol={})
+    reference = read_reference(tmp_path / "ref.npz", Published())
+    found = score(random_images(300, 20), Published(), reference, subject={}, protocol={})
     assert set(found.scores) == {"fid", "sfid", "inception_score"}
     assert found.scores["fid"].value == pytest.approx(
-        score(random_images(300, 20), Pixels(), made, subject={}, protocol={}).scores["fid"].value
+        score(random_images(300, 20), Published(), made, subject={}, protocol={}).scores["fid"].value
     )
 
 
@@ -106,9 +168,7 @@ def test_statistics_of_another_extractor_are_refused(tmp_path: Path) -> None:
     npz.write(tmp_path / "ref.npz", pool=made.pool, facts={"extractor": "inception", "extractor_sha256": "1" * 64})
     with pytest.raises(UserError, match="use one of them for both"):
         read_reference(tmp_path / "ref.npz", Pixels())
-    npz.write(
-        tmp_path / "bare.npz", pool=reference_of(random_images(40), lambda x: Features(x[:, 0, 0, :3] * 1.0)).pool
-    )  # type: ignore[arg-type]
+    npz.write(tmp_path / "bare.npz", pool=Statistics.of(random_images(40)[:, 0, 0, :3]))
     with pytest.raises(UserError, match="the reference has 3 features and pixels gives 4"):
         score(random_images(30), Pixels(), read_reference(tmp_path / "bare.npz", Pixels()), subject={}, protocol={})
 
@@ -206,16 +266,23 @@ def test_other_tools_samples_are_scored_from_the_command_line(files: Path, capsy
     text = succeeds(capsys, *words)
     assert "not Inception" in text
     found = Scores.read(out)
-    assert {"fid", "kid", "precision", "recall"} <= set(found.scores)
-    assert "not Inception" in found.scores["fid"].beside
-    assert "| fid" in succeeds(capsys, "scores", str(out), str(out))
+    assert {"frechet_distance", "kernel_distance", "precision", "recall"} <= set(found.scores)
+    assert "not Inception" in found.distance.beside
+    assert "| frechet_distance" in succeeds(capsys, "scores", str(out), str(out))
 
 
 def test_mistakes_are_refused(files: Path, error_of: ErrorOf) -> None:
     samples = str(files / "samples.npz")
     assert "images need a --reference" in error_of("eval", samples)
     reference = ["--reference", str(files / "images.npz")]
-    assert "need the classifier of a run" in error_of("eval", samples, *reference)
+    assert "need the classifier of a run" in error_of("eval", samples, *reference, "--features", "judge")
+    assert "is 'inceptoin'; did you mean 'inception'?" in error_of(
+        "eval", samples, *reference, "--features", "inceptoin"
+    )
+    assert "timm needs a model" in error_of("eval", samples, *reference, "--features", "timm")
+    two = ["--features", "judge,inception", "--weights-file", "x.pth"]
+    assert "--features names 2; give NAME:FILE" in error_of("eval", samples, *reference, *two)
+    assert "--paired compares two and 1 are given" in error_of("scores", "a.json", "--paired")
     assert "--steps is for runs" in error_of("eval", samples, "--steps", "3", *reference)
     assert "is no run folder" in error_of("eval", "nowhere")
     assert "must end in .npz" in error_of("ref", "make", samples, "ref.txt")

@@ -40,7 +40,7 @@ from udit.progress import progress_bar
 from udit.rng import Seed, seeds_of
 from udit.run.classes import Label
 from udit.target import make_room, prepare
-from udit.tuning.levels import qualities
+from udit.tuning.levels import qualities, tuned_folder
 from udit.tuning.quality import Level
 
 MAX_GRID_IMAGES = 100
@@ -326,8 +326,7 @@ def generate(
             folder, or uint8 [M, C, H, W] (``start_images``).
         strength: of image to image: the time to which it is noised, as a fraction, above 0 (it stays) to 1 (noise
             alone); 0.6 if None.
-        condition: for a model that sees one beside the noisy image (``data.condition``): what it is made of, repeated
-            in turn; as ``from_image``, or an ``.npz`` of fields.
+        condition: what a model with ``data.condition`` sees too, repeated in turn; as ``from_image``, or an ``.npz``.
         autoguide: a weaker model that guidance compares with in place of the null label: a system, a folder, a hub id,
             or the length of a shorter EMA of the run (``weaker_model``).
         batch_size: images that are sampled together.
@@ -348,6 +347,7 @@ def generate(
     if quality is not None and sampling is not None:
         raise UserError(f"sampling is given and quality {quality} sets it; leave one of them out")
     require_type("model", model, (System, str, Path), "give a folder, a hub id or a loaded system (udit.load)")
+    model = tuned_folder(model) if quality is not None and not isinstance(model, System) else model
     seeds = None if seeds is None else seeds_of(seeds)
     if batch_size < 1:
         raise UserError(f"batch_size is {batch_size}; it counts images, at least 1")

@@ -13,7 +13,6 @@ from udit.data.buckets import grouped
 from udit.data.codec_config import VAECodec
 from udit.data.latents import LatentCache
 from udit.data.sources import parts_of
-from udit.evaluation import FeaturesName
 from udit.evaluation.distortion import psnr, ssim
 from udit.evaluation.extractors import load_extractor
 from udit.evaluation.fidelity import Extractor, Features
@@ -47,7 +46,7 @@ def reconstruction(
     run: Run,
     root: Path,
     *,
-    features: FeaturesName | None = None,
+    features: str | None = None,
     weights_file: Path | None = None,
     batch_size: int = 32,
     device: torch.device | None = None,

@@ -1,4 +1,4 @@
-"""Scoring as library functions: ``evaluate`` and ``score_run`` sample from a run first, ``score_samples`` scores files.
+"""``evaluate``: samples from a run and scores the images by a judge of its data; ``panel`` has other features.
 
 Images are sampled into shards on disk, so that an interrupted job continues where it was, and are read from them in
 chunks; started by ``torchrun``, every rank samples its share.
@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,24 +18,17 @@ import torch
 
 from udit import dist
 from udit.data.sources import Parts, Source, parts_of
-from udit.data.vae import cached_sha256
 from udit.demos.find import is_demo
 from udit.dist import World
 from udit.errors import UserError
-from udit.evaluation import FeaturesName, npz
+from udit.evaluation import npz
 from udit.evaluation.archive import keep, path_of
-from udit.evaluation.extractors import load_extractor
-from udit.evaluation.fidelity import Extractor
 from udit.evaluation.image_set import ImageSet
-from udit.evaluation.judge import JudgeFeatures
 from udit.evaluation.judge_network import NAME
 from udit.evaluation.judges import judge_of
-from udit.evaluation.protocol import Protocol, check_model, find_protocol
 from udit.evaluation.report import Report
 from udit.evaluation.score import score_with_judge
-from udit.evaluation.sets import Reference, read_images, read_reference, reference_of
-from udit.evaluation.shards import Shards, drawing_of, held_out_captions, labels_for, shards_of
-from udit.evaluation.standard import Scores, check_features, score
+from udit.evaluation.shards import Shards, labels_for, seeds_of, shards_of
 from udit.evaluation.trust import warn_of_weak
 from udit.files import check_room, write_text
 from udit.images import grid, save_png
@@ -61,6 +55,7 @@ def evaluate(
     num_samples: int | None = None,
     sampling: Changes | None = None,
     again: bool = False,
+    model: Path | None = None,
     device: str = "auto",
     progress: bool = True,
 ) -> Report | None:
@@ -76,6 +71,7 @@ def evaluate(
             ``runs/demo-digits``.
         num_samples: images to sample; the run's own setting if None.
         sampling: changes of the run's own sampling setting.
+        model: a model folder of the run with other weights, e.g. of ``udit ema make``; the run's own if None.
         again: scores even if there is a report of the same weights and settings, which is returned otherwise.
         device: auto, cpu, cuda, cuda:N or mps.
         progress: shows a progress bar.
@@ -87,7 +83,7 @@ def evaluate(
         UserError: no run, a model without classes, too few images in a part of the data, or an impossible setting.
         RunError: the disk is full, or another rank is gone.
     """
-    values, config, chosen = _settings(run, num_samples, sampling)
+    values, config, chosen = settings_of(run, num_samples, sampling)
     values.model.refuse_clips("scoring")
     if not values.model.num_classes:
         kind, instead = "is unconditional", "train one with classes"
@@ -102,7 +98,7 @@ def evaluate(
         )
     folder = evaluation_folder(run)
     with dist.joined(device) as world, progress_shown(progress):
-        system = load(run)
+        system = load(model or run)
         weights = system.fingerprint
         protocol: dict[str, Any] = {
             "weights": weights,
@@ -123,9 +119,16 @@ def evaluate(
             draw_samples(system, shards, config, chosen, world, progress)
             if found is not None:
                 labels = labels_for(config.num_samples, classes, config.labels, config.first_seed)
-                images = shards.images()
+                images, facts = shards.images(), seeds_of(config, classes)
                 report = score_with_judge(
-                    images, labels, *found, config, protocol, folder / JUDGE, mirrored=values.data.mirrored
+                    images,
+                    labels,
+                    *found,
+                    config,
+                    protocol,
+                    folder / JUDGE,
+                    mirrored=values.data.mirrored,
+                    keep=lambda rows: replace(rows, facts={**rows.facts, **facts}).save(folder, protocol),
                 )
                 _write(folder, report, images, labels, system.config.classes)
         elif report is not None:
@@ -148,113 +151,6 @@ def report_path(folder: Path, report: Report) -> Path:
     """Where a report is in RUN/evaluation: under its own name, or, of an older version, the plain one."""
     own = path_of(folder / METRICS, report.setting)
     return own if own.is_file() else folder / METRICS
-
-
-def score_run(
-    run: str | Path,
-    *,
-    features: FeaturesName = "inception",
-    weights_file: Path | None = None,
-    reference: Path | None = None,
-    protocol: str | None = None,
-    num_samples: int | None = None,
-    sampling: Changes | None = None,
-    device: str = "auto",
-    progress: bool = True,
-) -> Scores | None:
-    """Scores a run as the literature does: FID, sFID, IS, KID, precision and recall by a published network's features.
-
-    Writes RUN/evaluation/metrics-PROTOCOL.json, or metrics-FEATURES.json without a protocol, and keeps the scores of
-    each setting under a name of its own, with a digest of the setting behind it. The reference is read before images
-    are sampled.
-
-    Args:
-        run: folder of a training run.
-        features: whose features are compared; "judge" takes the run's own classifier, which ``evaluate`` trains.
-        weights_file: weights of the network; downloaded if None, for "judge" RUN/evaluation/judge.safetensors.
-        reference: a ``.npz`` of reference statistics or images, or a folder; the run's training images if None.
-        protocol: name of a protocol, which sets number of samples, sampling and features.
-        num_samples: images to sample; the run's own setting if None.
-        sampling: changes of the run's own sampling setting.
-        device: auto, cpu, cuda, cuda:N or mps.
-        progress: shows a progress bar.
-
-    Returns:
-        The scores with their protocol; None on ranks other than 0.
-
-    Raises:
-        UserError: no run, or settings, protocol, weights or reference that do not fit it.
-        RunError: the disk is full, or another rank is gone.
-    """
-    values, config, chosen = _settings(run, num_samples, sampling)
-    if protocol is not None:
-        given = [*(["num_samples"] if num_samples is not None else []), *sorted(sampling or {})]
-        pinned = _fitting_protocol(protocol, values, given, reference)
-        config = config.replace(
-            num_samples=pinned.num_samples,
-            labels=pinned.labels,
-            first_seed=pinned.first_seed,
-            batch_size=pinned.batch_size,
-        )
-        chosen, features = pinned.sampling, pinned.features
-    folder = evaluation_folder(run)
-    if features == "judge" and weights_file is None:
-        weights_file = folder / JUDGE
-    prompts = None if values.text is None else held_out_captions(values, config.num_samples)
-    with dist.joined(device) as world, progress_shown(progress):
-        extractor = load_extractor(features, weights_file, str(world.device))
-        system = load(run)
-        weights = system.fingerprint
-        shards = shards_of(weights, config, chosen, folder, prompts)
-        own_judge = features == "judge" and weights_file == folder / JUDGE
-        against = None
-        if world.size == 1:  # several ranks would wait for the features of the reference, and give up
-            against = _reference(values, extractor, reference, shards, system)
-        draw_samples(system, shards, config, chosen, world, progress, prompts)
-        if not world.is_main:
-            return None
-        against = against or _reference(values, extractor, reference, shards, system)
-        subject = {"run": str(run), "weights": weights, "checkpoint_step": system.config.steps}
-        facts = {"name": protocol, **drawing_of(config, chosen, prompts)}
-        found = score(shards.images(), extractor, against, subject=subject, protocol=facts)
-        if own_judge and isinstance(extractor, JudgeFeatures):
-            found = found.replace(warning=_weakness(values, extractor))
-        keep(found, folder / f"metrics-{protocol or features}.json")
-        shards.remove()
-        return found
-
-
-def score_samples(
-    images: str | Path,
-    reference: str | Path,
-    *,
-    features: FeaturesName = "inception",
-    weights_file: Path | None = None,
-    device: str = "auto",
-) -> Scores:
-    """Scores images generated by any tool against a reference.
-
-    Args:
-        images: a folder of images, or a ``.npz`` with ``arr_0`` (uint8 [N, H, W, C]).
-        reference: a ``.npz`` of reference statistics or images, or a folder.
-        features: whose features are compared.
-        weights_file: weights of the network; downloaded if None, required for "judge".
-        device: auto, cpu, cuda, cuda:N or mps.
-
-    Raises:
-        UserError: images, weights or a reference that cannot be used.
-    """
-    found = read_images(Path(images))
-    extractor = load_extractor(features, weights_file, str(dist.start(device).device))
-    against = read_reference(Path(reference), extractor)
-    check_features(extractor, against, found.shape)
-    return score(
-        found,
-        extractor,
-        against,
-        subject={"samples": str(images)},
-        protocol={"name": "samples of another program"},
-    )
 
 
 def draw_samples(
@@ -302,7 +198,7 @@ def evaluation_folder(run: str | Path) -> Path:
     return (read_run_config(run).out if is_demo(run) else Path(run)) / "evaluation"
 
 
-def _settings(
+def settings_of(
     run: str | Path, num_samples: int | None, sampling: Changes | None
 ) -> tuple[Run, EvaluationConfig, SamplingConfig]:
     """The run, and its settings of evaluation and sampling with the changes that were asked for."""
@@ -311,19 +207,7 @@ def _settings(
     return values, config, values.sampling.replace(**sampling or {})
 
 
-def _fitting_protocol(name: str, run: Run, given: Sequence[str], reference: Path | None) -> Protocol:
-    """The protocol of a name, if it scores such a model, its reference is given, and no setting that it pins."""
-    pinned = find_protocol(name)
-    if given:
-        raise UserError(f"{given[0]} is given and protocol {name} pins it; leave it out")
-    if reference is None:
-        raise UserError(f"protocol {name} scores against {pinned.reference}; give that file with --reference")
-    shape, classes = (run.model.in_channels, *run.model.size), run.model.num_classes
-    check_model(name, pinned, shape=shape, num_classes=classes, codec=run.codec, cached_sha256=cached_sha256)
-    return pinned
-
-
-def _shape(system: System) -> tuple[int, int, int]:
+def image_shape(system: System) -> tuple[int, int, int]:
     """(C, H, W) of the images that a system generates."""
     model = system.config.model
     channels, height, width = system.codec.decode(torch.zeros(1, model.in_channels, *model.size)).shape[1:]
@@ -339,37 +223,9 @@ def _scorable(run: Run, folder: Path, shards: Shards, system: System) -> tuple[S
     source = run.data.scored().build()
     parts = parts_of(source, run.data)
     require_scorable(source.labels, parts)
-    shape = _shape(system)
+    shape = image_shape(system)
     check_room(folder, shards.bytes_missing(shape) + shards.bytes(shape))
     return source, parts
-
-
-def _weakness(run: Run, judge: JudgeFeatures) -> str | None:
-    """A warning where a run's own judge is weak; None where it is not, or its data are not here."""
-    try:
-        source = run.data.scored().build()
-        parts = parts_of(source, run.data)
-        require_scorable(source.labels, parts)
-    except UserError:
-        return None
-    return warn_of_weak(judge.judge, source, parts)
-
-
-def _reference(run: Run, extractor: Extractor, path: Path | None, shards: Shards, system: System) -> Reference:
-    """What the images of a run will be compared with, once it is certain that they can be.
-
-    Raises:
-        UserError: a reference that cannot be used, or no room for the samples.
-    """
-    if path is not None:
-        found = read_reference(path, extractor)
-    else:
-        source = run.data.scored().build()
-        found = reference_of(ImageSet.of_source(source, parts_of(source, run.data).train), extractor)
-    shape = _shape(system)
-    check_features(extractor, found, shape)
-    check_room(shards.folder.parent, shards.bytes_missing(shape))
-    return found
 
 
 def _write(folder: Path, report: Report, images: ImageSet, labels: list[int], classes: Classes) -> None:

@@ -69,7 +69,7 @@ def sweep(
     scored = sweep_ema(run, sigma_rels or SIGMA_RELS, num_samples=n, device=device, progress=progress)
     rows = []
     for length in scored:
-        fid = length.scores.scores["fid"]
+        fid = length.scores.distance
         ends = "-" if fid.interval is None else f"{fid.interval[0]:.4f} to {fid.interval[1]:.4f}"
         rows.append((f"{length.sigma_rel:g}", f"{length.error:.2%}", f"{fid.value:.4f}", ends))
     say(table(("sigma_rel", "error of the profile", "distance (judge, not FID)", "95 %, unlimited samples"), rows))

@@ -9,7 +9,6 @@ from cyclopts import Parameter
 
 from udit.cli.output import say
 from udit.errors import UserError
-from udit.evaluation import FeaturesName
 
 if TYPE_CHECKING:
     from udit.reconstruction import Reconstruction
@@ -26,7 +25,7 @@ def encode(
     shard_size: int = 1024,
     batch_size: int = 32,
     device: str = "auto",
-    features: FeaturesName | None = None,
+    features: str | None = None,
     weights_file: Path | None = None,
     progress: bool = True,
 ) -> int:
@@ -57,8 +56,8 @@ def encode(
     device
         auto, cpu, cuda, cuda:N or mps.
     features
-        Of a VAE, the Fréchet distance of decoded to encoded held-out images is printed by these: judge, inception, clip
-        or dinov2. Left out: by the judge that `udit eval` has trained on these data, where there is one.
+        Of a VAE, the Fréchet distance of decoded to encoded held-out images is printed by these: as --features of
+        `udit eval`. Left out: by the judge that `udit eval` has trained on these data, where there is one.
     weights_file
         Weights of --features; without, a published network is downloaded.
     progress

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from udit.cli.options import SamplerOption
 from udit.cli.output import say
 from udit.errors import UserError
-from udit.evaluation import FeaturesName
+from udit.tuning.quality import Level
 
 OF_A_MODEL = ("model.safetensors", "export.json")
 """Files beside ``config.json`` by which a model folder or an exported one is told from a folder of images."""
@@ -21,7 +22,8 @@ def evaluate(
     steps: int | None = None,
     guidance: float | None = None,
     sampler: SamplerOption = None,
-    features: FeaturesName = "judge",
+    quality: Level | None = None,
+    features: str | None = None,
     weights_file: Path | None = None,
     reference: Path | None = None,
     protocol: str | None = None,
@@ -34,11 +36,13 @@ def evaluate(
 
     A run: images of all classes in turn are sampled and scored by a small classifier that is trained here, on a part of
     the data that the generator never saw: Fréchet distance and class agreement. That compares models on this data set
-    and is not the FID of the literature. With --features inception: FID, sFID, IS, KID, precision and recall. All of it
-    is written to RUN/evaluation, with the protocol beside the numbers. Interrupted sampling continues where it was, on
+    and is not the FID of the literature. With --features inception: FID, sFID, IS, KID, MIND, precision, recall,
+    density and coverage; of other features the same, named otherwise. All of it is written to RUN/evaluation, with the
+    protocol beside the numbers. Interrupted sampling continues where it was, on
     any number of ranks: torchrun --nproc_per_node=N -m udit eval RUN.
 
-    Images: a folder of images or a .npz (arr_0), and a --reference.
+    Images: a folder of images or a .npz (arr_0), and a --reference. Their features are EfficientNet-Lite0's if none are
+    named.
 
     Parameters
     ----------
@@ -50,8 +54,11 @@ def evaluate(
         Network evaluations per image.
     guidance
         Guidance scale; 1 means no guidance.
+    quality
+        draft, good or best: what `udit tune` has found for the run, in the place of the three above.
     features
-        judge, inception, clip or dinov2.
+        judge, efficientnet-lite0, inception, clip, dinov2 or timm, each as NAME or NAME:SOURCE with the file, folder or
+        hub id of its weights; several with commas between are scored by one pass over the images.
     weights_file
         The network's weights; downloaded if not given. For judge on images, RUN/evaluation/judge.safetensors.
     reference
@@ -59,7 +66,8 @@ def evaluate(
     protocol
         A named protocol that sets all of the above but files: adm-256 or adm-256-cfg1.5.
     out
-        Where the scores of images are written, e.g. metrics.json; nowhere if not given.
+        Where the scores of images are written, e.g. metrics.json, or of several features metrics-FEATURES.json; nowhere
+        if not given.
     device
         auto, cpu, cuda, cuda:N or mps.
     again
@@ -68,7 +76,13 @@ def evaluate(
         Show the progress bar.
     """
     asked = {"steps": steps, "guidance": guidance, "sampler": sampler}
-    sampling = {key: value for key, value in asked.items() if value is not None}
+    sampling: dict[str, Any] = {key: value for key, value in asked.items() if value is not None}
+    if quality and sampling:
+        raise UserError(f"--{next(iter(sampling))} is given and --quality {quality} sets it; leave one of them out")
+    if quality and protocol:
+        raise UserError(
+            f"--quality is {quality} and protocol {protocol} pins how images are drawn; leave one of them out"
+        )
     if (target / "config.json").is_file() and any((target / name).is_file() for name in OF_A_MODEL):
         of_run = (target.absolute().parent / "run.yaml").is_file()
         scored = f"its run is scored by `udit eval {target.parent}`" if of_run else "score its run"
@@ -77,19 +91,26 @@ def evaluate(
             f"{target} --out IMAGES` and score them with `udit eval IMAGES --reference FILE`"
         )
     if not (target / "run.yaml").is_file() and (target.is_dir() or target.suffix == ".npz"):
-        for_runs = {"n": n, "protocol": protocol, "again": again or None, **sampling}
+        for_runs = {"n": n, "protocol": protocol, "again": again or None, "quality": quality, **sampling}
         if given := [key for key, value in for_runs.items() if value is not None]:
             raise UserError(f"--{given[0]} is for runs, and {target} holds images that are generated already")
         return _score_images(target, features, weights_file, reference, out, device)
     if out is not None:
         raise UserError("--out is for images; a run's scores go to RUN/evaluation")
-    if features == "judge" and reference is None and protocol is None:
+    model = None
+    if quality:
+        from udit.tuning.levels import frozen
+
+        model, sampling = frozen(target, quality)
+    if features in (None, "judge") and reference is None and protocol is None:
         if weights_file is not None:
             raise UserError("--weights-file is for --features; a run's own judge is trained here")
         from udit.scoring import evaluate as run_evaluation
         from udit.scoring import evaluation_folder, report_path
 
-        report = run_evaluation(target, num_samples=n, sampling=sampling, again=again, device=device, progress=progress)
+        report = run_evaluation(
+            target, num_samples=n, sampling=sampling, again=again, model=model, device=device, progress=progress
+        )
         if report is not None:
             folder = evaluation_folder(target)
             curve = f"; the loss curve is {target}/loss.png" if (target / "loss.png").is_file() else ""
@@ -101,29 +122,32 @@ def evaluate(
         return 0
 
     from udit.evaluation.standard import tables
-    from udit.scoring import evaluation_folder, score_run
+    from udit.panel import score_run_panel, slug
+    from udit.scoring import evaluation_folder
 
-    scores = score_run(
+    names = (features or "judge").split(",")
+    found = score_run_panel(
         target,
-        features=features,
+        names,
         weights_file=weights_file,
         reference=reference,
         protocol=protocol,
         num_samples=n,
         sampling=sampling,
+        model=model,
         device=device,
         progress=progress,
     )
-    if scores is not None:
-        say(tables([(target.name, scores)]))
-        path = evaluation_folder(target) / f"metrics-{protocol or features}.json"
-        say(f"\nwrote {path}; `udit scores` shows several side by side")
+    if found:
+        say("\n\n".join(tables([(target.name, scores)]) for scores in found))
+        kept = ", ".join(f"metrics-{protocol or slug(name)}.json" for name in names)
+        say(f"\nwrote {kept} to {evaluation_folder(target)}/; `udit scores` shows several side by side")
     return 0
 
 
 def _score_images(
     target: Path,
-    features: FeaturesName,
+    features: str | None,
     weights_file: Path | None,
     reference: Path | None,
     out: Path | None,
@@ -132,14 +156,17 @@ def _score_images(
     if reference is None:
         raise UserError("images need a --reference: a .npz of `udit ref make` or ADM, or a folder of images")
 
+    from udit.evaluation.extractors import default_features
     from udit.evaluation.standard import tables
     from udit.files import check_room
-    from udit.scoring import score_samples
+    from udit.panel import score_samples_panel, slug
 
     if out is not None:
         check_room(out.parent, 0)
-    scores = score_samples(target, reference, features=features, weights_file=weights_file, device=device)
-    say(tables([(str(target), scores)]))
+    names = (features or default_features(weights_file)).split(",")
+    found = score_samples_panel(target, reference, names, weights_file=weights_file, device=device)
+    say("\n\n".join(tables([(str(target), scores)]) for scores in found))
     if out is not None:
-        scores.write(out)
+        for name, scores in zip(names, found, strict=True):
+            scores.write(out if len(found) == 1 else out.with_name(f"{out.stem}-{slug(name)}{out.suffix}"))
     return 0

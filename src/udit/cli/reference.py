@@ -10,7 +10,6 @@ from cyclopts import App, Parameter
 
 from udit.cli.output import say, table
 from udit.errors import UserError
-from udit.evaluation import FeaturesName
 
 log = logging.getLogger(__name__)
 ref = App(name="ref", help="References that generated images are scored against: make one, or look into one.")
@@ -22,7 +21,7 @@ def make(
     out: Path,
     /,
     *,
-    features: FeaturesName = "inception",
+    features: str | None = None,
     weights_file: Path | None = None,
     keep_images: bool = True,
     device: str = "cpu",
@@ -37,7 +36,8 @@ def make(
     out
         The file to write, PATH.npz.
     features
-        judge, inception, clip or dinov2.
+        judge, efficientnet-lite0, inception, clip, dinov2 or timm, as NAME or NAME:SOURCE; efficientnet-lite0 if not
+        given, or inception with --weights-file.
     weights_file
         The network's weights; downloaded if not given. For judge, RUN/evaluation/judge.safetensors.
     keep_images
@@ -53,13 +53,14 @@ def make(
     if out.suffix != ".npz":
         raise UserError(f"the reference is {str(out)!r}; its name must end in .npz")
 
-    from udit.evaluation.extractors import load_extractor
+    from udit.evaluation.extractors import default_features, load_extractor
     from udit.evaluation.sets import read_images, write_reference
     from udit.files import check_room
 
     check_room(out.parent, 0)
     found = read_images(images)
-    extractor = load_extractor(features, weights_file, device)
+    name = features or ("inception" if weights_file else default_features(None))
+    extractor = load_extractor(name, weights_file, device)
     write_reference(out, found, extractor, keep_images=keep_images)
     say(f"wrote {out}: statistics of {len(found)} images by {extractor.name}")
     return 0

@@ -1,16 +1,32 @@
-"""Scores side by side, for `udit scores`: of runs by their judge, and of any images by a published network."""
+"""Scores side by side, for `udit scores`: of runs by their judge, and of any images by a published network.
+
+``paired`` compares two of them seed by seed.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 from pydantic import ValidationError
 
 from udit.errors import UserError
 from udit.evaluation import standard
-from udit.evaluation.report import Report, percent
+from udit.evaluation.paired import (
+    LEAST,
+    Difference,
+    agreement_difference,
+    frechet_difference,
+    kernel_difference,
+    mind_difference,
+    require_same_seeds,
+)
+from udit.evaluation.report import Report, percent, plain
+from udit.evaluation.rows import SEEDS, SPACE, Rows
 from udit.evaluation.standard import Scores
+from udit.record import Record
 
 SAME = ("judge", "judge_sha256", "reference_sha256", "num_samples")
 """Equal where a judge's scores of two runs can be compared; distances are biased by the number of images."""
@@ -22,16 +38,85 @@ def read(path: Path) -> Report | Scores:
     Raises:
         UserError: there are none.
     """
+    path = _file_of(path)
+    try:
+        return Report.model_validate_json(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, ValidationError):
+        return Scores.read(path)
+
+
+def _file_of(path: Path) -> Path:
     if (path / "run.yaml").is_file():
         path = path / "evaluation" / "metrics.json"
         if not path.is_file():
             raise UserError(f"{path} is missing; `udit eval {path.parent.parent}` writes it")
     if path.is_dir():
         raise UserError(f"{path} is a folder and no run; give files that `udit eval` wrote")
-    try:
-        return Report.model_validate_json(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, ValidationError):
-        return Scores.read(path)
+    return path
+
+
+class Paired(Record):
+    """Two ways of drawing, settings of one model or two models, compared over the same seeds."""
+
+    a: str
+    """What A is: the file of its scores."""
+    b: str
+    differences: dict[str, Difference]
+    """A minus B by score: fid or frechet_distance, kid or kernel_distance, mind or sliced_distance, class_agreement."""
+    facts: dict[str, Any]
+    """Seeds, features and reference, which are the same for both."""
+
+    def table(self) -> str:
+        """The differences as a Markdown table that also reads well as it is."""
+        rows = [
+            [
+                name,
+                f"{one.a:.6g}",
+                f"{one.b:.6g}",
+                f"{one.value:.4g}",
+                f"{one.interval[0]:.4g} to {one.interval[1]:.4g}",
+                "yes" if one.separate else "no",
+            ]
+            for name, one in self.differences.items()
+        ]
+        header = ["score", "A", "B", "A - B", "95 %", "told apart"]
+        facts = [f"- A: {self.a}", f"- B: {self.b}", *(f"- {key}: {plain(value)}" for key, value in self.facts.items())]
+        return "\n".join([*standard.markdown(header, rows), "", *facts])
+
+
+def paired(a: Path, b: Path) -> Paired:
+    """Compares two ways of drawing over the same seeds, by the features that `udit eval` kept beside the scores.
+
+    What A and B share, noise and labels, cancels in the difference, so that far fewer images tell them apart than two
+    intervals would take. The interval of a difference is 95 %, with the reference held fixed.
+
+    Args:
+        a: a file of scores, or a run's folder, whose latest scores are meant.
+        b: the same.
+
+    Raises:
+        UserError: no scores, no features beside them, or other seeds, labels, features or reference.
+    """
+    first, second = (_rows_of(path) for path in (a, b))
+    require_same_seeds(first.facts, second.facts, (*SEEDS, *SPACE))
+    names = standard.NAMES if not first.facts.get("inception") else {name: name for name in standard.NAMES}
+    found = {names["fid"]: frechet_difference(first.features, second.features, first.reference)}
+    if first.reference_features is not None:
+        found[names["kid"]] = kernel_difference(first.features, second.features, first.reference_features)
+        count = min(len(first.features), len(first.reference_features), standard.MOST_SLICED)
+        some = np.arange(count) * len(first.features) // count
+        if count >= LEAST:
+            found[names["mind"]] = mind_difference(
+                first.features[some], second.features[some], first.reference_features
+            )
+    if first.right is not None and second.right is not None:
+        found["class_agreement"] = agreement_difference(first.right, second.right)
+    facts = {key: first.facts[key] for key in (*SEEDS, *SPACE)}
+    return Paired(a=str(a), b=str(b), differences=found, facts=facts)
+
+
+def _rows_of(path: Path) -> Rows:
+    return Rows.read(_file_of(path).parent, read(path).setting)
 
 
 def tables(named: Sequence[tuple[str, Report | Scores]]) -> str:

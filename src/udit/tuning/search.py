@@ -8,7 +8,7 @@ from __future__ import annotations
 import platform
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,13 +27,17 @@ from udit.evaluation import frechet, metrics
 from udit.evaluation.image_set import ImageSet
 from udit.evaluation.judge import Judge
 from udit.evaluation.judges import SEED, judge_of
+from udit.evaluation.paired import LEAST
 from udit.evaluation.shards import labels_for
 from udit.evaluation.trust import warn_of_weak
 from udit.files import check_room
 from udit.run.config import Run
 from udit.run.scorable import require_scorable
-from udit.store import load, read_run_config
-from udit.tuning.quality import FILE, LOSSES, Quality, Scored, fastest
+from udit.store import load, read_run_config, save
+from udit.training.posthoc import posthoc_ema
+from udit.tuning.ema import SIGMA_RELS
+from udit.tuning.quality import FILE, LOSSES, TUNED, Quality, Scored, ScoredAverage, default, fastest
+from udit.tuning.sweep import INTERVAL, Sweep, averages_of, cost, difference, guidances
 
 WATCHED = 16
 """Images whose features are recorded to choose the steps that a cache recomputes; seeds follow the scored ones."""
@@ -45,8 +49,6 @@ STEPS = (5, 9, 13, 21)
 """Odd: each of Heun's steps takes two evaluations, except the last, which takes one."""
 FEW = (1, 2, 4)
 """Of models that are trained for few evaluations."""
-INTERVAL = (0.2, 0.8)
-"""Noise times between which guidance acts, where it is limited to an interval."""
 MIN_IMAGES = 20
 
 
@@ -62,6 +64,7 @@ class Scorer:
         batch_size: images that are sampled together.
         first_seed: of the first image.
         warning: that the judge is weak, in one line; None where it is not.
+        features: of the images of each setting that was measured, by which settings are compared seed by seed.
     """
 
     system: System
@@ -71,6 +74,11 @@ class Scorer:
     batch_size: int
     first_seed: int = 0
     warning: str | None = None
+    features: dict[SamplingConfig, frechet.Array] = field(default_factory=dict)
+
+    def of_other(self, system: System) -> Scorer:
+        """The same for another system of the run."""
+        return replace(self, system=system.fused(), features={})
 
     @staticmethod
     def of(run: Run, system: System, judge_path: Path, count: int) -> Scorer:
@@ -111,6 +119,7 @@ class Scorer:
     def score(self, sampling: SamplingConfig, images: Pixels, seconds: float) -> Scored:
         """Scores images uint8 [N, C, H, W] of ``labels`` that were sampled in ``seconds`` each."""
         features, labels = self.judge.features(images), np.array(self.labels, np.int64)
+        self.features[sampling] = features
         agreement = metrics.class_agreement(self.judge.classes(features), labels)
 
         def distance(some: frechet.Array, _: frechet.Array) -> float:
@@ -193,56 +202,95 @@ def candidates(own: SamplingConfig, samplers: Sequence[str], counts: Sequence[in
                 yield SamplingConfig().replace(sampler=sampler, steps=steps, **guided)
 
 
-def search(scorer: Scorer, steps_done: int | None, on_scored: Callable[[Scored], object] = lambda _: None) -> Quality:
-    """Scores every candidate, then adds a cache to each level's pick as far as its loss allows.
+def search(
+    scorer: Scorer,
+    steps_done: int | None,
+    on_scored: Callable[[Scored], object] = lambda _: None,
+    *,
+    averages: Sequence[tuple[float, Callable[[], Scorer]]] = (),
+    budget: int | None = None,
+) -> tuple[Quality, Scorer]:
+    """One sweep: the average of the weights, guidance and its interval, solvers and steps, and caches.
 
     Args:
         scorer: of the run.
         steps_done: training steps of the weights.
         on_scored: called with each setting when it has been scored.
+        averages: lengths of other averages of the weights, each with what makes its scorer.
+        budget: evaluations of the network, counted for one image; None is no limit.
+
+    Returns:
+        What was found, and the scorer of the weights for which it was.
     """
     config = scorer.system.config
+    sweep = Sweep(budget, on_scored)
+    samplers, few = config.diffusion.few_step_samplers, config.diffusion.sampling_steps is not None
+    start = default("good", config.sampling, config.diffusion)
     tried: list[Scored] = []
+    found: tuple[ScoredAverage, ...] = ()
+    length: float | None = None
+    chosen: Scorer = scorer
+    if not few and scorer.count >= LEAST and (averages or start.guidance != 1):
+        tried += [scored for scored in [sweep.measure(scorer, start, always=True)] if scored]
+        chosen, length, found = averages_of(sweep, scorer, start, averages)
+        if chosen is not scorer:
+            tried = [one.scored for one in found if one.sigma_rel == length]
+        start, seen = sweep.better(chosen, start, guidances(start))
+        tried += seen
+    ways = candidates(start, samplers, FEW if few else STEPS)
+    fresh = (how for how in ways if how not in {each.sampling for each in tried})
+    for place, sampling in enumerate(fresh):
+        tried += [scored for scored in [sweep.measure(chosen, sampling, always=not tried and not place)] if scored]
+    best_scored = min(tried, key=lambda each: each.distance)
+    plain = {pick.sampling: pick for pick in (fastest(tried, loss, best_scored) for loss in LOSSES.values())}
 
     def keep(scored: Scored) -> None:
         tried.append(scored)
+        sweep.spent += scorer.count * cost(scored.sampling)
         on_scored(scored)
 
-    counts = STEPS if config.diffusion.sampling_steps is None else FEW
-    for sampling in candidates(config.sampling, config.diffusion.few_step_samplers, counts):
-        keep(scorer.measure(sampling))
-    best = min(tried, key=lambda each: each.distance)
-    plain = {pick.sampling: pick for pick in (fastest(tried, loss, best) for loss in LOSSES.values())}
     for sampling, pick in plain.items():
-        scorer.cache(pick, LOSSES["best"], guidance=sampling.guidance != 1, on_scored=keep)
-    picks = {level: fastest(tried, loss, best) for level, loss in LOSSES.items()}
-    return Quality(
-        weights=scorer.system.fingerprint,
+        if budget is None or sweep.spent < budget:
+            chosen.cache(pick, LOSSES["best"], guidance=sampling.guidance != 1, on_scored=keep)
+    apart = [difference(chosen, each.sampling, chosen, best_scored.sampling) for each in tried]
+    quality = Quality(
+        weights=chosen.system.fingerprint,
         step=steps_done,
-        protocol=scorer.protocol(),
+        protocol=chosen.protocol() | {"budget": budget, "spent": sweep.spent, "left_out": sweep.left_out},
         warning=scorer.warning,
         tried=tuple(tried),
-        **picks,
+        differences=tuple(None if each is None else each.interval for each in apart),
+        sigma_rel=length,
+        averages=found,
+        **{level: fastest(tried, loss, best_scored) for level, loss in LOSSES.items()},
     )
+    return quality, chosen
 
 
 def tune(
     run: str | Path,
     *,
     num_samples: int = 500,
+    budget: int | None = None,
     device: str = "auto",
     on_scored: Callable[[Scored], object] = lambda _: None,
 ) -> Quality:
     """Finds the settings behind ``quality="draft"``, ``"good"`` and ``"best"`` and writes them to RUN/quality.json.
 
-    Few-step solvers at several numbers of steps, with guidance at all times and within an interval, are scored on the
-    same seeds by the run's own judge and timed; then evaluations of the best are cached as far as 2 % of the score
-    allow. "best" is the fastest setting within 2 % of the best score, "good" within 10 %, "draft" within 50 %. With a
-    weak judge a warning comes first, and is kept in the file (``Quality.warning``).
+    One sweep, on the same seeds, by the run's own judge: averages of the weights of other lengths (of a run with
+    ``training.posthoc_ema``) and scales of guidance, at all times and within an interval, each of which replaces the
+    run's own only where it is better by paired seeds; then few-step solvers at several numbers of steps; then
+    evaluations of the best are cached as far as 2 % of the score allow. "best" is the fastest setting within 2 % of the
+    best score, "good" within 10 %, "draft" within 50 %. Where another average is better, it is written to RUN/tuned,
+    which ``udit sample RUN --quality`` and ``udit eval RUN --quality`` then use. With a weak judge a warning comes
+    first, and is kept in the file (``Quality.warning``).
 
     Args:
         run: folder of a training run, of a model with classes.
-        num_samples: images per setting, at least 20; fewer are faster and less precise.
+        num_samples: images per setting, at least 20; fewer are faster and less precise, and fewer than 40 compare no
+            averages and no guidance.
+        budget: evaluations of the network in all, counted for one image, guided ones twice; what it does not allow is
+            left out. None is no limit.
         device: auto, cpu, cuda, cuda:N or mps.
         on_scored: called with each setting when it has been scored.
 
@@ -260,6 +308,21 @@ def tune(
     check_room(Path(run), 0)
     system = load(run).to(world.device)
     scorer = Scorer.of(values, system, Path(run) / "evaluation" / "judge.safetensors", num_samples)
-    found = search(scorer, system.config.steps, on_scored)
+    found, _ = search(scorer, system.config.steps, on_scored, averages=_averages(Path(run), scorer), budget=budget)
+    if found.sigma_rel is not None:
+        save(posthoc_ema(run, found.sigma_rel).system, Path(run) / TUNED)
+        found.write(Path(run) / TUNED / FILE)
     found.write(Path(run) / FILE)
     return found
+
+
+def _averages(run: Path, scorer: Scorer) -> list[tuple[float, Callable[[], Scorer]]]:
+    """Averages of other lengths than the run's own; none of a run without snapshots."""
+    if not any((run / "posthoc").glob("step-*.safetensors")):
+        return []
+    device = next(scorer.system.backbone.parameters()).device
+
+    def make(sigma_rel: float) -> Callable[[], Scorer]:
+        return lambda: scorer.of_other(posthoc_ema(run, sigma_rel).system.to(device))
+
+    return [(sigma_rel, make(sigma_rel)) for sigma_rel in SIGMA_RELS]
