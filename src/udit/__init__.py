@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from udit.assemble import System as System
     from udit.benchmarking.job import bench as bench
+    from udit.comparison.job import compare as compare
     from udit.diagnosis.doctor import doctor as doctor
     from udit.diffusion.denoiser import Denoiser as Denoiser
     from udit.diffusion.guidance import Guided as Guided
@@ -49,6 +50,7 @@ _HOME = {
     "bench": "udit.benchmarking.job",
     "between": "udit.interpolation",
     "build": "udit.models.build",
+    "compare": "udit.comparison.job",
     "doctor": "udit.diagnosis.doctor",
     "encode": "udit.training.encoding",
     "evaluate": "udit.scoring",

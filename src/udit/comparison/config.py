@@ -103,7 +103,7 @@ def stages(comparison: Comparison, steps: int, warmup: int = 0) -> tuple[Stage, 
     Raises:
         UserError: two of them are the same step, or a branch would begin within the warm-up.
     """
-    found = []
+    found: list[Stage] = []
     for fraction in comparison.fractions:
         end = round(fraction * steps)
         branch = end - round(comparison.decay * end)

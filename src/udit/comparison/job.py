@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from udit.comparison.config import Comparison, System, plain_name, short_amount, stages
 from udit.comparison.evaluator import JudgeEvaluator
@@ -25,6 +26,7 @@ from udit.files import check_room, write_text
 from udit.run.config import Run
 from udit.run.recipes import load_run, to_yaml
 from udit.spec.base import parse
+from udit.training.folder import RunLock
 from udit.training.signals import StopFlag
 
 POLL = 0.1
@@ -192,7 +194,11 @@ def plan_of(
 
 def _sized(system: System, run: Run, comparison: Comparison, amount: float, folder: Path, threads: int) -> Sized:
     """The size of a system, as it was solved before or now."""
-    decides = {"model": run.model.model_dump(mode="json"), "budget": comparison.budget, "fixed": system.fixed_depth}
+    decides: dict[str, Any] = {
+        "model": run.model.model_dump(mode="json"),
+        "budget": comparison.budget,
+        "fixed": system.fixed_depth,
+    }
     if comparison.budget == "seconds":
         decides |= {"steps": run.training.steps, "batch_size": run.training.batch_size}
     digest = hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()[:10]
@@ -216,11 +222,17 @@ def _prepare(plan: Plan, folder: Path, tell: Callable[[str], object]) -> None:
         path = folder / "tasks" / f"{task.id}.json"
         if not path.is_file():
             task.write(path)
-    first = plan.members[0]
-    evaluator = JudgeEvaluator(folder / EVALUATOR)
-    if not evaluator.judge.is_file():
+    evaluator, claim = JudgeEvaluator(folder / EVALUATOR), folder / "claims" / EVALUATOR
+    claim.mkdir(parents=True, exist_ok=True)
+    while not evaluator.judge.is_file():
+        try:
+            lock = RunLock(claim)
+        except UserError:  # another machine makes it
+            time.sleep(1)
+            continue
         tell("training the judge of the data set")
-        evaluator.prepare(first.run_in(folder))
+        evaluator.prepare(plan.members[0].run_in(folder))
+        lock.release()
 
 
 class _Processes:
@@ -253,7 +265,9 @@ class _Processes:
         """Tasks that can begin now, as many as there is room for."""
         room = self.jobs - len(self.running)
         for task in list(self.todo):
-            if task.rates in self.failed:
+            if (self.folder / task.record).is_file():  # by another machine meanwhile
+                self.todo.remove(task)
+            elif task.rates in self.failed:
                 self._drop(task, f"{task.title}: there is no learning rate for it")
             elif room and self._may_begin(task):
                 room -= 1

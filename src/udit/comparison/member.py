@@ -185,9 +185,7 @@ def train_member(
     )
 
 
-def _scored(
-    run: Run, stage: Stage, branch: Path, clock: Clock, evaluator: Evaluator, stop: StopFlag
-) -> Scored | None:
+def _scored(run: Run, stage: Stage, branch: Path, clock: Clock, evaluator: Evaluator, stop: StopFlag) -> Scored | None:
     """Trains to a stage, along its branch, and scores it; None if ``stop`` asked to end."""
     if not clock.train(run.replace(training=run.training.replace(steps=stage.branch)), stop):
         return None

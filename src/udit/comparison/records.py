@@ -3,7 +3,7 @@
 ``OUT/records/SYSTEM-BUDGET-seedN-DIGEST.json`` is a ``Member``; the digest is of all that decides it, so that a changed
 comparison finds what is still true and trains the rest. ``OUT/rates/SYSTEM-BUDGET-DIGEST.json`` is a ``RateChoice``,
 ``OUT/sizes/SYSTEM-BUDGET-DIGEST.json`` a ``Sized``, ``OUT/models/SYSTEM-BUDGET-seedN-DIGEST`` the model folder of a
-member's last score (``udit.load`` reads it), and ``OUT/failures/....json`` a ``Failure``, until the member is tried again.
+member's last score (``udit.load`` reads it), and ``OUT/failures/....json`` a ``Failure``, until it is tried again.
 """
 
 from __future__ import annotations
@@ -17,8 +17,6 @@ from udit.comparison.config import Yardstick
 from udit.errors import UserError
 from udit.record import Record
 from udit.spec.base import Seed, Spec, parse
-
-FORMAT = 1
 
 
 class Score(Spec):
@@ -107,7 +105,7 @@ class RateChoice(Record):
 class Member(Record):
     """A finished member: one system of one size, trained with one seed and scored at all fractions."""
 
-    format: Literal[1] = FORMAT
+    format: Literal[1] = 1
     comparison: str
     """Name of the comparison."""
     system: str

@@ -54,7 +54,11 @@ class Shape:
         if not isinstance(width, int):
             raise UserError(f"{system} is of family {config.family}, which has no single width to scale; leave it out")
         ffn, heads = getattr(config, "ffn", None), getattr(config, "heads", None)
-        ratio, depths, depth = getattr(ffn, "ratio", None), getattr(config, "depths", None), getattr(config, "depth", None)
+        ratio, depths, depth = (
+            getattr(ffn, "ratio", None),
+            getattr(config, "depths", None),
+            getattr(config, "depth", None),
+        )
         return cls(
             width,
             heads if isinstance(heads, int) else None,
@@ -88,7 +92,9 @@ def _shown(value: Any) -> str:
     return f"{value:.3g}" if isinstance(value, float) else str(value)
 
 
-def solve(system: System, config: ModelConfig, budget: Yardstick, amount: float, measure: Measure | None = None) -> Sized:
+def solve(
+    system: System, config: ModelConfig, budget: Yardstick, amount: float, measure: Measure | None = None
+) -> Sized:
     """The system at the size that meets a budget within ``TOLERANCE``.
 
     Args:
@@ -278,7 +284,7 @@ def _with_ratio(config: ModelConfig, ratio: float) -> ModelConfig:
 
 
 def _penalty(shape: Shape, found: Shape) -> float:
-    """How far a config is from the system's proportions: of its FFN's ratio, and half as much of its heads' channels."""
+    """How far a config is from the system's proportions: of its FFN's ratio, and half as much of a head's channels."""
     penalty = 0.0
     if shape.ratio is not None and found.ratio is not None:
         penalty += abs(math.log(found.ratio / shape.ratio))

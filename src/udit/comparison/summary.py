@@ -16,6 +16,7 @@ from collections.abc import Callable, Sequence
 from udit.comparison.config import Comparison, Yardstick
 from udit.comparison.evaluator import LOWER_IS_BETTER
 from udit.comparison.records import Member, Point
+from udit.record import Record
 from udit.spec.base import Spec
 
 STUDENT_975 = (
@@ -98,7 +99,7 @@ class Panel(Spec):
         return f"{first} is ahead; the intervals do not separate it from {', '.join(level)}."
 
 
-class Summary(Spec):
+class Summary(Record):
     """A comparison in numbers."""
 
     budget: Yardstick

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from udit.comparison.config import UNITS, Yardstick, short_amount
 from udit.comparison.evaluator import LOWER_IS_BETTER
@@ -76,7 +77,9 @@ def sizes_of(sizes: Sequence[Sized], members: Sequence[Member]) -> Table:
         own = [one for one in members if one.size == size]
         rates, edge = "-", ""
         if own and own[0].rate is not None:
-            losses = [f"{one.lr:g}: " + ("failed" if one.loss is None else f"{one.loss:.4f}") for one in own[0].rate.tried]
+            losses = [
+                f"{one.lr:g}: " + ("failed" if one.loss is None else f"{one.loss:.4f}") for one in own[0].rate.tried
+            ]
             rates, edge = ", ".join(losses), " (at the end of the grid)" if own[0].rate.edge else ""
         rows.append(
             [
@@ -96,3 +99,54 @@ def sizes_of(sizes: Sequence[Sized], members: Sequence[Member]) -> Table:
         *("learning rate", "held-out loss of each rate", "seconds per step"),
     ]
     return "Systems", header, rows
+
+
+def members_of(members: Sequence[Member]) -> Table:
+    """Each finished member with its own intervals, those of its samples."""
+    rows = []
+    for one in members:
+        last = one.points[-1]
+        scores = [
+            f"{number(score.value, name)} ({number(score.low, name)} to {number(score.high, name)})"
+            for name, score in last.scores.items()
+        ]
+        loss = "-" if last.val_loss is None else f"{last.val_loss:.4f}"
+        rows.append(
+            [
+                one.system,
+                short_amount(one.size.amount),
+                str(one.seed),
+                f"{one.lr:g}",
+                f"{last.seconds:.3g}",
+                loss,
+                *scores,
+                last.weights[:12],
+                f"{one.machine}; {one.date}",
+            ]
+        )
+    names = list(members[0].points[-1].scores)
+    header = ["system", "budget", "seed", "rate", "seconds", "held-out loss", *names, "weights", "machine"]
+    return "Members", header, rows
+
+
+def protocol_of(members: Sequence[Member]) -> Table:
+    """What all members have in common, and what those of one seed have."""
+    first = members[0]
+    rows = [
+        ["evaluator", f"{first.evaluator.name}, weights {first.evaluator.sha256}"],
+        ["reference images", f"sha256 {first.evaluator.reference_sha256}"],
+    ]
+    for seed in sorted({one.seed for one in members}):
+        own = next(one for one in members if one.seed == seed)
+        rows.append([f"order of images, seed {seed}", f"sha256 {own.sample_ids_sha256}"])
+        rows.append([f"times and noise, seed {seed}", f"sha256 {own.noise_sha256}"])
+    rows += [[key, text] for key, text in _flat(first.protocol)]
+    rows.append(["versions", "; ".join(sorted({one.versions for one in members}))])
+    return "Protocol", ["what", "value"], rows
+
+
+def _flat(values: Any, path: str = "") -> list[tuple[str, str]]:
+    """Dotted keys and values of nested plain values."""
+    if isinstance(values, dict):
+        return [pair for key, value in values.items() for pair in _flat(value, f"{path}.{key}" if path else str(key))]
+    return [(path.removeprefix("run."), "none" if values is None else str(values))]
