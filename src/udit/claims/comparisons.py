@@ -14,7 +14,7 @@ from udit.comparison.records import Member, read_members
 from udit.comparison.summary import Estimate, student
 
 FASHION, SIZES, NEWER, TRICKS = "fashion-mnist", "fashion-mnist-sizes", "fashion-mnist-newer", "digits-tricks"
-"""Comparisons: YAML files in benchmarks/comparisons, records in folders of these names."""
+"""Comparisons: benchmarks/comparison-NAME.yaml says what they are."""
 SCORE = "distance"
 LITTLE = 0.10
 """The share of DiT's distance that is still a little gain; the report's Table 1 has 4.5 %."""
@@ -227,14 +227,6 @@ def millions(amount: float) -> str:
 def judge(name: str, members: Members) -> Judged:
     """What the members say of a claim."""
     return TESTS[name].judge(members)
-
-
-def command(name: str) -> str:
-    """What trains the members of a claim."""
-    return " && ".join(
-        f"udit compare benchmarks/comparisons/{one}.yaml --out docs/results/comparisons/{one}"
-        for one in TESTS[name].comparisons
-    )
 
 
 def scale(name: str, members: Members) -> str:

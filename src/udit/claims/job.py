@@ -15,10 +15,12 @@ from udit.claims.table import CLAIMS
 from udit.errors import UserError
 from udit.training.signals import StopFlag
 
-FILES = Path("benchmarks/comparisons")
-"""What ``udit compare`` takes, a YAML file for each comparison."""
-WORK = Path("runs/comparisons")
-"""Where members are trained; their records are copied to the results when they are finished."""
+FILES = Path("benchmarks")
+"""``comparison-NAME.yaml`` is what ``udit compare`` takes."""
+WORK = Path("runs")
+"""``comparison-NAME`` is where members are trained; what is finished is copied to the results."""
+FINISHED = ("records", "rates", "sizes", "evaluator")
+"""Folders of a comparison that can be committed: with them it goes on elsewhere."""
 
 
 class Module(Protocol):
@@ -127,21 +129,23 @@ def _compare(name: str, folder: Path, jobs: int, stop: StopFlag | None, tell: Ca
     from udit.comparison.config import read_comparison
     from udit.comparison.job import compare
 
-    file, kept, work = FILES / f"{name}.yaml", folder / "comparisons" / name / "records", WORK / name
+    file, work, kept = FILES / f"comparison-{name}.yaml", WORK / f"comparison-{name}", folder / "comparisons" / name
     if not file.is_file():
         raise UserError(f"no file {file}; measure in a copy of the repository, which has it")
-    _copy(kept, work / "records")
+    _copy(kept, work)
     found = compare(read_comparison(file), work, jobs=jobs, stop=stop, tell=tell)
-    _copy(work / "records", kept)
+    _copy(work, kept)
     for problem in found.problems:
         tell(f"problem: {problem}")
 
 
 def _copy(source: Path, target: Path) -> None:
-    for path in source.glob("*.json"):
-        target.mkdir(parents=True, exist_ok=True)
-        if not (target / path.name).is_file():
-            shutil.copyfile(path, target / path.name)
+    """Copies what is finished, where it is not there yet."""
+    for path in (path for name in FINISHED for path in (source / name).glob("*")):
+        there = target / path.parent.name / path.name
+        if not there.exists():
+            there.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(path, there)
 
 
 def of_kind(rows: Sequence[Row], kind: Kind) -> list[Row]:

@@ -58,7 +58,7 @@ CLAIMS = (
     ),
     Claim(
         "sizes-of-the-papers",
-        "U-DiT-S, B, L and DiT-B/2, L/2 have 52, 204, 810, 130, 458 M parameters and 6.04, 22.22, 85.00, 23.01, 80.71 G MACs.",
+        "They have 52, 204, 810, 130, 458 M parameters and 6.04, 22.22, 85.00, 23.01, 80.71 G MACs.",
         f"{UDIT}, Table 2; Peebles & Xie 2023 (DiT), arXiv 2212.09748",
         "sizes",
     ),
