@@ -45,7 +45,7 @@ class Cached(Spec):
     """Scores at one interval."""
 
     interval: PositiveInt
-    """The deep part runs at every so many-th step."""
+    """The deep part runs at every N-th step."""
     distance: NonNegativeFloat
     """Squared Fréchet distance of the judge's features to the training images."""
     agreement: NonNegativeFloat
