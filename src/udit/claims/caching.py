@@ -116,6 +116,7 @@ def _measured(trained: Trained, tell: Callable[[str], object]) -> tuple[Model, s
     from udit.tuning.search import Scorer
 
     system = trained.system(tell)
+    trained.folder.mkdir(parents=True, exist_ok=True)
     scorer = Scorer.of(trained.run(), system, trained.folder / "judge.safetensors", SCORED)
     plain = SamplingConfig(sampler="flow-euler", steps=STEPS, guidance=2.0)
     changes = _changes(scorer, plain)
@@ -268,8 +269,7 @@ def _below(own: Interval, its: Interval) -> int:
 
 def _sign(outcomes: list[int]) -> int:
     """1 if more than half of the comparisons are won, -1 if lost, 0 otherwise."""
-    total, count = sum(outcomes), len(outcomes)
-    return (2 * total > count) - (2 * total < -count)
+    return next((sign for sign in (1, -1) if 2 * outcomes.count(sign) > len(outcomes)), 0)
 
 
 def details(record: Caching) -> list[str]:

@@ -33,6 +33,8 @@ class Claim:
     """Paper, and its section or table."""
     kind: Kind
     """What it is measured by."""
+    rule: str
+    """When it holds."""
 
 
 @dataclass(frozen=True)

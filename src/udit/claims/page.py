@@ -17,7 +17,7 @@ What papers on U-shaped diffusion transformers say, and what was found here, on 
 of the scale that stands with it: nothing here was trained on ImageNet. Written by `udit claims --page` from the records
 in `docs/results/claims` and `docs/results/comparisons`.
 
-- **holds**, **does not hold**: the numbers, or their 95 % intervals, decide by a rule that stands in the code.
+- **holds**, **does not hold**: the numbers, or their 95 % intervals, decide, by the rule that stands with the claim.
 - **cannot be tested at this scale**: the intervals do not decide.
 - **not yet measured**: the command measures it.
 
@@ -85,7 +85,9 @@ def _section(results: Results, rows: list[Row], kind: Kind) -> Iterator[str]:
             f"{verdict(row)[:1].upper()}{verdict(row)[1:]}.{measured}" if not measured else f"{verdict(row)}:{measured}"
         )
         yield ""
-        yield f"Command: `{row.command}`." + (f" Scale: {row.scale}." if row.scale and kind == "comparisons" else "")
+        yield f"Holds where {row.claim.rule}. Command: `{row.command}`." + (
+            f" Scale: {row.scale}." if row.scale and kind == "comparisons" else ""
+        )
         yield ""
     if kind == "comparisons":
         yield from comparisons.details([row.claim.name for row in rows], results.members)
