@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import udit
-from udit.claims import attention, caching, growth, sizes, spectra
+from udit.claims import attention, caching, drawing, growth, sizes, spectra
 from udit.claims.claim import Interval, Judged, Measurement, markdown, slope
 from udit.claims.comparisons import FASHION, TESTS, Ahead, Fraction, Little, Members, Scaling, gain
 from udit.claims.job import Results, _copy
@@ -427,6 +427,14 @@ def test_every_claim_about_systems_names_members_that_a_file_trains() -> None:
                 first.rate_share,
                 first.seeds[0],
             )
+
+
+def test_images_are_drawn_of_all_members(tmp_path: Path) -> None:
+    """Of systems with two seeds or more."""
+    found = members(("a", 1e6, [1.0]), ("b", 1e6, [2.0]), ("b", 4e6, [1.0]))
+    assert {system: list(curve) for system, curve in found.curves((FASHION,)).items()} == {"a": [1e6], "b": [1e6, 4e6]}
+    drawing.trained(found, tmp_path / "trained.png")
+    assert (tmp_path / "trained.png").read_bytes()[:4] == b"\x89PNG"
 
 
 # ---- the page and the command ----------------------------------------------------------------------------------------

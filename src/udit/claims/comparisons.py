@@ -15,6 +15,8 @@ from udit.comparison.summary import Estimate, student
 
 FASHION, SIZES, NEWER, TRICKS = "fashion-mnist", "fashion-mnist-sizes", "fashion-mnist-newer", "digits-tricks"
 """Comparisons: benchmarks/comparison-NAME.yaml says what they are."""
+FASHION_MNIST = (FASHION, SIZES, NEWER)
+"""Those of one protocol on one data set."""
 SCORE = "distance"
 LITTLE = 0.10
 """The share of DiT's distance that is still a little gain; the report's Table 1 has 4.5 %."""
@@ -38,6 +40,16 @@ class Members:
         """
         names = [path.name for path in sorted(folder.glob("*")) if any((path / "records").glob("*.json"))]
         return cls({name: read_members(folder / name) for name in names})
+
+    def curves(self, names: Sequence[str]) -> dict[str, dict[float, Estimate]]:
+        """By system and budget: the distance at the end of the training, a mean over seeds, where there are two."""
+        found: dict[str, dict[float, Estimate]] = {}
+        for system in dict.fromkeys(member.system for name in names for member in self.found.get(name, [])):
+            by = {amount: list(scores(seeds).values()) for amount, seeds in sorted(self.of(names, system).items())}
+            curve = {amount: student(values) for amount, values in by.items() if len(values) > 1}
+            if curve:
+                found[system] = curve
+        return found
 
     def of(self, names: Sequence[str], system: str) -> dict[float, dict[int, Member]]:
         """One system's members by budget and seed."""

@@ -5,12 +5,14 @@ Colours are of the palette of Okabe and Ito, which colour-blind readers can tell
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from udit.claims.caching import Caching
 from udit.claims.claim import Kind
+from udit.claims.comparisons import FASHION_MNIST, Members
 from udit.claims.growth import Growths
 from udit.claims.spectra import Spectra
 from udit.files import whole_file
@@ -76,6 +78,21 @@ def caching(record: Caching, path: Path) -> None:
     right.set(xlabel="the deep part runs at every N-th step", title="distance over that without a cache", yscale="log")
     for axes in (left, right):
         axes.legend(fontsize=8)
+    _save(figure, path)
+
+
+def trained(members: Members, path: Path) -> None:
+    """Distance at the end of the training against MACs, of all systems on Fashion-MNIST."""
+    figure = _figure(6.5, 4)
+    axes = figure.subplots()
+    curves = members.curves(FASHION_MNIST)
+    for (system, curve), colour, marker in zip(curves.items(), itertools.cycle(COLOURS), itertools.cycle(MARKERS)):
+        amounts = [amount / 1e6 for amount in curve]
+        mean = [one.value for one in curve.values()]
+        ends = [[one.value - one.low for one in curve.values()], [one.high - one.value for one in curve.values()]]
+        axes.errorbar(amounts, mean, ends, color=colour, marker=marker, markersize=5, capsize=2, label=system)
+    axes.set(xscale="log", yscale="log", xlabel="M MACs per sample", ylabel="Fréchet distance (judge)")
+    axes.legend(fontsize=8)
     _save(figure, path)
 
 

@@ -7,7 +7,8 @@ from pathlib import Path
 
 from udit.claims import comparisons
 from udit.claims.claim import Kind, Measurement, markdown
-from udit.claims.drawing import FIGURES
+from udit.claims.comparisons import FASHION_MNIST
+from udit.claims.drawing import FIGURES, trained
 from udit.claims.job import MODULES, Results, Row, of_kind
 from udit.files import write_text
 
@@ -41,6 +42,7 @@ CAPTIONS: dict[Kind, tuple[str, str]] = {
     "caching": ("claims-caching.png", "change of the cached features over time, and the score against the interval"),
 }
 """Images: file, and what they show."""
+TRAINED = "claims-trained.png", "distance against MACs per sample, a line for each system, intervals over seeds"
 
 
 def write_page(results: Results, docs: Path) -> Path:
@@ -50,6 +52,9 @@ def write_page(results: Results, docs: Path) -> Path:
         if record is not None:
             (docs / "images").mkdir(parents=True, exist_ok=True)
             FIGURES[kind](record, docs / "images" / name)
+    if results.members.curves(FASHION_MNIST):
+        (docs / "images").mkdir(parents=True, exist_ok=True)
+        trained(results.members, docs / "images" / TRAINED[0])
     path = docs / "claims.md"
     write_text(path, page(results))
     return path
@@ -90,6 +95,9 @@ def _section(results: Results, rows: list[Row], kind: Kind) -> Iterator[str]:
         )
         yield ""
     if kind == "comparisons":
+        if results.members.curves(FASHION_MNIST):
+            yield f"![{TRAINED[1]}](images/{TRAINED[0]})"
+            yield ""
         yield from comparisons.details([row.claim.name for row in rows], results.members)
         return
     record = results.measured[kind]
