@@ -27,6 +27,8 @@ from udit.run.recipes import list_recipes, load_run
 SOURCE = Path(udit.__file__).parent
 VALUES = ("", "x", "-1", "1.5", ".nan", "true", "[x]", "[]", "[1, 2, 3, 4, 5, 6, 7]", "{a: 1}", "99999999999999999999")
 """Of which each is wrong for most keys: empty, a word, out of range, no whole number, a list, a section and so on."""
+COMPLETE = (["models"], ["doctor"])
+"""Commands that do their work, for a minute, without any arguments."""
 TEMPLATES = [re.split(r"[{]", str(row["message_template_python"]))[0].strip() for row in list_all_errors()]
 BANNED = re.compile(
     r"pydantic|<class|Traceback|NoneType|got an unexpected|[\x00-\x08\x0b-\x1f\x7f]"
@@ -85,7 +87,9 @@ def commands() -> Iterator[list[str]]:
         arguments = list(command.assemble_argument_collection())
         needed = [argument for argument in arguments if argument.required]
         given = [word for argument in needed for word in _words(argument)]
-        yield from ([*chain], [*chain, *given, *["more"] * 9])
+        if chain not in COMPLETE:
+            yield [*chain]
+        yield [*chain, *given, *["more"] * 9]
         if given:
             yield [*chain, *given]
         for argument in arguments:

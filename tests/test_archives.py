@@ -263,6 +263,10 @@ def test_format_is_seen_from_the_path_and_unknown_ones_are_refused(tmp_path: Pat
     assert recognised(zipped(tmp_path / "x.zip", {}, "a.png"), {"size": 9}) == DatasetJsonData(
         root=tmp_path / "x.zip", size=9
     )
+    np.savez(tmp_path / "fields.npz", fields=np.zeros((2, 1, 4, 4), np.float32))
+    assert recognised(tmp_path / "fields.npz", {}, {"size": 9}).kind == "fields"
+    _touched(tmp_path / "clips" / "1.mp4")
+    assert recognised(tmp_path / "clips", {"frames": 4}, {"size": 9, "bits": 8}).size == 9
     (tmp_path / "x.rar").write_bytes(b"Rar!")
     said = error_of("data", "check", str(tmp_path / "x.rar"))
     assert "x.rar' is of no known format; data sets are a folder of images" in said
@@ -272,5 +276,6 @@ def test_format_is_seen_from_the_path_and_unknown_ones_are_refused(tmp_path: Pat
 
 
 def _touched(path: Path) -> Path:
+    path.parent.mkdir(exist_ok=True)
     path.touch()
     return path

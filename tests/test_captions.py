@@ -12,6 +12,7 @@ from PIL import Image
 
 from udit.data.batches import batches
 from udit.data.captions import Captions, captions_of, folder_captions
+from udit.data.check import Contents, check
 from udit.data.config import FolderData, HubData, TwoDigitsData
 from udit.data.describe import describe
 from udit.data.sources import Source
@@ -43,6 +44,19 @@ def test_texts_beside_images_of_any_depth(tmp_path: Path, caplog: pytest.LogCapt
     assert not [line for line in caplog.messages if "1.txt" in line or "label files" in line]
     assert describe(FolderData(root=tmp_path, captions="files")).captioned
     assert captions_of(source(tmp_path, None)) is None
+
+
+def test_a_check_reads_captions(tmp_path: Path) -> None:
+    grey_images(tmp_path, "1.png", "2.png")
+    for name in "12":
+        (tmp_path / f"{name}.txt").write_text("one\nother\n")
+    contents = Contents()
+    assert list(check(tmp_path, 8, contents, keys={"captions": "files"})) == []
+    assert (contents.captions, contents.bad, len(contents.notes)) == (4, 0, 0)
+    (tmp_path / "7.txt").write_text("seven")
+    (said,) = check(tmp_path, 8, contents, keys={"captions": "files"})
+    assert "7.txt has no image beside it" in said
+    assert contents.bad == 1
 
 
 def test_a_caption_without_its_image_and_an_image_without_caption_are_refused(tmp_path: Path) -> None:

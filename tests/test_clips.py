@@ -16,6 +16,7 @@ from conftest import perturb, same_bits, snapshot, succeeds
 from udit.assemble import System
 from udit.clips import film, has_settings, read_gif, save_gif
 from udit.data.batches import batches
+from udit.data.check import Contents, check
 from udit.data.codec import SpaceToDepth
 from udit.data.config import ClipFolderData, MovingDigitsData
 from udit.data.describe import describe
@@ -131,6 +132,21 @@ def test_a_clip_that_is_short_is_a_one_line_error(tmp_path: Path, one_line: OneL
     with pytest.raises(UserError, match=r"short\.gif has 3 frames and data\.frames asks for 5; lower it") as caught:
         ClipFolderData(root=tmp_path, frames=5, size=12).build().verify()
     one_line(caught.value)
+
+
+def test_a_check_names_every_bad_clip_and_fields_are_checked_as_a_whole(tmp_path: Path) -> None:
+    for name, frames in (("up/1.gif", 3), ("up/2.gif", 4), ("down/1.gif", 2)):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        save_gif(ramp(frames), tmp_path / name)
+    contents = Contents()
+    said = list(check(tmp_path, 8, contents, keys={"kind": "clips", "frames": 4}))
+    assert [line.partition(" has ")[0].rpartition("/")[2] for line in said] == ["1.gif", "1.gif"]
+    assert contents.classes == {"down": (1, 1), "up": (2, 1)}
+    fields = np.zeros((3, 1, 4, 4), np.float32)
+    fields[2, 0, 1, 3] = np.nan
+    np.savez(tmp_path / "f.npz", fields=fields)
+    (line,) = check(tmp_path / "f.npz", 8, Contents())
+    assert "holds nan in field 2, channel 0, row 1, column 3" in line
 
 
 def test_frames_of_two_sizes_are_a_one_line_error(tmp_path: Path, one_line: OneLine) -> None:

@@ -175,9 +175,26 @@ def test_bad_value_is_a_one_line_error(overrides: str, said: str, one_line: Call
     assert said in one_line(caught.value)
 
 
-def test_another_model_does_not_drop_the_recipe_s_own_keys_unsaid(one_line: Callable) -> None:
-    with pytest.raises(UserError, match=r"would drop the recipe's own model keys; write model.name=U-DiT-S") as caught:
-        load_run("folder", ["model=U-DiT-S"])
+def test_labels_are_not_taken_for_a_model_s_that_takes_texts(one_line: Callable) -> None:
+    with pytest.raises(UserError, match=r"^the model takes texts and no language model is named for them") as caught:
+        load_run("digits", ["model=U-DiT-text-tiny"])
+    one_line(caught.value)
+
+
+def test_another_model_takes_the_place_of_the_recipe_s_and_says_so(
+    one_line: Callable, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    run = load_run("fashion-mnist", ["model=DiT-S/2", "model.depth=3"], absent=True)
+    assert (run.model.family, run.model.width, run.model.depth, run.model.in_channels) == ("DiT", 384, 3, 4)
+    assert "model=DiT-S/2 takes the place of the recipe's model (family, width, heads, depths)" in caplog.text
+    with pytest.raises(
+        UserError, match=r"would drop the model keys given before it; give model=DiT-S/2 first"
+    ) as caught:
+        load_run("fashion-mnist", ["model.depth=3", "model=DiT-S/2"], absent=True)
+    one_line(caught.value)
+    with pytest.raises(UserError, match=r"is a DiT; leave family out, or write model=DiT-S/2 in place") as caught:
+        load_run("fashion-mnist", ["model.name=DiT-S/2"], absent=True)
     one_line(caught.value)
 
 

@@ -520,6 +520,15 @@ def test_ten_thousand_mutated_manifests_get_an_answer_or_one_clear_line(cases: C
     assert slowest < 5
 
 
+def test_shards_of_a_manifest_are_counted_without_a_list_of_them(cases: Cases, tmp_path: Path) -> None:
+    cache = Path(shutil.copytree(cases.cache("identity"), tmp_path / "cache"))
+    values = unseal((cache / MANIFEST).read_text())
+    values["plan"] |= {"count": 10**15, "shard_size": 1}
+    (cache / MANIFEST).write_text(seal(values))
+    with pytest.raises(UserError, match=r"1000000000000000 images at 1 per shard are 1000000000000000; encode again"):
+        read_manifest(cache)
+
+
 def test_manifest_without_end_is_refused_unread(cases: Cases, tmp_path: Path, one_line: OneLine) -> None:
     cache = Path(shutil.copytree(cases.cache("identity"), tmp_path / "cache"))
     for text, wanted in (("[" * 200_000, "damaged or altered"), (" " * 65_000_000, "more than any manifest")):

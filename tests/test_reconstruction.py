@@ -11,6 +11,7 @@ from conftest import succeeds
 from runs import RECIPE, image_folder, small_run
 from udit.data.sources import parts_of
 from udit.evaluation.distortion import psnr, ssim
+from udit.evaluation.fidelity import Features
 from udit.reconstruction import reconstruction
 from udit.training.encoding import encode
 from vaes import tiny_vae
@@ -94,6 +95,25 @@ def test_distance_is_of_the_judge_that_is_there_and_named(tmp_path: Path, monkey
     assert found.features.startswith(judge.described)
     assert found.distance is not None
     assert found.distance > 0
+
+
+def test_data_whose_configuration_says_no_shape_have_a_distance_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Brightness:
+        name = "brightness"
+
+        def __call__(self, images: np.ndarray) -> Features:
+            return Features(images.reshape(len(images), -1)[:, :2].astype(np.float64))
+
+    monkeypatch.setattr("udit.reconstruction._judge", lambda run: Brightness())
+    words = ["data.kind=digits", "codec.kind=vae", f"codec.source={tiny_vae(tmp_path / 'vae')}"]
+    run = small_run(tmp_path / "run", *words)
+    encode(run, tmp_path / "latents", progress=False)
+    found = reconstruction(run, tmp_path / "latents")
+    assert found is not None
+    assert found.features == "brightness"
+    assert found.distance is not None
 
 
 def test_nothing_is_measured_of_pixels_or_without_held_out_images(tmp_path: Path) -> None:

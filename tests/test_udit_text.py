@@ -6,13 +6,14 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 import udit
 from conftest import perturb
 from udit.errors import UserError
 from udit.models.udit_text.config import UDiTTextConfig
-from udit.models.udit_text.network import JoinedAttention
+from udit.models.udit_text.network import AttendedJoin, JoinedAttention
 from udit.nn.tokens import rotary_table
 from udit.ops import rotate
 
@@ -101,6 +102,33 @@ def test_reduced_attention_is_attention_to_means_at_their_centres() -> None:
     share = (q @ keys.transpose(1, 2) / 2).softmax(dim=-1)
     expected = attention.out((share @ torch.cat([v, own_v], dim=1)).transpose(0, 1).reshape(1, 4, 6, 8))
     torch.testing.assert_close(out, expected)
+
+
+@torch.no_grad()
+def test_attended_skips_read_all_of_the_skip_and_begin_at_zero() -> None:
+    join = AttendedJoin(8, 2).double()
+    for parameter in join.parameters():
+        nn.init.normal_(parameter, std=0.5)
+    x, skip = torch.randn(2, 1, 2, 3, 8).double()
+
+    def turned(norm: nn.Module, projected: Tensor) -> Tensor:
+        return rotate(norm(projected.view(6, 2, 4).transpose(0, 1)), rotary_table(2, 3, 4).double())
+
+    flat, other = (F.layer_norm(part.view(6, 8), (8,), eps=1e-6) for part in (x, skip))
+    k, v = join.kv(other).chunk(2, dim=-1)
+    share = (turned(join.q_norm, join.q(flat)) @ turned(join.k_norm, k).transpose(1, 2) / 2).softmax(dim=-1)
+    read = (share @ v.view(6, 2, 4).transpose(0, 1)).transpose(0, 1).reshape(6, 8)
+    torch.testing.assert_close(join(x, skip), x + join.out(read).view(x.shape))
+    fresh = udit.build("U-DiT-text-tiny", depth=5, skips="attended")
+    assert [join.out.weight.count_nonzero().item() for join in fresh.joins] == [0, 0]
+    assert all(join.kv.weight.count_nonzero() for join in fresh.joins)
+
+
+def test_attended_skips_are_trained() -> None:
+    model = network(depth=5, skips="attended")
+    model(*inputs(model)).square().sum().backward()
+    missing = [name for name, p in model.named_parameters() if p.grad is None or not p.grad.count_nonzero()]
+    assert missing == []
 
 
 def test_what_does_not_fit_is_refused() -> None:

@@ -79,6 +79,8 @@ def reconstruction(
     if len(part) > MOST:
         part = part[np.arange(MOST) * len(part) // MOST]
     extractor = load_extractor(features, weights_file, str(device or "cpu")) if features else _judge(run)
+    shapes = run.data.shapes
+    judged = None if features or len(shapes) < 2 else shapes[0]  # a judge knows one shape
     codec = cache.manifest.codec.build()
     device = device or dist.find_device("cpu", 0)
     ratios, similar, found = [], [], [list[Features](), list[Features]()]
@@ -94,7 +96,7 @@ def reconstruction(
                 decoded = codec.decode(codec.normalise(raw)).cpu().numpy()
                 ratios.append(psnr(images, decoded))
                 similar.append(ssim(images, decoded))
-                if extractor is not None and (features or images.shape[2:] == run.data.shapes[0]):
+                if extractor is not None and judged in (None, images.shape[2:]):
                     for kept, pixels in zip(found, (decoded, np.rint(images).astype(np.uint8)), strict=True):
                         kept.append(extractor(pixels))
                 bar.update(len(ids))

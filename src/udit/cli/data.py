@@ -34,7 +34,8 @@ def check(
     ----------
     path
         A folder of images, with one folder per class or without labels; a folder of IDX files; an .npz file or a folder
-        of some; a zip or folder with dataset.json; .tar shards of webdataset; or LMDBs of LSUN.
+        of some; a zip or folder with dataset.json; .tar shards of webdataset; LMDBs of LSUN; or a folder of clips
+        (data.kind=clips where they are GIFs or folders of frames).
     overrides
         data.KEY=VALUE, as in a recipe: what the path does not say, e.g. data.labels=labels.csv or data.size=[48,64]
     size
@@ -85,6 +86,8 @@ def _tell(contents: Contents) -> None:
         shorter = [min(size) for size in contents.sizes]
         others = f" and {len(contents.sizes) - 5} more" if len(contents.sizes) > 5 else ""
         say(f"sizes: {', '.join(sizes)}{others}; shorter sides {min(shorter)} to {max(shorter)}")
+    if contents.captions:
+        say(f"captions: {contents.captions}")
     for note in contents.notes:
         say(f"note: {note}")
     notes = len(contents.notes)

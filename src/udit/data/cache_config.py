@@ -158,6 +158,11 @@ class LatentPlan(Spec):
         """Latents of one image: of each crop, and of its mirror image."""
         return (self.data.crops if isinstance(self.data, ImageFiles) else 1) * (2 if self.mirrored else 1)
 
+    @property
+    def shard_count(self) -> int:
+        """How many shards there are, without a list of them."""
+        return sum(-(-count // self.shard_size) for count in self.counts or (self.count,))
+
     def shards(self) -> list[Shard]:
         """What each shard holds: images of one shape, in order."""
         return [
@@ -181,7 +186,7 @@ class LatentManifest(Spec):
     @model_validator(mode="after")
     def _check(self) -> LatentManifest:
         plan = self.plan
-        wanted = len(plan.shards())
+        wanted = plan.shard_count
         if len(self.shards) != wanted:
             raise ValueError(
                 f"shards are {len(self.shards)} and {plan.count} images at {plan.shard_size} per shard are {wanted}; "

@@ -12,7 +12,17 @@ from typing import Any
 import numpy as np
 
 from udit.data import folder
-from udit.data.config import DatasetJsonData, FolderData, IdxData, ImageFiles, LmdbData, NpzData, WebDatasetData
+from udit.data.captions import READ, folder_captions
+from udit.data.config import (
+    ClipFolderData,
+    DatasetJsonData,
+    FolderData,
+    IdxData,
+    ImageFiles,
+    LmdbData,
+    NpzData,
+    WebDatasetData,
+)
 from udit.data.decode import KNOWN, Budget, Header, Size, brightest, decode, peek
 from udit.data.encoded import Records, verified_as
 from udit.data.folder import FolderRecords
@@ -40,6 +50,8 @@ class Contents:
     formats: Counter[str] = field(default_factory=Counter)
     sizes: Counter[tuple[int, int]] = field(default_factory=Counter)
     """Images of each (width, height)."""
+    captions: int = 0
+    """Texts of all images together."""
     notes: Notes = field(default_factory=Notes)
     """What is converted, left out, or probably meant otherwise, and not refused."""
     bad: int = 0
@@ -64,7 +76,7 @@ def check(
     Raises:
         UserError: there is no such data set, or unknown keys.
     """
-    data = recognised(path, {"size": size, "bits": bits, **(keys or {})})
+    data = recognised(path, keys or {}, {"size": size, "bits": bits})
     if isinstance(data, NpzData):
         yield from _check_whole(lambda: npz_file(data.path, len(data.classes) or None), contents)
     elif isinstance(data, IdxData):
@@ -89,6 +101,24 @@ def check(
             yield str(error)
             return
         yield from check_records(found, data, contents)
+    elif isinstance(data, ClipFolderData):
+        yield from _check_clips(data.build(), contents)
+    else:
+        yield from _check_whole(data.build, contents)
+
+
+def _check_clips(source: Source, contents: Contents) -> Iterator[str]:
+    """Decodes every clip; one line for each that training would refuse."""
+    bad = np.zeros(len(source), bool)
+    for i, found in enumerate(attempts(source.image, len(source), "checking")):
+        if isinstance(found, UserError):
+            bad[i] = True
+            contents.bad += 1
+            yield str(found)
+    names = sorted({name.rpartition("/")[0] for name in source.names})
+    for label, name in enumerate(names):
+        of_class = source.labels == label
+        contents.classes[name or UNLABELLED] = (int(of_class.sum()), int(bad[of_class].sum()))
 
 
 def _check_whole(read: Callable[[], Source], contents: Contents) -> Iterator[str]:
@@ -107,7 +137,7 @@ def _check_whole(read: Callable[[], Source], contents: Contents) -> Iterator[str
         contents.classes[str(label)] = (int(count), 0)
     if held_out.any():
         contents.classes[TEST] = (int(held_out.sum()), 0)
-    _, height, width = source.image(0).shape
+    *_, height, width = source.image(0).shape
     contents.sizes[width, height] = len(source)
 
 
@@ -122,7 +152,7 @@ def check_folder(data: FolderData, contents: Contents) -> Iterator[str]:
     """
     root = data.root.expanduser()
     if data.labels is None and data.label_by == "folder":
-        listing = Listing.of(root)
+        listing = Listing.of(root, read=READ[data.captions] if data.captions else frozenset())
         for name, count in zip(listing.classes, listing.counts if listing.classes else (), strict=True):
             if not count:
                 contents.bad += 1
@@ -130,11 +160,19 @@ def check_folder(data: FolderData, contents: Contents) -> Iterator[str]:
         found = FolderRecords.of(root, listing)
     else:
         try:
-            found = folder.records(data)
+            found = folder.listed(data)
         except UserError as error:
             contents.bad += 1
             yield str(error)
             return
+    if data.captions:
+        try:
+            texts = folder_captions(root, found.names, data.captions)
+        except UserError as error:
+            contents.bad += 1
+            yield str(error)
+        else:
+            contents.captions = len(texts.texts)
     yield from check_records(found, data, contents)
 
 

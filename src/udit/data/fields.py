@@ -13,14 +13,13 @@ from numpy.typing import NDArray
 
 from udit.data.config import DataInfo, FieldsData
 from udit.data.names import Names
-from udit.data.npz import _array as array_of
-from udit.data.npz import _header as header_of
-from udit.data.npz import _opened as opened
+from udit.data.npz import array_of, header_of, opened
+from udit.data.recognise import FIELDS
 from udit.data.sources import Labels
 from udit.errors import RunError, UserError
 from udit.files import whole_file
 
-FIELDS, TRAJECTORY, TEST = "fields", "trajectory", "test_"
+TRAJECTORY, TEST = "trajectory", "test_"
 Floats = NDArray[np.float32]
 
 

@@ -56,14 +56,19 @@ def records(data: FolderData) -> FolderRecords:
     Raises:
         UserError: see ``class_names`` and ``folder_captions``, or a list of labels that does not fit the folder.
     """
-    found = _listed(data)
+    found = listed(data)
     if data.captions:
         found.captions = folder_captions(found.root, found.names, data.captions)
         found.fingerprint = hashlib.sha256(f"{found.fingerprint} {found.captions.digest()}".encode()).hexdigest()
     return found
 
 
-def _listed(data: FolderData) -> FolderRecords:
+def listed(data: FolderData) -> FolderRecords:
+    """The images with their labels, without their captions.
+
+    Raises:
+        UserError: see ``records``.
+    """
     root = data.root.expanduser()
     read = READ[data.captions] if data.captions else frozenset()
     if data.labels is not None:

@@ -97,8 +97,8 @@ class _Array:
     """In the images' names."""
 
     def read(self) -> NDArray[np.generic]:
-        with _opened(self.file) as archive:
-            return _array(archive, self.file, self.key)
+        with opened(self.file) as archive:
+            return array_of(archive, self.file, self.key)
 
 
 def _files(path: Path) -> list[Path]:
@@ -111,12 +111,12 @@ def _files(path: Path) -> list[Path]:
 
 def _arrays(file: Path, num_classes: int | None, several: bool) -> list[_Array]:
     found = []
-    with _opened(file) as archive:
+    with opened(file) as archive:
         for images, key in _pairs(archive, file):
-            header = _header(archive, images, file)
+            header = header_of(archive, images, file)
             _check_images(header, file)
             count = header.shape[0]
-            y = np.zeros(count, np.int64) if key is None else _labels(_array(archive, file, key), file, key)
+            y = np.zeros(count, np.int64) if key is None else _labels(array_of(archive, file, key), file, key)
             if count != len(y):
                 raise UserError(
                     f"{file} holds {count} images in {images} and {len(y)} labels in {key}; they must match"
@@ -166,7 +166,12 @@ def describe(data: NpzData) -> DataInfo:
 
 
 @contextmanager
-def _opened(path: Path) -> Iterator[zipfile.ZipFile]:
+def opened(path: Path) -> Iterator[zipfile.ZipFile]:
+    """A file's archive.
+
+    Raises:
+        UserError: it cannot be read, here or by what runs within.
+    """
     try:
         with zipfile.ZipFile(path) as archive:
             yield archive
@@ -194,7 +199,7 @@ def _pairs(archive: zipfile.ZipFile, path: Path) -> list[tuple[str, str | None]]
     raise UserError(f"{path} holds {', '.join(sorted(keys)) or 'nothing'}; it needs arrays named {known}")
 
 
-def _header(archive: zipfile.ZipFile, key: str, path: Path) -> Header:
+def header_of(archive: zipfile.ZipFile, key: str, path: Path) -> Header:
     """One array's header, without its data.
 
     Raises:
@@ -216,8 +221,9 @@ def _header(archive: zipfile.ZipFile, key: str, path: Path) -> Header:
     return Header(key, shape, dtype, fortran)
 
 
-def _array(archive: zipfile.ZipFile, path: Path, key: str) -> NDArray[np.generic]:
-    _header(archive, key, path)
+def array_of(archive: zipfile.ZipFile, path: Path, key: str) -> NDArray[np.generic]:
+    """One array of the archive of ``path``; see ``header_of``."""
+    header_of(archive, key, path)
     with archive.open(f"{key}.npy") as stream:
         found: NDArray[np.generic] = npy.read_array(stream, allow_pickle=False)
     return found

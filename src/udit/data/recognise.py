@@ -7,37 +7,40 @@ from collections.abc import Iterator, Mapping
 from itertools import islice
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile, ZipFile
 
-from udit.data.config import DataConfig, ImageFiles
+from udit.data.config import DataConfig
 from udit.data.listing import is_image
 from udit.errors import UserError
-from udit.spec.base import parse_kind
+from udit.spec.base import kinds_of, parse_kind
 
+FIELDS = "fields"
+"""The array of an .npz file that holds fields of numbers."""
 LOOKED_AT = 1000
 """Entries of a folder that are looked at for what it is."""
 FORMATS = (
     "a folder of images with or without class folders, IDX files, .npz files, a zip or folder with dataset.json, "
-    "webdataset's .tar shards, or LSUN's LMDB"
+    "webdataset's .tar shards, LSUN's LMDB, or a folder of .mp4 clips"
 )
 
 
-def recognised(path: Path, keys: Mapping[str, Any]) -> Any:
+def recognised(path: Path, keys: Mapping[str, Any], usual: Mapping[str, Any] | None = None) -> Any:
     """The config of a data set, from its path.
 
     Args:
         path: a file, a folder, or a pattern of tar shards.
-        keys: further keys of the config, with ``kind`` another one than the path suggests; those of image files are
-            left out where the format has none of them.
+        keys: further keys of the config, with ``kind`` another one than the path suggests.
+        usual: keys that are taken where a format has them and ``keys`` do not name them.
 
     Raises:
         UserError: there is nothing, or nothing of a known format; or unknown keys.
     """
     kind = str(keys.get("kind") or _kind(path))
-    place = {"path" if kind in ("npz", "huggingface") else "root": str(path)}
-    of_files = {*ImageFiles.model_fields}
-    takes_files = kind not in ("npz", "idx", "digits", "fashion-mnist")
-    given = {key: value for key, value in keys.items() if takes_files or key not in of_files}
-    return parse_kind(DataConfig, {"kind": kind, **place, **given}, "data")
+    spec = kinds_of(DataConfig).get(kind)
+    known = spec.model_fields if spec else {}
+    place = {"path" if "path" in known else "root": str(path)}
+    given = {key: value for key, value in (usual or {}).items() if key in known}
+    return parse_kind(DataConfig, {"kind": kind, **place, **given, **keys}, "data")
 
 
 def _kind(path: Path) -> str:
@@ -48,12 +51,22 @@ def _kind(path: Path) -> str:
     if not path.exists():
         return "npz" if suffix == ".npz" else "dataset-json" if suffix == ".zip" else "folder"  # whose words say so
     if path.is_file():
-        if suffix in (".npz", ".zip"):
-            return "npz" if suffix == ".npz" else "dataset-json"
+        if suffix == ".npz":
+            return "fields" if _holds_fields(path) else "npz"
+        if suffix == ".zip":
+            return "dataset-json"
         if path.name == "data.mdb":
             raise UserError(f"{text!r} is the file of an LMDB; give the folder that holds it")
         raise UserError(f"{text!r} is of no known format; data sets are {FORMATS}")
     return _kind_of_folder(path)
+
+
+def _holds_fields(path: Path) -> bool:
+    try:
+        with ZipFile(path) as archive:
+            return f"{FIELDS}.npy" in archive.namelist()
+    except (OSError, BadZipFile):
+        return False  # the reader says so
 
 
 def _kind_of_folder(path: Path) -> str:
@@ -65,8 +78,8 @@ def _kind_of_folder(path: Path) -> str:
     if "data.mdb" in names or any((path / name / "data.mdb").is_file() for name in names):
         return "lmdb"
     if not any(is_image(name) for name in names):
-        for suffix, kind in ((".tar", "webdataset"), (".npz", "npz")):
-            if any(name.endswith(suffix) for name in names):
+        for suffix, kind in ((".tar", "webdataset"), (".npz", "npz"), (".mp4", "clips")):
+            if any(name.lower().endswith(suffix) for name in names):
                 return kind
     return "folder"
 

@@ -164,7 +164,8 @@ def model_from(values: Any) -> Any:
         base = find(name).config
         if values.get("family", base.family) != base.family:
             raise UserError(
-                f"model.family is {shown(values['family'])} and {name} is a {base.family}; leave family out"
+                f"model.family is {shown(values['family'])} and {name} is a {base.family}; leave family out, or write "
+                f"model={name} in place of all keys of the model"
             )
     else:
         family, known = values.pop("family", None), families()

@@ -60,6 +60,11 @@ def load_run(
             said.pop(key, None)
     if said.get("init_from") is not None:
         values = {key: value for key, value in values.items() if key not in DECIDED}  # the weights have their own
+    named = next((word.partition("=")[2] for word in overrides if word.startswith("model=")), "")
+    own = values.get("model")
+    if named and not named.startswith("{") and isinstance(own, dict):
+        log.info("model=%s takes the place of the recipe's model (%s)", named, ", ".join(own))
+        del values["model"]
     for override in overrides:
         _apply(values, override)
     return resolve(values, absent=absent, said=said)
@@ -239,5 +244,5 @@ def _apply(values: dict[str, Any], override: str) -> None:
             raise UserError(f"unknown key {key!r}; {'.'.join(parents[: i + 1])!r} is a value, not a section")
         node = child
     if key == "model" and isinstance(value, str) and isinstance(values.get("model"), dict):
-        raise UserError(f"model={value} would drop the recipe's own model keys; write model.name={value}")
+        raise UserError(f"model={value} would drop the model keys given before it; give model={value} first")
     node[last] = value

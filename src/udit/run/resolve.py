@@ -20,6 +20,7 @@ from udit.data.config import DataConfig, DataInfo, FieldsData, FolderData, Image
 from udit.diffusion.config import DDPMConfig, process_from
 from udit.errors import UserError, nearest, resembling
 from udit.models.catalog import families, find
+from udit.models.config import ModelConfig
 from udit.run.config import Run, model_from
 from udit.run.rules import check
 from udit.run.start import follow_start, trained_on
@@ -233,7 +234,10 @@ def model(draft: Draft) -> None:
         boundary["condition_channels"] = _beside(draft.values["data"].condition, seen)
     if seen.frames is not None and "frames" in _fields(section):
         boundary["frames"] = seen.frames
-    if seen.id2label or not seen.labelled:
+    base = _base(section)
+    if base is not None and base.condition_shape:
+        boundary["num_classes"] = 0
+    elif seen.id2label or not seen.labelled:
         boundary["num_classes"] = len(seen.id2label)
     if (text := draft.values.get("text")) is not None and "context" in _fields(section):
         boundary |= {"num_classes": 0, "context": {"tokens": text.tokens, "width": text.width}}
@@ -252,9 +256,16 @@ def model(draft: Draft) -> None:
 
 def _fields(section: Mapping[str, Any]) -> Collection[str]:
     """Keys of the family that a model's section names; none where it names nothing known, which is told later."""
-    name, family = section.get("name"), section.get("family")
-    config = type(find(str(name)).config) if name is not None else families().get(str(family))
-    return () if config is None else config.model_fields
+    base = _base(section)
+    return () if base is None else type(base).model_fields
+
+
+def _base(section: Mapping[str, Any]) -> ModelConfig | None:
+    """The config that a model's section starts from; None where it names nothing known, which is told later."""
+    name, family = section.get("name"), families().get(str(section.get("family")))
+    if name is not None:
+        return find(str(name)).config
+    return None if family is None else family.model_validate({})
 
 
 def time_shift(draft: Draft) -> None:
@@ -334,7 +345,7 @@ def _described(data: DataConfig, absent: bool) -> DataInfo:
         if not absent or not isinstance(data, FolderData):
             raise
         height, width = data.shape
-        return DataInfo(channels=data.channels, height=height, width=width, id2label=())
+        return DataInfo(channels=data.channels, height=height, width=width, id2label=(), captioned=data.captioned)
 
 
 def _beside(condition: ConditionConfig, seen: DataInfo) -> int:

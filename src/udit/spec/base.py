@@ -72,6 +72,11 @@ def parse(spec: type[S], values: dict[str, Any], where: str | Path = "") -> S:
         raise UserError(one_line(problems, spec, values, str(where), isinstance(where, Path))) from None
 
 
+def kinds_of(union: Any) -> dict[str, type[Spec]]:
+    """The members of such a union as ``parse_kind`` takes, by their ``kind``."""
+    return {spec.model_fields["kind"].default: spec for spec in get_args(get_args(union)[0])}
+
+
 def parse_kind(union: Any, values: Any, where: str) -> Any:
     """The member of a union of specs that ``values["kind"]`` names; errors are those of that member alone.
 
@@ -85,7 +90,7 @@ def parse_kind(union: Any, values: Any, where: str) -> Any:
     """
     if isinstance(values, Spec):
         return values
-    kinds = {spec.model_fields["kind"].default: spec for spec in get_args(get_args(union)[0])}
+    kinds = kinds_of(union)
     kind = values.get("kind")
     if not isinstance(kind, str) or kind not in kinds:
         raise UserError(f"{where}.kind is {shown(kind)}{nearest(str(kind), kinds)}")

@@ -33,6 +33,9 @@ class UDiTTextConfig(IsotropicConfig):
     of all if null. Queries keep their resolution."""
     reduction: PositiveInt = 2
     """Side of the squares that are averaged: 2 leaves a quarter of the keys and values."""
+    skips: Literal["concatenated", "attended"] = "concatenated"
+    """How a block joins its skip: both side by side, mixed to one width; or attention from the one to the other, the
+    idea of XUT (HDM's network), whose operator here is ours."""
 
     @model_validator(mode="after")
     def _check(self) -> Self:

@@ -23,6 +23,11 @@ from udit.nn.tokens import patchify, rotary_table, sincos_table, unpatchify
 from udit.ops import to_first, to_last
 
 
+def split_heads(x: Tensor, count: int, heads: int) -> Tensor:
+    """[B, N, count D] -> ``count`` of [B, h, N, R]."""
+    return x.unflatten(-1, (count, heads, -1)).permute(2, 0, 3, 1, 4)
+
+
 class TextKeys(NamedTuple):
     """What one block's attention takes from a text."""
 
@@ -54,7 +59,7 @@ class JoinedAttention(nn.Module):
 
     def of_text(self, states: Tensor, mask: Tensor) -> TextKeys:
         """Hidden states [B, T, E] of a layer, and which tokens there are, bool [B, T]."""
-        k, v = self._split(ops.apply(self.text_kv, states.to(self.text_kv.weight.dtype)))
+        k, v = split_heads(ops.apply(self.text_kv, states.to(self.text_kv.weight.dtype)), 2, self.heads)
         return TextKeys(self.text_norm(k).to(v.dtype), v, mask[:, None, None])
 
     def positions(self, height: int, width: int, device: torch.device) -> Tensor:
@@ -65,10 +70,9 @@ class JoinedAttention(nn.Module):
 
     def forward(self, x: Tensor, text: TextKeys, positions: Tensor) -> Tensor:
         """[B, H, W, D] -> [B, H, W, D]; ``positions`` as the method of that name makes them."""
-        b, height, width, _ = x.shape
         coarse = to_last(F.avg_pool2d(to_first(x), self.factor)) if self.factor > 1 else x
-        q = ops.apply(self.q, x).view(b, height * width, self.heads, -1).transpose(1, 2)
-        k, v = self._split(ops.apply(self.kv, coarse).flatten(1, 2))
+        (q,) = split_heads(ops.apply(self.q, x).flatten(1, 2), 1, self.heads)
+        k, v = split_heads(ops.apply(self.kv, coarse).flatten(1, 2), 2, self.heads)
         q, k = self.q_norm(q).to(v.dtype), self.k_norm(k).to(v.dtype)
         table, key_table = positions.split([q.shape[2], k.shape[2]], dim=1)
         q, k = (ops.recomputable(ops.rotate, part, of) for part, of in ((q, table), (k, key_table)))
@@ -77,10 +81,32 @@ class JoinedAttention(nn.Module):
         out = ops.dot_product_attention(q, k, v, mask)
         return ops.apply(self.out, out.transpose(1, 2).reshape(x.shape))
 
-    def _split(self, kv: Tensor) -> tuple[Tensor, Tensor]:
-        """[B, N, 2 D] -> keys and values [B, h, N, R]."""
-        k, v = kv.unflatten(-1, (2, self.heads, -1)).permute(2, 0, 3, 1, 4)
-        return k, v
+
+class AttendedJoin(nn.Module):
+    """A long skip's end by attention: every token adds what it reads of all tokens of the skip; the operator is ours.
+
+    It adds nothing at first. Queries and keys are normalised head by head and turn with their place in the grid.
+    """
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.norm, self.skip_norm = (nn.LayerNorm(width, eps=1e-6, elementwise_affine=False) for _ in range(2))
+        self.q = nn.Linear(width, width)
+        self.kv = nn.Linear(width, 2 * width)
+        self.q_norm, self.k_norm = (ScaledNorm(width // heads) for _ in range(2))
+        self.out = nn.Linear(width, width)
+
+    def forward(self, x: Tensor, skip: Tensor) -> Tensor:
+        """Two of [B, H, W, D] -> [B, H, W, D]."""
+        _, height, width, dim = x.shape
+        (q,) = split_heads(ops.apply(self.q, ops.normalize(self.norm, x)).flatten(1, 2), 1, self.heads)
+        k, v = split_heads(ops.apply(self.kv, ops.normalize(self.skip_norm, skip)).flatten(1, 2), 2, self.heads)
+        table = rotary_table(height, width, dim // self.heads, x.device)
+        turned = (norm(part).to(v.dtype) for norm, part in ((self.q_norm, q), (self.k_norm, k)))
+        q, k = (ops.recomputable(ops.rotate, part, table) for part in turned)
+        read = ops.dot_product_attention(q, k, v)
+        return x + ops.apply(self.out, read.transpose(1, 2).reshape(x.shape))
 
 
 class Conditions(NamedTuple):
@@ -101,7 +127,7 @@ class UDiTText(nn.Module):
 
     INIT: ClassVar[Mapping[str, init.Fill]] = {
         r"norm\.weight$": init.constant(1.0),
-        r"^out\.|modulation\.|bias$": init.constant(0.0),
+        r"^out\.|^joins\.\d+\.out\.|modulation\.|bias$": init.constant(0.0),
         r"^conditioner\.": init.gaussian(0.02),
         r"": init.xavier,
     }
@@ -119,7 +145,10 @@ class UDiTText(nn.Module):
             )
             for factor in factors
         )
-        self.joins = nn.ModuleList(NormedJoin(width) for _ in range(config.depth // 2))
+        attended = config.skips == "attended"
+        self.joins = nn.ModuleList(
+            AttendedJoin(width, config.heads) if attended else NormedJoin(width) for _ in range(config.depth // 2)
+        )
         self.out_modulation = nn.Linear(width, 2 * width)
         self.out = nn.Linear(width, area * config.out_channels)
         self.checkpointing = False
