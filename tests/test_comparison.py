@@ -16,6 +16,7 @@ import pytest
 import torch
 
 from runs import RECIPE, environment, image_folder
+from udit.cli import main
 from udit.comparison import worker
 from udit.comparison.config import TOLERANCE, Comparison, System, plain_name, stages
 from udit.comparison.evaluator import Judged
@@ -63,7 +64,7 @@ def small(tmp_path: Path) -> Comparison:
     data = tuple(image_folder(tmp_path / "images"))
     systems = ({"name": "one", "model": MODEL}, {"name": "DiT", "model": {"name": "DiT-tiny", "depth": 1, "width": 16}})
     return Comparison(
-        base=RECIPE, overrides=(*STEPS, *data), systems=systems, amounts=(30e3,), seeds=(0, 1), fractions=(0.5, 1)
+        base=RECIPE, overrides=(*STEPS, *data), systems=systems, amounts=(97e3,), seeds=(0, 1), fractions=(0.5, 1)
     )
 
 
@@ -77,8 +78,10 @@ def member_task(comparison: Comparison, out: Path, system: int = 0) -> Task:
 # ---- sizes -----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["U-DiT-tiny", "DiT-tiny", "U-ViT-tiny", "DiCo-tiny"])
-@pytest.mark.parametrize("budget", ["macs", "parameters"])
+@pytest.mark.parametrize(
+    ("name", "budget"),
+    [("U-DiT-tiny", "macs"), ("DiT-tiny", "parameters"), ("U-ViT-tiny", "macs"), ("DiCo-tiny", "macs")],
+)
 def test_sizes_meet_the_budget_within_two_per_cent(name: str, budget: str) -> None:
     """What is counted is the solved model's own count, and its heads are ones that the network takes."""
     system = System(name=name, model={"name": name})
@@ -440,6 +443,31 @@ def test_a_comparison_that_makes_no_sense_is_refused(changes: dict[str, object],
         Comparison(**values).replace(**changes)  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        ([], "--base RECIPE is missing"),
+        (["--base", "digits", "--systems", "DiT-tiny"], "a budget, e.g. --macs 20e6 is missing"),
+        (["--base", "digits", "--macs", "1e6", "--parameters", "1e5"], "--macs and --parameters are given"),
+        (["--base", "digits", "--macs", "ten"], "--macs is 'ten'"),
+        (["training.steps=4"], "'training.steps=4' is no file"),
+        (["--base", "digits", "--systems", "DiT-tiny", "--macs", "1e6", "--seeds", "0.5"], "seeds"),
+        (["gone.yaml"], "gone.yaml"),
+    ],
+)
+def test_the_command_says_what_is_missing_or_wrong(
+    words: list[str], told: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One line, exit code 2, and no folder."""
+    with pytest.raises(SystemExit) as ended:
+        main(["compare", *words, "--out", str(tmp_path / "out")])
+    assert ended.value.code == 2
+    said = capsys.readouterr().err
+    assert told in said
+    assert said.count("\n") == 1
+    assert not (tmp_path / "out").exists()
+
+
 def test_names_of_systems_make_names_of_files() -> None:
     """A slash is no folder."""
     assert plain_name("DiT-S/2") == "DiT-S-2"
@@ -460,7 +488,7 @@ def test_a_comparison_that_is_killed_ends_with_the_same_members_and_repeats_none
     few = ["evaluation.num_samples=20", "evaluation.judge_steps=4", "evaluation.bootstrap=10"]
     values = {"base": RECIPE, "overrides": [*STEPS, *data, *few], "systems": [{"name": "one", "model": MODEL}]}
     file = tmp_path / "comparison.yaml"
-    file.write_text(to_yaml(values | {"amounts": [30e3], "seeds": [0, 1]}), encoding="utf-8")
+    file.write_text(to_yaml(values | {"amounts": [97e3], "seeds": [0, 1]}), encoding="utf-8")
 
     def started(out: Path) -> subprocess.Popen[str]:
         words = [sys.executable, "-m", "udit", "compare", str(file), "--out", str(out)]

@@ -142,7 +142,7 @@ def _given(
     for name, text in named:
         values |= {"budget": name, "amounts": _numbers(f"--{name}", text)}
     if seeds is not None:
-        values["seeds"] = tuple(int(number) if number.is_integer() else number for number in _numbers("--seeds", seeds))
+        values["seeds"] = _numbers("--seeds", seeds)
     if rates is not None:
         values["rates"] = _numbers("--rates", rates)
     if fractions is not None:

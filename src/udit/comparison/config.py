@@ -135,7 +135,7 @@ def plain_name(text: str) -> str:
 
 def short_amount(amount: float) -> str:
     """A budget in short, e.g. 20M."""
-    for size, letter in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
+    for size, letter in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
         if amount >= size:
             return f"{amount / size:.4g}{letter}"
     return f"{amount:.4g}"

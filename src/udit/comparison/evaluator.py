@@ -23,7 +23,7 @@ from udit.scoring import JUDGE, evaluate, evaluation_folder
 
 LOWER_IS_BETTER = frozenset({"distance"})
 """Scores of which the smaller one wins."""
-COLUMNS, ROWS = 10, 4
+COLUMNS, ROWS = 10, 3
 """Of the grid of samples that a record keeps: a column for each of the first classes."""
 
 

@@ -104,9 +104,9 @@ def compare(
             raise UserError(f"--{name} is {value}; it is 1 or more")
     folder, flag = Path(out), stop or StopFlag()
     check_room(folder, 0)
-    plan = plan_of(comparison, folder, threads, tell)
+    plan = plan_of(comparison, folder, threads, tell, flag)
     write_text(folder / "comparison.yaml", to_yaml(comparison.model_dump(mode="json")))
-    if train and any(not (folder / task.record).is_file() for task in plan.members):
+    if train and not flag.signal and any(not (folder / task.record).is_file() for task in plan.members):
         _prepare(plan, folder, tell)
         _Processes(plan, folder, jobs, threads, flag, tell).run()
     return collected(plan, folder, flag.signal)
@@ -160,7 +160,11 @@ def comparable(members: list[Member]) -> tuple[list[Member], list[str]]:
 
 
 def plan_of(
-    comparison: Comparison, folder: Path, threads: int = 1, tell: Callable[[str], object] = lambda line: None
+    comparison: Comparison,
+    folder: Path,
+    threads: int = 1,
+    tell: Callable[[str], object] = lambda line: None,
+    stop: StopFlag | None = None,
 ) -> Plan:
     """All tasks of a comparison; sizes that were solved before are read from its folder.
 
@@ -178,6 +182,8 @@ def plan_of(
         stages(comparison, run.training.steps, run.training.lr_warmup)
         fingerprint = fingerprint or run.source().fingerprint
         for amount in comparison.amounts:
+            if stop is not None and stop.signal:
+                return plan
             try:
                 size = _sized(system, run, comparison, amount, folder, threads)
             except UserError as error:
@@ -209,7 +215,7 @@ def _sized(system: System, run: Run, comparison: Comparison, amount: float, fold
     if comparison.budget == "seconds":
         measure = training_seconds(run.training.steps, run.training.batch_size, threads)
     size = solve(system, run.model, comparison.budget, amount, measure)
-    path.parent.mkdir(exist_ok=True)
+    path.parent.mkdir(parents=True, exist_ok=True)
     size.write(path)
     return size
 
@@ -231,8 +237,10 @@ def _prepare(plan: Plan, folder: Path, tell: Callable[[str], object]) -> None:
             time.sleep(1)
             continue
         tell("training the judge of the data set")
-        evaluator.prepare(plan.members[0].run_in(folder))
-        lock.release()
+        try:
+            evaluator.prepare(plan.members[0].run_in(folder))
+        finally:
+            lock.release()
 
 
 class _Processes:

@@ -41,6 +41,7 @@ from udit.tuning.rates import find_lr
 
 SIDE = 32
 """Least side of a sample in a record's grid."""
+MOST_IDS = 2**20
 
 
 @dataclass
@@ -213,12 +214,13 @@ def _scored(run: Run, stage: Stage, branch: Path, clock: Clock, evaluator: Evalu
 
 
 def sample_ids(run: Run) -> str:
-    """sha256 of the numbers of a training's images in their order."""
+    """sha256 of the numbers of a training's images in their order: of the first ``MOST_IDS``, and of the last step."""
     source = run.source()
     part = parts_of(source, run.data).train
     order = order_of(source, part, run.seed, run.training.batch_size)
     digest = hashlib.sha256()
-    for position in range(run.training.steps * run.training.batch_size):
+    total, batch = run.training.steps * run.training.batch_size, run.training.batch_size
+    for position in [*range(min(total, MOST_IDS)), *range(max(MOST_IDS, total - batch), total)]:
         digest.update(int(part[order[position]]).to_bytes(8, "little"))
     return digest.hexdigest()
 

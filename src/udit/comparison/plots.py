@@ -8,6 +8,7 @@ from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from udit.comparison.config import short_amount
 from udit.comparison.evaluator import LOWER_IS_BETTER
 from udit.comparison.summary import Panel
 from udit.files import whole_file
@@ -53,7 +54,7 @@ def _save(panel: Panel, title: str, target: Any, kind: str) -> None:
 
 def _figure(panel: Panel, title: str) -> Figure:
     from matplotlib.figure import Figure  # not pyplot: a notebook's figures stay as they are
-    from matplotlib.ticker import LogFormatter
+    from matplotlib.ticker import LogFormatter, NullLocator
 
     figure = Figure(figsize=SIZE, layout="constrained")
     left, right = figure.subplots(1, 2, sharey=True)
@@ -81,6 +82,9 @@ def _figure(panel: Panel, title: str) -> Figure:
         axes.grid(visible=True, color="#dddddd", linewidth=0.6)
         axes.set_axisbelow(True)
     _limit(left, panel)
+    steps = next(iter(panel.curves.values())).macs
+    left.set_xticks(steps, labels=[short_amount(one) for one in steps])
+    left.xaxis.set_minor_locator(NullLocator())
     for axis in (left.yaxis, right.xaxis):
         if axis.get_scale() == "log":
             axis.set_major_formatter(LogFormatter())

@@ -122,7 +122,8 @@ class Member(Record):
     """Processor time of the one thread that did all the work, which other programs do not disturb, or wall time."""
     points: tuple[Point, ...]
     sample_ids_sha256: str
-    """Of the numbers of all training images in their order; equal over systems of one seed."""
+    """Of the numbers of training images in their order (of a long training the first million and the last step's);
+    equal over systems of one seed."""
     noise_sha256: str
     """Of times, noise and label dropout of the first and the last step; equal over systems of one seed."""
     evaluator: EvaluatorFacts

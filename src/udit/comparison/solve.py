@@ -26,7 +26,9 @@ NEAR = 0.5
 HEAD_CHANNELS = 2.0
 """By which factor the channels of a head may differ from the system's own."""
 MAX_SCALE, MIN_SCALE = 64.0, 1 / 64
-BISECTIONS = 14
+BISECTIONS = 10
+FITTED = 6
+"""Widths of one depth, the nearest to the budget, whose FFN's ratio is solved for."""
 SCALES = (1.0, 0.9, 1.1, 0.8, 1.25, 0.65, 1.5)
 """Of the depth, against the one in proportion, until a width is found."""
 TIMED = 5
@@ -191,14 +193,24 @@ def _candidates(
             high = middle
     depths: list[dict[str, Any]] = []
     for factor in SCALES:
-        for blocks in _depths(shape, config, math.exp((low + high) / 2) * factor, fixed=fixed):
+        scale = math.exp((low + high) / 2) * factor
+        for blocks in _depths(shape, config, scale, fixed=fixed):
             if blocks in depths:
                 continue
             depths.append(blocks)
-            middle = _width(shape, config, blocks, amount, counted)
-            widths = range(max(1, math.floor(0.8 * middle)), math.ceil(1.25 * middle) + 4)
-            valid = [found for width in widths if (found := _valid(shape, config, width, blocks)) is not None]
-            yield [found for found in valid if abs(counted(found) / amount - 1) <= NEAR] or valid[:1]
+            middle = _width(shape, config, blocks, scale, amount, counted)
+            valid = _valid_from(shape, config, blocks, math.floor(0.8 * middle), math.ceil(1.25 * middle) + 4)
+            valid.sort(key=lambda found: abs(counted(found) / amount - 1))
+            yield [found for found in valid if abs(counted(found) / amount - 1) <= NEAR][:FITTED] or valid[:1]
+
+
+def _valid_from(shape: Shape, config: ModelConfig, blocks: dict[str, Any], first: int, last: int) -> list[ModelConfig]:
+    """The valid configs of a range of widths; where it has none, that of the next width beyond."""
+    found = [one for width in range(first, last + 1) if (one := _valid(shape, config, width, blocks)) is not None]
+    if found:
+        return found
+    beyond = (_valid(shape, config, width, blocks) for width in range(last, last + 2 * shape.width))
+    return [one for one in [next((one for one in beyond if one is not None), None)] if one is not None]
 
 
 def _depths(shape: Shape, config: ModelConfig, scale: float, *, fixed: bool) -> list[dict[str, Any]]:
@@ -221,10 +233,12 @@ def _at(shape: Shape, config: ModelConfig, scale: float, *, fixed: bool) -> Mode
     return None
 
 
-def _width(shape: Shape, config: ModelConfig, blocks: dict[str, Any], amount: float, counted: Measure) -> int:
-    """The width at which so many blocks come nearest to a budget."""
-    low, high = 1, max(2, round(MAX_SCALE * shape.width))
-    while high - low > 1:
+def _width(
+    shape: Shape, config: ModelConfig, blocks: dict[str, Any], scale: float, amount: float, counted: Measure
+) -> int:
+    """The width, up to four times off the scale's, at which so many blocks come nearest to a budget."""
+    low, high = max(1, math.floor(scale * shape.width / 4)), math.ceil(4 * scale * shape.width) + 1
+    while high - low > 2:
         middle = (low + high) // 2
         found = next((one for w in range(middle, high) if (one := _valid(shape, config, w, blocks)) is not None), None)
         if found is not None and counted(found) < amount:

@@ -94,9 +94,14 @@ class Panel(Spec):
         level = [one.system for one in self.standings[1:] if not one.behind]
         if len(self.standings) == 1:
             return f"{first} is alone."
+        few = " With one seed, these are intervals of samples alone." if self._one_seed else ""
         if not level:
-            return f"{first} wins; its difference from every other system leaves out zero."
-        return f"{first} is ahead; the intervals do not separate it from {', '.join(level)}."
+            return f"{first} wins; its difference from every other system leaves out zero.{few}"
+        return f"{first} is ahead; the intervals do not separate it from {', '.join(level)}.{few}"
+
+    @property
+    def _one_seed(self) -> bool:
+        return any(pair.difference.seeds < 2 for pair in self.pairs)
 
 
 class Summary(Record):

@@ -75,12 +75,12 @@ def sizes_of(sizes: Sequence[Sized], members: Sequence[Member]) -> Table:
     rows = []
     for size in sizes:
         own = [one for one in members if one.size == size]
-        rates, edge = "-", ""
+        rates = "-"
         if own and own[0].rate is not None:
             losses = [
                 f"{one.lr:g}: " + ("failed" if one.loss is None else f"{one.loss:.4f}") for one in own[0].rate.tried
             ]
-            rates, edge = ", ".join(losses), " (at the end of the grid)" if own[0].rate.edge else ""
+            rates = ", ".join(losses) + ("; the best is at the end of the grid" if own[0].rate.edge else "")
         rows.append(
             [
                 size.system,
@@ -89,7 +89,7 @@ def sizes_of(sizes: Sequence[Sized], members: Sequence[Member]) -> Table:
                 f"{size.macs / 1e6:,.2f}",
                 f"{size.parameters / 1e6:,.3f}",
                 f"{size.error:+.2%}",
-                f"{own[0].lr:g}{edge}" if own else "-",
+                f"{own[0].lr:g}" if own else "-",
                 rates,
                 f"{own[0].step_seconds:.3g}" if own else "-",
             ]
