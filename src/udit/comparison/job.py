@@ -19,7 +19,7 @@ from udit.comparison.evaluator import JudgeEvaluator
 from udit.comparison.records import Member, Sized, read_member
 from udit.comparison.solve import solve, training_seconds
 from udit.comparison.summary import Summary, summarise
-from udit.comparison.task import Task, tasks_of
+from udit.comparison.task import Task, chosen, tasks_of
 from udit.comparison.worker import DONE, EVALUATOR, FAILED, STOPPED, TAKEN
 from udit.errors import UserError
 from udit.files import check_room, write_text
@@ -143,12 +143,12 @@ def comparable(members: list[Member]) -> tuple[list[Member], list[str]]:
             name
             for name, own, others in (
                 ("the evaluator", member.evaluator, first.evaluator),
-                ("the protocol", member.protocol, first.protocol),
                 ("the order of images", member.sample_ids_sha256, peer.sample_ids_sha256),
                 ("noise and times", member.noise_sha256, peer.noise_sha256),
             )
             if own != others
         ]
+        differing += ["the protocol"] if _differ(member.protocol, first.protocol) else []
         if differing:
             told.append(
                 f"{member.system}, seed {member.seed}, is left out: {' and '.join(differing)} are not those of "
@@ -157,6 +157,13 @@ def comparable(members: list[Member]) -> tuple[list[Member], list[str]]:
         else:
             alike.append(member)
     return alike, told
+
+
+def _differ(own: Any, other: Any) -> bool:
+    """Whether two protocols differ in what both have; a key of one alone is of a later version, with its default."""
+    if isinstance(own, dict) and isinstance(other, dict):
+        return any(_differ(own[key], other[key]) for key in own.keys() & other.keys())
+    return bool(own != other)
 
 
 def plan_of(
@@ -201,8 +208,9 @@ def plan_of(
 def _sized(system: System, run: Run, comparison: Comparison, amount: float, folder: Path, threads: int) -> Sized:
     """The size of a system, as it was solved before or now."""
     decides: dict[str, Any] = {
-        "model": run.model.model_dump(mode="json"),
+        "model": chosen(run.model),
         "budget": comparison.budget,
+        "amount": amount,
         "fixed": system.fixed_depth,
     }
     if comparison.budget == "seconds":

@@ -14,7 +14,7 @@ from udit.comparison.records import Sized
 from udit.optim.config import ConstantSchedule
 from udit.record import Record
 from udit.run.config import Run
-from udit.spec.base import Seed, parse
+from udit.spec.base import Seed, Spec, parse
 
 ANYWHERE = frozenset({"name", "out", "model", "seed", "data.root", "data.test_root", "training.lr", "training.device"})
 """Keys of a run that are no part of a protocol: what members differ in, and where things lie."""
@@ -86,8 +86,15 @@ def tasks_of(comparison: Comparison, size: Sized, run: Run, fingerprint: str) ->
     if not comparison.rates:  # the recipe's own rate counts, and no trial
         protocol |= {"lr": run.training.lr, "rate_share": None, "rate_seed": None}
 
+    complete = shared.replace(model=size.model)
+    decided = {
+        **protocol,
+        "run": without(chosen(complete), ANYWHERE),
+        "model": chosen(complete.model),
+    }
+
     def task(kind: Literal["rates", "member"], seed: int, rates: str | None) -> Task:
-        decides = {"kind": kind, "protocol": protocol, "model": size.model, "seed": seed}
+        decides = decided | {"kind": kind, "seed": seed}
         digest = hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()[:10]
         middle = "" if kind == "rates" else f"-seed{seed}"
         name = f"{plain_name(size.system)}-{short_amount(size.amount)}{middle}-{digest}"
@@ -105,6 +112,20 @@ def tasks_of(comparison: Comparison, size: Sized, run: Run, fingerprint: str) ->
 
     choice = [task("rates", comparison.seeds[0], None)] if comparison.rates else []
     return choice + [task("member", seed, choice[0].id if choice else None) for seed in comparison.seeds]
+
+
+def chosen(spec: Spec) -> dict[str, Any]:
+    """Plain values of a spec without those that are defaults; what says of which kind a section is stays.
+
+    A digest of them stays the same when a later version has more keys, whose defaults are what was before.
+    """
+    plain = spec.model_dump(mode="json")
+    values: dict[str, Any] = {}
+    for key, field in type(spec).model_fields.items():
+        value = getattr(spec, key)
+        if key in ("kind", "family") or field.is_required() or value != field.get_default(call_default_factory=True):
+            values[key] = chosen(value) if isinstance(value, Spec) else plain[key]
+    return values
 
 
 def without(plain: Any, keys: frozenset[str], path: str = "") -> Any:
