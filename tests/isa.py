@@ -37,8 +37,8 @@ SETTINGS = {
     ),
 }
 NUMERICAL = """
-    ablation adapters adm align attention autoguide buckets build cache calibrate claims clips codec combine compatibility
-    comparison conditions context contract convert convolution deep depthwise derivatives dic dico dimsum dit dropout
+    ablation adapters adm align attention autoguide buckets build cache calibrate claims clips codec combine
+    compatibility comparison conditions context contract convert convolution deep depthwise derivatives dic dico dimsum dit dropout
     edm few_steps fidelity fields fit formats frechet grid_attention guidance hdit interpolation judge late latents
     latte learning lightningdit linear losses metrics mmdit modulated_norm moments mpdit neighborhood objective
     operators optim origin parity parity_format pde pipelines posthoc process processor prompts published publishing

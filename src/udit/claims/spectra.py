@@ -258,7 +258,7 @@ def gain(kernel: Tensor) -> Sequence[float]:
     """
     import torch
 
-    response = torch.fft.fft2(kernel[:, 0].double(), s=(8, 8)).abs().square().mean(0)
+    response = torch.fft.fft2(kernel[:, 0].detach().double(), s=(8, 8)).abs().square().mean(0)
     return [float(((response[i, 0] + response[0, i]) / 2).sqrt()) for i in range(5)]
 
 
