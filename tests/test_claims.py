@@ -373,7 +373,9 @@ def test_without_two_common_seeds_nothing_is_said() -> None:
 def test_members_of_another_protocol_are_left_out() -> None:
     """Their judge or their noise is another one."""
     found = members(("a", 1e6, [1.0]), ("b", 1e6, [2.0])).found[FASHION]
-    mixed = Members({FASHION: [one if one.system == "a" else one.replace(protocol={"data": "others"}) for one in found]})
+    mixed = Members(
+        {FASHION: [one if one.system == "a" else one.replace(protocol={"data": "others"}) for one in found]}
+    )
     assert Ahead("a", "b", (FASHION,)).judge(mixed).verdict == MISSING
 
 
