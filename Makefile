@@ -155,6 +155,7 @@ docs: install  ## Writes the pages that come from the code and from recorded mea
 	mv docs/export.md.new docs/export.md
 	$(BIN)/python benchmarks/drawings.py
 	$(BIN)/python benchmarks/reference.py
+	$(BIN)/python -m udit claims --page
 
 site: install-all  ## Builds the documentation as a site into site/; any warning is an error
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --quiet

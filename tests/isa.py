@@ -37,13 +37,13 @@ SETTINGS = {
     ),
 }
 NUMERICAL = """
-    ablation adapters adm align attention autoguide buckets build cache calibrate clips codec combine compatibility
-    comparison conditions context contract convert convolution deep depthwise derivatives dic dico dimsum dit dropout
-    edm extractors few_steps fidelity fields fit formats frechet grid_attention guidance hdit interpolation judge late
-    latents latte learning lightningdit linear losses metrics mmdit modulated_norm moments mpdit neighborhood
-    objective operators optim origin paired parity parity_format pde pipelines posthoc process processor prompts
-    published publishing reader recompute reconstruction repa rotary sample scan schedule skipdit solvers start store
-    studio text trainer transport udit udit_text uvit vae wan
+    ablation adapters adm align attention autoguide buckets build cache calibrate claims clips codec combine
+    comparison compatibility conditions context contract convert convolution deep depthwise derivatives dic dico
+    dimsum dit dropout edm extractors few_steps fidelity fields fit formats frechet grid_attention guidance hdit
+    interpolation judge late latents latte learning lightningdit linear losses metrics mmdit modulated_norm moments
+    mpdit neighborhood objective operators optim origin paired parity parity_format pde pipelines posthoc process
+    processor prompts published publishing reader recompute reconstruction repa rotary sample scan schedule skipdit
+    solvers start store studio text trainer transport udit udit_text uvit vae wan
 """.split()  # noqa: SIM905 - forty lines otherwise
 """``tests/test_NAME.py`` that compare computed numbers; the others look at files, words, memory and time."""
 

@@ -32,6 +32,7 @@ ORDER = (
         "rehearsal",
         "benchmarking",
         "comparison",
+        "claims",
         "diagnosis",
         "serving",
         "studio",

@@ -26,6 +26,7 @@ from cyclopts import (
 
 from udit import __version__
 from udit.cli.bench import bench
+from udit.cli.claims import claims
 from udit.cli.compare import compare
 from udit.cli.convert import convert
 from udit.cli.data import data
@@ -117,6 +118,7 @@ app.command(data)
 app.command(models)
 app.command(parity)
 app.command(bench)
+app.command(claims)
 app.command(doctor)
 app.command(studio)
 
