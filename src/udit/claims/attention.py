@@ -115,7 +115,8 @@ def _macs(layer: nn.Module, side: int, width: int) -> tuple[int, int]:
 
     meta = layer.to("meta")
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        meta(torch.empty(1, side, side, width, device="meta"), meta.positions(side, side, torch.device("meta")))
+        positions = meta.positions(side, side, torch.device("meta"))  # type: ignore[operator]
+        meta(torch.empty(1, side, side, width, device="meta"), positions)
     by_operator = {str(name): count // 2 for name, count in counter.get_flop_counts()["Global"].items()}
     comparing = sum(count for name, count in by_operator.items() if "attention" in name or "bmm" in name)
     return comparing, sum(by_operator.values()) - comparing

@@ -81,7 +81,7 @@ def configs() -> dict[str, ModelConfig]:
 
 def measure(tell: Callable[[str], object] = lambda line: None) -> Growths:
     """Times forwards, and profiles what they allocate."""
-    from udit.benchmarking.measure import dissect
+    from udit.benchmarking.meters import CPU
     from udit.claims.facts import facts, processor_seconds
 
     calls = {(name, side): _forward(config, side) for name, config in configs().items() for side in SIDES}
@@ -96,7 +96,7 @@ def measure(tell: Callable[[str], object] = lambda line: None) -> Growths:
     found = []
     for name in dict.fromkeys(name for name, _ in calls):
         costs = tuple(
-            Cost(tokens=side**2, seconds=tuple(seconds[name, side]), memory=dissect(calls[name, side])[1])
+            Cost(tokens=side**2, seconds=tuple(seconds[name, side]), memory=CPU.dissect(calls[name, side]).extra)
             for side in SIDES
         )
         found.append(Growth(subject=name, costs=costs))

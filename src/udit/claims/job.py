@@ -6,10 +6,10 @@ import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from types import ModuleType
 
 from udit.claims import attention, caching, comparisons, growth, sizes, spectra
-from udit.claims.claim import UNMEASURED, Claim, Judged, Kind, Measurement
+from udit.claims.claim import UNMEASURED, Claim, Judged, Kind
 from udit.claims.comparisons import Members
 from udit.claims.table import CLAIMS
 from udit.errors import UserError
@@ -23,24 +23,14 @@ FINISHED = ("records", "rates", "sizes", "evaluator")
 """Folders of a comparison that can be committed: with them it goes on elsewhere."""
 
 
-class Module(Protocol):
-    """A module of this package that measures."""
-
-    RECORD: type[Measurement]
-    COMMAND: str
-    measure: Callable[..., Measurement]
-    judge: Callable[[str, Any], Judged]
-    details: Callable[[Any], list[str]]
-
-
-MODULES: dict[Kind, Module] = {
+MODULES: dict[Kind, ModuleType] = {
     "attention": attention,
     "spectra": spectra,
     "caching": caching,
     "growth": growth,
     "sizes": sizes,
 }
-"""By the kind of measurement; comparisons are ``udit compare``'s."""
+"""By the kind of measurement, each with RECORD, COMMAND, measure, judge and details; ``udit compare`` has its own."""
 
 
 @dataclass(frozen=True)

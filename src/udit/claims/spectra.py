@@ -207,7 +207,7 @@ def _places(system: System) -> dict[str, nn.Module]:
         return {f"block {i + 1}": block for i, block in enumerate(network.blocks)}
     assert isinstance(network, UDiT)
     side, deepest = network.config.size[0], len(network.encoder) - 1
-    found = {
+    found: dict[str, nn.Module] = {
         f"{'bottleneck' if level == deepest else 'encoder'} {side >> level}x{side >> level}": stage
         for level, stage in enumerate(network.encoder)
     }
