@@ -20,7 +20,7 @@ from targets import baselines, targets
 from udit.benchmarking.report import markdown
 
 ROOT = Path(__file__).parent.parent / "docs"
-COUNTS = ("first-gpu", "gpu-count", "kernels")
+COUNTS = ("first-gpu", "gpu-count", "kernels", "residual")
 """Files there of a GPU's path, which are no measurements of time; docs/gpu.md and docs/kernels.md show them."""
 PAGE = """# Performance
 

@@ -309,5 +309,5 @@ def test_mp4_without_pyav_is_a_one_line_error(
         save_mp4(ramp(2), tmp_path / "one.mp4")
     one_line(caught.value)
     (tmp_path / "one.mp4").write_bytes(b"")
-    with pytest.raises(UserError, match="MP4 needs PyAV"):
+    with pytest.raises(UserError, match="an MP4 needs av, which is not installed"):
         ClipFolderData(root=tmp_path).build()

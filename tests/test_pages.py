@@ -26,7 +26,7 @@ def page(name: str) -> str:
 def measurements() -> dict[str, Any]:
     """All but the counts of a GPU's path."""
     files = sorted((ROOT / "docs" / "performance").glob("*.json"))
-    counts = ("first-gpu", "gpu-count", "kernels")
+    counts = ("first-gpu", "gpu-count", "kernels", "residual")
     return {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in files if path.stem not in counts}
 
 

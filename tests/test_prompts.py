@@ -15,12 +15,14 @@ from PIL import Image
 import udit
 from conftest import ErrorOf, perturb, succeeds
 from text_models import language_model
-from udit import scoring
+from udit import panel
 from udit.assemble import System
 from udit.data.captions import captions_of
 from udit.data.sources import parts_of
 from udit.diffusion.config import FlowConfig, SamplingConfig
 from udit.errors import UserError
+from udit.evaluation.image_set import ImageSet
+from udit.evaluation.shards import held_out_captions
 from udit.images import read_settings
 from udit.run.config import Run
 from udit.run.recipes import load_run
@@ -288,12 +290,12 @@ def test_runs_of_texts_are_scored_by_the_captions_of_held_out_images(
     source = run.data.build()
     captions, held_out = captions_of(source), parts_of(source, run.data).test
     assert captions is not None
-    prompts = scoring.held_out_captions(run, 20)
+    prompts = held_out_captions(run, 20)
     assert all(text in captions[int(held_out[i % len(held_out)])] for i, text in enumerate(prompts))
     assert len({prompts[i] for i in range(0, 20, len(held_out))}) == len(captions[int(held_out[0])])
     drawn: list[str] = []
-    monkeypatch.setattr(scoring, "load_extractor", lambda *_: None)
-    monkeypatch.setattr(scoring, "_reference", lambda *_: None)
+    monkeypatch.setattr(panel, "load_extractor", lambda *_: None)
+    monkeypatch.setattr(panel, "_reference", lambda *_: None)
     real = System.generate
 
     def generate(system: System, seeds: Any, *labels: Any, prompts: Any, **options: Any) -> Any:
@@ -302,9 +304,14 @@ def test_runs_of_texts_are_scored_by_the_captions_of_held_out_images(
 
     monkeypatch.setattr(System, "generate", generate)
     asked: dict[str, Any] = {}
-    monkeypatch.setattr(scoring, "score", lambda images, *_, **facts: asked.update(facts, count=len(images)))
-    monkeypatch.setattr(scoring, "keep", lambda *_: None)
-    scoring.score_run(run.out, num_samples=20, progress=False)
+
+    def note(images: ImageSet, *_: object, **facts: Any) -> None:
+        asked.update(facts, count=len(images))
+        raise UserError("noted")
+
+    monkeypatch.setattr(panel, "score_panel", note)
+    with pytest.raises(UserError, match="noted"):
+        panel.score_run(run.out, num_samples=20, progress=False)
     assert drawn == prompts
     assert (asked["count"], asked["protocol"]["prompts"]) == (20, "captions of held-out images")
     assert len(asked["protocol"]["prompts_sha256"]) == 64

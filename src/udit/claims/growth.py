@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from pydantic import PositiveFloat, PositiveInt
 
@@ -68,15 +68,16 @@ RECORD = Growths
 
 def configs() -> dict[str, ModelConfig]:
     """The networks, small and with one token for each pixel."""
-    from udit.models.dimsum.config import DiMSUMConfig
-    from udit.models.dit.config import DiTConfig
-    from udit.models.udit.config import UDiTConfig
+    from udit.models.catalog import families
 
-    return {
-        "DiT": DiTConfig(width=64, depth=2, heads=4, patch=1),
-        "U-DiT": UDiTConfig(width=32, heads=4, depths=(1, 1, 1)),
-        WHOLE: DiMSUMConfig(width=64, depth=2, heads=4, patch=1, attention_every=2, fusion_heads=4),
+    flat = {"width": 64, "depth": 2, "heads": 4, "patch": 1}
+    sizes = {
+        "DiT": flat,
+        "U-DiT": {"width": 32, "heads": 4, "depths": (1, 1, 1)},
+        WHOLE: flat | {"attention_every": 2, "fusion_heads": 4},
     }
+    known = families()
+    return {name: known[name.partition(",")[0]].model_validate(values) for name, values in sizes.items()}
 
 
 def measure(tell: Callable[[str], object] = lambda line: None) -> Growths:
@@ -129,11 +130,9 @@ def _scan(side: int) -> Callable[[], object]:
     import torch
 
     from udit import rng
-    from udit.models.dimsum.config import DiMSUMConfig
     from udit.nn.mamba import Mamba
 
-    config = configs()[WHOLE]
-    assert isinstance(config, DiMSUMConfig)
+    config: Any = configs()[WHOLE]
     scan = Mamba(config.half, config.width, config.states, config.kernel, config.step_rank)
     for parameter in scan.parameters():
         torch.nn.init.normal_(parameter, std=0.02, generator=rng.generator(0, "claims"))

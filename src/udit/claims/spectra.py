@@ -8,7 +8,7 @@ maps of half the side can carry.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from pydantic import PositiveInt
 
@@ -199,13 +199,9 @@ def spectra_of(system: System, network: str, inputs: Inputs) -> tuple[list[Place
 
 def _places(system: System) -> dict[str, nn.Module]:
     """The last block of every stage of a U, or every block of a DiT, by what they are called in tables."""
-    from udit.models.dit.network import DiT
-    from udit.models.udit.network import UDiT
-
-    network = system.backbone
-    if isinstance(network, DiT):
+    network: Any = system.backbone
+    if network.config.family == "DiT":
         return {f"block {i + 1}": block for i, block in enumerate(network.blocks)}
-    assert isinstance(network, UDiT)
     side, deepest = network.config.size[0], len(network.encoder) - 1
     found: dict[str, nn.Module] = {
         f"{'bottleneck' if level == deepest else 'encoder'} {side >> level}x{side >> level}": stage
