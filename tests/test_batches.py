@@ -9,6 +9,7 @@ import pickle
 import signal
 import subprocess
 import sys
+import time
 from multiprocessing.reduction import ForkingPickler
 from pathlib import Path
 from typing import Any
@@ -218,6 +219,33 @@ def test_process_ends_with_workers_still_reading() -> None:
     """While they read, and after an error that is kept; each is a fork, to import torch once."""
     ended = subprocess.run([sys.executable, "-c", ENDS], capture_output=True, text=True, check=True, timeout=60)
     assert ended.stdout.split() == ["3", "3"], ended.stderr
+
+
+KILLED = """
+import multiprocessing, os, signal, sys
+import numpy as np
+from udit.data.sources import InMemory
+from udit.data.batches import batches
+source = InMemory(np.zeros((8, 1, 64, 64), np.uint8), np.zeros(8), list("abcdefgh"))
+stream = batches(source, np.zeros(8, int), seed=0, start=0, stop=10**6, global_batch=8, workers=2)
+next(stream)
+sys.stdout.write(" ".join(str(worker.pid) for worker in multiprocessing.active_children()))
+sys.stdout.flush()
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_workers_end_with_a_trainer_that_is_killed(tmp_path: Path) -> None:
+    told = tmp_path / "pids"  # no pipe: workers that stay would keep it open
+    with told.open("w") as stream:
+        ended = subprocess.run([sys.executable, "-c", KILLED], stdout=stream, timeout=60, check=False)
+    workers = told.read_text().split()
+    assert (ended.returncode, len(workers)) == (-signal.SIGKILL, 2)
+    latest = time.monotonic() + 20
+    while left := [pid for pid in workers if Path(f"/proc/{pid}").exists()]:
+        assert time.monotonic() < latest, left
+        time.sleep(0.1)
 
 
 FLAT = """

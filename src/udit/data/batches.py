@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import atexit
 import itertools
+import os
 import signal
 import sys
+import threading
+import time
 import warnings
 import weakref
 from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -319,7 +323,7 @@ def _loader(reader: _Reader, jobs: _Grouped, workers: int, pin: bool) -> DataLoa
         collate_fn=_packed,
         num_workers=workers,
         pin_memory=pin,
-        worker_init_fn=_leave_signals_to_the_trainer,
+        worker_init_fn=partial(_begin_reading, os.getpid()),
         # forked workers share the memory of decoded images
         multiprocessing_context="fork" if sys.platform == "linux" else None,
     )
@@ -342,7 +346,18 @@ def _packed(group: list[Batch | UserError]) -> list[PackedBatch | UserError]:
     return [PackedBatch.of(read) if isinstance(read, Batch) else read for read in group]
 
 
-def _leave_signals_to_the_trainer(_worker: int) -> None:
-    """A signal to the whole process group must not end the workers of a trainer that is about to save."""
+def _begin_reading(trainer: int, _worker: int) -> None:
+    """A worker ends with its trainer, and with nothing else.
+
+    A signal to the whole process group must not end the workers of a trainer that is about to save. Of a trainer that
+    was killed they would stay: what they have read fills a pipe, and they wait for it to be taken.
+    """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    threading.Thread(target=_end_with, args=(trainer,), daemon=True).start()
+
+
+def _end_with(trainer: int) -> None:
+    while os.getppid() == trainer:
+        time.sleep(1)
+    os._exit(1)
