@@ -188,6 +188,7 @@ def test_steps_on_a_recipes_images_report_how_long_they_waited(
         return image(self, i)
 
     monkeypatch.setattr(InMemory, "image", slow)
+    monkeypatch.setattr("udit.training.batches.READ", 2**13)  # two batches at a time
     file = tmp_path / "bench.json"
     small = ("width=8", "heads=1", "depths=[1,1,1]")
     feed = ("--data", "digits", "--work", "train", "--batch", "4", "--workers", workers, "--rounds", "1")

@@ -15,7 +15,7 @@ from udit.benchmarking.subjects import Subject
 from udit.data.buckets import of_first_shape
 from udit.data.sources import parts_of
 from udit.run.config import Run
-from udit.training.batches import batches_of
+from udit.training.batches import batches_of, together
 
 
 def measure_on_data(subject: Subject, run: Run, rounds: int, meter: CPUMeter = CPU) -> Result:
@@ -24,7 +24,7 @@ def measure_on_data(subject: Subject, run: Run, rounds: int, meter: CPUMeter = C
     Args:
         subject: the network, of the run's model.
         run: names data, codec, batch size and reading processes.
-        rounds: steps that are timed, after those whose images may have been read ahead.
+        rounds: steps that are timed at least, after those whose images may have been read ahead.
         meter: of the device that trains.
 
     Raises:
@@ -52,8 +52,9 @@ def measure_on_data(subject: Subject, run: Run, rounds: int, meter: CPUMeter = C
 
         case = prepare(subject, work, images, meter)
         first = first_call(subject, case, meter)
-        for _ in range(1 + 2 * config.workers):
+        group = together(run) if config.workers else 1  # batches that a worker sends at a time
+        for _ in range(group * (1 + 2 * config.workers)):
             case.call()
-        seconds = [meter.timed(case.call) for _ in range(rounds)]
-        waited = sum(waits[-rounds:]) / sum(seconds)
+        seconds = [meter.timed(case.call) for _ in range(-(-rounds // group) * group)]
+        waited = sum(waits[-len(seconds) :]) / sum(seconds)
         return dataclasses.replace(result_of(subject, work, case, first, seconds, peak, meter), waited=waited)
