@@ -7,15 +7,12 @@ from typing import Any
 from unittest import mock
 
 import pytest
-import torch
-from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from ranks import on_ranks
 from runs import small_run, state_hash
 from udit.dist import World
 from udit.training import parallel
-from udit.training.parallel import Replicated
 from udit.training.trainer import Trainer
 
 WORDS = ("training.batch_size=6", "training.save_every=2")
@@ -45,23 +42,3 @@ def test_resumed_runs_of_three_ranks_end_at_the_same_bits(tmp_path: Path) -> Non
     """A sum of three depends on its order, which is that of DDP's buckets."""
     found = on_ranks(3, trained, tmp_path)[0]
     assert found["resumed"] == found["unbroken"]
-
-
-def gradients(world: World) -> tuple[bool, bool]:
-    """Whether gradients lie in the buckets that are sent, and are the means over ranks."""
-    torch.manual_seed(0)
-    network = Replicated(world).network(nn.Linear(3, 2))
-    assert isinstance(network, DistributedDataParallel)
-    for _ in range(2):  # buckets are made with the first one
-        network.zero_grad()
-        network(torch.full((1, 3), float(world.rank))).sum().backward()
-    weight, bias = (p.grad for p in network.parameters())
-    assert weight is not None
-    assert bias is not None
-    storages = {x.untyped_storage().data_ptr() for x in (weight, bias)}
-    return len(storages) == 1, bool((weight == 0.5).all())
-
-
-@pytest.mark.slow
-def test_gradients_are_not_there_twice() -> None:
-    assert on_ranks(2, gradients) == [(True, True)] * 2

@@ -147,11 +147,12 @@ def test_table_of_the_documentation_has_every_format_and_who_writes_it() -> None
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_memory_is_flat_with_200_000_samples_in_shards(tmp_path: Path) -> None:
     given = environment(MALLOC_MMAP_THRESHOLD_="131072")
-    words = [sys.executable, str(ROOT / "benchmarks/shards.py"), str(tmp_path), "model.width=8", "model.depths=[1]"]
+    script = [sys.executable, str(ROOT / "benchmarks/shards.py"), "--every", "150"]
+    words = [*script, str(tmp_path), "model.width=8", "model.depths=[1]"]
     ended = subprocess.run(words, env=given, capture_output=True, text=True, check=False)
     assert ended.returncode == 0, ended.stderr[-2000:]
     facts = json.loads(ended.stdout.splitlines()[-1])
     assert facts["again"] < facts["listed"] / 5  # the index is kept
-    _, *memory = facts["memory_kb"]  # the first steps warm up
-    assert len(memory) == 4
+    memory = facts["memory_kb"][-4:]  # before, processes write to pages that a fork left shared
+    assert len(facts["memory_kb"]) == 7
     assert max(memory) < 1.02 * memory[0]  # less is what a machine short of memory has taken away

@@ -26,7 +26,7 @@ from udit.errors import missing_extra
 from udit.models.catalog import CATALOG
 from udit.serving import dispatch
 from udit.serving.dispatch import Dispatcher, Facts
-from udit.serving.gate import Gate, error_body
+from udit.serving.gate import DRAINED, Gate, error_body
 from udit.serving.limits import Limits, Refusal, full, late
 from udit.serving.metrics import Metrics, page
 from udit.serving.queue import Drawn, Job, Order, Queue
@@ -328,15 +328,21 @@ def test_a_model_that_cannot_be_loaded_is_an_error_at_once(tmp_path: Path) -> No
 # ---- the gate --------------------------------------------------------------------------------------------------------
 
 
-def through(gate: Gate, path: str = "/sample", **headers: str) -> tuple[int, dict[str, Any]]:
-    """Status and body of a request's answer."""
+def through(
+    gate: Gate, path: str = "/sample", body: Iterator[bytes] | None = None, **headers: str
+) -> tuple[int, dict[str, Any]]:
+    """Status and body of a request's answer; the request's own body arrives in pieces."""
     sent: list[dict[str, Any]] = []
+
+    async def receive() -> dict[str, Any]:
+        piece = next(body or iter(()), b"")
+        return {"type": "http.request", "body": piece, "more_body": bool(piece)}
 
     async def send(event: dict[str, Any]) -> None:
         sent.append(event)
 
     fields = [(key.replace("_", "-").encode(), value.encode("latin-1")) for key, value in headers.items()]
-    asyncio.run(gate({"type": "http", "path": path, "headers": fields}, None, send))
+    asyncio.run(gate({"type": "http", "path": path, "headers": fields}, receive, send))
     return sent[0]["status"], json.loads(sent[1]["body"])
 
 
@@ -369,6 +375,14 @@ def test_gate_refuses_strange_names_and_long_bodies() -> None:
     assert through(gate, host="evil.example:80")[0] == through(gate)[0] == 403
     for length in ("65537", "9" * 5000, "-1", "x"):
         assert through(gate, host="127.0.0.1", content_length=length)[0] == 413
+
+
+def test_gate_takes_what_a_refused_client_still_sends_up_to_a_limit() -> None:
+    gate = Gate(_passed, LIMITS, None, None)
+    for pieces, left in ((3, 0), (200, 200 - DRAINED // 2**14)):
+        body = iter([bytes(2**14)] * pieces)
+        assert through(gate, body=body, content_length=str(pieces * 2**14 + 65536))[0] == 413
+        assert len(list(body)) == left
 
 
 def test_gate_ends_what_takes_too_long() -> None:

@@ -140,7 +140,8 @@ def timm(source: str) -> Vision:
         raise missing_extra("a model of timm", "timm", "align") from None
     name = f"local-dir:{Path(source).expanduser()}" if Path(source).expanduser().is_dir() else f"hf-hub:{source}"
     net: Any = _loaded("timm", source, lambda: package.create_model(name, pretrained=True, num_classes=0))
-    facts = package.data.resolve_model_data_config(net)
+    data: Any = package.data  # untyped
+    facts = data.resolve_model_data_config(net)
     side = int(facts["input_size"][-1])
 
     def features(x: Tensor) -> Tensor:

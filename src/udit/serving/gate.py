@@ -21,6 +21,9 @@ HELD = "udit.held"
 ARRIVAL = 10.0
 """Seconds that a request's body may take to arrive, and an answer to be taken, beyond the time to make it."""
 
+DRAINED, DRAIN_SECONDS = 2**20, 2.0
+"""Bytes that are taken of a refused request's body, and for how long."""
+
 App = Callable[[dict[str, Any], Any, Any], Awaitable[None]]
 log = logging.getLogger(__name__)
 
@@ -53,6 +56,7 @@ class Gate:
         try:
             self._check(scope["path"], headers)
         except Refusal as refusal:
+            await _drain(receive)
             await answer(send, refusal)
             return
         begun = False
@@ -86,6 +90,18 @@ class Gate:
         length = headers.get(b"content-length", b"0")
         if not length.isdigit() or len(length) > 15 or int(length) > self.limits.body:
             raise mistaken(f"the body is too long; it takes at most {self.limits.body} bytes", 413)
+
+
+async def _drain(receive: Any) -> None:
+    """Takes what a refused client still sends, up to a limit: closed on it, a connection loses the answer as well."""
+    taken = 0
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(DRAIN_SECONDS):
+            while taken < DRAINED:
+                event = await receive()
+                if event["type"] != "http.request" or not event.get("more_body", False):
+                    return
+                taken += len(event.get("body", b""))
 
 
 async def answer(send: Any, refusal: Refusal) -> None:

@@ -54,7 +54,7 @@ class Memory:
     """Images per backward pass."""
     weights: int
     gradients: int
-    """Twice the weights' size where several ranks average what they have accumulated, as it is copied to be sent."""
+    """Twice the weights' size where several ranks average them, as they are copied into the buffers that are sent."""
     optimizer: int
     averages: int
     """The EMA (of an adapter alone, where a run has one) and those of ``posthoc_ema``; rank 0 alone keeps them, with
@@ -132,8 +132,7 @@ def _counted(run: Run, ranks: int, batch: int, device: str) -> Memory:
             for parameter in parameters:
                 parameter.grad = torch.empty_like(parameter)
                 there.append(parameter.grad)
-        moves = shards > 1 or (ranks > 1 and config.accumulation == 1)
-        if moves:  # a gradient goes into what is sent as soon as it is there; with FSDP only a part of it stays
+        if shards > 1:  # a gradient is sent at once, and only a part of it stays
             for parameter in parameters:
                 parameter.register_post_accumulate_grad_hook(_forget_gradient)
         keys = torch.zeros(batch, dtype=torch.int64)
@@ -151,7 +150,7 @@ def _counted(run: Run, ranks: int, batch: int, device: str) -> Memory:
             if device == "cpu":
                 loss.backward()
             else:  # autograd asks for a GPU that may not be there; gradients appear as activations are freed
-                living.most += max(0, _bytes(parameters) - activations) if not moves else 0
+                living.most += max(0, _bytes(parameters) - activations) if shards == 1 else 0
     if shards > 1:
         return _split(run, model, batch, shards, activations, living.most)
     averaged, trained = _bytes(model.state_dict().values()), _bytes(parameters)
@@ -163,7 +162,7 @@ def _counted(run: Run, ranks: int, batch: int, device: str) -> Memory:
     return Memory(
         batch=batch,
         weights=weights,
-        gradients=trained * (1 + (ranks > 1 and not moves)),
+        gradients=trained * (1 + (ranks > 1)),
         optimizer=optimizer,
         averages=averages,
         activations=activations,

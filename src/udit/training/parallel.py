@@ -39,14 +39,12 @@ class Replicated:
         if self.world.size == 1:
             return model
         # Searching for unused parameters keeps DDP from rebuilding its buckets after the first backward pass: the order
-        # of summation would differ between an unbroken and a resumed run of three ranks or more. Gradients are views of
-        # the buckets, so that they are not there twice.
+        # of summation would differ between an unbroken and a resumed run of three ranks or more. Gradients are no views
+        # of the buckets: with that, those of biases that share one gradient came out wrong (torch 2.14).
         warnings.filterwarnings("ignore", message="find_unused_parameters=True was specified")
         warnings.filterwarnings("ignore", message="Grad strides do not match bucket view strides")
         devices = [self.world.device.index] if self.world.device.type == "cuda" else None
-        return DistributedDataParallel(
-            model, device_ids=devices, find_unused_parameters=True, gradient_as_bucket_view=True
-        )
+        return DistributedDataParallel(model, device_ids=devices, find_unused_parameters=True)
 
     def backward_of(self, network: nn.Module, last: bool) -> AbstractContextManager[None]:
         """Context of the backward pass of one accumulated part; gradients are exchanged in that of the ``last``."""
