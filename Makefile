@@ -68,7 +68,7 @@ test: install  ## Runs the fast tests on two processes
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
 # torch, oneDNN, MKL and our kernels are told to do with less than this processor has.
-test-isa: install  ## Runs the numerical tests under every instruction set of this processor, two processes each
+test-isa: install  ## Runs the numerical tests under narrower instruction sets than this processor's, two processes each
 	$(BIN)/python tests/isa.py
 
 test-slow: install-all  ## Runs the slow tests on two processes: kills, disk faults, full sizes, a browser (some need strace, chromium)
