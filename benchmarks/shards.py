@@ -125,7 +125,7 @@ def told(record: dict[str, Any]) -> str:
         f"Measured on {COUNT:,} images in {SHARDS} shards (`python benchmarks/shards.py FOLDER`; {record['machine']}, "
         f"{record['date']}): listed in {record['listed']:.1f} s, the next time in {record['again']:.2f} s; the digits' "
         f"model, {record['step_ms']:.0f} ms a step of {record['batch_size']} images, waits for one worker "
-        f"{record['waited']:.2%} of the time. The memory that both write to alone is {memory[0] // 1000} MB at first, and "
+        f"{record['waited']:.2%} of the time. Memory that both write to alone is {memory[0] // 1000} MB at first, and "
         f"from step {record['steps'] // 2:,} to {record['steps']:,} within {max(late) / min(late) - 1:.1%} of "
         f"{min(late) // 1000} MB."
     )
