@@ -40,7 +40,7 @@ class Replicated:
             return model
         # Searching for unused parameters keeps DDP from rebuilding its buckets after the first backward pass: the order
         # of summation would differ between an unbroken and a resumed run of three ranks or more. Gradients are no views
-        # of the buckets: with that, those of biases that share one gradient came out wrong (torch 2.14).
+        # of the buckets: with that, biases that share a gradient did not move as they do on one rank.
         warnings.filterwarnings("ignore", message="find_unused_parameters=True was specified")
         warnings.filterwarnings("ignore", message="Grad strides do not match bucket view strides")
         devices = [self.world.device.index] if self.world.device.type == "cuda" else None
