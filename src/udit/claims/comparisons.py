@@ -23,6 +23,9 @@ LITTLE = 0.10
 MATCH = 0.05
 """By how much a distance may be larger and still match."""
 
+BySize = dict[float, dict[int, Member]]
+"""Members of one system by budget, and by seed."""
+
 
 class Members:
     """Finished members of all comparisons, those that may be on one axis together."""
@@ -51,10 +54,10 @@ class Members:
                 found[system] = curve
         return found
 
-    def of(self, names: Sequence[str], system: str) -> dict[float, dict[int, Member]]:
+    def of(self, names: Sequence[str], system: str) -> BySize:
         """One system's members by budget and seed."""
         alike, _ = comparable([member for name in names for member in self.found.get(name, [])])
-        by: dict[float, dict[int, Member]] = {}
+        by: BySize = {}
         for member in alike:
             if member.system == system:
                 by.setdefault(member.size.amount, {})[member.seed] = member
@@ -91,23 +94,33 @@ def verdict(gains: Sequence[Estimate], told: str, least: float = 0.0) -> Judged:
 
 
 @dataclass(frozen=True)
-class Ahead:
-    """One system scores better than another at equal budgets, at each budget that both have."""
+class Pair:
+    """Two systems of which a claim says something at equal budgets."""
 
     better: str
     worse: str
     comparisons: tuple[str, ...]
-    throughout: bool = False
-    """At every fraction of the training, and not at its end alone."""
 
     @property
     def systems(self) -> tuple[str, ...]:
         """Whose members are needed."""
         return self.better, self.worse
 
+    def among(self, members: Members) -> list[BySize]:
+        """Those of the better, and those of the other."""
+        return [members.of(self.comparisons, system) for system in self.systems]
+
+
+@dataclass(frozen=True)
+class Ahead(Pair):
+    """One system scores better than another at equal budgets, at each budget that both have."""
+
+    throughout: bool = False
+    """At every fraction of the training, and not at its end alone."""
+
     def judge(self, members: Members) -> Judged:
         """By the gains at each budget."""
-        own, its = (members.of(self.comparisons, system) for system in self.systems)
+        own, its = self.among(members)
         gains, parts = [], []
         for amount in sorted(own.keys() & its.keys()):
             points = range(len(next(iter(own[amount].values())).points)) if self.throughout else (-1,)
@@ -123,21 +136,12 @@ class Ahead:
 
 
 @dataclass(frozen=True)
-class Little:
+class Little(Pair):
     """One system gains at most ``LITTLE`` over another."""
-
-    better: str
-    worse: str
-    comparisons: tuple[str, ...]
-
-    @property
-    def systems(self) -> tuple[str, ...]:
-        """Whose members are needed."""
-        return self.better, self.worse
 
     def judge(self, members: Members) -> Judged:
         """By the gains at each budget."""
-        own, its = (members.of(self.comparisons, system) for system in self.systems)
+        own, its = self.among(members)
         found = {amount: gain(own[amount], its[amount]) for amount in sorted(own.keys() & its.keys())}
         known = {amount: one for amount, one in found.items() if one is not None}
         told = "; ".join(f"{percent(one)} at {millions(amount)}" for amount, one in known.items())
@@ -146,22 +150,14 @@ class Little:
 
 
 @dataclass(frozen=True)
-class Fraction:
+class Fraction(Pair):
     """One system matches or beats another that has at least ``times`` its MACs."""
 
-    better: str
-    worse: str
-    comparisons: tuple[str, ...]
     times: float = 6.0
-
-    @property
-    def systems(self) -> tuple[str, ...]:
-        """Whose members are needed."""
-        return self.better, self.worse
 
     def judge(self, members: Members) -> Judged:
         """By the largest system that is small enough beside each of the other's."""
-        own, its = (members.of(self.comparisons, system) for system in self.systems)
+        own, its = self.among(members)
         gains, parts = [], []
         for amount in sorted(its):
             small = [one for one in own if amount / one >= self.times * 0.98]

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -85,17 +86,13 @@ def dinov2(source: str) -> Vision:
     except ImportError:
         raise missing_extra("dinov2 of a folder or of the hub", "transformers", "align") from None
     net: Any = _loaded("dinov2", source, lambda: Dinov2Model.from_pretrained(source, use_safetensors=True))
-    patch = net.config.patch_size
-    side = 224 if 224 % patch == 0 and net.config.image_size >= 224 else net.config.image_size
-
-    def tokens(x: Tensor) -> Tensor:
-        states = net(pixel_values=x).last_hidden_state[:, 1:]
-        return states.transpose(1, 2).unflatten(2, (side // patch, side // patch))
+    side = 224 if 224 % net.config.patch_size == 0 and net.config.image_size >= 224 else net.config.image_size
 
     def pooled(x: Tensor) -> Tensor:
         return net(pixel_values=x).last_hidden_state[:, 0]
 
-    return Vision("dinov2", net, side, lambda pixels: normalised(pixels, side, *IMAGENET), tokens, pooled)
+    prepare = partial(normalised, side=side, mean=IMAGENET[0], std=IMAGENET[1])
+    return Vision("dinov2", net, side, prepare, partial(_patch_map, net, side), pooled)
 
 
 def clip(source: str) -> Vision:
@@ -113,17 +110,20 @@ def clip(source: str) -> Vision:
     net: Any = _loaded(
         "clip", source, lambda: CLIPVisionModelWithProjection.from_pretrained(source, use_safetensors=True)
     )
-    side, patch = net.config.image_size, net.config.patch_size
-    statistics = ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711))
-
-    def tokens(x: Tensor) -> Tensor:
-        states = net(pixel_values=x).last_hidden_state[:, 1:]
-        return states.transpose(1, 2).unflatten(2, (side // patch, side // patch))
+    side = net.config.image_size
+    mean, std = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 
     def pooled(x: Tensor) -> Tensor:
         return net(pixel_values=x).image_embeds
 
-    return Vision("clip", net, side, lambda pixels: normalised(pixels, side, *statistics), tokens, pooled)
+    prepare = partial(normalised, side=side, mean=mean, std=std)
+    return Vision("clip", net, side, prepare, partial(_patch_map, net, side), pooled)
+
+
+def _patch_map(net: Any, side: int, x: Tensor) -> Tensor:
+    """The last states of a transformer of transformers as a map, without the token in front: -> [B, Z, h, w]."""
+    states = net(pixel_values=x).last_hidden_state[:, 1:]
+    return states.transpose(1, 2).unflatten(2, (side // net.config.patch_size,) * 2)
 
 
 def timm(source: str) -> Vision:
