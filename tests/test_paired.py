@@ -103,6 +103,7 @@ def test_mind_of_a_shift_is_three_times_its_square() -> None:
     """Along a random direction a shift by s moves everything by u . s, and the mean of (u . s)^2 is s^2 / D."""
     g = np.random.default_rng(5)
     x, shift = g.standard_normal((100, 8)), np.full(8, 0.5)
+    # over 4,000 directions: (u . s)^2 deviates by 1.18 of its mean (a Beta law), and their mean by 0.019 of it
     assert mind(x + shift, x, directions=4000) == pytest.approx(3 * (shift**2).sum(), rel=0.06)
     assert mind(x, x) == 0
     flat = x[:, :1]
