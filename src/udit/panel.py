@@ -127,8 +127,7 @@ def score_run_panel(
             batch_size=pinned.batch_size,
         )
         chosen, features = pinned.sampling, (pinned.features,)
-    if weights_file is not None and len(features) > 1:
-        raise UserError(f"--weights-file is {weights_file} and --features names {len(features)}; give NAME:FILE")
+    _check_alone(weights_file, features)
     folder = evaluation_folder(run)
     own = {"judge": folder / JUDGE}
     prompts = None if values.text is None else held_out_captions(values, config.num_samples)
@@ -207,8 +206,7 @@ def score_samples_panel(
     Raises:
         UserError: images, weights or a reference that cannot be used.
     """
-    if weights_file is not None and len(features) > 1:
-        raise UserError(f"--weights-file is {weights_file} and --features names {len(features)}; give NAME:FILE")
+    _check_alone(weights_file, features)
     found = read_images(Path(images))
     on = str(dist.start(device).device)
     spaces = []
@@ -232,6 +230,12 @@ def rows_of(
     if seen.classes is not None and labels is not None:
         right = (seen.classes == labels)[np.arange(len(seen.rows)) * seen.count // len(seen.rows)]
     return Rows(seen.rows, right, reference.pool, reference.features, facts | {"inception": extractor.inception})
+
+
+def _check_alone(weights_file: Path | None, features: Sequence[str]) -> None:
+    """Refuses one file of weights for several networks."""
+    if weights_file is not None and len(features) > 1:
+        raise UserError(f"--weights-file is {weights_file} and --features names {len(features)}; give NAME:FILE")
 
 
 def _fitting_protocol(name: str, run: Run, given: Sequence[str], reference: Path | None) -> Protocol:
