@@ -75,9 +75,9 @@ class Job:
             time.sleep(0.01)
 
     def finish(self) -> None:
-        """Waits until both launchers end; one that gave up, because the other machine was gone, is started again."""
+        """Waits until both launchers succeed; those that gave up, as the other machine was gone, are started again."""
         deadline = time.monotonic() + 400
-        while any(launcher.poll() is None for launcher in self.launchers):
+        while any(launcher.poll() != 0 for launcher in self.launchers):
             assert time.monotonic() < deadline, self.told()
             for node, launcher in enumerate(self.launchers):
                 if launcher.poll() not in (None, 0):
