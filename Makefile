@@ -147,6 +147,7 @@ bench-export: install-all  ## Exports, times and scores the families that can be
 	$(BIN)/python benchmarks/export.py
 
 docs: install  ## Writes the pages that come from the code and from recorded measurements: models, digits, export, reference, systems
+	$(BIN)/python benchmarks/costs.py
 	$(BIN)/python -m udit models --markdown > docs/models.md.new
 	mv docs/models.md.new docs/models.md
 	$(BIN)/python benchmarks/digits.py --table > docs/digits.md.new

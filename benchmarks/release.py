@@ -76,7 +76,7 @@ def wheel(work: Path) -> Iterator[str]:
     run(tools, "-m", "twine", "check", *dist.iterdir())
     [built], [source] = dist.glob("*.whl"), dist.glob("*.tar.gz")
     names = set(zipfile.ZipFile(built).namelist())
-    kinds = ("py", "cpp", "h", "yaml", "safetensors")
+    kinds = ("py", "cpp", "h", "json", "yaml", "safetensors")
     files = (path for kind in kinds for path in (ROOT / "src").rglob(f"*.{kind}"))
     needed = [path.relative_to(ROOT / "src").as_posix() for path in files]
     if missing := [name for name in needed if name not in names]:

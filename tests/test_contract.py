@@ -17,7 +17,7 @@ from torch import Tensor, nn
 import udit
 from conftest import perturb, same_bits, snapshot
 from peers import KEY_LISTS, STEEP, assert_bijection, key_list, learns
-from udit.analysis import Cost, cost
+from udit.analysis import Cost, cost, recorded
 from udit.diffusion.cache import StepCache
 from udit.diffusion.conditions import gather
 from udit.models.build import checkpoint_activations, compile_blocks
@@ -350,6 +350,22 @@ def test_parameters_and_macs_are_the_published_ones(name: str) -> None:
     assert (here.parameters, here.inference_parameters) == (TRAINING_FORM.get(name, parameters), parameters)
     if macs:
         assert f"{here.macs / 1e9:.{len(macs.partition('.')[2])}f}" == macs
+
+
+COUNTED_ANYWAY = [name for name in PUBLISHED if name not in SLOW]
+
+
+@pytest.mark.parametrize(
+    "name", [n if n in COUNTED_ANYWAY else pytest.param(n, marks=pytest.mark.slow) for n in CATALOG]
+)
+def test_recorded_counts_are_those_of_the_networks(name: str) -> None:
+    assert recorded(CATALOG[name].config) == counted(name), "`python benchmarks/costs.py` counts anew"
+
+
+def test_a_changed_row_has_no_recorded_count() -> None:
+    config = CATALOG["U-DiT-tiny"].config
+    assert recorded(config.replace(num_classes=11)) is None
+    assert recorded(config) is not None
 
 
 def test_every_row_is_published_or_says_that_it_is_ours() -> None:

@@ -58,13 +58,15 @@ RECORD = Sizes
 
 def measure(tell: Callable[[str], object] = lambda line: None) -> Sizes:
     """Counts them on the meta device."""
-    from udit.analysis import costs
+    from udit.analysis import cost
     from udit.claims.facts import facts
+    from udit.models.catalog import find
 
     found = []
-    for counted in costs(tuple(PAPERS)):
-        found.append(Size(name=counted.name, parameters=counted.cost.inference_parameters, macs=counted.cost.macs))
-        tell(f"{counted.name}: {found[-1].parameters:,} parameters, {found[-1].macs:,} MACs")
+    for name in PAPERS:
+        counted = cost(find(name).config)
+        found.append(Size(name=name, parameters=counted.inference_parameters, macs=counted.macs))
+        tell(f"{name}: {found[-1].parameters:,} parameters, {found[-1].macs:,} MACs")
     return Sizes(scale="full sizes, counted on the meta device", sizes=tuple(found), **facts(COMMAND))
 
 

@@ -28,7 +28,7 @@ def models(
     markdown: Annotated[bool, Parameter(negative="")] = False,
     as_json: Annotated[bool, Parameter(name="--json", negative="")] = False,
 ) -> int:
-    """List the catalogue with parameters and MACs, counted now.
+    """List the catalogue with parameters and MACs.
 
     "inference" counts the parameters of the fused network; MACs are its multiply-accumulates (matrix products,
     convolutions, attention) for one input, which papers of this field print as "FLOPs". If names are given, a second
