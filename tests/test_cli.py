@@ -265,6 +265,23 @@ def test_ctrl_c_before_training_is_one_line(tmp_path: Path, error_of: ErrorOf, m
     assert error_of("train", RECIPE, f"out={tmp_path}", code=130) == "interrupted"
 
 
+LOGS = """
+import contextlib, logging
+from udit.cli import main
+with contextlib.suppress(SystemExit):
+    main(["--version"])
+logging.getLogger("torch._subclasses.fake_tensor").info("FakeTensor cache stats:")
+logging.getLogger("other").warning("disk nearly full")
+logging.getLogger("udit.data").info("a note")
+"""
+
+
+def test_of_other_libraries_warnings_alone_are_printed() -> None:
+    """Interrupted while it is imported, torch has not yet silenced its own notes, and prints some as it ends."""
+    done = subprocess.run([sys.executable, "-c", LOGS], env=environment(), capture_output=True, text=True, check=True)
+    assert done.stderr.splitlines() == ["udit: disk nearly full", "udit: a note"]
+
+
 def test_unexpected_disk_error_is_one_line(error_of: ErrorOf, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*arguments: object, **choices: object) -> None:
         raise PermissionError(13, "Permission denied", "/somewhere")

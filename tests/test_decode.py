@@ -215,9 +215,15 @@ def test_truncated_image_is_named(tmp_path: Path, kind: str) -> None:
 def test_other_formats_behind_a_good_suffix_are_refused(tmp_path: Path) -> None:
     noise(9, 9).save(tmp_path / "bitmap.png", "BMP")
     (tmp_path / "empty.png").write_bytes(b"")
-    for name in ("bitmap.png", "empty.png", "absent.png"):
+    for name in ("bitmap.png", "empty.png"):
         with pytest.raises(UserError, match=f"{name}.*cannot be read"):
             decode(tmp_path / name, 8, 3)
+
+
+def test_absent_image_is_said_to_be_absent(tmp_path: Path) -> None:
+    for reads in (lambda path: decode(path, 8, 3), peek):
+        with pytest.raises(UserError, match=r"absent.png' is not there; check the path$"):
+            reads(tmp_path / "absent.png")
 
 
 @pytest.mark.parametrize("suffix", ["png", "jpg", "webp"])

@@ -76,7 +76,7 @@ def test_half_precision_is_float32_again_when_loaded(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("action", "said"),
     [
-        (lambda: udit.load("demo:digit"), "no model 'demo:digit'; did you mean 'digits'?; there are demo:digits"),
+        (lambda: udit.load("demo:digit"), "no model 'demo:digit'; there are demo:digits, demo:fashion-mnist"),
         (lambda: udit.load("demo:digits", weights="raw"), "averaged weights alone"),
         (lambda: load_run("digits", ["init_from=demo:mnist"]), "there are demo:digits, demo:fashion-mnist"),
         (lambda: udit.export("demo:digits", "onnx"), "no folder to write beside; name one with --out"),

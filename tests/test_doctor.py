@@ -298,8 +298,12 @@ def test_few_images_and_many_epochs(folder: Path) -> None:
 
 
 def test_average_longer_than_the_training(folder: Path) -> None:
-    values = udit.run.recipes.load_run("digits", ["training.ema_decay=0.9999"])
-    only(run.averages(values, run.read_tail(log(folder, [{}] * 30) / "metrics.jsonl")), "note", "spans 10,000 steps")
+    lines = run.read_tail(log(folder, [{}] * 30) / "metrics.jsonl")
+    keys = ["training.ema_decay=0.9999", "training.steps=500"]
+    found = only(run.averages(udit.run.recipes.load_run("digits", keys), lines), "note", "spans 10,000 steps")
+    assert "e.g. training.ema_decay=0.96, or" in found.remedy
+    enough = udit.run.recipes.load_run("digits", ["training.ema_decay=0.9999", "training.steps=20000"])
+    assert not list(run.averages(enough, lines))  # 30 steps are done: it is not the decay that is wrong
 
 
 def test_images_learnt_by_heart_and_classes_not_followed(folder: Path) -> None:

@@ -282,7 +282,7 @@ def test_what_cannot_be_started_from_is_one_line(folder: Path, tmp_path: Path, o
     for source, rule in (
         (tmp_path / "empty", "holds no PNG, JPEG, WebP, GIF, TIFF, AVIF or HEIC to start from"),
         (tmp_path / "text.png", r"text.png' cannot be read \(not a PNG, JPEG, WebP, GIF, TIFF, AVIF or HEIC\)"),
-        (tmp_path / "absent.png", "absent.png' cannot be read"),
+        (tmp_path / "absent.png", "absent.png' is not there; check the path"),
     ):
         with pytest.raises(UserError, match=rule) as caught:
             udit.generate(model, from_image=source)

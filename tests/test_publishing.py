@@ -202,6 +202,13 @@ def test_command_says_what_it_pushed_and_never_the_token(
     assert TOKEN not in text + capsys.readouterr().err
 
 
+def test_class_whose_name_has_a_comma_is_one_in_the_card(tiny: nn.Module, tmp_path: Path, hub: WritableHub) -> None:
+    named = SystemConfig(model=tiny.config, id2label=("tench, Tinca tinca", "goldfish", *"cde"), steps=7)
+    udit.push(udit.save(System(named, tiny), tmp_path / "model"), NAME, grid=False)
+    card = hub.repositories[NAME].files()["README.md"].decode()
+    assert "- classes: `tench, Tinca tinca`, goldfish, c, d, e\n" in card
+
+
 # -- autoencoders --------------------------------------------------------------------------------------------------
 
 

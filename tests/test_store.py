@@ -183,7 +183,8 @@ def test_reading_a_run_with_a_damaged_checkpoint_moves_nothing(run: Path, tmp_pa
 def test_run_without_a_checkpoint_says_so(run: Path, tmp_path: Path, one_line: OneLine) -> None:
     out = Path(shutil.copytree(run, tmp_path / "run"))
     shutil.rmtree(out / "checkpoints")
-    with pytest.raises(UserError, match="has no complete checkpoint yet") as error:
+    first = store.read_run_config(out).training.save_every
+    with pytest.raises(UserError, match=f"has no complete checkpoint yet.* first at step {first}, or") as error:
         udit.load(out)
     one_line(error.value)
     (out / "run.yaml").write_bytes(b"\xff\xfe")

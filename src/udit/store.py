@@ -202,7 +202,7 @@ def _load_run(folder: Path, weights: Weights, chosen: Path | None = None) -> Sys
     """The system of a run's newest checkpoint, or of a chosen one's folder."""
     run = read_run_config(folder)
     try:
-        checkpoint = Checkpoint(chosen, verify(chosen)) if chosen else _newest(folder)
+        checkpoint = Checkpoint(chosen, verify(chosen)) if chosen else _newest(folder, run)
     except DamagedError as error:
         raise UserError(f"checkpoint {chosen} is damaged ({error}); take another one, or the run's folder") from None
     config = _with_vae_beside(SystemConfig.of(run, max(checkpoint.step, 1)), folder)
@@ -210,11 +210,20 @@ def _load_run(folder: Path, weights: Weights, chosen: Path | None = None) -> Sys
     return System(config, network(config, checkpoint.tensors(name), checkpoint.path))
 
 
-def _newest(folder: Path) -> Checkpoint:
+def _newest(folder: Path, run: Run) -> Checkpoint:
     checkpoint = CheckpointStore(folder / "checkpoints").newest(aside=False)
     if checkpoint is None:
-        raise UserError(f"run folder {folder} has no complete checkpoint yet; train it with `udit train`")
+        raise UserError(no_checkpoint(folder, run))
     return checkpoint
+
+
+def no_checkpoint(folder: Path, run: Run) -> str:
+    """The error on a run that has only begun, which may be training now: when its first checkpoint is saved."""
+    first = min(run.training.save_every, run.training.steps)
+    return (
+        f"run folder {folder} has no complete checkpoint yet; `udit train` saves the first at step {first:,}, or when "
+        "Ctrl-C stops it"
+    )
 
 
 def checkpoint_of(run: str | Path, step: int) -> Path:

@@ -129,9 +129,8 @@ def main(arguments: list[str] | None = None) -> NoReturn:
     os.environ.setdefault("DATASETS_VERBOSITY", "critical")  # it repeats what the error says
     if not sys.stderr.isatty():
         os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
-    logging.basicConfig(format="udit: %(message)s", level=logging.INFO, stream=sys.stderr)
-    for noisy in ("httpx", "httpx2", "huggingface_hub", "matplotlib", "PIL"):
-        logging.getLogger(noisy).setLevel(logging.WARNING)
+    logging.basicConfig(format="udit: %(message)s", stream=sys.stderr)  # of other libraries, warnings alone
+    logging.getLogger("udit").setLevel(logging.INFO)
     logging.getLogger("huggingface_hub").propagate = False  # it prints its own warnings, of retries for one
     tokens = sys.argv[1:] if arguments is None else arguments
     try:

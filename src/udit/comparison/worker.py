@@ -94,7 +94,8 @@ def _failed(task: Task, out: Path, error: str) -> int:
 
 def main() -> None:
     """Reads the command line."""
-    logging.basicConfig(format="%(message)s", level=logging.INFO, stream=sys.stderr)
+    logging.basicConfig(format="%(message)s", stream=sys.stderr)  # of other libraries, warnings alone
+    logging.getLogger("udit").setLevel(logging.INFO)
     dist.keep_freed_memory()
     sys.exit(work_on(Path(sys.argv[1]), sys.argv[2]))
 

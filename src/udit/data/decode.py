@@ -228,6 +228,8 @@ def opened(file: Path | str | BinaryIO, name: str) -> Iterator[Image.Image]:
         raise UserError(
             f"image {name!r} is larger than {MAX_PIXELS // 10**6} million pixels; shrink or remove it"
         ) from None
+    except FileNotFoundError:
+        raise UserError(f"image {name!r} is not there; check the path") from None
     except DECODE_ERRORS as error:
         detail = " ".join(str(error).split())[:120] or type(error).__name__
         if isinstance(error, UnidentifiedImageError):

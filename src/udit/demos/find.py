@@ -9,7 +9,7 @@ from __future__ import annotations
 from importlib import resources
 from pathlib import Path
 
-from udit.errors import UserError, nearest
+from udit.errors import UserError
 
 PREFIX = "demo:"
 
@@ -32,8 +32,7 @@ def name_of(model: str | Path) -> str:
     """
     name, known = str(model).removeprefix(PREFIX), names()
     if name not in known:
-        there = ", ".join(PREFIX + one for one in known)
-        raise UserError(f"no model {str(model)!r}{nearest(name, known)}; there are {there}")
+        raise UserError(f"no model {str(model)!r}; there are {', '.join(PREFIX + one for one in known)}")
     return name
 
 

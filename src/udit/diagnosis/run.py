@@ -26,6 +26,8 @@ WAITING = 0.1
 """Share of a step's time spent waiting for images above which reading them is the bottleneck."""
 EPOCHS = 1000
 """Passes over the data after which a generator is likely to know it by heart; the digits' recipe makes 29."""
+SHORTER = 20
+"""Share of a training that a suggested average spans, as one in so many: half of the longest that it can span."""
 FEW = 20
 """Images of a class below which it can hardly be learnt."""
 
@@ -147,16 +149,18 @@ def data(folder: Path, run: Run) -> Iterator[Finding]:
 
 
 def averages(run: Run, lines: Sequence[dict[str, Any]]) -> Iterator[Finding]:
-    """Whether the average that samples are drawn with spans a sensible part of the training."""
-    steps = lines[-1]["step"] if lines else 0
-    span = 1 / (1 - run.training.ema_decay)
-    if steps and span > steps:
+    """Whether the average that samples are drawn with is one over the steps that the decay asks for (``decay_at``)."""
+    done, span = lines[-1]["step"] if lines else 0, 1 / (1 - run.training.ema_decay)
+    steps = max(run.training.steps, done)
+    if done and span > steps:
+        shorter = 1 - float(f"{min(1.0, SHORTER / steps):.1g}")
         yield Finding(
             "note",
             "EMA",
-            f"training.ema_decay spans {span:,.0f} steps and {steps:,} are done: until then the average "
-            f"spans a ninth of them",
-            "a short training wants a smaller one, e.g. 0.999, or several: training.posthoc_ema",
+            f"training.ema_decay spans {span:,.0f} steps and the training has {steps:,}: the average spans a ninth of "
+            "the steps done instead",
+            f"more steps; for a shorter average e.g. training.ema_decay={shorter:.10g}, or several: "
+            "training.posthoc_ema",
         )
 
 

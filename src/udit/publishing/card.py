@@ -107,7 +107,8 @@ def _what(config: SystemConfig, facts: Facts) -> Iterator[str]:
     if config.id2label:
         names = config.id2label
         more = f" and {len(names) - 20} more (`config.json` has all)" if len(names) > 20 else ""
-        yield f"classes: {', '.join(names[:20])}{more}"
+        apart = [f"`{name}`" if "," in name else name for name in names[:20]]
+        yield f"classes: {', '.join(apart)}{more}"
     yield from _training(config, facts.run)
     raw = f"; `{FILES['raw']}` those before averaging" if FILES["raw"] in facts.files else ""
     file, fused = (hub.PIPELINE_WEIGHTS, ", fused") if hub.PIPELINE in facts.files else (FILES["ema"], "")

@@ -51,7 +51,8 @@ def main(connection: Connection, source: Source) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the server decides what follows
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
-    logging.basicConfig(format="udit: %(message)s", level=logging.INFO, stream=sys.stderr)
+    logging.basicConfig(format="udit: %(message)s", stream=sys.stderr)  # of other libraries, warnings alone
+    logging.getLogger("udit").setLevel(logging.INFO)
     with contextlib.suppress(OSError, EOFError):  # the server is gone
         try:
             system, facts = opened(source)

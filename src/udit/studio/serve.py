@@ -123,8 +123,7 @@ def _server(studio: Studio, port: int) -> uvicorn.Server:
         from udit.studio import page
     except ImportError as error:
         raise missing_extra("`udit studio`", error.name, "studio") from None
-    for noisy in ("httpx", "httpx2", "asyncio", "uvicorn.error"):
-        logging.getLogger(noisy).setLevel(logging.WARNING)
+    logging.getLogger("uvicorn.error").setLevel(logging.WARNING)
     app = FastAPI(openapi_url=None, docs_url=None, redoc_url=None)
     gr.mount_gradio_app(
         app,

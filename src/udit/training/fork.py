@@ -17,7 +17,7 @@ from udit.run.config import FORK_MAY_CHANGE, Run, changed_keys
 from udit.run.recipes import forked_run
 from udit.spec.base import differing_keys, value_at
 from udit.spec.words import shown
-from udit.store import checkpoint_of, read_run_config
+from udit.store import checkpoint_of, no_checkpoint, read_run_config
 from udit.training.folder import NAMES, write_run
 
 log = logging.getLogger(__name__)
@@ -69,7 +69,7 @@ def fork(run: str | Path, out: str | Path, overrides: Sequence[str] = (), *, che
     else:
         newest = store.newest(aside=False)
         if newest is None:
-            raise UserError(f"run folder {folder} has no complete checkpoint yet; train it with `udit train`")
+            raise UserError(no_checkpoint(folder, before))
         found = newest
     if found.step >= new.training.steps:
         raise UserError(
