@@ -32,6 +32,7 @@ from udit.diffusion.process_config import ProcessConfig
 from udit.diffusion.sample import Noise, Step
 from udit.diffusion.schedule import TimeUnit
 from udit.ops import surroundings
+from udit.transfer import sent
 
 FLOOR = 1e-3
 """c of the adaptive weight 1 / (squared error + c) ** power (Sec. 4.3)."""
@@ -196,7 +197,7 @@ class AverageSteps:
         grid, x = begun(denoiser.schedule, self._grid(denoiser, steps), x.float(), origin)
         total = len(grid) - 1
         for k, pair in enumerate(pairwise(grid), start=1):
-            t = torch.stack(pair).float().to(x.device)
+            t = sent(torch.stack(pair).float(), x.device)
             prediction = denoiser(x, t.expand(len(x), 2), y)
             x = x - float(pair[0] - pair[1]) * (prediction.eps - prediction.x0)
             yield Step(k, total, x, prediction.x0)
