@@ -18,7 +18,7 @@ from udit.benchmarking.subjects import baseline, inputs, ours
 from udit.models.build import bare
 from udit.models.catalog import find, list_models
 from udit.models.config import ModelConfig
-from udit.transfer import sent
+from udit.ops.transfer import sent
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 

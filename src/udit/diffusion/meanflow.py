@@ -32,7 +32,7 @@ from udit.diffusion.process_config import ProcessConfig
 from udit.diffusion.sample import Noise, Step
 from udit.diffusion.schedule import TimeUnit, told
 from udit.ops import surroundings
-from udit.transfer import sent
+from udit.ops.transfer import sent
 
 FLOOR = 1e-3
 """c of the adaptive weight 1 / (squared error + c) ** power (Sec. 4.3)."""

@@ -19,7 +19,7 @@ from udit.diffusion.guidance import AnyDenoiser, Guided
 from udit.diffusion.origin import Origin
 from udit.diffusion.samplers import SAMPLERS
 from udit.errors import UserError, nearest
-from udit.transfer import sent
+from udit.ops.transfer import sent
 
 Noise = Callable[[int], Tensor]
 """k -> [B, C, H, W] standard normal for the k-th step taken; k = 1 is the first and noisiest."""

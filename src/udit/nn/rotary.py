@@ -13,7 +13,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from udit.transfer import sent
+from udit.ops.transfer import sent
 
 Extrapolation = Literal["normal", "linear", "ntk-aware", "ntk-aware-pro1", "ntk-aware-pro2", "ntk-by-parts", "yarn"]
 """How frequencies change on grids larger than those of the training; "normal" leaves them alone."""

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from udit.ops import to_last
-from udit.transfer import sent
+from udit.ops.transfer import sent
 
 
 def rotary_table(height: int, width: int, channels: int, device: torch.device | None = None, step: int = 1) -> Tensor:

@@ -21,7 +21,7 @@ from udit.nn.rotary import base_frequencies, extrapolated, split_rotary_table
 from udit.nn.sequences import check_sequence
 from udit.nn.tokens import patchify
 from udit.ops import to_first
-from udit.transfer import sent
+from udit.ops.transfer import sent
 
 
 class Conditions(NamedTuple):

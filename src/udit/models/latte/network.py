@@ -20,7 +20,7 @@ from udit.nn.blocks import module_list, run
 from udit.nn.clips import ClipBlock, frames_as_images, images_as_frames
 from udit.nn.conditioning import Modulation, VectorConditioner
 from udit.nn.tokens import patchify, sincos_axis, sincos_table, unpatchify
-from udit.transfer import sent
+from udit.ops.transfer import sent
 
 
 class Conditions(NamedTuple):
