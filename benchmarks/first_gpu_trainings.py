@@ -17,7 +17,7 @@ import torch
 if TYPE_CHECKING:
     from first_gpu import Machine
 
-WORDS = ("model.depths=[1]", "training.batch_size=16", "training.sample_every=1000", "training.log_every=1")
+WORDS = ("model.depths=[1]", "training.batch_size=16", "training.sample_every=1000")
 Words = list[str]
 
 
@@ -54,7 +54,9 @@ def resume(machine: Machine) -> dict[str, Any]:
 
 def _resumed(machine: Machine, *words: str) -> dict[str, Any]:
     steps, kill_at = (4, 2) if machine.rehearsal else (20, 8)
-    words = (*words, f"training.steps={steps}", f"training.save_every={kill_at // 2}", "training.deterministic=true")
+    # no line of the log between checkpoints: steps are then read while the next ones run, as in a training
+    words = (*words, "training.log_every=1000", f"training.save_every={kill_at // 2}", "training.deterministic=true")
+    words = (*words, f"training.steps={steps}")
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         run(command(machine, folder / "whole", *words))
@@ -82,7 +84,7 @@ def several(machine: Machine) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         for name, ranks, parallel in (("one", 0, "ddp"), ("ddp", 2, "ddp"), ("fsdp", 2, "fsdp")):
             out = Path(folder, name)
-            run(command(machine, out, steps, f"training.parallel={parallel}", ranks=ranks))
+            run(command(machine, out, steps, "training.log_every=1", f"training.parallel={parallel}", ranks=ranks))
             lines = (out / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
             losses[name] = [row["loss"] for row in map(json.loads, lines) if "loss" in row]
     off = {

@@ -24,7 +24,7 @@ class TimestepEmbedder(nn.Module):
         self.mlp = nn.Sequential(nn.Linear(256, width), nn.SiLU(), nn.Linear(width, width))
 
     def forward(self, t: Tensor) -> Tensor:
-        frequencies = torch.exp(-math.log(10000) * torch.arange(128, dtype=torch.float32) / 128)
+        frequencies = torch.exp(-math.log(10000) * torch.arange(128, dtype=torch.float32, device=t.device) / 128)
         angles = t[:, None].float() * frequencies[None]
         return self.mlp(torch.cat([torch.cos(angles), torch.sin(angles)], dim=-1))
 
@@ -38,10 +38,10 @@ class LabelEmbedder(nn.Module):
         return self.embedding_table(y)
 
 
-def rotation(height: int, width: int, channels: int) -> Tensor:
+def rotation(height: int, width: int, channels: int, device: torch.device) -> Tensor:
     """Complex RoPE table [N, channels / 2]: even pairs rotate with the column, odd ones with the row."""
-    frequencies = 1.0 / (10000 ** (torch.arange(0, channels, 4).float() / channels))
-    p = torch.arange(height * width).float()
+    frequencies = 1.0 / (10000 ** (torch.arange(0, channels, 4, device=device).float() / channels))
+    p = torch.arange(height * width, device=device).float()
     angles = torch.stack([torch.outer(p % width, frequencies), torch.outer(p // width, frequencies)], dim=-1)
     angles = angles.flatten(1)
     return torch.polar(torch.ones_like(angles), angles)
@@ -77,7 +77,7 @@ class Attention(nn.Module):
         x = x.reshape(b, d, h, 2, w, 2).permute(0, 3, 5, 2, 4, 1).reshape(b, 4, h * w, d)
         q, k, v = self.to_qkv(x).chunk(3, dim=-1)
         q, k, v = (part.reshape(b, 4, h * w, self.heads, -1).transpose(2, 3) for part in (q, k, v))
-        table = rotation(h, w, d // self.heads)
+        table = rotation(h, w, d // self.heads, x.device)
         q, k = turn(q, table), turn(k, table)
         logits = F.normalize(q, dim=-1) @ F.normalize(k, dim=-1).transpose(-2, -1)
         logits = logits * torch.clamp(self.logit_scale, max=4.6052).exp()

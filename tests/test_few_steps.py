@@ -22,6 +22,7 @@ from udit.diffusion.denoiser import Denoiser, mix
 from udit.diffusion.few_step_config import ConsistencyConfig, MeanFlowConfig
 from udit.diffusion.meanflow import FLOOR, MeanFlow, average_velocity, guided_velocity, mean_flow_loss
 from udit.diffusion.sample import SeededNoise, sample
+from udit.diffusion.schedule import known
 from udit.errors import UserError
 from udit.joint import denoiser_of
 from udit.models.catalog import CATALOG
@@ -368,3 +369,23 @@ def test_what_has_no_counterpart_elsewhere_is_not_exported(tmp_path: Path, one_l
         with pytest.raises(UserError, match=said) as error:
             udit.export(system, "diffusers", tmp_path / kind)
         one_line(error.value)
+
+
+@pytest.mark.parametrize(
+    ("of", "sampler", "times"),
+    [(flow, "flow-average", [[1.0, 0.5], [0.5, 0.0]]), (consistency, "flow-consistency", [[1.0], [0.5]])],
+)
+def test_the_host_knows_the_times_of_steps_on_another_device(
+    of: Callable[..., Denoiser], sampler: str, times: list[list[float]]
+) -> None:
+    asked: list[list[float]] = []
+
+    def network(x: Tensor, t: Tensor, y: Tensor | None = None) -> Tensor:
+        assert t.is_meta
+        asked.append(known(t)[0].flatten().tolist())  # a value of the device itself cannot be read
+        return x / 2
+
+    noise = SeededNoise([3, 4], (1, 2, 2), "meta")
+    for _ in sample(of(network), noise(0), sampler=sampler, steps=2, noise=noise):
+        pass
+    assert asked == times

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import gc
 import importlib
 import json
 import sys
+import weakref
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import pytest
+import torch
+
+from udit.run.recipes import load_run
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 
@@ -135,3 +140,55 @@ def test_without_a_gpu_it_says_so(
     monkeypatch.setattr(sys, "argv", ["first_gpu.py"])
     assert script.main() == 2
     assert "there is no CUDA GPU here; --device cpu rehearses" in capsys.readouterr().err
+
+
+def test_a_foreign_network_is_compiled_by_the_members_of_its_outermost_lists(script: ModuleType) -> None:
+    subject = script.baseline(script.LITERAL, script.Machine(rehearsal=True).config("U-DiT-S"))
+    with torch.device("meta"):
+        network = subject.training()
+    script.compile_lists(network)
+    compiled = [name for name, module in network.named_modules() if module._compiled_call_impl is not None]
+    assert compiled == [name for name, module in network.named_modules() if type(module).__name__ == "Block"] != []
+    with pytest.raises(RuntimeError, match="Linear has no nn"):
+        script.compile_lists(torch.nn.Linear(1, 1))
+
+
+def test_an_attempt_that_ran_out_of_memory_leaves_none_of_its_own(
+    script: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    alive: list[weakref.ref[torch.nn.Module]] = []
+
+    def timed(machine: Any, subject: Any, kind: str, batch: int, lists: bool) -> dict[str, Any] | None:
+        assert not any(network() for network in alive)
+        network = torch.nn.Linear(1, 1)
+        network.own = [network]  # as an optimiser has it
+        alive.append(weakref.ref(network))
+        return None if batch > 1 else {}
+
+    monkeypatch.setattr(script, "_timed", timed)
+    gc.disable()
+    try:
+        for kind in ("forward", "train"):
+            assert script._measured(script.Machine(rehearsal=True), None, kind, False) == {"batch": 1}
+    finally:
+        gc.enable()
+    assert len(alive) == 4
+
+
+def test_a_resumed_run_reads_its_steps_late_as_trainings_do(
+    script: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With a line of the log after each step nothing would be read late, and that is what a GPU does otherwise."""
+    trainings = importlib.import_module("first_gpu_trainings")
+    asked: list[list[str]] = []
+
+    def begun(words: list[str]) -> None:
+        asked.append(words)
+        raise InterruptedError
+
+    monkeypatch.setattr(trainings, "run", begun)
+    with pytest.raises(InterruptedError):
+        trainings.resume(script.Machine(rehearsal=False))
+    run = load_run("digits", [word for word in asked[0][5:] if not word.startswith(("out=", "training.device"))])
+    late = [n for n in range(1, 8) if n % run.training.log_every and n % run.training.save_every]
+    assert late == [1, 2, 3, 5, 6, 7]

@@ -506,7 +506,6 @@ MAY_ASK = {
     "udit.training.unread": "numbers on a GPU are read after their copy has ended",
     "udit.training.memory": "which operators a device runs decides what a step keeps",
     "udit.data.batches": "copies to a GPU go on beside the host",
-    "udit.diffusion.sample": "noise is copied to a GPU beside the host",
     "udit.diffusion.schedule": "times are read on the host where it knows them, and MPS has no float64",
     "udit.optim.adamw": "torch has a fused AdamW for some devices",
     "udit.optim.muon": "torch's Muon computes in bfloat16, which few CPUs have",

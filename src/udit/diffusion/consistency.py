@@ -29,6 +29,7 @@ from udit.diffusion.objective import Losses
 from udit.diffusion.origin import Origin, begun, remaining
 from udit.diffusion.process_config import ProcessConfig
 from udit.diffusion.sample import Noise, Step
+from udit.diffusion.schedule import everywhere
 
 EARLIEST = 1e-3
 """Lowest training time."""
@@ -119,7 +120,7 @@ class ConsistencySteps:
         """
         grid, x = begun(denoiser.schedule, self._grid(denoiser, steps), x.float(), origin, ends=False)
         for k, time in enumerate(grid, start=1):
-            t = time.float().to(x.device).expand(len(x))
+            t = everywhere(float(time), x)
             if k > 1:
                 x = mix(denoiser.schedule, x, noise(k - 1).to(x), t)
             x = denoiser(x, t, y).x0

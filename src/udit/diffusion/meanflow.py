@@ -30,8 +30,9 @@ from udit.diffusion.objective import Losses
 from udit.diffusion.origin import Origin, begun, remaining
 from udit.diffusion.process_config import ProcessConfig
 from udit.diffusion.sample import Noise, Step
-from udit.diffusion.schedule import TimeUnit
+from udit.diffusion.schedule import TimeUnit, told
 from udit.ops import surroundings
+from udit.ops.transfer import sent
 
 FLOOR = 1e-3
 """c of the adaptive weight 1 / (squared error + c) ** power (Sec. 4.3)."""
@@ -196,7 +197,8 @@ class AverageSteps:
         grid, x = begun(denoiser.schedule, self._grid(denoiser, steps), x.float(), origin)
         total = len(grid) - 1
         for k, pair in enumerate(pairwise(grid), start=1):
-            t = torch.stack(pair).float().to(x.device)
-            prediction = denoiser(x, t.expand(len(x), 2), y)
+            times = torch.stack(pair).float()
+            t = told(sent(times, x.device).expand(len(x), 2), times[None])
+            prediction = denoiser(x, t, y)
             x = x - float(pair[0] - pair[1]) * (prediction.eps - prediction.x0)
             yield Step(k, total, x, prediction.x0)

@@ -19,6 +19,7 @@ from udit.diffusion.guidance import AnyDenoiser, Guided
 from udit.diffusion.origin import Origin
 from udit.diffusion.samplers import SAMPLERS
 from udit.errors import UserError, nearest
+from udit.ops.transfer import sent
 
 Noise = Callable[[int], Tensor]
 """k -> [B, C, H, W] standard normal for the k-th step taken; k = 1 is the first and noisiest."""
@@ -72,9 +73,7 @@ class SeededNoise:
     def __call__(self, k: int) -> Tensor:
         """k = 0 is x_T, k >= 1 the k-th step's noise; [B, C, H, W] for (C, H, W) as given."""
         drawn = torch.stack([rng.normal_at(self.shape, seed, "sample", k) for seed in self.seeds])
-        if torch.device(self.device).type == "cuda":  # the host goes on to draw the next while the GPU computes
-            return drawn.pin_memory().to(self.device, non_blocking=True)
-        return drawn.to(self.device)
+        return sent(drawn, self.device)  # the host goes on to draw the next while a GPU computes
 
 
 def sample(

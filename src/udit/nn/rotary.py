@@ -13,6 +13,8 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
+from udit.ops.transfer import sent
+
 Extrapolation = Literal["normal", "linear", "ntk-aware", "ntk-aware-pro1", "ntk-aware-pro2", "ntk-by-parts", "yarn"]
 """How frequencies change on grids larger than those of the training; "normal" leaves them alone."""
 MODES = get_args(Extrapolation)
@@ -137,5 +139,5 @@ def axial_rotary_grid(
         shape = [side if i == axis else 1 for i in range(len(sides))]
         parts.append(angles.view(*shape, -1).expand(*sides, -1))
     angles = torch.cat(parts, dim=-1).flatten(0, -2)
-    cos, sin = angles.cos().float().to(device), angles.sin().float().to(device)
+    cos, sin = sent(angles.cos().float(), device), sent(angles.sin().float(), device)
     return torch.stack([cos.repeat_interleave(2, dim=-1), torch.stack([-sin, sin], dim=-1).flatten(-2)])

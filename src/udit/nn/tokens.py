@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from udit.ops import to_last
+from udit.ops.transfer import sent
 
 
 def rotary_table(height: int, width: int, channels: int, device: torch.device | None = None, step: int = 1) -> Tensor:
@@ -78,8 +79,8 @@ def sincos_positions(rows: Tensor, columns: Tensor, dim: int, device: torch.devi
     Returns:
         [H, W, D] float32.
     """
-    of_rows = sincos_axis(rows, dim // 2).to(device)[:, None]
-    of_columns = sincos_axis(columns, dim // 2).to(device)[None]
+    of_rows = sent(sincos_axis(rows, dim // 2), device)[:, None]
+    of_columns = sent(sincos_axis(columns, dim // 2), device)[None]
     # not len(), which an export with free sizes takes for a constant
     return torch.cat([of_columns.expand(rows.shape[0], -1, -1), of_rows.expand(-1, columns.shape[0], -1)], dim=-1)
 

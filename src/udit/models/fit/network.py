@@ -21,6 +21,7 @@ from udit.nn.rotary import base_frequencies, extrapolated, split_rotary_table
 from udit.nn.sequences import check_sequence
 from udit.nn.tokens import patchify
 from udit.ops import to_first
+from udit.ops.transfer import sent
 
 
 class Conditions(NamedTuple):
@@ -201,4 +202,4 @@ class FiT(nn.Module):
         (of_rows, of_columns), factor = extrapolated(
             config.extrapolation, dim, sides, config.trained_side, config.decoupled, config.theta
         )
-        return split_rotary_table((of_rows.to(device), of_columns.to(device)), rows, columns, factor)
+        return split_rotary_table((sent(of_rows, device), sent(of_columns, device)), rows, columns, factor)

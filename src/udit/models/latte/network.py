@@ -20,6 +20,7 @@ from udit.nn.blocks import module_list, run
 from udit.nn.clips import ClipBlock, frames_as_images, images_as_frames
 from udit.nn.conditioning import Modulation, VectorConditioner
 from udit.nn.tokens import patchify, sincos_axis, sincos_table, unpatchify
+from udit.ops.transfer import sent
 
 
 class Conditions(NamedTuple):
@@ -95,4 +96,4 @@ class Latte(nn.Module):
 
     def times(self, frames: int, device: torch.device | None = None) -> Tensor:
         """Fixed positions of frames, [F, D]."""
-        return sincos_axis(torch.arange(frames, device="cpu"), self.config.width).to(device)
+        return sent(sincos_axis(torch.arange(frames, device="cpu"), self.config.width), device)
