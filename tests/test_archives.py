@@ -17,6 +17,7 @@ import pytest
 from conftest import ErrorOf
 from formats import COUNT, encoded, pixels, tar_shards
 from udit.data import verify, webdataset
+from udit.data.captions import captions_of
 from udit.data.config import DataConfig, DatasetJsonData, FolderData, NpzData, WebDatasetData
 from udit.data.describe import describe
 from udit.data.mapped import Mapped
@@ -77,6 +78,7 @@ TARS: dict[str, tuple[Callable[[Path], Path], str]] = {
     "an odd label": (lambda path: tar(path, ("7.png", PNG), ("7.cls", b" ")), "cls holds '', neither a number"),
     "labels below 0": (lambda path: tar(path, ("7.png", PNG), ("7.json", b'{"label": -1}')), "run from -1 to -1"),
     "no JSON": (lambda path: tar(path, ("7.png", PNG), ("7.json", b"{")), "json is not JSON"),
+    "no text": (lambda path: tar(path, ("7.png", PNG), ("7.cls", b"caf\xe9")), "cls is not UTF-8 text"),
     "an id": (lambda path: tar(path, ("7.png", PNG), ("7.cls", b"12345678")), "labels run from 12345678"),
 }
 
@@ -88,6 +90,69 @@ def test_shard_that_cannot_be_used_is_named(name: str, tmp_path: Path, one_line:
     said = refused(WebDatasetData(root=str(path)), one_line)
     assert wanted in said
     assert str(path) in said
+
+
+CAPTIONS: dict[str, tuple[str, bytes | None, str]] = {
+    "none": ("txt", None, "sample '1': no caption in txt, only png; say where it is with data.caption"),
+    "an empty one": ("txt", b" \n", "sample '1': txt holds no text"),
+    "odd bytes": ("txt", b"caf\xe9", "sample '1': txt is not UTF-8 text"),
+    "a number": ("json.caption", b'{"caption": 3}', "sample '1': json.caption holds no text"),
+    "no such key": ("json.caption", b'{"text": "a cat"}', "sample '1': json.caption holds no text"),
+}
+
+
+@pytest.mark.parametrize("name", CAPTIONS)
+def test_sample_without_a_caption_is_named(name: str, tmp_path: Path, one_line: Callable) -> None:
+    place, data, wanted = CAPTIONS[name]
+    second = [] if data is None else [(f"1.{place.partition('.')[0]}", data)]
+    first = ("0.txt", b"a dog") if place == "txt" else ("0.json", b'{"caption": "a dog"}')
+    path = tar(tmp_path / "x.tar", ("0.png", PNG), first, ("1.png", PNG), *second)
+    assert wanted in refused(WebDatasetData(root=str(path), caption=place), one_line)
+
+
+def test_shards_hold_captions_as_text_or_json(tmp_path: Path) -> None:
+    samples = [(f"{i}.{end}", data) for i in range(2) for end, data in (("png", PNG), ("cls", b"1"))]
+    samples.insert(2, ("0.txt", "\ufeffa  dog\n\nan animal\n".encode()))
+    samples.insert(2, ("0.json", b'{"text": "one", "all": ["a", "b "]}'))
+    samples += [("1.txt", b"a cat"), ("1.json", b'{"text": "two", "all": ["c"]}')]
+    root = str(tar(tmp_path / "x.tar", *samples))
+    texts = {}
+    for place in ("txt", "json.text", "json.all"):
+        data = WebDatasetData(root=root, caption=place)
+        assert describe(data).captioned
+        for _ in range(2):  # listed, and from the cache
+            source = data.build()
+            assert source.labels.tolist() == [1, 1]
+            texts[place] = list(captions_of(source) or ())
+            webdataset._records.cache_clear()
+    assert texts == {
+        "txt": [["a dog", "an animal"], ["a cat"]],
+        "json.text": [["one"], ["two"]],
+        "json.all": [["a", "b"], ["c"]],
+    }
+    plain = WebDatasetData(root=root)
+    assert captions_of(plain.build()) is None
+    prints = {WebDatasetData(root=root, caption=place).build().fingerprint for place in texts}
+    assert len(prints | {plain.build().fingerprint}) == 4
+
+
+def test_labels_and_captions_that_are_not_read_are_noted(tmp_path: Path) -> None:
+    members = [("0.png", PNG), ("0.cls", b"1"), ("0.json", b'{"label": 0, "caption": "a dog"}'), ("0.txt", b"a dog")]
+    root = str(tar(tmp_path / "x.tar", *members))
+
+    def notes(**keys: str) -> list[str]:
+        found = [str(note) for note in webdataset.records(WebDatasetData(root=root, **keys)).notes]
+        webdataset._records.cache_clear()
+        return [note for note in found if note.startswith("samples")]
+
+    labels = "samples have labels in several places: cls is read, json.label not; data.label says which"
+    texts = "samples have captions in txt, json.caption, which are not read; data.caption=txt reads them"
+    assert notes() == notes() == [labels, texts]
+    assert notes(label="cls") == [texts]
+    assert notes(caption="txt") == [labels]
+    tar(tmp_path / "x.tar", ("0.png", PNG), ("0.cls", b"1"), ("0.json", b"[1]"), ("0.txt", b"a dog"))
+    os.utime(tmp_path / "x.tar", (0, 0))
+    assert notes() == []  # nothing reads that JSON, which may hold anything
 
 
 def test_members_are_read_at_their_offsets_in_any_tar(tmp_path: Path) -> None:

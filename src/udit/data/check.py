@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from udit.data import folder
-from udit.data.captions import READ, folder_captions
+from udit.data.captions import READ, captions_of, folder_captions
 from udit.data.config import (
     ClipFolderData,
     DatasetJsonData,
@@ -100,11 +100,17 @@ def check(
             contents.bad += 1
             yield str(error)
             return
+        _count_captions(found, contents)
         yield from check_records(found, data, contents)
     elif isinstance(data, ClipFolderData):
         yield from _check_clips(data.build(), contents)
     else:
         yield from _check_whole(data.build, contents)
+
+
+def _count_captions(found: object, contents: Contents) -> None:
+    texts = captions_of(found)
+    contents.captions = len(texts.texts) if texts is not None else 0
 
 
 def _check_clips(source: Source, contents: Contents) -> Iterator[str]:
@@ -130,6 +136,7 @@ def _check_whole(read: Callable[[], Source], contents: Contents) -> Iterator[str
         contents.bad += 1
         yield str(error)
         return
+    _count_captions(source, contents)
     held_out = np.isin(np.arange(len(source)), source.held_out)
     contents.notes.update(array_notes(source))
     counts = np.bincount(source.labels[~held_out], minlength=int(source.labels.max()) + 1)
