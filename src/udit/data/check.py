@@ -215,7 +215,7 @@ def check_records(records: Records, data: ImageFiles, contents: Contents) -> Ite
         else:
             header, most = found
             path = repr(records.called(i))
-            _count(contents, header, path)
+            _count(contents, header, path, data.deep)
             if header.deep and most is not None:
                 deep[i] = most
             elif most is not None and (darkness := dark(most)):
@@ -232,12 +232,12 @@ def check_records(records: Records, data: ImageFiles, contents: Contents) -> Ite
         remember(verified_as(records, data))
 
 
-def _count(contents: Contents, header: Header, path: str) -> None:
+def _count(contents: Contents, header: Header, path: str, deep: bool) -> None:
     contents.formats[header.format] += 1
     contents.sizes[header.width, header.height] += 1
     if header.mode == "CMYK":
         contents.notes.add("CMYK, converted to RGB without its colour profile", path)
-    if header.deep or header.deep_colour:
+    if (header.deep or header.deep_colour) and not deep:
         contents.notes.add("16-bit, reduced to 8 bits", path)
     if header.transparent:
         contents.notes.add("transparent, composited on white", path)

@@ -29,7 +29,7 @@ from udit.data.names import Names
 from udit.data.notes import Notes
 from udit.data.numbering import Label, notes_on, numbered
 from udit.data.sources import Labels
-from udit.data.tar import Listing, Member, read_member
+from udit.data.tar import PACKED_NAMES, Listing, Member, read_member
 from udit.errors import UserError
 from udit.files import cache_folder, whole_file
 from udit.progress import progress_bar
@@ -94,7 +94,8 @@ def shards_of(root: str) -> list[Path]:
         return [path for number in numbers for path in shards_of(root[: found.start()] + number + root[found.end() :])]
     path = Path(root).expanduser()
     if path.is_dir():
-        if shards := sorted(path.glob("*.tar")):
+        packed = (found for found in path.iterdir() if found.name.lower().endswith(PACKED_NAMES))
+        if shards := sorted(path.glob("*.tar")) or sorted(packed):  # the latter are refused when they are read
             return shards
         raise UserError(f"data.root {root!r} holds no .tar files; give a folder of shards, a .tar file or a pattern")
     if any(letter in root for letter in "*?["):
@@ -326,7 +327,9 @@ def _json(sample: Sample, extension: str) -> dict[str, Any]:
 def _bytes(sample: Sample, extension: str) -> bytes:
     member = sample.parts[extension]
     if member.size > 2**24:
-        raise UserError(f"{sample.shard.path} holds {member.name!r} with {member.size:,} bytes; labels and captions are short")
+        raise UserError(
+            f"{sample.shard.path} holds {member.name!r} with {member.size:,} bytes; labels and captions are short"
+        )
     return sample.shard.read(member)
 
 
