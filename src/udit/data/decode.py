@@ -239,8 +239,8 @@ def opened(file: Path | str | BinaryIO, name: str) -> Iterator[Image.Image]:
     except DECODE_ERRORS as error:
         detail = " ".join(str(error).split())[:120] or type(error).__name__
         if isinstance(error, UnidentifiedImageError):
-            kind = _begins_as(file)
-            detail = f"a {kind}, damaged or of a kind that Pillow does not read" if kind else f"not a {KNOWN}"
+            begun = _begins_as(file)
+            detail = f"a {begun}, damaged or of a kind that Pillow does not read" if begun else f"not a {KNOWN}"
         raise UserError(f"image {name!r} cannot be read ({detail}); replace or remove it") from None
 
 

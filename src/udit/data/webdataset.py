@@ -115,8 +115,8 @@ def _records(settings: str, times: tuple[tuple[Path, int, int], ...], tests: int
     try:
         with np.load(place, allow_pickle=False) as kept:
             arrays = {name: kept[name] for name in Index.ARRAYS}
-            lists = {name: tuple(kept[name].tolist()) for name in Index.LISTS}
-            index = Index(**arrays, **lists)
+            classes, remarks = (tuple(kept[name].tolist()) for name in ("classes", "remarks"))
+            index = Index(**arrays, classes=classes, remarks=remarks)
     except (OSError, ValueError, KeyError):
         index = _indexed(shards, json.loads(settings), tests)
         _keep(place, index)
@@ -131,7 +131,6 @@ class Index:
         *("shard", "offset", "size", "labels", "text", "ends", "held_out"),
         *("caption_text", "caption_ends", "captions_of"),
     )
-    LISTS: ClassVar = ("classes", "remarks")
 
     shard: Labels
     """[N] number of the shard."""
@@ -160,8 +159,8 @@ def _keep(place: Path, index: Index) -> None:
         place.parent.mkdir(parents=True, exist_ok=True)
         with whole_file(place) as temporary, temporary.open("wb") as stream:
             arrays = {name: getattr(index, name) for name in Index.ARRAYS}
-            lists = {name: np.array(getattr(index, name), str) for name in Index.LISTS}
-            np.savez(stream, **arrays, **lists)
+            words = {"classes": np.array(index.classes, str), "remarks": np.array(index.remarks, str)}
+            np.savez(stream, **arrays | words)
     except OSError:
         pass
 
@@ -204,8 +203,16 @@ def _indexed(shards: Sequence[Path], settings: dict[str, Any], tests: int) -> In
     numbers = [np.array(values, np.int64) for values in (shard, offset, size)]
     said = Captions.of(texts)
     return Index(
-        *(*numbers, labels, listed.text, listed.ends, held_out),
-        *(said.texts.text, said.texts.ends, said.ends),
+        shard=numbers[0],
+        offset=numbers[1],
+        size=numbers[2],
+        labels=labels,
+        text=listed.text,
+        ends=listed.ends,
+        held_out=held_out,
+        caption_text=said.texts.text,
+        caption_ends=said.texts.ends,
+        captions_of=said.ends,
         classes=classes,
         remarks=remarks,
     )
@@ -282,7 +289,7 @@ def _label(sample: Sample, place: str) -> Label:
         raise UserError(f"{sample.title}: {place} holds {value.strip()[:40]!r}, neither a number nor a name")
     if isinstance(value, bool) or not isinstance(value, int | str):
         raise UserError(f"{sample.title}: {place} is {value!r}; a label is a whole number or a name")
-    return value.strip() if is_text else value
+    return value.strip() if isinstance(value, str) and is_text else value
 
 
 def _texts(sample: Sample, place: str) -> list[str]:
