@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
+from typing import cast
 
 import pytest
 import torch
@@ -92,6 +93,22 @@ def test_targets_are_layers_that_are_called_and_a_wrong_one_names_the_nearest(on
     with pytest.raises(UserError, match=r"training\.adapter\.targets: no layer is called 'sten'.*'stem'") as error:
         chosen(model, ("sten",))
     one_line(error.value)
+
+
+def test_rank_that_no_weight_has_is_one_line(one_line: OneLine) -> None:
+    model = udit.build("U-DiT-tiny")
+    stem = cast(nn.Conv2d, layers(model)["stem"])
+    most = min(stem.weight.flatten(1).shape)
+    Adapter(model, AdapterConfig(rank=most, targets=("stem",)), 0)
+    with pytest.raises(UserError, match=rf"rank is {most + 1} and no adapted weight has a rank above {most}") as error:
+        Adapter(udit.build("U-DiT-tiny"), AdapterConfig(rank=most + 1, targets=("stem",)), 0)
+    one_line(error.value)
+
+
+def test_adapter_of_no_weights_is_refused_by_a_dry_run_too(tmp_path: Path, error_of: ErrorOf) -> None:
+    words = ["training.adapter={}", f"out={tmp_path / 'x'}"]
+    for dry in ([], ["--dry-run"]):
+        assert "say which, e.g. init_from=demo:digits" in error_of("train", "digits", *words, *dry)
 
 
 def test_adapter_without_peft_or_with_posthoc_averages_is_one_line(

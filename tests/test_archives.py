@@ -17,7 +17,8 @@ import pytest
 from conftest import ErrorOf
 from formats import COUNT, encoded, pixels, tar_shards
 from udit.data import verify, webdataset
-from udit.data.config import DataConfig, DatasetJsonData, FolderData, NpzData, WebDatasetData
+from udit.data.captions import captions_of
+from udit.data.config import DataConfig, DatasetJsonData, FolderData, LmdbData, NpzData, WebDatasetData
 from udit.data.describe import describe
 from udit.data.mapped import Mapped
 from udit.data.recognise import recognised
@@ -77,6 +78,7 @@ TARS: dict[str, tuple[Callable[[Path], Path], str]] = {
     "an odd label": (lambda path: tar(path, ("7.png", PNG), ("7.cls", b" ")), "cls holds '', neither a number"),
     "labels below 0": (lambda path: tar(path, ("7.png", PNG), ("7.json", b'{"label": -1}')), "run from -1 to -1"),
     "no JSON": (lambda path: tar(path, ("7.png", PNG), ("7.json", b"{")), "json is not JSON"),
+    "no text": (lambda path: tar(path, ("7.png", PNG), ("7.cls", b"caf\xe9")), "cls is not UTF-8 text"),
     "an id": (lambda path: tar(path, ("7.png", PNG), ("7.cls", b"12345678")), "labels run from 12345678"),
 }
 
@@ -88,6 +90,69 @@ def test_shard_that_cannot_be_used_is_named(name: str, tmp_path: Path, one_line:
     said = refused(WebDatasetData(root=str(path)), one_line)
     assert wanted in said
     assert str(path) in said
+
+
+CAPTIONS: dict[str, tuple[str, bytes | None, str]] = {
+    "none": ("txt", None, "sample '1': no caption in txt, only png; say where it is with data.caption"),
+    "an empty one": ("txt", b" \n", "sample '1': txt holds no text"),
+    "odd bytes": ("txt", b"caf\xe9", "sample '1': txt is not UTF-8 text"),
+    "a number": ("json.caption", b'{"caption": 3}', "sample '1': json.caption holds no text"),
+    "no such key": ("json.caption", b'{"text": "a cat"}', "sample '1': json.caption holds no text"),
+}
+
+
+@pytest.mark.parametrize("name", CAPTIONS)
+def test_sample_without_a_caption_is_named(name: str, tmp_path: Path, one_line: Callable) -> None:
+    place, data, wanted = CAPTIONS[name]
+    second = [] if data is None else [(f"1.{place.partition('.')[0]}", data)]
+    first = ("0.txt", b"a dog") if place == "txt" else ("0.json", b'{"caption": "a dog"}')
+    path = tar(tmp_path / "x.tar", ("0.png", PNG), first, ("1.png", PNG), *second)
+    assert wanted in refused(WebDatasetData(root=str(path), caption=place), one_line)
+
+
+def test_shards_hold_captions_as_text_or_json(tmp_path: Path) -> None:
+    samples = [(f"{i}.{end}", data) for i in range(2) for end, data in (("png", PNG), ("cls", b"1"))]
+    samples.insert(2, ("0.txt", "\ufeffa  dog\n\nan animal\n".encode()))
+    samples.insert(2, ("0.json", b'{"text": "one", "all": ["a", "b "]}'))
+    samples += [("1.txt", b"a cat"), ("1.json", b'{"text": "two", "all": ["c"]}')]
+    root = str(tar(tmp_path / "x.tar", *samples))
+    texts = {}
+    for place in ("txt", "json.text", "json.all"):
+        data = WebDatasetData(root=root, caption=place)
+        assert describe(data).captioned
+        for _ in range(2):  # listed, and from the cache
+            source = data.build()
+            assert source.labels.tolist() == [1, 1]
+            texts[place] = list(captions_of(source) or ())
+            webdataset._records.cache_clear()
+    assert texts == {
+        "txt": [["a dog", "an animal"], ["a cat"]],
+        "json.text": [["one"], ["two"]],
+        "json.all": [["a", "b"], ["c"]],
+    }
+    plain = WebDatasetData(root=root)
+    assert captions_of(plain.build()) is None
+    prints = {WebDatasetData(root=root, caption=place).build().fingerprint for place in texts}
+    assert len(prints | {plain.build().fingerprint}) == 4
+
+
+def test_labels_and_captions_that_are_not_read_are_noted(tmp_path: Path) -> None:
+    members = [("0.png", PNG), ("0.cls", b"1"), ("0.json", b'{"label": 0, "caption": "a dog"}'), ("0.txt", b"a dog")]
+    root = str(tar(tmp_path / "x.tar", *members))
+
+    def notes(**keys: str) -> list[str]:
+        found = [str(note) for note in webdataset.records(WebDatasetData(root=root, **keys)).notes]
+        webdataset._records.cache_clear()
+        return [note for note in found if note.startswith("samples")]
+
+    labels = "samples have labels in several places: cls is read, json.label not; data.label says which"
+    texts = "samples have captions in txt, json.caption, which are not read; data.caption=txt reads them"
+    assert notes() == notes() == [labels, texts]
+    assert notes(label="cls") == [texts]
+    assert notes(caption="txt") == [labels]
+    tar(tmp_path / "x.tar", ("0.png", PNG), ("0.cls", b"1"), ("0.json", b"[1]"), ("0.txt", b"a dog"))
+    os.utime(tmp_path / "x.tar", (0, 0))
+    assert notes() == []  # nothing reads that JSON, which may hold anything
 
 
 def test_members_are_read_at_their_offsets_in_any_tar(tmp_path: Path) -> None:
@@ -157,6 +222,7 @@ ZIPS: dict[str, tuple[object, str]] = {
     "a vector": ({"labels": [["a.png", [0.5, 1]]]}, "has 2 numbers as the label of 'a.png'"),
     "a fraction": ({"labels": [["a.png", 0.5]]}, "has 0.5 as the label of 'a.png'"),
     "an image without": ({"labels": [["a.png", 1]]}, "has no label of 'b.png'"),
+    "two labels": ({"labels": [["a.png", 1], ["b.png", 0], ["a.png", 0]]}, "labels 'a.png' 1 and 0; keep one of them"),
     "a label without": ({"labels": [["a.png", 1], ["b.png", 0], ["c.png", 1]]}, "names 'c.png', not among its images"),
 }
 
@@ -184,7 +250,7 @@ def test_zip_with_spoiled_bytes_is_named_when_it_is_verified(tmp_path: Path) -> 
 
 LISTS: dict[str, tuple[str, str, str]] = {
     "no columns": ("x.csv", "0.png,1\n1.png,0\n", "has columns '0.png', '1'; say which with data.file_column=NAME"),
-    "no label": ("x.csv", "file,label\n0.png,1\n1.png,\n", "1 of 2 images have no label"),
+    "no label": ("x.csv", "file,label\n0.png,1\n1.png,\n", "line 3: '1.png' has no label in 'label'"),
     "both kinds": (
         "x.jsonl",
         '{"file": "0.png", "label": 1}\n{"file": "1.png", "label": "a"}\n',
@@ -193,7 +259,13 @@ LISTS: dict[str, tuple[str, str, str]] = {
     "ragged": ("x.csv", "file,label\n0.png,1,2\n", "line 2: more columns than names"),
     "empty": ("x.csv", "", "lists no images"),
     "a number": ("x.jsonl", "7\n", "line 1: no JSON object"),
-    "no JSON": ("x.jsonl", "{\n", "cannot be read as a list of labels"),
+    "no JSON": ("x.jsonl", '{"file": "0.png", "label": 1}\n{\n', "line 2: no JSON (Expecting property name"),
+    "a real number": (
+        "x.csv",
+        "file,label\n0.png,1.0\n1.png,0.0\n",
+        "line 2: 'label' is 1.0; a label is a whole number",
+    ),
+    "semicolons": ("x.csv", "file;label\n0.png;1\n", "begins with 'file;label'; put commas between columns"),
     "a fraction": ("x.jsonl", '{"file": "0.png", "label": 0.5}\n', "line 1: 'label' is 0.5; a label is a whole number"),
     "another kind": ("x.xlsx", "", "lists of labels are .csv, .tsv or .jsonl"),
     "above": ("x.csv", "file,label\n../0.png,1\n", "names images that are not in"),
@@ -267,12 +339,33 @@ def test_format_is_seen_from_the_path_and_unknown_ones_are_refused(tmp_path: Pat
     assert recognised(tmp_path / "fields.npz", {}, {"size": 9}).kind == "fields"
     _touched(tmp_path / "clips" / "1.mp4")
     assert recognised(tmp_path / "clips", {"frames": 4}, {"size": 9, "bits": 8}).size == 9
+    for name in ("x.tar.gz", "x.tgz", "packed/1.tar.gz"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(gzip.compress(bytes(2048)))
+        data = recognised((tmp_path / name).parent if "/" in name else tmp_path / name, {})
+        with pytest.raises(UserError, match=r"gz is compressed \(gzip\).*unpack it to a plain .tar"):
+            describe(data)
     (tmp_path / "x.rar").write_bytes(b"Rar!")
     said = error_of("data", "check", str(tmp_path / "x.rar"))
     assert "x.rar' is of no known format; data sets are a folder of images" in said
     assert "give the folder that holds it" in error_of("data", "check", str(_touched(tmp_path / "data.mdb")))
     assert "training is given and a check reads data alone" in error_of("data", "check", ".", "training.steps=2")
     assert "unknown key" in error_of("data", "check", str(tmp_path), "data.sise=8")
+
+
+def test_empty_arrays_are_no_images(tmp_path: Path, one_line: Callable) -> None:
+    np.savez(tmp_path / "x.npz", arr_0=np.zeros((0, 8, 8, 3), np.uint8), arr_1=np.zeros(0, np.int64))
+    assert "holds arr_0 of shape [0, 8, 8, 3], which is empty" in refused(NpzData(path=tmp_path / "x.npz"), one_line)
+
+
+def test_lmdb_of_images_and_other_things_is_another_writer_s(tmp_path: Path) -> None:
+    import lmdb
+
+    with lmdb.open(str(tmp_path / "x"), map_size=2**20) as database, database.begin(write=True) as writing:
+        writing.put(b"image-000000001", PNG)
+        writing.put(b"num-samples", b"1")
+    with pytest.raises(UserError, match=r"x is an LMDB of another writer: the value of b'num-samples' begins with 31"):
+        LmdbData(root=tmp_path / "x").build()
 
 
 def _touched(path: Path) -> Path:

@@ -146,3 +146,15 @@ def test_file_that_is_bad_as_a_whole_is_one_line(tmp_path: Path, capsys: pytest.
 def test_nothing_to_check_is_an_error(tmp_path: Path, error_of: ErrorOf) -> None:
     assert "no folder" in error_of("data", "check", str(tmp_path / "absent"))
     assert "holds no class folders" in error_of("data", "check", str(tmp_path))
+    for name in ("1.jxl", "2.jxl", "3.psd"):
+        (tmp_path / name).touch()
+    said = error_of("data", "check", str(tmp_path))
+    assert "holds no PNG, JPEG, WebP, GIF, TIFF, AVIF or HEIC, but 2 .jxl, 1 .psd; convert them" in said
+
+
+def test_16_bits_that_are_kept_are_not_said_to_be_reduced(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    root = tmp_path / "images"
+    root.mkdir()
+    Image.fromarray(np.full((8, 8), 60_000, np.uint16)).save(root / "1.tiff")
+    assert "16-bit, reduced to 8 bits" in succeeds(capsys, "data", "check", str(root))
+    assert "no problems found" in succeeds(capsys, "data", "check", str(root), "data.deep=true")

@@ -165,6 +165,8 @@ BAD_VALUES = [
     ("training.lr.x=5", "'training.lr' is a value, not a section"),
     ("nothing.lr=5", "unknown key 'nothing'"),
     ("training.lr=[", "is not valid YAML"),
+    ("training.lr_schedule={kind:wsd}", "has 'kind:wsd' for a key; a colon takes a space after it: kind: wsd"),
+    ("training.groups=[{match:label}]", "has 'match:label' for a key; a colon takes a space after it"),
 ]
 
 

@@ -57,7 +57,7 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
     "other names": ({"pictures": COLOUR, "labels": LABELS}, "holds labels, pictures; it needs arrays named"),
     "floats": ({"images": COLOUR / 255, "labels": LABELS}, "is float64; images are uint8"),
     "two channels": ({"images": COLOUR[..., :2], "labels": LABELS}, "is [6, 4, 5, 2]; images are"),
-    "no pictures": ({"images": COLOUR[:0], "labels": LABELS[:0]}, "its header says uint8 [0, 4, 5, 3]"),
+    "no pictures": ({"images": COLOUR[:0], "labels": LABELS[:0]}, "images of shape [0, 4, 5, 3], which is empty"),
     "too few labels": ({"images": COLOUR, "labels": LABELS[:5]}, "holds 6 images in images and 5 labels"),
     "real labels": ({"images": COLOUR, "labels": LABELS / 2}, "labels are whole numbers"),
     "one hot": ({"images": COLOUR, "labels": np.eye(6, dtype=int)}, "labels are whole numbers [N] or [N, 1]"),

@@ -212,6 +212,18 @@ def test_truncated_image_is_named(tmp_path: Path, kind: str) -> None:
     assert "\n" not in str(caught.value)
 
 
+def test_tiff_that_pillow_does_not_read_is_called_one(tmp_path: Path) -> None:
+    values = np.ones((8, 8), "<f2").tobytes()
+    fields = {256: 8, 257: 8, 258: 16, 259: 1, 262: 1, 273: 8, 277: 1, 278: 8, 279: len(values), 339: 3}  # float16
+    directory = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in fields.items())
+    head = b"II*\0" + struct.pack("<I", 8 + len(values))
+    data = head + values + struct.pack("<H", len(fields)) + directory + bytes(4)
+    (tmp_path / "x.tiff").write_bytes(data)
+    for file in (tmp_path / "x.tiff", io.BytesIO(data)):
+        with pytest.raises(UserError, match=r"\(a TIFF, damaged or of a kind that Pillow does not read\)"):
+            decode(file, 8, 3, name="x.tiff")
+
+
 def test_other_formats_behind_a_good_suffix_are_refused(tmp_path: Path) -> None:
     noise(9, 9).save(tmp_path / "bitmap.png", "BMP")
     (tmp_path / "empty.png").write_bytes(b"")

@@ -243,10 +243,17 @@ def test_reversed_network_may_predict_the_data() -> None:
 # ---- recipes ---------------------------------------------------------------------------------------------------------
 
 REFUSED = {
-    "eps on a path": ({"kind": "flow", "predict": "eps"}, "diffusion.predict is 'eps'"),
+    "eps on a path": ({"kind": "flow", "predict": "eps"}, "diffusion.predict is 'eps': at pure noise"),
     "velocity of steps": ({"kind": "ddpm", "error": "velocity"}, "discrete steps have not; use v"),
     "eps without signal": ({"kind": "ddpm", "zero_terminal_snr": True}, "eps says nothing of x0; predict v or x0"),
     "no spread": ({"kind": "flow", "density": "logit-normal", "density_std": 0}, "density_std is 0"),
+    "velocity of no path": ({"kind": "ddpm", "predict": "velocity"}, "discrete steps have no velocity"),
+    "a shift of steps": ({"kind": "ddpm", "shift": 3.0}, "shift does not go with kind ddpm: it moves the times of a"),
+    "a shift of EDM": ({"kind": "edm", "shift": 3.0}, "shift does not go with kind edm: log_mean and log_std place"),
+    "a shift of averages": ({"kind": "mean-flow", "shift": 3.0}, "shift does not go with kind mean-flow: density_mean"),
+    "noise to the end": ({"kind": "flow", "zero_terminal_snr": True}, "a flow's last time is pure noise already"),
+    "all at one end": ({"kind": "flow", "density": "logit-normal", "density_mean": 50}, "density_mean is 50; it must"),
+    "all at both": ({"kind": "mean-flow", "density_std": 1e9}, "density_std is 1000000000.0; it must be at most 10"),
     "another density's key": ({"kind": "flow", "density_mean": 1.0}, "belongs to density logit-normal"),
     "gamma alone": ({"kind": "flow", "gamma": 4.0}, "gamma belongs to weighting min-snr"),
     "twice weighted": (
@@ -254,7 +261,7 @@ REFUSED = {
         "leave one of them out",
     ),
     "all weights 1": ({"kind": "flow", "weighting": "density"}, "choose a density"),
-    "EDM has its own": ({"kind": "edm", "predict": "x0"}, "unknown key 'diffusion.predict'"),
+    "EDM has its own": ({"kind": "edm", "predict": "x0"}, "predict does not go with kind edm"),
     "no times": ({"kind": "flow", "shift": 0}, "diffusion.shift is 0"),
 }
 

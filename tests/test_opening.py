@@ -70,6 +70,14 @@ def test_nearest_name_is_told_and_others_are_counted(data: list[str], tmp_path: 
     assert run_beside(small_run(tmp_path / "deep" / "er" / "cats", *data)) == ""
 
 
+def test_consistency_of_untrained_weights_is_told(
+    data: list[str], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    train(tmp_path / "new", "training.steps=1", "diffusion={kind: consistency}", "sampling={}", *data)
+    said = "diffusion.kind=consistency goes on from a trained flow and begins with untrained weights; set init_from"
+    assert said in caplog.messages
+
+
 def test_batch_above_the_number_of_training_images_is_told(
     data: list[str], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

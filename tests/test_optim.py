@@ -100,6 +100,9 @@ def test_group_without_a_parameter_is_refused(model: nn.Module, one_line: OneLin
     with pytest.raises(UserError) as error:
         choices_of(model, [GroupConfig(match="conditioners.0.label.wieght")])
     assert "did you mean 'conditioners.0.label.weight'" in one_line(error.value)
+    with pytest.raises(UserError) as error:
+        choices_of(model, [GroupConfig(match="*", lr=0)])
+    assert "lr 0 for every parameter, so that nothing is trained" in one_line(error.value)
 
 
 def test_layer_decay_lowers_the_rate_block_by_block_towards_the_input() -> None:

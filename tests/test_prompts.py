@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import tarfile
 from pathlib import Path
 from typing import Any
 
@@ -122,16 +123,24 @@ def test_recipes_of_texts_are_read_without_their_images() -> None:
     assert load_run("openmoji", [], absent=True).data.captioned
 
 
+@pytest.mark.parametrize("form", ["folder", "shards"])
 def test_training_and_resuming_see_the_same_captions(
-    images: Path, language: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    form: str, images: Path, language: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(preview, "save_curve", lambda *_: None)
-    whole = run_of(images, language, tmp_path / "whole")
+    more = []
+    if form == "shards":
+        with tarfile.open(tmp_path / "shard.tar", "w") as shard:
+            for path in sorted(images.iterdir()):
+                shard.add(path, path.name)
+        plain = f"root: {tmp_path / 'shard.tar'}, size: 8, channels: 1, flip: false, test_share: 0.25, judge_share: 0"
+        more = [f"data={{kind: webdataset, caption: txt, {plain}}}"]
+    whole = run_of(images, language, tmp_path / "whole", *more)
     Trainer(whole).train(progress=False)
-    for record in Trainer(run_of(images, language, tmp_path / "cut")).steps():
+    for record in Trainer(run_of(images, language, tmp_path / "cut", *more)).steps():
         if record.step == 2:
             break
-    Trainer(run_of(images, language, tmp_path / "cut")).train(progress=False)
+    Trainer(run_of(images, language, tmp_path / "cut", *more)).train(progress=False)
     files = [tmp_path / name / "model" / "model.safetensors" for name in ("whole", "cut")]
     assert files[0].read_bytes() == files[1].read_bytes()
     [grid] = (tmp_path / "whole" / "samples").iterdir()

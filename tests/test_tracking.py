@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import sqlite3
 from collections.abc import Iterator, Mapping
@@ -96,6 +97,17 @@ def test_grid_of_samples_is_in_tensorboard(data: list[str], tmp_path: Path) -> N
         if value.tag == "samples"
     ]
     assert image[2] == (tmp_path / "run" / "samples" / "step-00000001.png").read_bytes()
+
+
+def test_folder_of_a_tracker_s_name_is_not_taken_for_its_library(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "tracker_of_no_one").mkdir()  # W&B leaves its runs in ./wandb
+    monkeypatch.syspath_prepend(str(tmp_path))
+    assert not tracking.installed("tracker_of_no_one")
+    (tmp_path / "tracker_of_no_one" / "__init__.py").touch()
+    importlib.invalidate_caches()
+    assert tracking.installed("tracker_of_no_one")
 
 
 def test_identity_of_a_run_is_kept(tmp_path: Path) -> None:

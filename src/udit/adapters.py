@@ -80,16 +80,17 @@ class Adapter:
             device: of the network.
 
         Raises:
-            UserError: peft is not installed, or a target is no layer.
+            UserError: peft is not installed, a target is no layer, or the rank is above that of all targets.
         """
+        self.model = model
         self.config, self.device = config, torch.device(device)
         self.model_config = cast(ModelConfig, model.config)
         self.targets = chosen(model, config.targets)
+        self._check_rank()
         options = {"r": config.rank, "lora_alpha": config.alpha, "target_modules": self.targets, "bias": "none"}
         with _quiet():
             peft = _peft()
             self.wrapped: Any = peft.get_peft_model(model, peft.LoraConfig(**options), low_cpu_mem_usage=True)
-        self.model = model
         adapted = {name for name, part in model.named_modules() if hasattr(part, "lora_A")}
         assert adapted == set(self.targets), "peft adapts what was chosen"
         self.parameters: dict[str, nn.Parameter] = {}
@@ -99,6 +100,15 @@ class Adapter:
                 part = cast(nn.Module, getattr(model.get_submodule(layer), half)[NAME])
                 key = f"{layer}.{half}.weight"
                 part.weight = self.parameters[key] = self._initial(key, cast(Tensor, part.weight).shape, seed)
+
+    def _check_rank(self) -> None:
+        """Refuses a rank that no adapted weight can have (UserError)."""
+        weights = (cast(Tensor, self.model.get_submodule(name).weight).flatten(1) for name in self.targets)
+        most = max(min(weight.shape) for weight in weights)
+        if self.config.rank > most:
+            raise UserError(
+                f"training.adapter.rank is {self.config.rank} and no adapted weight has a rank above {most}; take less"
+            )
 
     def _initial(self, key: str, shape: torch.Size, seed: int) -> nn.Parameter:
         values = torch.zeros(shape)

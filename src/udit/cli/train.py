@@ -60,9 +60,13 @@ def train(
         raise UserError("--plot goes with --dry-run; add it")
     run = load_run(recipe, overrides, absent=dry_run)
     if dry_run:
+        from udit.checkpoint import CheckpointStore
         from udit.rehearsal import rehearse
+        from udit.run.start import check_beginning
         from udit.training.memory import dry_run as memory_of
 
+        if not CheckpointStore(run.out / "checkpoints").steps():
+            check_beginning(run)
         say(to_yaml(run.plain()).rstrip())
         found = memory_of(run)
         for line in (*_costs(run, rehearse(run, found)), *_notes(run, found)):

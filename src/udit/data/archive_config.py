@@ -82,6 +82,9 @@ class WebDatasetData(ImageFiles):
     label: str | None = None
     """Extension of the member that holds the label, a number or a name; json.KEY for a key of a JSON member; none for
     no labels. None takes cls, class, json.label, json.class or json.cls where samples have one of them."""
+    caption: str | None = None
+    """Extension of the member that holds the texts, e.g. txt, one a line; json.KEY for a string, or a list of them, of
+    a JSON member. None where no captions are read."""
     classes: tuple[str, ...] = ()
     """Names in label order; empty uses the labels' numbers, or their names in sorted order."""
 
@@ -91,6 +94,11 @@ class WebDatasetData(ImageFiles):
         if isinstance(values, dict) and values.get("test_root") is not None:
             return {"test_share": None, **values}
         return values
+
+    @property
+    def captioned(self) -> bool:
+        """Whether images have texts."""
+        return self.caption is not None
 
     def build(self) -> Source:
         """The listed images, decoded when they are read."""

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from udit.data import folder
-from udit.data.captions import READ, folder_captions
+from udit.data.captions import READ, captions_of, folder_captions
 from udit.data.config import (
     ClipFolderData,
     DatasetJsonData,
@@ -100,11 +100,17 @@ def check(
             contents.bad += 1
             yield str(error)
             return
+        _count_captions(found, contents)
         yield from check_records(found, data, contents)
     elif isinstance(data, ClipFolderData):
         yield from _check_clips(data.build(), contents)
     else:
         yield from _check_whole(data.build, contents)
+
+
+def _count_captions(found: object, contents: Contents) -> None:
+    texts = captions_of(found)
+    contents.captions = len(texts.texts) if texts is not None else 0
 
 
 def _check_clips(source: Source, contents: Contents) -> Iterator[str]:
@@ -130,6 +136,7 @@ def _check_whole(read: Callable[[], Source], contents: Contents) -> Iterator[str
         contents.bad += 1
         yield str(error)
         return
+    _count_captions(source, contents)
     held_out = np.isin(np.arange(len(source)), source.held_out)
     contents.notes.update(array_notes(source))
     counts = np.bincount(source.labels[~held_out], minlength=int(source.labels.max()) + 1)
@@ -208,7 +215,7 @@ def check_records(records: Records, data: ImageFiles, contents: Contents) -> Ite
         else:
             header, most = found
             path = repr(records.called(i))
-            _count(contents, header, path)
+            _count(contents, header, path, data.deep)
             if header.deep and most is not None:
                 deep[i] = most
             elif most is not None and (darkness := dark(most)):
@@ -225,12 +232,12 @@ def check_records(records: Records, data: ImageFiles, contents: Contents) -> Ite
         remember(verified_as(records, data))
 
 
-def _count(contents: Contents, header: Header, path: str) -> None:
+def _count(contents: Contents, header: Header, path: str, deep: bool) -> None:
     contents.formats[header.format] += 1
     contents.sizes[header.width, header.height] += 1
     if header.mode == "CMYK":
         contents.notes.add("CMYK, converted to RGB without its colour profile", path)
-    if header.deep or header.deep_colour:
+    if (header.deep or header.deep_colour) and not deep:
         contents.notes.add("16-bit, reduced to 8 bits", path)
     if header.transparent:
         contents.notes.add("transparent, composited on white", path)

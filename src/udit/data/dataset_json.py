@@ -146,7 +146,8 @@ def _list(text: bytes, root: Path) -> dict[str, Label] | None:
             )
         if isinstance(label, bool) or not isinstance(label, int):
             raise UserError(f"{NAME} of {root} has {label!r} as the label of {name!r}; labels are whole numbers")
-        found[name] = label
+        if found.setdefault(name, label) != label:
+            raise UserError(f"{NAME} of {root} labels {name!r} {found[name]} and {label}; keep one of them")
     return found
 
 

@@ -39,6 +39,14 @@ FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "TIFF")
 """Pillow's names of what every build reads; JPEG is MPO too. AVIF and HEIC, which not every one reads, come on top."""
 KNOWN = "PNG, JPEG, WebP, GIF, TIFF, AVIF or HEIC"
 """The formats in words."""
+BEGINNINGS = {
+    "TIFF": rb"II\*\0|MM\0\*|II\+\0|MM\0\+",
+    "PNG": rb"\x89PNG\r\n\x1a\n",
+    "JPEG": rb"\xff\xd8\xff",
+    "GIF": rb"GIF8[79]a",
+    "WebP": rb"RIFF....WEBP",
+}
+"""How files begin, as regular expressions."""
 HEIC_BRANDS = frozenset({b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1"})
 """At byte 8 of a HEIC file, after ``ftyp`` (ISO/IEC 23008-12, annex B); the last two stand in AVIF files too."""
 DEEP_LAYOUT = re.compile(r"(RGB|RGBA|RGBX|RGBa|LA);16[BLN]")
@@ -233,8 +241,20 @@ def opened(file: Path | str | BinaryIO, name: str) -> Iterator[Image.Image]:
     except DECODE_ERRORS as error:
         detail = " ".join(str(error).split())[:120] or type(error).__name__
         if isinstance(error, UnidentifiedImageError):
-            detail = f"not a {KNOWN}"
+            begun = _begins_as(file)
+            detail = f"a {begun}, damaged or of a kind that Pillow does not read" if begun else f"not a {KNOWN}"
         raise UserError(f"image {name!r} cannot be read ({detail}); replace or remove it") from None
+
+
+def _begins_as(file: Path | str | BinaryIO) -> str | None:
+    """The format that the first bytes of a file are of, where Pillow reads no more of it: a TIFF of float16, say."""
+    if isinstance(file, str | Path):
+        with Path(file).open("rb") as stream:
+            head = stream.read(12)
+    else:
+        file.seek(0)
+        head = file.read(12)
+    return next((kind for kind, begin in BEGINNINGS.items() if re.match(begin, head, re.DOTALL)), None)
 
 
 @functools.cache

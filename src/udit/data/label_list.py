@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import hashlib
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,8 @@ from udit.errors import UserError, nearest
 FILE_COLUMNS = ("file_name", "filename", "file", "image", "image_path", "path", "image_id", "id")
 LABEL_COLUMNS = ("label", "class", "class_name", "category", "target", "label_id", "class_id")
 DELIMITERS = {".csv": ",", ".tsv": "\t"}
+REAL = re.compile(r"-?\d+\.\d*")
+"""A number with a point: pandas writes whole ones so where one is missing."""
 MAX_BYTES = 2**31
 """Largest list that is read."""
 
@@ -74,7 +77,11 @@ def _rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
             for number, line in enumerate(stream, 1):
                 if not line.strip():
                     continue
-                entry = json.loads(line)
+                try:
+                    entry = json.loads(line)
+                except (ValueError, RecursionError) as error:
+                    detail = getattr(error, "msg", None) or type(error).__name__
+                    raise UserError(f"{path}, line {number}: no JSON ({detail}); write the line again") from None
                 if not isinstance(entry, dict):
                     raise UserError(f"{path}, line {number}: no JSON object; each line is one, with a file and a label")
                 yield number, entry
@@ -92,6 +99,8 @@ def _key(row: dict[str, Any], given: str | None, usual: tuple[str, ...], key: st
             raise UserError(f"{path} has no column {given!r}{nearest(given, list(row))}")
         return given
     found = next((lower[name] for name in usual if name in lower), None)
+    if found is None and len(row) == 1 and any(mark in next(iter(row)) for mark in ";\t"):
+        raise UserError(f"{path} begins with {next(iter(row))!r}; put commas between columns, or tabs in a .tsv file")
     if found is None:
         raise UserError(f"{path} has columns {', '.join(map(repr, row))}; say which with data.{key}=NAME")
     return found
@@ -105,7 +114,13 @@ def _entry(number: int, row: dict[str, Any], file_key: str, label_key: str, path
         raise UserError(f"{path}, line {number}: no file name in {file_key!r}")
     if isinstance(label, bool) or not isinstance(label, int | str | None):
         raise UserError(f"{path}, line {number}: {label_key!r} is {label!r}; a label is a whole number or a name")
-    return number, file.strip(), label.strip() or None if isinstance(label, str) else label
+    if isinstance(label, str) and REAL.fullmatch(label.strip()):
+        raise UserError(f"{path}, line {number}: {label_key!r} is {label.strip()}; a label is a whole number or a name")
+    if label is None or (isinstance(label, str) and not label.strip()):
+        raise UserError(
+            f"{path}, line {number}: {file.strip()!r} has no label in {label_key!r}; add it, or remove the line"
+        )
+    return number, file.strip(), label.strip() if isinstance(label, str) else label
 
 
 def _unreadable(path: Path, error: Exception) -> UserError:

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
+from udit.data.decode import KNOWN
 from udit.data.names import Names
 from udit.data.notes import Notes
 from udit.errors import UserError
@@ -237,6 +238,10 @@ def _classes(root: Path, notes: Notes, read: frozenset[str] = frozenset()) -> li
                 loose.append(entry.path)
         elif not entry.name.startswith(".") and may_hold_labels(entry.name) and _extension(entry.name) not in read:
             notes.add("label files are not read, a class is a folder; data.labels=FILE reads one", repr(entry.path))
+    others = Counter(_extension(entry.name) for entry in entries if entry.is_file() and "." in entry.name[1:])
+    if not names and not loose and others:
+        found = ", ".join(f"{count:,} {end}" for end, count in others.most_common(3))
+        raise UserError(f"data.root {str(root)!r} holds no {KNOWN}, but {found}; convert them, or give another folder")
     if not names and not loose:
         raise UserError(
             f"data.root {str(root)!r} holds no class folders; put the images of each class into a folder of its own, "

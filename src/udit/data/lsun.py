@@ -145,17 +145,17 @@ class LmdbRecords:
         return self.paths[number], os.fsencode(self.names[i][len(self._prefixes[number]) :])
 
     def _keys(self, path: Path) -> Iterator[tuple[bytes, int]]:
-        """Key and length of each value; the first is looked at, that another writer's are not taken for images."""
+        """Key and length of each value; first and last are looked at, as another writer's need be no images."""
         with _readable(path), self._database(path).begin(buffers=True) as reading:
             cursor = reading.cursor()
-            first = True
+            if not cursor.first():
+                raise UserError(f"{path} is an empty LMDB; copy it again, or remove it")
+            _check_value(path, bytes(cursor.key()), bytes(cursor.value()))
+            cursor.last()
+            _check_value(path, bytes(cursor.key()), bytes(cursor.value()))
+            cursor.first()
             for key, value in cursor:
-                if first:
-                    _check_first(path, bytes(key), bytes(value))
-                    first = False
                 yield bytes(key), len(value)
-        if first:
-            raise UserError(f"{path} is an empty LMDB; copy it again, or remove it")
 
     def _database(self, path: Path) -> Any:
         """An open database of this process: one that was opened before a fork is another's."""
@@ -176,7 +176,7 @@ def _readable(path: Path) -> Iterator[None]:
     try:
         yield
     except (OSError, library.Error) as error:
-        detail = " ".join(str(error).split())[:120]
+        detail = " ".join(str(error).removeprefix(f"{path}: ").split())[:120]
         raise UserError(f"{path} cannot be read as an LMDB ({detail}); copy it again") from None
 
 
@@ -188,7 +188,7 @@ def _library() -> Any:
     return lmdb
 
 
-def _check_first(path: Path, key: bytes, value: bytes) -> None:
+def _check_value(path: Path, key: bytes, value: bytes) -> None:
     try:
         peek(io.BytesIO(value), repr(key))
     except UserError as error:

@@ -213,6 +213,8 @@ def header_of(archive: zipfile.ZipFile, key: str, path: Path) -> Header:
         shape, fortran, dtype = read(file)
         there = member.file_size - stream.tell()
     promised = math.prod(shape) * dtype.itemsize
+    if 0 in shape:
+        raise UserError(f"{path} holds {key} of shape {list(shape)}, which is empty; write it again with its images")
     if dtype.hasobject or promised != there or not 0 < promised <= MAX_BYTES:
         raise UserError(
             f"{path} holds {there:,} bytes of {key} and its header says {dtype} {list(shape)}; arrays of numbers up "

@@ -11,6 +11,7 @@ from zipfile import BadZipFile, ZipFile
 
 from udit.data.config import DataConfig
 from udit.data.listing import is_image
+from udit.data.tar import PACKED_NAMES
 from udit.errors import UserError
 from udit.spec.base import kinds_of, parse_kind
 
@@ -46,7 +47,7 @@ def recognised(path: Path, keys: Mapping[str, Any], usual: Mapping[str, Any] | N
 def _kind(path: Path) -> str:
     text = str(path)
     suffix = path.suffix.lower()
-    if suffix == ".tar" or any(letter in text for letter in "*?{"):
+    if suffix == ".tar" or path.name.lower().endswith(PACKED_NAMES) or any(letter in text for letter in "*?{"):
         return "webdataset"
     if not path.exists():
         return "npz" if suffix == ".npz" else "dataset-json" if suffix == ".zip" else "folder"  # whose words say so
@@ -78,7 +79,13 @@ def _kind_of_folder(path: Path) -> str:
     if "data.mdb" in names or any((path / name / "data.mdb").is_file() for name in names):
         return "lmdb"
     if not any(is_image(name) for name in names):
-        for suffix, kind in ((".tar", "webdataset"), (".npz", "npz"), (".mp4", "clips")):
+        ends = (
+            (".tar", "webdataset"),
+            *((end, "webdataset") for end in PACKED_NAMES),
+            (".npz", "npz"),
+            (".mp4", "clips"),
+        )
+        for suffix, kind in ends:
             if any(name.lower().endswith(suffix) for name in names):
                 return kind
     return "folder"

@@ -13,6 +13,8 @@ from udit.errors import UserError
 
 PACKED = {b"\x1f\x8b": "gzip", b"BZ": "bzip2", b"\xfd7": "xz", b"\x28\xb5": "zstd"}
 """How compressed files begin."""
+PACKED_NAMES = (".tgz", ".tar.gz", ".tar.bz2", ".tar.xz", ".tar.zst")
+"""How their names end."""
 BLOCK = tarfile.BLOCKSIZE
 CHUNK = 2**20
 NEAR = 2**15

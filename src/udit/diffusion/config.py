@@ -14,10 +14,12 @@ from pydantic import (
     PositiveFloat,
     PositiveInt,
     SerializeAsAny,
+    field_validator,
     model_validator,
 )
 
 from udit.diffusion.few_step_config import ConsistencyConfig, MeanFlowConfig
+from udit.diffusion.process_config import DensityMean, DensityStd
 from udit.diffusion.process_config import Level as Level
 from udit.diffusion.process_config import ProcessConfig as ProcessConfig
 from udit.diffusion.samplers import SAMPLERS, listed
@@ -40,9 +42,9 @@ class LearnedProcess(ProcessConfig):
     predict: str
     density: Literal["uniform", "logit-normal", "mode", "cosmap"] = "uniform"
     """How training times are distributed (Esser et al. 2024, SD3, Sec. 3.1)."""
-    density_mean: float = 0.0
+    density_mean: DensityMean = 0.0
     """Mean of the logit-normal's normal; above 0 favours noise."""
-    density_std: PositiveFloat = 1.0
+    density_std: DensityStd = 1.0
     """Its standard deviation."""
     density_scale: Annotated[float, Field(ge=-1, le=1.75)] = 1.29
     """Of ``mode``: above 0 favours the middle, below 0 both ends."""
@@ -87,6 +89,11 @@ class DDPMConfig(LearnedProcess):
         "best": ("ddim", 100),
     }
     few_step_samplers: ClassVar[tuple[str, ...]] = ("dpmpp", "unipc", "ddim")
+    without: ClassVar[dict[str, str]] = {
+        "shift": "it moves the times of a flow's path, and DDPM's noise levels are those of betas; density says which "
+        "are trained most",
+        "path": "betas are its schedule",
+    }
 
     kind: Literal["ddpm"] = "ddpm"
     steps: Annotated[int, Field(ge=2, le=100_000)] = 1000
@@ -99,6 +106,13 @@ class DDPMConfig(LearnedProcess):
     """Rescales the schedule so that the last step is pure noise (Lin et al. 2024); needs ``predict`` v or x0."""
     predict: Literal["eps", "x0", "v"] = "eps"
     """What the network predicts: the noise, the data, or v = alpha eps - sigma x0 (Salimans & Ho 2022)."""
+
+    @field_validator("predict", mode="before")
+    @classmethod
+    def _check_predict(cls, value: Any) -> Any:
+        if value == "velocity":
+            raise ValueError("discrete steps have no velocity, which a path of flow matching has; take v")
+        return value
 
     @model_validator(mode="after")
     def _check(self) -> DDPMConfig:
@@ -140,6 +154,10 @@ class FlowConfig(LearnedProcess):
         "best": ("dpmpp", 30),
     }
     few_step_samplers: ClassVar[tuple[str, ...]] = ("dpmpp", "unipc", "flow-heun")
+    without: ClassVar[dict[str, str]] = {
+        "betas": "path is its schedule",
+        "zero_terminal_snr": "a flow's last time is pure noise already",
+    }
 
     kind: Literal["flow"] = "flow"
     path: Literal["linear", "gvp"] = "linear"
@@ -151,6 +169,13 @@ class FlowConfig(LearnedProcess):
     ``resolution`` becomes the side of what the network sees over ``shift_side``."""
     shift_side: PositiveInt = 32
     """Side at which no shift is needed."""
+
+    @field_validator("predict", mode="before")
+    @classmethod
+    def _check_predict(cls, value: Any) -> Any:
+        if value == "eps":
+            raise ValueError("at pure noise, where sampling starts, eps says nothing of x0; take velocity, x0 or v")
+        return value
 
     def build(self) -> Flow:
         """The path."""
@@ -174,6 +199,15 @@ class EDMConfig(ProcessConfig):
         "best": ("edm-heun", 39),
     }
     few_step_samplers: ClassVar[tuple[str, ...]] = ("edm-heun", "edm-euler")
+
+    without: ClassVar[dict[str, str]] = {
+        "shift": "log_mean and log_std place its noise levels",
+        "density_mean": "log_mean places its noise levels",
+        "density_std": "log_std spreads its noise levels",
+        "predict": "its preconditioning decides what the network predicts",
+        "error": "its weighting is of the error of x0",
+        "path": "sigma_min and sigma_max bound its only path",
+    }
 
     kind: Literal["edm"] = "edm"
     sigma_data: PositiveFloat = 0.5

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
-from pydantic import Field, PositiveFloat, PositiveInt, model_validator
+from pydantic import Field, PositiveInt, model_validator
 
-from udit.diffusion.process_config import Level, ProcessConfig
+from udit.diffusion.process_config import DensityMean, DensityStd, Level, ProcessConfig
 
 if TYPE_CHECKING:
     from udit.diffusion.consistency import Consistency
@@ -35,14 +35,20 @@ class MeanFlowConfig(ProcessConfig):
     }
     few_step_samplers: ClassVar[tuple[str, ...]] = ("flow-average",)
 
+    without: ClassVar[dict[str, str]] = {
+        "shift": "density_mean moves its times towards noise",
+        "path": "its averages are of the linear path",
+        "predict": "it learns the average velocity",
+    }
+
     kind: Literal["mean-flow"] = "mean-flow"
     share: Annotated[float, Field(ge=0, le=1)] = 0.25
     """Of the samples that learn an average, at the price of a forward derivative; the others learn the velocity."""
     density: Literal["uniform", "logit-normal"] = "logit-normal"
     """How both times are drawn, of which the later one is t."""
-    density_mean: float = -0.4
+    density_mean: DensityMean = -0.4
     """Mean of the logit-normal's normal; above 0 favours noise."""
-    density_std: PositiveFloat = 1.0
+    density_std: DensityStd = 1.0
     """Its standard deviation."""
     power: Annotated[float, Field(ge=0, le=2)] = 1.0
     """p of the adaptive weight 1 / (squared error + 0.001) ** p, with 1 of which the loss is about 1 all the time (see
@@ -95,6 +101,10 @@ class ConsistencyConfig(ProcessConfig):
     }
     few_step_samplers: ClassVar[tuple[str, ...]] = ("flow-consistency",)
 
+    without: ClassVar[dict[str, str]] = {
+        "shift": "density_mean moves its times towards noise",
+    }
+
     kind: Literal["consistency"] = "consistency"
     path: Literal["linear", "gvp"] = "linear"
     """That of the trained flow."""
@@ -106,9 +116,9 @@ class ConsistencyConfig(ProcessConfig):
     """Training steps of each stage; the last one goes on to the end."""
     density: Literal["uniform", "logit-normal"] = "uniform"
     """How the upper times are drawn."""
-    density_mean: float = 0.0
+    density_mean: DensityMean = 0.0
     """Mean of the logit-normal's normal; above 0 favours noise."""
-    density_std: PositiveFloat = 1.0
+    density_std: DensityStd = 1.0
     """Its standard deviation."""
 
     @model_validator(mode="after")

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+
+from pydantic import Field, model_validator
 
 from udit.diffusion.samplers import SAMPLERS
 from udit.spec.base import Spec
@@ -10,6 +12,10 @@ from udit.spec.base import Spec
 if TYPE_CHECKING:
     from udit.diffusion.schedule import Schedule
 
+DensityMean = Annotated[float, Field(ge=-10, le=10)]
+"""Mean of a logit-normal's normal: at 10, nearly all times are pure noise."""
+DensityStd = Annotated[float, Field(gt=0, le=10)]
+"""Its standard deviation: at 10, nearly all times are at one of the ends."""
 Level = Literal["draft", "good", "best"]
 """Of ``udit sample --quality``."""
 
@@ -35,6 +41,17 @@ class ProcessConfig(Spec):
     """Sampler and steps of ``udit sample --quality`` where nothing has been tuned."""
     few_step_samplers: ClassVar[tuple[str, ...]]
     """What ``udit tune`` tries."""
+
+    without: ClassVar[dict[str, str]] = {}
+    """Keys of other processes that make no sense here, each with the reason."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _check_without(cls, values: Any) -> Any:
+        for key in cls.without if isinstance(values, dict) else ():
+            if key in values:
+                raise ValueError(f"{key} does not go with kind {values.get('kind')}: {cls.without[key]}; leave it out")
+        return values
 
     @classmethod
     def samplers(cls) -> tuple[str, ...]:

@@ -38,7 +38,7 @@ def choices_of(
         weight_decay: where no rule says otherwise.
 
     Raises:
-        UserError: a rule matches no parameter.
+        UserError: a rule matches no parameter, or all are frozen.
     """
     names = list(trained(model))
     depths = _depths(model) if layer_decay != 1 else {}
@@ -54,6 +54,10 @@ def choices_of(
         for name in matched:
             decay = choices[name].weight_decay if group.weight_decay is None else group.weight_decay
             choices[name] = Choice(choices[name].scale * group.lr, decay)
+    if not any(choice.scale for choice in choices.values()):
+        raise UserError(
+            "training.groups has lr 0 for every parameter, so that nothing is trained; leave some out of it"
+        )
     return choices
 
 

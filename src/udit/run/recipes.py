@@ -232,6 +232,10 @@ def _apply(values: dict[str, Any], override: str) -> None:
         value = YAML(typ="safe", pure=True).load(text)
     except (YAMLError, ValueError, RecursionError):
         raise UserError(f"the value of {override!r} is not valid YAML; quote it") from None
+    if tight := _tight(value):
+        raise UserError(
+            f"{override!r} has {tight!r} for a key; a colon takes a space after it: {tight.replace(':', ': ')}"
+        )
     *parents, last = key.split(".")
     node = values
     for i, parent in enumerate(parents):
@@ -246,3 +250,11 @@ def _apply(values: dict[str, Any], override: str) -> None:
     if key == "model" and isinstance(value, str) and isinstance(values.get("model"), dict):
         raise UserError(f"model={value} would drop the model keys given before it; give model={value} first")
     node[last] = value
+
+
+def _tight(value: Any) -> str | None:
+    """A key of a value, or of its parts, that is one with its value since no space follows the colon; None without."""
+    if isinstance(value, dict):
+        found = (key for key, part in value.items() if isinstance(key, str) and ":" in key and part is None)
+        return next(found, None) or next(filter(None, map(_tight, value.values())), None)
+    return next(filter(None, map(_tight, value)), None) if isinstance(value, list) else None

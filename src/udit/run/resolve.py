@@ -308,7 +308,8 @@ def without_labels(draft: Draft) -> None:
     if draft.seen.labelled or draft.values["model"].num_classes or draft.values.get("text") is not None:
         return
     sampling = _keys(draft.values.get("sampling"))
-    told = "the images have no labels, as they lie in no class folders: the model is unconditional"
+    where = ", as they lie in no class folders" if _keys(draft.values.get("data")).get("kind") == "folder" else ""
+    told = f"the images have no labels{where}: the model is unconditional"
     if not draft.says("sampling", "guidance") and sampling.get("guidance", 1.0) != 1:
         draft.values["sampling"] = sampling | {"guidance": 1.0}
         told += f"; sampling.guidance is 1, and the recipe's {shown(sampling['guidance'])} gives way"

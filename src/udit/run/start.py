@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Any
+import logging
+from typing import TYPE_CHECKING, Any
 
 from udit.diffusion.config import PROCESSES
 from udit.errors import UserError, nearest
 from udit.spec.base import Spec
 from udit.spec.words import shown
 from udit.text.config import TextConfig
+
+if TYPE_CHECKING:
+    from udit.run.config import Run
+
+log = logging.getLogger(__name__)
 
 BOUNDARY = frozenset({"in_channels", "num_classes", "input_size", "learn_sigma", "second_time", "condition_channels"})
 """Of a model's config: keys that may differ from the weights'. Parameters of another shape are initialised."""
@@ -128,3 +134,20 @@ def trained_on(model: dict[str, Any], codec: dict[str, Any]) -> dict[str, int | 
     if kind != "vae" and isinstance(channels, int) and channels // factor**2 in (1, 3) and not channels % factor**2:
         found["channels"] = channels // factor**2
     return found
+
+
+def check_beginning(run: Run) -> None:
+    """Refuses a new run that makes no sense from its first step; logs what is odd. One that goes on may do it.
+
+    Raises:
+        UserError: an adapter of no weights.
+    """
+    if run.init_from is None and run.training.adapter is not None:
+        raise UserError(
+            "training.adapter changes trained weights by little; say which, e.g. init_from=demo:digits, or leave "
+            "adapter out"
+        )
+    if run.init_from is None and run.diffusion.kind == "consistency":
+        log.warning(
+            "diffusion.kind=consistency goes on from a trained flow and begins with untrained weights; set init_from"
+        )

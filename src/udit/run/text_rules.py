@@ -31,7 +31,7 @@ def texts_are_captions(run: Run, seen: DataInfo) -> str | None:
         return None
     return (
         "the model takes texts and the images have none; set data.captions=files or metadata, or data.caption of a "
-        "table's column"
+        "table's column or of shards"
     )
 
 

@@ -23,6 +23,7 @@ from udit.files import sweep, whole_folder
 from udit.ops.operator import current_names
 from udit.run.config import ROUNDING_ONLY, Run
 from udit.run.scorable import warn_before_training
+from udit.run.start import check_beginning
 from udit.run.system import SystemConfig
 from udit.store import read_config, save
 from udit.training import folder, preview
@@ -101,11 +102,7 @@ class RunFiles:
                     "twice; a smaller batch learns faster",
                     *(batch, count),
                 )
-            if self.run.training.adapter is not None and self.run.init_from is None:
-                raise UserError(
-                    "training.adapter changes trained weights by little; say which, e.g. init_from=demo:digits, or "
-                    "leave adapter out"
-                )
+            check_beginning(self.run)
             return None
         folder.check_resumable(found.manifest["run"], self.run.plain(), found.path / "manifest.json")
         if found.manifest["data"] != self.source.fingerprint:

@@ -163,7 +163,8 @@ class TrackioLog:
 
 def installed(name: str) -> bool:
     """Whether a module can be imported."""
-    return importlib.util.find_spec(name) is not None
+    found = importlib.util.find_spec(name)
+    return found is not None and found.origin is not None  # W&B leaves folders called wandb, which can be imported too
 
 
 def identity(out: Path) -> str:
