@@ -203,7 +203,7 @@ def text(folder: Path) -> None:
     named = images(folder, 1) + "/0"
     for path in sorted((folder / named).glob("*.png")):
         path.with_suffix(".txt").write_text("noise")
-    model = ("model.name=U-DiT-text-S/2", "model.width=32", "model.heads=2", "model.depth=2", "text.source=lm")
+    model = ("model=U-DiT-text-S/2", "model.width=32", "model.heads=2", "model.depth=2", "text.source=lm")
     data = (f"data.root={named}", "data.captions=files", "data.size=8")
     udit(folder, "train", "folder", *data, *model, "out=run", *SHORT)
     udit(folder, "sample", "run", "--prompt", "noise", "--n", "2", "--out", "x", "--no-progress")

@@ -25,6 +25,9 @@ from torch_fidelity.feature_extractor_base import FeatureExtractorBase
 class Pixels(FeatureExtractorBase):
     """The first 16 values of an image as its features: no weights are needed."""
 
+    def __init__(self, name, features_list, **options):
+        super().__init__(name, features_list)
+
     @staticmethod
     def get_provided_features_list():
         return ("values",)
