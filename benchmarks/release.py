@@ -24,6 +24,7 @@ import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).parents[1]
 PYTHONS = ("python3.11", "python3.12", "python3.13")
@@ -95,20 +96,19 @@ def wheel(work: Path) -> Iterator[str]:
     yield f"{'; '.join(sizes)}; {len(names)} files in the wheel"
 
 
-def install(work: Path, pythons: list[str]) -> Iterator[str]:
+def install(work: Path, python: str) -> Iterator[str]:
     """Core extras alone in a new environment: import, help, first images, and the same without a compiler."""
     [built] = (work / "dist").glob("*.whl")
-    for python in pythons:
-        interpreter = find(python)
-        if interpreter is None:
-            yield f"{python}: not here, not tried"
-            continue
-        name = Path(python).name
-        place = environment(work / name, interpreter)
-        began = time.perf_counter()
-        run(place, "-m", "pip", "install", "-q", *_pins(), built)
-        installed = time.perf_counter() - began
-        yield f"{python}: installed in {installed:.0f} s; {first_images(place, work / f'{name}-first')}"
+    interpreter = find(python)
+    if interpreter is None:
+        yield f"{python}: not here, not tried"
+        return
+    name = Path(python).name
+    place = environment(work / name, interpreter)
+    began = time.perf_counter()
+    run(place, "-m", "pip", "install", "-q", *_pins(), built)
+    installed = time.perf_counter() - began
+    yield f"{python}: installed in {installed:.0f} s; {first_images(place, work / f'{name}-first')}"
 
 
 def _pins() -> list[str]:
@@ -154,39 +154,39 @@ def first_images(place: Path, where: Path) -> str:
     return ", ".join(f"{name} {seconds:.1f} s" for name, seconds in clock.items())
 
 
-def extras(work: Path, only: str = "") -> Iterator[str]:
-    """Each extra by itself, or one, on top of the core: it installs, and does what it is for (release_use.py)."""
+def extras(work: Path, extra: str) -> Iterator[str]:
+    """An extra by itself on top of the core: it installs, and does what it is for (release_use.py)."""
     [built] = (work / "dist").glob("*.whl")
     python = find(PYTHONS[0]) or sys.executable
     core = work / PYTHONS[0]  # ``install`` has filled it already
     base = environment(core, python)
     run(base, "-m", "pip", "install", "-q", *_pins(), built)
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    for extra in project["optional-dependencies"]:
-        if extra in WITHOUT_A_USE or only not in ("", extra):
-            continue
-        place = environment(work / f"extra-{extra}", python)
-        site = next((work / f"extra-{extra}" / "lib").glob("python*")) / "site-packages"
-        core_site = next((core / "lib").glob("python*")) / "site-packages"
-        (site / "core.pth").write_text(f"{core_site}\n", encoding="utf-8")
-        run(place, "-m", "pip", "install", "-q", *_pins(), f"udit[{extra}] @ {built.as_uri()}")
-        folder = work / f"extra-{extra}" / "work"
-        folder.mkdir()
-        run(place, ROOT / "benchmarks" / "release_use.py", extra, folder, cwd=folder, OMP_NUM_THREADS="1")
-        yield f"udit[{extra}]: installed, and used once"
-        shutil.rmtree(work / f"extra-{extra}")
+    place = environment(work / f"extra-{extra}", python)
+    site = next((work / f"extra-{extra}" / "lib").glob("python*")) / "site-packages"
+    core_site = next((core / "lib").glob("python*")) / "site-packages"
+    (site / "core.pth").write_text(f"{core_site}\n", encoding="utf-8")
+    run(place, "-m", "pip", "install", "-q", *_pins(), f"udit[{extra}] @ {built.as_uri()}")
+    folder = work / f"extra-{extra}" / "work"
+    folder.mkdir()
+    run(place, ROOT / "benchmarks" / "release_use.py", extra, folder, cwd=folder, OMP_NUM_THREADS="1")
+    yield f"udit[{extra}]: installed, and used once"
+    shutil.rmtree(work / f"extra-{extra}")
 
 
 def oldest(work: Path) -> Iterator[str]:
     """The lower bounds of pyproject.toml are real: with exactly these versions the first images are drawn."""
     [built] = (work / "dist").glob("*.whl")
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    bounds = [line.replace(">=", "==") for line in project["dependencies"]]
+    bounds = [line.replace(">=", "==") for line in _project()["dependencies"]]
     pins = work / "oldest.txt"
     pins.write_text("\n".join(bounds) + "\n", encoding="utf-8")  # numpy==2 is 2.0.0 and no later 2
     place = environment(work / "oldest", find(PYTHONS[0]) or sys.executable)
     run(place, "-m", "pip", "install", "-q", "-c", pins, built)
     yield f"{', '.join(bounds)}: {first_images(place, work / 'oldest-first')}"
+
+
+def _project() -> dict[str, Any]:
+    found: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    return found
 
 
 def environment(folder: Path, python: str) -> Path:
@@ -210,22 +210,31 @@ def main() -> int:
     checks: dict[str, Callable[[Path, str], Iterator[str]]] = {
         "tree": lambda work, _: tree(work),
         "wheel": lambda work, _: wheel(work),
-        "install": lambda work, python: install(work, [python] if python else [*PYTHONS, *asked.python]),
+        "install": install,
         "extras": extras,
         "oldest": lambda work, _: oldest(work),
     }
+    parts = {
+        "install": [*PYTHONS, *asked.python],
+        "extras": [extra for extra in _project()["optional-dependencies"] if extra not in WITHOUT_A_USE],
+    }
+    wanted = [
+        f"{name}:{part}"
+        for name, _, given in (word.partition(":") for word in asked.only.split(","))
+        for part in ([given] if given else parts.get(name, [""]))
+    ]
     wrong = 0
     with ExitStack() as stack:
         work = (asked.work or Path(stack.enter_context(tempfile.TemporaryDirectory()))).absolute()
         work.mkdir(parents=True, exist_ok=True)
-        for wanted in asked.only.split(","):
-            name, _, part = wanted.partition(":")
+        for check in wanted:  # each by itself: one that is wrong keeps no other from being tried
+            name, _, part = check.partition(":")
             try:
                 for line in checks[name](work, part):
                     print(f"ok     {name}: {line}", flush=True)
             except Wrong as error:
                 wrong += 1
-                print(f"WRONG  {wanted}: {error}", flush=True)
+                print(f"WRONG  {check.rstrip(':')}: {error}", flush=True)
     return wrong
 
 
