@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import gzip
 import json
+import logging
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -95,6 +96,13 @@ def _judges_are_kept_in_a_new_folder(tmp_path_factory: pytest.TempPathFactory) -
     """In the place of the user's cache."""
     with mock.patch("udit.evaluation.judges.cache_folder", return_value=tmp_path_factory.mktemp("cache")):
         yield
+
+
+@pytest.fixture(autouse=True)
+def _messages_of_the_command_line_are_its_own() -> Iterator[None]:
+    """``main`` makes udit say what it does; the next test hears warnings alone, as a library's user does."""
+    yield
+    logging.getLogger("udit").setLevel(logging.NOTSET)
 
 
 @pytest.fixture(autouse=True)
