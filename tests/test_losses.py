@@ -1,9 +1,9 @@
 """The first losses of every family at a fixed seed: a refactor that keeps the numerics keeps these.
 
-Adam's first steps are the gradient's sign, which is chance where it is zero but for rounding; so the recorded runs have
-an Adam that leaves such gradients alone, and agree to rounding on every processor. Bits are asked of nobody: two machines
-whose processors had one name differed in them. To record them again after a change that is meant to change them:
-``python tests/test_losses.py``, one thread; with names of cases it records those alone.
+Adam's first steps are the gradient's sign, which is chance where it is zero but for rounding; so the recorded runs
+have an Adam that leaves such gradients alone, and agree to rounding on every processor. Bits are asked of nobody: two
+machines whose processors had one name differed in them. To record them again after a change that is meant to change
+them: ``python tests/test_losses.py``, one thread; with names of cases it records those alone.
 """
 
 from __future__ import annotations
