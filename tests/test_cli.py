@@ -152,10 +152,13 @@ def seconds(*words: str) -> float:
     return after.ru_utime - before.ru_utime + after.ru_stime - before.ru_stime
 
 
-@pytest.mark.parametrize("words", [["--help"], ["train", "--help"], ["train", "digits", "training.lr=-1"]])
-def test_help_and_errors_answer_in_under_eight_tenths_of_a_second(words: list[str]) -> None:
-    """The least of five runs is close to that on an idle machine; the first that is below suffices."""
-    assert any(seconds("-m", "udit", *words) < 0.8 for _ in range(5))
+@pytest.mark.parametrize(
+    ("words", "times"), [(["--help"], 2), (["train", "--help"], 2), (["train", "digits", "training.lr=-1"], 3)]
+)
+def test_help_and_errors_take_little_more_than_the_imports_that_they_need(words: list[str], times: float) -> None:
+    """Side by side, as processors differ; torch alone would add several times as much."""
+    needed = ("-c", "import cyclopts, numpy, pydantic, ruamel.yaml")
+    assert any(seconds("-m", "udit", *words) < times * seconds(*needed) for _ in range(5))
 
 
 IMPORT = """
