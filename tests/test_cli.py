@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import re
@@ -10,6 +11,7 @@ import subprocess
 import sys
 from importlib import metadata
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
@@ -266,6 +268,19 @@ def test_ctrl_c_before_training_is_one_line(tmp_path: Path, error_of: ErrorOf, m
 
     monkeypatch.setattr("udit.training.trainer.Trainer.__init__", interrupt)
     assert error_of("train", RECIPE, f"out={tmp_path}", code=130) == "interrupted"
+
+
+def test_ctrl_c_while_the_command_line_is_imported_is_one_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    class Interrupted(ModuleType):
+        def __getattr__(self, name: str) -> object:
+            raise KeyboardInterrupt
+
+    monkeypatch.setitem(sys.modules, "udit.cli", Interrupted("udit.cli"))
+    with pytest.raises(SystemExit) as ended:
+        importlib.import_module("udit.__main__").main()
+    assert (ended.value.code, capsys.readouterr().err) == (130, "udit: error: interrupted\n")
 
 
 LOGS = """
