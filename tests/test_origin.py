@@ -243,6 +243,17 @@ def test_files_are_cropped_to_the_centre_as_for_training(folder: Path) -> None:
     assert alone.names == ["wide.png"]
 
 
+def test_images_of_another_size_are_told(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO", "udit")
+    start_images(folder / "wide.png", system())
+    start_images(folder, system())
+    Image.new("L", (8, 8)).save(folder / "square.png")
+    start_images(folder / "square.png", system())
+    one, several = caplog.messages
+    assert one.startswith("'wide.png' with 40x20 pixels: the model draws 8x8, ")
+    assert several.startswith("2 of 2 images, e.g. 'more/tall.png' with 11x20 pixels: ")
+
+
 def test_each_image_of_a_folder_is_started_from_in_turn(folder: Path, tmp_path: Path) -> None:
     model = system()
     assert len(udit.generate(model, from_image=folder)) == 2

@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from udit.assemble import System
-from udit.data.decode import KNOWN, decode
+from udit.data.decode import KNOWN, decode, peek
 from udit.data.fields import read_fields
 from udit.data.listing import image_files
 from udit.errors import UserError, as_list, require_type
@@ -210,7 +210,23 @@ def start_images(source: str | Path | Tensor, system: System) -> StartImages:
             "it pixels in Python (udit.generate, from_image)"
         )
     colours: Literal[1, 3] = 3 if channels == 3 else 1
+    if told := _scaling(paths, names, height):
+        logger.info(told)
     return StartImages(torch.from_numpy(np.stack([decode(file, height, colours) for file in paths])), names)
+
+
+def _scaling(paths: Sequence[Path], names: Sequence[str], side: int) -> str:
+    """What happens to images of another size than the model's; empty where there are none."""
+    headers = {name: peek(path) for path, name in zip(paths, names, strict=True)}
+    others = [name for name, header in headers.items() if (header.width, header.height) != (side, side)]
+    if not others:
+        return ""
+    first = headers[others[0]]
+    whose = repr(others[0]) if len(headers) == 1 else f"{len(others)} of {len(headers)} images, e.g. {others[0]!r}"
+    return (
+        f"{whose} with {first.width}x{first.height} pixels: the model draws {side}x{side}, so the centre square is taken "
+        "and scaled"
+    )
 
 
 def condition_images(source: str | Path | Tensor, system: System) -> StartImages:
