@@ -224,8 +224,8 @@ def _scaling(paths: Sequence[Path], names: Sequence[str], side: int) -> str:
     first = headers[others[0]]
     whose = repr(others[0]) if len(headers) == 1 else f"{len(others)} of {len(headers)} images, e.g. {others[0]!r}"
     return (
-        f"{whose} with {first.width}x{first.height} pixels: the model draws {side}x{side}, so the centre square is taken "
-        "and scaled"
+        f"{whose} with {first.width}x{first.height} pixels: the model draws {side}x{side}, so the centre square is "
+        "taken and scaled"
     )
 
 
