@@ -79,14 +79,13 @@ def _kind_of_folder(path: Path) -> str:
     if "data.mdb" in names or any((path / name / "data.mdb").is_file() for name in names):
         return "lmdb"
     if not any(is_image(name) for name in names):
-        ends = (
-            (".tar", "webdataset"),
-            *((end, "webdataset") for end in PACKED_NAMES),
-            (".npz", "npz"),
-            (".mp4", "clips"),
+        ends: tuple[tuple[tuple[str, ...], str], ...] = (
+            ((".tar", *PACKED_NAMES), "webdataset"),
+            ((".npz",), "npz"),
+            ((".mp4",), "clips"),
         )
-        for suffix, kind in ends:
-            if any(name.lower().endswith(suffix) for name in names):
+        for suffixes, kind in ends:
+            if any(name.lower().endswith(suffixes) for name in names):
                 return kind
     return "folder"
 
