@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import sys
 import time
@@ -128,3 +129,13 @@ def _clock(seconds: float) -> str:
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
+def say_on_stderr(prefix: str = "udit: ") -> None:
+    """Lets a process say on stderr what udit does (INFO); of other libraries, warnings alone.
+
+    Args:
+        prefix: of each line.
+    """
+    logging.basicConfig(format=f"{prefix}%(message)s", stream=sys.stderr)
+    logging.getLogger("udit").setLevel(logging.INFO)

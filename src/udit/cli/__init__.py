@@ -59,6 +59,7 @@ from udit.errors import (
     ran_out_of_memory,
     resembling,
 )
+from udit.progress import say_on_stderr
 
 OF_RECIPES = ("train", "fork", "encode", "data", "bench", "find-lr", "compare")
 """Commands that take a recipe's keys as KEY=VALUE."""
@@ -129,8 +130,7 @@ def main(arguments: list[str] | None = None) -> NoReturn:
     os.environ.setdefault("DATASETS_VERBOSITY", "critical")  # it repeats what the error says
     if not sys.stderr.isatty():
         os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
-    logging.basicConfig(format="udit: %(message)s", stream=sys.stderr)  # of other libraries, warnings alone
-    logging.getLogger("udit").setLevel(logging.INFO)
+    say_on_stderr()
     logging.getLogger("huggingface_hub").propagate = False  # it prints its own warnings, of retries for one
     tokens = sys.argv[1:] if arguments is None else arguments
     try:

@@ -19,6 +19,7 @@ from udit.comparison.member import choose_rate, train_member
 from udit.comparison.records import Failure, Member, RateChoice
 from udit.comparison.task import Task
 from udit.errors import RunError, UserError, one_line, ran_out_of_memory
+from udit.progress import say_on_stderr
 from udit.spec.base import parse
 from udit.training.folder import RunLock
 from udit.training.signals import StopFlag
@@ -94,8 +95,7 @@ def _failed(task: Task, out: Path, error: str) -> int:
 
 def main() -> None:
     """Reads the command line."""
-    logging.basicConfig(format="%(message)s", stream=sys.stderr)  # of other libraries, warnings alone
-    logging.getLogger("udit").setLevel(logging.INFO)
+    say_on_stderr(prefix="")
     dist.keep_freed_memory()
     sys.exit(work_on(Path(sys.argv[1]), sys.argv[2]))
 

@@ -7,7 +7,6 @@ import logging
 import os
 import resource
 import signal
-import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
@@ -16,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from udit.diffusion.config import SamplingConfig
 from udit.errors import RunError, UserError, one_line, ran_out_of_memory
+from udit.progress import say_on_stderr
 from udit.serving.wire import Message, receive
 from udit.spec.base import parse
 
@@ -51,8 +51,7 @@ def main(connection: Connection, source: Source) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the server decides what follows
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
-    logging.basicConfig(format="udit: %(message)s", stream=sys.stderr)  # of other libraries, warnings alone
-    logging.getLogger("udit").setLevel(logging.INFO)
+    say_on_stderr()
     with contextlib.suppress(OSError, EOFError):  # the server is gone
         try:
             system, facts = opened(source)
