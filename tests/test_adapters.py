@@ -95,6 +95,7 @@ def test_targets_are_layers_that_are_called_and_a_wrong_one_names_the_nearest(on
     one_line(error.value)
 
 
+@pytest.mark.slow
 def test_rank_that_no_weight_has_is_one_line(one_line: OneLine) -> None:
     model = udit.build("U-DiT-tiny")
     stem = cast(nn.Conv2d, layers(model)["stem"])
@@ -105,6 +106,7 @@ def test_rank_that_no_weight_has_is_one_line(one_line: OneLine) -> None:
     one_line(error.value)
 
 
+@pytest.mark.slow
 def test_adapter_of_no_weights_is_refused_by_a_dry_run_too(tmp_path: Path, error_of: ErrorOf) -> None:
     words = ["training.adapter={}", f"out={tmp_path / 'x'}"]
     for dry in ([], ["--dry-run"]):

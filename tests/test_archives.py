@@ -358,6 +358,7 @@ def test_empty_arrays_are_no_images(tmp_path: Path, one_line: Callable) -> None:
     assert "holds arr_0 of shape [0, 8, 8, 3], which is empty" in refused(NpzData(path=tmp_path / "x.npz"), one_line)
 
 
+@pytest.mark.slow
 def test_lmdb_of_images_and_other_things_is_another_writer_s(tmp_path: Path) -> None:
     import lmdb
 
