@@ -341,6 +341,12 @@ def test_recipes_that_cannot_be_read_are_refused(tmp_path: Path) -> None:
         load_run("digit")
     with pytest.raises(UserError, match="no recipe file"):
         load_run(str(tmp_path / "none.yaml"))
+    with pytest.raises(UserError, match=f"no recipe; .*`udit train folder data.root={tmp_path}`"):
+        load_run(str(tmp_path))
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "run.yaml").touch()
+    with pytest.raises(UserError, match=f"to go on with it: `udit train {tmp_path}/run/run.yaml`"):
+        load_run(str(tmp_path / "run"))
     (tmp_path / "bad.yaml").write_bytes(b"\xff\xfe\xff")
     with pytest.raises(UserError, match="cannot be read as UTF-8"):
         load_run(str(tmp_path / "bad.yaml"))

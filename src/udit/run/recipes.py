@@ -94,14 +94,25 @@ def read_recipe(recipe: str) -> dict[str, Any]:
     """The plain values of a shipped recipe or a YAML file."""
     path = Path(recipe)
     if path.suffix in (".yaml", ".yml") or "/" in recipe:
+        if path.is_dir():
+            raise _instead(path)
         if not path.is_file():
             raise UserError(f"no recipe file {recipe!r}; `udit train --list` shows the shipped recipes")
         return read_yaml(path)
     recipes = list_recipes()
     if recipe not in recipes:
+        if path.exists():
+            raise _instead(path)
         raise UserError(f"no recipe {recipe!r}{nearest(recipe, recipes)} (`udit train --list` shows all)")
     text = (resources.files("udit.recipes") / f"{recipe}.yaml").read_text(encoding="utf-8")
     return {"name": recipe, **parse_yaml(text, recipe)}
+
+
+def _instead(path: Path) -> UserError:
+    """What to write where a recipe should be, of something on disk that is none: a run, or images."""
+    if (path / "run.yaml").is_file():
+        return UserError(f"{path} is the folder of a run; to go on with it: `udit train {path / 'run.yaml'}`")
+    return UserError(f"{path} is no recipe; to train on images of your own: `udit train folder data.root={path}`")
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
