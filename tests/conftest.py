@@ -6,7 +6,8 @@ import gc
 import gzip
 import json
 import logging
-from collections.abc import Callable, Iterator
+import signal
+from collections.abc import Callable, Container, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -21,6 +22,8 @@ from udit import ops
 from udit.cli import main
 from udit.ops import build
 
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # a shell's "&" passes it on to all that the tests start
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 torch.set_num_threads(1)  # the suite shares its cores; a second thread makes tiny networks slower, not faster
 settings.register_profile(
     "tests", max_examples=15, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow]
@@ -43,6 +46,11 @@ TINY: dict[str, Any] = {
     "input_size": 8,
 }
 """Overrides of U-DiT-S: two levels, 2 channels, 5 classes, 8x8."""
+
+
+def quick(names: Iterable[str], which: Container[str] = ("U-DiT-tiny", "DiT-tiny")) -> list[Any]:
+    """Parameters of a test: the names in ``which`` run each time, all others with the slow tests."""
+    return [name if name in which else pytest.param(name, marks=pytest.mark.slow) for name in names]
 
 
 def perturb(model: nn.Module, std: float = 0.1, seed: int = 0) -> nn.Module:

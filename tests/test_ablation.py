@@ -110,6 +110,7 @@ def test_recomputed_activations_give_the_same_gradients(model: nn.Module) -> Non
 QUICK, EXPORTED = ("U kv", "U windows"), ("U full", "U ordinary", "DiT windows")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [*QUICK, *(pytest.param(name, marks=pytest.mark.slow) for name in EXPORTED)])
 @torch.no_grad()
 def test_exported_program_takes_any_batch(name: str) -> None:

@@ -139,6 +139,7 @@ def test_resuming_goes_on_with_the_projector(data: list[str], tmp_path: Path) ->
         assert all(torch.equal(one[key], other[key]) for key in one)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "more", [["training.checkpoint_activations=true"], ["training.checkpoint_activations=selective"]]
 )
@@ -185,6 +186,7 @@ def test_a_network_with_projectors_says_where_they_are(one_line: OneLine) -> Non
     assert "set model.projectors.after_block" in one_line(refused.value)
 
 
+@pytest.mark.slow
 def test_memory_of_a_step_counts_the_projector(data: list[str], tmp_path: Path) -> None:
     words = [*data, "model.depths=[1,1,1]"]
     without = estimate(small_run(tmp_path, *words))

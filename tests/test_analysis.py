@@ -22,6 +22,7 @@ def count(model: nn.Module, batch: int = 1) -> dict[str, float]:
     return counts | {"all": counter.get_total_flops() / 2e9}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "published"),
     [

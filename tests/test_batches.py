@@ -215,6 +215,7 @@ raise SystemExit(3)
 """
 
 
+@pytest.mark.slow
 def test_process_ends_with_workers_still_reading() -> None:
     """While they read, and after an error that is kept; each is a fork, to import torch once."""
     ended = subprocess.run([sys.executable, "-c", ENDS], capture_output=True, text=True, check=True, timeout=60)
@@ -235,6 +236,7 @@ os.kill(os.getpid(), signal.SIGKILL)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_workers_end_with_a_trainer_that_is_killed(tmp_path: Path) -> None:
     told = tmp_path / "pids"  # no pipe: workers that stay would keep it open

@@ -67,6 +67,7 @@ def test_the_literal_network_computes_what_ours_does() -> None:
         torch.testing.assert_close(literal.fold()(x, t, y), udit.fuse(model)(x, t, y), atol=2e-5, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_arithmetic_is_counted_the_same_way_and_unfused_training_costs_the_literal_more() -> None:
     mine, literal = ours("mine", CONFIG), baseline(LITERAL, CONFIG)
     assert mine.flops(2, (16, 16), training=False) == literal.flops(2, (16, 16), training=False)
@@ -85,6 +86,7 @@ def test_networks_of_diffusers_come_at_about_the_same_arithmetic(name: str) -> N
     assert model(*batch(model)).shape == (3, 8, 32, 32)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("side", [16, *(pytest.param(side, marks=pytest.mark.slow) for side in (32, 64, 128))])
 def test_a_dit_of_equal_macs_is_within_two_hundredths_at_every_size(side: int) -> None:
     config = udit.models.catalog.find("U-DiT-S").config.replace(input_size=side)
@@ -124,6 +126,7 @@ def test_rounds_kinds_levels_and_memory_are_reported(tmp_path: Path, capsys: pyt
     assert mine["kinds"]["depthwise convolution"] > 0
 
 
+@pytest.mark.slow
 def test_networks_too_large_together_are_in_memory_one_at_a_time(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -176,6 +179,7 @@ def test_nothing_but_the_table_is_printed() -> None:
     assert ended.stderr == "", "torch's profiler announces itself by default"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("workers", ["0", pytest.param("1", marks=pytest.mark.slow)])
 def test_steps_on_a_recipes_images_report_how_long_they_waited(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, workers: str

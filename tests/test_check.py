@@ -48,6 +48,7 @@ def test_every_bad_file_is_one_line_in_little_memory(tmp_path: Path) -> None:
     assert 20 < megabytes < 150
 
 
+@pytest.mark.slow
 def test_training_refuses_each_of_them_before_the_first_step_in_little_memory(tmp_path: Path) -> None:
     root, out = troubled(tmp_path / "data"), tmp_path / "out"
     for bad, said in {

@@ -178,6 +178,7 @@ sys.stdout.write(str(taken))
 """
 
 
+@pytest.mark.slow
 def test_importing_udit_costs_little_and_leaves_diffusers_and_the_compiler_of_graphs_out() -> None:
     words = [sys.executable, "-c", IMPORT]
     assert float(subprocess.run(words, env=environment(), capture_output=True, text=True, check=True).stdout) <= 0.3

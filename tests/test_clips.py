@@ -222,6 +222,7 @@ def test_a_clip_is_decided_by_its_own_seed() -> None:
     assert torch.equal(torch.cat(list(drawn.generate([4], [1]))), together[1:2])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["Latte-tiny", "U-DiT-video-tiny", "Wan-tiny"])
 def test_every_network_of_clips_trains_and_is_written_as_gif(
     name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]

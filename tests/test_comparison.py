@@ -38,6 +38,7 @@ from udit.training.signals import StopFlag
 
 MODEL = {"family": "U-DiT", "width": 8, "heads": 1, "depths": [1]}
 """A network of one block."""
+OTHER_SIZES = (("DiT", "parameters"), ("U-ViT", "macs"), ("DiCo", "macs"))
 STEPS = ["training.steps=8", "training.batch_size=4", "training.lr_warmup=0", "training.save_every=2"]
 
 
@@ -88,7 +89,10 @@ def member_task(comparison: Comparison, out: Path, system: int = 0) -> Task:
 
 @pytest.mark.parametrize(
     ("name", "budget"),
-    [("U-DiT-tiny", "macs"), ("DiT-tiny", "parameters"), ("U-ViT-tiny", "macs"), ("DiCo-tiny", "macs")],
+    [
+        ("U-DiT-tiny", "macs"),
+        *(pytest.param(f"{name}-tiny", what, marks=pytest.mark.slow) for name, what in OTHER_SIZES),
+    ],
 )
 def test_sizes_meet_the_budget_within_two_per_cent(name: str, budget: str) -> None:
     """What is counted is the solved model's own count, and its heads are ones that the network takes."""
@@ -145,6 +149,7 @@ def test_a_network_that_draws_other_noise_is_not_on_the_same_axis(small: Compari
     assert noise(run) != noise(levels)
 
 
+@pytest.mark.slow
 def test_adding_seeds_systems_or_a_folder_changes_no_member(small: Comparison, tmp_path: Path) -> None:
     """Their names are digests of what decides them, so that finished ones are found again."""
     before = {task.id for task in plan_of(small, tmp_path / "a").members}

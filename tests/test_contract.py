@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 import udit
-from conftest import perturb, same_bits, snapshot
+from conftest import perturb, quick, same_bits, snapshot
 from peers import KEY_LISTS, STEEP, assert_bijection, key_list, learns
 from udit.analysis import Cost, cost, recorded
 from udit.diffusion.cache import StepCache
@@ -36,7 +36,7 @@ queries of MMDiT's text in its last block are of a stream that ends there."""
 Inputs = tuple[Tensor, Tensor, Tensor | None]
 
 
-@pytest.fixture(params=TINY)
+@pytest.fixture(params=quick(TINY, ("U-DiT-tiny", "DiT-tiny", "HDiT-tiny", "MMDiT-tiny")))
 def model(request: pytest.FixtureRequest) -> nn.Module:
     return perturb(udit.build(request.param), STEEP.get(request.param, 0.1))
 
@@ -324,6 +324,7 @@ SLOW += ("FiTv2-XL/2", "FiTv2-3B/2", "REPA-L/2", "REPA-XL/2", "MPDiT-L", "MPDiT-
 SLOW += ("Latte-L/2", "Latte-XL/2", "Latte-XL/2-uncond", "MMDiT-SD3.5-medium", "Wan2.1-14B")
 SLOW += ("DiCo-B", "DiCo-L", "DiCo-XL", "DiCo-H")
 SLOW += ("U-DiT-L", "U-DiT-L-vanilla", "U-DiT-B-vanilla", "U-ViT-L/4", "U-ViT-L/4-512", "U-ViT-H/4-512", "DiT-B/8")
+SLOW += ("MMDiT-SD3.5-large", "MMDiT-SD3-medium", "Wan2.1-1.3B", "PDE-Transformer-S", "U-DiT-S-vanilla", "ADM-64")
 SLOW += (
     "U-DiT-B",
     "DiT-XL/2",
@@ -343,7 +344,7 @@ def counted(name: str) -> Cost:
     return cost(CATALOG[name].config)
 
 
-@pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.slow) if n in SLOW else n for n in PUBLISHED])
+@pytest.mark.parametrize("name", quick(PUBLISHED, set(PUBLISHED) - set(SLOW)))
 def test_parameters_and_macs_are_the_published_ones(name: str) -> None:
     parameters, macs, _ = PUBLISHED[name]
     here = counted(name)
@@ -355,9 +356,7 @@ def test_parameters_and_macs_are_the_published_ones(name: str) -> None:
 COUNTED_ANYWAY = [name for name in PUBLISHED if name not in SLOW]
 
 
-@pytest.mark.parametrize(
-    "name", [n if n in COUNTED_ANYWAY else pytest.param(n, marks=pytest.mark.slow) for n in CATALOG]
-)
+@pytest.mark.parametrize("name", quick(CATALOG, COUNTED_ANYWAY))
 def test_recorded_counts_are_those_of_the_networks(name: str) -> None:
     assert recorded(CATALOG[name].config) == counted(name), "`python benchmarks/costs.py` counts anew"
 

@@ -11,6 +11,7 @@ from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTens
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from conftest import quick
 from udit.diffusion.cache import StepCache
 from udit.diffusion.conditions import PrecomputedConditions
 from udit.diffusion.ddpm import DDPM
@@ -38,7 +39,7 @@ def inputs(config: ModelConfig, batch: int) -> tuple[Tensor, ...]:
     return x, t, torch.zeros(batch, *shape, dtype=torch.float32 if shape else torch.long)
 
 
-@pytest.mark.parametrize("name", [name for name in TINY if name not in JOINT])
+@pytest.mark.parametrize("name", quick(name for name in TINY if name not in JOINT))
 def test_every_block_gets_its_map_with_channels_last(name: str) -> None:
     """Elsewhere a GPU's kernels find one value in each cache line, at half the speed."""
     config = CATALOG[name].config

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.autograd import forward_ad
 
 import udit
-from conftest import perturb
+from conftest import perturb, quick
 from peers import STEEP
 from test_operators import examples, normal
 from udit import ops
@@ -44,8 +44,8 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "U-DiT-window": {"attention": Window(size=4)},
 }
 """U-DiT-tiny with every other attention."""
-ROWS = [name for name in CATALOG if name.endswith("-tiny")]
-NETWORKS = [*ROWS, *(pytest.param(name, marks=pytest.mark.slow) for name in VARIANTS)]
+ROWS = quick(name for name in CATALOG if name.endswith("-tiny"))
+NETWORKS = [*ROWS, *quick(VARIANTS)]
 CELLS = [(dtype, allowed) for dtype in (torch.float64, torch.float32) for allowed in ("all", "off")]
 LIMITS = {torch.float64: 1e-6, torch.float32: 1e-3}
 """Of an error's norm over that of the truth: what central differences are off, and float32's rounding in a network."""

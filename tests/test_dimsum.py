@@ -72,6 +72,7 @@ SIZES = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "parameters", "gmacs"),
     [

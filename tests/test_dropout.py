@@ -166,6 +166,7 @@ def trained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Pa
     return run
 
 
+@pytest.mark.slow
 def test_run_with_dropout_resumes_to_the_same_bits(trained: Callable[..., Path]) -> None:
     trained("cut", "training.steps=1")
     unbroken = state_hash(trained("unbroken", "training.steps=3"))

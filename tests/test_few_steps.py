@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 import udit
-from conftest import perturb
+from conftest import perturb, quick
 from peers import STEEP
 from runs import finish, finished_at, launch, metrics, small_run, state_hash, train
 from test_optim import cut_and_resumed
@@ -64,7 +64,7 @@ def flow(network: Any, **options: Any) -> Denoiser:
 # ---- the second time -------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ROWS)
+@pytest.mark.parametrize("name", quick(ROWS, QUICK))
 def test_second_time_adds_nothing_at_first_and_is_told_apart_later(name: str) -> None:
     plain, two = udit.build(name), udit.build(name, second_time=True)
     assert [key for key in two.state_dict() if "second_time." not in key] == list(plain.state_dict())
@@ -91,7 +91,7 @@ def test_times_of_another_shape_and_models_without_a_place_are_refused(one_line:
     one_line(error.value)
 
 
-@pytest.mark.parametrize("name", [n if n in QUICK else pytest.param(n, marks=pytest.mark.slow) for n in ROWS])
+@pytest.mark.parametrize("name", quick(ROWS, QUICK))
 def test_loss_reaches_every_weight_of_every_backbone(name: str) -> None:
     model = perturb(udit.build(name, second_time=True, learn_sigma=False), STEEP.get(name, 0.1)).train()
     config = SystemConfig(model=model.config, diffusion=MeanFlowConfig(guidance=2.0, guidance_mix=0.5))

@@ -83,6 +83,7 @@ def theirs(weights_file: Path) -> Any:
         )
 
 
+@pytest.mark.slow
 def test_inception_sees_what_torch_fidelity_sees(
     weights_file: Path, inception: Fidelity, images: np.ndarray, seen: Features
 ) -> None:

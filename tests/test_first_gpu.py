@@ -153,6 +153,7 @@ def test_a_foreign_network_is_compiled_by_the_members_of_its_outermost_lists(scr
         script.compile_lists(torch.nn.Linear(1, 1))
 
 
+@pytest.mark.slow
 def test_an_attempt_that_ran_out_of_memory_leaves_none_of_its_own(
     script: ModuleType, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -39,6 +39,7 @@ def test_what_ranks_keep_is_counted_on_the_meta_device() -> None:
     assert [line.split(" | ")[0] for line in said.splitlines()[2:]] == ["| 1", "| 2", "| 4"]
 
 
+@pytest.mark.slow
 def test_estimate_falls_with_ranks_and_knows_what_is_gathered() -> None:
     whole = estimate(load_run(RECIPE, ["training.batch_size=16"]), ranks=1)
     found = [estimate(load_run(RECIPE, WORDS), ranks=ranks) for ranks in (2, 4, 8)]

@@ -62,6 +62,7 @@ def test_full_training_is_right_on_98_percent_of_unseen_digits(data: tuple[InMem
     assert accuracy(full, source, parts.train) >= 0.98
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("height", "width"), [(90, 130), (16, 12)])
 def test_colour_images_of_any_size_are_classified(height: int, width: int) -> None:
     judge = train_judge(*textures(60, height, width, seed=0), 3, steps=15, seed=0)

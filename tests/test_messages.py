@@ -27,12 +27,14 @@ def sound(told: list[tuple[str, str]]) -> None:
     assert wrong == []
 
 
+@pytest.mark.slow
 def test_wrong_values_of_every_key_are_told_in_our_words() -> None:
     told = list(messages.of_recipe("digits", messages.key_words(("", "-1", "[x]"))))
     assert len(told) > 300
     sound(told)
 
 
+@pytest.mark.slow
 def test_usage_errors_of_every_command_and_option_are_told_in_our_words() -> None:
     lines = list(messages.commands())[::3]
     told = list(messages.of_commands(line for line in lines if messages.ends_at_once(line)))

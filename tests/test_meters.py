@@ -136,6 +136,7 @@ def test_rows_of_a_gpu(gpu: StandIn, tmp_path: Path, capsys: pytest.CaptureFixtu
     assert "launches | GPU idle" in out
 
 
+@pytest.mark.slow
 def test_networks_compute_in_bfloat16_when_asked(gpu: StandIn, monkeypatch: pytest.MonkeyPatch) -> None:
     seen = []
     honest = torch.nn.functional.linear

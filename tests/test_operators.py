@@ -215,6 +215,7 @@ def test_bits_do_not_depend_on_the_number_of_threads(case: Any) -> None:
         assert all(map(torch.equal, results[0], other))
 
 
+@pytest.mark.slow
 @once
 def test_compiled_graphs_hold_it_unbroken(case: Any) -> None:
     function, example = case
@@ -311,6 +312,7 @@ def test_forward_derivatives_are_exact(case: Any) -> None:
         assert float(tangent) == pytest.approx(true, rel=1e-4)
 
 
+@pytest.mark.slow
 @once
 def test_compiled_forward_derivatives_are_exact(case: Any) -> None:
     function, example = case

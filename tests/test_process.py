@@ -238,6 +238,7 @@ def test_rows_and_classes_agree() -> None:
     assert DDPMConfig.samplers()[0] == SamplingConfig().sampler
 
 
+@pytest.mark.slow
 def test_no_other_module_asks_which_process_it_is() -> None:
     names = {word for name in ("DDPM", "Flow", "EDM") for word in (name, f"{name}Config")}
     for path in FILES:

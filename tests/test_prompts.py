@@ -380,6 +380,7 @@ def test_a_language_model_that_was_moved_is_named(folder: Path, language: Path, 
     assert torch.equal(udit.generate(folder, [0], prompts="a cat", text_model=moved).images(), here)
 
 
+@pytest.mark.slow
 def test_models_of_texts_are_timed_with_random_states() -> None:
     how = SamplingConfig(steps=1)
     rows = list(udit.bench(["U-DiT-text-tiny"], work=("forward", "train", "image"), sampling=how, rounds=1))

@@ -467,6 +467,7 @@ def test_killed_push_leaves_the_branch_whole_and_the_next_one_sends_what_is_miss
 # -- as a pipeline of diffusers ----------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_pipeline_is_pushed_loaded_and_pulled_by_udit(run: Path, hub: WritableHub, tmp_path: Path) -> None:
     udit.push(run, NAME, raw=True)
     pushed = udit.push(run, NAME, diffusers=True)

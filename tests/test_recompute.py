@@ -15,7 +15,7 @@ from torch import Tensor
 from torch._dynamo.backends.common import aot_autograd
 
 import udit
-from conftest import batch, needs_compiler, perturb
+from conftest import batch, needs_compiler, perturb, quick
 from udit import ops
 from udit.models.build import checkpoint_activations
 from udit.models.catalog import CATALOG
@@ -31,7 +31,7 @@ TINY = sorted(name for name in CATALOG if name.endswith("-tiny"))
 
 
 @pytest.mark.parametrize("cast", [False, True])
-@pytest.mark.parametrize("name", TINY)
+@pytest.mark.parametrize("name", quick(TINY, ("U-DiT-tiny", "HDiT-tiny", "DiMSUM-tiny")))
 def test_gradients_have_the_same_bits_in_every_family(name: str, cast: bool) -> None:
     model = perturb(udit.build(name)).train()
     x, t, y = batch(model)
@@ -52,7 +52,7 @@ def test_gradients_have_the_same_bits_in_every_family(name: str, cast: bool) -> 
         assert (one is None and other is None) or torch.equal(one, other)  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("name", TINY)
+@pytest.mark.parametrize("name", quick(TINY, ("U-DiT-tiny", "HDiT-tiny", "DiMSUM-tiny")))
 def test_less_is_kept_in_every_family(name: str) -> None:
     """Bytes that live between forward and backward."""
     model = perturb(udit.build(name)).train()

@@ -97,6 +97,7 @@ def test_distance_is_of_the_judge_that_is_there_and_named(tmp_path: Path, monkey
     assert found.distance > 0
 
 
+@pytest.mark.slow
 def test_data_whose_configuration_says_no_shape_have_a_distance_too(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

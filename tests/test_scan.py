@@ -88,6 +88,7 @@ def four_thousand() -> list[Tensor]:
     return results(plain, [part.double() for part in inputs], grad.double())
 
 
+@pytest.mark.slow
 def test_four_thousand_tokens_keep_five_digits(form: str) -> None:
     assert_near(results(selective_scan, *drawn(1, 4096, 16)), four_thousand(), 1e-5)
 

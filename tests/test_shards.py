@@ -98,6 +98,7 @@ def outcome(run: Path) -> tuple[str, str]:
     return samples, scores
 
 
+@pytest.mark.slow
 def test_drawing_or_scoring_that_died_anywhere_ends_at_the_same_files(
     run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -267,6 +267,7 @@ def test_compiling_changes_losses_by_rounding_only(finished: Path, tmp_path: Pat
         assert line["loss"] == pytest.approx(eager["loss"], rel=1e-3)
 
 
+@pytest.mark.slow
 def test_share_of_the_time_that_a_step_waited_for_its_images_is_reported(
     finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from conftest import quick
 from udit.benchmarking import subjects
 from udit.benchmarking.subjects import baseline, inputs, ours
 from udit.models.build import bare
@@ -54,12 +55,13 @@ def waits(make: Any, config: ModelConfig) -> list[str]:
     return seen.found
 
 
-@pytest.mark.parametrize("name", [name for name in list_models() if name.endswith("-tiny")])
+@pytest.mark.parametrize("name", quick(name for name in list_models() if name.endswith("-tiny")))
 def test_a_forward_of_no_family_waits_for_a_gpu(name: str) -> None:
     config = find(name).config
     assert waits(lambda: bare(config).train(), config) == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["training", "inference"])
 @pytest.mark.parametrize("name", ["U-DiT-S", "DiT-XL/2", "U-DiT-S literal"])
 def test_what_is_timed_on_a_first_gpu_has_all_its_tensors_there(

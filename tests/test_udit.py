@@ -427,6 +427,7 @@ def test_parts_of_the_forward_make_the_whole(tiny: nn.Module) -> None:
         assert torch.equal(tiny.leave(tiny.deep(h, cond), skip, cond), tiny(x, t, y))
 
 
+@pytest.mark.slow
 def test_exported_program_computes_the_same(tiny: nn.Module) -> None:
     """Bit-identical, with torch's depthwise convolution on both sides: an exported program has no other."""
     fused, inputs = udit.fuse(tiny), batch(tiny)
@@ -438,6 +439,7 @@ def test_exported_program_computes_the_same(tiny: nn.Module) -> None:
         assert torch.equal(program.module()(*inputs), forward(fused, *inputs))
 
 
+@pytest.mark.slow
 def test_exported_program_takes_any_batch() -> None:
     tiny = perturb(udit.build("U-DiT-S", **TINY | {"depths": (1,)}))
     fused = udit.fuse(tiny)

@@ -3,6 +3,7 @@
   run PYTHON compiled_bytes.py U-DiT-S --batch 256
   run PYTHON compiled_bytes.py U-DiT-S --only 0 --code DIR      the first shape of block alone; Inductor's code to DIR
   run PYTHON compiled_bytes.py U-DiT-S --only 0 --sm90          every Triton kernel built as well: registers, spills
+  run PYTHON compiled_bytes.py U-DiT-S --literal                benchmarks/literal.py of the library's checkout
 
 JSON on stdout. Blocks are compiled as the library compiles them (each whole, shapes fixed), one of each shape, with the
 inputs they get within the network. The sum takes all blocks compiled and what lies between them eager.
@@ -224,7 +225,8 @@ def compiled(block: nn.Module, args: Any, kwargs: Any, build: bool) -> tuple[dic
     stopped: BaseException | None = None
     with Inductor(build) as inductor:
         try:
-            options = fc.wanted("udit.models.build", "compile_options")(block)
+            ours = type(block).__module__.startswith("udit.")
+            options = fc.wanted("udit.models.build", "compile_options")(block) if ours else None
             torch.compile(block, fullgraph=True, dynamic=False, options=options)(*args, **kwargs)
         except Reached:
             pass
@@ -242,6 +244,7 @@ def compiled(block: nn.Module, args: Any, kwargs: Any, build: bool) -> tuple[dic
 def network(
     config: Any,
     batch: int,
+    kind: type[nn.Module] | None = None,
     *,
     only: Sequence[int] = (),
     contiguous: bool = False,
@@ -254,6 +257,7 @@ def network(
     Args:
         config: of the model.
         batch: samples.
+        kind: a network that is built from the config, in the model's place.
         only: these shapes alone, by number; then there is no sum.
         contiguous: as if each block's map came contiguous.
         build: builds each Triton kernel for sm_90.
@@ -262,7 +266,7 @@ def network(
     """
     result: dict[str, Any] = {"blocks": []}
     with fc.no_gpu():
-        model = config.build().train()
+        model = (config.build() if kind is None else kind(config)).train()
         given = fc.inputs(config, batch)
         parameters = list(model.parameters())
         fc.autocast(True)
@@ -311,9 +315,11 @@ def main() -> None:
     parser.add_argument("--sm90", action="store_true", help="builds each Triton kernel for sm_90: a second each")
     parser.add_argument("--contiguous", action="store_true", help="as if every block's map came contiguous")
     parser.add_argument("--selective", action="store_true", help="backward recomputes what costs little")
+    fc.takes_literal(parser)
     args = parser.parse_args()
-    config = fc.config_of(args)
-    result: dict[str, Any] = {"model": args.model, "batch": args.batch, "versions": fc.versions()}
+    config, kind = fc.config_of(args), fc.literal_class(args.literal) if args.literal else None
+    name = args.model + (f" as {args.literal}" if args.literal else "")
+    result: dict[str, Any] = {"model": name, "batch": args.batch, "versions": fc.versions()}
     ways = {
         "only": args.only or (),
         "contiguous": args.contiguous,
@@ -321,7 +327,7 @@ def main() -> None:
         "code": args.code,
         "selective": args.selective,
     }
-    fc.tell(result | network(config, args.batch, **ways))
+    fc.tell(result | network(config, args.batch, kind, **ways))
 
 
 def summed(rows: list[dict[str, Any]], whole: dict[str, Any]) -> dict[str, Any]:

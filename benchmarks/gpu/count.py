@@ -48,10 +48,10 @@ def eager(name: str, kind: Any = None) -> dict[str, Any]:
     return {"launches": total["operators"], "GB": total["GB"], "kept_GB": told["activations_kept_GB"]}
 
 
-def compiled(name: str, selective: bool = False, wide: bool = False) -> dict[str, Any]:
+def compiled(name: str, kind: Any = None, *, selective: bool = False, wide: bool = False) -> dict[str, Any]:
     """The step with compiled blocks, with selective recomputation in them too, or with a ``wide`` residual stream."""
     with fc.wanted("udit.nn.blocks", "residual_stream")(torch.float32 if wide else None):
-        told = compiled_bytes.network(config_of(name), BATCH, selective=selective)
+        told = compiled_bytes.network(config_of(name), BATCH, kind, selective=selective)
     counts = told["network"]["compiled"]
     pairs = [
         {
@@ -68,11 +68,11 @@ def compiled(name: str, selective: bool = False, wide: bool = False) -> dict[str
 
 
 def forms_of(name: str) -> dict[str, Callable[[], dict[str, Any]]]:
-    """A model eager and compiled, each with what counts it; the literal network, without blocks to compile, eager."""
-    if name.endswith(" literal"):
-        return {"eager": lambda: eager(name.removesuffix(" literal"), fc.literal_class(LITERAL))}
-    forms = {"eager": lambda: eager(name), "compiled": lambda: compiled(name)}
-    if name.startswith("U-DiT"):
+    """A model, or the literal network of its config, eager and compiled, each with what counts it."""
+    model = name.removesuffix(" literal")
+    kind = None if model == name else fc.literal_class(LITERAL)
+    forms = {"eager": lambda: eager(model, kind), "compiled": lambda: compiled(model, kind)}
+    if kind is None and name.startswith("U-DiT"):
         forms["compiled, selective recomputation"] = lambda: compiled(name, selective=True)
         forms["compiled, residual stream in float32"] = lambda: compiled(name, wide=True)
     return forms

@@ -67,6 +67,17 @@ def arguments(about: str, batch: int = 256) -> argparse.ArgumentParser:
     return parser
 
 
+def takes_literal(parser: argparse.ArgumentParser) -> None:
+    """Adds the option that names a network for ``literal_class``."""
+    parser.add_argument(
+        "--literal",
+        nargs="?",
+        const="benchmarks/literal.py:LiteralUDiT",
+        metavar="FILE.py:CLASS",
+        help="a network of this class, built from the model's config, in its place",
+    )
+
+
 def config_of(args: argparse.Namespace) -> Any:
     """The config of ``args.model`` with the fields of ``--set``."""
     row = wanted("udit.models.catalog", "find")
@@ -125,12 +136,17 @@ def inputs(config: Any, batch: int) -> tuple[Tensor, ...]:
 
 
 def blocks_of(model: nn.Module) -> dict[str, nn.Module]:
-    """The repeated blocks by name: what the library compiles, the members of every list called ``blocks``."""
+    """The repeated blocks by name: what the library compiles, the members of every list called ``blocks``.
+
+    Of a network of another's, without a list of that name, the members of its outermost lists.
+    """
+    lists = {name: module for name, module in model.named_modules() if isinstance(module, nn.ModuleList)}
+    lists = {name: lists[name] for name in lists if f".{name}".endswith(".blocks")} or lists
     found: dict[str, nn.Module] = {}
-    for name, module in model.named_modules():
-        if not any(name == outer or name.startswith(f"{outer}.") for outer in found):  # a block's own are part of it
-            found |= {f"{name}.blocks.{i}".lstrip("."): b for i, b in enumerate(getattr(module, "blocks", ()))}
-    return found or fail(f"{type(model).__name__} has no list called blocks")
+    for name, members in lists.items():
+        if not any(name.startswith(f"{outer}.") for outer in found):  # a block's own are part of it
+            found |= {f"{name}.{i}": block for i, block in enumerate(members)}
+    return found or fail(f"{type(model).__name__} has no list of blocks")
 
 
 def bytes_of(tensor: Tensor) -> int:

@@ -70,13 +70,7 @@ def step(
 def main() -> None:
     parser = fc.arguments(__doc__ or "")
     parser.add_argument("--mode", choices=("train", "forward"), default="train")
-    parser.add_argument(
-        "--literal",
-        nargs="?",
-        const="benchmarks/literal.py:LiteralUDiT",
-        metavar="FILE.py:CLASS",
-        help="a network of this class, built from the model's config, in its place",
-    )
+    fc.takes_literal(parser)
     parser.add_argument("--recompute", choices=("selective", "whole"), help="activations are computed a second time")
     args = parser.parse_args()
     config, kind = fc.config_of(args), fc.literal_class(args.literal) if args.literal else None
