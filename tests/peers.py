@@ -95,7 +95,8 @@ def learns(
 ) -> tuple[float, float]:
     """The squared error to a fixed image before and after some steps; by then every parameter must have a gradient.
 
-    Those whose names begin with ``apart`` must have none.
+    Each has memory of its own, or clipping would scale it once for every parameter that shares it. Those whose names
+    begin with ``apart`` must have none.
 
     One step is not enough: parameters behind a layer that is initialised to zero get a gradient only after it.
     """
@@ -111,6 +112,8 @@ def learns(
         loss.backward()
         optimiser.step()
         losses.append(loss.item())
+    gradients = [p.grad for p in model.parameters() if p.grad is not None and p.grad.numel()]
+    assert len({gradient.data_ptr() for gradient in gradients}) == len(gradients)
     still = [name for name, p in model.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0]
     assert still == [name for name, _ in model.named_parameters() if apart and name.startswith(apart)]
     return losses[0], losses[-1]

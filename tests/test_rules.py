@@ -167,6 +167,10 @@ BROKEN: dict[Rule, tuple[str, str]] = {
         "training.adapter={} + training.posthoc_ema={}",
         "training.posthoc_ema averages all weights and training.adapter trains few",
     ),
+    rules.cuda_graphs_repeat_nothing_of_the_host: (
+        "training.cuda_graphs=true + training.parallel=fsdp",
+        "training.cuda_graphs is true with training.parallel=fsdp: the exchange of weights is in no graph",
+    ),
     rules.schedule_free_divides_by_its_momentum: (
         "training.optimizer=schedule-free + training.betas=[0, 0.99]",
         "training.betas starts with 0",

@@ -57,16 +57,23 @@ class Batch:
 
     def pin_memory(self) -> Batch:
         """The same in memory from which a GPU copies while the host goes on."""
-        return self._moved(Tensor.pin_memory)
+        return self.mapped(Tensor.pin_memory)
 
     def on(self, device: torch.device) -> Batch:
         """The same on a device; from pinned memory the host does not wait for the copy."""
-        return self._moved(lambda x: x.to(device, non_blocking=True)) if device.type != "cpu" else self
+        return self.mapped(lambda x: x.to(device, non_blocking=True)) if device.type != "cpu" else self
 
-    def _moved(self, move: Callable[[Tensor], Tensor]) -> Batch:
-        drawn = {name: move(x) for name, x in self.drawn.items()}
-        before, features = (None if x is None else move(x) for x in (self.before, self.features))
-        return replace(self, x=move(self.x), y=move(self.y), before=before, features=features, drawn=drawn)
+    def mapped(self, change: Callable[[Tensor], Tensor]) -> Batch:
+        """The same with each of its tensors changed."""
+        drawn = {name: change(x) for name, x in self.drawn.items()}
+        before, features = (None if x is None else change(x) for x in (self.before, self.features))
+        return replace(self, x=change(self.x), y=change(self.y), before=before, features=features, drawn=drawn)
+
+    @property
+    def tensors(self) -> list[Tensor]:
+        """All of them, in one order."""
+        found = [self.x, self.y, self.before, self.features, *(self.drawn[name] for name in sorted(self.drawn))]
+        return [x for x in found if x is not None]
 
 
 DRAWN = "drawn/"

@@ -6,7 +6,7 @@ The loss itself is the noising process's (``Schedule.loss``).
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -34,10 +34,15 @@ class Losses:
         """[B], what to average and differentiate: ``loss``, and ``align`` where there is one."""
         return self.loss if self.align is None else self.loss + self.align
 
-    def detached(self) -> Losses:
-        """The same without the graph that made them."""
-        terms = (None if x is None else x.detach() for x in (self.vb, self.align))
-        return Losses(self.loss.detach(), self.mse.detach(), *terms)
+    def mapped(self, change: Callable[[Tensor], Tensor]) -> Losses:
+        """The same with each term changed, e.g. detached from what made it."""
+        vb, align = (None if x is None else change(x) for x in (self.vb, self.align))
+        return Losses(change(self.loss), change(self.mse), vb, align)
+
+    @property
+    def terms(self) -> list[Tensor]:
+        """Those that are there."""
+        return [x for x in (self.loss, self.mse, self.vb, self.align) if x is not None]
 
 
 @dataclass(frozen=True)

@@ -76,11 +76,12 @@ def composed_depthwise(branches: Sequence[nn.Conv2d]) -> tuple[Tensor, Tensor]:
     which differ only in the support of their kernels.
     """
     size = branches[0].kernel_size[0]
-    kernel = branches[0].weight
+    kernel, bias = branches[0].weight, cast(Tensor, branches[0].bias)
     for branch in branches[1:]:
         kernel = kernel + F.pad(branch.weight, [(size - branch.kernel_size[0]) // 2] * 4)
+        # Added one by one: the gradients of a stack's sum are one tensor, which clipping would scale once for each.
+        bias = bias + cast(Tensor, branch.bias)
     identity = F.pad(kernel.new_ones(1, 1, 1, 1), [size // 2] * 4)
-    bias = torch.stack([cast(Tensor, branch.bias) for branch in branches]).sum(0)
     return kernel + identity, bias
 
 

@@ -103,6 +103,9 @@ class TrainingConfig(Spec):
     """Of the sums to which blocks add, under precision=bfloat16; float32 rounds less and moves more memory."""
     compile: bool | Literal["auto"] = False
     """Uses torch.compile; the first steps are slow. auto is true on CUDA, else false."""
+    cuda_graphs: bool = False
+    """Runs a micro-batch's forward and backward pass as one CUDA graph, on one GPU: for batches so small that the GPU
+    waits for the host. The first two are computed without it as well, and compared."""
     checkpoint_activations: bool | Literal["selective"] = False
     """Recomputes activations in backward. true: those of whole blocks; least memory, about a third more time.
     selective: those of operators that cost little; a U-DiT stores a third less, and takes a few per cent more time.
@@ -257,7 +260,7 @@ MAY_CHANGE = frozenset(
     {"name", "out", "sampling", "evaluation", "latents", "data.verify", "text.source", "text.revision"}
     | {f"data.{key}" for key in ("root", "test_root", "labels")}
     | {f"training.{key}" for key in ("steps", "log_every", "save_every", "sample_every", "check_every")}
-    | {f"training.{key}" for key in ("keep", "workers", "device", "timeout")}
+    | {f"training.{key}" for key in ("keep", "workers", "device", "timeout", "cuda_graphs")}
     | {f"training.{key}" for key in ROUNDING_ONLY}
 )
 """Keys that may change when a run is resumed; any other change is refused. Data may move if its fingerprint matches."""

@@ -1,4 +1,4 @@
-"""What MeanFlow and adapters need of the other parts of a run: rules of ``rules``."""
+"""What MeanFlow, adapters and CUDA graphs need of the other parts of a run: rules of ``rules``."""
 
 from __future__ import annotations
 
@@ -85,3 +85,19 @@ def adapter_has_no_other_average(run: Run, seen: DataInfo) -> str | None:
     if run.training.adapter is None or run.training.posthoc_ema is None:
         return None
     return "training.posthoc_ema averages all weights and training.adapter trains few of them; leave posthoc_ema out"
+
+
+def cuda_graphs_repeat_nothing_of_the_host(run: Run, seen: DataInfo) -> str | None:
+    """A replay of a graph repeats what the GPU did, with the shapes and the numbers of the host that it had."""
+    if not run.training.cuda_graphs:
+        return None
+    for key, value, why in (
+        ("data.buckets", run.data.shapes[1:], "a graph has one shape"),
+        ("data.condition", run.data.condition, "what the model sees beside the image is made by the host"),
+        ("text", run.text, "captions are looked up by the host"),
+        ("diffusion.kind=consistency", run.diffusion.kind == "consistency", "its times change during the training"),
+        ("training.parallel=fsdp", run.training.parallel == "fsdp", "the exchange of weights is in no graph"),
+    ):
+        if value:
+            return f"training.cuda_graphs is true with {key}: {why}; set training.cuda_graphs=false"
+    return None

@@ -19,6 +19,7 @@ from udit.run.config import Run
 from udit.run.method_rules import (
     adapter_has_no_other_average,
     adapter_is_of_whole_weights,
+    cuda_graphs_repeat_nothing_of_the_host,
     forward_derivatives_are_not_compiled,
     forward_derivatives_are_of_whole_weights,
     forward_derivatives_have_no_dropout,
@@ -358,5 +359,6 @@ RULES: tuple[Rule, ...] = (
     forward_derivatives_are_of_whole_weights,
     adapter_is_of_whole_weights,
     adapter_has_no_other_average,
+    cuda_graphs_repeat_nothing_of_the_host,
 )
 """In the order in which they are checked."""

@@ -30,6 +30,7 @@ from udit.text.cache import Texts
 from udit.training.alarms import Bounds
 from udit.training.align import alignment_of
 from udit.training.ema import EMA, decay_at
+from udit.training.graphs import graphed_of
 from udit.training.parallel import parallel_of
 from udit.training.posthoc import PowerAverages
 from udit.training.precision import decided
@@ -77,6 +78,8 @@ class Learner:
         backbone = self.alignment.backbone(self.network) if self.alignment else self.network
         self.denoiser = denoiser_of(SystemConfig.of(run), backbone)
         self.parameters = list(joined.parameters())
+        self.graphed = graphed_of(self._gradients, self.parameters, config, world)
+        """What runs a micro-batch's passes as a CUDA graph, where a training asks for it."""
         self.drops = name_layers(self.model)
         wide = config.precision == "bfloat16" and config.residual == "float32"
         self.stream = torch.float32 if wide else None
@@ -260,7 +263,7 @@ class Learner:
         Returns:
             The report of the step before, if it was not settled yet.
         """
-        losses = [self._backward(batch, len(micro_batches), batch is micro_batches[-1]) for batch in micro_batches]
+        losses = [self._backward(batch, batch is micro_batches[-1]) for batch in micro_batches]
         before = self.settle()
         gradients = [p.grad for p in self.parameters if p.grad is not None]
         norm = sharding.whole(torch.nn.utils.get_total_norm(gradients))
@@ -351,11 +354,17 @@ class Learner:
         """The signal that asked any rank to stop, or 0; ``stop_signal`` is this rank's."""
         return _signal_of(self.world.sum(_stops(stop_signal)))
 
-    def _backward(self, batch: Batch, parts: int, last: bool) -> Losses:
+    def _backward(self, batch: Batch, last: bool) -> Losses:
+        if self.graphed is not None:
+            return self.graphed(batch.on(self.world.device))
         with self.parallel.backward_of(self.network, last):
-            losses = self.losses(batch)
-            (losses.total.mean() / parts).backward()
-        return losses.detached()
+            return self._gradients(batch)
+
+    def _gradients(self, batch: Batch) -> Losses:
+        """Losses of one of the step's micro-batches; their gradients are added to the others'."""
+        losses = self.losses(batch)
+        (losses.total.mean() / self.run.training.accumulation).backward()
+        return losses.mapped(Tensor.detach)
 
     def _bad_samples(self, unread: Unread, alone: bool) -> tuple[int, ...]:
         """Indices, over all ranks, of samples with a non-finite loss; of the whole batch where only gradients are."""
