@@ -21,6 +21,7 @@ from udit.data.batches import Batch
 from udit.dist import World
 from udit.errors import RunError, UserError
 from udit.run.config import Run
+from udit.run.recipes import load_run
 from udit.training import graphs
 from udit.training.batches import batches_of
 from udit.training.learner import Learner
@@ -88,9 +89,13 @@ def trained(tmp_path: Path, *overrides: str, steps: int = 5) -> tuple[list[float
 
 @pytest.mark.usefixtures("_stand_in")
 @pytest.mark.parametrize("parts", [1, 2])
-@pytest.mark.parametrize("kind", ["flow", "ddpm"])
-def test_steps_have_the_bits_of_steps_without_a_graph(tmp_path: Path, parts: int, kind: str) -> None:
-    words = (f"training.accumulation={parts}", f"diffusion.kind={kind}", "training.clip_norm=0.01")
+@pytest.mark.parametrize("recompute", ["false", "selective"])
+def test_steps_have_the_bits_of_steps_without_a_graph(tmp_path: Path, parts: int, recompute: str) -> None:
+    words = (
+        f"training.accumulation={parts}",
+        f"training.checkpoint_activations={recompute}",
+        "training.clip_norm=0.01",
+    )
     plain, graphed = (trained(tmp_path, *words, f"training.cuda_graphs={on}") for on in ("false", "true"))
     assert graphed[0] == plain[0]
     assert all(torch.equal(graphed[1][name], plain[1][name]) for name in plain[1])
@@ -161,11 +166,12 @@ def test_no_gpu_and_several_processes_are_refused(tmp_path: Path, one_line: Call
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("recipe", "words", "said"),
     [
-        ("diffusion={kind: consistency} + init_from=demo:digits", "diffusion.kind=consistency: its times change"),
+        ("digits-consistency", "init_from=demo:digits", "with diffusion.kind=consistency: its times change"),
+        ("digits", "data.condition={kind: low-resolution, factor: 2}", "with data.condition: what the model sees"),
     ],
 )
-def test_what_the_host_changes_is_refused(tmp_path: Path, words: str, said: str) -> None:
+def test_what_the_host_changes_is_refused(recipe: str, words: str, said: str) -> None:
     with pytest.raises(UserError, match=said):
-        small_run(tmp_path / "x", "training.cuda_graphs=true", *words.split(" + "))
+        load_run(recipe, ["training.cuda_graphs=true", words])

@@ -22,7 +22,7 @@ from udit.run.config import TrainingConfig
 
 Replay = Callable[[], object]
 CHECKED = 2
-"""Micro-batches that are computed without the graph as well: a number that the host left in it shows with the second."""
+"""Micro-batches that are computed without the graph, too: a number that the host left in it shows with the second."""
 NEAR = 0.02
 """Largest distance of losses, or gradients, of the graph from those without it, as a share of their norm: kernels that
 add in any order round differently each time. With ``training.deterministic`` all bits are asked."""
@@ -134,18 +134,20 @@ class GraphedBackward:
             self._forget()
 
     def _compare(self, expected: list[Tensor], found: list[Tensor]) -> None:
-        """Refuses a graph whose losses or gradients are not those of the step itself; numbers that are not finite tell
-        nothing, and another micro-batch is asked.
+        """Refuses a graph whose losses or gradients are not those of the step itself.
+
+        Numbers that are not finite tell nothing: another micro-batch is asked.
         """
         if not all(x.isfinite().all() for x in expected):
             return
         self._checked += 1
         exact = self.config.deterministic
+        what = "bits" if exact else "numbers"
         for one, other in zip(expected, found, strict=True):
             if not (torch.equal(one, other) if exact else (one - other).norm() <= NEAR * one.norm()):
                 raise RunError(
-                    f"training.cuda_graphs is true and the graph of a step gives other {'bits' if exact else 'numbers'} "
-                    "than the step itself; set training.cuda_graphs=false"
+                    f"training.cuda_graphs is true and the graph of a step gives other {what} than the step "
+                    "itself; set training.cuda_graphs=false"
                 )
 
     def _forget(self) -> None:
