@@ -120,18 +120,32 @@ def device(machine: Machine) -> dict[str, Any]:
 
 def step(machine: Machine) -> dict[str, Any]:
     """Layouts and types of the maps between blocks, and where a step of the trainer waits, as torch itself warns."""
-    run = load_run("digits", ["diffusion.kind=ddpm", "training.precision=bfloat16", "training.log_every=100"])
-    training = run.training.model_copy(update={"batch_size": machine.batch})
-    run = run.model_copy(update={"model": machine.config("U-DiT-S"), "training": training})
-    learner = Learner(run, World(device=machine.device))
-    learner.share(0)
+    learner = learner_of(machine, machine.batch)
     with set_up(learner.run.training, machine.device):
         return _steps(machine, learner)
 
 
+def learner_of(machine: Machine, size: int, **changed: Any) -> Learner:
+    """U-DiT-S in training, with a batch of a size; ``changed`` are keys of ``training``."""
+    run = load_run("digits", ["diffusion.kind=ddpm", "training.precision=bfloat16", "training.log_every=100"])
+    training = run.training.model_copy(update={"batch_size": size, **changed})
+    run = run.model_copy(update={"model": machine.config("U-DiT-S"), "training": training})
+    learner = Learner(run, World(device=machine.device))
+    learner.share(0)
+    return learner
+
+
+def batch_of(machine: Machine, learner: Learner) -> Batch:
+    """The first batch of a run, of black images."""
+    run, ids = learner.run, list(range(learner.run.training.batch_size))
+    x = torch.zeros(len(ids), run.model.in_channels, *run.model.size)
+    drawn = drawing_of(run)(ids, run.model.size)
+    batch = Batch(x, torch.zeros(len(ids), dtype=torch.long), ids, ids, drawn=drawn)
+    return batch.pin_memory() if machine.device.type == "cuda" else batch
+
+
 def _steps(machine: Machine, learner: Learner) -> dict[str, Any]:
     """Three steps, and a fourth one that is looked at."""
-    run = learner.run
     maps: list[list[Any]] = []
 
     def see(block: nn.Module, given: tuple[Any, ...]) -> None:
@@ -140,10 +154,7 @@ def _steps(machine: Machine, learner: Learner) -> dict[str, Any]:
     for module in learner.model.modules():
         for block in getattr(module, "blocks", ()):
             block.register_forward_pre_hook(see)
-    ids = list(range(machine.batch))
-    x = torch.zeros(machine.batch, run.model.in_channels, *run.model.size)
-    batch = Batch(x, torch.zeros(machine.batch, dtype=torch.long), ids, ids, drawn=drawing_of(run)(ids, run.model.size))
-    batch = batch.pin_memory() if machine.device.type == "cuda" else batch
+    batch = batch_of(machine, learner)
     for number in range(3):
         learner.begin(number, [batch])
     maps.clear()
@@ -260,6 +271,25 @@ def kernels(machine: Machine, compiled: bool) -> dict[str, Any]:
     return told | {"launches": launches, "idle": max(0.0, 1 - busy / seconds)}
 
 
+def graphs(machine: Machine) -> dict[str, Any]:
+    """A small batch launched kernel by kernel, and as a CUDA graph: times of steps, and whether bits are the same."""
+    slow, plain = _small_steps(machine, graph=False)
+    fast, graphed = _small_steps(machine, graph=not machine.rehearsal)
+    same = all(torch.equal(plain[name], graphed[name]) for name in plain)
+    return {"kernels, ms": slow, "graph, ms": fast, "same bits": same}
+
+
+def _small_steps(machine: Machine, graph: bool) -> tuple[list[float], dict[str, torch.Tensor]]:
+    """Times of steps of at most 32 images, and the weights after them."""
+    keys = {"deterministic": True, "cuda_graphs": graph, "compile": not machine.rehearsal}
+    learner = learner_of(machine, min(machine.batch, 32), **keys)
+    batch, numbers = batch_of(machine, learner), itertools.count()
+    with set_up(learner.run.training, machine.device):
+        times = machine.times(lambda: learner.begin(next(numbers), [batch]))
+        learner.settle()
+    return times, {name: x.cpu() for name, x in learner.model.state_dict().items()}
+
+
 def shows(found: dict[str, Any]) -> dict[str, Any]:
     """Quotients of images a second, from the stages that are there."""
 
@@ -294,6 +324,7 @@ STAGES: dict[str, Stage] = {
     },
     "kernels": lambda machine: kernels(machine, compiled=False),
     "kernels, compiled": lambda machine: kernels(machine, compiled=True),
+    "graphs": graphs,
     "resume": resume,
     "several": several,
 }

@@ -67,6 +67,11 @@ def several_of(found: dict[str, Any]) -> None:
     assert max(found["off"].values()) < 1e-4
 
 
+def graphs_of(found: dict[str, Any]) -> None:
+    assert found["same bits"]
+    assert len(found["kernels, ms"]) == len(found["graph, ms"])
+
+
 STAGES = {
     "device": lambda found: None,
     "step": step_of,
@@ -76,6 +81,7 @@ STAGES = {
     "speed U-DiT-L literal": row_of,
     "speed DiT-XL/2": row_of,
     "kernels": kernels_of,
+    "graphs": graphs_of,
     "resume": resumed,
     "several": several_of,
 }

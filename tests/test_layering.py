@@ -509,6 +509,7 @@ MAY_ASK = {
     "udit.diffusion.schedule": "times are read on the host where it knows them, and MPS has no float64",
     "udit.optim.adamw": "torch has a fused AdamW for some devices",
     "udit.optim.muon": "torch's Muon computes in bfloat16, which few CPUs have",
+    "udit.training.graphs": "CUDA alone has graphs",
     "udit.training.capacity": "a GPU has its own memory, and running out of a machine's harms other programs",
     "udit.tuning.search": "the processor's time is a fair clock on one thread of a CPU only",
     "udit.models.build": "weights on meta stay without contents",

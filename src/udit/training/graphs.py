@@ -159,7 +159,8 @@ class GraphedBackward:
         gradients = _there(self._gradients)
         if self.config.accumulation > 1:
             self._sums = self._sums or [torch.empty_like(gradient) for gradient in gradients]
-            (torch._foreach_copy_ if first else torch._foreach_add_)(self._sums, gradients)
+            for total, new in zip(self._sums, gradients, strict=True):
+                total.copy_(new) if first else total.add_(new)
             gradients = self._sums
         left = iter(gradients)
         for parameter, gradient in zip(self.parameters, self._gradients, strict=True):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import signal
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -35,6 +34,7 @@ from udit.training.parallel import parallel_of
 from udit.training.posthoc import PowerAverages
 from udit.training.precision import decided
 from udit.training.records import StepReport
+from udit.training.signals import flags_of, signal_of
 from udit.training.start import start_from
 from udit.training.unread import Unread
 
@@ -311,7 +311,7 @@ class Learner:
             self.steps_done = done
         self._unread = None
         norm, bad, *shared = unread.values
-        asked = _signal_of(shared[:2])
+        asked = signal_of(shared[:2])
         bad_samples = self._bad_samples(unread, alone) if bad else None
         spike = self._worst(unread, alone) if unread.high and not bad else None
         loss, mse, vb, align = (total / self.run.training.batch_size for total in shared[2:6])
@@ -344,7 +344,7 @@ class Learner:
         zero = torch.zeros((), dtype=torch.float64, device=norm.device)
         totals = [sum((part.double().sum() for part in of_all), zero) for of_all in parts]
         bad = ~(norm.isfinite() & per_sample.isfinite().all())
-        stops = [torch.full_like(zero, stop) for stop in _stops(stop_signal)]
+        stops = [torch.full_like(zero, stop) for stop in flags_of(stop_signal)]
         most = (bounds.loss * self.run.training.batch_size, bounds.grad_norm) if self.world.is_main else (0.0, 0.0)
         limits = [torch.full_like(zero, limit) for limit in most]
         shared = torch.stack([bad.double(), *stops, *(torch.where(t.isfinite(), t, 0.0) for t in totals), *limits])
@@ -352,7 +352,7 @@ class Learner:
 
     def agree_on_signal(self, stop_signal: int) -> int:
         """The signal that asked any rank to stop, or 0; ``stop_signal`` is this rank's."""
-        return _signal_of(self.world.sum(_stops(stop_signal)))
+        return signal_of(self.world.sum(flags_of(stop_signal)))
 
     def _backward(self, batch: Batch, last: bool) -> Losses:
         if self.graphed is not None:
@@ -394,14 +394,3 @@ class Learner:
     def power_averages(self) -> dict[str, Tensor] | None:
         """The averages of ``posthoc_ema``, on rank 0; all ranks must call it."""
         return self.parallel.gathered(self.posthoc.tensors()) if self.posthoc is not None else None
-
-
-def _stops(number: int) -> tuple[bool, bool]:
-    """A signal as flags that can be summed over ranks."""
-    return number == signal.SIGINT, number == signal.SIGTERM
-
-
-def _signal_of(counts: Sequence[float]) -> int:
-    """The signal of summed flags, or 0; SIGINT where both were received."""
-    interrupted, terminated = (count > 0 for count in counts)
-    return int(signal.SIGINT if interrupted else signal.SIGTERM if terminated else 0)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 import threading
 import time
+from collections.abc import Sequence
 from types import FrameType, TracebackType
 from typing import Any, Self
 
@@ -44,3 +45,14 @@ class StopFlag:
             signal.raise_signal(number)
         if not self.signal:
             self.signal, self._first = number, time.monotonic()
+
+
+def flags_of(number: int) -> tuple[bool, bool]:
+    """A signal, or 0, as flags that can be summed over ranks."""
+    return number == signal.SIGINT, number == signal.SIGTERM
+
+
+def signal_of(counts: Sequence[float]) -> int:
+    """The signal of summed flags, or 0; SIGINT where both were received."""
+    interrupted, terminated = (count > 0 for count in counts)
+    return int(signal.SIGINT if interrupted else signal.SIGTERM if terminated else 0)
