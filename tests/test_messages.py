@@ -67,17 +67,17 @@ def test_a_missing_extra_has_one_wording() -> None:
     assert named <= set(project["optional-dependencies"])
     written = [path.name for path in source.rglob("*.py") if "pip install 'udit[" in path.read_text(encoding="utf-8")]
     assert written == ["errors.py"]
-    assert str(missing_extra("`udit eval`", "scipy", "train")) == (
-        "`udit eval` needs scipy, which is not installed; run: pip install 'udit[train]'"
+    assert str(missing_extra("`udit eval`", "sklearn", "train")) == (
+        "`udit eval` needs sklearn, which is not installed; run: pip install 'udit[train]'"
     )
 
 
 def test_a_command_without_a_module_that_whole_files_import_is_one_line(
     error_of: ErrorOf, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    absent = ModuleNotFoundError("No module named 'scipy'", name="scipy.spatial")
+    absent = ModuleNotFoundError("No module named 'sklearn'", name="sklearn.datasets")
     monkeypatch.setattr("udit.cli.app", mock.Mock(side_effect=absent))
-    assert error_of("tune", "run") == str(missing_extra("`udit tune`", "scipy", "train"))
+    assert error_of("tune", "run") == str(missing_extra("`udit tune`", "sklearn", "train"))
     with by_product("the loss curve"):
         raise ModuleNotFoundError("No module named 'matplotlib'", name="matplotlib")
     assert "the loss curve needs matplotlib, which is not installed; run: pip" in caplog.text

@@ -12,7 +12,9 @@ import pytest
 
 from udit.data.sources import InMemory, digits, split
 from udit.errors import UserError
+from udit.evaluation import real as module
 from udit.evaluation.judge import Judge
+from udit.evaluation.real import RealImages
 from udit.evaluation.report import NOTE, Report
 from udit.evaluation.score import score_with_judge
 from udit.run.config import EvaluationConfig
@@ -47,6 +49,31 @@ def test_fresh_real_images_score_as_real(real: Report) -> None:
     assert real.distance_interval[0] <= real.distance <= real.distance_interval[1]
     assert real.agreement_interval[0] < real.agreement < real.agreement_interval[1]
     assert real.reference_count == len(PARTS.train)
+
+
+def test_what_is_known_of_real_images_is_found_once(
+    judge_path: Path, real: Report, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is kept for these images and this judge, and found again where the file is damaged."""
+    made: list[Path] = []
+
+    def found(*given: Any) -> RealImages:
+        made.append(tmp_path)
+        return find(*given)
+
+    find = module._found
+    monkeypatch.setattr(module, "_found", found)
+    monkeypatch.setattr(module, "cached", lambda name: tmp_path / "cache" / name)
+    again = [score(judge_path, SOURCE.pixels[PARTS.test], SOURCE.labels[PARTS.test]) for _ in range(2)]
+    assert again == [real, real]
+    assert len(made) == 1
+    [file] = (tmp_path / "cache").iterdir()
+    file.write_bytes(file.read_bytes()[:5000])
+    assert score(judge_path, SOURCE.pixels[PARTS.test], SOURCE.labels[PARTS.test]) == real
+    other = replace(PARTS, test=PARTS.test[1:])
+    assert score(judge_path, SOURCE.pixels[PARTS.test], SOURCE.labels[PARTS.test], parts=other) != real
+    assert len(made) == 3
+    assert len(list((tmp_path / "cache").iterdir())) == 2
 
 
 def test_noise_scores_badly(judge_path: Path, real: Report) -> None:

@@ -68,7 +68,7 @@ def missing_extra(what: str, package: str | None, extra: str) -> UserError:
     return UserError(f"{what} needs {package or 'a package'}, which is not installed; run: {install_command(extra)}")
 
 
-MODULES = {"matplotlib": "train", "scipy": "train", "sklearn": "train", "tensorboard": "train"}
+MODULES = {"matplotlib": "train", "sklearn": "train", "tensorboard": "train"}
 """Modules of optional packages that whole files import, and the extra that brings each."""
 
 

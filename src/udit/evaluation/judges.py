@@ -78,7 +78,12 @@ def _origin(source: Source, parts: Parts, steps: int, mirrored: bool) -> tuple[s
     }
     origin = json.dumps(facts)
     name = hashlib.sha256(f"{NAME} {origin}".encode()).hexdigest()
-    return origin, cache_folder() / "judges" / f"{name}.safetensors"
+    return origin, cached(f"{name}.safetensors")
+
+
+def cached(name: str) -> Path:
+    """A file in the user's cache folder, of a judge or of what it said."""
+    return cache_folder() / "judges" / name
 
 
 def steps_for(steps: int, count: int) -> int:

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 import torch
-from scipy.spatial.distance import cdist
+from torch import Tensor
 
 from udit import rng
 from udit.data.sources import Labels, Pixels
 from udit.errors import UserError
 from udit.evaluation.frechet import Array, Interval, Statistics, distance
+from udit.evaluation.image_set import ImageSet
 
 BLOCK = 1024
 """Rows of a distance matrix that are held at once."""
@@ -51,7 +53,47 @@ class PrecisionRecall:
     """Share of the reference in whose ball there is a sample."""
 
 
-def precision_recall(*, samples: Array, reference: Array, neighbors: int = NEIGHBORS) -> PrecisionRecall:
+@dataclass(frozen=True)
+class Balls:
+    """Balls around each of some features [M, D], which just reach near other ones of them.
+
+    Attributes:
+        features: their centres.
+        radii: distance of each to its k-th nearest other one, [M].
+        dense: the same with ``DENSITY_NEIGHBORS`` in the place of k, or as many as there are.
+    """
+
+    NAMES: ClassVar = ("features", "radii", "dense")
+    features: Array
+    radii: Array
+    dense: Array
+
+    @classmethod
+    def around(
+        cls, features: Array, neighbors: int = NEIGHBORS, on_rows: Callable[[int], object] = lambda count: None
+    ) -> Balls:
+        """The balls of k = ``neighbors`` of more than k features; ``on_rows`` is called with how many more are done."""
+        ranks = [neighbors, min(DENSITY_NEIGHBORS, len(features) - 1)]
+        found = np.empty((2, len(features)))
+        for start in range(0, len(features), BLOCK):
+            rows = _apart(features[start : start + BLOCK], features)
+            nearest = rows.topk(max(ranks) + 1, dim=1, largest=False).values  # itself first
+            found[:, start : start + BLOCK] = nearest[:, ranks].T.numpy()
+            on_rows(len(rows))
+        return cls(features, *found)
+
+    def arrays(self) -> dict[str, Array]:
+        """All three by ``NAMES``."""
+        return {name: getattr(self, name) for name in self.NAMES}
+
+
+def _apart(a: Array, b: Array) -> Tensor:
+    """Distances of [N, D] to [M, D], [N, M]; not by a product of matrices, in which near ones would cancel."""
+    mode = "donot_use_mm_for_euclid_dist"
+    return torch.cdist(torch.from_numpy(a), torch.from_numpy(b), compute_mode=mode)
+
+
+def precision_recall(*, samples: Array, reference: Array | Balls, neighbors: int = NEIGHBORS) -> PrecisionRecall:
     """Improved precision and recall (Kynkäänniemi et al. 2019), density and coverage (Naeem et al. 2020).
 
     A set's manifold is the union of balls around its members that just reach their k-th nearest other member. Precision
@@ -61,41 +103,32 @@ def precision_recall(*, samples: Array, reference: Array, neighbors: int = NEIGH
 
     Args:
         samples: features [N, D], N > k.
-        reference: features [M, D], M > k.
+        reference: features [M, D], M > k, or their balls of the same k.
         neighbors: k.
 
     Raises:
         UserError: too few of either.
     """
-    if min(len(samples), len(reference)) <= neighbors:
+    count = len(reference.features if isinstance(reference, Balls) else reference)
+    if min(len(samples), count) <= neighbors:
         raise UserError(
-            f"precision and recall of {len(samples)} samples and {len(reference)} reference images need more than "
+            f"precision and recall of {len(samples)} samples and {count} reference images need more than "
             f"{neighbors} of both; give more"
         )
-    dense = min(DENSITY_NEIGHBORS, len(reference) - 1)
-    (real, real_dense), (own,) = _radii(reference, (neighbors, dense)), _radii(samples, (neighbors,))
+    real = reference if isinstance(reference, Balls) else Balls.around(reference, neighbors)
+    own = Balls.around(samples, neighbors)
     realistic, balls = np.zeros(len(samples), bool), 0
-    recalled, covered = np.zeros(len(reference), bool), np.zeros(len(reference), bool)
+    recalled, covered = np.zeros(count, bool), np.zeros(count, bool)
     for start in range(0, len(samples), BLOCK):
         rows = slice(start, start + BLOCK)
-        apart = cdist(samples[rows], reference)
-        realistic[rows] = (apart <= real).any(1)
-        recalled |= (apart <= own[rows, None]).any(0)
-        within = apart <= real_dense
+        apart = _apart(samples[rows], real.features).numpy()
+        realistic[rows] = (apart <= real.radii).any(1)
+        recalled |= (apart <= own.radii[rows, None]).any(0)
+        within = apart <= real.dense
         balls += int(within.sum())
         covered |= within.any(0)
-    return PrecisionRecall(
-        float(realistic.mean()), float(recalled.mean()), balls / (dense * len(samples)), float(covered.mean())
-    )
-
-
-def _radii(a: Array, neighbors: tuple[int, ...]) -> list[Array]:
-    """Distance of each of [N, D] to its k-th nearest other one, for some k; [N] each."""
-    found = np.empty((len(neighbors), len(a)))
-    for start in range(0, len(a), BLOCK):
-        rows = cdist(a[start : start + BLOCK], a)
-        found[:, start : start + BLOCK] = np.partition(rows, neighbors, axis=1)[:, neighbors].T
-    return list(found)
+    density = balls / (min(DENSITY_NEIGHBORS, count - 1) * len(samples))
+    return PrecisionRecall(float(realistic.mean()), float(recalled.mean()), density, float(covered.mean()))
 
 
 def bootstrap_interval(
@@ -151,6 +184,15 @@ def nearest_distances(queries: Pixels, references: Pixels) -> Array:
             nearest[i : i + 512] = np.minimum(nearest[i : i + 512], squared.min(1))
     distances: Array = np.sqrt(nearest)
     return distances
+
+
+def lower_to_nearest(nearest: Array, images: ImageSet, others: Pixels) -> None:
+    """Lowers ``nearest`` [N], in place, to each image's distance to the closest of ``others`` where that is less."""
+    done = 0
+    for chunk in images.chunks():
+        own = nearest[done : done + len(chunk)]
+        np.minimum(own, nearest_distances(chunk, others), out=own)
+        done += len(chunk)
 
 
 def memorised_share(samples: Array, heldout: Array) -> tuple[float, float]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -16,6 +15,7 @@ from udit.evaluation import frechet, metrics
 from udit.evaluation.gathered import KEPT
 from udit.evaluation.image_set import ImageSet
 from udit.evaluation.judges import SEED, judge_of
+from udit.evaluation.real import RealImages
 from udit.evaluation.report import Report
 from udit.evaluation.rows import Rows
 from udit.evaluation.trust import Trust
@@ -54,33 +54,25 @@ def score_with_judge(
     require_scorable(source.labels, parts)
     generated = _checked(images, labels, source, parts)
     judge = judge_of(source, parts, config.judge_steps, judge_path, mirrored=mirrored)
-    test = ImageSet.of_source(source, parts.test).kept()
-
-    features, right, done = [], 0, 0
-    near_samples, near_test = np.full(len(generated), np.inf), np.full(len(test), np.inf)
-    digest = hashlib.sha256(repr(generated.shape).encode())
+    known = RealImages.of(judge, source, parts)
+    reference, real = known.balls.features, known.test
+    near_samples = np.full(len(generated), np.inf)
     for chunk in ImageSet.of_source(source, parts.train).chunks():
-        features.append(judge.features(chunk))
-        right += int((judge.classes(features[-1]) == source.labels[parts.train[done : done + len(chunk)]]).sum())
-        _lower(near_samples, generated, chunk)
-        _lower(near_test, test, chunk)
-        digest.update(chunk.tobytes())
-        done += len(chunk)
-
-    reference, drawn, real = np.concatenate(features), generated.map(judge.features), test.map(judge.features)
+        metrics.lower_to_nearest(near_samples, generated, chunk)
+    drawn = generated.map(judge.features)
     statistics = frechet.Statistics.of(reference)
     unlimited = frechet.measure(drawn, statistics)
     subsets = np.array_split(drawn, 5) if len(drawn) >= 10 else [drawn]
-    shares = metrics.precision_recall(samples=drawn, reference=reference)
+    shares = metrics.precision_recall(samples=drawn, reference=known.balls)
     count = min(len(drawn), len(real))
     agreed = judge.classes(drawn) == np.array(labels, np.int64)
     agreement = float(agreed.mean())
     trust = Trust.of(judge.classes(real), source.labels[parts.test])
-    memorised, memorised_real = metrics.memorised_share(near_samples, near_test)
+    memorised, memorised_real = metrics.memorised_share(near_samples, known.nearest)
     space = {
         "extractor": judge.described,
         "extractor_sha256": judge.fingerprint,
-        "reference_sha256": digest.hexdigest(),
+        "reference_sha256": known.digest,
     }
     some, real_rows = (np.arange(min(n, KEPT)) * n // min(n, KEPT) for n in (len(drawn), len(reference)))
     keep(Rows(drawn[some], agreed[some], statistics, reference[real_rows], space | {"inception": False}))
@@ -104,13 +96,13 @@ def score_with_judge(
         judge_on_test=trust.accuracy,
         judge_chance=trust.chance,
         judge_warning=trust.warning(),
-        judge_on_train=right / len(parts.train),
+        judge_on_train=known.right / len(parts.train),
         memorised=memorised,
         memorised_real=memorised_real,
         protocol=json.loads(json.dumps(protocol)),
         judge=judge.name,
         judge_sha256=judge.fingerprint,
-        reference_sha256=digest.hexdigest(),
+        reference_sha256=known.digest,
         reference_count=len(parts.train),
     )
 
@@ -126,12 +118,3 @@ def _checked(images: Pixels | ImageSet, labels: Sequence[int], source: Source, p
             f"of uint8 {list(shape)} and a label for each"
         )
     return generated.kept()
-
-
-def _lower(nearest: frechet.Array, images: ImageSet, others: Pixels) -> None:
-    """Lowers ``nearest`` [N], in place, to each image's distance to the closest of ``others`` where that is less."""
-    done = 0
-    for chunk in images.chunks():
-        own = nearest[done : done + len(chunk)]
-        np.minimum(own, metrics.nearest_distances(chunk, others), out=own)
-        done += len(chunk)
