@@ -48,8 +48,8 @@ TINY: dict[str, Any] = {
 """Overrides of U-DiT-S: two levels, 2 channels, 5 classes, 8x8."""
 
 
-def quick(names: Iterable[str], which: Container[str] = ("U-DiT-tiny", "DiT-tiny")) -> list[Any]:
-    """Parameters of a test: the names in ``which`` run each time, all others with the slow tests."""
+def quick(names: Iterable[Any], which: Container[Any] = ("U-DiT-tiny", "DiT-tiny")) -> list[Any]:
+    """Parameters of a test: what is in ``which`` runs each time, all others with the slow tests."""
     return [name if name in which else pytest.param(name, marks=pytest.mark.slow) for name in names]
 
 

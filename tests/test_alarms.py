@@ -123,6 +123,7 @@ def test_spike_is_told_with_its_samples_and_followed_by_what_is_asked_for(
         assert text.endswith("back to the weights of step 20")
 
 
+@pytest.mark.slow
 def test_rollback_after_an_interruption_is_the_one_without(spiking: None, data: list[str], tmp_path: Path) -> None:
     overrides = small(tmp_path, data, "training.on_spike=rollback", "training.keep=3")
     whole = weights_after(tmp_path / "whole", overrides)

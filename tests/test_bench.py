@@ -151,6 +151,7 @@ def test_networks_too_large_together_are_in_memory_one_at_a_time(
     assert [(row["subject"], len(row["seconds"])) for row in rows] == [("DiT-tiny", 2), ("U-DiT-tiny", 2)]
 
 
+@pytest.mark.slow
 def test_rows_before_an_interruption_are_in_the_files(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

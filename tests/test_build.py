@@ -269,6 +269,7 @@ def test_fused_model_learns(tiny: nn.Module) -> None:
 OPERATIONS = ("train", "eval", "save and load", "deepcopy", "fuse", "forward", "export", "requires_grad", "zero_grad")
 
 
+@pytest.mark.slow
 @settings(max_examples=5)
 @given(st.lists(st.sampled_from(OPERATIONS), min_size=50, max_size=50))
 def test_no_sequence_of_calls_changes_a_bit_of_the_weights(operations: list[str]) -> None:

@@ -57,6 +57,7 @@ def files(out: Path) -> set[str]:
     return {name for name in names if not name.startswith("tensorboard/")}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", FAULTS)
 def test_failing_by_product_is_a_warning_and_costs_nothing_else(
     sound: Path, tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture

@@ -103,6 +103,7 @@ def test_sizes_meet_the_budget_within_two_per_cent(name: str, budget: str) -> No
     assert found.measured == getattr(found, budget)
 
 
+@pytest.mark.slow
 def test_a_depth_that_is_given_stays() -> None:
     """Only width, heads and FFN change then."""
     system = System(name="DiT", model={"name": "DiT-tiny", "depth": 3})
@@ -140,6 +141,7 @@ def test_members_of_a_seed_have_the_same_images_and_noise(small: Comparison, tmp
     assert noise(one) != noise(one.replace(seed=1))
 
 
+@pytest.mark.slow
 def test_a_network_that_draws_other_noise_is_not_on_the_same_axis(small: Comparison, tmp_path: Path) -> None:
     """A U that drops labels by itself at each level draws more numbers, and so other noise."""
     run = member_task(small, tmp_path).run_in(tmp_path)

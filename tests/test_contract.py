@@ -325,6 +325,7 @@ SLOW += ("Latte-L/2", "Latte-XL/2", "Latte-XL/2-uncond", "MMDiT-SD3.5-medium", "
 SLOW += ("DiCo-B", "DiCo-L", "DiCo-XL", "DiCo-H")
 SLOW += ("U-DiT-L", "U-DiT-L-vanilla", "U-DiT-B-vanilla", "U-ViT-L/4", "U-ViT-L/4-512", "U-ViT-H/4-512", "DiT-B/8")
 SLOW += ("MMDiT-SD3.5-large", "MMDiT-SD3-medium", "Wan2.1-1.3B", "PDE-Transformer-S", "U-DiT-S-vanilla", "ADM-64")
+SLOW += ("Skip-DiT-XL/2", "FiT-XL/2", "LightningDiT-XL/1", "DiC-S", "DiCo-S")
 SLOW += (
     "U-DiT-B",
     "DiT-XL/2",

@@ -92,7 +92,7 @@ SAMPLED = [
 
 
 @pytest.mark.parametrize(("schedule", "sampler", "limits"), SAMPLED, ids=[row[1] for row in SAMPLED])
-@pytest.mark.parametrize("cached", [False, True])
+@pytest.mark.parametrize("cached", quick((False, True), (False,)))
 def test_no_step_of_sampling_waits_for_the_gpu(
     schedule: Schedule, sampler: str, limits: dict[str, Any], cached: bool
 ) -> None:

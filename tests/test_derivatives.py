@@ -341,6 +341,7 @@ def test_tangents_of_image_and_time_are_those_that_a_mean_flow_needs(name: str) 
         assert float(reverse) != 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("recompute", [True, "selective"])
 @pytest.mark.parametrize("name", ["U-DiT-tiny", "DiC-tiny", "HDiT-tiny"])
 def test_networks_that_recompute_activations_have_them_too(name: str, recompute: Any) -> None:

@@ -207,6 +207,7 @@ def test_conditions_of_both_times_are_computed_once() -> None:
         torch.testing.assert_close(step.x, plain.x, rtol=0, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_run_of_mean_flow_resumes_to_the_bit_and_samples(tmp_path: Path) -> None:
     cut_and_resumed(tmp_path, [*MEAN_FLOW, "training.accumulation=2"])
     system = udit.load(tmp_path / "whole" / "model")
@@ -309,6 +310,7 @@ def origin(tmp_path: Path) -> Callable[..., Path]:
 FLOW = ("diffusion={kind: flow, path: gvp}", "sampling={sampler: flow-euler, steps: 2, guidance: 2.0}")
 
 
+@pytest.mark.slow
 def test_tuning_goes_on_from_a_flow_and_resumes_to_the_bit(tmp_path: Path, origin: Callable[..., Path]) -> None:
     keys = ["diffusion={kind: consistency, stages: 3, stage_steps: 2}", "sampling={}", f"init_from={origin(*FLOW)}"]
     run = small_run(tmp_path / "x", *keys)

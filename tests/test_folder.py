@@ -129,6 +129,7 @@ def test_too_little_room_for_a_checkpoint_is_refused_and_the_lock_given_back(tmp
     RunLock(tmp_path).release()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("script", "wanted"),
     [
@@ -191,7 +192,8 @@ def test_keys_that_may_change_may_and_no_other(tmp_path: Path, one_line: OneLine
     changed |= {f"training.{key}" for key, value in old["training"].items() if new["training"][key] != value}
     of_other_data = {"latents", "data.root", "data.test_root", "data.labels", "data.verify"}
     of_texts = {"text.source", "text.revision"}
-    assert changed == MAY_CHANGE - of_other_data - of_texts
+    of_cuda = {"training.cuda_graphs"}
+    assert changed == MAY_CHANGE - of_other_data - of_texts - of_cuda
     here, there = (
         {"latents": place, "data": dict.fromkeys(("root", "test_root", "labels", "verify"), place)} for place in "ab"
     )

@@ -68,6 +68,7 @@ def test_single_process_trains_to_the_bits_of_whole_weights(tmp_path: Path) -> N
     assert whole == halves
 
 
+@pytest.mark.slow
 def test_run_may_change_between_whole_and_split_weights(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     train(tmp_path / "unbroken", "training.steps=6")
     with caplog.at_level(logging.INFO):

@@ -120,6 +120,7 @@ def test_kernels_belong_to_the_operators_that_launched_them() -> None:
     assert busy == pytest.approx(0.65 + 0.3)
 
 
+@pytest.mark.slow
 def test_rows_of_a_gpu(gpu: StandIn, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = tmp_path / "bench.json"
     out = succeeds(capsys, "bench", *WORDS, "--precision", "bfloat16", "--json", str(file))

@@ -46,6 +46,7 @@ def test_official_outputs_and_gradient_norms(name: str) -> None:
     assert {"skipped_keys", "no_grad_params"} <= compared
 
 
+@pytest.mark.slow
 def test_products_grow_with_image_and_text() -> None:
     config = find("MMDiT-SD3-medium").config
     assert round(cost(config, (32, 32)).macs / 1e9, 2) == 289.41

@@ -251,6 +251,7 @@ def tensors(example: Example) -> tuple[Tensor, ...]:
     return tuple(x for x in example.arguments if isinstance(x, Tensor))
 
 
+@pytest.mark.slow
 @once
 @torch.no_grad()
 def test_exported_programs_know_torch_alone(case: Any) -> None:

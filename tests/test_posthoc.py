@@ -262,6 +262,7 @@ def test_python_gives_the_model_that_make_writes(run: Path, tmp_path: Path, caps
     assert short.error > 0.05
 
 
+@pytest.mark.slow
 def test_sweep_scores_lengths_on_one_protocol(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = ["ema", "sweep", str(run), "--sigma-rels", "0.05", "--sigma-rels", "0.1", "--n", "20", "--no-progress"]
     said = succeeds(capsys, *words)
