@@ -125,6 +125,7 @@ def test_alignment_is_trained_and_stays_out_of_the_model(data: list[str], tmp_pa
     assert [tuple(held[f"{i}.weight"].shape) for i in (0, 2, 4)] == [(12, 16), (12, 12), (5, 12)]
 
 
+@pytest.mark.slow
 def test_resuming_goes_on_with_the_projector(data: list[str], tmp_path: Path) -> None:
     more = ["training.accumulation=2"]
     unbroken, resumed = tmp_path / "unbroken", tmp_path / "resumed"

@@ -35,6 +35,7 @@ def test_macs_on_512_pixels_are_the_published_ones(name: str, published: str) ->
     assert f"{cost(CATALOG[name].config, (64, 64)).macs / 1e9:.2f}" == published
 
 
+@pytest.mark.slow
 def test_macs_of_u_dit_b_split_over_levels_as_measured() -> None:
     """Attention and FFN of every stage, and the convolutions between them."""
     macs = count(udit.fuse(udit.build("U-DiT-B", device="meta")))

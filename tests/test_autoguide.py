@@ -89,6 +89,7 @@ def test_another_kind_drops_the_keys_of_the_former() -> None:
         own.replace(guidance_levels=(0.1, 5.0), guidance_interval=(0.2, 0.8))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("diffusion", [FlowConfig(), DDPMConfig(), EDMConfig()], ids=lambda config: config.kind)
 def test_images_are_the_same_in_any_batch_and_not_those_of_another_kind(kind: str, diffusion: Process) -> None:
@@ -288,6 +289,7 @@ class Exported(nn.Module):
         return self.network[0](x, t, y)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_graphs_are_guided_like_networks(kind: str) -> None:
     model = system(**KINDS[kind])

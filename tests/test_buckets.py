@@ -131,6 +131,7 @@ def test_all_ranks_and_parts_of_a_step_have_one_shape(mixed: Path, world: int, a
                 assert batch.ids == [drawn[position] for position in batch.positions]
 
 
+@pytest.mark.slow
 def test_training_on_buckets_resumes_to_the_same_bits_from_images_and_from_latents(mixed: Path, tmp_path: Path) -> None:
     words = [*WORDS, f"data.root={mixed}", "data.flip=true"]
     encode(small_run(tmp_path / "out", *words), tmp_path / "latents", progress=False, shard_size=7)

@@ -157,6 +157,7 @@ def test_small_step_is_not_estimated(tmp_path: Path, monkeypatch: pytest.MonkeyP
     Trainer(small_run(tmp_path))
 
 
+@pytest.mark.slow
 def test_large_step_is_extrapolated_exactly(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = small_run(tmp_path, "training.batch_size=36")
     counted = estimate(run)

@@ -431,6 +431,7 @@ def test_every_claim_about_systems_names_members_that_a_file_trains() -> None:
             )
 
 
+@pytest.mark.slow
 def test_images_are_drawn_of_all_members(tmp_path: Path) -> None:
     """Of systems with two seeds or more."""
     found = members(("a", 1e6, [1.0]), ("b", 1e6, [2.0]), ("b", 4e6, [1.0]))

@@ -322,6 +322,7 @@ def test_old_name_of_the_codec_still_reads() -> None:
     assert SystemConfig(model=model, codec="identity").codec == IdentityCodec()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["space-to-depth", "vae"])
 def test_run_in_latents_trains_resumes_and_samples_pixels(tmp_path: Path, folder: Path, kind: str) -> None:
     words = [*image_folder(tmp_path / "data"), "training.sample_every=2", f"codec.kind={kind}"]

@@ -38,7 +38,6 @@ from udit.training.signals import StopFlag
 
 MODEL = {"family": "U-DiT", "width": 8, "heads": 1, "depths": [1]}
 """A network of one block."""
-OTHER_SIZES = (("DiT", "parameters"), ("U-ViT", "macs"), ("DiCo", "macs"))
 STEPS = ["training.steps=8", "training.batch_size=4", "training.lr_warmup=0", "training.save_every=2"]
 
 
@@ -87,12 +86,10 @@ def member_task(comparison: Comparison, out: Path, system: int = 0) -> Task:
 # ---- sizes -----------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "budget"),
-    [
-        ("U-DiT-tiny", "macs"),
-        *(pytest.param(f"{name}-tiny", what, marks=pytest.mark.slow) for name, what in OTHER_SIZES),
-    ],
+    [("U-DiT-tiny", "macs"), ("DiT-tiny", "parameters"), ("U-ViT-tiny", "macs"), ("DiCo-tiny", "macs")],
 )
 def test_sizes_meet_the_budget_within_two_per_cent(name: str, budget: str) -> None:
     """What is counted is the solved model's own count, and its heads are ones that the network takes."""
@@ -181,6 +178,7 @@ class StopsSoon(StopFlag):
         """It is set by looks alone."""
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("no_curves")
 def test_a_member_that_is_stopped_and_started_again_ends_with_the_same_scores(
     small: Comparison, tmp_path: Path
@@ -208,6 +206,7 @@ def test_a_member_that_is_stopped_and_started_again_ends_with_the_same_scores(
     assert scored == ["branch-0", "branch-1"]
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("no_curves")
 def test_a_branch_decays_to_zero_and_the_training_goes_on_at_a_constant_rate(small: Comparison, tmp_path: Path) -> None:
     """The last rate of each branch is a small share of the training's."""
@@ -226,6 +225,7 @@ def test_a_branch_decays_to_zero_and_the_training_goes_on_at_a_constant_rate(sma
     assert [point.macs for point in found.points] == [task.size.macs * 3 * 4 * step for step in (4, 8)]
 
 
+@pytest.mark.slow
 def test_a_task_that_another_process_works_on_is_left_to_it(small: Comparison, tmp_path: Path) -> None:
     """The lock is the claim; once it is free the task can be done."""
     task = member_task(small, tmp_path)
@@ -428,6 +428,7 @@ def test_a_member_reads_back_as_it_was_written(tmp_path: Path) -> None:
 # ---- report ----------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_the_report_is_one_file_that_asks_for_no_other(tmp_path: Path) -> None:
     """Equal members make equal bytes; names are escaped; what failed is said beside what did not."""
     comparison, members = of_two(2)

@@ -229,6 +229,7 @@ def test_two_ranks_resume_to_the_bit(tmp_path: Path, keys: list[str]) -> None:
     assert state_hash(tmp_path / "cut") == state_hash(tmp_path / "whole")
 
 
+@pytest.mark.slow
 def test_its_memory_is_counted_before_it_trains(tmp_path: Path) -> None:
     alike = estimate(small_run(tmp_path, "diffusion={kind: flow}", "sampling.sampler=flow-euler"))
     two = estimate(small_run(tmp_path, *MEAN_FLOW))

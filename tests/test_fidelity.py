@@ -104,6 +104,7 @@ def test_inception_sees_what_torch_fidelity_sees(
     assert seen.pool.std(0).max() > 0
 
 
+@pytest.mark.slow
 def test_spatial_features_are_seven_channels_of_mixed_6_at_289_places(
     inception: Fidelity, images: np.ndarray, seen: Features
 ) -> None:

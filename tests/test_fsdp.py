@@ -79,6 +79,7 @@ def test_run_may_change_between_whole_and_split_weights(tmp_path: Path, caplog: 
     assert state_hash(tmp_path / "out") == state_hash(tmp_path / "unbroken")
 
 
+@pytest.mark.slow
 def test_fork_of_split_weights_goes_on_with_their_bits(tmp_path: Path) -> None:
     train(tmp_path / "run", "training.steps=6", FSDP)
     made = udit.fork(tmp_path / "run", tmp_path / "fork", checkpoint=3)

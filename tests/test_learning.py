@@ -287,6 +287,7 @@ def test_shift_by_resolution_becomes_a_number() -> None:
     assert run.plain()["diffusion"]["shift"] == 2.0
 
 
+@pytest.mark.slow
 def test_picture_shows_times_and_weights(tmp_path: Path) -> None:
     run = load_run("digits", ["diffusion.predict=x0", "diffusion.error=velocity", "diffusion.density=logit-normal"])
     fraction, weight = weights(run)

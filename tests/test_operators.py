@@ -189,6 +189,7 @@ def backwards(function: operator.Operator) -> list[operator.Function]:
     return [x for x in vars(module).values() if type(x) is operator.Function]
 
 
+@pytest.mark.slow
 @once
 def test_torch_finds_the_operator_whole(case: Any) -> None:
     """Schema, fake shapes and types, autograd registration, and tracing with and without dynamic shapes."""

@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 import udit
+from conftest import quick
 from runs import finish, finished_at, launch, metrics, small_run, state_hash, train
 from udit.dist import World
 from udit.errors import UserError
@@ -218,7 +219,7 @@ def cut_and_resumed(out: Path, overrides: list[str]) -> None:
     assert metrics(out / "cut") == metrics(out / "whole")
 
 
-@pytest.mark.parametrize("name", RECIPES)
+@pytest.mark.parametrize("name", quick(RECIPES, list(RECIPES)[:2]))
 def test_run_resumes_to_the_bit(tmp_path: Path, name: str) -> None:
     cut_and_resumed(tmp_path, RECIPES[name])
 

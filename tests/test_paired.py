@@ -42,6 +42,7 @@ def shares(measure: Callable[[Array, Array], Difference], truth: float, rounds: 
     )
 
 
+@pytest.mark.slow
 def test_interval_of_a_frechet_difference_covers_the_truth() -> None:
     """95 % of 150 rounds within three deviations of chance; the debiased difference is right on average."""
     covered, paired_width = shares(lambda a, b: paired.frechet_difference(a, b, REAL), TRUTH, 150, 200)
@@ -127,6 +128,7 @@ def test_influence_on_mind_is_what_a_sample_put_in_the_place_of_another_moves_it
         assert 30 * moved == pytest.approx(found[k] - found[other], rel=1e-9)
 
 
+@pytest.mark.slow
 def test_interval_of_a_mind_difference_covers_the_expected_one() -> None:
     g = np.random.default_rng(7)
     reference = g.standard_normal((150, WIDTH))

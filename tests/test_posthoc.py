@@ -199,6 +199,7 @@ def all_bits(out: Path) -> dict[str, Tensor]:
     }
 
 
+@pytest.mark.slow
 def test_averages_are_part_of_checkpoints_and_resume_to_the_same_bits(
     run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

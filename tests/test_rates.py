@@ -17,6 +17,7 @@ from udit.tuning.rates import FILE, Rates, Tried, shortened
 OneLine = Callable[[BaseException], str]
 
 
+@pytest.mark.slow
 def test_rates_are_compared_from_the_same_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = small_run(tmp_path / "run", "training.clip_norm=null")
     told: list[Tried] = []

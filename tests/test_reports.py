@@ -118,6 +118,7 @@ def test_a_run_without_a_judge_is_refused_before_anything_is_drawn(
     assert not (lacking / "evaluation").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("nothing_is_drawn")
 def test_references_weights_lengths_and_room_are_checked_before_anything_is_drawn(
     run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -14,6 +14,7 @@ import pytest
 from safetensors.torch import load_file
 
 import udit
+from conftest import quick
 from runs import (
     finished_at,
     image_folder,
@@ -82,7 +83,7 @@ def assert_same_run(out: Path, unbroken: Path) -> None:
         assert (out / "model" / name).read_bytes() == (unbroken / "model" / name).read_bytes()
 
 
-@pytest.mark.parametrize("cut", [1, 3, 4, 5, 10])
+@pytest.mark.parametrize("cut", quick((1, 3, 4, 5, 10), (3, 4)))
 def test_run_that_died_within_a_step_ends_at_the_same_bits(unbroken: Path, tmp_path: Path, cut: int) -> None:
     crash(tmp_path, before=cut)
     assert train(tmp_path, STEPS) == finished_at(tmp_path, 10)
@@ -128,7 +129,16 @@ def test_no_sample_is_lost_or_repeated_over_epochs(tmp_path: Path, monkeypatch: 
 
 @pytest.mark.parametrize(
     "change",
-    ["training.save_every=2", "training.keep=4", "training.log_every=4", "training.sample_every=2", "sampling.steps=2"],
+    quick(
+        (
+            "training.save_every=2",
+            "training.keep=4",
+            "training.log_every=4",
+            "training.sample_every=2",
+            "sampling.steps=2",
+        ),
+        ("training.save_every=2", "training.sample_every=2"),
+    ),
 )
 def test_key_that_may_change_changes_no_weight(half: Path, unbroken: Path, change: str) -> None:
     assert train(half, STEPS, change) == finished_at(half, 10)

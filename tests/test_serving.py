@@ -270,6 +270,7 @@ def test_requests_are_answered_refused_in_order_cancelled_and_late(tmp_path: Pat
         pass
 
 
+@pytest.mark.slow
 def test_a_killed_worker_is_replaced_and_only_what_kills_it_is_lost(tmp_path: Path) -> None:
     with dispatching(tmp_path) as dispatcher:
         answers: dict[str, Any] = {}

@@ -248,6 +248,7 @@ def test_cached_hub_model_is_loaded_offline(folder: Path, tmp_path: Path, monkey
     assert udit.load("owner/name").config == udit.load(folder).config
 
 
+@pytest.mark.slow
 def test_hub_model_brings_its_vae_and_only_the_weights_that_are_asked_for(
     system: System, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -205,6 +205,7 @@ def forward(model: nn.Module, *args: Any) -> Tensor:
         return model(*args)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("depths", [(1,), (1, 2, 1), (1, 1, 1, 1, 1), (1, 1, 1, 1, 1, 1, 1)], ids=len)
 @pytest.mark.parametrize("learn_sigma", [True, False])
 def test_any_number_of_levels_runs(depths: tuple[int, ...], learn_sigma: bool) -> None:
@@ -327,6 +328,7 @@ def test_checkpointed_activations_give_identical_gradients(tiny: nn.Module) -> N
         assert all(torch.equal(gradient, gradients[0]) for gradient in gradients)
 
 
+@pytest.mark.slow
 def test_selective_checkpointing_takes_less_memory_and_recomputes_no_product(tiny: nn.Module) -> None:
     x, t, y = batch(tiny, size=16)
 
@@ -403,6 +405,7 @@ def test_autocast_to_bfloat16_stays_near_single(tiny: nn.Module) -> None:
     assert (half.float() - exact).abs().max() < 0.03 * exact.abs().max()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32], ids=str)
 @pytest.mark.parametrize("size", [0.0, 1e-6, 1e3])
 def test_inputs_of_extreme_size_stay_finite(tiny: nn.Module, dtype: torch.dtype, size: float) -> None:

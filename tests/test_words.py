@@ -111,6 +111,7 @@ def test_phrases_are_found_in_comments_messages_names_and_across_lines(text: str
     assert len(found("src/udit/x.py", text)) == 1
 
 
+@pytest.mark.slow
 def test_images_are_called_images_in_names() -> None:
     slips = []
     for path in sorted((ROOT / "src").rglob("*.py")):
