@@ -72,6 +72,7 @@ def test_fusing_keeps_the_output_and_modes_keep_the_weights(model: nn.Module) ->
     assert model_from(plain) == model.config
 
 
+@pytest.mark.slow
 def test_training_reaches_every_parameter(model: nn.Module) -> None:
     y = batch(model)[2]
     before, after = learns(udit.build(model.config), y)
@@ -97,6 +98,7 @@ def test_half_precision_is_close(model: nn.Module) -> None:
     assert near(mixed.float(), exact, 0.05)
 
 
+@pytest.mark.slow
 def test_recomputed_activations_give_the_same_gradients(model: nn.Module) -> None:
     grads = []
     for enabled in (False, True):

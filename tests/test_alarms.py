@@ -103,6 +103,7 @@ def weights_after(out: Path, overrides: list[str]) -> dict[int, float]:
     }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("policy", ["warn", "skip", "rollback"])
 def test_spike_is_told_with_its_samples_and_followed_by_what_is_asked_for(
     policy: str, spiking: None, data: list[str], tmp_path: Path, caplog: pytest.LogCaptureFixture

@@ -85,6 +85,7 @@ BLOCKS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", BLOCKS)
 def test_the_middle_block_is_found_in_the_order_of_running(name: str) -> None:
     count, *wanted = BLOCKS[name]
@@ -109,6 +110,7 @@ def test_a_cache_holds_features_of_images_and_their_mirror_images(data: list[str
         assert torch.equal(torch.from_numpy(cache.features(9, mirrored)), wanted)
 
 
+@pytest.mark.slow
 def test_alignment_is_trained_and_stays_out_of_the_model(data: list[str], tmp_path: Path) -> None:
     train(tmp_path / "with", *data, *U, "training.steps=3")
     train(tmp_path / "without", *data, "model.depths=[1,1,1]", "training.steps=3")

@@ -150,6 +150,7 @@ def test_command_refuses_settings_that_make_no_sense(
 # ---- autoguidance ----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("diffusion", [FlowConfig(), DDPMConfig(), EDMConfig()], ids=lambda config: config.kind)
 def test_autoguided_system_compares_with_the_weaker_one(diffusion: Process) -> None:
     strong, weak = system(diffusion), system(diffusion, seed=1)

@@ -59,6 +59,7 @@ def last(denoise: Denoiser | Guided, size: int = 2, **how: object) -> Tensor:
     return [step.x for step in sample(denoise, x, y=torch.tensor([1, 4, 3])[:size], steps=8, **how)][-1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("guided", [False, True])
 @pytest.mark.parametrize("forecast", [False, True])
 def test_refreshed_at_every_call_no_bit_changes(network: nn.Module, guided: bool, forecast: bool) -> None:

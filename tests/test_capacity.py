@@ -136,6 +136,7 @@ def test_what_cannot_fit_is_refused_and_what_might_is_a_warning(
         assert caplog.messages == [shortage(run, HUGE, AtHand(10 * GB, most, "here"))]
 
 
+@pytest.mark.slow
 def test_impossible_batch_is_refused_before_the_folder_is_made(
     tmp_path: Path, error_of: ErrorOf, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

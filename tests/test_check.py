@@ -27,6 +27,7 @@ def _cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
 
 
+@pytest.mark.slow
 def test_every_bad_file_is_one_line_in_little_memory(tmp_path: Path) -> None:
     root = troubled(tmp_path / "data")
     assert (root / "class-4" / "bomb.png").stat().st_size < 10_000

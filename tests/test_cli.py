@@ -239,6 +239,7 @@ def test_impossible_device_is_refused(tmp_path: Path, error_of: ErrorOf) -> None
 RANK_1 = {"WORLD_SIZE": "2", "RANK": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("variables", "wanted"),
     [

@@ -312,6 +312,7 @@ def drawn(guided: Guided, sampler: str, seeds: list[int], cache: StepCache | Non
     return last.x
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("kind", "process", "sampler"), RUNS)
 def test_image_is_the_same_in_any_batch_and_in_every_run(kind: str, process: str, sampler: str) -> None:
     """Nothing passes from one image to another, nor from one run to the next."""

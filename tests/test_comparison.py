@@ -128,6 +128,7 @@ def test_a_budget_of_seconds_is_met_by_what_is_measured() -> None:
 # ---- fairness --------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_members_of_a_seed_have_the_same_images_and_noise(small: Comparison, tmp_path: Path) -> None:
     """Whatever the network; another seed has others."""
     one, other = (member_task(small, tmp_path, system).run_in(tmp_path) for system in (0, 1))
@@ -238,6 +239,7 @@ def test_a_task_that_another_process_works_on_is_left_to_it(small: Comparison, t
     lock.release()
 
 
+@pytest.mark.slow
 def test_a_member_that_fails_says_why_in_one_line(small: Comparison, tmp_path: Path) -> None:
     """Its data are gone: the others are not concerned."""
     task = member_task(small, tmp_path)
@@ -250,6 +252,7 @@ def test_a_member_that_fails_says_why_in_one_line(small: Comparison, tmp_path: P
     assert "\n" not in failure["error"]
 
 
+@pytest.mark.slow
 def test_an_unknown_system_does_not_hold_up_the_others(small: Comparison, tmp_path: Path) -> None:
     """It is one line of the report; without any other system it is an error."""
     plan = plan_of(small.replace(systems=("U-DiT-tinny", *small.systems)), tmp_path)

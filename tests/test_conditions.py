@@ -47,6 +47,7 @@ def test_gathering_keeps_the_tree() -> None:
     assert rows.tolist() == [[4, 5], [4, 5], [0, 1]]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("diffusion", [FlowConfig(), DDPMConfig(), EDMConfig()], ids=lambda config: config.kind)
 @pytest.mark.parametrize("guidance", [1.0, 2.0])
 def test_images_are_the_same_and_conditions_computed_once(

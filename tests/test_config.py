@@ -63,6 +63,7 @@ RECIPE = read_recipe("digits")
 COMPLETE = load_run("digits").plain()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("values", [RECIPE, COMPLETE], ids=["recipe", "complete run"])
 def test_every_misspelt_key_is_refused_and_the_right_one_named(values: dict[str, Any], one_line: Callable) -> None:
     named = total = 0
@@ -230,6 +231,7 @@ ANYTHING = st.recursive(
 )
 
 
+@pytest.mark.slow
 @settings(max_examples=300)
 @given(st.sampled_from(list(paths(COMPLETE))), ANYTHING)
 def test_any_value_anywhere_resolves_or_is_a_one_line_error(path: Path_, value: Any) -> None:

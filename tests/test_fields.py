@@ -156,6 +156,7 @@ def test_images_are_trained_and_sampled_beside_a_condition(tmp_path: Path, kind:
     assert not torch.equal(other[0], torch.cat(list(system.generate([0], [0], condition=condition[:1])))[0])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name", [name for name, row in CATALOG.items() if name.endswith("-tiny") and row.config.clip_frames is None]
 )

@@ -49,6 +49,7 @@ def everything(folder: Path) -> dict[str, str]:
     return {str(path): hashlib.sha256(path.read_bytes()).hexdigest() for path in folder.rglob("*") if path.is_file()}
 
 
+@pytest.mark.slow
 def test_unchanged_fork_of_an_older_checkpoint_ends_with_the_bits_of_the_run(run: Path, tmp_path: Path) -> None:
     before = everything(run)
     made = udit.fork(run, tmp_path / "fork", checkpoint=3)

@@ -87,6 +87,7 @@ def test_fork_of_split_weights_goes_on_with_their_bits(tmp_path: Path) -> None:
     assert state_hash(made.out) == state_hash(tmp_path / "run")
 
 
+@pytest.mark.slow
 def test_averages_of_every_length_are_kept_and_written(tmp_path: Path) -> None:
     words = ["training.steps=4", "training.posthoc_ema.every=2"]
     train(tmp_path / "whole", *words)
@@ -97,6 +98,7 @@ def test_averages_of_every_length_are_kept_and_written(tmp_path: Path) -> None:
         assert (tmp_path / "split" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
 
 
+@pytest.mark.slow
 def test_damaged_shard_is_named_and_the_checkpoint_before_goes_on(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

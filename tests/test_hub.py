@@ -98,6 +98,7 @@ def without(values: dict[str, Any], key: str) -> dict[str, Any]:
     return {name: value for name, value in values.items() if name != key}
 
 
+@pytest.mark.slow
 def test_hub_data_set_is_read_whole_or_streamed_to_the_same_images(tmp_path: Path, call: Call) -> None:
     plain = {"path": "o/d", "size": 10, "test_split": "test"}
     with serving(FILES) as hub:

@@ -116,6 +116,7 @@ def system(diffusion: FlowConfig | DDPMConfig | None = None, **how: object) -> S
     return System(config, network)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sampler", ["flow-euler", "flow-sde", "ddpm"])
 def test_images_between_are_the_same_in_any_batch_and_end_at_the_ends(sampler: str) -> None:
     model = system(DDPMConfig() if sampler == "ddpm" else None, sampler=sampler, steps=4)

@@ -212,6 +212,7 @@ class Counting:
         return np.full((1, self.side, self.side), i % 251, np.uint8)
 
 
+@pytest.mark.slow
 def test_a_reference_of_a_large_data_set_takes_the_memory_of_a_few_chunks() -> None:
     source, count = Counting(64), 12 * CHUNK
     images = ImageSet.of_source(source, np.arange(count))  # type: ignore[arg-type]

@@ -137,6 +137,7 @@ def test_measured_normalisation_travels_with_the_run(cases: Cases, tmp_path: Pat
 # -- training ------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["identity", "space-to-depth"])
 @pytest.mark.parametrize("workers", [0, 2])
 def test_batches_of_a_lossless_codec_are_those_of_the_images(cases: Cases, kind: str, workers: int) -> None:
@@ -150,6 +151,7 @@ def test_batches_of_a_lossless_codec_are_those_of_the_images(cases: Cases, kind:
         assert torch.equal(codec.normalise(one.x), codec.normalise(codec.raw(other.x)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["identity", "space-to-depth"])
 def test_training_from_the_cache_ends_at_the_bits_of_the_uncached_run(cases: Cases, tmp_path: Path, kind: str) -> None:
     words = [*cases.words(kind), "training.steps=5", "training.sample_every=5"]
@@ -159,6 +161,7 @@ def test_training_from_the_cache_ends_at_the_bits_of_the_uncached_run(cases: Cas
     assert metrics(tmp_path / "cache") == metrics(tmp_path / "pictures")
 
 
+@pytest.mark.slow
 def test_float32_moments_train_as_the_vae_itself_does(cases: Cases, tmp_path: Path) -> None:
     encode(tmp_path / "full", cases.run("vae"), dtype="float32")
     train(tmp_path / "pictures", *cases.words("vae"), "training.steps=5")

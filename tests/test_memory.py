@@ -67,6 +67,7 @@ def test_estimate_is_what_a_step_takes(words: list[str]) -> None:
     assert estimate(run).total == pytest.approx(measured(run), rel=ERROR)
 
 
+@pytest.mark.slow
 def test_parts_are_those_of_the_weights_and_of_the_batch() -> None:
     one, two = estimate(tiny("training.batch_size=8")), estimate(tiny("training.batch_size=16"))
     assert (one.batch, two.batch) == (8, 16)
@@ -108,6 +109,7 @@ def test_ranks_share_the_batch_and_send_gradients() -> None:
         estimate(tiny("training.batch_size=16"), ranks=3)
 
 
+@pytest.mark.slow
 def test_dry_run_tells_the_memory_and_stays_yaml(capsys: pytest.CaptureFixture[str]) -> None:
     said = succeeds(capsys, "train", RECIPE, *SMALL, "--dry-run")
     assert parse_yaml(said, "it") == tiny().plain()
@@ -142,6 +144,7 @@ def test_every_shipped_recipe_is_estimated(tmp_path: Path) -> None:
         assert memory.total > memory.activations > memory.weights
 
 
+@pytest.mark.slow
 def test_residual_stream_in_float32_keeps_more_on_a_gpu() -> None:
     """Counted without one, of CUDA's operators."""
     words = "training.batch_size=8", "training.device=cuda", "training.precision=auto"

@@ -52,6 +52,7 @@ def test_every_message_that_can_be_provoked_is_in_our_words(tmp_path: Path, monk
     sound(list(messages.of_commands(messages.commands())))
 
 
+@pytest.mark.slow
 def test_a_missing_extra_has_one_wording() -> None:
     """Built in one place, which knows every extra that it names."""
     source = Path(udit.__file__).parent
@@ -199,6 +200,7 @@ def test_command_line_is_answered_with_what_to_write(words: list[str], said: str
     assert said in error_of(*words)
 
 
+@pytest.mark.slow
 def test_text_of_every_error_that_the_source_raises_is_in_our_words() -> None:
     """Also of those that no test provokes: what a damaged file of each kind would say, but for its values."""
     texts = set(messages.raise_sites(("UserError", "RunError", "ValueError")).values())

@@ -127,6 +127,7 @@ def test_folder_with_any_weights_keeps_its_settings(data: list[str], tmp_path: P
 ALLOCATOR = "[enforce fail at alloc_cpu.cpp:127] err == 0. DefaultCPUAllocator: can't allocate memory: you tried to "
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("error", [RuntimeError(f"{ALLOCATOR}allocate 8 bytes.\nError code 12"), MemoryError()])
 def test_running_out_of_memory_is_one_line_and_the_run_goes_on_in_less(
     data: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception, caplog: pytest.LogCaptureFixture

@@ -162,6 +162,7 @@ def drawn(system: System, images: Tensor, strength: float, batch_size: int = 64)
     return torch.cat(list(batches)).int()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["identity", "space-to-depth", "vae"])
 def test_images_are_encoded_as_for_training_and_the_same_in_any_batch(kind: str, tmp_path: Path) -> None:
     codecs: dict[str, Callable[[], CodecConfig]] = {

@@ -50,6 +50,7 @@ def test_diffusion_tower_agrees_with_the_reference() -> None:
     assert report.worst.error <= report.worst.limit
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [name for name in REFERENCE if name not in ("loss_t", "loss_x0_seed")])
 def test_any_array_a_thousandth_off_fails_alone(name: str, report: Callable) -> None:
     altered = report(REFERENCE | {name: REFERENCE[name] * 1.001})

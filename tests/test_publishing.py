@@ -220,6 +220,7 @@ def latent(tiny: nn.Module, tmp_path: Path) -> Path:
     return udit.save(System(config.replace(sampling=config.sampling.replace(steps=1)), tiny), tmp_path / "latent")
 
 
+@pytest.mark.slow
 def test_vae_of_this_machine_goes_along_and_its_place_is_not_told(
     latent: Path, tmp_path: Path, hub: WritableHub
 ) -> None:
@@ -271,6 +272,7 @@ def test_vae_is_asked_for_only_where_there_is_one(folder: Path, hub: WritableHub
 # -- refusals ------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "token", "wanted"),
     [

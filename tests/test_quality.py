@@ -152,6 +152,7 @@ def test_mistakes_are_one_line_errors(model: Path, tmp_path: Path, error_of: Err
     assert "is no run folder" in error_of("tune", str(model))
 
 
+@pytest.mark.slow
 def test_a_run_is_tuned_and_drawn_from(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

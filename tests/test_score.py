@@ -111,6 +111,7 @@ def test_kept_judge_is_used_again(judge_path: Path, real: Report) -> None:
     assert Judge.load(judge_path).fingerprint == real.judge_sha256
 
 
+@pytest.mark.slow
 def test_judge_of_other_images_or_steps_is_replaced(tmp_path: Path) -> None:
     path = tmp_path / "judge.safetensors"
     quick = CONFIG.replace(judge_steps=2)

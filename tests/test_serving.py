@@ -306,6 +306,7 @@ def test_a_killed_worker_is_replaced_and_only_what_kills_it_is_lost(tmp_path: Pa
         assert drawn(dispatcher, 8) == b"\10"
 
 
+@pytest.mark.slow
 def test_a_worker_that_does_not_come_back_is_told_of(tmp_path: Path) -> None:
     with mock.patch.object(dispatch, "PATIENCE", 0.05), dispatching(tmp_path) as dispatcher:
         (tmp_path / "weights").write_text("other")

@@ -233,6 +233,7 @@ def system_of(kind: str, sampler: str) -> System:
     return System(SystemConfig(model=model.config, diffusion=PROCESSES[kind], sampling=setting), model)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("kind", "sampler"), SAMPLED)
 def test_a_drawing_ends_with_the_images_of_the_library(kind: str, sampler: str) -> None:
     """Step by step and over several batches, and so from an image as well."""
