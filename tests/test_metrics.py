@@ -7,7 +7,9 @@ import pytest
 from scipy.linalg import sqrtm
 from scipy.stats import binomtest
 
+from udit.errors import UserError
 from udit.evaluation import metrics
+from udit.evaluation.metrics import Balls, precision_recall
 
 
 def exact_set(mean: np.ndarray, covariance: np.ndarray, count: int = 200) -> np.ndarray:
@@ -127,3 +129,15 @@ def test_copies_count_as_memorised_and_new_images_do_not() -> None:
     assert metrics.memorised_share(metrics.nearest_distances(fresh, train), reference)[0] < 0.1
     mixed = np.concatenate([train[:100], fresh[:100]])
     assert 0.5 <= metrics.memorised_share(metrics.nearest_distances(mixed, train), reference)[0] < 0.56
+
+
+def test_balls_of_few_features_reach_as_far_as_there_are_others_and_numbers_are_float64() -> None:
+    few = np.array([[0.0], [3.0]])
+    assert [list(x) for x in (Balls.around(few).radii, Balls.around(few).dense)] == [[3.0, 3.0]] * 2
+    with pytest.raises(UserError, match="precision and recall of 9 samples and 2 reference images"):
+        precision_recall(samples=np.zeros((9, 1)), reference=Balls.around(few))
+    one, other = np.random.default_rng(0).normal(size=(2, 40, 3))
+    half = one.astype(np.float32)
+    assert precision_recall(samples=half, reference=other) == precision_recall(
+        samples=half.astype(float), reference=other
+    )

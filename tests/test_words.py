@@ -59,7 +59,7 @@ PLAIN = {
 
 KEPT = {
     "src/udit/training/folder.py": ('"pictures.txt"',),
-    "src/udit/evaluation/judges.py": ('"pictures": _digest(',),
+    "src/udit/evaluation/judges.py": ('"pictures": digest_of(',),
     "src/udit/tuning/search.py": ('"pictures": self.count',),
     "benchmarks/frontier_page.py": ("['pictures']", '["pictures"]'),
     "src/udit/data/hub.py": ('cache_folder() / "pictures"',),

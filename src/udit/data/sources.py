@@ -156,6 +156,11 @@ class Parts:
     """Seen by neither."""
 
 
+def digest_of(part: Labels) -> str:
+    """sha256 of a part's indices into its source."""
+    return hashlib.sha256(part.astype("<i8").tobytes()).hexdigest()
+
+
 def parts_of(source: Source, data: SplitData) -> Parts:
     """The parts that a run's ``data`` section asks for.
 

@@ -8,7 +8,7 @@ import json
 import logging
 from pathlib import Path
 
-from udit.data.sources import Labels, Parts, Source
+from udit.data.sources import Labels, Parts, Source, digest_of
 from udit.errors import UserError
 from udit.evaluation.image_set import ImageSet
 from udit.evaluation.judge import Judge, train_judge
@@ -70,7 +70,7 @@ def _origin(source: Source, parts: Parts, steps: int, mirrored: bool) -> tuple[s
     """What a judge was trained on, and its file in the user's cache folder."""
     facts = {
         "data": source.fingerprint,
-        "pictures": _digest(parts.judge),
+        "pictures": digest_of(parts.judge),
         "shape": source.image(int(parts.judge[0])).shape,
         "steps": steps_for(steps, len(parts.judge)),
         "seed": SEED,
@@ -113,7 +113,3 @@ def _trained(source: Source, part: Labels, steps: int, origin: str, *, mirrored:
     return train_judge(
         images, source.labels[part], num_classes, steps=steps, seed=SEED, mirrored=mirrored, origin=origin
     )
-
-
-def _digest(ids: Labels) -> str:
-    return hashlib.sha256(ids.astype("<i8").tobytes()).hexdigest()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import ClassVar
 
 import numpy as np
 import torch
@@ -63,7 +62,6 @@ class Balls:
         dense: the same with ``DENSITY_NEIGHBORS`` in the place of k, or as many as there are.
     """
 
-    NAMES: ClassVar = ("features", "radii", "dense")
     features: Array
     radii: Array
     dense: Array
@@ -72,8 +70,14 @@ class Balls:
     def around(
         cls, features: Array, neighbors: int = NEIGHBORS, on_rows: Callable[[int], object] = lambda count: None
     ) -> Balls:
-        """The balls of k = ``neighbors`` of more than k features; ``on_rows`` is called with how many more are done."""
-        ranks = [neighbors, min(DENSITY_NEIGHBORS, len(features) - 1)]
+        """The balls of k = ``neighbors``, or of as many as there are.
+
+        Args:
+            features: [M, D].
+            neighbors: k.
+            on_rows: called with how many more are done.
+        """
+        ranks = [min(k, len(features) - 1) for k in (neighbors, DENSITY_NEIGHBORS)]
         found = np.empty((2, len(features)))
         for start in range(0, len(features), BLOCK):
             rows = _apart(features[start : start + BLOCK], features)
@@ -82,15 +86,11 @@ class Balls:
             on_rows(len(rows))
         return cls(features, *found)
 
-    def arrays(self) -> dict[str, Array]:
-        """All three by ``NAMES``."""
-        return {name: getattr(self, name) for name in self.NAMES}
-
 
 def _apart(a: Array, b: Array) -> Tensor:
-    """Distances of [N, D] to [M, D], [N, M]; not by a product of matrices, in which near ones would cancel."""
-    mode = "donot_use_mm_for_euclid_dist"
-    return torch.cdist(torch.from_numpy(a), torch.from_numpy(b), compute_mode=mode)
+    """Distances of [N, D] to [M, D], float64 [N, M]; by no product of matrices, in which near ones would cancel."""
+    rows, columns = (torch.from_numpy(x).double() for x in (a, b))
+    return torch.cdist(rows, columns, compute_mode="donot_use_mm_for_euclid_dist")
 
 
 def precision_recall(*, samples: Array, reference: Array | Balls, neighbors: int = NEIGHBORS) -> PrecisionRecall:

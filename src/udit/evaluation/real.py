@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from udit.data.sources import Labels, Parts, Source
+from udit.data.sources import Labels, Parts, Source, digest_of
 from udit.evaluation.frechet import Array
 from udit.evaluation.image_set import ImageSet
 from udit.evaluation.judge import Judge
@@ -45,8 +45,8 @@ class RealImages:
     @classmethod
     def of(cls, judge: Judge, source: Source, parts: Parts) -> RealImages:
         """Those of a data set as its judge sees them; read where they are kept, else found and kept."""
-        ids = (hashlib.sha256(part.astype("<i8").tobytes()).hexdigest() for part in (parts.train, parts.test))
-        name = hashlib.sha256(" ".join((str(VERSION), judge.fingerprint, source.fingerprint, *ids)).encode())
+        facts = (VERSION, judge.fingerprint, source.fingerprint, digest_of(parts.train), digest_of(parts.test))
+        name = hashlib.sha256(" ".join(map(str, facts)).encode())
         path = cached(f"{name.hexdigest()}.npz")
         found = _read(path)
         if found is None:
@@ -58,14 +58,14 @@ class RealImages:
         return found
 
     def _arrays(self) -> dict[str, Any]:
-        plain = {"digest": np.array(self.digest), "right": np.array(self.right)}
-        return plain | self.balls.arrays() | {"test": self.test, "nearest": self.nearest}
+        alone = {"digest": np.array(self.digest), "right": np.array(self.right)}
+        return alone | vars(self.balls) | {"test": self.test, "nearest": self.nearest}
 
 
 def _read(path: Path) -> RealImages | None:
     """What a file holds; None where it is not there, or damaged."""
     with contextlib.suppress(OSError, ValueError, KeyError, zipfile.BadZipFile), np.load(path) as kept:
-        balls = Balls(*(kept[name] for name in Balls.NAMES))
+        balls = Balls(kept["features"], kept["radii"], kept["dense"])
         return RealImages(balls, str(kept["digest"]), int(kept["right"]), kept["test"], kept["nearest"])
     return None
 

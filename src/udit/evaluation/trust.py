@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 from dataclasses import asdict, dataclass, replace
@@ -10,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from udit.data.sources import Labels, Parts, Source
+from udit.data.sources import Labels, Parts, Source, digest_of
 from udit.evaluation.image_set import ImageSet
 from udit.evaluation.metrics import share_interval
 
@@ -87,7 +86,7 @@ class Trust:
 def trust_of(judge: Judge, source: Source, parts: Parts) -> Trust:
     """A judge's answers on at most ``MOST`` test images of a data set; it is not asked again about the same ones."""
     part = parts.test[:: -(-len(parts.test) // MOST)]
-    images = hashlib.sha256(part.astype("<i8").tobytes()).hexdigest()
+    images = digest_of(part)
     if judge.trust is not None and judge.trust.images == images:
         return judge.trust
     return replace(Trust.of(ImageSet.of_source(source, part).map(judge.predict), source.labels[part]), images=images)

@@ -101,7 +101,7 @@ def read_recipe(recipe: str) -> dict[str, Any]:
         return read_yaml(path)
     recipes = list_recipes()
     if recipe not in recipes:
-        if path.exists():
+        if path.is_dir():
             raise _instead(path)
         raise UserError(f"no recipe {recipe!r}{nearest(recipe, recipes)} (`udit train --list` shows all)")
     text = (resources.files("udit.recipes") / f"{recipe}.yaml").read_text(encoding="utf-8")
@@ -109,7 +109,7 @@ def read_recipe(recipe: str) -> dict[str, Any]:
 
 
 def _instead(path: Path) -> UserError:
-    """What to write where a recipe should be, of something on disk that is none: a run, or images."""
+    """What to write in the place of a folder, which is no recipe: of a run, or of images."""
     if (path / "run.yaml").is_file():
         return UserError(f"{path} is the folder of a run; to go on with it: `udit train {path / 'run.yaml'}`")
     return UserError(f"{path} is no recipe; to train on images of your own: `udit train folder data.root={path}`")
