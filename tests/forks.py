@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import ctypes
 import multiprocessing
 import os
 import signal
 import subprocess
 import sys
 import tempfile
+import time
 from multiprocessing import forkserver
 from pathlib import Path
 from typing import Any
@@ -46,12 +48,16 @@ def start_server() -> None:
         forkserver.ensure_running()
 
 
-def _command(words: list[str], environment: dict[str, str], streams: dict[int, str], session: bool) -> None:
+def _command(
+    words: list[str], environment: dict[str, str], streams: dict[int, str], session: bool, traced: bool
+) -> None:
     """In the new process: the command, with its own output files and environment."""
     from udit.cli import main
 
     if session:
         os.setsid()
+    if traced:
+        _wait_for_a_tracer()
     os.environ.clear()
     os.environ.update(environment)
     for descriptor, file in streams.items():
@@ -64,6 +70,13 @@ def _command(words: list[str], environment: dict[str, str], streams: dict[int, s
         atexit._run_exitfuncs()  # which multiprocessing leaves out
 
 
+def _wait_for_a_tracer() -> None:
+    """Until another process traces this one, which any may, even where Linux reserves that for parents."""
+    ctypes.CDLL(None).prctl(0x59616D61, ctypes.c_ulong(-1), 0, 0, 0)  # PR_SET_PTRACER, PR_SET_PTRACER_ANY
+    while "TracerPid:\t0\n" in Path("/proc/self/status").read_text():
+        time.sleep(0.01)
+
+
 class Forked:
     """A running ``udit WORDS``, with what of ``subprocess.Popen`` the tests use."""
 
@@ -74,8 +87,9 @@ class Forked:
         stdout: int = subprocess.DEVNULL,
         stderr: int = subprocess.PIPE,
         start_new_session: bool = False,
+        traced: bool = False,
     ) -> None:
-        """Starts it; what goes to a pipe is kept in a file."""
+        """Starts it; what goes to a pipe is kept in a file. ``traced``: it waits until ``strace -p`` is there."""
         start_server()
         self._files: dict[int, Path] = {}
         for descriptor, wanted in ((1, stdout), (2, stderr)):
@@ -84,7 +98,8 @@ class Forked:
                 os.close(handle)
                 self._files[descriptor] = Path(name)
         streams = {descriptor: str(self._files.get(descriptor, os.devnull)) for descriptor in (1, 2)}
-        self._process: Any = FORKS.Process(target=_command, args=(words, environment, streams, start_new_session))
+        given = (words, environment, streams, start_new_session, traced)
+        self._process: Any = FORKS.Process(target=_command, args=given)
         self._process.start()
         self.pid: int = self._process.pid
 

@@ -249,32 +249,25 @@ class Call(NamedTuple):
     count: int
     """It is the count-th of its name."""
     text: str
-    """The call without its process id and random names."""
+    """The call without its process id, descriptors and random names."""
 
 
 def trace(out: Path, log: Path, data: list[str], *options: str) -> tuple[int, str, list[Call]]:
     """Trains ten steps under strace: the exit code, standard error, and the main thread's calls."""
-    options = ("-f", "-y", "-s0", "-o", str(log), "-e", f"trace={CALLS}", *options)
-    words = ["strace", *options, *command(out, *SMALL, "training.steps=10", *data, "training.workers=0")]
-    ended = subprocess.run(
-        words,
-        env=environment(PYTHONDONTWRITEBYTECODE="1"),
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        text=True,
-        timeout=300,
-        check=False,
-    )
+    [process] = launch(out, *SMALL, "training.steps=10", *data, "training.workers=0", traced=True)
+    words = ["strace", "-f", "-y", "-s0", "-o", str(log), "-e", f"trace={CALLS}", *options, "-p", str(process.pid)]
+    with subprocess.Popen(words, stderr=subprocess.DEVNULL):
+        [(code, errors)] = finish([process])
+    main = str(process.pid)
     calls, counts = [], Counter[str]()
     lines = log.read_text(encoding="utf-8").splitlines()
-    [(main, _)] = Counter(line.split()[0] for line in lines).most_common(1)  # imports start short-lived others
     for line in lines:
-        process, text = line.split(maxsplit=1)
-        if process == main and (name := re.match(rf"({CALLS.replace(',', '|')})\(", text)):
+        thread, text = line.split(maxsplit=1)
+        if thread == main and (name := re.match(rf"({CALLS.replace(',', '|')})\(", text)):
             counts[name[1]] += 1
-            plain = re.sub(rf"\.tmp\w{{6}}\b|-{main}\b|= .*|{re.escape(str(out))}", "", text)
+            plain = re.sub(rf"\.tmp\w{{6}}\b|-{main}\b|\b\d+(?=<)|= .*|{re.escape(str(out))}", "", text)
             calls.append(Call(name[1], counts[name[1]], plain.strip()))
-    return ended.returncode, ended.stderr, calls
+    return code, errors, calls
 
 
 @pytest.fixture(scope="module")
