@@ -64,13 +64,6 @@ def assert_as_exact(output: str, worst: float) -> None:
             assert mine <= 32 * rounding, (key, mine)
 
 
-@pytest.mark.slow
-@needs_triton
-@pytest.mark.timeout(600)  # on a machine that is busy
-def test_kernels_compute_what_the_reference_does() -> None:
-    assert_as_exact(interpreted("tests/interpreted.py", "--few"), WORST)
-
-
 @needs_triton
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
