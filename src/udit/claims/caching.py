@@ -238,10 +238,14 @@ def judge(name: str, record: Caching) -> Judged:
     plain = next(one for one in record.models if not one.skips)
     others = [one for one in record.models if one.skips]
     if name == "cached-features-change-less":
+        compared = {one.name: [_below(own, its) for own, its in _by_step(one, plain)] for one in others}
+        outcomes = [_sign(signs) for signs in compared.values()]
         told = "change of what is cached from step to step, averaged over steps: " + ", ".join(
             f"{one.name} {one.change:.2f}" for one in record.models
         )
-        outcomes = [_sign([_below(own.relative, its.relative) for own, its in _by_step(one, plain)]) for one in others]
+        told += f"; less than {plain.name}: " + ", ".join(
+            f"{name} at {signs.count(1)} of {len(signs)} steps" for name, signs in compared.items()
+        )
     else:
         told = "distance over that without a cache: " + "; ".join(
             f"{one.name} " + ", ".join(f"{at.ratio.value:.2f} at {at.interval}" for at in one.cached[1:])
@@ -258,8 +262,8 @@ def judge(name: str, record: Caching) -> Judged:
     return Judged("cannot be tested at this scale", told)
 
 
-def _by_step(one: Model, other: Model) -> list[tuple[Change, Change]]:
-    return list(zip(one.changes, other.changes, strict=True))
+def _by_step(one: Model, other: Model) -> list[tuple[Interval, Interval]]:
+    return [(own.relative, its.relative) for own, its in zip(one.changes, other.changes, strict=True)]
 
 
 def _below(own: Interval, its: Interval) -> int:

@@ -41,7 +41,7 @@ def spectra(record: Spectra, path: Path) -> None:
             bottom.plot([one.time for one in place.moments], [one.low.value for one in place.moments], **look)
         top.set(title=network, xlabel="radial frequency, 1 = Nyquist", yscale="log", xlim=(0, 1.05))
         bottom.set(xlabel="time, 0 data to 1 noise", xlim=(0, 1), ylim=(0, 1))
-        top.legend(fontsize=7)
+        top.legend(fontsize=7, loc="lower left")
     panels[0][0].set_ylabel("power of a frequency, share of all")
     panels[1][0].set_ylabel("share of power at low frequencies")
     _save(figure, path)
@@ -75,7 +75,7 @@ def caching(record: Caching, path: Path) -> None:
         ends = [[at.value - at.low for at in ratios], [at.high - at.value for at in ratios]]
         right.errorbar([at.interval for at in one.cached], [at.value for at in ratios], ends, capsize=2, **look)
     left.set(xlabel="time, 0 data to 1 noise", title="change of what is cached, step to step", ylim=(0, None))
-    right.set(xlabel="the deep part runs at every N-th step", title="distance over that without a cache", yscale="log")
+    right.set(xlabel="the deep part runs at every N-th step", title="distance over that without a cache")
     for axes in (left, right):
         axes.legend(fontsize=8)
     _save(figure, path)
