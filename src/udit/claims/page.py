@@ -37,7 +37,7 @@ TITLES: dict[Kind, str] = {
     "comparisons": "Trainings at equal MACs",
 }
 CAPTIONS: dict[Kind, tuple[str, str]] = {
-    "spectra": ("claims-spectra.png", "power by radial frequency at the places of each network, and the share of low frequencies over time"),
+    "spectra": ("claims-spectra.png", "power by radial frequency at the places of each network; low share over time"),
     "growth": ("claims-growth.png", "time and memory of a forward against the number of tokens"),
     "caching": ("claims-caching.png", "change of the cached features over time, and the score against the interval"),
 }
