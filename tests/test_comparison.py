@@ -27,6 +27,7 @@ from udit.comparison.report import write_report
 from udit.comparison.solve import solve
 from udit.comparison.summary import Curve, Estimate, _between, _reached, student, summarise
 from udit.comparison.task import Task, chosen
+from udit.comparison.words import interval, number
 from udit.errors import UserError
 from udit.images import grid, png_bytes
 from udit.models.catalog import find
@@ -348,6 +349,25 @@ def test_with_one_seed_the_intervals_of_the_samples_must_not_meet() -> None:
     panel = summarise(*of_two(1)).panels[0]
     assert not panel.pairs[0].separates
     assert "do not separate it from b" in panel.verdict
+
+
+def test_with_one_seed_a_score_without_an_interval_separates_nothing() -> None:
+    """Recall has none of its samples; 72.1 % (72.1 % to 72.1 %) would look as if it were known exactly."""
+    comparison, members = of_two(1)
+    plain = [
+        one.replace(
+            points=tuple(
+                point.replace(scores={"recall": Score(value=v, low=v, high=v)})
+                for point in one.points
+                for v in [point.scores["distance"].value / 100]
+            )
+        )
+        for one in members
+    ]
+    panel = summarise(comparison.replace(score="recall"), plain).panels[0]
+    assert panel.pairs[0].difference.value > 0
+    assert not panel.pairs[0].separates
+    assert interval(panel.standings[0].final, "recall") == number(panel.standings[0].final.value, "recall")
 
 
 def test_the_interval_of_a_mean_is_students() -> None:

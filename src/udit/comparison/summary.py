@@ -57,7 +57,7 @@ class Pair(Spec):
     difference: Estimate
     """Of ``first`` less ``second``."""
     separates: bool
-    """Whether the interval of the difference leaves out zero; with one seed, whether the two intervals do not meet."""
+    """Whether the interval of the difference leaves out zero; with one seed, whether those of samples do not meet."""
 
 
 class Standing(Spec):
@@ -194,13 +194,19 @@ def _pair(first: str, second: str, of: dict[str, list[Member]], name: str) -> Pa
             separates=difference.low > 0 or difference.high < 0,
         )
     if not common:  # different seeds are finished of either; what they have in common comes later
-        own, other = (_of_points([one.points[-1] for one in of[system]], name) for system in (first, second))
+        own, its = (_of_points([one.points[-1] for one in of[system]], name) for system in (first, second))
     else:
-        own, other = (Estimate(value=s.value, low=s.low, high=s.high, seeds=1) for s in scores[0])
+        own, its = (Estimate(value=s.value, low=s.low, high=s.high, seeds=1) for s in scores[0])
     difference = Estimate(
-        value=own.value - other.value, low=own.low - other.high, high=own.high - other.low, seeds=len(common)
+        value=own.value - its.value, low=own.low - its.high, high=own.high - its.low, seeds=len(common)
     )
-    return Pair(first=first, second=second, difference=difference, separates=difference.low > 0 or difference.high < 0)
+    known = own.low < own.high and its.low < its.high
+    return Pair(
+        first=first,
+        second=second,
+        difference=difference,
+        separates=known and (difference.low > 0 or difference.high < 0),
+    )
 
 
 def _at_seconds(members: Sequence[Member], name: str, seconds: float) -> Estimate | None:

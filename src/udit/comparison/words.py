@@ -20,7 +20,9 @@ def number(value: float, score: str) -> str:
 
 
 def interval(one: Estimate, score: str) -> str:
-    """A score with its interval."""
+    """A score with its interval, if there is one."""
+    if one.low == one.high:
+        return number(one.value, score)
     return f"{number(one.value, score)} ({number(one.low, score)} to {number(one.high, score)})"
 
 
