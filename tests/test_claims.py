@@ -12,7 +12,7 @@ import torch
 import udit
 from udit.claims import attention, caching, drawing, growth, sizes, spectra
 from udit.claims.claim import Interval, Judged, Measurement, markdown, slope
-from udit.claims.comparisons import FASHION, TESTS, Ahead, Fraction, Little, Members, Scaling, gain
+from udit.claims.comparisons import FASHION, TESTS, Ahead, Fraction, Little, Members, Scaling, gain, gain_in_seconds
 from udit.claims.job import Results, _copy
 from udit.claims.page import page
 from udit.claims.spectra import gain as response
@@ -361,6 +361,24 @@ def shifted(member: Member) -> Member:
         for point, score in ((point, point.scores["distance"]) for point in member.points)
     )
     return member.replace(points=points)
+
+
+def test_what_is_ahead_at_equal_macs_may_be_behind_in_equal_seconds() -> None:
+    """a takes twice b's time: when b ends with 11, a is at its first score, 20."""
+    pace = {"a": 120.0, "b": 60.0}
+    rows = [
+        one.replace(points=tuple(p.replace(seconds=p.step * pace[one.system]) for p in one.points))
+        for one in members(("a", 2e7, [20, 10]), ("b", 2e7, [22, 11])).found[FASHION]
+    ]
+    of = [{one.seed: one for one in rows if one.system == system} for system in "ab"]
+    found = gain_in_seconds(*of)
+    assert found is not None
+    assert found[0] == 120
+    mean_of_b = 11 + 5 + 0.1 / 3  # over the seeds
+    assert found[1].value == pytest.approx(-9 / mean_of_b)
+    judged = Ahead("a", "b", (FASHION,)).judge(Members({FASHION: rows}))
+    assert "in equal seconds: -56% (-56% to -56%, 3 seeds) at 20 M MACs after 120 s" in judged.measured
+    assert gain_in_seconds({seed: one.replace(points=one.points[1:]) for seed, one in of[0].items()}, of[1]) is None
 
 
 def test_without_two_common_seeds_nothing_is_said() -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 from udit.claims.claim import UNMEASURED, Judged, markdown, slope
 from udit.comparison.job import comparable
 from udit.comparison.records import Member, read_members
-from udit.comparison.summary import Estimate, student
+from udit.comparison.summary import Estimate, at_seconds, student
 
 FASHION, SIZES, NEWER, TRICKS = "fashion-mnist", "fashion-mnist-sizes", "fashion-mnist-newer", "digits-tricks"
 """Comparisons: benchmarks/comparison-NAME.yaml says what they are."""
@@ -82,6 +82,23 @@ def gain(ahead: Seeds, behind: Seeds, point: int = -1) -> Estimate | None:
     return student([(its[seed] - own[seed]) / mean for seed in common])
 
 
+def gain_in_seconds(ahead: Seeds, behind: Seeds) -> tuple[float, Estimate] | None:
+    """The gain after the seconds in which the faster one ends, and these; None where a first score is later."""
+    seconds = min(statistics.fmean(one.points[-1].seconds for one in each.values()) for each in (ahead, behind))
+    pairs = []
+    for seed in sorted(ahead.keys() & behind.keys()):
+        own, its = (
+            at_seconds(each[seed], seconds, lambda point: point.scores[SCORE].value) for each in (ahead, behind)
+        )
+        if own is None or its is None:
+            return None
+        pairs.append((own, its))
+    if len(pairs) < 2:
+        return None
+    mean = statistics.fmean(its for _, its in pairs)
+    return seconds, student([(its - own) / mean for own, its in pairs])
+
+
 def verdict(gains: Sequence[Estimate], told: str, least: float = 0.0) -> Judged:
     """Whether all gains are above ``least``: holds, does not hold where one is below, else it cannot be told."""
     if not gains:
@@ -119,10 +136,12 @@ class Ahead(Pair):
     """At every fraction of the training, and not at its end alone."""
 
     def judge(self, members: Members) -> Judged:
-        """By the gains at each budget."""
+        """By the gains at each budget; those after equal seconds are told beside them."""
         own, its = self.among(members)
-        gains, parts = [], []
+        gains, parts, timed = [], [], []
         for amount in sorted(own.keys() & its.keys()):
+            if in_time := gain_in_seconds(own[amount], its[amount]):
+                timed.append(f"{percent(in_time[1])} at {millions(amount)} after {in_time[0]:.0f} s")
             points = range(len(next(iter(own[amount].values())).points)) if self.throughout else (-1,)
             for point in points:
                 found = gain(own[amount], its[amount], point)
@@ -132,7 +151,8 @@ class Ahead(Pair):
                     parts.append(
                         f"{percent(found)} at {millions(amount)}" + (f" after {share:g}" if self.throughout else "")
                     )
-        return verdict(gains, f"{self.better} gains over {self.worse}: {'; '.join(parts)}")
+        told = f"{self.better} gains over {self.worse}: {'; '.join(parts)}"
+        return verdict(gains, f"{told}; in equal seconds: {'; '.join(timed)}" if timed else told)
 
 
 @dataclass(frozen=True)

@@ -214,23 +214,22 @@ def _at_seconds(members: Sequence[Member], name: str, seconds: float) -> Estimat
 
     With one seed the ends of the interval are interpolated as the value is.
     """
-
-    def at(member: Member, value: Callable[[Point], float]) -> float | None:
-        return _between([(point.seconds, value(point)) for point in member.points], seconds)
-
-    values = [at(one, lambda point: point.scores[name].value) for one in members]
+    values = [at_seconds(one, seconds, lambda point: point.scores[name].value) for one in members]
     known = [value for value in values if value is not None]
     if len(known) < len(values):
         return None
     if len(known) > 1:
         return student(known)
-    low, high = (
-        at(members[0], lambda point: point.scores[name].low),
-        at(members[0], lambda point: point.scores[name].high),
-    )
+    low = at_seconds(members[0], seconds, lambda point: point.scores[name].low)
+    high = at_seconds(members[0], seconds, lambda point: point.scores[name].high)
     if low is None or high is None:
         return None
     return Estimate(value=known[0], low=low, high=high, seeds=1)
+
+
+def at_seconds(member: Member, seconds: float, value: Callable[[Point], float]) -> float | None:
+    """What a member had after some seconds, on the line between the two nearest scores; None before the first one."""
+    return _between([(point.seconds, value(point)) for point in member.points], seconds)
 
 
 def _between(points: Sequence[tuple[float, float]], x: float) -> float | None:
