@@ -363,6 +363,15 @@ def shifted(member: Member) -> Member:
     return member.replace(points=points)
 
 
+def test_a_claim_of_several_sizes_is_not_judged_at_one() -> None:
+    """What is there is told."""
+    test = Ahead("a", "b", (FASHION,), budgets=2)
+    one = test.judge(members(("a", 2e7, [8]), ("b", 2e7, [10])))
+    assert one.verdict == MISSING
+    assert one.measured.startswith("so far at 1 budget of 2 or more: a gains over b: +13%")
+    assert test.judge(members(("a", 2e7, [8]), ("b", 2e7, [10]), ("a", 8e7, [4]), ("b", 8e7, [5]))).verdict == HOLDS
+
+
 def test_what_is_ahead_at_equal_macs_may_be_behind_in_equal_seconds() -> None:
     """a takes twice b's time: when b ends with 11, a is at its first score, 20."""
     pace = {"a": 120.0, "b": 60.0}

@@ -134,6 +134,8 @@ class Ahead(Pair):
 
     throughout: bool = False
     """At every fraction of the training, and not at its end alone."""
+    budgets: int = 1
+    """At how many there must be members; with fewer the numbers are told without a verdict."""
 
     def judge(self, members: Members) -> Judged:
         """By the gains at each budget; those after equal seconds are told beside them."""
@@ -152,7 +154,11 @@ class Ahead(Pair):
                         f"{percent(found)} at {millions(amount)}" + (f" after {share:g}" if self.throughout else "")
                     )
         told = f"{self.better} gains over {self.worse}: {'; '.join(parts)}"
-        return verdict(gains, f"{told}; in equal seconds: {'; '.join(timed)}" if timed else told)
+        told += f"; in equal seconds: {'; '.join(timed)}" if timed else ""
+        amounts = own.keys() & its.keys()
+        if gains and len(amounts) < self.budgets:
+            return Judged("not yet measured", f"so far at {len(amounts)} budget of {self.budgets} or more: {told}")
+        return verdict(gains, told)
 
 
 @dataclass(frozen=True)
@@ -231,7 +237,7 @@ TESTS: dict[str, Test] = {
     "depthwise-ffn-helps": Ahead("and depthwise FFN", "and RoPE", (TRICKS,)),
     "re-parameterisation-helps": Ahead("and re-parameterised", "and depthwise FFN", (TRICKS,)),
     "long-skips-help": Ahead("Skip-DiT", "DiT", (FASHION, NEWER)),
-    "u-dit-beats-dit": Ahead("U-DiT", "DiT", (FASHION, SIZES), throughout=True),
+    "u-dit-beats-dit": Ahead("U-DiT", "DiT", (FASHION, SIZES), throughout=True, budgets=2),
     "u-dit-beats-u-vit": Ahead("U-DiT", "U-ViT", (FASHION,), throughout=True),
     "a-sixth-of-the-macs": Fraction("U-DiT", "DiT", (FASHION, SIZES)),
     "dit-scales": Scaling("DiT", "U-DiT", (FASHION, SIZES)),
