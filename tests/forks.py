@@ -71,9 +71,16 @@ def _command(
 
 
 def _wait_for_a_tracer() -> None:
-    """Until another process traces this one, which any may, even where Linux reserves that for parents."""
+    """Until another process traces this one, which any may, even where Linux reserves that for parents.
+
+    Raises:
+        TimeoutError: none does, e.g. as the machine allows no tracing.
+    """
+    deadline = time.monotonic() + 60
     ctypes.CDLL(None).prctl(0x59616D61, ctypes.c_ulong(-1), 0, 0, 0)  # PR_SET_PTRACER, PR_SET_PTRACER_ANY
     while "TracerPid:\t0\n" in Path("/proc/self/status").read_text():
+        if time.monotonic() > deadline:
+            raise TimeoutError("no strace came within a minute")
         time.sleep(0.01)
 
 

@@ -51,8 +51,7 @@ def normal(*shape: int) -> Tensor:
 
 def examples() -> Iterator[tuple[str, Arguments]]:
     """Several blocks along every axis, odd widths and sizes, and every option; several times where results are few."""
-    scale = torch.tensor([1.0, 20.0])
-    yield "grid_attention", (normal(1, 4, 4, 48), scale, rotary_table(2, 2, 8), 2, 2)
+    yield "grid_attention", (normal(1, 4, 4, 48), torch.tensor([1.0, 20.0]), rotary_table(2, 2, 8), 2, 2)
     yield "depthwise", (normal(1, 2, 3, 20), normal(20, 1, 3, 3), normal(20), True)
     yield "modulated_norm", (normal(2, 3, 3, 20) * 3 + 5, normal(2, 1, 1, 20), normal(2, 1, 1, 20))
     yield "gated_sum", (normal(2, 3, 3, 20), normal(2, 1, 1, 20), normal(2, 3, 3, 20))

@@ -238,7 +238,10 @@ def judge(name: str, record: Caching) -> Judged:
     plain = next(one for one in record.models if not one.skips)
     others = [one for one in record.models if one.skips]
     if name == "cached-features-change-less":
-        compared = {one.name: [_below(own, its) for own, its in _by_step(one, plain)] for one in others}
+        compared = {
+            one.name: [_below(own.relative, its.relative) for own, its in zip(one.changes, plain.changes, strict=True)]
+            for one in others
+        }
         outcomes = [_sign(signs) for signs in compared.values()]
         told = "change of what is cached from step to step, averaged over steps: " + ", ".join(
             f"{one.name} {one.change:.2f}" for one in record.models
@@ -260,10 +263,6 @@ def judge(name: str, record: Caching) -> Judged:
     if any(outcome < 0 for outcome in outcomes):
         return Judged("does not hold", told)
     return Judged("cannot be tested at this scale", told)
-
-
-def _by_step(one: Model, other: Model) -> list[tuple[Interval, Interval]]:
-    return [(own.relative, its.relative) for own, its in zip(one.changes, other.changes, strict=True)]
 
 
 def _below(own: Interval, its: Interval) -> int:

@@ -75,11 +75,7 @@ def scores(members: Seeds, point: int = -1) -> dict[int, float]:
 def gain(ahead: Seeds, behind: Seeds, point: int = -1) -> Estimate | None:
     """By how much the first is better, as a share of the second's distance, by the seeds of both; None below two."""
     own, its = scores(ahead, point), scores(behind, point)
-    common = sorted(own.keys() & its.keys())
-    if len(common) < 2:
-        return None
-    mean = statistics.fmean(its[seed] for seed in common)
-    return student([(its[seed] - own[seed]) / mean for seed in common])
+    return _share([(own[seed], its[seed]) for seed in sorted(own.keys() & its.keys())])
 
 
 def gain_in_seconds(ahead: Seeds, behind: Seeds) -> tuple[float, Estimate] | None:
@@ -93,10 +89,16 @@ def gain_in_seconds(ahead: Seeds, behind: Seeds) -> tuple[float, Estimate] | Non
         if own is None or its is None:
             return None
         pairs.append((own, its))
+    found = _share(pairs)
+    return None if found is None else (seconds, found)
+
+
+def _share(pairs: Sequence[tuple[float, float]]) -> Estimate | None:
+    """How much less the first of each seed's two scores is, as a share of the second's mean; None below two seeds."""
     if len(pairs) < 2:
         return None
     mean = statistics.fmean(its for _, its in pairs)
-    return seconds, student([(its - own) / mean for own, its in pairs])
+    return student([(its - own) / mean for own, its in pairs])
 
 
 def verdict(gains: Sequence[Estimate], told: str, least: float = 0.0) -> Judged:
@@ -141,7 +143,8 @@ class Ahead(Pair):
         """By the gains at each budget; those after equal seconds are told beside them."""
         own, its = self.among(members)
         gains, parts, timed = [], [], []
-        for amount in sorted(own.keys() & its.keys()):
+        amounts = sorted(own.keys() & its.keys())
+        for amount in amounts:
             if in_time := gain_in_seconds(own[amount], its[amount]):
                 timed.append(f"{percent(in_time[1])} at {millions(amount)} after {in_time[0]:.0f} s")
             points = range(len(next(iter(own[amount].values())).points)) if self.throughout else (-1,)
@@ -155,7 +158,6 @@ class Ahead(Pair):
                     )
         told = f"{self.better} gains over {self.worse}: {'; '.join(parts)}"
         told += f"; in equal seconds: {'; '.join(timed)}" if timed else ""
-        amounts = own.keys() & its.keys()
         if gains and len(amounts) < self.budgets:
             return Judged("not yet measured", f"so far at {len(amounts)} budget of {self.budgets} or more: {told}")
         return verdict(gains, told)

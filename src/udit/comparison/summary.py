@@ -36,6 +36,11 @@ class Estimate(Spec):
     seeds: int
     """How many trainings it is of; of 1 the interval is that of its samples alone."""
 
+    @property
+    def leaves_out_zero(self) -> bool:
+        """Whether zero lies outside the interval."""
+        return self.low > 0 or self.high < 0
+
 
 class Curve(Spec):
     """A system's score at the fractions of its training."""
@@ -187,12 +192,7 @@ def _pair(first: str, second: str, of: dict[str, list[Member]], name: str) -> Pa
     scores = [(ends[0][seed].scores[name], ends[1][seed].scores[name]) for seed in common]
     if len(common) > 1:
         difference = student([own.value - other.value for own, other in scores])
-        return Pair(
-            first=first,
-            second=second,
-            difference=difference,
-            separates=difference.low > 0 or difference.high < 0,
-        )
+        return Pair(first=first, second=second, difference=difference, separates=difference.leaves_out_zero)
     if not common:  # different seeds are finished of either; what they have in common comes later
         own, its = (_of_points([one.points[-1] for one in of[system]], name) for system in (first, second))
     else:
@@ -201,12 +201,7 @@ def _pair(first: str, second: str, of: dict[str, list[Member]], name: str) -> Pa
         value=own.value - its.value, low=own.low - its.high, high=own.high - its.low, seeds=len(common)
     )
     known = own.low < own.high and its.low < its.high
-    return Pair(
-        first=first,
-        second=second,
-        difference=difference,
-        separates=known and (difference.low > 0 or difference.high < 0),
-    )
+    return Pair(first=first, second=second, difference=difference, separates=known and difference.leaves_out_zero)
 
 
 def _at_seconds(members: Sequence[Member], name: str, seconds: float) -> Estimate | None:
