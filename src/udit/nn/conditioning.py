@@ -300,6 +300,15 @@ def modulations(x: Tensor) -> tuple[Modulation, Modulation]:
     return Modulation(*parts[:3]), Modulation(*parts[3:])
 
 
+class AdaLNConditions(NamedTuple):
+    """All that (t, y) decide of a network whose blocks and last norm are modulated (adaLN-Zero)."""
+
+    blocks: list[tuple[Modulation, Modulation]]
+    """Of attention and FFN, block by block."""
+    out: tuple[Tensor, ...]
+    """Shift and scale of the last norm."""
+
+
 def modulated(
     x: Tensor, mods: tuple[Modulation, Modulation], attention: nn.Module, ffn: nn.Module, *args: object
 ) -> Tensor:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import ClassVar, NamedTuple, cast
+from typing import ClassVar, cast
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -16,16 +16,8 @@ from udit import ops
 from udit.models.dit.config import DiTConfig
 from udit.nn import init
 from udit.nn.blocks import Positioned, module_list, run
-from udit.nn.conditioning import AdaLNBlock, Modulation, VectorConditioner
+from udit.nn.conditioning import AdaLNBlock, AdaLNConditions, VectorConditioner
 from udit.nn.tokens import patchify, sincos_table, unpatchify
-
-
-class Conditions(NamedTuple):
-    """All of the network that depends on (t, y) alone."""
-
-    blocks: list[tuple[Modulation, Modulation]]
-    out: tuple[Tensor, ...]
-    """Shift and scale of the final norm."""
 
 
 class DiT(nn.Module):
@@ -59,13 +51,13 @@ class DiT(nn.Module):
         x = self.deep(x, cond)
         return self.leave(x, skip, cond)
 
-    def condition(self, t: Tensor, y: Tensor | None = None) -> Conditions:
+    def condition(self, t: Tensor, y: Tensor | None = None) -> AdaLNConditions:
         """Everything that (t, y) decide."""
         cond = F.silu(self.conditioner(t, y))
         blocks = [block.condition(cond) for block in self.blocks]
-        return Conditions(blocks, self.out_modulation(cond)[:, None, None].chunk(2, dim=-1))
+        return AdaLNConditions(blocks, self.out_modulation(cond)[:, None, None].chunk(2, dim=-1))
 
-    def enter(self, x: Tensor, cond: Conditions) -> tuple[Tensor, None]:
+    def enter(self, x: Tensor, cond: AdaLNConditions) -> tuple[Tensor, None]:
         """Patches and the first blocks: [B, C, H, W] -> [B, H / p, W / p, D], and no skip: DiT has none."""
         self.config.check_size(*x.shape[2:])
         x = self.embed(patchify(x, self.config.patch))
@@ -73,17 +65,17 @@ class DiT(nn.Module):
         x = x + sincos_table(height, width, dim, x.device).to(x.dtype)
         return self.through(x, cond, range(self.config.outer)), None
 
-    def deep(self, x: Tensor, cond: Conditions) -> Tensor:
+    def deep(self, x: Tensor, cond: AdaLNConditions) -> Tensor:
         """The blocks between, whose sum step caching keeps. [B, H / p, W / p, D]."""
         return self.through(x, cond, range(self.config.outer, self.config.depth - self.config.outer))
 
-    def leave(self, x: Tensor, skip: None, cond: Conditions) -> Tensor:
+    def leave(self, x: Tensor, skip: None, cond: AdaLNConditions) -> Tensor:
         """The last blocks, and patches back to pixels: [B, H / p, W / p, D] -> [B, out_channels, H, W]."""
         x = self.through(x, cond, range(self.config.depth - self.config.outer, self.config.depth))
         x = unpatchify(self.out(ops.modulated_norm(x, *cond.out)), self.config.patch)
         return x[:, : self.config.out_channels]
 
-    def through(self, x: Tensor, cond: Conditions, blocks: range) -> Tensor:
+    def through(self, x: Tensor, cond: AdaLNConditions, blocks: range) -> Tensor:
         """Runs blocks on [B, H / p, W / p, D]."""
         positions = cast(Positioned, self.blocks[0].attention).positions(x.shape[1], x.shape[2], x.device)
         for i in blocks:

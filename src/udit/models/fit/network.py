@@ -16,20 +16,12 @@ from udit import ops
 from udit.models.fit.config import FiTConfig
 from udit.nn import init
 from udit.nn.blocks import module_list, run
-from udit.nn.conditioning import Modulation, VectorConditioner, modulated, modulations
+from udit.nn.conditioning import AdaLNConditions, Modulation, VectorConditioner, modulated, modulations
 from udit.nn.rotary import base_frequencies, extrapolated, split_rotary_table
 from udit.nn.sequences import check_sequence
 from udit.nn.tokens import patchify
 from udit.ops import to_first
 from udit.ops.transfer import sent
-
-
-class Conditions(NamedTuple):
-    """All of the network that depends on (t, y) alone."""
-
-    blocks: list[tuple[Modulation, Modulation]]
-    out: tuple[Tensor, ...]
-    """Shift and scale of the final norm."""
 
 
 class Layout(NamedTuple):
@@ -152,37 +144,37 @@ class FiT(nn.Module):
         out = self.head(self.through(self.embed(x)[:, None], cond, range(self.config.depth), layout), cond)[:, 0]
         return out * real
 
-    def condition(self, t: Tensor, y: Tensor | None = None) -> Conditions:
+    def condition(self, t: Tensor, y: Tensor | None = None) -> AdaLNConditions:
         """Everything that (t, y) decide."""
         if (shift := self.config.time_shift) != 1:
             t = shift * t / (1 + (shift - 1) * t)
         cond = F.silu(self.conditioner(t, y))
         shared = None if self.shared_modulation is None else self.shared_modulation(cond)
         blocks = [block.condition(cond, shared) for block in self.blocks]
-        return Conditions(blocks, self.out_modulation(cond)[:, None, None].chunk(2, dim=-1))
+        return AdaLNConditions(blocks, self.out_modulation(cond)[:, None, None].chunk(2, dim=-1))
 
-    def enter(self, x: Tensor, cond: Conditions) -> tuple[Tensor, None]:
+    def enter(self, x: Tensor, cond: AdaLNConditions) -> tuple[Tensor, None]:
         """Patches and the first blocks: [B, C, H, W] -> [B, H / p, W / p, D], and no skip."""
         self.config.check_size(*x.shape[2:])
         return self.through(self.embed(patchify(x, self.config.patch)), cond, range(self.config.outer)), None
 
-    def deep(self, x: Tensor, cond: Conditions) -> Tensor:
+    def deep(self, x: Tensor, cond: AdaLNConditions) -> Tensor:
         """The blocks between, whose sum step caching keeps. [B, H / p, W / p, D]."""
         return self.through(x, cond, range(self.config.outer, self.config.depth - self.config.outer))
 
-    def leave(self, x: Tensor, skip: None, cond: Conditions) -> Tensor:
+    def leave(self, x: Tensor, skip: None, cond: AdaLNConditions) -> Tensor:
         """The last blocks, and patches back to pixels: [B, H / p, W / p, D] -> [B, out_channels, H, W]."""
         x = self.through(x, cond, range(self.config.depth - self.config.outer, self.config.depth))
         return F.pixel_shuffle(to_first(self.head(x, cond)), self.config.patch)
 
-    def through(self, x: Tensor, cond: Conditions, blocks: range, layout: Layout | None = None) -> Tensor:
+    def through(self, x: Tensor, cond: AdaLNConditions, blocks: range, layout: Layout | None = None) -> Tensor:
         """Runs blocks on [B, H / p, W / p, D], an image's patches unless a layout says what they are."""
         layout = Layout(self.image_table(x.shape[1], x.shape[2], x.device)) if layout is None else layout
         for i in blocks:
             x = run(self.blocks[i], self.checkpointing, x, cond.blocks[i], *layout)
         return x
 
-    def head(self, x: Tensor, cond: Conditions) -> Tensor:
+    def head(self, x: Tensor, cond: AdaLNConditions) -> Tensor:
         """[B, H / p, W / p, D] -> [B, H / p, W / p, out_channels p p], patches as (channel, row, column)."""
         return self.out(ops.modulated_norm(x, *cond.out))
 

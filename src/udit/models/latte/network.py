@@ -7,7 +7,7 @@ width.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import ClassVar, NamedTuple
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -18,17 +18,9 @@ from udit.models.latte.config import LatteConfig
 from udit.nn import init
 from udit.nn.blocks import module_list, run
 from udit.nn.clips import ClipBlock, frames_as_images, images_as_frames
-from udit.nn.conditioning import Modulation, VectorConditioner
+from udit.nn.conditioning import AdaLNConditions, VectorConditioner
 from udit.nn.tokens import patchify, sincos_axis, sincos_table, unpatchify
 from udit.ops.transfer import sent
-
-
-class Conditions(NamedTuple):
-    """All of the network that depends on (t, y) alone."""
-
-    blocks: list[tuple[Modulation, Modulation]]
-    out: tuple[Tensor, ...]
-    """Shift and scale of the final norm."""
 
 
 class Latte(nn.Module):
@@ -61,13 +53,13 @@ class Latte(nn.Module):
         x = self.deep(x, cond)
         return self.leave(x, skip, cond)
 
-    def condition(self, t: Tensor, y: Tensor | None = None) -> Conditions:
+    def condition(self, t: Tensor, y: Tensor | None = None) -> AdaLNConditions:
         """Everything that (t, y) decide."""
         cond = F.silu(self.conditioner(t, y))
         blocks = [block.condition(cond) for block in self.blocks]
-        return Conditions(blocks, self.out_modulation(cond)[:, None, None].chunk(2, dim=-1))
+        return AdaLNConditions(blocks, self.out_modulation(cond)[:, None, None].chunk(2, dim=-1))
 
-    def enter(self, x: Tensor, cond: Conditions) -> tuple[Tensor, None]:
+    def enter(self, x: Tensor, cond: AdaLNConditions) -> tuple[Tensor, None]:
         """Patches of each frame, and the first blocks: [B, C, F, H, W] -> [B, F, h, w, D], and no skip."""
         self.config.check_clip(x.shape)
         frames = x.shape[2]
@@ -75,18 +67,18 @@ class Latte(nn.Module):
         x = x + sincos_table(x.shape[1], x.shape[2], self.config.width, x.device).to(x.dtype)
         return self.through(x.unflatten(0, (-1, frames)), cond, range(self.config.outer)), None
 
-    def deep(self, x: Tensor, cond: Conditions) -> Tensor:
+    def deep(self, x: Tensor, cond: AdaLNConditions) -> Tensor:
         """The blocks between, whose sum step caching keeps. [B, F, h, w, D]."""
         return self.through(x, cond, range(self.config.outer, self.config.depth - self.config.outer))
 
-    def leave(self, x: Tensor, skip: None, cond: Conditions) -> Tensor:
+    def leave(self, x: Tensor, skip: None, cond: AdaLNConditions) -> Tensor:
         """The last blocks, and patches back to pixels: [B, F, h, w, D] -> [B, out_channels, F, H, W]."""
         x = self.through(x, cond, range(self.config.depth - self.config.outer, self.config.depth))
         frames = x.shape[1]
         x = self.out(ops.modulated_norm(x.flatten(1, 2), *cond.out)).unflatten(1, (frames, -1))
         return images_as_frames(unpatchify(x.flatten(0, 1), self.config.patch), frames)
 
-    def through(self, x: Tensor, cond: Conditions, blocks: range) -> Tensor:
+    def through(self, x: Tensor, cond: AdaLNConditions, blocks: range) -> Tensor:
         """Runs blocks on [B, F, h, w, D]; the first one along time is the first that sees which frame is which."""
         for i in blocks:
             if i == 1:

@@ -6,7 +6,7 @@ Axes: B batch, C input channels, H and W side lengths, N tokens, p patch side, D
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import ClassVar, NamedTuple
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -17,18 +17,10 @@ from udit.models.lightningdit.config import LightningDiTConfig
 from udit.nn import init
 from udit.nn.attention import Attention, QKNormAttention
 from udit.nn.blocks import module_list, run
-from udit.nn.conditioning import Modulation, VectorConditioner
+from udit.nn.conditioning import AdaLNConditions, Modulation, VectorConditioner
 from udit.nn.hourglass import ScaledNorm
 from udit.nn.rotary import split_rotary_grid
 from udit.nn.tokens import patchify, sincos_table, unpatchify
-
-
-class Conditions(NamedTuple):
-    """All of the network that depends on (t, y) alone."""
-
-    blocks: list[tuple[Modulation, Modulation]]
-    out: tuple[Tensor, ...]
-    """Shift and scale of the final norm."""
 
 
 def modulated(x: Tensor, norm: ScaledNorm, shift: Tensor, scale: Tensor) -> Tensor:
@@ -96,13 +88,13 @@ class LightningDiT(nn.Module):
         x = self.deep(x, cond)
         return self.leave(x, skip, cond)
 
-    def condition(self, t: Tensor, y: Tensor | None = None) -> Conditions:
+    def condition(self, t: Tensor, y: Tensor | None = None) -> AdaLNConditions:
         """Everything that (t, y) decide."""
         cond = F.silu(self.conditioner(t, y))
         blocks = [block.condition(cond) for block in self.blocks]
-        return Conditions(blocks, self.out_modulation(cond)[:, None, None].chunk(2, dim=-1))
+        return AdaLNConditions(blocks, self.out_modulation(cond)[:, None, None].chunk(2, dim=-1))
 
-    def enter(self, x: Tensor, cond: Conditions) -> tuple[Tensor, None]:
+    def enter(self, x: Tensor, cond: AdaLNConditions) -> tuple[Tensor, None]:
         """Patches and the first blocks: [B, C, H, W] -> [B, H / p, W / p, D], and no skip."""
         self.config.check_size(*x.shape[2:])
         x = self.embed(patchify(x, self.config.patch))
@@ -110,16 +102,16 @@ class LightningDiT(nn.Module):
         x = x + sincos_table(height, width, dim, x.device).to(x.dtype)
         return self.through(x, cond, range(self.config.outer)), None
 
-    def deep(self, x: Tensor, cond: Conditions) -> Tensor:
+    def deep(self, x: Tensor, cond: AdaLNConditions) -> Tensor:
         """The blocks between, whose sum step caching keeps. [B, H / p, W / p, D]."""
         return self.through(x, cond, range(self.config.outer, self.config.depth - self.config.outer))
 
-    def leave(self, x: Tensor, skip: None, cond: Conditions) -> Tensor:
+    def leave(self, x: Tensor, skip: None, cond: AdaLNConditions) -> Tensor:
         """The last blocks, and patches back to pixels: [B, H / p, W / p, D] -> [B, out_channels, H, W]."""
         x = self.through(x, cond, range(self.config.depth - self.config.outer, self.config.depth))
         return unpatchify(self.out(modulated(x, self.out_norm, *cond.out)), self.config.patch)
 
-    def through(self, x: Tensor, cond: Conditions, blocks: range) -> Tensor:
+    def through(self, x: Tensor, cond: AdaLNConditions, blocks: range) -> Tensor:
         """Runs blocks on [B, H / p, W / p, D]."""
         _, height, width, dim = x.shape
         positions = split_rotary_grid(height, width, dim // self.config.heads, x.device) if self.config.rope else None

@@ -6,7 +6,7 @@ Axes: B batch, C input channels, H and W side lengths, N tokens, p patch side, D
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import ClassVar, NamedTuple
+from typing import ClassVar
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -16,17 +16,9 @@ from udit.models.repa.config import REPAConfig
 from udit.nn import init
 from udit.nn.attention import Attention
 from udit.nn.blocks import module_list, run
-from udit.nn.conditioning import AdaLNBlock, Modulation, VectorConditioner
+from udit.nn.conditioning import AdaLNBlock, AdaLNConditions, VectorConditioner
 from udit.nn.projection import projector
 from udit.nn.tokens import patchify, sincos_table, unpatchify
-
-
-class Conditions(NamedTuple):
-    """All of the network that depends on (t, y) alone."""
-
-    blocks: list[tuple[Modulation, Modulation]]
-    out: tuple[Tensor, ...]
-    """Shift and scale of the final norm."""
 
 
 class REPA(nn.Module):
@@ -64,21 +56,21 @@ class REPA(nn.Module):
         x = self.through(x, cond, range(after, self.config.depth))
         return self.head(x, cond), predicted
 
-    def condition(self, t: Tensor, y: Tensor | None = None) -> Conditions:
+    def condition(self, t: Tensor, y: Tensor | None = None) -> AdaLNConditions:
         """Everything that (t, y) decide."""
         cond = F.silu(self.conditioner(t, y))
         blocks = [block.condition(cond) for block in self.blocks]
-        return Conditions(blocks, self.out_modulation(cond)[:, None, None].chunk(2, dim=-1))
+        return AdaLNConditions(blocks, self.out_modulation(cond)[:, None, None].chunk(2, dim=-1))
 
-    def enter(self, x: Tensor, cond: Conditions) -> tuple[Tensor, None]:
+    def enter(self, x: Tensor, cond: AdaLNConditions) -> tuple[Tensor, None]:
         """Patches and the first blocks: [B, C, H, W] -> [B, H / p, W / p, D], and no skip."""
         return self.through(self.embedded(x), cond, range(self.config.outer)), None
 
-    def deep(self, x: Tensor, cond: Conditions) -> Tensor:
+    def deep(self, x: Tensor, cond: AdaLNConditions) -> Tensor:
         """The blocks between, whose sum step caching keeps. [B, H / p, W / p, D]."""
         return self.through(x, cond, range(self.config.outer, self.config.depth - self.config.outer))
 
-    def leave(self, x: Tensor, skip: None, cond: Conditions) -> Tensor:
+    def leave(self, x: Tensor, skip: None, cond: AdaLNConditions) -> Tensor:
         """The last blocks, and patches back to pixels: [B, H / p, W / p, D] -> [B, out_channels, H, W]."""
         return self.head(self.through(x, cond, range(self.config.depth - self.config.outer, self.config.depth)), cond)
 
@@ -89,12 +81,12 @@ class REPA(nn.Module):
         _, height, width, dim = x.shape
         return x + sincos_table(height, width, dim, device=x.device).to(x.dtype)
 
-    def through(self, x: Tensor, cond: Conditions, blocks: range) -> Tensor:
+    def through(self, x: Tensor, cond: AdaLNConditions, blocks: range) -> Tensor:
         """Runs blocks on [B, H / p, W / p, D]."""
         for i in blocks:
             x = run(self.blocks[i], self.checkpointing, x, cond.blocks[i])
         return x
 
-    def head(self, x: Tensor, cond: Conditions) -> Tensor:
+    def head(self, x: Tensor, cond: AdaLNConditions) -> Tensor:
         """Patches back to pixels: [B, H / p, W / p, D] -> [B, out_channels, H, W]."""
         return unpatchify(self.out(ops.modulated_norm(x, *cond.out)), self.config.patch)

@@ -6,7 +6,7 @@ Axes: B batch, C input channels, H and W side lengths, p patch side, D width.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import ClassVar, NamedTuple
+from typing import ClassVar
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -16,16 +16,8 @@ from udit.models.skipdit.config import SkipDiTConfig
 from udit.nn import init
 from udit.nn.attention import Attention
 from udit.nn.blocks import NormedJoin, module_list, run
-from udit.nn.conditioning import AdaLNBlock, Modulation, VectorConditioner
+from udit.nn.conditioning import AdaLNBlock, AdaLNConditions, VectorConditioner
 from udit.nn.tokens import patchify, sincos_table, unpatchify
-
-
-class Conditions(NamedTuple):
-    """All of the network that depends on (t, y) alone."""
-
-    blocks: list[tuple[Modulation, Modulation]]
-    out: tuple[Tensor, ...]
-    """Shift and scale of the final norm."""
 
 
 class SkipDiT(nn.Module):
@@ -63,13 +55,13 @@ class SkipDiT(nn.Module):
         x = self.deep(x, cond)
         return self.leave(x, skips, cond)
 
-    def condition(self, t: Tensor, y: Tensor | None = None) -> Conditions:
+    def condition(self, t: Tensor, y: Tensor | None = None) -> AdaLNConditions:
         """Everything that (t, y) decide."""
         cond = F.silu(self.conditioner(t, y))
         blocks = [block.condition(cond) for block in self.blocks]
-        return Conditions(blocks, self.out_modulation(cond)[:, None, None].chunk(2, dim=-1))
+        return AdaLNConditions(blocks, self.out_modulation(cond)[:, None, None].chunk(2, dim=-1))
 
-    def enter(self, x: Tensor, cond: Conditions) -> tuple[Tensor, list[Tensor]]:
+    def enter(self, x: Tensor, cond: AdaLNConditions) -> tuple[Tensor, list[Tensor]]:
         """Patches and the first blocks: [B, C, H, W] -> [B, H / p, W / p, D] and those blocks' outputs."""
         self.config.check_size(*x.shape[2:])
         x = self.embed(patchify(x, self.config.patch))
@@ -77,18 +69,18 @@ class SkipDiT(nn.Module):
         x = x + sincos_table(height, width, dim, x.device).to(x.dtype)
         return self.first_half(x, cond, range(self.config.outer))
 
-    def deep(self, x: Tensor, cond: Conditions) -> Tensor:
+    def deep(self, x: Tensor, cond: AdaLNConditions) -> Tensor:
         """The blocks between, with their own skips; step caching keeps the result. [B, H / p, W / p, D]."""
         half, outer = self.config.depth // 2, self.config.outer
         x, skips = self.first_half(x, cond, range(outer, half))
         return self.second_half(x, skips, cond, range(half, self.config.depth - outer))
 
-    def leave(self, x: Tensor, skips: Sequence[Tensor], cond: Conditions) -> Tensor:
+    def leave(self, x: Tensor, skips: Sequence[Tensor], cond: AdaLNConditions) -> Tensor:
         """The last blocks, and patches back to pixels: [B, H / p, W / p, D] -> [B, out_channels, H, W]."""
         x = self.second_half(x, skips, cond, range(self.config.depth - self.config.outer, self.config.depth))
         return unpatchify(self.out(ops.modulated_norm(x, *cond.out)), self.config.patch)
 
-    def first_half(self, x: Tensor, cond: Conditions, blocks: range) -> tuple[Tensor, list[Tensor]]:
+    def first_half(self, x: Tensor, cond: AdaLNConditions, blocks: range) -> tuple[Tensor, list[Tensor]]:
         """Runs blocks and keeps the output of each."""
         skips = []
         for i in blocks:
@@ -96,7 +88,7 @@ class SkipDiT(nn.Module):
             skips.append(x)
         return x, skips
 
-    def second_half(self, x: Tensor, skips: Sequence[Tensor], cond: Conditions, blocks: range) -> Tensor:
+    def second_half(self, x: Tensor, skips: Sequence[Tensor], cond: AdaLNConditions, blocks: range) -> Tensor:
         """Runs blocks, each after it has joined a skip, the last one first."""
         for i, skip in zip(blocks, reversed(skips), strict=True):
             x = self.joins[i - self.config.depth // 2](x, skip)
