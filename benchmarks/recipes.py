@@ -154,7 +154,8 @@ def distances(record: dict[str, Any], case: str, **which: Any) -> list[float]:
 
 def helped(record: dict[str, Any]) -> list[str]:
     """Cases that are better than the shipped recipe with every seed; of those that change one thing, the best."""
-    base, best = distances(record, SHIPPED), {}
+    base = distances(record, SHIPPED)
+    best: dict[str, str] = {}
     for case, words in CASES.items():
         own = distances(record, case)
         if case == SHIPPED or len(own) < len(base) or not all(a < b for a, b in zip(own, base, strict=True)):
