@@ -129,25 +129,27 @@ def share(pair: list[int]) -> str:
 
 
 def table(record: dict[str, Any]) -> str:
-    """The rows of the page."""
+    """The rows of the page; a reader is trained on the machine that scores, so each has a row of what it reads."""
     kinds = ["all", "above", "below", "left", "right", "two"]
-    if "real" not in record:
-        return "Not measured yet."
     lines = [
         f"| prompts followed, % | steps | {' | '.join(kinds)} | of real canvases |",
         f"|---|---:|{'---:|' * len(kinds)}---:|",
-        f"| real canvases, as the reader sees them | | {' | '.join(share(record['real'][k]) for k in kinds)} | 100 |",
     ]
-    reached = record["real"]["all"][0] / record["real"]["all"][1]
-    for variant, what in VARIANTS.items():
-        if variant in record:
-            found = record[variant]
+    readers = list(dict.fromkeys(record[variant]["reader"] for variant in VARIANTS if variant in record))
+    for reader in readers:
+        scored = {variant: row for variant, row in record.items() if row["reader"] == reader}
+        real = next(iter(scored.values()))["real"]
+        cells = " | ".join(share(real[kind]) for kind in kinds)
+        lines.append(f"| real canvases, as the reader of the rows below sees them | | {cells} | 100 |")
+        reached = real["all"][0] / real["all"][1]
+        for variant in (each for each in VARIANTS if each in scored):
+            found = scored[variant]
             cells = " | ".join(share(found["followed"][kind]) for kind in kinds)
             of_real = 100 * found["followed"]["all"][0] / found["followed"]["all"][1] / reached
             steps = f"{found['steps']:,}" + (
                 "" if found["steps"] == found["of_steps"] else f" of {found['of_steps']:,}"
             )
-            lines.append(f"| {what} | {steps} | {cells} | {of_real:.0f} |")
+            lines.append(f"| {VARIANTS[variant]} | {steps} | {cells} | {of_real:.0f} |")
     missing = [variant for variant in VARIANTS if variant not in record]
     return "\n".join(lines) + (f"\n\nNot measured yet: {', '.join(missing)}." if missing else "")
 
@@ -172,14 +174,14 @@ def main() -> None:
         parser.error(f"no variant {unknown[0]!r}; there are {', '.join(VARIANTS)}")
     if not given.page:
         reader = train_reader(SIZE)
-        write({"real": real(reader), "reader": reader.judge.fingerprint[:16]})
+        seen = {"real": real(reader), "reader": reader.judge.fingerprint[:16]}
         for variant in given.variants or VARIANTS:
             known = read().get(variant)
             if known and known["steps"] == known["of_steps"] and not given.score:
                 continue
             run = run_of(variant, given.runs)
             if given.score or train(run).finished:
-                write({variant: score(run, reader, with_grid=variant == "layers")})
+                write({variant: score(run, reader, with_grid=variant == "layers") | seen})
     write_page()
 
 
