@@ -15,7 +15,6 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
-import platform
 import shutil
 import time
 from collections.abc import Iterator
@@ -26,6 +25,7 @@ from statistics import fmean
 from typing import Any
 
 import torch
+from digits import processor
 
 import udit
 from udit import dist
@@ -72,7 +72,7 @@ def read() -> dict[str, Any]:
 
 def keep(name: str, row: dict[str, Any]) -> None:
     """Adds a row to the record and says so."""
-    facts = {"versions": f"udit {udit.__version__}, torch {torch.__version__}", "machine": platform.machine()}
+    facts = {"versions": f"udit {udit.__version__}, torch {torch.__version__}", "machine": processor()}
     record = read() | {name: row | facts | {"date": str(date.today())}}
     temporary = RECORD.with_suffix(".part")
     temporary.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
@@ -252,7 +252,11 @@ def table(record: dict[str, Any]) -> str:
     timed = [row["seconds_per_step"] for row in record.values() if "seconds_per_step" in row]
     told = f"{SCORED:,} images each, {SAMPLING['steps']} steps of {SAMPLING['sampler']}; a step of training took "
     told += f"{min(timed):.2f} to {max(timed):.2f} s of one thread, all of it {spent(record) / 60:.1f} hours."
-    return "\n".join([*lines, "", told])
+    for fact in ("machine", "versions", "date"):
+        told += f" {', '.join(sorted({row[fact] for row in record.values()}))}."
+    left = [case for case in CASES if len(distances(record, case)) < len(SEEDS)]
+    unfinished = [f"Not measured with all seeds: {'; '.join(left)}."] if left else []
+    return "\n".join([*lines, "", told, *unfinished])
 
 
 def page(record: dict[str, Any], text: str) -> str:

@@ -13,7 +13,6 @@ import io
 import json
 import multiprocessing
 import os
-import platform
 import statistics
 import tarfile
 import time
@@ -23,6 +22,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from digits import processor
 from PIL import Image
 
 import udit
@@ -111,7 +111,7 @@ def measure(folder: Path, words: list[str], every: int) -> dict[str, Any]:
         "step_ms": 1000 * statistics.median(taken),
         "waited": spent / sum(taken[steady]),
         "memory_kb": memory,
-        "machine": f"{platform.machine()}, {os.cpu_count()} cores",
+        "machine": f"{processor()}, {os.cpu_count()} cores",
         "versions": f"udit {udit.__version__}, torch {torch.__version__}",
         "date": str(date.today()),
     }

@@ -135,21 +135,21 @@ def table(record: dict[str, Any]) -> str:
         f"| prompts followed, % | steps | {' | '.join(kinds)} | of real canvases |",
         f"|---|---:|{'---:|' * len(kinds)}---:|",
     ]
-    readers = list(dict.fromkeys(record[variant]["reader"] for variant in VARIANTS if variant in record))
-    for reader in readers:
-        scored = {variant: row for variant, row in record.items() if row["reader"] == reader}
-        real = next(iter(scored.values()))["real"]
-        cells = " | ".join(share(real[kind]) for kind in kinds)
-        lines.append(f"| real canvases, as the reader of the rows below sees them | | {cells} | 100 |")
-        reached = real["all"][0] / real["all"][1]
-        for variant in (each for each in VARIANTS if each in scored):
-            found = scored[variant]
+    reader = None
+    for variant, what in VARIANTS.items():
+        if variant in record:
+            found = record[variant]
+            if found["reader"] != reader:
+                reader = found["reader"]
+                cells = " | ".join(share(found["real"][kind]) for kind in kinds)
+                lines.append(f"| real canvases, as the reader of the rows below sees them | | {cells} | 100 |")
             cells = " | ".join(share(found["followed"][kind]) for kind in kinds)
+            reached = found["real"]["all"][0] / found["real"]["all"][1]
             of_real = 100 * found["followed"]["all"][0] / found["followed"]["all"][1] / reached
             steps = f"{found['steps']:,}" + (
                 "" if found["steps"] == found["of_steps"] else f" of {found['of_steps']:,}"
             )
-            lines.append(f"| {VARIANTS[variant]} | {steps} | {cells} | {of_real:.0f} |")
+            lines.append(f"| {what} | {steps} | {cells} | {of_real:.0f} |")
     missing = [variant for variant in VARIANTS if variant not in record]
     return "\n".join(lines) + (f"\n\nNot measured yet: {', '.join(missing)}." if missing else "")
 
